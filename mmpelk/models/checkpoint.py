@@ -1,0 +1,89 @@
+"""Checks and conversions of checkpoints, with messages that name the remedy."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from mmengine.runner import CheckpointLoader
+from torch import Tensor, nn
+
+__all__ = ['backbone_state_dict', 'check_pretrained', 'deploy_state_dict']
+
+_SHOWN = 4  # names printed of a long list
+
+
+def _short(names: list[str]) -> str:
+    more = f', and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
+    return ', '.join(names[:_SHOWN]) + more
+
+
+def backbone_state_dict(path: str, prefix: str = '') -> dict[str, Tensor]:
+    """State dict in a checkpoint file, of the keys under ``prefix``, which is cut off.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If no key begins with ``prefix``.
+    """
+    if '://' not in path and not Path(path).expanduser().is_file():
+        raise FileNotFoundError(
+            f"pretrained weights '{path}' do not exist. Put the checkpoint there, give another with "
+            '--cfg-options model.backbone.init_cfg.checkpoint=PATH, or train from scratch with '
+            '--cfg-options model.backbone.init_cfg=None'
+        )
+    state = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    state = state.get('state_dict', state)
+    found = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    if not found:
+        raise ValueError(
+            f"no key of '{path}' begins with '{prefix}'; its keys look like {_short(list(state))}. "
+            'Set init_cfg.prefix to what stands before the backbone there'
+        )
+    return found
+
+
+def check_pretrained(backbone: nn.Module, path: str, prefix: str = '') -> None:
+    """Check that a checkpoint fits a backbone before it is loaded into it.
+
+    The norms of the output stages (``norm0`` to ``norm3``) may be absent, since classification trains only the last; what the
+    checkpoint holds beyond the backbone's own keys (sparsity masks, say) is left alone.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If keys of the backbone are missing or have other shapes.
+    """
+    state, own = backbone_state_dict(path, prefix), backbone.state_dict()
+    missing = [key for key in own if key not in state and not key.startswith('norm')]
+    shapes = [
+        f'{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}'
+        for key, value in own.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    if missing or shapes:
+        problems = [f'misses {_short(missing)}'] if missing else []
+        problems += [f'has {_short(shapes)}'] if shapes else []
+        raise ValueError(
+            f"'{path}' does not fit this backbone: it {' and '.join(problems)}. Take the checkpoint of the same arch, "
+            'kernel sizes and positional_embedding, in the same (trained or deployed) form'
+        )
+
+
+def deploy_state_dict(backbone: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of the deployed form from that of a trained PeLK backbone.
+
+    Args:
+        backbone: A backbone built with ``deploy=False`` and the trained model's arguments; it is converted on the way.
+        state_dict: Of the trained backbone.
+
+    Returns:
+        What a backbone built with ``deploy=True`` loads strictly.
+
+    Raises:
+        RuntimeError: If keys or shapes do not match.
+        ValueError: If the branches cannot be merged.
+    """
+    own = backbone.state_dict()
+    backbone.load_state_dict(
+        {key: value for key, value in state_dict.items() if not key.endswith('_mask') or key in own}
+    )
+    backbone.eval()
+    backbone.switch_to_deploy()
+    return backbone.state_dict()

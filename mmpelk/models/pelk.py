@@ -1,0 +1,349 @@
+"""PeLK (Section 4.4 of the paper): a ConvNeXt-like backbone whose blocks mix tokens by peripheral convolution."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import build_activation_layer
+from mmcv.cnn.bricks import DropPath
+from mmengine.model import BaseModule, ModuleList, Sequential
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mmpelk.registry import MODELS
+
+from .checkpoint import check_pretrained
+from .large_kernel import EmbeddingMode, PeripheralMixer
+
+__all__ = ['ARCHITECTURES', 'PeLK', 'PeLKBlock', 'PeLKStage']
+
+_DEPTHS = dict(tiny=(3, 3, 9, 3), small=(3, 3, 27, 3), base=(3, 3, 27, 3))
+# ConvNeXt's widths times 1.3, cut to integers as SLaK does.
+_CHANNELS = dict(tiny=(124, 249, 499, 998), small=(124, 249, 499, 998), base=(166, 332, 665, 1331))
+_KERNELS = {'51': ((51, 49, 47, 13), 5), '101': ((101, 69, 67, 13), 7), '151': ((151, 89, 87, 13), 7)}
+
+
+def _architecture(size: str, kernels: str) -> dict[str, Any]:
+    kernel_sizes, center_size = _KERNELS[kernels]
+    return dict(depths=_DEPTHS[size], channels=_CHANNELS[size], kernel_sizes=kernel_sizes, center_size=center_size)
+
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    'tiny': _architecture('tiny', '51'),
+    'small': _architecture('small', '51'),
+    'base': _architecture('base', '51'),
+    'tiny-101': _architecture('tiny', '101'),
+    'base-101': _architecture('base', '101'),
+    'tiny-151': _architecture('tiny', '151'),
+}
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Layer norm over the channels of ``(N, C, H, W)``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class PeLKBlock(BaseModule):
+    """Token mixer on the first channels, then an inverted bottleneck: the block of ConvNeXt with Eq. 4 to 6 in front.
+
+    Args:
+        channels: Width ``C`` of the block.
+        mixer: Mixer of the first ``mixer.channels`` channels; the others pass unchanged.
+        mixed_channels: Number of those channels, ``g`` of Eq. 4.
+        drop_path_rate: Stochastic depth of the residual branch.
+        layer_scale_init_value: Initial value of the layer scale; 0 leaves it out.
+        act_cfg: Activation between the two linear layers.
+        with_cp: Recompute the block in the backward pass instead of keeping its activations.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        mixer: PeripheralMixer,
+        mixed_channels: int,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float = 1e-6,
+        act_cfg: dict | None = None,
+        with_cp: bool = False,
+    ) -> None:
+        super().__init__()
+        self.mixer = mixer
+        self.mixed_channels = mixed_channels
+        self.with_cp = with_cp
+        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.pointwise_conv1 = nn.Linear(channels, 4 * channels)
+        self.act = build_activation_layer(act_cfg or dict(type='GELU'))
+        self.pointwise_conv2 = nn.Linear(4 * channels, channels)
+        self.gamma = (
+            nn.Parameter(torch.full((channels,), float(layer_scale_init_value))) if layer_scale_init_value else None
+        )
+        self.drop_path = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """``(N, C, H, W)`` to the same shape; ``embedding`` is the stage's ``(g, K, K)``."""
+        if self.with_cp and x.requires_grad:
+            return checkpoint(self._forward, x, embedding, use_reentrant=False)
+        return self._forward(x, embedding)
+
+    def _forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        mixed = self.mixer(x[:, : self.mixed_channels], embedding)
+        # Channels last from here to the residual sum: what the layer norm and the linear layers want.
+        out = torch.cat([mixed.permute(0, 2, 3, 1), x[:, self.mixed_channels :].permute(0, 2, 3, 1)], dim=-1)
+        out = self.pointwise_conv2(self.act(self.pointwise_conv1(self.norm(out))))
+        if self.gamma is not None:
+            out = out * self.gamma
+        return x + self.drop_path(out.permute(0, 3, 1, 2))
+
+
+class PeLKStage(Sequential):
+    """Blocks of one resolution, and the positional embedding that they share (Section 4.2).
+
+    Args:
+        blocks: The blocks in order.
+        embedding_shape: ``(g, K, K)``, or ``None`` for no embedding.
+    """
+
+    def __init__(self, blocks: Sequence[PeLKBlock], embedding_shape: tuple[int, int, int] | None) -> None:
+        super().__init__(*blocks)
+        self.register_parameter('positional_embedding', None)
+        if embedding_shape is not None:
+            self.positional_embedding = nn.Parameter(torch.empty(embedding_shape))
+            nn.init.trunc_normal_(self.positional_embedding, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W)`` through all blocks."""
+        for block in self:
+            x = block(x, self.positional_embedding)
+        return x
+
+    def switch_to_deploy(self) -> None:
+        """Merge every block's mixer and drop the embedding, which the mixers then hold as tables."""
+        for block in self:
+            block.mixer.switch_to_deploy(self.positional_embedding)
+        self.positional_embedding = None
+
+
+@MODELS.register_module()
+class PeLK(BaseModule):
+    """Parameter-efficient Large Kernel Network, CVPR 2024, https://arxiv.org/abs/2403.07589.
+
+    Module names follow ConvNeXt's: ``downsample_layers.i``, ``stages.i.j``, ``norm{i}``.
+
+    Args:
+        arch: A name of :data:`ARCHITECTURES`, or a dict with ``depths``, ``channels``, ``kernel_sizes`` (four values
+            each or as many as stages) and optionally ``center_size`` (default 5) and ``sharing_grids`` (one grid or
+            ``None`` per stage, full or from the rim to the centre).
+        in_channels: Channels of the image.
+        stem_patch_size: Kernel and stride of the stem.
+        conv_ratio: Share of the channels that the large kernels process, ``g / C`` of Eq. 4.
+        small_kernel_size: Side of the dense kernel beside each large one; 0 for none.
+        positional_embedding: ``'in_bounds'``, ``'constant'`` or ``None``: how Eq. 3 treats positions outside the map.
+            With ``'constant'`` the norm after the convolution removes the term exactly.
+        norm_cfg: Norm of the convolution branches (``BN`` or ``SyncBN``).
+        act_cfg: Activation of the blocks.
+        drop_path_rate: Stochastic depth of the last block, rising linearly from 0.
+        layer_scale_init_value: Initial layer scale; 0 for none.
+        out_indices: Stages whose normed maps are returned, in ``range(-stages, stages)``.
+        frozen_stages: Number of stages, from the stem on, that do not train; 0 for none, as ConvNeXt counts.
+        norm_eval: Keep the batch norms of the branches in eval mode while training.
+        gap_before_final_norm: Average the map globally before the norm, for classification.
+        with_cp: Activation checkpointing per block.
+        deploy: Build the merged form that :meth:`switch_to_deploy` makes.
+        init_cfg: Initialisation. ``dict(type='Pretrained', checkpoint=..., prefix='backbone.')`` loads weights.
+
+    Raises:
+        ValueError: If an argument is out of its range; the message names what is allowed.
+
+    Inputs:
+        ``(N, 3, H, W)`` of any size from the stem's patch on.
+
+    Returns:
+        A tuple with ``(N, C_i, H_i, W_i)`` per output stage, or ``(N, C_i)`` with ``gap_before_final_norm``.
+    """
+
+    def __init__(
+        self,
+        arch: str | dict = 'tiny',
+        in_channels: int = 3,
+        stem_patch_size: int = 4,
+        conv_ratio: float = 3 / 8,
+        small_kernel_size: int = 5,
+        positional_embedding: EmbeddingMode | None = 'in_bounds',
+        norm_cfg: dict | None = None,
+        act_cfg: dict | None = None,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float = 1e-6,
+        out_indices: int | Sequence[int] = -1,
+        frozen_stages: int = 0,
+        norm_eval: bool = False,
+        gap_before_final_norm: bool = True,
+        with_cp: bool = False,
+        deploy: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        if init_cfg is None:
+            init_cfg = dict(type='TruncNormal', layer=['Conv2d', 'Linear', 'PeripheralConv2d'], std=0.02, bias=0.0)
+        super().__init__(init_cfg)
+        arch = _resolve_arch(arch)
+        if positional_embedding not in ('in_bounds', 'constant', None):
+            raise ValueError(f"positional_embedding is 'in_bounds', 'constant' or None, got {positional_embedding!r}")
+        if not 0 < conv_ratio <= 1:
+            raise ValueError(f'conv_ratio is in (0, 1], got {conv_ratio}')
+        self.depths, self.channels = tuple(arch['depths']), tuple(arch['channels'])
+        self.num_stages = len(self.depths)
+        self.out_indices = _resolve_out_indices(out_indices, self.num_stages)
+        if not 0 <= frozen_stages <= self.num_stages:
+            raise ValueError(f'frozen_stages is in [0, {self.num_stages}], got {frozen_stages}')
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.gap_before_final_norm = gap_before_final_norm
+
+        drop_path_rates = torch.linspace(0, drop_path_rate, sum(self.depths)).tolist()
+        first_block = [0, *accumulate(self.depths)]
+        self.downsample_layers = ModuleList()
+        self.stages = Sequential()
+        for i, (depth, channels) in enumerate(zip(self.depths, self.channels, strict=True)):
+            self.downsample_layers.append(
+                _stem(in_channels, channels, stem_patch_size) if i == 0 else _downsample(self.channels[i - 1], channels)
+            )
+            kernel_size, mixed_channels = arch['kernel_sizes'][i], int(conv_ratio * channels)
+            blocks = [
+                PeLKBlock(
+                    channels,
+                    PeripheralMixer(
+                        mixed_channels,
+                        kernel_size,
+                        arch['sharing_grids'][i],
+                        min(arch['center_size'], kernel_size),
+                        small_kernel_size,
+                        positional_embedding,
+                        norm_cfg,
+                        deploy,
+                    ),
+                    mixed_channels,
+                    drop_path_rates[first_block[i] + j],
+                    layer_scale_init_value,
+                    act_cfg,
+                    with_cp,
+                )
+                for j in range(depth)
+            ]
+            has_embedding = positional_embedding is not None and not deploy
+            self.stages.append(PeLKStage(blocks, (mixed_channels, kernel_size, kernel_size) if has_embedding else None))
+            if i in self.out_indices:
+                norm = nn.LayerNorm if gap_before_final_norm else LayerNorm2d
+                self.add_module(f'norm{i}', norm(channels, eps=1e-6))
+        self._freeze()
+
+    def init_weights(self) -> None:
+        """Initialise, or load ``init_cfg``'s checkpoint after checking that it fits.
+
+        Raises:
+            FileNotFoundError: If the checkpoint does not exist.
+            ValueError: If its keys or shapes are not this backbone's.
+        """
+        if isinstance(self.init_cfg, dict) and self.init_cfg.get('type') == 'Pretrained':
+            check_pretrained(self, self.init_cfg['checkpoint'], self.init_cfg.get('prefix') or '')
+        super().init_weights()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        outs = []
+        for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages, strict=True)):
+            x = stage(downsample(_pad_to(x, downsample)))
+            if i in self.out_indices:
+                norm = getattr(self, f'norm{i}')
+                outs.append(norm(x.mean((-2, -1))) if self.gap_before_final_norm else norm(x))
+        return tuple(outs)
+
+    def _freeze(self) -> None:
+        for module in (*self.downsample_layers[: self.frozen_stages], *self.stages[: self.frozen_stages]):
+            module.eval()
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> 'PeLK':
+        """Set the mode; frozen stages, and with ``norm_eval`` all batch norms, stay in eval mode."""
+        super().train(mode)
+        if mode:
+            self._freeze()
+            if self.norm_eval:
+                for module in self.modules():
+                    if isinstance(module, nn.modules.batchnorm._BatchNorm):  # the one base of BN and SyncBN
+                        module.eval()
+        return self
+
+    def switch_to_deploy(self) -> None:
+        """Fold norms and small kernels in place; the kernels stay peripheral. Call it in eval mode."""
+        for stage in self.stages:
+            stage.switch_to_deploy()
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Layer id of a parameter and the number of layers, for layer-wise learning-rate decay.
+
+        ConvNeXt's rule: the third stage counts a layer for every three blocks, the others one each.
+
+        Args:
+            param_name: Full name of the parameter.
+            prefix: Prefix of the backbone in the model, such as ``'backbone.'``.
+
+        Returns:
+            The id, 0 being the stem, and the number of ids.
+        """
+        last = 12 if self.depths[-2] > 9 else 6
+        if not param_name.startswith(prefix):
+            return last + 1, last + 2
+        part, *index = param_name[len(prefix) :].split('.')
+        if part == 'downsample_layers':
+            stage = int(index[0])
+            layer = (0, 2, 3, last)[stage]
+        elif part == 'stages':
+            stage = int(index[0])
+            # A stage's shared embedding belongs to its first block.
+            block = int(index[1]) if index[1].isdigit() else 0
+            layer = (1, 2, 3 + block // 3, last)[stage]
+        else:
+            layer = last + 1
+        return layer, last + 2
+
+
+def _resolve_arch(arch: str | dict) -> dict[str, Any]:
+    if isinstance(arch, str):
+        if arch not in ARCHITECTURES:
+            raise ValueError(f'unknown arch {arch!r}; known: {", ".join(ARCHITECTURES)}')
+        arch = ARCHITECTURES[arch]
+    required, optional = {'depths', 'channels', 'kernel_sizes'}, {'center_size', 'sharing_grids'}
+    if not required <= set(arch) <= required | optional:
+        raise ValueError(
+            f'an arch dict has the keys {sorted(required)} and may have {sorted(optional)}; got {sorted(arch)}'
+        )
+    stages = len(arch['depths'])
+    resolved = dict(center_size=5, sharing_grids=(None,) * stages) | arch
+    for key in ('channels', 'kernel_sizes', 'sharing_grids'):
+        if len(resolved[key]) != stages:
+            raise ValueError(f'arch has {stages} depths but {len(resolved[key])} {key}; give one per stage')
+    return resolved
+
+
+def _resolve_out_indices(out_indices: int | Sequence[int], stages: int) -> tuple[int, ...]:
+    given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
+    if not all(-stages <= index < stages for index in given):
+        raise ValueError(f'out_indices {given} are not all in [{-stages}, {stages - 1}], the stages of this arch')
+    return tuple(sorted({index % stages for index in given}))
+
+
+def _stem(in_channels: int, channels: int, patch_size: int) -> Sequential:
+    return Sequential(nn.Conv2d(in_channels, channels, patch_size, stride=patch_size), LayerNorm2d(channels, eps=1e-6))
+
+
+def _downsample(in_channels: int, channels: int) -> Sequential:
+    return Sequential(LayerNorm2d(in_channels, eps=1e-6), nn.Conv2d(in_channels, channels, 2, stride=2))
+
+
+def _pad_to(x: Tensor, downsample: Sequential) -> Tensor:
+    """Pad a map smaller than the downsampling kernel, so that tiny images still reach the last stage."""
+    conv = next(layer for layer in downsample if isinstance(layer, nn.Conv2d))
+    missing = [max(0, size - extent) for size, extent in zip(conv.kernel_size, x.shape[-2:], strict=True)]
+    return F.pad(x, (0, missing[1], 0, missing[0])) if any(missing) else x

@@ -1,0 +1,64 @@
+"""The peripheral convolution as a module (Section 4.1 of the PeLK paper)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mmpelk.ops import peripheral_conv2d
+from mmpelk.ops.sharing_grid import resolve_sharing_grid
+
+__all__ = ['PeripheralConv2d']
+
+
+class PeripheralConv2d(nn.Module):
+    """Depthwise ``K x K`` convolution with ``k' x k'`` parameters, stride 1, zero padding that keeps the size.
+
+    Args:
+        channels: Number of channels ``C``.
+        kernel_size: Side ``K`` of the dense kernel, odd.
+        sharing_grid: An explicit grid, full or from the rim to the centre; ``None`` follows Eq. 2.
+        center_size: Side of the fine-grained centre that Eq. 2 keeps.
+        bias: Whether to add a parameter per channel.
+        backend: What :func:`mmpelk.ops.peripheral_conv2d` takes; ``None`` chooses.
+
+    Raises:
+        ValueError: If the kernel is even, the centre larger than it, or the grid does not sum to it.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        sharing_grid: Sequence[int] | None = None,
+        center_size: int = 5,
+        bias: bool = False,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.sharing_grid = resolve_sharing_grid(kernel_size, sharing_grid, center_size)
+        self.kernel_size = kernel_size
+        self.backend = backend
+        rings = len(self.sharing_grid)
+        self.weight = nn.Parameter(torch.empty(channels, 1, rings, rings))
+        self.bias = nn.Parameter(torch.empty(channels)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Truncated normal of standard deviation 0.02, as ConvNeXt initialises its convolutions."""
+        nn.init.trunc_normal_(self.weight, std=0.02)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor, bias_map: Tensor | None = None) -> Tensor:
+        """Convolve ``(N, C, H, W)``; ``bias_map`` ``(C, H, W)`` is added to every image."""
+        bias = self.bias
+        if bias_map is not None:
+            bias_map = bias_map.to(x.dtype)
+            bias = bias_map if bias is None else bias_map + bias[:, None, None]
+        return peripheral_conv2d(x, self.weight, self.sharing_grid, bias, backend=self.backend)
+
+    def extra_repr(self) -> str:
+        """Channels, kernel size and grid."""
+        grid = ', '.join(map(str, self.sharing_grid))
+        return f'{self.weight.shape[0]}, kernel_size={self.kernel_size}, sharing_grid=[{grid}]'

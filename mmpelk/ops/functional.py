@@ -1,0 +1,68 @@
+"""The public function: checks, mixed precision, the choice of a backend."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .backends import choose_backend
+from .library import conv
+
+__all__ = ['peripheral_conv2d']
+
+
+def peripheral_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    sharing_grid: Sequence[int],
+    bias: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Depthwise convolution whose ``K x K`` kernel is constant on the regions of a sharing grid (Eq. 1).
+
+    The result is that of ``F.conv2d(x, expand_kernel(weight, sharing_grid), bias, padding=K // 2, groups=C)``, to
+    rounding. Differentiable any number of times in ``x`` and ``weight``. Under autocast the tensors are cast as
+    ``conv2d``'s are; every backend but ``dense`` accumulates in at least float32.
+
+    Args:
+        x: ``(N, C, H, W)``, floating point, any strides.
+        weight: ``(C, 1, k', k')``, of the dtype of ``x``.
+        sharing_grid: ``k'`` ring widths along either axis; their sum is the odd kernel size ``K``.
+        bias: ``(C,)``, or ``(C, H, W)`` for a map that is added to every image.
+        backend: ``None`` takes the fastest for the inputs; a name of :func:`available_backends` forces it.
+
+    Returns:
+        ``(N, C, H, W)``, contiguous.
+
+    Raises:
+        ValueError: If shapes, dtypes or the grid do not fit together, or the backend is unknown or refuses the inputs.
+        RuntimeError: If the named backend does not run on this machine.
+    """
+    grid = [int(width) for width in sharing_grid]
+    if torch.is_autocast_enabled() if x.is_cuda else torch.is_autocast_cpu_enabled():
+        dtype = torch.get_autocast_gpu_dtype() if x.is_cuda else torch.get_autocast_cpu_dtype()
+        if x.dtype != torch.float64:  # as autocast itself: double stays double
+            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    _check(x, weight, grid, bias)
+    return conv(x, weight, bias, grid, choose_backend(x, weight, grid, backend))
+
+
+def _check(x: Tensor, weight: Tensor, grid: list[int], bias: Tensor | None) -> None:
+    if min(grid, default=0) < 1 or sum(grid) % 2 == 0:
+        raise ValueError(f'a sharing grid holds positive integers with an odd sum, got {grid} with sum {sum(grid)}')
+    if x.dim() != 4 or not x.is_floating_point():
+        raise ValueError(f'x must be a floating-point tensor (N, C, H, W), got {x.dtype} {tuple(x.shape)}')
+    channels, rings = x.shape[1], len(grid)
+    if tuple(weight.shape) != (channels, 1, rings, rings):
+        raise ValueError(
+            f'weight must be (C, 1, k, k) = {(channels, 1, rings, rings)} for an input of {channels} channels and a grid '
+            f'of {rings} rings, got {tuple(weight.shape)}'
+        )
+    if bias is not None and tuple(bias.shape) not in ((channels,), tuple(x.shape[1:])):
+        raise ValueError(f'bias must be {(channels,)} or {tuple(x.shape[1:])}, got {tuple(bias.shape)}')
+    for name, tensor in (('weight', weight), ('bias', bias)):
+        if tensor is not None and (tensor.dtype != x.dtype or tensor.device != x.device):
+            raise ValueError(
+                f'{name} is {tensor.dtype} on {tensor.device}, x is {x.dtype} on {x.device}; they must agree'
+            )

@@ -1,0 +1,132 @@
+"""The convolution as one operator that autograd, ``torch.compile`` and FLOP counters know.
+
+Two operators close under differentiation. ``conv`` is linear in the input and in the weight: the gradient of its input is
+``conv`` of the output's gradient with the flipped kernel, and the gradient of its weight is ``weight_grad``, whose own
+gradients are ``conv`` again. From torch 2.4 on both are registered with ``torch.library``; before, the same functions
+are wrapped in an ``autograd.Function``.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .backends import BACKENDS
+
+__all__ = ['conv', 'weight_grad']
+
+HAS_CUSTOM_OP = hasattr(torch.library, 'custom_op') and hasattr(torch.library, 'register_autograd')
+
+
+def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], backend: str) -> Tensor:
+    return BACKENDS[backend].forward(x, weight, bias, grid).contiguous()
+
+
+def _weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int], backend: str) -> Tensor:
+    return BACKENDS[backend].weight_grad(x, grad_out, grid).contiguous()
+
+
+def _conv_transposed(grad_out: Tensor, weight: Tensor, grid: Sequence[int], backend: str) -> Tensor:
+    return conv(grad_out, weight.flip(-1, -2), None, list(reversed(grid)), backend)
+
+
+def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, ctx.grid, ctx.backend = inputs
+    ctx.bias_shape = None if bias is None else bias.shape
+    ctx.save_for_backward(x, weight)
+
+
+def _conv_backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    grad_x = grad_weight = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        grad_x = _conv_transposed(grad_out, weight, ctx.grid, ctx.backend)
+    if ctx.needs_input_grad[1]:
+        grad_weight = weight_grad(x, grad_out, ctx.grid, ctx.backend)
+    if ctx.needs_input_grad[2]:
+        grad_bias = grad_out.sum((0, 2, 3) if len(ctx.bias_shape) == 1 else 0)
+    return grad_x, grad_weight, grad_bias, None, None
+
+
+def _weight_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, grad_out, ctx.grid, ctx.backend = inputs
+    ctx.save_for_backward(x, grad_out)
+
+
+def _weight_grad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, grad_out = ctx.saved_tensors
+    grad_x = grad_grad_out = None
+    if ctx.needs_input_grad[0]:
+        grad_x = _conv_transposed(grad_out, grad, ctx.grid, ctx.backend)
+    if ctx.needs_input_grad[1]:
+        grad_grad_out = conv(x, grad, None, ctx.grid, ctx.backend)
+    return grad_x, grad_grad_out, None, None
+
+
+def _conv_fake(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], backend: str) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _weight_grad_fake(x: Tensor, grad_out: Tensor, grid: Sequence[int], backend: str) -> Tensor:
+    return x.new_empty(x.shape[1], 1, len(grid), len(grid))
+
+
+def _register(
+    name: str, schema: str, function: Callable, fake: Callable, setup: Callable, backward: Callable
+) -> Callable[..., Tensor]:
+    if not HAS_CUSTOM_OP:
+        return _autograd_function(name, function, setup, backward)
+    operator = torch.library.custom_op(f'mmpelk::{name}', function, mutates_args=(), schema=schema)
+    operator.register_fake(fake)
+    operator.register_autograd(backward, setup_context=setup)
+    return getattr(torch.ops.mmpelk, name)
+
+
+def _autograd_function(name: str, function: Callable, setup: Callable, backward: Callable) -> Callable[..., Tensor]:
+    body = {
+        'forward': staticmethod(function),
+        'setup_context': staticmethod(setup),
+        'backward': staticmethod(backward),
+    }
+    return type(name, (torch.autograd.Function,), body).apply
+
+
+conv = _register(
+    'peripheral_conv2d',
+    '(Tensor x, Tensor weight, Tensor? bias, int[] grid, str backend) -> Tensor',
+    _conv,
+    _conv_fake,
+    _conv_setup,
+    _conv_backward,
+)
+weight_grad = _register(
+    'peripheral_conv2d_weight_grad',
+    '(Tensor x, Tensor grad_out, int[] grid, str backend) -> Tensor',
+    _weight_grad,
+    _weight_grad_fake,
+    _weight_grad_setup,
+    _weight_grad_backward,
+)
+
+
+def _dense_flops(x_shape: Sequence[int], kernel_size: int) -> int:
+    """Multiply-adds of the dense form, times two: the convention of ``torch.utils.flop_counter``."""
+    batch, channels, height, width = x_shape
+    return 2 * batch * channels * height * width * kernel_size**2
+
+
+def _register_flops() -> None:
+    from torch.utils.flop_counter import register_flop_formula
+
+    @register_flop_formula(torch.ops.mmpelk.peripheral_conv2d)
+    def conv_flops(x_shape, weight_shape, bias_shape, grid, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+        return _dense_flops(x_shape, sum(grid))
+
+    @register_flop_formula(torch.ops.mmpelk.peripheral_conv2d_weight_grad)
+    def weight_grad_flops(x_shape, grad_out_shape, grid, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+        return _dense_flops(x_shape, sum(grid))
+
+
+if HAS_CUSTOM_OP:
+    _register_flops()
