@@ -2,9 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .pelk import PeLK
 
 __all__ = ['backbone_state_dict', 'check_pretrained', 'deploy_state_dict']
 
@@ -43,8 +47,8 @@ def backbone_state_dict(path: str, prefix: str = '') -> dict[str, Tensor]:
 def check_pretrained(backbone: nn.Module, path: str, prefix: str = '') -> None:
     """Check that a checkpoint fits a backbone before it is loaded into it.
 
-    The norms of the output stages (``norm0`` to ``norm3``) may be absent, since classification trains only the last; what the
-    checkpoint holds beyond the backbone's own keys (sparsity masks, say) is left alone.
+    The norms of the output stages (``norm0`` to ``norm3``) may be absent, since classification trains only the last;
+    what the checkpoint holds beyond the backbone's own keys (sparsity masks, say) is left alone.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -66,7 +70,7 @@ def check_pretrained(backbone: nn.Module, path: str, prefix: str = '') -> None:
         )
 
 
-def deploy_state_dict(backbone: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def deploy_state_dict(backbone: 'PeLK', state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """State dict of the deployed form from that of a trained PeLK backbone.
 
     Args:

@@ -1,7 +1,7 @@
 """The token mixer of a block: a large kernel beside a small one, merged into one kernel for deployment."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from mmcv.cnn import build_norm_layer
@@ -33,6 +33,8 @@ class PeripheralMixer(nn.Module):
         norm_cfg: Norm of each branch.
         deploy: Build the merged form.
     """
+
+    embedding_table: Tensor
 
     def __init__(
         self,
@@ -130,10 +132,9 @@ def _centre_margin(grid: Sequence[int], small_kernel_size: int) -> int:
 
 def _norm_as_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Scale ``(C, 1, 1, 1)`` and bias ``(C,)``, in float64, of a norm that has running statistics."""
-    if getattr(norm, 'running_var', None) is None:
+    state = {name: value.double() for name, value in norm.state_dict().items()}
+    if 'running_var' not in state:
         raise ValueError(f'{type(norm).__name__} has no running statistics to fold; deploy needs BN or SyncBN branches')
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    bias = -norm.running_mean.double() * scale
-    if norm.affine:
-        scale, bias = scale * norm.weight.double(), bias * norm.weight.double() + norm.bias.double()
-    return scale.view(-1, 1, 1, 1), bias
+    mean, ones = state['running_mean'], torch.ones_like(state['running_var'])
+    scale = state.get('weight', ones) / torch.sqrt(state['running_var'] + cast(float, norm.eps))
+    return scale.view(-1, 1, 1, 1), state.get('bias', 0 * ones) - mean * scale

@@ -109,7 +109,7 @@ class PeLKStage(Sequential):
 
     def __init__(self, blocks: Sequence[PeLKBlock], embedding_shape: tuple[int, int, int] | None) -> None:
         super().__init__(*blocks)
-        self.register_parameter('positional_embedding', None)
+        self.positional_embedding: nn.Parameter | None = None
         if embedding_shape is not None:
             self.positional_embedding = nn.Parameter(torch.empty(embedding_shape))
             nn.init.trunc_normal_(self.positional_embedding, std=0.02)

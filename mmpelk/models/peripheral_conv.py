@@ -52,7 +52,7 @@ class PeripheralConv2d(nn.Module):
 
     def forward(self, x: Tensor, bias_map: Tensor | None = None) -> Tensor:
         """Convolve ``(N, C, H, W)``; ``bias_map`` ``(C, H, W)`` is added to every image."""
-        bias = self.bias
+        bias: Tensor | None = self.bias
         if bias_map is not None:
             bias_map = bias_map.to(x.dtype)
             bias = bias_map if bias is None else bias_map + bias[:, None, None]

@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from . import dense
+from . import dense, fft, matmul
 
-__all__ = ['BACKENDS', 'Backend', 'available_backends', 'choose_backend', 'force_backend']
+__all__ = ['BACKENDS', 'Backend', 'available_backends', 'fastest_backend', 'force_backend', 'requested_backend']
 
 _ENVIRONMENT_VARIABLE = 'MMPELK_BACKEND'
 
@@ -39,8 +40,20 @@ class Backend:
 
 
 BACKENDS: dict[str, Backend] = {
-    backend.name: backend for backend in (Backend('dense', dense.forward, dense.weight_grad),)
+    backend.name: backend
+    for backend in (
+        Backend('dense', dense.forward, dense.weight_grad),
+        Backend('fft', fft.forward, fft.weight_grad),
+        Backend('matmul', matmul.forward, matmul.weight_grad),
+    )
 }
+
+# Largest kernels for which dense is the fastest, measured with torch 2.11 on x86: its depthwise float kernels are
+# compiled for sides up to 13 and some fifty times slower beyond; float64 and the gradient of the weight have none.
+_DENSE_UP_TO = 13
+_DENSE_UP_TO_OTHERWISE = 5
+# Below this many positions a map is cheaper to multiply by Toeplitz matrices than to transform.
+_MATMUL_BELOW = 16 * 16
 
 _forced: str | None = os.environ.get(_ENVIRONMENT_VARIABLE) or None
 
@@ -79,16 +92,29 @@ def force_backend(name: str | None) -> Iterator[None]:
         _forced = before
 
 
-def choose_backend(x: Tensor, weight: Tensor, grid: Sequence[int], backend: str | None = None) -> str:
-    """Name of the backend that computes this call: the named one, the forced one, or the fastest for the inputs.
+def requested_backend(x: Tensor, weight: Tensor, grid: Sequence[int], backend: str | None) -> str | None:
+    """The backend that a call names or that is forced, after checking that it can compute the call; or ``None``.
 
     Raises:
-        ValueError: If the named or forced backend is unknown or cannot take the inputs.
+        ValueError: If it is unknown or cannot take the inputs.
         RuntimeError: If it cannot run on this machine.
     """
     name = backend or _forced
-    if name is None:
-        return 'dense'
-    if (why := _get(name).refusal(x, weight, grid)) is not None:
+    if name is not None and (why := _get(name).refusal(x, weight, grid)) is not None:
         raise ValueError(f'backend {name!r} cannot compute this call: {why}')
     return name
+
+
+def fastest_backend(x: Tensor, grid: Sequence[int], *, weight_grad: bool = False) -> str:
+    """The backend expected to be the fastest for the inputs, by a rule on kernel size, map size, dtype and device.
+
+    The output (and the gradient of the input, which is the same computation) and the gradient of the weight are chosen
+    separately.
+    """
+    kernel_size = sum(grid)
+    has_fast_dense = x.dtype != torch.float64 and not weight_grad
+    if kernel_size <= (_DENSE_UP_TO if has_fast_dense else _DENSE_UP_TO_OTHERWISE):
+        return 'dense'
+    if not weight_grad and x.shape[-2] * x.shape[-1] < _MATMUL_BELOW:
+        return 'matmul'
+    return 'fft'

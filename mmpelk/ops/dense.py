@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from .sharing_grid import expand_kernel, reduce_kernel
 
@@ -21,7 +21,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int])
 def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int]) -> Tensor:
     """Gradient of the ``(C, 1, k', k')`` weight from ``x`` and the output's gradient, both ``(N, C, H, W)``."""
     channels, kernel_size = x.shape[1], sum(grid)
-    dense = torch.nn.grad.conv2d_weight(
+    dense = conv2d_weight(
         x, (channels, 1, kernel_size, kernel_size), grad_out, padding=kernel_size // 2, groups=channels
     )
     return reduce_kernel(dense, grid)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .backends import choose_backend
+from .backends import requested_backend
 from .library import conv
 
 __all__ = ['peripheral_conv2d']
@@ -40,12 +40,20 @@ def peripheral_conv2d(
         RuntimeError: If the named backend does not run on this machine.
     """
     grid = [int(width) for width in sharing_grid]
-    if torch.is_autocast_enabled() if x.is_cuda else torch.is_autocast_cpu_enabled():
-        dtype = torch.get_autocast_gpu_dtype() if x.is_cuda else torch.get_autocast_cpu_dtype()
-        if x.dtype != torch.float64:  # as autocast itself: double stays double
-            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    dtype = _autocast_dtype(x.device.type)
+    if dtype is not None and x.dtype != torch.float64:  # as autocast itself: double stays double
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     _check(x, weight, grid, bias)
-    return conv(x, weight, bias, grid, choose_backend(x, weight, grid, backend))
+    return conv(x, weight, bias, grid, requested_backend(x, weight, grid, backend))
+
+
+def _autocast_dtype(device_type: str) -> torch.dtype | None:
+    """What autocast casts to on a device, or ``None`` where it is off."""
+    if hasattr(torch, 'get_autocast_dtype'):  # torch 2.4
+        return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+    if device_type == 'cuda':
+        return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
+    return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
 
 
 def _check(x: Tensor, weight: Tensor, grid: list[int], bias: Tensor | None) -> None:
@@ -56,8 +64,8 @@ def _check(x: Tensor, weight: Tensor, grid: list[int], bias: Tensor | None) -> N
     channels, rings = x.shape[1], len(grid)
     if tuple(weight.shape) != (channels, 1, rings, rings):
         raise ValueError(
-            f'weight must be (C, 1, k, k) = {(channels, 1, rings, rings)} for an input of {channels} channels and a grid '
-            f'of {rings} rings, got {tuple(weight.shape)}'
+            f'weight must be (C, 1, k, k) = {(channels, 1, rings, rings)} for an input of {channels} channels and a '
+            f'grid of {rings} rings, got {tuple(weight.shape)}'
         )
     if bias is not None and tuple(bias.shape) not in ((channels,), tuple(x.shape[1:])):
         raise ValueError(f'bias must be {(channels,)} or {tuple(x.shape[1:])}, got {tuple(bias.shape)}')

@@ -1,9 +1,11 @@
 """The convolution as one operator that autograd, ``torch.compile`` and FLOP counters know.
 
-Two operators close under differentiation. ``conv`` is linear in the input and in the weight: the gradient of its input is
-``conv`` of the output's gradient with the flipped kernel, and the gradient of its weight is ``weight_grad``, whose own
-gradients are ``conv`` again. From torch 2.4 on both are registered with ``torch.library``; before, the same functions
-are wrapped in an ``autograd.Function``.
+Two operators close under differentiation. ``conv`` is linear in the input and in the weight: the gradient of its input
+is ``conv`` of the output's gradient with the flipped kernel, and the gradient of its weight is ``weight_grad``, whose
+own gradients are ``conv`` again. Their ``backend`` is a name, or ``None`` for the fastest at each computation.
+
+From torch 2.4 on both are registered with ``torch.library``; before, the same functions are wrapped in an
+``autograd.Function``.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,22 +14,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backends import BACKENDS
+from .backends import BACKENDS, fastest_backend
 
 __all__ = ['conv', 'weight_grad']
 
 HAS_CUSTOM_OP = hasattr(torch.library, 'custom_op') and hasattr(torch.library, 'register_autograd')
 
 
-def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], backend: str) -> Tensor:
-    return BACKENDS[backend].forward(x, weight, bias, grid).contiguous()
+def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], backend: str | None) -> Tensor:
+    name = backend or fastest_backend(x, grid)
+    return BACKENDS[name].forward(x, weight, bias, grid).contiguous()
 
 
-def _weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int], backend: str) -> Tensor:
-    return BACKENDS[backend].weight_grad(x, grad_out, grid).contiguous()
+def _weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int], backend: str | None) -> Tensor:
+    name = backend or fastest_backend(x, grid, weight_grad=True)
+    return BACKENDS[name].weight_grad(x, grad_out, grid).contiguous()
 
 
-def _conv_transposed(grad_out: Tensor, weight: Tensor, grid: Sequence[int], backend: str) -> Tensor:
+def _conv_transposed(grad_out: Tensor, weight: Tensor, grid: Sequence[int], backend: str | None) -> Tensor:
     return conv(grad_out, weight.flip(-1, -2), None, list(reversed(grid)), backend)
 
 
@@ -64,11 +68,11 @@ def _weight_grad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_x, grad_grad_out, None, None
 
 
-def _conv_fake(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], backend: str) -> Tensor:
+def _conv_fake(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], backend: str | None) -> Tensor:
     return x.new_empty(x.shape)
 
 
-def _weight_grad_fake(x: Tensor, grad_out: Tensor, grid: Sequence[int], backend: str) -> Tensor:
+def _weight_grad_fake(x: Tensor, grad_out: Tensor, grid: Sequence[int], backend: str | None) -> Tensor:
     return x.new_empty(x.shape[1], 1, len(grid), len(grid))
 
 
@@ -84,17 +88,14 @@ def _register(
 
 
 def _autograd_function(name: str, function: Callable, setup: Callable, backward: Callable) -> Callable[..., Tensor]:
-    body = {
-        'forward': staticmethod(function),
-        'setup_context': staticmethod(setup),
-        'backward': staticmethod(backward),
-    }
-    return type(name, (torch.autograd.Function,), body).apply
+    body = {'forward': function, 'setup_context': setup, 'backward': backward}
+    subclass: Any = type(name, (torch.autograd.Function,), {key: staticmethod(value) for key, value in body.items()})
+    return subclass.apply
 
 
 conv = _register(
     'peripheral_conv2d',
-    '(Tensor x, Tensor weight, Tensor? bias, int[] grid, str backend) -> Tensor',
+    '(Tensor x, Tensor weight, Tensor? bias, int[] grid, str? backend) -> Tensor',
     _conv,
     _conv_fake,
     _conv_setup,
@@ -102,7 +103,7 @@ conv = _register(
 )
 weight_grad = _register(
     'peripheral_conv2d_weight_grad',
-    '(Tensor x, Tensor grad_out, int[] grid, str backend) -> Tensor',
+    '(Tensor x, Tensor grad_out, int[] grid, str? backend) -> Tensor',
     _weight_grad,
     _weight_grad_fake,
     _weight_grad_setup,

@@ -7,8 +7,10 @@ that read inside the map. Those positions form a rectangle, so that ``M`` is a r
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from .prefix import prefix_sum
 from .sharing_grid import expand_kernel
 
 __all__ = ['positional_constant', 'positional_map', 'summed_area_table']
@@ -33,7 +35,7 @@ def summed_area_table(weight: Tensor, grid: Sequence[int], embedding: Tensor) ->
     # TensorFloat-32 and autocast would round here; the table is small, so it is kept exact.
     with torch.autocast(weight.device.type, enabled=False):
         product = _weighted_embedding(weight, grid, embedding)
-        return torch.nn.functional.pad(product, (1, 0, 1, 0)).cumsum(-2).cumsum(-1)
+        return prefix_sum(prefix_sum(F.pad(product, (1, 0, 1, 0)), -2), -1)
 
 
 def positional_map(table: Tensor, size: Sequence[int]) -> Tensor:

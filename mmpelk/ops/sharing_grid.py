@@ -109,7 +109,7 @@ def resolve_sharing_grid(kernel_size: int, grid: Sequence[int] | None, center_si
     if grid is None:
         if center_size > kernel_size:
             raise ValueError(
-                f'center_size {center_size} is larger than kernel_size {kernel_size}; give a centre of at most the kernel'
+                f'center_size {center_size} is larger than kernel_size {kernel_size}; give a centre of at most that'
             )
         return sharing_grid(kernel_size, center_size)
     if kernel_size % 2 == 0:
