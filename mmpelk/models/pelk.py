@@ -202,7 +202,7 @@ class PeLK(BaseModule):
         self.norm_eval = norm_eval
         self.gap_before_final_norm = gap_before_final_norm
 
-        drop_path_rates = torch.linspace(0, drop_path_rate, sum(self.depths)).tolist()
+        drop_path_rates = torch.linspace(0, drop_path_rate, sum(self.depths), device='cpu').tolist()
         first_block = [0, *accumulate(self.depths)]
         self.downsample_layers = ModuleList()
         self.stages = Sequential()

@@ -32,10 +32,7 @@ def summed_area_table(weight: Tensor, grid: Sequence[int], embedding: Tensor) ->
     Returns:
         ``(C, K + 1, K + 1)`` in at least float32; entry ``[c, i, j]`` sums the first ``i`` rows and ``j`` columns.
     """
-    # TensorFloat-32 and autocast would round here; the table is small, so it is kept exact.
-    with torch.autocast(weight.device.type, enabled=False):
-        product = _weighted_embedding(weight, grid, embedding)
-        return prefix_sum(prefix_sum(F.pad(product, (1, 0, 1, 0)), -2), -1)
+    return prefix_sum(prefix_sum(F.pad(_weighted_embedding(weight, grid, embedding), (1, 0, 1, 0)), -2), -1)
 
 
 def positional_map(table: Tensor, size: Sequence[int]) -> Tensor:
@@ -62,5 +59,4 @@ def _inside(extent: int, kernel_size: int, device: torch.device) -> tuple[Tensor
 
 def positional_constant(weight: Tensor, grid: Sequence[int], embedding: Tensor) -> Tensor:
     """The term when Eq. 3's sum runs over the whole kernel everywhere: one number per channel, shape ``(C,)``."""
-    with torch.autocast(weight.device.type, enabled=False):
-        return _weighted_embedding(weight, grid, embedding).sum((-2, -1))
+    return _weighted_embedding(weight, grid, embedding).sum((-2, -1))

@@ -1,0 +1,82 @@
+"""Parameter groups against those of the toolboxes' own constructor on a ConvNeXt of the same depth."""
+
+import pytest
+import torch
+from mmpretrain.models import ConvNeXt
+from mmseg.engine.optimizers import LearningRateDecayOptimizerConstructor
+from torch import nn
+
+from mmpelk.engine import LayerDecayOptimWrapperConstructor
+from mmpelk.models import PeLK
+
+
+class _Segmentor(nn.Module):
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.decode_head = nn.Conv2d(4, 4, 1)
+
+
+OPTIM_WRAPPER = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05))
+
+
+def _rates(groups: list[dict]) -> dict[str, tuple[float, float]]:
+    return {name: (group['lr'], group['weight_decay']) for group in groups for name in group['param_names']}
+
+
+@pytest.mark.parametrize(('arch', 'num_layers'), [('tiny', 6), ('small', 12)])
+@pytest.mark.parametrize(('decay_type', 'decay_rate'), [('stage_wise', 0.9), ('layer_wise', 0.7)])
+def test_rates_of_convnexts_recipe(arch: str, num_layers: int, decay_type: str, decay_rate: float) -> None:
+    with torch.device('meta'):
+        ours = _Segmentor(PeLK(arch, out_indices=(0, 1, 2, 3), gap_before_final_norm=False))
+        theirs = _Segmentor(ConvNeXt(arch, out_indices=(0, 1, 2, 3), gap_before_final_norm=False))
+    paramwise_cfg = dict(decay_rate=decay_rate, decay_type=decay_type)
+    got, want = [], []
+    LayerDecayOptimWrapperConstructor(OPTIM_WRAPPER, paramwise_cfg).add_params(got, ours)
+    LearningRateDecayOptimizerConstructor(OPTIM_WRAPPER, paramwise_cfg | dict(num_layers=num_layers)).add_params(
+        want, theirs
+    )
+    got_rates, want_rates = _rates(got), _rates(want)
+    assert set(got_rates) == {name for name, _ in ours.named_parameters()}
+    compared = 0
+    for name, (rate, decay) in got_rates.items():
+        # The parts that only PeLK has train as the depthwise convolution of the same block does.
+        if '.mixer.' in name:
+            block = name[: name.index('.mixer.')]
+            is_kernel = name.endswith(('large.weight', 'small.weight'))
+            other = f'{block}.depthwise_conv.{"weight" if is_kernel else "bias"}'
+        elif name.endswith('positional_embedding'):
+            other = name.replace('positional_embedding', '0.gamma')
+        else:
+            other = name
+        assert (rate, decay) == pytest.approx(want_rates[other]), name
+        compared += 1
+    assert compared == len(list(ours.named_parameters()))
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = _Segmentor(PeLK(dict(depths=(1, 1, 1, 1), channels=(8,) * 4, kernel_sizes=(5,) * 4), frozen_stages=1))
+    groups: list[dict] = []
+    LayerDecayOptimWrapperConstructor(OPTIM_WRAPPER, dict(decay_rate=0.9)).add_params(groups, model)
+    assert not any(name.startswith('backbone.stages.0') for name in _rates(groups))
+
+
+@pytest.mark.parametrize(
+    ('cfg', 'message'),
+    [
+        (dict(), 'needs decay_rate'),
+        (dict(decay_rate=0.9, num_layer=6), 'may have'),
+        (dict(decay_rate=1.5), r'in \(0, 1\]'),
+        (dict(decay_rate=0.9, decay_type='block_wise'), 'layer_wise'),
+    ],
+)
+def test_refuses(cfg: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LayerDecayOptimWrapperConstructor(OPTIM_WRAPPER, cfg)
+
+
+def test_backbone_without_depths() -> None:
+    with pytest.raises(ValueError, match='get_layer_depth'):
+        LayerDecayOptimWrapperConstructor(OPTIM_WRAPPER, dict(decay_rate=0.9)).add_params(
+            [], _Segmentor(nn.Conv2d(3, 4, 1))
+        )

@@ -1,0 +1,231 @@
+"""The backbone: architectures, interface, deployment, pretrained weights, and what it refuses."""
+
+import copy
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+from torch import nn
+
+from mmpelk.models import PeLK
+from mmpelk.models.checkpoint import deploy_state_dict
+from mmpelk.models.pelk import ARCHITECTURES
+from mmpelk.ops import sharing_grid
+
+NANO = dict(depths=(1, 1, 2, 1), channels=(16, 24, 32, 40), kernel_sizes=(31, 15, 9, 5))
+DENSE = dict(arch=NANO, out_indices=(0, 1, 2, 3), gap_before_final_norm=False)
+
+
+def _nano(**arguments: object) -> PeLK:
+    torch.manual_seed(0)
+    return PeLK(**(DENSE | dict(layer_scale_init_value=1.0) | arguments))
+
+
+def _moved(model: PeLK) -> PeLK:
+    """After a few training steps, which move every parameter and every norm's statistics."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for _ in range(3):
+        sum(out.square().mean() for out in model(torch.randn(2, 3, 64, 64))).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
+# Parameters without the sparsity, in millions: sums over the architecture table of the paper (1.3 times ConvNeXt's
+# width, 3/8 of the channels convolved, k' x k' parameters per kernel), counted by hand below rather than by the model.
+def _expected_parameters(arch: dict) -> int:
+    depths, channels, kernels, center = (arch[key] for key in ('depths', 'channels', 'kernel_sizes', 'center_size'))
+    total = 3 * channels[0] * 16 + channels[0] + 2 * channels[0]
+    for before, after in pairwise(channels):
+        total += 2 * before + 4 * before * after + after
+    for depth, width, kernel in zip(depths, channels, kernels, strict=True):
+        mixed = 3 * width // 8
+        rings = len(sharing_grid(kernel, min(center, kernel)))
+        mixer = mixed * rings**2 + mixed * 25 + 4 * mixed
+        total += depth * (mixer + 2 * width + 8 * width**2 + 5 * width + width) + mixed * kernel**2
+    return total + 2 * channels[-1]
+
+
+@pytest.mark.parametrize('arch', ARCHITECTURES)
+def test_parameters_of_the_architectures(arch: str) -> None:
+    with torch.device('meta'):
+        model = PeLK(arch)
+    assert sum(parameter.numel() for parameter in model.parameters()) == _expected_parameters(ARCHITECTURES[arch])
+
+
+@pytest.mark.parametrize('size', [(64, 64), (65, 47), (224, 33), (9, 9), (1, 2)], ids=lambda s: f'{s[0]}x{s[1]}')
+def test_maps_of_any_size(size: tuple[int, int]) -> None:
+    model = _nano().eval()
+    outs = model(torch.randn(2, 3, *size))
+    height, width = (max(1, extent // 4) for extent in size)
+    for out, channels in zip(outs, NANO['channels'], strict=True):
+        assert out.shape == (2, channels, height, width)
+        height, width = max(1, height // 2), max(1, width // 2)
+
+
+def test_classification_output() -> None:
+    (out,) = PeLK(NANO)(torch.randn(2, 3, 64, 64))
+    assert out.shape == (2, 40)
+
+
+def test_builds_by_name_from_the_root_registry() -> None:
+    assert isinstance(MODELS.build(dict(type='mmpelk.PeLK', arch=NANO)), PeLK)
+
+
+def test_block_follows_the_equations() -> None:
+    """Eq. 4 to 6 and the inverted bottleneck, written out."""
+    model = _nano().eval().double()
+    block, embedding = model.stages[0][0], model.stages[0].positional_embedding
+    x = torch.randn(2, 16, 10, 9, dtype=torch.float64)
+    mixed = torch.cat([block.mixer(x[:, :6], embedding), x[:, 6:]], 1)
+    out = nn.functional.layer_norm(mixed.movedim(1, -1), (16,), block.norm.weight, block.norm.bias, 1e-6)
+    out = nn.functional.gelu(out @ block.pointwise_conv1.weight.T + block.pointwise_conv1.bias)
+    out = (out @ block.pointwise_conv2.weight.T + block.pointwise_conv2.bias) * block.gamma
+    torch.testing.assert_close(block(x, embedding), x + out.movedim(-1, 1))
+
+
+def test_train_and_eval_return_self_and_arguments_stay() -> None:
+    arguments = copy.deepcopy(DENSE) | dict(norm_cfg=dict(type='BN', eps=1e-4), out_indices=[-1, 0])
+    before = copy.deepcopy(arguments)
+    model = PeLK(**arguments)
+    assert model.train() is model
+    assert model.eval() is model
+    assert arguments == before
+    assert model.out_indices == (0, 3)
+
+
+@pytest.mark.parametrize('positional_embedding', ['in_bounds', 'constant', None])
+def test_deployed_equals_trained(positional_embedding: str | None) -> None:
+    model = _moved(_nano(positional_embedding=positional_embedding)).eval()
+    x = torch.randn(2, 3, 70, 50)
+    want = model(x)
+    trained = copy.deepcopy(model)
+    model.switch_to_deploy()
+    torch.testing.assert_close(model(x), want, rtol=1e-5, atol=1e-5)
+    assert not any('small' in name or 'positional_embedding' in name for name, _ in model.named_parameters())
+
+    built = _nano(positional_embedding=positional_embedding, deploy=True).eval()
+    state = deploy_state_dict(_nano(positional_embedding=positional_embedding), trained.state_dict())
+    built.load_state_dict(state, strict=True)
+    torch.testing.assert_close(built(x), model(x))
+
+
+def test_checkpointing_changes_no_gradient() -> None:
+    plain = _nano(drop_path_rate=0.3)
+    recomputed = _nano(drop_path_rate=0.3, with_cp=True)
+    recomputed.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    for model in (plain, recomputed):
+        torch.manual_seed(1)
+        sum(out.square().mean() for out in model(x)).backward()
+    for (name, ours), (_, theirs) in zip(plain.named_parameters(), recomputed.named_parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, msg=lambda m, name=name: f'{name}: {m}')
+
+
+def test_every_parameter_has_a_gradient() -> None:
+    model = _nano()
+    sum(out.square().mean() for out in model(torch.randn(2, 3, 64, 64))).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert without == []
+
+
+def test_frozen_stages_do_not_train() -> None:
+    model = _nano(frozen_stages=2)
+    model.train()
+    frozen = [*model.downsample_layers[:2], *model.stages[:2]]
+    assert not any(p.requires_grad for module in frozen for p in module.parameters())
+    assert not any(module.training for part in frozen for module in part.modules())
+    assert all(p.requires_grad for p in model.stages[2].parameters())
+    before = copy.deepcopy(model.state_dict())
+    _moved(model)
+    for name, value in model.state_dict().items():
+        if name.startswith(('stages.0', 'stages.1', 'downsample_layers.0', 'downsample_layers.1')):
+            assert torch.equal(value, before[name]), name
+
+
+def test_norm_eval_keeps_the_statistics() -> None:
+    model = _nano(norm_eval=True).train()
+    before = copy.deepcopy({name: b for name, b in model.named_buffers() if 'running' in name})
+    _moved(model)
+    assert before
+    assert all(torch.equal(value, before[name]) for name, value in model.named_buffers() if name in before)
+    assert model.stages[0][0].drop_path.training
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(arch='huge'), 'known: tiny, small, base, tiny-101, base-101, tiny-151'),
+        (dict(arch=dict(depths=(1,), channels=(8,))), 'an arch dict has the keys'),
+        (dict(arch=dict(depths=(1, 1), channels=(8,), kernel_sizes=(5, 5))), '2 depths but 1 channels'),
+        (dict(arch=NANO | dict(kernel_sizes=(30, 15, 9, 5))), 'odd positive integer'),
+        (dict(arch=NANO | dict(sharing_grids=([9, 1], None, None, None))), 'kernel_size 31 needs'),
+        (dict(out_indices=(0, 4)), r'out_indices \(0, 4\)'),
+        (dict(out_indices=-5), r'in \[-4, 3\]'),
+        (dict(frozen_stages=5), r'in \[0, 4\]'),
+        (dict(conv_ratio=0.0), 'conv_ratio'),
+        (dict(positional_embedding='everywhere'), "'in_bounds', 'constant' or None"),
+    ],
+    ids=lambda value: ', '.join(value) if isinstance(value, dict) else None,
+)
+def test_refuses(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PeLK(**(DENSE | arguments))
+
+
+def test_wrong_number_of_image_channels() -> None:
+    with pytest.raises(RuntimeError, match='to have 3 channels, but got 4 channels'):
+        _nano()(torch.zeros(1, 4, 32, 32))
+
+
+def _save(path: Path, model: nn.Module, prefix: str = 'backbone.') -> str:
+    torch.save(dict(state_dict={prefix + name: value for name, value in model.state_dict().items()}), path)
+    return str(path)
+
+
+def test_pretrained_weights_arrive(tmp_path: Path) -> None:
+    """A classification checkpoint, with the norm of the last stage only, fills the backbone of a dense task."""
+    source = PeLK(NANO)
+    checkpoint = _save(tmp_path / 'cls.pth', source)
+    model = _nano(init_cfg=dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.'))
+    model.init_weights()
+    loaded = model.state_dict()
+    for name, value in source.state_dict().items():
+        assert torch.equal(loaded[name], value), name
+
+
+def test_missing_checkpoint(tmp_path: Path) -> None:
+    model = _nano(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'no.pth'), prefix='backbone.'))
+    with pytest.raises(FileNotFoundError, match=r'do not exist\. Put the checkpoint there, .* init_cfg=None'):
+        model.init_weights()
+
+
+def test_checkpoint_with_other_keys(tmp_path: Path) -> None:
+    checkpoint = _save(tmp_path / 'resnet.pth', nn.Sequential(nn.Conv2d(3, 8, 3)))
+    with pytest.raises(ValueError, match=r'misses downsample_layers.0.0.weight'):
+        _nano(init_cfg=dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')).init_weights()
+    with pytest.raises(ValueError, match=r"no key of .* begins with 'encoder.'"):
+        _nano(init_cfg=dict(type='Pretrained', checkpoint=checkpoint, prefix='encoder.')).init_weights()
+
+
+def test_checkpoint_of_another_kernel_size(tmp_path: Path) -> None:
+    checkpoint = _save(tmp_path / 'other.pth', _nano(arch=NANO | dict(kernel_sizes=(51, 15, 9, 5))))
+    with pytest.raises(ValueError, match=r'stages.0.positional_embedding \(6, 51, 51\) instead of \(6, 31, 31\)'):
+        _nano(init_cfg=dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')).init_weights()
+
+
+def test_layer_depth_is_that_of_convnext() -> None:
+    from mmpretrain.models import ConvNeXt
+
+    for arch, theirs in (('tiny', ConvNeXt('tiny')), ('small', ConvNeXt('small'))):
+        with torch.device('meta'):
+            ours = PeLK(arch, out_indices=(0, 1, 2, 3))
+        checked = 0
+        for name, _ in ours.named_parameters():
+            theirs_name = name.replace('positional_embedding', '0.gamma')
+            assert ours.get_layer_depth('backbone.' + name, 'backbone.') == theirs.get_layer_depth(theirs_name)
+            checked += 1
+        assert checked > 200
+        assert ours.get_layer_depth('head.fc.weight', 'backbone.') == theirs.get_layer_depth('head.fc.weight', 'b.')

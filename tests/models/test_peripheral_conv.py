@@ -1,0 +1,45 @@
+"""The module around the operator."""
+
+import pytest
+import torch
+
+from mmpelk.models import PeripheralConv2d
+from mmpelk.ops import sharing_grid
+from mmpelk.ops.reference import peripheral_conv2d_reference
+
+
+@pytest.mark.parametrize('bias', [False, True])
+@pytest.mark.parametrize('with_map', [False, True])
+def test_forward(bias: bool, with_map: bool) -> None:
+    conv = PeripheralConv2d(4, 13, bias=bias).double()
+    if conv.bias is not None:
+        torch.nn.init.normal_(conv.bias)
+    x, bias_map = torch.randn(2, 4, 8, 11, dtype=torch.float64), torch.randn(4, 8, 11, dtype=torch.float64)
+    want = peripheral_conv2d_reference(x, conv.weight, sharing_grid(13, 5), conv.bias)
+    got = conv(x, bias_map if with_map else None)
+    torch.testing.assert_close(got, want + bias_map if with_map else want)
+
+
+def test_parameters_and_repr() -> None:
+    conv = PeripheralConv2d(46, 51)
+    assert conv.weight.shape == (46, 1, 13, 13)
+    assert '46, kernel_size=51, sharing_grid=[9, 8, 4, 2, 1, 1, 1, 1, 1, 2, 4, 8, 9]' in repr(conv)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(kernel_size=12), 'odd positive'),
+        (dict(kernel_size=5, center_size=7), 'larger than kernel_size 5'),
+        (dict(kernel_size=13, sharing_grid=[3, 2, 1]), 'kernel_size 13 needs'),
+    ],
+    ids=['even kernel', 'centre too large', 'wrong sum'],
+)
+def test_refuses(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PeripheralConv2d(4, **arguments)
+
+
+def test_wrong_channel_count() -> None:
+    with pytest.raises(ValueError, match='for an input of 5 channels'):
+        PeripheralConv2d(4, 13)(torch.zeros(1, 5, 8, 8))

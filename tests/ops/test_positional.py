@@ -1,0 +1,59 @@
+"""The positional term against literal Eq. 3."""
+
+import pytest
+import torch
+
+from mmpelk.ops import sharing_grid
+from mmpelk.ops.positional import positional_constant, positional_map, summed_area_table
+from mmpelk.ops.prefix import prefix_sum
+from mmpelk.ops.reference import peripheral_conv2d_reference
+
+SIZES = [(1, 1), (3, 8), (9, 12), (25, 6)]
+
+
+@pytest.mark.parametrize('mode', ['in_bounds', 'constant'])
+@pytest.mark.parametrize('size', SIZES, ids=lambda size: f'{size[0]}x{size[1]}')
+def test_term_matches_equation_3(size: tuple[int, int], mode: str) -> None:
+    grid = sharing_grid(13, 5)
+    generator = torch.Generator().manual_seed(0)
+    weight, embedding = (
+        torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+        for shape in ((3, 1, 9, 9), (3, 13, 13))
+    )
+    nothing = torch.zeros(1, 3, *size, dtype=torch.float64)
+    want = peripheral_conv2d_reference(nothing, weight, grid, embedding=embedding, embedding_mode=mode)[0]
+    if mode == 'in_bounds':
+        got = positional_map(summed_area_table(weight, grid, embedding), size)
+    else:
+        got = positional_constant(weight, grid, embedding)[:, None, None].expand_as(want)
+    grad = torch.randn(want.shape, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(
+        [got, *torch.autograd.grad(got, (weight, embedding), grad)],
+        [want, *torch.autograd.grad(want, (weight, embedding), grad)],
+        rtol=1e-11,
+        atol=1e-11,
+    )
+
+
+def test_table_is_kept_in_float32_under_autocast() -> None:
+    grid = sharing_grid(13, 5)
+    weight, embedding = torch.randn(3, 1, 9, 9), torch.randn(3, 13, 13)
+    with torch.autocast('cpu', torch.bfloat16):
+        table = summed_area_table(weight.bfloat16(), grid, embedding)
+    assert table.dtype == torch.float32
+    torch.testing.assert_close(table, summed_area_table(weight.bfloat16().float(), grid, embedding))
+
+
+def test_large_table_keeps_float32_precision() -> None:
+    """Four look-ups cancel; at 101 x 101 the map still agrees with float64 to 1e-5 of its largest value."""
+    grid = sharing_grid(101, 7)
+    weight, embedding = torch.randn(2, 1, 17, 17), torch.randn(2, 101, 101)
+    got = positional_map(summed_area_table(weight, grid, embedding), (30, 200))
+    want = positional_map(summed_area_table(weight.double(), grid, embedding.double()), (30, 200))
+    assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+@pytest.mark.parametrize('dim', [0, 1, -1])
+def test_prefix_sum(dim: int) -> None:
+    x = torch.randn(3, 4, 5)
+    torch.testing.assert_close(prefix_sum(x, dim), x.cumsum(dim))
