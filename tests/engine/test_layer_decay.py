@@ -29,7 +29,7 @@ def _rates(groups: list[dict]) -> dict[str, tuple[float, float]]:
 def test_rates_of_convnexts_recipe(arch: str, num_layers: int, decay_type: str, decay_rate: float) -> None:
     with torch.device('meta'):
         ours = _Segmentor(PeLK(arch, out_indices=(0, 1, 2, 3), gap_before_final_norm=False))
-        theirs = _Segmentor(ConvNeXt(arch, out_indices=(0, 1, 2, 3), gap_before_final_norm=False))
+    theirs = _Segmentor(ConvNeXt(arch, out_indices=(0, 1, 2, 3), gap_before_final_norm=False))
     paramwise_cfg = dict(decay_rate=decay_rate, decay_type=decay_type)
     got, want = [], []
     LayerDecayOptimWrapperConstructor(OPTIM_WRAPPER, paramwise_cfg).add_params(got, ours)

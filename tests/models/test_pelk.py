@@ -198,7 +198,7 @@ def test_pretrained_weights_arrive(tmp_path: Path) -> None:
 
 def test_missing_checkpoint(tmp_path: Path) -> None:
     model = _nano(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'no.pth'), prefix='backbone.'))
-    with pytest.raises(FileNotFoundError, match=r'do not exist\. Put the checkpoint there, .* init_cfg=None'):
+    with pytest.raises(FileNotFoundError, match=r'do not exist. Put the checkpoint there, .*init_cfg=None'):
         model.init_weights()
 
 
