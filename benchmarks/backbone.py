@@ -1,0 +1,127 @@
+"""Whole backbones: images per second and peak memory, inference and training step, in one run.
+
+    python benchmarks/backbone.py
+    python benchmarks/backbone.py --device cuda --dtype bfloat16 --batch 64
+
+PeLK-T and PeLK-101-T as deployed for inference, the same PeLK-T on the dense backend, with the convolution left out
+(the ceiling that no operator can pass), and mmpretrain's ConvNeXt-T.
+"""
+
+import argparse
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from common import interleaved_medians, machine, peak_memory, save
+from mmpretrain.models import ConvNeXt
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from mmpelk.models import PeLK
+from mmpelk.ops import force_backend
+
+INPUTS = {'cpu': [(4, 224), (1, 512)], 'cuda': [(64, 224), (8, 512)]}
+
+
+class _Unmixed(nn.Module):
+    """In place of the mixer: the channels as they are."""
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        return x
+
+
+def _without_mixer(model: PeLK) -> PeLK:
+    for stage in model.stages:
+        stage.positional_embedding = None
+        for block in stage:
+            block.mixer = _Unmixed()
+    return model
+
+
+def models(device: str, *, deploy: bool) -> dict[str, tuple[nn.Module, str | None]]:
+    """Name to backbone and the operator backend that it is forced to."""
+    table = {
+        'PeLK-T': (PeLK('tiny', deploy=deploy), None),
+        'PeLK-101-T': (PeLK('tiny-101', deploy=deploy), None),
+        'PeLK-T, dense backend': (PeLK('tiny', deploy=deploy), 'dense'),
+        'PeLK-T without convolution': (_without_mixer(PeLK('tiny')), None),
+        'ConvNeXt-T': (ConvNeXt('tiny'), None),
+    }
+    for model, _ in table.values():
+        model.to(device)
+        model.train(not deploy)
+    return table
+
+
+def inference(model: nn.Module, backend: str | None, x: Tensor, dtype: torch.dtype) -> None:
+    """One forward without gradients."""
+    with torch.no_grad(), force_backend(backend), _autocast(x, dtype):
+        model(x)
+
+
+def training_step(model: nn.Module, backend: str | None, x: Tensor, dtype: torch.dtype) -> None:
+    """Forward and backward; the optimizer is the same for all and left out."""
+    with force_backend(backend):
+        with _autocast(x, dtype):
+            loss = sum(out.float().square().mean() for out in model(x))
+        loss.backward()
+        for parameter in model.parameters():
+            parameter.grad = None
+
+
+def _autocast(x: Tensor, dtype: torch.dtype) -> Any:
+    return nullcontext() if dtype == torch.float32 else torch.autocast(x.device.type, dtype)
+
+
+def measure(step: Callable[..., None], args: argparse.Namespace, batch: int, size: int) -> dict[str, dict[str, Any]]:
+    """Images per second, share of the ceiling and memory of every model."""
+    dtype = getattr(torch, args.dtype)
+    x = torch.randn(batch, 3, size, size, device=args.device)
+    table = models(args.device, deploy=step is inference)
+    calls = {name: partial(step, model, backend, x, dtype) for name, (model, backend) in table.items()}
+    seconds = interleaved_medians(calls, args.device, args.rounds)
+    ceiling = seconds['PeLK-T without convolution']
+    return {
+        name: {
+            'images_per_second': batch / seconds[name],
+            'share_of_ceiling': ceiling / seconds[name],
+            'peak_memory': peak_memory(call, args.device) if seconds[name] < 20 else None,
+        }
+        for name, call in calls.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
+    parser.add_argument('--dtype', default='float32', choices=['float32', 'bfloat16', 'float16'])
+    parser.add_argument('--rounds', type=int, default=7)
+    parser.add_argument('--batch', type=int, help='batch at 224 x 224, instead of the default')
+    args = parser.parse_args()
+    console, where = Console(), machine(args.device)
+    console.print(where)
+    inputs = INPUTS[args.device]
+    if args.batch:
+        inputs = [(args.batch, 224), *inputs[1:]]
+    data: dict[str, Any] = {'machine': where, 'dtype': args.dtype, 'rounds': args.rounds, 'runs': []}
+    for batch, size in inputs:
+        for step in (inference, training_step):
+            result = measure(step, args, batch, size)
+            data['runs'].append({'batch': batch, 'size': size, 'step': step.__name__, 'models': result})
+            table = Table(title=f'{step.__name__.replace("_", " ")}, {batch} x {size} x {size}, {args.dtype}')
+            for column in ('', 'images/s', 'of the ceiling', 'x dense', 'peak MB'):
+                table.add_column(column, justify='right')
+            dense = result['PeLK-T, dense backend']['images_per_second']
+            for name, row in result.items():
+                memory = '-' if row['peak_memory'] is None else f'{row["peak_memory"] / 2**20:.0f}'
+                speed = row['images_per_second']
+                table.add_row(name, f'{speed:.2f}', f'{row["share_of_ceiling"]:.0%}', f'{speed / dense:.1f}', memory)
+            console.print(table)
+    console.print(f'written to {save(f"backbone_{args.device}_{args.dtype}", data)}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,108 @@
+"""What the benchmarks share: interleaved timing, peak memory, and the description of the machine."""
+
+import ctypes
+import gc
+import json
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / 'results'
+_ONCE_IS_ENOUGH = 4.0  # seconds from which on a call is not repeated
+
+
+def synchronize(device: str) -> None:
+    """Wait for the device, so that a clock reads what it should."""
+    if device == 'cuda':
+        torch.cuda.synchronize()
+
+
+def _seconds(function: Callable[[], Any], device: str) -> float:
+    if device == 'cuda':
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        function()
+        stop.record()
+        stop.synchronize()
+        return start.elapsed_time(stop) / 1e3
+    start_time = time.perf_counter()
+    function()
+    return time.perf_counter() - start_time
+
+
+def interleaved_medians(functions: Mapping[str, Callable[[], Any]], device: str, rounds: int) -> dict[str, float]:
+    """Median seconds of each function, the functions taking turns so that a drifting clock hits all alike.
+
+    Every function runs once to warm up; one that takes seconds is not run again and counts with that single time.
+    """
+    times: dict[str, list[float]] = {}
+    slow: set[str] = set()
+    for name, function in functions.items():
+        synchronize(device)
+        first = _seconds(function, device)
+        times[name] = [first] if first > _ONCE_IS_ENOUGH else []
+        if times[name]:
+            slow.add(name)
+    for _ in range(rounds):
+        for name, function in functions.items():
+            if name not in slow:
+                times[name].append(_seconds(function, device))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak_memory(function: Callable[[], Any], device: str) -> int | None:
+    """Bytes that a call needs on top of what was allocated before it; ``None`` where the system does not tell.
+
+    On a CPU this is the growth of the resident set (Linux), which has a granularity of some hundred kilobytes.
+    """
+    gc.collect()
+    if device == 'cuda':
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    try:
+        ctypes.CDLL('libc.so.6').malloc_trim(0)
+        Path('/proc/self/clear_refs').write_text('5')  # resets the peak that VmHWM reports
+    except OSError:
+        return None
+    before = _proc_status('VmRSS')
+    function()
+    return max(0, _proc_status('VmHWM') - before)
+
+
+def _proc_status(field: str) -> int:
+    match = re.search(rf'{field}:\s+(\d+) kB', Path('/proc/self/status').read_text())
+    assert match, field
+    return int(match.group(1)) * 1024
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Device, versions, threads, precision settings and date of a run."""
+    processor = platform.processor() or platform.machine()
+    if (info := Path('/proc/cpuinfo')).exists() and (name := re.search(r'model name\s*:\s*(.+)', info.read_text())):
+        processor = name.group(1)
+    return {
+        'device': torch.cuda.get_device_name() if device == 'cuda' else processor,
+        'threads': torch.get_num_threads(),
+        'torch': torch.__version__,
+        'python': platform.python_version(),
+        'tf32_matmul': torch.backends.cuda.matmul.allow_tf32,
+        'tf32_conv': torch.backends.cudnn.allow_tf32,
+        'date': date.today().isoformat(),
+    }
+
+
+def save(name: str, data: Any) -> Path:
+    """Write a result as JSON beside the benchmarks and return its path."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f'{name}.json'
+    path.write_text(json.dumps(data, indent=1) + '\n')
+    return path

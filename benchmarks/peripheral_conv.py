@@ -1,0 +1,239 @@
+"""The peripheral convolution against its peers, in one run.
+
+    python benchmarks/peripheral_conv.py                      # CPU, some minutes
+    python benchmarks/peripheral_conv.py --device cuda --dtype bfloat16 --batch 64
+
+Peers: ``F.conv2d`` with the dense kernel, a plain FFT convolution (both transforms in full, the kernel expanded),
+SLaK's pair of stripes (K x 5 and 5 x K), and ConvNeXt's 7 x 7. Peers that compute another function are
+there for their cost.
+Writes a table, ``benchmarks/results/peripheral_conv_*.json`` and a plot of time against kernel size.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from common import RESULTS, interleaved_medians, machine, peak_memory, save
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from mmpelk.ops import available_backends, expand_kernel, peripheral_conv2d, sharing_grid
+
+# Convolved channels and maps of PeLK-T's stages at 224 x 224, a stage 1 of segmentation at 2048 x 512, and one of
+# PeLK-101 at 384 x 384.
+CPU_CASES = [
+    (2, 46, 56, 56, 51, 5),
+    (2, 93, 28, 28, 49, 5),
+    (2, 187, 14, 14, 47, 5),
+    (2, 374, 7, 7, 13, 5),
+    (1, 62, 96, 96, 101, 7),
+    (1, 46, 128, 512, 51, 5),
+]
+GPU_CASES = [
+    (64, 46, 56, 56, 51, 5),
+    (64, 46, 56, 56, 101, 7),
+    (64, 93, 28, 28, 49, 5),
+    (64, 187, 14, 14, 47, 5),
+    (64, 374, 7, 7, 13, 5),
+    (16, 62, 96, 96, 101, 7),
+    (1, 46, 128, 512, 51, 5),
+]
+SWEEP = [7, 13, 21, 31, 51, 71, 101, 151]
+
+
+@dataclass
+class Case:
+    """Inputs of one shape."""
+
+    shape: tuple[int, int, int, int]
+    kernel_size: int
+    center_size: int
+    x: Tensor
+    weight: Tensor
+    dense: Tensor
+    stripes: tuple[Tensor, Tensor]
+    seven: Tensor
+    grad: Tensor
+    grid: tuple[int, ...]
+
+
+def make_case(spec: Sequence[int], device: str, dtype: torch.dtype) -> Case:
+    """Random inputs for ``(N, C, H, W, K, centre)``."""
+    *shape, kernel_size, center_size = spec
+    channels = shape[1]
+    grid = sharing_grid(kernel_size, min(center_size, kernel_size))
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator).to(device, dtype).requires_grad_()
+
+    weight = normal(channels, 1, len(grid), len(grid))
+    return Case(
+        tuple(shape),
+        kernel_size,
+        center_size,
+        normal(*shape),
+        weight,
+        expand_kernel(weight.detach(), grid).requires_grad_(),
+        (normal(channels, 1, kernel_size, 5), normal(channels, 1, 5, kernel_size)),
+        normal(channels, 1, 7, 7),
+        normal(*shape).detach(),
+        grid,
+    )
+
+
+def plain_fft(x: Tensor, dense: Tensor) -> Tensor:
+    """The textbook: transform input and dense kernel padded for the linear convolution, multiply, transform back."""
+    height, width, side = *x.shape[-2:], dense.shape[-1]
+    size = (height + side - 1, width + side - 1)
+    spectrum = torch.fft.rfft2(x.float(), s=size) * torch.fft.rfft2(dense[:, 0].float(), s=size).conj()
+    out = torch.fft.irfft2(spectrum, s=size).roll((side // 2, side // 2), (-2, -1))
+    return out[..., :height, :width].to(x.dtype)
+
+
+def methods(case: Case) -> dict[str, tuple[Callable[[], Tensor], tuple[Tensor, ...]]]:
+    """Name to forward function and the tensors that its backward differentiates."""
+    x, channels, side = case.x, case.shape[1], case.kernel_size
+    conv = partial(F.conv2d, x, groups=channels)
+    table: dict[str, tuple[Callable[[], Tensor], tuple[Tensor, ...]]] = {
+        'conv2d': (lambda: conv(case.dense, padding=side // 2), (x, case.dense)),
+        'plain fft': (lambda: plain_fft(x, case.dense), (x, case.dense)),
+        'stripes': (
+            lambda: conv(case.stripes[0], padding=(side // 2, 2)) + conv(case.stripes[1], padding=(2, side // 2)),
+            (x, *case.stripes),
+        ),
+        '7x7': (lambda: conv(case.seven, padding=3), (x, case.seven)),
+        'mmpelk': (lambda: peripheral_conv2d(x, case.weight, case.grid), (x, case.weight)),
+    }
+    for name in available_backends():
+        if name != 'dense':
+            call = partial(peripheral_conv2d, x, case.weight, case.grid, backend=name)
+            table[f'mmpelk {name}'] = (call, (x, case.weight))
+    return table
+
+
+def no_grad(function: Callable[[], Tensor]) -> None:
+    """The forward alone, as inference runs it."""
+    with torch.no_grad():
+        function()
+
+
+def backward(function: Callable[[], Tensor], inputs: tuple[Tensor, ...], grad: Tensor) -> None:
+    """Forward and the gradients of input and weights."""
+    torch.autograd.grad(function(), inputs, grad)
+
+
+def relative_error(function: Callable[[], Tensor], case: Case) -> float:
+    """Error of the output against float64, relative in the Euclidean norm."""
+    with torch.no_grad():
+        want = peripheral_conv2d(case.x.double(), case.weight.double(), case.grid, backend='fft')
+        return ((function().double() - want).norm() / want.norm()).item()
+
+
+def measure(case: Case, device: str, rounds: int) -> dict[str, dict[str, Any]]:
+    """Times, memory and error of every method on one case."""
+    table = methods(case)
+    forward = {name: partial(no_grad, function) for name, (function, _) in table.items()}
+    both = {name: partial(backward, function, inputs, case.grad) for name, (function, inputs) in table.items()}
+    seconds, seconds_both = (interleaved_medians(functions, device, rounds) for functions in (forward, both))
+    result = {}
+    for name, (function, _) in table.items():
+        slow = seconds_both[name] > 10
+        result[name] = {
+            'forward_ms': 1e3 * seconds[name],
+            'forward_backward_ms': 1e3 * seconds_both[name],
+            'forward_ratio': seconds['conv2d'] / seconds[name],
+            'forward_backward_ratio': seconds_both['conv2d'] / seconds_both[name],
+            'peak_memory': None if slow else peak_memory(both[name], device),
+            'error': relative_error(function, case) if name not in ('stripes', '7x7') else None,
+        }
+    return result
+
+
+def sweep(device: str, dtype: torch.dtype, batch: int, rounds: int) -> dict[str, list[float]]:
+    """Forward milliseconds at 56 x 56 against the kernel size."""
+    curves: dict[str, list[float]] = {}
+    for kernel_size in track(SWEEP, 'time against K', transient=True):
+        case = make_case((batch, 46, 56, 56, kernel_size, 5), device, dtype)
+        functions = {name: partial(no_grad, function) for name, (function, _) in methods(case).items()}
+        for name, seconds in interleaved_medians(functions, device, rounds).items():
+            curves.setdefault(name, []).append(1e3 * seconds)
+    return curves
+
+
+def plot(curves: dict[str, list[float]], title: str, path: str) -> None:
+    """Time against K, readable in grey."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
+    for (name, values), marker in zip(curves.items(), 'os^vDXP*', strict=False):
+        ours = name.startswith('mmpelk')
+        axes.plot(SWEEP, values, marker=marker, ls='-' if ours else '--', lw=2 if name == 'mmpelk' else 1, label=name)
+    axes.set(xlabel='kernel size K', ylabel='forward, milliseconds', yscale='log', title=title)
+    axes.grid(which='both', alpha=0.3)
+    axes.legend(ncols=2)
+    figure.savefig(RESULTS / path, dpi=150)
+
+
+def print_case(console: Console, spec: Sequence[int], result: dict[str, dict[str, Any]]) -> None:
+    """One table."""
+    batch, channels, height, width, kernel_size, _ = spec
+    table = Table(title=f'{batch}x{channels}x{height}x{width}, K = {kernel_size}')
+    for column in ('', 'forward ms', 'x conv2d', 'fwd+bwd ms', 'x conv2d', 'peak MB', 'error'):
+        table.add_column(column, justify='right')
+    for name, row in result.items():
+        memory = '-' if row['peak_memory'] is None else f'{row["peak_memory"] / 2**20:.1f}'
+        table.add_row(
+            name,
+            f'{row["forward_ms"]:.2f}',
+            f'{row["forward_ratio"]:.1f}',
+            f'{row["forward_backward_ms"]:.2f}',
+            f'{row["forward_backward_ratio"]:.1f}',
+            memory,
+            '-' if row['error'] is None else f'{row["error"]:.1e}',
+        )
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
+    parser.add_argument('--dtype', default='float32', choices=['float32', 'bfloat16', 'float16'])
+    parser.add_argument('--batch', type=int, help='batch of the sweep over K; default 1 on a CPU, 64 on a GPU')
+    parser.add_argument('--rounds', type=int, help='timed rounds; default 9 on a CPU, 50 on a GPU')
+    parser.add_argument('--cases', type=int, nargs='*', help='indices of the cases to run; default all')
+    parser.add_argument('--no-sweep', action='store_true')
+    args = parser.parse_args()
+    on_gpu = args.device == 'cuda'
+    rounds = args.rounds or (50 if on_gpu else 9)
+    dtype = getattr(torch, args.dtype)
+    cases = GPU_CASES if on_gpu else CPU_CASES
+    chosen = [cases[i] for i in args.cases] if args.cases is not None else cases
+    console = Console()
+    where = machine(args.device)
+    console.print(where)
+    name = f'peripheral_conv_{args.device}_{args.dtype}'
+    data: dict[str, Any] = {'machine': where, 'dtype': args.dtype, 'rounds': rounds, 'cases': []}
+    for spec in chosen:
+        result = measure(make_case(spec, args.device, dtype), args.device, rounds)
+        print_case(console, spec, result)
+        data['cases'].append({'case': spec, 'methods': result})
+    if not args.no_sweep:
+        batch = args.batch or (64 if on_gpu else 1)
+        data['sweep'] = {'batch': batch, 'kernel_sizes': SWEEP, 'forward_ms': sweep(args.device, dtype, batch, rounds)}
+        title = f'{batch}x46x56x56, {args.dtype}, {where["device"]}'
+        plot(data['sweep']['forward_ms'], title, f'{name}.png')
+    console.print(f'written to {save(name, data)}')
+
+
+if __name__ == '__main__':
+    main()
