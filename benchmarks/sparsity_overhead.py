@@ -1,0 +1,90 @@
+"""What dynamic sparsity adds to a training step: enforcing the masks after each, updating them now and then.
+
+Both are timed by themselves, on the optimizer state of real steps, and given as a share of the step without them. That
+is steadier than the difference of two runs.
+
+python benchmarks/sparsity_overhead.py --arch tiny --size 224 --batch 2
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from mmengine.device import get_device
+from torch import nn
+
+from mmpelk.models import PeLK
+from mmpelk.sparsity import StepMasker, attach_masks, find_parameters, prune_and_grow, random_mask
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--arch', default='tiny', help='architecture of PeLK; %(default)s')
+    parser.add_argument('--size', type=int, default=224, help='height and width of the images; %(default)s')
+    parser.add_argument('--batch', type=int, default=2, help='images per step; %(default)s')
+    parser.add_argument('--amp', action='store_true', help='autocast to bfloat16')
+    parser.add_argument('--steps', type=int, default=10, help='steps to time, after two for warming up; %(default)s')
+    parser.add_argument('--update-interval', type=int, default=2000, help='iterations per update; %(default)s')
+    parser.add_argument('--device', default=get_device())
+    return parser.parse_args()
+
+
+def median_ms(function: Callable[[], object], repeats: int, device: str) -> float:
+    """Median time of a call in milliseconds, the device's work included."""
+    times = []
+    for _ in range(repeats + 2):
+        if device.startswith('cuda'):
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        function()
+        if device.startswith('cuda'):
+            torch.cuda.synchronize()
+        times.append(1000 * (time.perf_counter() - start))
+    return statistics.median(times[2:])
+
+
+def main() -> None:
+    args = parse_args()
+    torch.manual_seed(0)
+    model: nn.Module = PeLK(arch=args.arch).to(args.device).train()
+    parameters = find_parameters(model, target=None)
+    attach_masks(parameters)
+    generator = torch.Generator().manual_seed(0)
+    for entry in parameters:
+        entry.mask.copy_(random_mask(entry.mask.shape, round(0.6 * entry.mask.numel()), generator))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
+    images = torch.randn(args.batch, 3, args.size, args.size, device=args.device)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(args.device.split(':')[0], torch.bfloat16, enabled=args.amp):
+            loss = model(images)[-1].float().square().mean()
+        loss.backward()
+        optimizer.step()
+
+    step_ms = median_ms(step, args.steps, args.device)
+    masker = StepMasker(optimizer, parameters)
+    apply_ms = median_ms(masker.apply, 5 * args.steps, args.device)
+
+    def update() -> None:
+        growth = torch.Generator(args.device).manual_seed(0)
+        for entry in parameters:
+            prune_and_grow(entry.weight, entry.mask, 0.3, growth)
+        masker.refresh()
+
+    update_ms = median_ms(update, 3, args.device)
+    per_step = update_ms / args.update_interval
+    masked = sum(entry.mask.numel() for entry in parameters) / 1e6
+    print(
+        f'PeLK {args.arch}, batch {args.batch}, {args.size} x {args.size}, {args.device}, {masked:.1f} M masked weights'
+    )
+    print(f'training step without masks    {step_ms:10.2f} ms')
+    print(f'one update of the masks        {update_ms:10.2f} ms')
+    print(f'  each of {args.update_interval:6d} iterations   {per_step:10.2f} ms  {100 * per_step / step_ms:6.2f} %')
+    print(f'enforcing them after each step {apply_ms:10.2f} ms  {100 * apply_ms / step_ms:6.2f} %')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,56 @@
+"""Drop the smallest weights, grow as many at random: one update of the masks, and the rate it happens at."""
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ['cosine_prune_rate', 'prune_and_grow']
+
+
+def cosine_prune_rate(iteration: int, max_iters: int, start: float, end: float = 0.005) -> float:
+    """Share of the live weights that an update replaces: a cosine from ``start`` to ``end`` over the whole run.
+
+    Args:
+        iteration: Iterations done, 0 … ``max_iters``.
+        max_iters: Iterations of the run.
+        start: Rate at iteration 0.
+        end: Rate at the end (0.005 in SLaK).
+
+    Returns:
+        The rate. It depends on nothing else, so that a resumed run continues with the same one.
+    """
+    return end + (start - end) * (1 + math.cos(math.pi * iteration / max_iters)) / 2
+
+
+@torch.no_grad()
+def prune_and_grow(weight: Tensor, mask: Tensor, prune_rate: float, generator: torch.Generator) -> int:
+    """Change a layer's mask in place: the smallest live weights die, as many dead ones come alive.
+
+    What grows is drawn among the weights that were dead *before*, so that none returns in the update that drops it; a
+    layer with fewer dead weights than there are to drop replaces only so many, and a dense layer none. The weights are
+    not touched: zero the dead ones afterwards. A grown weight then starts at zero, with zero moments, since it was
+    dead (RigL's convention).
+
+    Args:
+        weight: The layer's weights.
+        mask: Its mask, boolean, of the same shape; changed in place.
+        prune_rate: Share of the live weights to drop, rounded to the nearest count.
+        generator: Source of the random growth, on the mask's device.
+
+    Returns:
+        How many weights died, and so how many came alive.
+    """
+    assert mask.is_contiguous(), 'view(-1) below must not be a copy'
+    flat = mask.view(-1)
+    live = flat.nonzero().squeeze(1)
+    dead = (~flat).nonzero().squeeze(1)
+    count = min(round(prune_rate * live.numel()), dead.numel())
+    # A stable sort: equal magnitudes (weights just grown are exactly zero) fall in the same order on every rank and
+    # run.
+    magnitude = weight.detach().reshape(-1)[live].abs()
+    dropped = live[magnitude.argsort(stable=True)[:count]]
+    grown = dead[torch.randperm(dead.numel(), generator=generator, device=dead.device)[:count]]
+    flat[dropped] = False
+    flat[grown] = True
+    return count

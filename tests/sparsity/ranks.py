@@ -1,0 +1,41 @@
+"""One rank of a two-process training on the CPU, started by ``test_distributed.py``: ``ranks.py RANK FOLDER``."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed
+from mmengine.model import MMDistributedDataParallel
+from tiny import TinyModel, Watch, build_runner, dead_values, masked, scores_of_global_batch
+
+
+def main(rank: int, folder: Path) -> None:
+    os.environ |= {'RANK': str(rank), 'WORLD_SIZE': '2', 'LOCAL_RANK': str(rank)}
+    torch.distributed.init_process_group('gloo', init_method=f'file://{folder / "rendezvous"}', rank=rank, world_size=2)
+    masks = []
+
+    def look(runner):
+        assert all(not values.any() for values in dead_values(runner))
+        masks.append(torch.cat([entry.mask.flatten() for entry in masked(runner)]))
+
+    # Other weights and other global random numbers on each rank before DDP brings them together.
+    torch.manual_seed(rank)
+    runner = build_runner(
+        folder / 'run',
+        {'update_interval': 2, 'prune_rate': 0.5},
+        max_iters=6,
+        model=MMDistributedDataParallel(TinyModel(dropout=0.3)),
+        hooks=({'type': 'EMAHook', 'momentum': 0.3}, Watch(look)),
+        wrapper={'accumulative_counts': 2},
+        launcher='pytorch',  # the process group exists already, so mmengine starts none
+    )
+    runner.train()
+    weights = {key: value for key, value in runner.model.module.state_dict().items() if 'running' not in key}
+    scores = scores_of_global_batch(batch_size=4)
+    torch.save({'masks': masks, 'weights': weights, 'scores': scores}, folder / f'rank{rank}.pth')
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == '__main__':
+    main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,41 @@
+"""Two processes train together (gloo): the same masks on both, all the time, from the scores of the global batch."""
+
+import os
+import subprocess
+import sys
+
+import torch
+
+from mmpelk.sparsity import live_total
+from tests.paths import ROOT
+from tests.sparsity.tiny import scores_of_global_batch
+
+
+def test_both_ranks_have_the_same_masks_throughout(tmp_path):
+    env = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
+    script = str(ROOT / 'tests' / 'sparsity' / 'ranks.py')  # as a script it finds tiny.py beside it
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, script, str(rank), str(tmp_path)],
+            cwd=tmp_path,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    printed = [rank.communicate(timeout=300)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], printed[0][-3000:] + printed[1][-3000:]
+    first, second = (torch.load(tmp_path / f'rank{rank}.pth') for rank in range(2))
+    assert len(first['masks']) == 6
+    for mask, other in zip(first['masks'], second['masks'], strict=True):
+        assert torch.equal(mask, other)
+        assert int(mask.sum()) == live_total([mask.numel()], 0.6)
+    assert not torch.equal(first['masks'][0], first['masks'][-1])
+    for key, value in first['weights'].items():
+        assert torch.equal(value, second['weights'][key]), key
+    # Two ranks with four samples each score as one with the eight; float32 sums in another order.
+    for ours, other, whole in zip(first['scores'], second['scores'], scores_of_global_batch(8), strict=True):
+        assert torch.equal(ours, other)
+        torch.testing.assert_close(ours, whole, rtol=1e-4, atol=1e-7)

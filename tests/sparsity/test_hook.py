@@ -1,0 +1,232 @@
+"""Real training runs: everything dead is zero after every step, and the run is otherwise the one that it would be."""
+
+import json
+import random
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.optim.optimizer import amp_optimizer_wrapper
+
+from mmpelk.sparsity import cosine_prune_rate, live_total
+from tests.sparsity.tiny import TinyData, TinyModel, Watch, dead_values, masked
+
+DYNAMIC = {'update_interval': 3, 'prune_rate': 0.5}
+
+RUNS = {
+    'plain': {},
+    'accumulation': {'wrapper': {'accumulative_counts': 2}},
+    'clipping': {'wrapper': {'clip_grad': {'max_norm': 0.1}}},
+    'with-cp': {'model': {'with_cp': True}},
+    'activation-checkpointing': {'cfg': {'activation_checkpointing': ['backbone.depthwise', 'backbone.linear']}},
+    'amp-bf16': {'wrapper': {'type': 'AmpOptimWrapper', 'dtype': 'bfloat16'}},
+    'amp-accumulation-clipping': {
+        'wrapper': {
+            'type': 'AmpOptimWrapper',
+            'dtype': 'bfloat16',
+            'accumulative_counts': 2,
+            'clip_grad': {'max_norm': 0.1},
+        }
+    },
+    'sgd': {'wrapper': {'optimizer': {'type': 'SGD', 'lr': 0.1, 'momentum': 0.9}}},
+    'ema': {'hooks': ({'type': 'EMAHook'},)},
+    'ema-buffers-accumulation': {
+        'hooks': ({'type': 'EMAHook', 'update_buffers': True, 'momentum': 0.3, 'priority': 49},),
+        'wrapper': {'accumulative_counts': 2},
+    },
+    'ema-late': {'hooks': ({'type': 'EMAHook', 'begin_iter': 4, 'momentum': 0.3},)},
+    'ema-registered-before-the-masks': {'hooks': ({'type': 'EMAHook', 'momentum': 0.3, 'priority': 'VERY_HIGH'},)},
+    'stochastic-weight-average': {'hooks': ({'type': 'EMAHook', 'ema_type': 'StochasticWeightAverage'},)},
+}
+
+
+@pytest.fixture
+def amp_on_cpu(monkeypatch):
+    # AmpOptimWrapper refuses to be built without a GPU, though autocast to bfloat16 works on a CPU.
+    monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
+
+
+@pytest.mark.usefixtures('amp_on_cpu')
+@pytest.mark.parametrize('run', RUNS)
+@pytest.mark.parametrize('mode', ['dynamic', 'fixed'])
+def test_dead_weights_moments_and_averages_are_zero_after_every_step(make_runner, run, mode):
+    settings = dict(RUNS[run])
+    history = []
+
+    def look(runner):
+        assert all(not values.any() for values in dead_values(runner))
+        masks = torch.cat([entry.mask.flatten() for entry in masked(runner)])
+        history.append(masks)
+        assert int(masks.sum()) == live_total([masks.numel()], 0.6)
+
+    model = TinyModel(**settings.pop('model', {}))
+    initial = model.backbone.linear.weight.clone()
+    hooks = (*settings.pop('hooks', ()), Watch(look))
+    runner = make_runner({'mode': mode, **DYNAMIC}, model=model, hooks=hooks, max_iters=9, **settings)
+    runner.train()
+    assert len(history) == 9
+    changed = [i + 2 for i, (old, new) in enumerate(pairwise(history)) if not old.equal(new)]
+    assert changed == ([3, 6] if mode == 'dynamic' else [])  # not in the last iteration
+    live = model.backbone.linear.weight_mask
+    assert (model.backbone.linear.weight[live] != initial[live]).all(), 'the live weights are trained'
+    assert not model.backbone.linear.weight[~live].any()
+
+
+def test_each_layer_keeps_its_count(make_runner):
+    counts = []
+    look = Watch(lambda runner: counts.append([int(entry.mask.sum()) for entry in masked(runner)]))
+    make_runner(DYNAMIC, hooks=(look,)).train()
+    assert all(count == counts[0] for count in counts)
+
+
+@pytest.mark.parametrize('initialisation', ['snip', 'erk', 'uniform'])
+def test_a_density_of_one_is_the_dense_run_bit_for_bit(make_runner, initialisation):
+    """So the batch for SNIP moves neither the order of the data nor any random number, though both are drawn from."""
+    runs = []
+    for folder, sparsity in {'dense': None, 'sparse': {'density': 1.0, 'initialisation': initialisation}}.items():
+        runner = make_runner(sparsity, folder)
+        random.seed(0)
+        np.random.seed(0)
+        runner.train()
+        draws = (random.random(), np.random.rand(), torch.rand(()).item())
+        weights = {key: value for key, value in runner.model.state_dict().items() if not key.endswith('_mask')}
+        runs.append((draws, weights))
+    (dense_draws, dense), (sparse_draws, sparse) = runs
+    assert dense_draws == sparse_draws
+    assert dense.keys() == sparse.keys()
+    for key in dense:
+        assert torch.equal(dense[key], sparse[key]), key
+
+
+@pytest.mark.parametrize(
+    'hooks',
+    [(), ({'type': 'EMAHook', 'momentum': 0.3},), ({'type': 'EMAHook', 'update_buffers': True, 'momentum': 0.3},)],
+    ids=['plain', 'ema', 'ema-buffers'],
+)
+@pytest.mark.parametrize('mode', ['dynamic', 'fixed'])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(make_runner, mode, hooks):
+    # mmengine saves no generator states: dropout and augmentation would differ after a resume, dense or sparse.
+    settings = {'max_iters': 12, 'data': TinyData(noise=0.0), 'hooks': hooks}
+    sparsity = {'mode': mode, **DYNAMIC}
+    whole = make_runner(sparsity, 'whole', model=TinyModel(dropout=0.0), **settings)
+    whole.train()
+    resumed = make_runner(
+        sparsity,
+        'resumed',
+        model=TinyModel(dropout=0.0),
+        load_from=str(Path(whole.work_dir) / 'iter_4.pth'),
+        resume=True,
+        **settings,
+    )
+    resumed.train()
+    expected, found = (
+        torch.load(Path(runner.work_dir) / 'iter_12.pth', weights_only=False) for runner in (whole, resumed)
+    )
+    for part in ('state_dict', 'ema_state_dict') if hooks else ('state_dict',):
+        assert expected[part].keys() == found[part].keys()
+        for key in expected[part]:
+            assert torch.equal(expected[part][key], found[part][key]), (part, key)
+    for index, state in expected['optimizer']['state'].items():
+        for key, value in state.items():
+            assert torch.equal(value, found['optimizer']['state'][index][key]), (index, key)
+    for tag in ('train/density', *(('train/prune_rate', 'train/grown_weights') if mode == 'dynamic' else ())):
+        assert whole.message_hub.get_scalar(tag).current() == resumed.message_hub.get_scalar(tag).current()
+    changed = any(
+        not torch.equal(expected['state_dict'][key], value)
+        for key, value in torch.load(Path(whole.work_dir) / 'iter_4.pth', weights_only=False)['state_dict'].items()
+        if key.endswith('_mask')
+    )
+    assert changed == (mode == 'dynamic'), 'masks were updated after the resume'
+
+
+def test_snip_shares_are_those_of_the_gradient_computed_directly(make_runner):
+    data = TinyData(length=4, noise=0.0)  # one batch is the whole set, whatever its order
+    model = TinyModel(dropout=0.0)
+    weights = [model.backbone.stem.weight, model.backbone.depthwise.weight, model.backbone.linear.weight]
+    batch = torch.utils.data.default_collate([data[i] for i in range(4)])
+    running_mean = model.backbone.norm.running_mean.clone()
+    gradients = torch.autograd.grad(model.train()(**batch, mode='loss')['loss'], weights)
+    model.backbone.norm.running_mean.copy_(running_mean)
+    scores = [(weight * gradient).abs().flatten() for weight, gradient in zip(weights, gradients, strict=True)]
+    total = live_total([score.numel() for score in scores], 0.6)
+    layer = torch.cat([torch.full_like(score, index) for index, score in enumerate(scores)])
+    kept = layer[torch.cat(scores).argsort(descending=True)[:total]]
+    runner = make_runner({'mode': 'fixed'}, model=model, data=data, max_iters=1)
+    runner.train()
+    assert [int(entry.mask.sum()) for entry in masked(runner)] == kept.long().bincount(minlength=3).tolist()
+
+
+def test_masks_depend_on_the_seed(make_runner):
+    def masks(folder, seed, hook_seed=None):
+        runner = make_runner({'seed': hook_seed, 'initialisation': 'uniform'}, folder, seed=seed, max_iters=1)
+        runner.train()
+        return torch.cat([entry.mask.flatten() for entry in masked(runner)])
+
+    first = masks('a', 1)
+    assert torch.equal(first, masks('b', 1))
+    assert not torch.equal(first, masks('c', 2))
+    assert torch.equal(first, masks('d', 2, hook_seed=1))
+
+
+def test_log_and_visualiser_get_the_densities(make_runner):
+    runner = make_runner(DYNAMIC, max_iters=6)
+    runner.train()
+    folder = Path(runner.log_dir)
+    log = next(folder.glob('*.log')).read_text()
+    assert "Sparse training, mode 'dynamic': density" in log
+    assert f'Masks updated after iteration 3, prune rate {cosine_prune_rate(3, 6, 0.5):.4f}' in log
+    assert log.count('backbone.depthwise.weight  8x1x5x5') == 2
+    scalars = [json.loads(line) for line in (folder / 'vis_data' / 'scalars.json').read_text().splitlines()]
+    assert [line['step'] for line in scalars] == [1, 2, 3, 4, 5, 6]
+    density = live_total([544], 0.6) / 544
+    assert all(line['density'] == density for line in scalars)
+    assert scalars[-1]['prune_rate'] == cosine_prune_rate(3, 6, 0.5)
+    grown = sum(round(cosine_prune_rate(3, 6, 0.5) * int(entry.mask.sum())) for entry in masked(runner))
+    assert scalars[-1]['grown_weights'] == grown
+
+
+def test_frozen_weights_are_not_replaced(make_runner, tmp_path):
+    make_runner({'mode': 'fixed'}, 'first', max_iters=4).train()
+    model = TinyModel()
+    model.backbone.stem.requires_grad_(False)
+    runner = make_runner(
+        {'update_interval': 2}, 'second', model=model, max_iters=4, load_from=str(tmp_path / 'first/iter_4.pth')
+    )
+    before = torch.load(tmp_path / 'first/iter_4.pth', weights_only=False)['state_dict']
+    runner.train()
+    assert torch.equal(model.backbone.stem.weight_mask, before['backbone.stem.weight_mask'])
+    assert not torch.equal(model.backbone.linear.weight_mask, before['backbone.linear.weight_mask'])
+
+
+def test_frozen_weights_get_no_new_masks(make_runner):
+    model = TinyModel()
+    model.backbone.stem.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"'backbone.stem.weight'\], are frozen"):
+        make_runner({}, model=model).train()
+    make_runner({'exclude': ['stem']}, 'excluded', model=model, max_iters=1).train()
+
+
+def test_snip_names_parameters_without_a_gradient(make_runner):
+    model = TinyModel()
+    model.backbone.unused = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"no gradient, such as \['backbone.unused.weight'\]"):
+        make_runner({}, model=model).train()
+
+
+@pytest.mark.parametrize(
+    ('argument', 'message'),
+    [
+        ({'mode': 'sparse'}, 'mode must be one of'),
+        ({'initialisation': 'random'}, "'snip', 'erk', 'uniform'"),
+        ({'density': 40}, 'share of weights that live'),
+        ({'prune_rate': 0.001}, 'prune_rate_end <= prune_rate'),
+        ({'update_interval': 0}, 'at least 1'),
+        ({'exclude': 'stem'}, 'a list of strings'),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else '',
+)
+def test_wrong_arguments_are_explained(make_runner, argument, message):
+    with pytest.raises(ValueError, match=message):
+        make_runner(argument)

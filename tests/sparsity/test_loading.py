@@ -1,0 +1,162 @@
+"""Checkpoints with and without masks meet runs with and without."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.model import ExponentialMovingAverage
+
+from mmpelk.sparsity import fold_masks
+from tests.sparsity.tiny import TinyModel, Watch, dead_values, masked
+
+
+@pytest.fixture
+def checkpoints(make_runner, tmp_path) -> dict[str, Path]:
+    """A sparse one, a dense one, and the sparse one with its masks folded in, after four iterations each."""
+    make_runner({'update_interval': 2}, 'sparse', max_iters=4).train()
+    make_runner(None, 'dense', max_iters=4).train()
+    paths = {name: tmp_path / name / 'iter_4.pth' for name in ('sparse', 'dense')}
+    paths['folded'] = tmp_path / 'folded.pth'
+    state = torch.load(paths['sparse'], weights_only=False)['state_dict']
+    torch.save({'state_dict': fold_masks(state)}, paths['folded'])
+    return paths
+
+
+def load_masks(path: Path) -> dict[str, torch.Tensor]:
+    state = torch.load(path, weights_only=False)['state_dict']
+    return {key: value for key, value in state.items() if key.endswith('_mask')}
+
+
+def start(make_runner, sparsity, path, how, **settings):
+    """A fine-tuning run from a checkpoint, by one of the ways that mmengine has."""
+    if how == 'load_from':
+        return make_runner(sparsity, f'tuned-{how}', load_from=str(path), **settings)
+    init = {'type': 'Pretrained', 'checkpoint': str(path), 'prefix': 'backbone.'}
+    return make_runner(sparsity, f'tuned-{how}', model=TinyModel(backbone_init=init), **settings)
+
+
+HOW = pytest.mark.parametrize('how', ['load_from', 'init_cfg'])
+
+
+@HOW
+def test_fixed_masks_come_from_the_checkpoint_and_stay(make_runner, checkpoints, how):
+    def look(runner):
+        assert all(not values.any() for values in dead_values(runner))
+
+    hooks = ({'type': 'EMAHook'}, Watch(look))
+    runner = start(make_runner, {'mode': 'fixed', 'update_interval': 2}, checkpoints['sparse'], how, hooks=hooks)
+    runner.train()
+    expected = load_masks(checkpoints['sparse'])
+    assert {f'{entry.name}_mask': entry.mask for entry in masked(runner)}.keys() == expected.keys()
+    for entry in masked(runner):
+        assert torch.equal(entry.mask, expected[f'{entry.name}_mask'])
+
+
+@HOW
+@pytest.mark.parametrize('mode', ['fixed', 'dynamic'])
+def test_a_dense_checkpoint_in_a_sparse_run_is_an_explained_error(make_runner, checkpoints, how, mode):
+    with pytest.raises(ValueError, match=r"checkpoint is dense.*3 of 3.*adopt_zeros=True.*mode='dense'"):
+        start(make_runner, {'mode': mode}, checkpoints['dense'], how).train()
+
+
+@HOW
+def test_a_sparse_checkpoint_in_a_dense_run_is_an_explained_error(make_runner, checkpoints, how):
+    with pytest.raises(ValueError, match=r"checkpoint is sparse.*3 param.*mode='fixed'.*tools/export_dense.py"):
+        start(make_runner, {'mode': 'dense'}, checkpoints['sparse'], how).train()
+
+
+@HOW
+@pytest.mark.parametrize('name', ['dense', 'folded'])
+def test_a_checkpoint_without_masks_trains_densely(make_runner, checkpoints, how, name):
+    runner = start(make_runner, {'mode': 'dense'}, checkpoints[name], how, max_iters=2)
+    runner.train()
+    assert not any(key.endswith('_mask') for key in runner.model.state_dict())
+
+
+@HOW
+def test_zeros_are_adopted_when_asked_and_the_densities_logged(make_runner, checkpoints, how):
+    runner = start(make_runner, {'mode': 'fixed', 'adopt_zeros': True}, checkpoints['folded'], how)
+    runner.train()
+    expected = load_masks(checkpoints['sparse'])
+    state = torch.load(checkpoints['sparse'], weights_only=False)['state_dict']
+    for entry in masked(runner):
+        # A weight that was just grown is still zero in the checkpoint: it is lost, as the documentation says.
+        assert torch.equal(entry.mask, expected[f'{entry.name}_mask'] & (state[entry.name] != 0))
+    log = next(Path(runner.log_dir).glob('*.log')).read_text()
+    table = log[log.index('Masks adopted from the zeros') :]
+    for entry in masked(runner):
+        row = next(line for line in table.splitlines() if line.startswith(entry.name))
+        assert row.split()[-2:] == [str(int(entry.mask.sum())), f'{entry.mask.float().mean():.4f}']
+
+
+def test_adopting_from_a_dense_checkpoint_warns(make_runner, checkpoints):
+    runner = start(make_runner, {'mode': 'fixed', 'adopt_zeros': True}, checkpoints['dense'], 'load_from')
+    runner.train()
+    assert 'the checkpoint is dense, and so are these masks' in next(Path(runner.log_dir).glob('*.log')).read_text()
+
+
+def test_parameters_that_the_checkpoint_lacks_stay_dense_with_a_warning(make_runner, checkpoints, tmp_path):
+    state = torch.load(checkpoints['sparse'], weights_only=False)['state_dict']
+    partial = {key: value for key, value in state.items() if 'linear' not in key}
+    torch.save({'state_dict': partial}, tmp_path / 'partial.pth')
+    runner = start(make_runner, {'mode': 'fixed'}, tmp_path / 'partial.pth', 'load_from', max_iters=2)
+    runner.train()
+    assert runner.model.backbone.linear.weight_mask.all()
+    assert not runner.model.backbone.stem.weight_mask.all()
+    assert 'nothing for 1 parameters' in next(Path(runner.log_dir).glob('*.log')).read_text()
+
+
+def test_a_later_checkpoint_overrides_an_earlier_one(make_runner, checkpoints):
+    """Masks through ``init_cfg``, then a dense ``load_from``: the weights in use are dense."""
+    init = {'type': 'Pretrained', 'checkpoint': str(checkpoints['sparse']), 'prefix': 'backbone.'}
+    runner = make_runner(
+        {'mode': 'fixed'},
+        'both',
+        model=TinyModel(backbone_init=init),
+        load_from=str(checkpoints['dense']),
+    )
+    with pytest.raises(ValueError, match='checkpoint is dense'):
+        runner.train()
+
+
+@pytest.mark.parametrize('mode', ['fixed', 'dense', None], ids=['with-masks', 'mode-dense', 'no-hook'])
+@pytest.mark.parametrize('name', ['sparse', 'folded'])
+def test_evaluation_takes_either_checkpoint_in_any_mode(make_runner, checkpoints, mode, name, capsys):
+    # Stands for a test loop: what matters is what the model computes after loading.
+    runner = make_runner(None if mode is None else {'mode': mode}, 'test', load_from=str(checkpoints[name]))
+    runner.call_hook('before_run')
+    runner.load_or_resume()
+    runner.call_hook('before_test')
+    model = runner.model.eval()
+    images = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    outputs = model(images, None)[0]
+    reference = TinyModel().eval()
+    reference.load_state_dict(torch.load(checkpoints['folded'], weights_only=False)['state_dict'])
+    assert torch.equal(outputs, reference(images, None)[0])
+    # Without the hook, mmengine reports the masks and goes on: the dead weights are zero in the checkpoint.
+    assert ('weight_mask' in capsys.readouterr().out) == (mode is None and name == 'sparse')
+
+
+def test_a_backbone_may_load_strictly(make_runner, checkpoints):
+    """Some backbones load their pre-trained weights themselves, and insist on every key."""
+    model = TinyModel()
+    state = torch.load(checkpoints['folded'], weights_only=False)['state_dict']
+    model.init_weights = lambda: model.load_state_dict(state, strict=True)
+    make_runner({'mode': 'fixed', 'adopt_zeros': True}, 'strict', model=model, max_iters=1).train()
+    assert not model.backbone.linear.weight_mask.all()
+
+
+def test_training_twice_keeps_the_masks(make_runner):
+    runner = make_runner({'mode': 'fixed'}, max_iters=2)
+    runner.train()
+    before = [entry.mask.clone() for entry in masked(runner)]
+    again = make_runner({'mode': 'fixed', 'seed': 99}, 'again', model=runner.model, max_iters=2)
+    again.train()
+    assert all(torch.equal(old, entry.mask) for old, entry in zip(before, masked(again), strict=True))
+
+
+def test_a_model_with_averages_of_its_own_is_refused(make_runner):
+    model = TinyModel()
+    model.teacher = ExponentialMovingAverage(model.backbone)
+    with pytest.raises(ValueError, match='averaged copies of its own parts'):
+        make_runner({}, model=model).train()

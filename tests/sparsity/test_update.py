@@ -1,0 +1,66 @@
+"""One update of a mask: exact counts, the smallest dropped, only dead ones grown, reproducible."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmpelk.sparsity import cosine_prune_rate, prune_and_grow, random_mask
+
+
+@st.composite
+def layers(draw):
+    rows, columns = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    live = draw(st.integers(0, rows * columns))
+    seed = draw(st.integers(0, 2**31))
+    generator = torch.Generator().manual_seed(seed)
+    mask = random_mask((rows, columns), live, generator)
+    weight = torch.randn(rows, columns, generator=generator)
+    if draw(st.booleans()):
+        weight = weight.round()  # ties, and live weights of exactly zero
+    return weight * mask, mask, seed
+
+
+@given(layer=layers(), rate=st.floats(0, 1))
+def test_update_keeps_the_density_drops_the_smallest_and_grows_what_was_dead(layer, rate):
+    weight, mask, seed = layer
+    before = mask.clone()
+    count = prune_and_grow(weight, mask, rate, torch.Generator().manual_seed(seed))
+    dropped, grown = before & ~mask, mask & ~before
+    live = int(before.sum())
+    assert int(mask.sum()) == live
+    assert int(dropped.sum()) == int(grown.sum()) == count
+    assert count == min(round(rate * live), before.numel() - live)
+    kept = before & mask
+    if count and kept.any():
+        assert weight[dropped].abs().max() <= weight[kept].abs().min()
+
+
+@given(layer=layers())
+def test_update_is_a_function_of_weights_mask_and_seed(layer):
+    weight, mask, seed = layer
+    first, second = mask.clone(), mask.clone()
+    for copy in (first, second):
+        prune_and_grow(weight, copy, 0.5, torch.Generator().manual_seed(seed))
+    assert torch.equal(first, second)
+
+
+def test_growth_is_random_among_all_dead_weights():
+    weight = torch.arange(1.0, 21.0).view(4, 5)
+    start = weight > 12  # 8 live, 12 dead
+    generator = torch.Generator().manual_seed(0)
+    grown = torch.zeros(4, 5)
+    for _ in range(3000):
+        mask = start.clone()
+        prune_and_grow(weight, mask, 0.5, generator)
+        grown += mask & ~start
+    # 4 of 12 grow each time: 1/3, with standard deviation sqrt(2/9 / 3000) = 0.0086; five of them.
+    assert (grown[~start] / 3000 - 1 / 3).abs().max() < 0.043
+
+
+def test_rate_is_a_cosine_from_start_to_end():
+    assert cosine_prune_rate(0, 100, 0.5) == 0.5
+    assert cosine_prune_rate(100, 100, 0.5) == pytest.approx(0.005, abs=1e-15)
+    assert cosine_prune_rate(50, 100, 0.5) == pytest.approx((0.5 + 0.005) / 2, abs=1e-15)
+    rates = [cosine_prune_rate(i, 100, 0.5) for i in range(101)]
+    assert rates == sorted(rates, reverse=True)
