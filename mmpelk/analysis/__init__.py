@@ -1,0 +1,1 @@
+"""Analyses that return data; the tools print and plot it."""

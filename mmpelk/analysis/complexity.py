@@ -1,0 +1,419 @@
+"""Parameters and FLOPs of a model, dense and sparse, by component: the figures of the paper's Tables 2 to 4 and Fig. 5.
+
+The convention that reproduces the paper's columns (its text does not state one):
+
+- a multiply-add is one FLOP; convolutions and linear layers only; biases, norms, activations left out;
+- in necks and heads the norms, resizing and pooling count as well, as mmengine's standard handles count them. They are
+  0.1 % of UperNet, and a component of their own, so that both figures can be read;
+- a large kernel counts ``K * K`` per position and convolved channel, whatever a backend really computes;
+- FLOPs are those of the deployed form, in which the 5x5 branch is merged into the large kernel; parameters are those of
+  the training form, 5x5 branches and positional embeddings included;
+- every 2-D and 4-D parameter of the backbone and of a classifier, and the FLOPs of its layer, count times its density.
+  The necks and heads of segmentation and detection are dense;
+- only what runs at inference counts: no auxiliary head.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# FakeTensorMode has no public alias; torch's own documentation imports it from here.
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmpelk.ops.backends import BACKENDS
+from mmpelk.ops.library import HAS_CUSTOM_OP
+from mmpelk.sparsity.masks import MASK_SUFFIX
+
+from .executed import backend_on_cpu, executed_operations
+from .inference import InferenceForm
+
+__all__ = [
+    'FLOP_HANDLES',
+    'Complexity',
+    'Component',
+    'LargeKernelCall',
+    'LeftOut',
+    'checkpoint_densities',
+    'count_complexity',
+    'uniform_densities',
+]
+
+# Parts whose 2-D and 4-D parameters the masks cover: the backbone, and mmpretrain's name for a classifier.
+_SPARSE_PARTS = ('backbone', 'head')
+_TRAINING_ONLY = ('auxiliary_head',)
+_NORMS = 'norms_and_resizing'
+# The first pattern that a path inside the backbone matches names its component. ConvNeXt's names fit, too.
+_BACKBONE_COMPONENTS = (
+    ('stem', r'downsample_layers\.0\.'),
+    ('downsampling', r'downsample_layers\.'),
+    ('large_kernels', r'\.mixer\.large\.|\.depthwise_conv\.'),
+    ('small_kernels', r'\.mixer\.small\.'),
+    ('ffn', r'\.pointwise_conv[12]\.'),
+    ('embedding', r'\.positional_embedding\b'),
+    ('norms_and_scales', r'norm|\.gamma\b'),
+    ('backbone_other', r''),
+)
+
+
+@dataclass(frozen=True)
+class Component:
+    """A row of Fig. 5's breakdown.
+
+    Attributes:
+        name: ``stem``, ``large_kernels``, ``ffn``, ... in the backbone, else the module's name in the model.
+        part: The part of the model that it belongs to: ``backbone``, ``neck``, ``decode_head``, ...
+        params: Number of parameters of the training form.
+        params_sparse: The same, each parameter times its density.
+        flops: Multiply-adds of the deployed form, dense.
+        flops_sparse: The same, each layer times the density of its weight.
+    """
+
+    name: str
+    part: str
+    params: int
+    params_sparse: int
+    flops: int
+    flops_sparse: int
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What the totals do not contain, and why. FLOPs are dense."""
+
+    name: str
+    params: int
+    flops: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class LargeKernelCall:
+    """One call of the operator.
+
+    Attributes:
+        shape: ``(N, C, H, W)`` of the convolved channels.
+        sharing_grid: Ring widths; their sum is ``K``.
+        backend: The backend that the call names, or that is chosen for it on a CPU.
+        has_map: Whether a positional term is added.
+    """
+
+    shape: tuple[int, ...]
+    sharing_grid: tuple[int, ...]
+    backend: str
+    has_map: bool
+
+    @property
+    def dense_flops(self) -> int:
+        """Multiply-adds of the dense kernel."""
+        return math.prod(self.shape) * sum(self.sharing_grid) ** 2
+
+    @property
+    def embedding_operations(self) -> int:
+        """Additions and multiplications of Eq. 3's term: the table of ``W * h``, the look-ups, the sum with ``Y``."""
+        batch, channels, height, width = self.shape
+        side = sum(self.sharing_grid)
+        table = side**2 + 2 * (side + 1) ** 2
+        lookups = height * (side + 1) + height * width
+        return channels * (table + lookups + batch * height * width) if self.has_map else 0
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """What :func:`count_complexity` found. Totals are the sums over :attr:`components`.
+
+    Attributes:
+        components: In the order of the model.
+        left_out: What the convention does not count.
+        calls: Every call of the operator in one forward.
+    """
+
+    components: tuple[Component, ...]
+    left_out: tuple[LeftOut, ...]
+    calls: tuple[LargeKernelCall, ...]
+
+    @property
+    def params(self) -> int:
+        """Parameters of what runs at inference, in training form."""
+        return sum(component.params for component in self.components)
+
+    @property
+    def params_sparse(self) -> int:
+        """Parameters that are not masked."""
+        return sum(component.params_sparse for component in self.components)
+
+    @property
+    def params_as_published(self) -> int:
+        """Live parameters without 5x5 branches and embeddings, and with auxiliary heads.
+
+        This, not :attr:`params_sparse`, rounds to the paper's column (in all rows but PeLK-S at 224 x 224).
+        """
+        deployed = sum(c.params_sparse for c in self.components if c.name not in ('small_kernels', 'embedding'))
+        return deployed + sum(left_out.params for left_out in self.left_out)
+
+    @property
+    def flops(self) -> int:
+        """Dense multiply-adds."""
+        return sum(component.flops for component in self.components)
+
+    @property
+    def flops_sparse(self) -> int:
+        """Multiply-adds with weights that are not masked: the paper's column."""
+        return sum(component.flops_sparse for component in self.components)
+
+    def part(self, name: str) -> int:
+        """FLOPs of ``backbone``, ``neck``, ``decode_head``, ..., each layer times its density."""
+        return sum(component.flops_sparse for component in self.components if component.part == name)
+
+    def executed(self) -> dict[str, int | None]:
+        """Operations that each backend executes in the large kernels; ``None`` where a backend hides them.
+
+        Real operations: see :func:`mmpelk.analysis.executed.executed_operations`. Masked weights save none of them.
+        """
+        return {
+            name: executed_operations((name, call.shape, call.sharing_grid) for call in self.calls) for name in BACKENDS
+        }
+
+    def executed_on_cpu(self) -> int | None:
+        """The same with each call's own :attr:`LargeKernelCall.backend`."""
+        return executed_operations((call.backend, call.shape, call.sharing_grid) for call in self.calls)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers, lists and dictionaries, for JSON."""
+        return dict(
+            params=self.params,
+            params_sparse=self.params_sparse,
+            params_as_published=self.params_as_published,
+            flops=self.flops,
+            flops_sparse=self.flops_sparse,
+            components=[asdict(component) for component in self.components],
+            left_out=[asdict(left_out) for left_out in self.left_out],
+            large_kernels=dict(
+                dense_form=sum(call.dense_flops for call in self.calls),
+                executed=self.executed(),
+                chosen_on_cpu=dict(
+                    backends=sorted({call.backend for call in self.calls}), executed=self.executed_on_cpu()
+                ),
+            ),
+        )
+
+
+def count_complexity(
+    model: nn.Module, shape: tuple[int, int], densities: Mapping[str, float] | None = None, in_channels: int = 3
+) -> Complexity:
+    """Count parameters and FLOPs for one image, by the convention of this module.
+
+    The forward runs on fake tensors: shapes alone, so that 2048 x 512 takes a second. mmengine's and fvcore's analyses
+    trace with ``torch.jit``, which needs the real forward: the tracer hands sizes as tensors to the shape functions of
+    fake and meta tensors, which refuse them. ``torch.utils.flop_counter`` counts the same operators by module without.
+    :data:`FLOP_HANDLES` teaches mmengine's analysis our operator; where it can run, both agree.
+
+    Args:
+        model: A backbone, or a model of mmpretrain, mmseg or mmdet. It is put into eval mode.
+        shape: Height and width of the image, as the network receives it.
+        densities: Share of live weights by parameter name, as :func:`uniform_densities` or
+            :func:`checkpoint_densities` give it; a parameter without an entry is dense.
+        in_channels: Channels of the image.
+
+    Returns:
+        Totals and components.
+
+    Raises:
+        ValueError: If the shape is not two positive integers, or ``densities`` names unknown parameters.
+        RuntimeError: If torch is older than 2.4, where the operator is not visible to counters.
+    """
+    if not HAS_CUSTOM_OP:
+        raise RuntimeError(f'counting FLOPs needs torch 2.4 or newer, this is {torch.__version__}')
+    if len(shape) != 2 or min(shape) < 1:
+        raise ValueError(f'shape is the height and the width of an image, two positive integers, got {shape}')
+    parameters = dict(model.named_parameters())
+    densities = densities or {}
+    if unknown := set(densities) - set(parameters):
+        raise ValueError(f'densities for parameters that the model does not have: {", ".join(sorted(unknown)[:5])}')
+    layers, norms, calls = _count_layers(model, shape, in_channels)
+    rows = _Rows()
+    has_parts = hasattr(model, 'backbone')
+    for name, parameter in parameters.items():
+        rows.add(_component(name, has_parts), 'params', parameter.numel(), densities.get(name, 1.0))
+    for name, flops in layers.items():
+        rows.add(_component(f'{name}.', has_parts), 'flops', flops, densities.get(f'{name}.weight', 1.0))
+    for name, flops in norms.items():
+        rows.add((_component(f'{name}.', has_parts)[0], _NORMS), 'flops', flops)
+    return Complexity(*rows.split(sum(call.embedding_operations for call in calls)), tuple(calls))
+
+
+class _Rows:
+    """Sums by component, in order of appearance."""
+
+    def __init__(self) -> None:
+        self.sums: dict[tuple[str, str], dict[str, float]] = {}
+
+    def add(self, key: tuple[str, str], what: str, amount: int, density: float = 1.0) -> None:
+        row = self.sums.setdefault(key, dict.fromkeys(('params', 'params_sparse', 'flops', 'flops_sparse'), 0.0))
+        row[what] += amount
+        row[f'{what}_sparse'] += amount * density
+
+    def split(self, embedding_operations: int) -> tuple[tuple[Component, ...], tuple[LeftOut, ...]]:
+        """Rows that count, and what is left out of them: dense heads and norms, whose densities are 1."""
+        components, left_out = [], []
+        for (part, name), row in self.sums.items():
+            counts = {key: round(value) for key, value in row.items()}
+            if part in _TRAINING_ONLY:
+                left_out.append(LeftOut(name, counts['params'], counts['flops'], 'does not run at inference'))
+                continue
+            if (part, name) == ('backbone', _NORMS):
+                left_out.append(LeftOut(name, 0, counts['flops'], 'norms of the backbone, as mmengine counts them'))
+                continue
+            if name == 'small_kernels':
+                left_out.append(LeftOut(name, 0, counts['flops'], 'merged into the large kernels when deployed'))
+                counts.update(flops=0, flops_sparse=0)
+            components.append(Component(name, part, **counts))
+        if embedding_operations:
+            reason = 'additions and multiplications outside convolutions; the paper says 0.05 % of the backbone'
+            left_out.append(LeftOut('embedding', 0, embedding_operations, reason))
+        return tuple(components), tuple(left_out)
+
+
+def _component(path: str, has_parts: bool) -> tuple[str, str]:
+    """Part and component of a parameter's or, with a dot at the end, a module's path."""
+    part, _, rest = path.partition('.') if has_parts else ('backbone', '', path)
+    if part == 'roi_head':
+        part = rest.partition('.')[0]
+    if part != 'backbone':
+        return part, part
+    return part, next(name for name, pattern in _BACKBONE_COMPONENTS if re.search(pattern, rest))
+
+
+def _count_layers(
+    model: nn.Module, shape: tuple[int, int], in_channels: int
+) -> tuple[dict[str, int], dict[str, int], list[LargeKernelCall]]:
+    """By the module that executes them itself: multiply-adds of layers, operations of norms; the operator's calls."""
+    calls: list[LargeKernelCall] = []
+
+    def formula(
+        x: list[int], weight: list[int], bias: list[int] | None, grid: list[int], backend: str | None, **_: Any
+    ) -> int:
+        name = backend or backend_on_cpu(x, grid)
+        calls.append(LargeKernelCall(tuple(x), tuple(grid), name, bias is not None and len(bias) == 3))
+        return 2 * calls[-1].dense_flops  # as torch's own formulas, which count two operations per multiply-add
+
+    form = InferenceForm(model)
+    mapping = {torch.ops.mmpelk.peripheral_conv2d: formula, **_NORM_FORMULAS}
+    # Counted by operator, but kept from being decomposed (nearest resizing would be) by overload.
+    mapping |= {operator.default: known for operator, known in mapping.items()}
+    counter = FlopCounterMode(display=False, custom_mapping=mapping)
+    device = next(model.parameters()).device
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), counter:
+        form(torch.empty(1, in_channels, *shape, device=device))
+    layers, norms = {}, {}
+    for name, by_operator in counter.get_flop_counts().items():
+        norms[name] = sum(count for operator, count in by_operator.items() if operator in _NORM_FORMULAS)
+        layers[name] = (sum(by_operator.values()) - norms[name]) // 2
+    prefix = f'{type(form).__name__}.{InferenceForm.MODEL}'
+    return _own(layers, prefix), _own(norms, prefix), calls
+
+
+def _batch_norm(x: Sequence[int], weight: Sequence[int] | None, *_: Any, **__: Any) -> int:
+    return math.prod(x) * (1 if weight is None else 2)
+
+
+def _group_norm(x: Sequence[int], weight: Sequence[int] | None, *_: Any, **__: Any) -> int:
+    return math.prod(x) * (4 if weight is None else 5)
+
+
+def _layer_norm(x: Sequence[int], _: Any, weight: Sequence[int] | None, *__: Any, **___: Any) -> int:
+    return math.prod(x) * (4 if weight is None else 5)
+
+
+# mmengine.analysis' standard handles (FlopAnalyzer), for the operators that torch runs in their place.
+_aten = torch.ops.aten
+_NORM_FORMULAS: dict[Any, Any] = {
+    _aten.native_batch_norm: _batch_norm,
+    _aten._native_batch_norm_legit_no_training: _batch_norm,
+    _aten.native_group_norm: _group_norm,
+    _aten.native_layer_norm: _layer_norm,
+    _aten.upsample_nearest2d: lambda x, *_, out_shape, **__: math.prod(out_shape),
+    _aten.upsample_bilinear2d: lambda x, *_, out_shape, **__: 4 * math.prod(out_shape),
+    _aten._adaptive_avg_pool2d: lambda x, *_, **__: math.prod(x),
+}
+
+
+def _own(totals: Mapping[str, int], prefix: str) -> dict[str, int]:
+    """From totals by module, children included, to what each module does itself; names without ``prefix``."""
+    own = {name: total for name, total in totals.items() if name != 'Global'}
+    for name, total in totals.items():
+        parent = name.rpartition('.')[0]
+        while parent and parent not in own:  # containers are never called themselves
+            parent = parent.rpartition('.')[0]
+        if parent:
+            own[parent] -= total
+    return {name.removeprefix(prefix).removeprefix('.'): flops for name, flops in own.items() if flops}
+
+
+def _maskable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters that masks cover: 2-D and 4-D ones of the backbone and of a classifier."""
+    whole = not hasattr(model, 'backbone')
+    for name, parameter in model.named_parameters():
+        if parameter.dim() in (2, 4) and (whole or name.partition('.')[0] in _SPARSE_PARTS):
+            yield name, parameter
+
+
+def uniform_densities(model: nn.Module, density: float) -> dict[str, float]:
+    """One density for every maskable parameter: the 2-D and 4-D ones of the backbone and of a classifier.
+
+    Args:
+        model: A backbone, or a model with one.
+        density: Share of live weights; 0.6 in the paper's tables.
+
+    Returns:
+        Densities by parameter name.
+
+    Raises:
+        ValueError: If ``density`` is not in (0, 1].
+    """
+    if not 0 < density <= 1:
+        raise ValueError(f'density is in (0, 1], got {density}')
+    return {name: density for name, _ in _maskable(model)}
+
+
+def checkpoint_densities(model: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, float]:
+    """Densities from a checkpoint: from its masks, and where it has none from the weights that are exactly zero.
+
+    Args:
+        model: The model that the checkpoint belongs to.
+        state_dict: Its parameters, and masks if any, by name.
+
+    Returns:
+        Share of live weights of every maskable parameter, by name.
+
+    Raises:
+        ValueError: If a maskable parameter is missing or has another shape.
+    """
+    densities = {}
+    for name, parameter in _maskable(model):
+        if name not in state_dict:
+            raise ValueError(f'the checkpoint has no {name!r}: it belongs to another model, or to its deployed form')
+        if state_dict[name].shape != parameter.shape:
+            raise ValueError(
+                f'{name!r} is {tuple(state_dict[name].shape)} in the checkpoint and {tuple(parameter.shape)} in the '
+                'model; give the config that the checkpoint was trained with'
+            )
+        # A weight that has just been grown is live and may still be zero: the mask knows.
+        live = state_dict.get(name + MASK_SUFFIX, state_dict[name])
+        densities[name] = int(torch.count_nonzero(live)) / parameter.numel()
+    return densities
+
+
+def _flop_handle(inputs: list[Any], outputs: list[Any]) -> int:
+    """``torch.jit`` values of the operator's inputs to the multiply-adds of its dense form."""
+    grid = [int(width.toIValue()) for width in inputs[3].node().inputs()]
+    return math.prod(inputs[0].type().sizes()) * sum(grid) ** 2
+
+
+#: For ``FlopAnalyzer(...).set_op_handle(**FLOP_HANDLES)`` of mmengine.analysis, or fvcore's ``FlopCountAnalysis``.
+FLOP_HANDLES = {'mmpelk::peripheral_conv2d': _flop_handle}

@@ -1,0 +1,64 @@
+"""The forward that is counted: what a model computes for one image, without what depends on the image's content."""
+
+from typing import Any
+
+import torch
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+__all__ = ['InferenceForm']
+
+
+class InferenceForm(nn.Module):
+    """Runs the layers that a model runs at inference, on shapes alone.
+
+    Classifiers have such a forward, ``mode='tensor'``; a segmentor runs its decode head on the whole image. A two-stage
+    detector's proposals depend on the image; as in mmdet's own figures its heads run on dummy regions, as many as
+    ``test_cfg`` allows: 1000 proposals through every box head, 100 boxes through every mask head.
+
+    Args:
+        model: A backbone, or a model of mmpretrain, mmseg or mmdet. It is put into eval mode.
+    """
+
+    MODEL = 'model'
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.add_module(self.MODEL, model.eval())
+
+    def forward(self, image: Tensor) -> Any:
+        """``(1, C, H, W)`` to whatever the model returns."""
+        model: Any = self.model
+        if hasattr(model, 'rpn_head') and hasattr(model, 'roi_head'):
+            return _detect(model, image)
+        if hasattr(model, 'decode_head') and not isinstance(model.decode_head, nn.ModuleList):
+            # mmseg calls ``decode_head.forward``, which hides the head from everything that follows modules.
+            return model.decode_head(model.extract_feat(image))
+        return model(image, mode='tensor') if isinstance(model, BaseModel) else model(image)
+
+
+def _detect(model: Any, image: Tensor) -> list[Any]:
+    features = model.extract_feat(image)
+    outputs = [model.rpn_head(features)]
+    roi_head, test_cfg = model.roi_head, model.test_cfg
+    for kind, regions in (('bbox', test_cfg.rpn.max_per_img), ('mask', test_cfg.rcnn.max_per_img)):
+        head = getattr(roi_head, f'{kind}_head', None)
+        if head is None:
+            continue
+        extractor = getattr(roi_head, f'{kind}_roi_extractor', None) or roi_head.bbox_roi_extractor
+        for stage, stage_head in enumerate(_as_list(head)):
+            pooled = _pooled(_as_list(extractor)[stage], regions, image)
+            if getattr(roi_head, 'with_shared_head', False):
+                pooled = roi_head.shared_head(pooled)
+            outputs.append(stage_head(pooled))
+    return outputs
+
+
+def _as_list(module: nn.Module) -> list[Any]:
+    return list(module) if isinstance(module, nn.ModuleList) else [module]
+
+
+def _pooled(extractor: Any, regions: int, image: Tensor) -> Tensor:
+    """What the extractor cuts out of the feature maps; it has no layer that counts."""
+    size = extractor.roi_layers[0].output_size
+    return torch.empty(regions, extractor.out_channels, *size, dtype=image.dtype, device=image.device)

@@ -1,0 +1,306 @@
+"""The paper's parameter and FLOP columns, ConvNeXt's published figures, and the counting itself."""
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from mmengine.analysis import FlopAnalyzer
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+
+from mmpelk import get_config, list_configs
+from mmpelk.analysis.complexity import (
+    FLOP_HANDLES,
+    Complexity,
+    checkpoint_densities,
+    count_complexity,
+    uniform_densities,
+)
+from mmpelk.analysis.executed import executed_operations
+from mmpelk.models import PeLK
+from mmpelk.ops import sharing_grid
+from tests.paths import TOOLS
+
+
+class Row(NamedTuple):
+    """A row of Tables 2 to 4 at density 0.6, in millions and billions."""
+
+    recipe: str
+    shape: tuple[int, int]
+    paper_params: int
+    paper_flops: float
+    params: str
+    flops: str
+
+
+# What our convention gives stands in strings, because its digits are part of the claim.
+ROWS = [
+    Row('cls/pelk_t_in1k.py', (224, 224), 29, 5.6, '29.6', '5.83'),
+    Row('cls/pelk_s_in1k.py', (224, 224), 50, 10.7, '51.6', '10.92'),
+    Row('cls/pelk_b_in1k.py', (224, 224), 89, 18.3, '90.7', '18.38'),
+    Row('cls/pelk_b_in1k_384.py', (384, 384), 89, 54.0, '90.7', '54.02'),
+    Row('cls/pelk_b_101_in1k_384.py', (384, 384), 90, 68.3, '92.3', '68.35'),
+    Row('seg/upernet_pelk_t_ade20k.py', (512, 2048), 62, 970, '62.1', '970.7'),
+    Row('seg/upernet_pelk_s_ade20k.py', (512, 2048), 84, 1077, '84.1', '1077.1'),
+    Row('seg/upernet_pelk_b_ade20k.py', (512, 2048), 126, 1237, '125.4', '1237.2'),
+    Row('seg/upernet_pelk_b_101_ade20k.py', (512, 2048), 126, 1339, '127.0', '1339.1'),
+    Row('det/cascade_mask_rcnn_pelk_t_coco.py', (800, 1280), 86, 770, '87', '769'),
+    Row('det/cascade_mask_rcnn_pelk_s_coco.py', (800, 1280), 108, 874, '109', '873'),
+    Row('det/cascade_mask_rcnn_pelk_b_coco.py', (800, 1280), 147, 1028, '148', '1027'),
+    Row('det/cascade_mask_rcnn_pelk_b_101_coco.py', (800, 1280), 147, 1127, '150', '1126'),
+]
+# Rows that the convention misses, with the deviation in per cent: the authors' own masks probably removed more in the
+# early layers. They are shown, not tuned away.
+FLOPS_OFF = {'cls/pelk_t_in1k.py': 4.0, 'cls/pelk_s_in1k.py': 2.0}
+PARAMS_OFF = {'cls/pelk_s_in1k.py': 3.2}
+CLASSIFIERS = {
+    'cls/pelk_t_in1k.py': ('tiny', 998),
+    'cls/pelk_s_in1k.py': ('small', 998),
+    'cls/pelk_b_in1k.py': ('base', 1331),
+    'cls/pelk_b_in1k_384.py': ('base', 1331),
+    'cls/pelk_b_101_in1k_384.py': ('base-101', 1331),
+}
+SCOPES = {'cls': ('mmpretrain', 'mmpretrain'), 'seg': ('mmseg', 'mmseg'), 'det': ('mmdet', 'mmdet')}
+CONVNEXT = [
+    # mmpretrain's model zoo; the rows of the paper's Tables 2 and 3.
+    ('cls', 'convnext-tiny_32xb128_in1k.py', (224, 224), 28.6, 4.46),
+    ('seg', 'convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py', (512, 2048), 60, 939),
+    ('det', 'cascade-mask-rcnn_convnext-t-p4-w7_fpn_4conv1fc-giou_amp-ms-crop-3x_coco.py', (800, 1280), 86, 741),
+]
+
+
+def build(task: str, model: dict[str, Any]) -> nn.Module:
+    pytest.importorskip(SCOPES[task][1])
+    with DefaultScope.overwrite_default_scope(SCOPES[task][0]):
+        return MODELS.build(model)
+
+
+def model_of(recipe: str) -> nn.Module:
+    task = recipe.partition('/')[0]
+    if recipe in list_configs():
+        return build(task, get_config(recipe).model)
+    arch, channels = CLASSIFIERS[recipe]
+    return build(
+        task,
+        dict(
+            type='ImageClassifier',
+            backbone=dict(type='mmpelk.PeLK', arch=arch),
+            head=dict(type='LinearClsHead', num_classes=1000, in_channels=channels),
+        ),
+    )
+
+
+@pytest.fixture(scope='module')
+def row_complexity() -> Callable[[Row], Complexity]:
+    """Complexity of a row, counted once for all tests."""
+    known: dict[str, Complexity] = {}
+
+    def count(row: Row) -> Complexity:
+        if row.recipe not in known:
+            model = model_of(row.recipe)
+            known[row.recipe] = count_complexity(model, row.shape, uniform_densities(model, 0.6))
+        return known[row.recipe]
+
+    return count
+
+
+def printed(count: float, unit: float, like: str) -> str:
+    return f'{count / unit:.{len(like.partition(".")[2])}f}'
+
+
+rows = pytest.mark.parametrize('row', ROWS, ids=[row.recipe.removesuffix('.py') for row in ROWS])
+
+
+@rows
+def test_row(row: Row, row_complexity: Callable[[Row], Complexity]) -> None:
+    complexity = row_complexity(row)
+    assert printed(complexity.params_sparse, 1e6, row.params) == row.params
+    assert printed(complexity.flops_sparse, 1e9, row.flops) == row.flops
+
+
+@rows
+def test_row_is_the_papers(row: Row, row_complexity: Callable[[Row], Complexity]) -> None:
+    complexity = row_complexity(row)
+    flops = 100 * (complexity.flops_sparse / 1e9 / row.paper_flops - 1)
+    params = 100 * (complexity.params_sparse / 1e6 / row.paper_params - 1)
+    if row.recipe in FLOPS_OFF:
+        assert flops == pytest.approx(FLOPS_OFF[row.recipe], abs=0.1)
+    else:
+        assert abs(flops) < 0.5
+    if row.recipe in PARAMS_OFF:
+        assert params == pytest.approx(PARAMS_OFF[row.recipe], abs=0.1)
+    else:
+        assert abs(params) < 3
+
+
+@rows
+def test_published_params_round_to_the_papers(row: Row, row_complexity: Callable[[Row], Complexity]) -> None:
+    published = round(row_complexity(row).params_as_published / 1e6)
+    assert published == (51 if row.recipe in PARAMS_OFF else row.paper_params)
+
+
+@pytest.mark.parametrize(('task', 'config', 'shape', 'params', 'flops'), CONVNEXT, ids=[row[0] for row in CONVNEXT])
+def test_convnext(task: str, config: str, shape: tuple[int, int], params: float, flops: float) -> None:
+    package = pytest.importorskip(SCOPES[task][1])
+    path = Path(package.__file__).parent / '.mim' / 'configs' / 'convnext' / config
+    if not path.exists():
+        pytest.skip(f'{package.__name__} is installed without its configs')
+    complexity = count_complexity(build(task, Config.fromfile(path).model), shape)
+    assert complexity.params_as_published / 1e6 == pytest.approx(params, abs=0.5)
+    # 0.1 % below 4.46 G, 0.03 % above 939 G, 0.07 % below 741 G: each counter has its own small change (norms, biases).
+    assert complexity.flops / 1e9 == pytest.approx(flops, rel=1.5e-3)
+
+
+def test_fig_5(row_complexity: Callable[[Row], Complexity]) -> None:
+    complexity = row_complexity(next(row for row in ROWS if row.recipe.startswith('seg/upernet_pelk_t')))
+    assert complexity.part('decode_head') / 1e9 == pytest.approx(849.0, abs=0.05)
+    large = next(c for c in complexity.components if c.name == 'large_kernels')
+    assert 100 * large.flops_sparse / complexity.part('backbone') == pytest.approx(24.6, abs=0.05)
+    embedding = next(left_out for left_out in complexity.left_out if left_out.name == 'embedding')
+    assert 100 * embedding.flops / complexity.part('backbone') == pytest.approx(0.05, abs=0.005)
+
+
+NANO = dict(
+    depths=(1, 1, 2, 1), channels=(8, 12, 16, 24), kernel_sizes=(13, 11, 9, 7), sharing_grids=(None, None, None, None)
+)
+
+
+@pytest.fixture(scope='module')
+def nano() -> PeLK:
+    torch.manual_seed(0)
+    return PeLK(NANO).eval()
+
+
+def test_agrees_with_mmengine_module_by_module(nano: PeLK) -> None:
+    analyzer = FlopAnalyzer(nano, (torch.zeros(1, 3, 64, 48),)).set_op_handle(**FLOP_HANDLES)
+    analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    layers = ('convolution', 'addmm', 'linear', 'matmul', 'peripheral_conv2d', '_convolution', 'conv')
+    theirs = {
+        name: sum(count for operator, count in counts.items() if operator in layers)
+        for name, counts in analyzer.by_module_and_operator().items()
+    }
+    complexity = count_complexity(nano, (64, 48))
+    ours = {component.name: component.flops for component in complexity.components}
+    ours |= {left_out.name: left_out.flops for left_out in complexity.left_out if left_out.name == 'small_kernels'}
+    assert ours['stem'] == theirs['downsample_layers.0']
+    assert ours['downsampling'] == sum(theirs[f'downsample_layers.{stage}'] for stage in (1, 2, 3))
+    for component, suffix in (('large_kernels', 'mixer.large'), ('small_kernels', 'mixer.small')):
+        assert ours[component] == sum(count for name, count in theirs.items() if name.endswith(suffix))
+    assert ours['ffn'] == sum(count for name, count in theirs.items() if name.endswith(('conv1', 'conv2')))
+
+
+def test_totals_are_the_sums_of_hand_counts(nano: PeLK) -> None:
+    complexity = count_complexity(nano, (64, 48))
+    flops = dict.fromkeys(('stem', 'downsampling', 'large_kernels', 'ffn'), 0)
+    maps = [(16, 12), (8, 6), (4, 3), (2, 1)]
+    for stage, (height, width) in enumerate(maps):
+        channels, depth = NANO['channels'][stage], NANO['depths'][stage]
+        patch = 3 * 16 if stage == 0 else NANO['channels'][stage - 1] * 4
+        flops['stem' if stage == 0 else 'downsampling'] += height * width * channels * patch
+        mixed = int(3 / 8 * channels)
+        flops['large_kernels'] += depth * height * width * mixed * NANO['kernel_sizes'][stage] ** 2
+        flops['ffn'] += depth * height * width * 8 * channels**2
+    assert {c.name: c.flops for c in complexity.components if c.flops} == flops
+    assert complexity.flops == sum(flops.values())
+    assert complexity.params == sum(parameter.numel() for parameter in nano.parameters())
+
+
+def test_deployed_model_has_the_same_flops(nano: PeLK) -> None:
+    deployed = PeLK(NANO).eval()
+    deployed.switch_to_deploy()
+    assert count_complexity(deployed, (64, 48)).flops == count_complexity(nano, (64, 48)).flops
+
+
+def test_checkpoint_densities_follow_masks_then_zeros(nano: PeLK) -> None:
+    state = {name: torch.ones_like(value) for name, value in nano.state_dict().items()}
+    masked, zeroed = 'stages.0.0.pointwise_conv1.weight', 'stages.0.0.mixer.large.weight'
+    state[masked + '_mask'] = torch.arange(state[masked].numel()).view_as(state[masked]) % 4 == 0
+    state[masked].zero_()  # live weights that have just been grown
+    state[zeroed].flatten()[::2] = 0
+    densities = checkpoint_densities(nano, state)
+    rings = state[zeroed].numel()
+    assert densities.pop(masked) == 0.25
+    assert densities.pop(zeroed) == (rings // 2) / rings
+    assert set(densities.values()) == {1.0}
+    dense, sparse = (
+        count_complexity(nano, (64, 48)),
+        count_complexity(nano, (64, 48), checkpoint_densities(nano, state)),
+    )
+    layer = nano.get_submodule('stages.0.0.pointwise_conv1')
+    saved = 0.75 * 16 * 12 * layer.weight.numel()
+    large = 16 * 12 * 3 * 13**2 * (rings - rings // 2) / rings
+    assert dense.flops - sparse.flops_sparse == pytest.approx(saved + large, abs=2)
+
+
+@pytest.mark.parametrize('change', ['missing', 'shape'])
+def test_checkpoint_of_another_model_is_refused(nano: PeLK, change: str) -> None:
+    state = nano.state_dict()
+    name = 'stages.0.0.mixer.large.weight'
+    state[name] = state[name][:1]
+    if change == 'missing':
+        del state[name]
+    with pytest.raises(ValueError, match='the checkpoint has no' if change == 'missing' else 'in the checkpoint and'):
+        checkpoint_densities(nano, state)
+
+
+@pytest.mark.parametrize('density', [0.0, 1.1])
+def test_density_out_of_range_is_refused(nano: PeLK, density: float) -> None:
+    with pytest.raises(ValueError, match='density is in'):
+        uniform_densities(nano, density)
+
+
+def test_unknown_parameters_are_refused(nano: PeLK) -> None:
+    with pytest.raises(ValueError, match='nobody'):
+        count_complexity(nano, (64, 48), {'nobody': 0.5})
+
+
+def test_dense_backend_executes_the_dense_form(nano: PeLK) -> None:
+    complexity = count_complexity(nano, (64, 48))
+    dense_form = next(c.flops for c in complexity.components if c.name == 'large_kernels')
+    assert complexity.executed()['dense'] == dense_form
+
+
+@pytest.mark.parametrize('backend', ['fft', 'matmul'])
+def test_fast_backends_execute_less_and_hardly_feel_the_kernel_size(backend: str) -> None:
+    shape = (1, 8, 64, 128)
+    small, large = (executed_operations([(backend, shape, sharing_grid(size))]) for size in (51, 101))
+    assert small is not None
+    assert large is not None
+    assert small < 0.6 * 8 * 64 * 128 * 51**2
+    assert large < 2 * small  # dense: 3.9 times
+
+
+def test_backend_that_hides_its_work_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmpelk.ops.backends import BACKENDS, Backend
+
+    def hidden(x: torch.Tensor, *_: object) -> torch.Tensor:
+        return torch.empty_like(x)
+
+    monkeypatch.setitem(BACKENDS, 'hidden', Backend('hidden', hidden, hidden))
+    assert executed_operations([('hidden', (1, 2, 8, 8), (1, 1, 1))]) is None
+
+
+def test_tool_writes_what_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    pytest.importorskip('mmseg')
+    spec = importlib.util.spec_from_file_location('get_flops', TOOLS / 'get_flops.py')
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    config = tmp_path / 'nano.py'
+    config.write_text(f"model = dict(type='mmpelk.PeLK', arch={NANO!r}, norm_cfg=dict(type='BN'))\n")
+    torch.save(dict(state_dict=PeLK(NANO).state_dict()), tmp_path / 'nano.pth')
+    out = tmp_path / 'flops.json'
+    for options in (['--density', '0.5'], ['--checkpoint', str(tmp_path / 'nano.pth')]):
+        argv = ['get_flops.py', str(config), '--shape', '64', '48', '--json', str(out), *options]
+        monkeypatch.setattr('sys.argv', argv)
+        tool.main()
+        report = json.loads(out.read_text())
+        assert 'large_kernels' in capsys.readouterr().out
+        for key in ('params', 'params_sparse', 'flops', 'flops_sparse'):
+            assert report[key] == sum(component[key] for component in report['components'])
+        factor = 0.5 if '--density' in options else 1
+        assert report['flops_sparse'] == pytest.approx(factor * report['flops'], abs=10)

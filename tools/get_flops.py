@@ -1,0 +1,129 @@
+"""Parameters and FLOPs of any recipe, dense and sparse, by component, beside what the operator really executes."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, DictAction
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import CheckpointLoader
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from mmpelk.analysis.complexity import Complexity, checkpoint_densities, count_complexity, uniform_densities
+from mmpelk.engine.command_line import errors_in_one_sentence, load_config, parse_options
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='path of the config')
+    parser.add_argument(
+        '--shape', nargs=2, type=int, required=True, metavar=('H', 'W'), help='height and width of the image'
+    )
+    density = parser.add_mutually_exclusive_group()
+    density.add_argument(
+        '--density',
+        type=float,
+        default=1.0,
+        help="share of live weights in the backbone's and a classifier's 2-D and 4-D parameters; 0.6 in the paper",
+    )
+    density.add_argument('--checkpoint', help="take the density of every layer from this checkpoint's masks or zeros")
+    parser.add_argument('--json', metavar='FILE', help='write everything there, too')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config')
+    parser.set_defaults(launcher='none', work_dir=None, local_rank=0)  # what load_config and parse_options look for
+    return parse_options(parser)
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """The recipe's model, on the CPU, with no weights loaded."""
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    return MODELS.build(cfg.model)
+
+
+def densities(model: nn.Module, args: argparse.Namespace) -> dict[str, float]:
+    if args.checkpoint is None:
+        return uniform_densities(model, args.density)
+    checkpoint = CheckpointLoader.load_checkpoint(args.checkpoint, map_location='cpu')
+    state_dict = checkpoint.get('state_dict', checkpoint)
+    return checkpoint_densities(model, {name.removeprefix('module.'): value for name, value in state_dict.items()})
+
+
+def component_table(complexity: Complexity) -> Table:
+    table = Table(title='Parameters (training form) and FLOPs (deployed form, one per multiply-add)')
+    for column in ('part', 'component'):
+        table.add_column(column)
+    for column in ('params', 'sparse', 'FLOPs', 'sparse', '% of all', '% of part'):
+        table.add_column(column, justify='right')
+    for component in complexity.components:
+        counts = (component.params, component.params_sparse, component.flops, component.flops_sparse)
+        shares = (complexity.flops_sparse, complexity.part(component.part))
+        table.add_row(
+            component.part,
+            component.name,
+            *(_readable(count) for count in counts),
+            *(f'{100 * component.flops_sparse / whole:.2f}' if whole else '' for whole in shares),
+        )
+    totals = (complexity.params, complexity.params_sparse, complexity.flops, complexity.flops_sparse)
+    table.add_section()
+    table.add_row('all', '', *(_readable(count) for count in totals), '100', '')
+    return table
+
+
+def operator_table(report: dict[str, Any]) -> Table:
+    large = report['large_kernels']
+    table = Table(title='Large kernels: operations that each backend executes, whatever the density')
+    table.add_column('backend')
+    for column in ('large kernels', '% of dense form', 'all'):
+        table.add_column(column, justify='right')
+    table.add_row(
+        "the paper's dense form", _readable(large['dense_form']), '100.0', _readable(report['flops']), end_section=True
+    )
+    chosen = large['chosen_on_cpu']
+    rows = [*large['executed'].items(), (f'chosen on a CPU: {", ".join(chosen["backends"])}', chosen['executed'])]
+    for name, count in rows:
+        if count is None:
+            table.add_row(name, 'unknown', '', '')
+        else:
+            share = f'{100 * count / large["dense_form"]:.1f}'
+            table.add_row(name, _readable(count), share, _readable(report['flops'] - large['dense_form'] + count))
+    return table
+
+
+def print_report(console: Console, complexity: Complexity, report: dict[str, Any]) -> None:
+    console.print(component_table(complexity))
+    published = _readable(complexity.params_as_published)
+    console.print(f'parameters, sparse, without small kernels and embeddings, with auxiliary heads: {published}')
+    for left_out in complexity.left_out:
+        counts = [f'{_readable(left_out.params)} parameters'] if left_out.params else []
+        counts += [f'{_readable(left_out.flops)} operations'] if left_out.flops else []
+        console.print(f'not counted: {left_out.name}, {" and ".join(counts)}: {left_out.reason}')
+    if complexity.calls:
+        console.print(operator_table(report))
+
+
+def _readable(count: float) -> str:
+    for factor, unit in ((1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
+        if count >= factor:
+            return f'{count / factor:.2f} {unit}'
+    return f'{count:.0f}'
+
+
+def main() -> None:
+    args = parse_args()
+    with errors_in_one_sentence():
+        model = build_model(load_config(args))
+        complexity = count_complexity(model, tuple(args.shape), densities(model, args))
+        report = (
+            dict(config=args.config, shape=args.shape, density=None if args.checkpoint else args.density)
+            | complexity.to_dict()
+        )
+        print_report(Console(width=None if sys.stdout.isatty() else 120), complexity, report)
+        if args.json:
+            Path(args.json).write_text(json.dumps(report, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+    main()
