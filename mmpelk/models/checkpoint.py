@@ -47,15 +47,16 @@ def backbone_state_dict(path: str, prefix: str = '') -> dict[str, Tensor]:
 def check_pretrained(backbone: nn.Module, path: str, prefix: str = '') -> None:
     """Check that a checkpoint fits a backbone before it is loaded into it.
 
-    The norms of the output stages (``norm0`` to ``norm3``) may be absent, since classification trains only the last;
-    what the checkpoint holds beyond the backbone's own keys (sparsity masks, say) is left alone.
+    The norms of the output stages (``norm0`` to ``norm3``) may be absent, since classification trains only the last, and
+    so may sparsity masks, which the sparsity hook judges; what the checkpoint holds beyond the backbone's own keys is
+    left alone.
 
     Raises:
         FileNotFoundError: If the file does not exist.
         ValueError: If keys of the backbone are missing or have other shapes.
     """
     state, own = backbone_state_dict(path, prefix), backbone.state_dict()
-    missing = [key for key in own if key not in state and not key.startswith('norm')]
+    missing = [key for key in own if key not in state and not key.startswith('norm') and not key.endswith('_mask')]
     shapes = [
         f'{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}'
         for key, value in own.items()

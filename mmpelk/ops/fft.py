@@ -17,6 +17,9 @@ from .workspace import channel_chunks, image_chunks
 
 __all__ = ['forward', 'weight_grad']
 
+# dtype.to_complex() loses a reference at every call in torch 2.1, until the interpreter crashes.
+_COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
+
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int]) -> Tensor:
     """Correlate through the frequency domain. Shapes as in :func:`mmpelk.ops.peripheral_conv2d`."""
@@ -62,7 +65,7 @@ class _Plan:
         self.dtype = torch.promote_types(x.dtype, dtype)
         self.rows, self.columns = _Axis(grid, x.shape[-2]), _Axis(grid, x.shape[-1])
         half = self.columns.length // 2 + 1
-        args = (self.dtype.to_complex(), x.device)
+        args = (_COMPLEX[self.dtype], x.device)
         self.row_basis = _ring_spectra(self.rows.edges, self.rows.length, *args)
         self.column_basis = _ring_spectra(self.columns.edges, self.columns.length, *args)[:half]
         # The spectrum, its product and both inverse steps.

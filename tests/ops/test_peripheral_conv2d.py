@@ -13,10 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmpelk.ops import available_backends, expand_kernel, force_backend, peripheral_conv2d, sharing_grid
 from mmpelk.ops.backends import fastest_backend
+from mmpelk.ops.library import HAS_CUSTOM_OP
 from mmpelk.ops.reference import peripheral_conv2d_reference
 from mmpelk.ops.sharing_grid import mirror_half_grid
 
 BACKENDS = ['dense', 'fft', 'matmul']
+
+needs_custom_op = pytest.mark.skipif(not HAS_CUSTOM_OP, reason='torch.library.custom_op came with torch 2.4')
+needs_half_on_cpu = pytest.mark.skipif(not HAS_CUSTOM_OP, reason='older torch has no float16 convolution on a CPU')
 
 # (grid, height, width): maps smaller than the kernel and larger, odd and even, of one pixel, one row, one column.
 SHAPES = {
@@ -83,8 +87,12 @@ def test_matches_the_reference_anywhere(backend: str, data: st.DataObject) -> No
 @pytest.mark.parametrize('backend', ['fft', 'matmul'])
 @pytest.mark.parametrize(
     ('dtype', 'kernel_size', 'size'),
-    [(torch.float32, 51, 56), (torch.float32, 47, 14), (torch.bfloat16, 31, 20), (torch.float16, 31, 20)],
-    ids=['float32-51-56', 'float32-47-14', 'bfloat16-31-20', 'float16-31-20'],
+    [
+        pytest.param(torch.float32, 51, 56, id='float32-51-56'),
+        pytest.param(torch.float32, 47, 14, id='float32-47-14'),
+        pytest.param(torch.bfloat16, 31, 20, id='bfloat16-31-20'),
+        pytest.param(torch.float16, 31, 20, id='float16-31-20', marks=needs_half_on_cpu),
+    ],
 )
 def test_no_less_exact_than_dense(backend: str, dtype: torch.dtype, kernel_size: int, size: int, mean: float) -> None:
     """The error against float64 is at most 1.5 times that of the dense kernel in the same dtype."""
@@ -163,6 +171,7 @@ def test_equals_conv2d_with_the_expanded_kernel() -> None:
     torch.testing.assert_close(peripheral_conv2d(x, weight, grid, bias[:, 0, 0]), want)
 
 
+@needs_custom_op
 @pytest.mark.parametrize('backend', [None, *BACKENDS])
 def test_one_operator(backend: str | None) -> None:
     grid = list(sharing_grid(13, 5))
@@ -172,6 +181,7 @@ def test_one_operator(backend: str | None) -> None:
     torch.library.opcheck(torch.ops.mmpelk.peripheral_conv2d_weight_grad, (x, x.detach().clone(), grid, backend))
 
 
+@needs_custom_op
 def test_compiles_to_one_graph() -> None:
     grid = sharing_grid(13, 5)
     x, weight, bias = _inputs(grid, 10, 9)
@@ -183,6 +193,7 @@ def test_compiles_to_one_graph() -> None:
     )
 
 
+@needs_custom_op
 def test_flop_counter_sees_the_dense_form() -> None:
     grid = sharing_grid(13, 5)
     x, weight, _ = (tensor.requires_grad_() for tensor in _inputs(grid, 10, 9))
@@ -191,7 +202,7 @@ def test_flop_counter_sees_the_dense_form() -> None:
     assert counter.get_total_flops() == 3 * 2 * x.numel() * 13**2
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, pytest.param(torch.float16, marks=needs_half_on_cpu)])
 def test_autocast_casts_as_conv2d_does(dtype: torch.dtype) -> None:
     grid = sharing_grid(13, 5)
     x, weight, bias = _inputs(grid, 10, 9, torch.float32)

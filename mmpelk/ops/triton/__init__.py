@@ -1,0 +1,78 @@
+"""The Triton backend: box sums and Toeplitz products on tensor cores, for NVIDIA GPUs from Ampere on.
+
+Importing this package does not import Triton; the first call does. With ``TRITON_INTERPRET=1`` in the environment
+before that, the same kernels run on CPU tensors, slowly, for tests.
+
+Where the dense kernel spreads a non-finite input over the outputs within its reach, these kernels spread it, as NaN,
+over every output of the tiles that read it: at most its plane (one channel of one image). In float16 a weight times the
+width of its ring must stay finite.
+"""
+
+import importlib.metadata
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ['forward', 'missing', 'refusal', 'weight_grad']
+
+_OLDEST_TRITON = (3, 0)  # torch 2.4 brings it; the kernels were never compiled with an older one
+_OLDEST_DEVICE = (8, 0)  # the first with products of bfloat16
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def interpreted() -> bool:
+    """Whether the kernels run in Triton's interpreter; settled when they are first imported."""
+    return os.environ.get('TRITON_INTERPRET', '').lower() in ('1', 'true', 'on', 'yes', 'y')
+
+
+def missing() -> str | None:
+    """What this machine lacks to run the kernels, or ``None``."""
+    try:
+        version = importlib.metadata.version('triton')
+    except importlib.metadata.PackageNotFoundError:
+        return 'triton is not installed (pip install triton)'
+    if tuple(int(part) for part in version.split('.')[:2]) < _OLDEST_TRITON:
+        return f'triton {version} is older than {".".join(map(str, _OLDEST_TRITON))}'
+    if interpreted():
+        return None
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        return 'there is no CUDA device (TRITON_INTERPRET=1 in the environment runs the kernels on the CPU, for tests)'
+    return None
+
+
+def refusal(x: Tensor, weight: Tensor, grid: Sequence[int]) -> str | None:
+    """Why the kernels cannot take these inputs, or ``None``. Shapes as in :func:`mmpelk.ops.peripheral_conv2d`."""
+    if x.dtype not in _DTYPES:
+        return f'it computes in float32, float16 and bfloat16, not {x.dtype}'
+    if interpreted():
+        return None
+    if not x.is_cuda:
+        return f'x is on {x.device}, the kernels run on a CUDA device (or anywhere with TRITON_INTERPRET=1)'
+    if (capability := torch.cuda.get_device_capability(x.device)) < _OLDEST_DEVICE:
+        return f'{x.device} has compute capability {capability}, the kernels need {_OLDEST_DEVICE}'
+    return None
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int]) -> Tensor:
+    """The convolution. Shapes as in :func:`mmpelk.ops.peripheral_conv2d`; any strides.
+
+    float32 keeps its precision, unless ``torch.backends.cuda.matmul.allow_tf32`` is set: then products have a relative
+    error of 2**-16, better than TF32's own 2**-11, for half the work. That flag, off by default, and not the one of
+    cuDNN, on by default, because PyTorch's depthwise kernels never use TF32 either.
+    """
+    from . import launch
+
+    return launch.forward(x, weight, bias, grid)
+
+
+def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int]) -> Tensor:
+    """Gradient of the ``(C, 1, k', k')`` weight from ``x`` and the output's gradient, both ``(N, C, H, W)``.
+
+    Deterministic: the shares of the sum are added in a fixed order. Precision and strides as in
+    :func:`forward`.
+    """
+    from . import launch
+
+    return launch.weight_grad(x, grad_out, grid)

@@ -1,0 +1,485 @@
+"""The Triton kernels: Toeplitz matrices of the weight, the convolution, the gradient of the weight.
+
+A plane is one image of one channel. Let ``G_a`` be the 0/1 matrix that sums the rows of ring ``a`` (``G_a[y, y'] = 1``
+where ``y' - y`` lies in the ring) and ``T_a`` the banded Toeplitz matrix of row ``a`` of the weight
+(``T_a[x', x] = w[a, b]`` where ``x' - x`` lies in ring ``b``). A plane's output is then ``sum_a (G_a X) T_a``: two
+chained matrix products per ring, the shape of an attention kernel, with the box sums ``G_a X`` kept in registers.
+
+All products have 16-bit factors and float32 sums. ``G_a`` is exact in every dtype. A box sum of 16-bit numbers is split
+into a high and a low part, so that nothing is rounded that the dense kernel would not round; rings one row wide need no
+low part. A float32 number is the sum of three bfloat16 parts, and a product of two such numbers takes the six largest
+of the nine products of parts, which is float32's own precision; two parts and three products leave an error of 2**-16.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+# What a kernel computes with has no Python types.
+
+import triton
+import triton.language as tl
+
+from . import interpreted
+
+__all__ = ['ROWS', 'conv_kernel', 'toeplitz_kernel', 'weight_grad_kernel']
+
+ROWS = 64
+"""Rows of a tile: those of one matrix instruction of a warp group on Hopper."""
+
+_INTERPRETED = tl.constexpr(interpreted())
+_FAR = tl.constexpr(1 << 24)  # a distance beyond every ring
+
+
+@triton.jit
+def _narrow(value, dtype: tl.constexpr):
+    """Round float32 to ``dtype``, to nearest even."""
+    if _INTERPRETED and dtype == tl.bfloat16:  # the interpreter's own cast truncates
+        bits = value.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+        value = bits.to(tl.float32, bitcast=True)
+    return value.to(dtype)
+
+
+@triton.jit
+def _dot(a, b, acc):
+    if _INTERPRETED:  # which has no product of bfloat16
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, acc)
+
+
+@triton.jit
+def _parts(value, dtype: tl.constexpr, PARTS: tl.constexpr):
+    """``value`` as the sum of ``PARTS`` numbers of ``dtype``, largest first; always three, the rest unused."""
+    if value.dtype == dtype:
+        return value, value, value
+    high = _narrow(value, dtype)
+    middle = high
+    low = high
+    if PARTS > 1:
+        rest = value - high.to(tl.float32)
+        middle = _narrow(rest, dtype)
+        if PARTS > 2:
+            low = _narrow(rest - middle.to(tl.float32), dtype)
+    return high, middle, low
+
+
+@triton.jit
+def _product(a, b, b_middle, b_low, acc, A_PARTS: tl.constexpr, B_PARTS: tl.constexpr):
+    """``acc + a @ b`` with ``a`` to be split, ``b`` already split, and of the products of parts all that matter."""
+    a, a_middle, a_low = _parts(a, b.dtype, A_PARTS)
+    acc = _dot(a, b, acc)
+    if A_PARTS > 1:
+        acc = _dot(a_middle, b, acc)
+    if B_PARTS > 1:
+        acc = _dot(a, b_middle, acc)
+    if A_PARTS > 2:
+        acc = _dot(a_low, b, acc)
+    if B_PARTS > 2:
+        acc = _dot(a, b_low, acc)
+        if A_PARTS > 1:
+            acc = _dot(a_middle, b_middle, acc)
+    return acc
+
+
+@triton.jit
+def _multiple(number, ALIGN: tl.constexpr):
+    """``number``, a multiple of ``ALIGN``, said so that the compiler knows it and vectorises loads and stores."""
+    return number // ALIGN * ALIGN
+
+
+@triton.jit
+def _load(tensor, rows, rows_exist, cols, width, stride_w, TRANSPOSED: tl.constexpr):
+    """A tile of rows (offsets) by columns (indices), or columns by rows if ``TRANSPOSED``; zero outside the map."""
+    cols_exist = (cols >= 0) & (cols < width)
+    cols = cols.to(tl.int64) * stride_w
+    if TRANSPOSED:
+        pointers = tensor + (rows[None, :] + cols[:, None])
+        mask = rows_exist[None, :] & cols_exist[:, None]
+    else:
+        pointers = tensor + (rows[:, None] + cols[None, :])
+        mask = rows_exist[:, None] & cols_exist[None, :]
+    return tl.load(pointers, mask=mask, other=0.0)
+
+
+@triton.jit
+def _load_window(
+    plane, row, cols, height, width, stride_h, stride_w,
+    ROWS: tl.constexpr, TRANSPOSED: tl.constexpr,
+):  # fmt: skip
+    """``ROWS`` rows of one plane, from ``row`` on."""
+    y = row + tl.arange(0, ROWS)
+    rows_exist = (y >= 0) & (y < height)
+    return _load(plane, y.to(tl.int64) * stride_h, rows_exist, cols, width, stride_w, TRANSPOSED)
+
+
+@triton.jit
+def _load_images(
+    tensor, first_image, cols, images, height, width, stride_n, stride_h, stride_w,
+    ROWS: tl.constexpr, IMAGES: tl.constexpr, TRANSPOSED: tl.constexpr,
+):  # fmt: skip
+    """All rows of ``IMAGES`` images, ``ROWS / IMAGES`` for each."""
+    image = first_image + tl.arange(0, ROWS) // (ROWS // IMAGES)
+    y = tl.arange(0, ROWS) % (ROWS // IMAGES)
+    rows = image.to(tl.int64) * stride_n + y.to(tl.int64) * stride_h
+    return _load(tensor, rows, (image < images) & (y < height), cols, width, stride_w, TRANSPOSED)
+
+
+@triton.jit
+def _quarantine(tile, broken, ROWS: tl.constexpr, IMAGES: tl.constexpr):
+    """Take non-finite values out of a tile of several images and mark the rows of the images that held them.
+
+    The ring matrix multiplies every row of the tile, by zero at least, and would carry them into the other images.
+    """
+    if IMAGES > 1:
+        finite = tl.abs(tile.to(tl.float32)) < float('inf')
+        tile = tl.where(finite, tile.to(tl.float32), 0.0).to(tile.dtype)
+        row_broken = tl.max(1 - finite.to(tl.int32), axis=1)
+        image_broken = tl.max(tl.reshape(row_broken, (IMAGES, ROWS // IMAGES)), axis=1)
+        row_broken = tl.broadcast_to(image_broken[:, None], (IMAGES, ROWS // IMAGES))
+        broken = tl.maximum(broken, tl.reshape(row_broken, (ROWS,)))
+    return tile, broken
+
+
+@triton.jit
+def _image_distance(ROWS: tl.constexpr, IMAGES: tl.constexpr):
+    """``y' - y`` of every pair of rows (output, input) of a tile of whole images; far for rows of different images."""
+    local = tl.arange(0, ROWS)
+    # As a product, ``[-y, 1] @ [1; y']``, the result has the layout of the tensor cores, and so have the ring matrices
+    # made of it: they enter the next product without a detour through shared memory.
+    term = tl.arange(0, 16)
+    outputs = tl.where(term[None, :] == 0, -local[:, None], (term == 1).to(tl.int32)[None, :])
+    inputs = tl.where(term[:, None] == 1, local[None, :], (term == 0).to(tl.int32)[:, None])
+    distance = tl.dot(outputs.to(tl.float16), inputs.to(tl.float16)).to(tl.int32)
+    if IMAGES > 1:
+        same_image = local[:, None] // (ROWS // IMAGES) == local[None, :] // (ROWS // IMAGES)
+        distance = tl.where(same_image, distance, _FAR)
+    return distance
+
+
+@triton.jit
+def _ring_matrix(distance, low, ring_width, dtype: tl.constexpr):
+    """1 where ``distance``, in rows from an output to an input, lies in the ring that begins at ``low``; else 0."""
+    return ((distance >= low) & (distance < low + ring_width)).to(tl.float32).to(dtype)
+
+
+@triton.jit
+def _ring_of_distance(ring_of_tap, first_tap, taps, first_distance, COLS: tl.constexpr):
+    """Ring of ``x' - x`` for a ``COLS x COLS`` matrix that begins with ``first_distance``; -1 outside the kernel."""
+    tap = first_distance - first_tap + tl.arange(0, COLS)[:, None] - tl.arange(0, COLS)[None, :]
+    return tl.load(ring_of_tap + tap, mask=(tap >= 0) & (tap < taps), other=-1)
+
+
+@triton.jit
+def toeplitz_kernel(
+    weight, toeplitz, row_rings, scales, ring_of_tap, weight_c, weight_a, weight_b,
+    rings, in_tiles, left, first_tap, taps, COLS: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """Write the matrices ``T``, ``(C, in_tiles, rings, PARTS, COLS, COLS)``; one program for each and all its parts."""
+    dtype: tl.constexpr = toeplitz.dtype.element_ty
+    program = tl.program_id(0)
+    ring = program % rings
+    tile = program // rings % in_tiles
+    channel = (program // rings // in_tiles).to(tl.int64)
+    columns = _ring_of_distance(ring_of_tap, first_tap, taps, tile * COLS - left, COLS)
+    row = tl.load(row_rings + 3 * ring)
+    value = tl.load(weight + channel * weight_c + row * weight_a + columns * weight_b, mask=columns >= 0, other=0.0)
+    if dtype == tl.float16:
+        value = _narrow(value.to(tl.float32) / tl.load(scales + ring), dtype)
+    entry = tl.arange(0, COLS)[:, None] * COLS + tl.arange(0, COLS)[None, :]
+    toeplitz += program.to(tl.int64) * (PARTS * COLS * COLS) + entry
+    high, middle, low = _parts(value, dtype, PARTS)
+    tl.store(toeplitz, high)
+    if PARTS > 1:
+        tl.store(toeplitz + COLS * COLS, middle)
+    if PARTS > 2:
+        tl.store(toeplitz + 2 * COLS * COLS, low)
+
+
+@triton.jit
+def _load_matrix(matrices, COLS: tl.constexpr, PARTS: tl.constexpr):
+    """The parts of one Toeplitz matrix; always three, the rest unused."""
+    high = tl.load(matrices)
+    middle = high
+    low = high
+    if PARTS > 1:
+        middle = tl.load(matrices + COLS * COLS)
+    if PARTS > 2:
+        low = tl.load(matrices + 2 * COLS * COLS)
+    return high, middle, low
+
+
+@triton.jit
+def _store_tile(
+    acc, out, bias, first_image, row, cols, images, height, width, out_n, out_h, bias_h, bias_w,
+    ROWS: tl.constexpr, IMAGES: tl.constexpr, BIAS: tl.constexpr,
+):  # fmt: skip
+    """Add the bias (0: none, 1: a number, 2: a map) and store. ``out`` and ``bias`` point at the channel."""
+    local = tl.arange(0, ROWS)
+    image = first_image + local // (ROWS // IMAGES)
+    y = (row + local % (ROWS // IMAGES)).to(tl.int64)
+    mask = ((image < images) & (y < height))[:, None] & (cols < width)[None, :]
+    if BIAS == 1:
+        acc += tl.load(bias).to(tl.float32)
+    elif BIAS == 2:
+        acc += tl.load(bias + (y[:, None] * bias_h + cols[None, :] * bias_w), mask=mask, other=0.0).to(tl.float32)
+    rows = image.to(tl.int64) * out_n + y * out_h
+    tl.store(out + (rows[:, None] + cols[None, :]), _narrow(acc, out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _add_whole(acc, sums, x, x_middle, x_low, t, t_middle, t_low, scale, PARTS: tl.constexpr, BOX_PARTS: tl.constexpr):
+    """``acc + (G X) T`` where the tile holds all rows that any ring reaches."""
+    box = _product(sums, x, x_middle, x_low, tl.zeros(acc.shape, tl.float32), 1, PARTS)
+    if t.dtype == tl.float16:
+        box *= scale
+    return _product(box, t, t_middle, t_low, acc, BOX_PARTS, PARTS)
+
+
+@triton.jit
+def _add_window(
+    acc, plane, row, ring_width, distance, cols, height, width, stride_h, stride_w, t, t_middle, t_low, scale,
+    ROWS: tl.constexpr, TAIL: tl.constexpr, PARTS: tl.constexpr, BOX_PARTS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """``acc + (G X) T`` with the rows that one ring reaches: ``ROWS`` from ``row`` on; ``TAIL`` more if ``WIDE``."""
+    x = _load_window(plane, row, cols, height, width, stride_h, stride_w, ROWS, False)
+    if not WIDE:  # the rows are the box sums
+        return _product(x, t, t_middle, t_low, acc, PARTS, PARTS)
+    x, x_middle, x_low = _parts(x, t.dtype, PARTS)
+    sums = _ring_matrix(distance, 0, ring_width, t.dtype)
+    box = _product(sums, x, x_middle, x_low, tl.zeros(acc.shape, tl.float32), 1, PARTS)
+    x = _load_window(plane, row + ROWS, cols, height, width, stride_h, stride_w, TAIL, False)
+    x, x_middle, x_low = _parts(x, t.dtype, PARTS)
+    distance = ROWS + tl.arange(0, TAIL)[None, :] - tl.arange(0, ROWS)[:, None]
+    sums = _ring_matrix(distance, 0, ring_width, t.dtype)
+    box = _product(sums, x, x_middle, x_low, box, 1, PARTS)
+    if t.dtype == tl.float16:
+        box *= scale
+    return _product(box, t, t_middle, t_low, acc, BOX_PARTS, PARTS)
+
+
+@triton.jit
+def conv_kernel(
+    x, toeplitz, bias, out, row_rings, scales,
+    images, height, width, x_n, x_c, x_h, x_w, out_n, out_c, out_h, bias_c, bias_h, bias_w,
+    wide, rings, groups, row_tiles, col_tiles, in_tiles, left,
+    ROWS: tl.constexpr, COLS: tl.constexpr, TAIL: tl.constexpr, IMAGES: tl.constexpr, WHOLE: tl.constexpr,
+    PARTS: tl.constexpr, ALIGN: tl.constexpr, PAIR: tl.constexpr, BIAS: tl.constexpr, ALIGN_OUT: tl.constexpr,
+):  # fmt: skip
+    """A ``ROWS x COLS`` tile of one channel's output; ``PAIR``: and the same tile of the next image or images.
+
+    ``WHOLE``: the map has at most ``ROWS`` rows; a tile holds all rows of ``IMAGES`` images and is read once. Otherwise
+    a tile is part of one image, and each ring reads the rows that it reaches: ``ROWS`` of them and, if the ring is
+    wider than one row, up to ``TAIL`` more. The first ``wide`` of the ``rings`` are wider than one row.
+    """
+    dtype: tl.constexpr = toeplitz.dtype.element_ty
+    BOX_PARTS: tl.constexpr = PARTS if PARTS > 1 else 2
+    SIZE: tl.constexpr = COLS * COLS * PARTS
+    width, x_n, x_c, x_h = _multiple(width, ALIGN), _multiple(x_n, ALIGN), _multiple(x_c, ALIGN), _multiple(x_h, ALIGN)
+    out_n, out_c, out_h = _multiple(out_n, ALIGN_OUT), _multiple(out_c, ALIGN_OUT), _multiple(out_h, ALIGN_OUT)
+    program = tl.program_id(0)
+    first_col = program % col_tiles * COLS
+    row = program // col_tiles % row_tiles * ROWS
+    program = program // col_tiles // row_tiles
+    first_image = program % groups * (IMAGES * (1 + PAIR))
+    next_image = first_image + IMAGES
+    channel = (program // groups).to(tl.int64)
+
+    x += channel * x_c
+    plane_a = x + first_image.to(tl.int64) * x_n
+    plane_b = x + next_image.to(tl.int64) * x_n
+    height_b = tl.where(next_image < images, height, 0)
+    acc_a = tl.zeros((ROWS, COLS), tl.float32)
+    acc_b = tl.zeros((ROWS, COLS), tl.float32)
+    broken_a = tl.zeros((ROWS,), tl.int32)
+    broken_b = tl.zeros((ROWS,), tl.int32)
+    distance = _image_distance(ROWS, IMAGES)
+    entry = tl.arange(0, COLS)[:, None] * COLS + tl.arange(0, COLS)[None, :]
+
+    # Of the tiles of input columns only those that meet the map.
+    first_tile = tl.maximum(left - first_col, 0) // COLS
+    last_tile = tl.minimum(in_tiles, tl.cdiv(width + left - first_col, COLS))
+    for tile in range(first_tile, last_tile):
+        cols = first_col - left + tile * COLS + tl.arange(0, COLS)
+        matrices = toeplitz + (channel * in_tiles + tile) * rings * SIZE + entry
+        if WHOLE:
+            x_a = _load_images(x, first_image, cols, images, height, width, x_n, x_h, x_w, ROWS, IMAGES, False)
+            x_a, broken_a = _quarantine(x_a, broken_a, ROWS, IMAGES)
+            x_a0, x_a1, x_a2 = _parts(x_a, dtype, PARTS)
+            if PAIR:
+                x_b = _load_images(x, next_image, cols, images, height, width, x_n, x_h, x_w, ROWS, IMAGES, False)
+                x_b, broken_b = _quarantine(x_b, broken_b, ROWS, IMAGES)
+                x_b0, x_b1, x_b2 = _parts(x_b, dtype, PARTS)
+        for ring in range(0, wide):
+            t0, t1, t2 = _load_matrix(matrices + ring * SIZE, COLS, PARTS)
+            low = tl.load(row_rings + 3 * ring + 1)
+            ring_width = tl.load(row_rings + 3 * ring + 2)
+            scale = tl.load(scales + ring)
+            if WHOLE:
+                sums = _ring_matrix(distance, low, ring_width, dtype)
+                acc_a = _add_whole(acc_a, sums, x_a0, x_a1, x_a2, t0, t1, t2, scale, PARTS, BOX_PARTS)
+                if PAIR:
+                    acc_b = _add_whole(acc_b, sums, x_b0, x_b1, x_b2, t0, t1, t2, scale, PARTS, BOX_PARTS)
+            else:
+                acc_a = _add_window(
+                    acc_a, plane_a, row + low, ring_width, distance, cols, height, width, x_h, x_w, t0, t1, t2, scale,
+                    ROWS, TAIL, PARTS, BOX_PARTS, True,
+                )  # fmt: skip
+                if PAIR:
+                    acc_b = _add_window(
+                        acc_b, plane_b, row + low, ring_width, distance, cols, height_b, width, x_h, x_w, t0, t1, t2,
+                        scale, ROWS, TAIL, PARTS, BOX_PARTS, True,
+                    )  # fmt: skip
+        for ring in range(wide, rings):
+            t0, t1, t2 = _load_matrix(matrices + ring * SIZE, COLS, PARTS)
+            low = tl.load(row_rings + 3 * ring + 1)
+            if WHOLE:
+                shift = _ring_matrix(distance, low, 1, dtype)
+                acc_a = _add_whole(acc_a, shift, x_a0, x_a1, x_a2, t0, t1, t2, 1.0, PARTS, PARTS)
+                if PAIR:
+                    acc_b = _add_whole(acc_b, shift, x_b0, x_b1, x_b2, t0, t1, t2, 1.0, PARTS, PARTS)
+            else:
+                acc_a = _add_window(
+                    acc_a, plane_a, row + low, 1, distance, cols, height, width, x_h, x_w, t0, t1, t2, 1.0,
+                    ROWS, TAIL, PARTS, PARTS, False,
+                )  # fmt: skip
+                if PAIR:
+                    acc_b = _add_window(
+                        acc_b, plane_b, row + low, 1, distance, cols, height_b, width, x_h, x_w, t0, t1, t2, 1.0,
+                        ROWS, TAIL, PARTS, PARTS, False,
+                    )  # fmt: skip
+
+    cols = first_col + tl.arange(0, COLS)
+    width = _multiple(width, ALIGN_OUT)
+    if BIAS == 2:
+        bias_c, bias_h = _multiple(bias_c, ALIGN_OUT), _multiple(bias_h, ALIGN_OUT)
+    out += channel * out_c
+    bias += channel * bias_c
+    if IMAGES > 1:
+        acc_a = tl.where(broken_a[:, None] > 0, float('nan'), acc_a)
+        acc_b = tl.where(broken_b[:, None] > 0, float('nan'), acc_b)
+    _store_tile(
+        acc_a, out, bias, first_image, row, cols, images, height, width, out_n, out_h, bias_h, bias_w,
+        ROWS, IMAGES, BIAS,
+    )  # fmt: skip
+    if PAIR:
+        _store_tile(
+            acc_b, out, bias, next_image, row, cols, images, height, width, out_n, out_h, bias_h, bias_w,
+            ROWS, IMAGES, BIAS,
+        )  # fmt: skip
+
+
+@triton.jit
+def _store_band_sums(acc, partial, columns, scale, all_rings):
+    """``partial[b]``: the sum of ``acc`` where ``x' - x`` lies in ring ``b``, divided by ``scale``."""
+    for ring in range(0, all_rings):
+        band = tl.where(columns == ring, acc, 0.0)
+        tl.store(partial + ring, tl.sum(tl.sum(band, axis=1), axis=0) / scale)
+
+
+@triton.jit
+def _add_whole_grad(acc, x_t, sums, grad, grad_middle, grad_low, scale, PARTS: tl.constexpr, BOX_PARTS: tl.constexpr):
+    """``acc + (G X)^T dY`` where the tile holds all rows that any ring reaches. ``sums`` is ``G`` transposed."""
+    box = _product(x_t, sums, sums, sums, tl.zeros((x_t.shape[0], sums.shape[1]), tl.float32), PARTS, 1)
+    if grad.dtype == tl.float16:
+        box *= scale
+    return _product(box, grad, grad_middle, grad_low, acc, BOX_PARTS, PARTS)
+
+
+@triton.jit
+def _add_window_grad(
+    acc, plane, row, sums, sums_tail, cols, height, width, stride_h, stride_w, grad, grad_middle, grad_low, scale,
+    ROWS: tl.constexpr, TAIL: tl.constexpr, PARTS: tl.constexpr, BOX_PARTS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """``acc + (G X)^T dY`` with the rows that one ring reaches, as in :func:`_add_window`."""
+    x_t = _load_window(plane, row, cols, height, width, stride_h, stride_w, ROWS, True)
+    if not WIDE:
+        return _product(x_t, grad, grad_middle, grad_low, acc, PARTS, PARTS)
+    box = _product(x_t, sums, sums, sums, tl.zeros((x_t.shape[0], ROWS), tl.float32), PARTS, 1)
+    x_t = _load_window(plane, row + ROWS, cols, height, width, stride_h, stride_w, TAIL, True)
+    box = _product(x_t, sums_tail, sums_tail, sums_tail, box, PARTS, 1)
+    if grad.dtype == tl.float16:
+        box *= scale
+    return _product(box, grad, grad_middle, grad_low, acc, BOX_PARTS, PARTS)
+
+
+@triton.jit
+def weight_grad_kernel(
+    x, grad_out, partial, row_rings, scales, ring_of_tap,
+    images, height, width, x_n, x_c, x_h, x_w, grad_n, grad_c, grad_h, grad_w,
+    first_ring, last_ring, all_rings, row_tiles, col_tiles, in_tiles, left, first_tap, taps, steps, splits,
+    ROWS: tl.constexpr, COLS: tl.constexpr, TAIL: tl.constexpr, IMAGES: tl.constexpr, WHOLE: tl.constexpr,
+    PARTS: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr, ALIGN_GRAD: tl.constexpr,
+):  # fmt: skip
+    """Two rows of one channel's weight gradient, from one share of the tiles.
+
+    ``D_a``, the sum over tiles of ``(G_a X)^T dY``, is the gradient of ``T_a``; the sums of its bands are that of
+    ``w[a, :]``. The shares are added afterwards, in order: ``partial`` is ``(C, splits, in_tiles, k', k')``. Covers the
+    rings ``first_ring`` to ``last_ring``, of which all (``WIDE``) or none are wider than one row.
+    """
+    float32: tl.constexpr = x.dtype.element_ty == tl.float32
+    dtype: tl.constexpr = tl.bfloat16 if float32 else x.dtype.element_ty
+    BOX_PARTS: tl.constexpr = 2 if WIDE and PARTS == 1 else PARTS
+    width, x_n, x_c, x_h = _multiple(width, ALIGN), _multiple(x_n, ALIGN), _multiple(x_c, ALIGN), _multiple(x_h, ALIGN)
+    grad_n, grad_c, grad_h = _multiple(grad_n, ALIGN_GRAD), _multiple(grad_c, ALIGN_GRAD), _multiple(grad_h, ALIGN_GRAD)
+    program = tl.program_id(0)
+    pairs = tl.cdiv(last_ring - first_ring, 2)
+    ring_a = first_ring + program % pairs * 2
+    ring_b = tl.minimum(ring_a + 1, last_ring - 1)  # without a partner the same row is computed and written twice
+    tile = program // pairs % in_tiles
+    program = program // pairs // in_tiles
+    split = program % splits
+    channel = (program // splits).to(tl.int64)
+    x += channel * x_c
+    grad_out += channel * grad_c
+
+    low_a = tl.load(row_rings + 3 * ring_a + 1)
+    low_b = tl.load(row_rings + 3 * ring_b + 1)
+    width_a = tl.load(row_rings + 3 * ring_a + 2)
+    width_b = tl.load(row_rings + 3 * ring_b + 2)
+    scale_a = tl.load(scales + ring_a)
+    scale_b = tl.load(scales + ring_b)
+    distance = tl.trans(_image_distance(ROWS, IMAGES))
+    distance_tail = ROWS + tl.arange(0, TAIL)[:, None] - tl.arange(0, ROWS)[None, :]
+    # A window begins where its ring does.
+    sums_a = _ring_matrix(distance, low_a if WHOLE else 0, width_a, dtype)
+    sums_b = _ring_matrix(distance, low_b if WHOLE else 0, width_b, dtype)
+    tail_a = _ring_matrix(distance_tail, 0, width_a, dtype)
+    tail_b = _ring_matrix(distance_tail, 0, width_b, dtype)
+    acc_a = tl.zeros((COLS, COLS), tl.float32)
+    acc_b = tl.zeros((COLS, COLS), tl.float32)
+
+    share = tl.cdiv(steps, splits)
+    for step in range(split * share, tl.minimum(steps, (split + 1) * share)):
+        first_col = step % col_tiles * COLS
+        row = step // col_tiles % row_tiles * ROWS
+        first_image = step // col_tiles // row_tiles * IMAGES
+        out_cols = first_col + tl.arange(0, COLS)
+        cols = out_cols - left + tile * COLS
+        if WHOLE:
+            grad = _load_images(
+                grad_out, first_image, out_cols, images, height, width, grad_n, grad_h, grad_w, ROWS, IMAGES, False
+            )
+            g0, g1, g2 = _parts(grad, dtype, PARTS)
+            x_t = _load_images(x, first_image, cols, images, height, width, x_n, x_h, x_w, ROWS, IMAGES, True)
+            acc_a = _add_whole_grad(acc_a, x_t, sums_a, g0, g1, g2, scale_a, PARTS, BOX_PARTS)
+            acc_b = _add_whole_grad(acc_b, x_t, sums_b, g0, g1, g2, scale_b, PARTS, BOX_PARTS)
+        else:
+            grad_plane = grad_out + first_image.to(tl.int64) * grad_n
+            plane = x + first_image.to(tl.int64) * x_n
+            grad = _load_window(grad_plane, row, out_cols, height, width, grad_h, grad_w, ROWS, False)
+            g0, g1, g2 = _parts(grad, dtype, PARTS)
+            acc_a = _add_window_grad(
+                acc_a, plane, row + low_a, sums_a, tail_a, cols, height, width, x_h, x_w, g0, g1, g2, scale_a,
+                ROWS, TAIL, PARTS, BOX_PARTS, WIDE,
+            )  # fmt: skip
+            acc_b = _add_window_grad(
+                acc_b, plane, row + low_b, sums_b, tail_b, cols, height, width, x_h, x_w, g0, g1, g2, scale_b,
+                ROWS, TAIL, PARTS, BOX_PARTS, WIDE,
+            )  # fmt: skip
+
+    if dtype != tl.float16:  # nothing was scaled
+        scale_a = 1.0
+        scale_b = 1.0
+    columns = _ring_of_distance(ring_of_tap, first_tap, taps, tile * COLS - left, COLS)
+    partial += ((channel * splits + split) * in_tiles + tile) * all_rings * all_rings
+    _store_band_sums(acc_a, partial + tl.load(row_rings + 3 * ring_a) * all_rings, columns, scale_a, all_rings)
+    _store_band_sums(acc_b, partial + tl.load(row_rings + 3 * ring_b) * all_rings, columns, scale_b, all_rings)
