@@ -2,6 +2,7 @@
 
     python benchmarks/peripheral_conv.py                      # CPU, some minutes
     python benchmarks/peripheral_conv.py --device cuda --dtype bfloat16 --batch 64
+    python benchmarks/peripheral_conv.py --stages             # the automatic choice against F.conv2d at every stage
 
 Peers: ``F.conv2d`` with the dense kernel, a plain FFT convolution (both transforms in full, the kernel expanded),
 SLaK's pair of stripes (K x 5 and 5 x K), and ConvNeXt's 7 x 7. Peers that compute another function are
@@ -23,6 +24,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from mmpelk.models.pelk import ARCHITECTURES
 from mmpelk.ops import available_backends, expand_kernel, peripheral_conv2d, sharing_grid
 
 # Convolved channels and maps of PeLK-T's stages at 224 x 224, a stage 1 of segmentation at 2048 x 512, and one of
@@ -45,6 +47,7 @@ GPU_CASES = [
     (1, 46, 128, 512, 51, 5),
 ]
 SWEEP = [7, 13, 21, 31, 51, 71, 101, 151]
+RESOLUTIONS = [(224, 224), (384, 384), (512, 512), (800, 1280), (512, 2048)]
 
 
 @dataclass
@@ -167,6 +170,48 @@ def sweep(device: str, dtype: torch.dtype, batch: int, rounds: int) -> dict[str,
     return curves
 
 
+def stage_cases() -> list[tuple[str, tuple[int, ...]]]:
+    """Every stage of PeLK-T (whose stages are those of S) and PeLK-B, one image at every resolution of the paper."""
+    cases = []
+    for arch in ('tiny', 'base'):
+        table = ARCHITECTURES[arch]
+        for height, width in RESOLUTIONS:
+            for stage, (channels, side) in enumerate(zip(table['channels'], table['kernel_sizes'], strict=True)):
+                shape = (1, 3 * channels // 8, height // 2 ** (stage + 2), width // 2 ** (stage + 2))
+                cases.append((f'{arch}, {height}x{width}, stage {stage + 1}', (*shape, side, table['center_size'])))
+    return cases
+
+
+def compare_stages(device: str, dtype: torch.dtype, rounds: int) -> list[dict[str, Any]]:
+    """Speed-up of the automatic choice over ``F.conv2d``, forward and forward+backward."""
+    rows = []
+    for label, spec in track(stage_cases(), 'stages', transient=True):
+        case = make_case(spec, device, dtype)
+        table = {name: entry for name, entry in methods(case).items() if name in ('conv2d', 'mmpelk')}
+        row: dict[str, Any] = {'stage': label, 'case': spec}
+        for key, functions in (
+            ('forward', {name: partial(no_grad, function) for name, (function, _) in table.items()}),
+            ('forward_backward', {name: partial(backward, *entry, case.grad) for name, entry in table.items()}),
+        ):
+            seconds = interleaved_medians(functions, device, rounds)
+            row[f'{key}_ratio'] = seconds['conv2d'] / seconds['mmpelk']
+            row[f'{key}_ms'] = {name: 1e3 * value for name, value in seconds.items()}
+        rows.append(row)
+    return rows
+
+
+def print_stages(console: Console, rows: list[dict[str, Any]]) -> None:
+    """The comparison as a table."""
+    table = Table(title='times as fast as F.conv2d')
+    for column in ('stage', 'map and kernel', 'forward', 'forward+backward'):
+        table.add_column(column)
+    for row in rows:
+        _, channels, height, width, side, _ = row['case']
+        ratios = (f'{row["forward_ratio"]:.2f}', f'{row["forward_backward_ratio"]:.2f}')
+        table.add_row(row['stage'], f'{channels}x{height}x{width}, K = {side}', *ratios)
+    console.print(table)
+
+
 def plot(curves: dict[str, list[float]], title: str, path: str) -> None:
     """Time against K, readable in grey."""
     import matplotlib
@@ -211,7 +256,8 @@ def main() -> None:
     parser.add_argument('--batch', type=int, help='batch of the sweep over K; default 1 on a CPU, 64 on a GPU')
     parser.add_argument('--rounds', type=int, help='timed rounds; default 9 on a CPU, 50 on a GPU')
     parser.add_argument('--cases', type=int, nargs='*', help='indices of the cases to run; default all')
-    parser.add_argument('--no-sweep', action='store_true')
+    parser.add_argument('--no-sweep', action='store_true', help='leave out the plot over K')
+    parser.add_argument('--stages', action='store_true', help='compare every stage of every size instead')
     args = parser.parse_args()
     on_gpu = args.device == 'cuda'
     rounds = args.rounds or (50 if on_gpu else 9)
@@ -222,7 +268,13 @@ def main() -> None:
     where = machine(args.device)
     console.print(where)
     name = f'peripheral_conv_{args.device}_{args.dtype}'
-    data: dict[str, Any] = {'machine': where, 'dtype': args.dtype, 'rounds': rounds, 'cases': []}
+    data: dict[str, Any] = {'machine': where, 'dtype': args.dtype, 'rounds': rounds}
+    if args.stages:
+        data['stages'] = compare_stages(args.device, dtype, rounds)
+        print_stages(console, data['stages'])
+        console.print(f'written to {save(f"{name}_stages", data)}')
+        return
+    data['cases'] = []
     for spec in chosen:
         result = measure(make_case(spec, args.device, dtype), args.device, rounds)
         print_case(console, spec, result)

@@ -47,9 +47,9 @@ def backbone_state_dict(path: str, prefix: str = '') -> dict[str, Tensor]:
 def check_pretrained(backbone: nn.Module, path: str, prefix: str = '') -> None:
     """Check that a checkpoint fits a backbone before it is loaded into it.
 
-    The norms of the output stages (``norm0`` to ``norm3``) may be absent, since classification trains only the last, and
-    so may sparsity masks, which the sparsity hook judges; what the checkpoint holds beyond the backbone's own keys is
-    left alone.
+    The norms of the output stages (``norm0`` to ``norm3``) may be absent, since classification trains only the last,
+    and so may sparsity masks, which the sparsity hook judges; what the checkpoint holds beyond the backbone's own keys
+    is left alone.
 
     Raises:
         FileNotFoundError: If the file does not exist.
