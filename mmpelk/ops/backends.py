@@ -4,11 +4,12 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from . import dense, fft, matmul
+from . import dense, fft, matmul, triton
 
 __all__ = ['BACKENDS', 'Backend', 'available_backends', 'fastest_backend', 'force_backend', 'requested_backend']
 
@@ -45,6 +46,8 @@ BACKENDS: dict[str, Backend] = {
         Backend('dense', dense.forward, dense.weight_grad),
         Backend('fft', fft.forward, fft.weight_grad),
         Backend('matmul', matmul.forward, matmul.weight_grad),
+        # Cached: every call asks, and the answer takes longer than a kernel.
+        Backend('triton', triton.forward, triton.weight_grad, cache(triton.missing), triton.refusal),
     )
 }
 
@@ -112,9 +115,19 @@ def fastest_backend(x: Tensor, grid: Sequence[int], *, weight_grad: bool = False
     separately.
     """
     kernel_size = sum(grid)
+    if x.is_cuda:
+        return _fastest_on_cuda(x, grid, kernel_size)
     has_fast_dense = x.dtype != torch.float64 and not weight_grad
     if kernel_size <= (_DENSE_UP_TO if has_fast_dense else _DENSE_UP_TO_OTHERWISE):
         return 'dense'
     if not weight_grad and x.shape[-2] * x.shape[-1] < _MATMUL_BELOW:
         return 'matmul'
     return 'fft'
+
+
+def _fastest_on_cuda(x: Tensor, grid: Sequence[int], kernel_size: int) -> str:
+    """Triton wherever it runs; reasoned from memory traffic and operation counts, not measured."""
+    if kernel_size <= _DENSE_UP_TO_OTHERWISE:
+        return 'dense'
+    kernels = BACKENDS['triton']
+    return 'triton' if kernels.missing() is None and kernels.refusal(x, x, grid) is None else 'fft'

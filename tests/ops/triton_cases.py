@@ -1,0 +1,236 @@
+"""Cases of the Triton backend; :mod:`test_triton` runs them in Triton's interpreter.
+
+On a machine with a GPU ``pytest tests/ops/triton_cases.py`` runs them compiled.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mmpelk.ops import dense, sharing_grid
+from mmpelk.ops import triton as backend
+from mmpelk.ops.functional import peripheral_conv2d
+from mmpelk.ops.reference import peripheral_conv2d_reference
+from mmpelk.ops.triton import launch
+
+DEVICE = 'cpu' if backend.interpreted() else 'cuda'
+DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+
+if (missing := backend.missing()) is not None:
+    pytest.skip(missing, allow_module_level=True)
+
+
+@pytest.fixture(autouse=True)
+def _few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every program costs the interpreter a fixed time; and small problems have to reach the code for large ones."""
+    monkeypatch.setattr(launch, 'PROGRAMS', 4)
+    monkeypatch.setattr(launch, 'PAIR_FROM', 2)
+
+
+def _relative_error(value: Tensor, exact: Tensor) -> float:
+    return ((value.double() - exact).norm() / exact.norm().clamp_min(1e-30)).item()
+
+
+def _run(function, tensors: Sequence[Tensor | None], grad_out: Tensor) -> list[Tensor]:  # type: ignore[no-untyped-def]
+    """Output and gradients of ``function(*tensors)``, ``None`` left out."""
+    leaves = [None if tensor is None else tensor.detach().requires_grad_() for tensor in tensors]
+    out = function(*leaves)
+    return [out.detach(), *torch.autograd.grad(out, [leaf for leaf in leaves if leaf is not None], grad_out)]
+
+
+def _inputs(shape: Sequence[int], rings: int, bias: str, dtype: torch.dtype, mean: float) -> tuple[list[Any], Tensor]:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator)
+
+    channels = shape[1]
+    biases = {'none': None, 'channel': (channels,), 'map': tuple(shape[1:])}
+    x, weight = draw(*shape) + mean, draw(channels, 1, rings, rings) / rings
+    tensors = [x, weight, None if biases[bias] is None else draw(*biases[bias])]
+    grad_out = draw(*shape)
+    return [None if t is None else t.to(DEVICE, dtype) for t in tensors], grad_out.to(DEVICE, dtype)
+
+
+def _check(shape: Sequence[int], grid: Sequence[int], bias: str, dtype: torch.dtype, mean: float) -> None:
+    """Output and gradients are at most half as far again from the exact ones as those of the dense kernel."""
+    tensors, grad_out = _inputs(shape, len(grid), bias, dtype, mean)
+
+    def exact(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if sum(grid) <= 51:
+            return peripheral_conv2d_reference(x, weight, grid, bias)
+        return dense.forward(x.double(), weight.double(), None if bias is None else bias.double(), grid)
+
+    expected = _run(exact, tensors, grad_out.double())
+    ours = _run(lambda *t: peripheral_conv2d(t[0], t[1], grid, t[2], backend='triton'), tensors, grad_out)
+    dense_ = _run(lambda *t: peripheral_conv2d(t[0], t[1], grid, t[2], backend='dense'), tensors, grad_out)
+    # A dense result of few terms can be right by luck: rounding the result alone costs a quarter of eps on average, and
+    # in float32 both have the roundings of a sum besides.
+    floor = torch.finfo(dtype).eps * (1 if dtype == torch.float32 else 0.25)
+    for name, value, other, target in zip(('out', 'x', 'weight', 'bias'), ours, dense_, expected, strict=False):
+        assert value.dtype == dtype, name
+        error, limit = _relative_error(value, target), max(1.5 * _relative_error(other, target), floor)
+        assert error <= limit, f'{name}: relative error {error:.2e}, allowed {limit:.2e}'
+
+
+# Images, channels, height, width; grid; bias.
+WHOLE = {
+    '14x14-k13-packed': ((9, 1, 14, 14), sharing_grid(13), 'channel'),
+    '7x9-k51-smaller_than_kernel': ((3, 2, 7, 9), sharing_grid(51), 'map'),
+    '33x40-k31': ((2, 1, 33, 40), sharing_grid(31), 'none'),
+    '12x17-asymmetric': ((1, 2, 12, 17), (9, 1, 2, 3, 6), 'channel'),
+    '5x6-k3': ((1, 2, 5, 6), (1, 1, 1), 'map'),
+    '5x6-k1': ((1, 1, 5, 6), (1,), 'none'),
+}
+TILED = {
+    '67x20-k17-high': ((2, 1, 67, 20), sharing_grid(17), 'map'),
+    '6x130-k13-wide': ((3, 1, 6, 130), sharing_grid(13), 'channel'),
+    '66x70-asymmetric': ((1, 1, 66, 70), (4, 1, 2), 'none'),
+    '65x3-k151': ((1, 1, 65, 3), sharing_grid(151, 7), 'map'),
+    '66x2-ring_of_36': ((1, 1, 66, 2), (36, 1, 36), 'none'),
+}
+
+
+@pytest.mark.parametrize('case', [*WHOLE, *TILED])
+def test_bfloat16_with_mean_3(case: str) -> None:
+    _check(*(WHOLE | TILED)[case], torch.bfloat16, 3.0)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float16'])
+@pytest.mark.parametrize('case', ['14x14-k13-packed', '12x17-asymmetric', '67x20-k17-high'])
+def test_float32_and_float16_with_mean_3(case: str, dtype: str) -> None:
+    _check(*(WHOLE | TILED)[case], DTYPES[dtype], 3.0)
+
+
+@st.composite
+def _problems(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...], str, torch.dtype]:
+    half = draw(st.lists(st.integers(1, 6), min_size=0, max_size=3))
+    other = draw(st.lists(st.integers(1, 6), min_size=0, max_size=3))
+    grid = (*half, 1, *other)
+    if sum(grid) % 2 == 0:
+        grid = (*grid, 1)
+    shape = draw(st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(1, 20), st.integers(1, 20)))
+    return shape, grid, draw(st.sampled_from(['none', 'channel', 'map'])), draw(st.sampled_from([*DTYPES.values()]))
+
+
+@given(_problems())
+@settings(max_examples=8, deadline=None, derandomize=True, database=None)
+def test_any_small_problem_with_mean_0(problem: tuple) -> None:
+    _check(*problem, 0.0)
+
+
+LAYOUTS = {
+    'view_of_channels': lambda x: torch.cat((x, x + 1, x - 1), 1)[:, 2:4],
+    'channels_last': lambda x: x.contiguous(memory_format=torch.channels_last),
+    'transposed': lambda x: x.mT.contiguous().mT,
+    'cropped': lambda x: torch.nn.functional.pad(x, (1, 2, 3, 0))[..., 3:, 1:-2],
+    'expanded': lambda x: x[:, :, :1, :1].expand(x.shape),
+}
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('shape', [(2, 2, 9, 12), (2, 2, 65, 2)], ids=['whole', 'tiled'])
+def test_strides_change_nothing(layout: str, shape: tuple[int, ...]) -> None:
+    grid = (2, 1, 2)
+    (x, weight, _), grad_out = _inputs(shape, len(grid), 'none', torch.bfloat16, 0.0)
+    x, grad_out = LAYOUTS[layout](x), LAYOUTS[layout](grad_out)
+    assert not x.is_contiguous()
+    bias, weight_t = x[0], weight.mT.contiguous().mT
+    assert torch.equal(
+        backend.forward(x, weight_t, bias, grid), backend.forward(x.contiguous(), weight, bias.contiguous(), grid)
+    )
+    assert torch.equal(
+        backend.weight_grad(x, grad_out, grid), backend.weight_grad(x.contiguous(), grad_out.contiguous(), grid)
+    )
+
+
+def test_offsets_beyond_32_bits(tmp_path: Path) -> None:
+    stride = 2**31 + 8
+    size = stride + 3 * 5 * 7
+    if DEVICE == 'cpu':  # a sparse file: two pages of it are ever written
+        storage = torch.from_file(str(tmp_path / 'far'), shared=True, size=size, dtype=torch.float16)
+    else:
+        storage = torch.empty(size, dtype=torch.float16, device=DEVICE)
+    for strides in ((stride, 35, 7, 1), (35, stride, 7, 1)):
+        far = storage.as_strided((2, 2, 5, 7), strides)
+        grid = (2, 1, 2)
+        (x, weight, _), grad_out = _inputs(far.shape, len(grid), 'none', torch.float16, 0.0)
+        far.copy_(x)
+        assert torch.equal(backend.forward(far, weight, None, grid), backend.forward(x, weight, None, grid))
+        assert torch.equal(backend.weight_grad(far, grad_out, grid), backend.weight_grad(x, grad_out, grid))
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
+@pytest.mark.parametrize('shape', [(3, 2, 7, 9), (2, 1, 65, 3)], ids=['packed', 'tiled'])
+def test_non_finite_value_stays_in_its_plane(shape: tuple[int, ...], value: float) -> None:
+    grid = sharing_grid(5, 3)
+    (x, weight, _), _ = _inputs(shape, len(grid), 'none', torch.bfloat16, 0.0)
+    clean = backend.forward(x, weight, None, grid)
+    x[1, 0, 4, 1] = value
+    out = backend.forward(x, weight, None, grid)
+    reached = ~dense.forward(x, weight, None, grid).isfinite()
+    assert reached.any()
+    assert not out[reached].isfinite().any()
+    others = torch.ones(shape[:2], dtype=torch.bool, device=DEVICE)
+    others[1, 0] = False
+    assert torch.equal(out[others], clean[others])
+
+
+def test_float16_box_sums_beyond_its_range() -> None:
+    """A ring's sum of inputs may exceed 65504 where the output does not."""
+    grid = (16, 1, 16)
+    x = torch.full((1, 1, 20, 20), 3e4, dtype=torch.float16, device=DEVICE)
+    weight = torch.full((1, 1, 3, 3), 2.0**-14, dtype=torch.float16, device=DEVICE)
+    for value in (
+        backend.forward(x, weight, None, grid),
+        backend.weight_grad(x, torch.full_like(x, 2.0**-18), grid),
+    ):
+        assert value.isfinite().all()
+    exact = dense.forward(x.double(), weight.double(), None, grid)
+    assert _relative_error(backend.forward(x, weight, None, grid), exact) < torch.finfo(torch.float16).eps
+
+
+def test_channels_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = sharing_grid(9, 3)
+    (x, weight, bias), _ = _inputs((2, 5, 9, 12), len(grid), 'map', torch.bfloat16, 0.0)
+    at_once = backend.forward(x, weight, bias, grid)
+    monkeypatch.setattr(launch, 'WORKSPACE', 2 * 2 * len(grid) * 16 * 16)  # two channels
+    assert torch.equal(backend.forward(x, weight, bias, grid), at_once)
+
+
+def test_tf32_flag_takes_fewer_products() -> None:
+    grid = sharing_grid(13)
+    (x, weight, _), grad_out = _inputs((2, 1, 14, 14), len(grid), 'none', torch.float32, 3.0)
+    exact = dense.forward(x.double(), weight.double(), None, grid)
+    exact_grad = dense.weight_grad(x.double(), grad_out.double(), grid)
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        out, grad = backend.forward(x, weight, None, grid), backend.weight_grad(x, grad_out, grid)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    for value, target in ((out, exact), (grad, exact_grad)):
+        assert torch.finfo(torch.float32).eps < _relative_error(value, target) < 2**-14
+
+
+@pytest.mark.parametrize('shape', [(0, 2, 5, 5), (2, 0, 5, 5), (2, 2, 0, 5)])
+def test_empty(shape: tuple[int, ...]) -> None:
+    x = torch.zeros(shape, device=DEVICE)
+    weight = torch.zeros(shape[1], 1, 3, 3, device=DEVICE)
+    assert backend.forward(x, weight, None, (1, 1, 1)).shape == shape
+    assert torch.equal(backend.weight_grad(x, x, (1, 1, 1)), weight)
+
+
+@pytest.mark.skipif(DEVICE == 'cpu', reason='the interpreter runs one program after the other')
+def test_same_bits_twice() -> None:
+    grid = sharing_grid(51)
+    (x, weight, _), grad_out = _inputs((16, 24, 56, 56), len(grid), 'none', torch.bfloat16, 0.0)
+    for _ in range(3):
+        assert torch.equal(backend.forward(x, weight, None, grid), backend.forward(x, weight, None, grid))
+        assert torch.equal(backend.weight_grad(x, grad_out, grid), backend.weight_grad(x, grad_out, grid))
