@@ -1,0 +1,225 @@
+"""Draw what the demo's segmentation network has learnt, and print its held-out mIoU beside two yardsticks.
+
+Reads pictures and labels of the set, classes and colours of the config, the predictions that ``tools/test.py --out``
+stored, and the training log of MMEngine's ``LocalVisBackend``.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use('Agg')  # no window: machines without a display
+
+import matplotlib.pyplot as plt
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import SubFigure
+from matplotlib.patches import Patch
+from mmengine.config import Config
+from PIL import Image
+
+FAR_PREFIX = 'tent_'  # of the classes that a far cue decides
+OTHER = (140, 140, 140)  # colour of what belongs to no class and is not scored
+
+Counts = npt.NDArray[np.int64]
+Labels = npt.NDArray[np.uint8]
+
+
+def confusion_matrix(labels: Labels, predictions: Labels, classes: int) -> Counts:
+    """Pixels per (class, predicted class), ``(classes, classes)``.
+
+    Args:
+        labels: Label maps with 0 for "other", which is left out, and 1 to ``classes``.
+        predictions: Predicted maps of the same shape, 1 to ``classes``.
+        classes: Number of classes.
+    """
+    scored = labels > 0
+    pairs = (labels[scored].astype(np.int64) - 1) * classes + predictions[scored] - 1
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def class_iou(confusion: Counts) -> npt.NDArray[np.float64]:
+    """Intersection over union per class; NaN for a class that is neither there nor predicted."""
+    hits = np.diag(confusion)
+    with np.errstate(invalid='ignore'):
+        return hits / (confusion.sum(0) + confusion.sum(1) - hits)
+
+
+def mean_iou(confusion: Counts) -> float:
+    """mIoU as a fraction, over the classes that occur, as MMSegmentation's ``IoUMetric``."""
+    return float(np.nanmean(class_iou(confusion)))
+
+
+def majority_confusion(confusion: Counts) -> Counts:
+    """What predicting the most frequent class everywhere gives on the same labels."""
+    pixels = confusion.sum(1)
+    constant = np.zeros_like(confusion)
+    constant[:, pixels.argmax()] = pixels
+    return constant
+
+
+def short_sighted_miou(confusion: Counts, guessed: list[int]) -> float:
+    """mIoU of a network that is right everywhere, but has to guess among the classes that a far cue decides.
+
+    Guessing each of ``n`` equally frequent classes equally often is the best that it can do for the mean of their IoU.
+    """
+    pixels = confusion.sum(1).astype(np.float64)
+    iou = np.where(pixels > 0, 1.0, np.nan)
+    for index in guessed:
+        hits = pixels[index] / len(guessed)
+        iou[index] = hits / (pixels[index] + pixels[guessed].sum() / len(guessed) - hits)
+    return float(np.nanmean(iou))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Held-out figures as fractions: per class, their mean, and the two yardsticks."""
+
+    iou: npt.NDArray[np.float64]
+    miou: float
+    majority: float
+    short_sighted: float
+    far_miou: float
+
+    def line(self) -> str:
+        """The line that the demo ends with."""
+        return (
+            f'held-out mIoU {self.miou:.1%} (majority class alone {self.majority:.1%}, all but the far cue '
+            f'{self.short_sighted:.1%}); the classes decided by the far cue {self.far_miou:.1%}'
+        )
+
+
+def score(data: Path, predictions: Path, classes: list[str]) -> Scores:
+    """Compare all stored predictions with the validation labels."""
+    confusion = np.zeros((len(classes),) * 2, dtype=np.int64)
+    for path in sorted((data / 'annotations' / 'validation').glob('*.png')):
+        confusion += confusion_matrix(_read(path), _read(predictions / path.name), len(classes))
+    far = [index for index, name in enumerate(classes) if name.startswith(FAR_PREFIX)]
+    iou = class_iou(confusion)
+    return Scores(
+        iou,
+        mean_iou(confusion),
+        mean_iou(majority_confusion(confusion)),
+        short_sighted_miou(confusion, far),
+        float(np.nanmean(iou[far])),
+    )
+
+
+def read_curves(work_dir: Path) -> dict[str, list[tuple[int, float]]]:
+    """``loss`` and ``mIoU`` (as a fraction) over iterations, from the newest training under ``work_dir``.
+
+    Raises:
+        ValueError: If no training has been logged there.
+    """
+    # Folders are named by time. Testing has a folder of its own, with a log that holds no loss.
+    for path in sorted(work_dir.glob('*/vis_data/scalars.json'), reverse=True):
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        loss = [(record['step'], record['loss']) for record in records if 'loss' in record]
+        if loss:
+            return dict(loss=loss, mIoU=[(r['step'], r['mIoU'] / 100) for r in records if 'mIoU' in r])
+    raise ValueError(f'{work_dir} holds no training log; run tools/demo/run_seg.sh')
+
+
+def _read(path: Path) -> Labels:
+    return np.asarray(Image.open(path))
+
+
+def _draw_pictures(
+    figure: SubFigure, data: Path, predictions: Path, names: list[str], palette: dict[str, list[int]]
+) -> None:
+    """Rows: picture, label, prediction, wrong pixels. Columns: pictures."""
+    colours = np.array([OTHER, *palette.values()], dtype=np.uint8)
+    axes = figure.subplots(4, len(names), squeeze=False)
+    for column, name in enumerate(names):
+        labels = _read(data / 'annotations' / 'validation' / f'{name}.png')
+        predicted = _read(predictions / f'{name}.png')
+        wrong = (predicted != labels) & (labels > 0)
+        picture = np.asarray(Image.open(data / 'images' / 'validation' / f'{name}.jpg'))
+        for row, image in enumerate((picture, colours[labels], colours[predicted], np.where(wrong, 0, 255))):
+            axes[row, column].imshow(image, cmap='gray', vmin=0, vmax=255, interpolation='nearest')
+            axes[row, column].set(xticks=[], yticks=[])
+        axes[0, column].set_title(f'held-out {name}', fontsize=9)
+    for row, title in enumerate(('picture', 'label', 'prediction', 'wrong pixels')):
+        axes[row, 0].set_ylabel(title)
+    patches = [
+        Patch(facecolor=(red / 255, green / 255, blue / 255), edgecolor='black', label=name.replace('_', ' '))
+        for name, (red, green, blue) in dict(other=OTHER, **palette).items()
+    ]
+    figure.legend(handles=patches, loc='lower center', ncols=6, fontsize=9, title='other: not scored')
+    figure.subplots_adjust(left=0.06, right=0.99, top=0.93, bottom=0.13, wspace=0.04, hspace=0.04)
+
+
+def _draw_curves(axes: Axes, curves: dict[str, list[tuple[int, float]]]) -> None:
+    axes.plot(*zip(*curves['loss'], strict=True), color='black', linewidth=1)
+    axes.set(title='Training loss', xlabel='iteration', ylabel='weighted cross-entropy [nats]', yscale='log')
+    axes.grid(alpha=0.3, which='both')
+
+
+def _draw_miou(axes: Axes, curves: dict[str, list[tuple[int, float]]], scores: Scores) -> None:
+    steps, values = zip(*curves['mIoU'], strict=True)
+    axes.plot(steps, np.multiply(values, 100), 'k-o', markersize=4, label='PeLK')
+    axes.axhline(100 * scores.short_sighted, color='dimgray', linestyle='--', label='all right but the far cue')
+    axes.axhline(100 * scores.majority, color='dimgray', linestyle=':', label='majority class')
+    axes.set(title='Held-out mIoU', xlabel='iteration', ylabel='mIoU [%]', ylim=(0, 100))
+    axes.legend(fontsize=8, loc='center right')
+    axes.grid(alpha=0.3)
+
+
+def _draw_classes(axes: Axes, scores: Scores, classes: list[str]) -> None:
+    bars = axes.barh([name.replace('_', ' ') for name in classes], 100 * scores.iou, edgecolor='black')
+    for bar, name in zip(bars, classes, strict=True):
+        bar.set(facecolor='gray' if name.startswith(FAR_PREFIX) else 'white', hatch='//' * name.startswith(FAR_PREFIX))
+    axes.bar_label(bars, fmt='%.0f', fontsize=8, padding=2)
+    axes.set(title='Held-out IoU (hatched: by the far cue)', xlabel='IoU [%]', xlim=(0, 112))
+    axes.invert_yaxis()
+
+
+def draw(
+    data: Path,
+    predictions: Path,
+    work_dir: Path,
+    out: Path,
+    names: list[str],
+    palette: dict[str, list[int]],
+    scores: Scores,
+) -> None:
+    """Write the picture of pictures and curves to ``out``."""
+    figure = plt.figure(figsize=(14, 9), dpi=100)
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.75, 1))[0]
+    figure.suptitle(f'A nano PeLK after the demo: held-out mIoU {scores.miou:.1%}, majority {scores.majority:.1%}')
+    _draw_pictures(left, data, predictions, names, palette)
+    loss_axes, miou_axes, class_axes = right.subplots(3, 1)
+    curves = read_curves(work_dir)
+    _draw_curves(loss_axes, curves)
+    _draw_miou(miou_axes, curves, scores)
+    _draw_classes(class_axes, scores, list(palette))
+    right.subplots_adjust(left=0.2, right=0.97, top=0.91, bottom=0.07, hspace=0.5)
+    figure.savefig(out)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Parse the command line, draw, print the line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config of the training')
+    parser.add_argument('--data', type=Path, default=Path('data/demo_segmentation'), help='folder of the set')
+    parser.add_argument('--work-dir', type=Path, required=True, help='work folder of the training')
+    parser.add_argument('--predictions', type=Path, required=True, help='what tools/test.py --out has written')
+    parser.add_argument('--out', type=Path, required=True, help='PNG to write')
+    # Of the default set; these have two different walls.
+    parser.add_argument('--pictures', nargs='+', default=['00001', '00002', '00003', '00005'], help='held-out pictures')
+    args = parser.parse_args()
+    metainfo = Config.fromfile(args.config).metainfo
+    palette = dict(zip(metainfo.classes, metainfo.palette, strict=True))
+    scores = score(args.data, args.predictions, list(palette))
+    draw(args.data, args.predictions, args.work_dir, args.out, args.pictures, palette, scores)
+    print(f'picture: {args.out}')
+    print(scores.line())
+
+
+if __name__ == '__main__':
+    main()
