@@ -60,11 +60,14 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                     'group_name': group_name,
                     'lr_scale': scale,
                     'lr': scale * self.base_lr,
-                    'weight_decay': self.base_wd if decays else 0.0,
                 }
+                if not decays:
+                    groups[group_name]['weight_decay'] = 0.0
+                elif self.base_wd is not None:  # else the optimizer's own default
+                    groups[group_name]['weight_decay'] = self.base_wd
             groups[group_name]['params'].append(parameter)
             groups[group_name]['param_names'].append(name)
-        table = {name: {key: group[key] for key in ('lr', 'weight_decay')} for name, group in groups.items()}
+        table = {name: {key: group.get(key) for key in ('lr', 'weight_decay')} for name, group in groups.items()}
         MMLogger.get_current_instance().debug('parameter groups: %s', json.dumps(table, indent=2))
         params.extend(groups.values())
 

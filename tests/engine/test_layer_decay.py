@@ -61,6 +61,14 @@ def test_frozen_parameters_are_left_out() -> None:
     assert not any(name.startswith('backbone.stages.0') for name in _rates(groups))
 
 
+def test_weight_decay_left_to_the_optimizer() -> None:
+    model = _Segmentor(PeLK(dict(depths=(1, 1, 1, 1), channels=(8,) * 4, kernel_sizes=(5,) * 4)))
+    wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-4))
+    optimizer = LayerDecayOptimWrapperConstructor(wrapper, dict(decay_rate=0.9))(model).optimizer
+    default = torch.optim.AdamW([torch.zeros(1)]).defaults['weight_decay']
+    assert {group['weight_decay'] for group in optimizer.param_groups} == {0.0, default}
+
+
 @pytest.mark.parametrize(
     ('cfg', 'message'),
     [

@@ -1,0 +1,49 @@
+# The two commands are `make demo` and `make test`; both set up everything that they need.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-det demo-cls test test-torch21 lint format bench clean
+
+PYTHON_ENV := .venv/bin/python
+# Tests start processes of their own: not more workers than cores, and one file's tests on one worker, for its fixtures.
+WORKERS := $(shell nproc)
+# `PYTHON=python3.12 make demo` chooses the Python of the environment; the tools themselves run in the environment.
+RUN := PYTHON=$(CURDIR)/$(PYTHON_ENV)
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup:  ## the environment in .venv (the others call it)
+	@tools/setup_env.sh
+
+demo: setup  ## draw a small data set, train a nano PeLK on two processes, test it, draw the result
+	@$(RUN) tools/demo/run_seg.sh
+
+demo-det: setup  ## the same for instance segmentation: a nano PeLK Mask R-CNN, boxes and masks
+	@$(RUN) tools/demo/run_det.sh
+
+demo-cls: setup  ## three mixers on small digits, three seeds each
+	@$(RUN) tools/demo/run_cls.sh
+
+test: lint  ## style, types, and all tests
+	@OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest -q -n $(WORKERS) --dist loadfile
+
+test-torch21:  ## the operator's tests with torch 2.1, the oldest it runs on, in an environment of their own
+	@test -x .venv-torch21/bin/pytest || { echo "installing torch 2.1, 5 GB on disk, once" && \
+	    $${PYTHON:-python3} -m venv .venv-torch21 && \
+	    .venv-torch21/bin/pip install -q torch==2.1.2 'numpy<2' pytest==9.2.0 hypothesis==6.168.5; }
+	@OMP_NUM_THREADS=1 .venv-torch21/bin/python -m pytest -q --confcutdir=tests/ops tests/ops
+
+lint: setup  ## ruff and mypy
+	@$(PYTHON_ENV) -m ruff format --check .
+	@$(PYTHON_ENV) -m ruff check .
+	@$(PYTHON_ENV) -m mypy
+
+format: setup  ## let ruff format the code and fix what it can
+	@$(PYTHON_ENV) -m ruff format .
+	@$(PYTHON_ENV) -m ruff check --fix .
+
+bench: setup  ## time the operator on this machine
+	@$(PYTHON_ENV) benchmarks/peripheral_conv.py
+
+clean:  ## remove caches and build products; .venv, data and work_dirs stay
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find configs mmpelk tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Segmentation recipes for pure-Python configs."""

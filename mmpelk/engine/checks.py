@@ -1,0 +1,119 @@
+"""What a user can get wrong before training starts, each told in one sentence with its remedy."""
+
+import difflib
+import os.path as osp
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mmengine.config import Config
+
+__all__ = ['check_checkpoint', 'check_data', 'check_option_names', 'check_weights']
+
+_SIMILAR = 0.85  # share of equal letters above which a new key is taken for a typing error
+
+
+def check_option_names(cfg: Config, options: Mapping[str, Any]) -> None:
+    """Refuse ``--cfg-options`` keys that are nearly, but not quite, keys of the config.
+
+    mmengine adds an unknown key silently. New keys are legitimate; one that resembles an existing key is mostly a
+    typing error.
+
+    Args:
+        cfg: The config before the options are merged.
+        options: Dotted keys and values.
+
+    Raises:
+        ValueError: If a key resembles one that exists beside it.
+    """
+    for key in options:
+        node: Any = cfg
+        for depth, part in enumerate(key.split('.')):
+            if isinstance(node, Sequence) and not isinstance(node, str) and part.isdigit() and int(part) < len(node):
+                node = node[int(part)]
+                continue
+            if not isinstance(node, Mapping | Config):
+                break
+            if part not in node:
+                similar = difflib.get_close_matches(part, [name for name in node if isinstance(name, str)], 1, _SIMILAR)
+                if similar:
+                    right = '.'.join([*key.split('.')[:depth], similar[0]])
+                    raise ValueError(f"--cfg-options {key}: the config has no such key; did you mean '{right}'?")
+                break
+            node = node[part]
+
+
+def check_data(cfg: Config, loaders: Sequence[str]) -> None:
+    """Check that the folders and annotation files of data sets exist.
+
+    Args:
+        cfg: The config.
+        loaders: Data loaders to check, such as ``['train_dataloader']``; absent ones are skipped.
+
+    Raises:
+        FileNotFoundError: At the first path that does not exist.
+    """
+    for loader in loaders:
+        for key, dataset in _find(cfg.get(loader), loader, ('data_root', 'ann_file', 'data_prefix')):
+            for path in _paths(dataset):
+                if '://' not in path and not osp.exists(path):
+                    raise FileNotFoundError(
+                        f"the data '{path}' of {key} does not exist. Put the data set there, or name its folder with "
+                        f'--cfg-options {key}.data_root=FOLDER; docs/getting_started.md says how to get it'
+                    )
+
+
+def check_weights(cfg: Config) -> None:
+    """Check that the files of pretrained weights exist.
+
+    Args:
+        cfg: The config.
+
+    Raises:
+        FileNotFoundError: At the first file that does not exist.
+    """
+    for key, init_cfg in _find(cfg.get('model'), 'model', ('checkpoint',)):
+        path = init_cfg['checkpoint']
+        if init_cfg.get('type') == 'Pretrained' and _is_missing(path):
+            raise FileNotFoundError(
+                f"the pretrained weights '{path}' do not exist. Put the file there, give another with --cfg-options "
+                f'{key}.checkpoint=FILE, or train from scratch with --cfg-options {key}=None (docs/training.md)'
+            )
+
+
+def check_checkpoint(path: str | None) -> None:
+    """Check that a checkpoint to test, to load or to resume from exists; URLs and ``None`` pass.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+    """
+    if _is_missing(path):
+        raise FileNotFoundError(
+            f"the checkpoint '{path}' does not exist; training writes checkpoints to its work folder, where the file "
+            'last_checkpoint holds the name of the newest'
+        )
+
+
+def _is_missing(path: object) -> bool:
+    return isinstance(path, str) and '://' not in path and not osp.isfile(osp.expanduser(path))
+
+
+def _find(node: Any, key: str, names: Sequence[str]) -> Iterator[tuple[str, Mapping]]:
+    """Dictionaries under ``node`` that hold one of ``names``, and their dotted keys; pipelines are left out."""
+    if isinstance(node, Mapping):
+        if any(name in node for name in names):
+            yield key, node
+        for name, child in node.items():
+            if name != 'pipeline':
+                yield from _find(child, f'{key}.{name}', names)
+    elif isinstance(node, list | tuple):
+        for index, child in enumerate(node):
+            yield from _find(child, f'{key}.{index}', names)
+
+
+def _paths(dataset: Mapping) -> Iterator[str]:
+    root = dataset.get('data_root') or ''
+    prefix = dataset.get('data_prefix') or {}
+    prefixes = [prefix] if isinstance(prefix, str) else list(prefix.values())
+    for path in [root, *(osp.join(root, part) for part in [*prefixes, dataset.get('ann_file')] if part)]:
+        if path:
+            yield path

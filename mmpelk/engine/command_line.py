@@ -1,0 +1,93 @@
+"""What ``tools/train.py`` and ``tools/test.py`` share: options, the config that they describe, and error messages."""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from mmpelk.config import list_configs
+
+from .checks import check_option_names
+
+__all__ = ['add_common_options', 'build_runner', 'errors_in_one_sentence', 'load_config', 'parse_options']
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that every MM tool has to ``parser``."""
+    parser.add_argument('--work-dir', help='folder of logs and checkpoints; ./work_dirs/NAME_OF_CONFIG by default')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='change settings of the config, for example train_dataloader.batch_size=4 model.backbone.init_cfg=None',
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    # Given by torch.distributed.launch; torchrun sets the environment variable instead.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def parse_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the command line; ``--cfg-options`` without a ``=`` is a usage error."""
+    try:
+        args = parser.parse_args()
+    except ValueError:  # mmengine's DictAction unpacks KEY=VALUE unchecked
+        parser.error('--cfg-options takes KEY=VALUE pairs without spaces')
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """The config that the common options describe.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a key of ``--cfg-options`` is misspelt, or the file cannot be read as a config.
+    """
+    if not Path(args.config).is_file():
+        raise FileNotFoundError(
+            f"there is no config '{args.config}'; the recipes under configs/: {', '.join(list_configs())}"
+        )
+    try:
+        cfg = Config.fromfile(args.config)
+    except Exception as error:  # a config is code: anything can happen in it
+        raise ValueError(f"cannot read the config '{args.config}': {type(error).__name__}: {error}") from error
+    cfg.launcher = args.launcher
+    if args.cfg_options:
+        check_option_names(cfg, args.cfg_options)
+        cfg.merge_from_dict(args.cfg_options)
+    # Priority: command line, config, name of the config.
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'./work_dirs/{Path(args.config).stem}'
+    return cfg
+
+
+def build_runner(cfg: Config) -> Runner:
+    """mmengine's ``Runner``, or the one that the config names."""
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+@contextmanager
+def errors_in_one_sentence() -> Iterator[None]:
+    """Print a user's mistake as a sentence and exit with code 1.
+
+    For what happens before training: reading the config, checking files, building modules. Rank 0 alone speaks. The
+    environment variable ``MMPELK_TRACEBACK=1`` gives the whole traceback instead.
+    """
+    try:
+        yield
+    except (AssertionError, AttributeError, ImportError, KeyError, OSError, TypeError, ValueError) as error:
+        if os.environ.get('MMPELK_TRACEBACK') == '1':
+            raise
+        if os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0':
+            message = str(error)
+            if not isinstance(error, FileNotFoundError | ValueError):  # not ours: from building some module
+                detail = error.args[0] if isinstance(error, KeyError) and error.args else error
+                message = f'{type(error).__name__}: {detail} (MMPELK_TRACEBACK=1 shows where)'
+            print(f'error: {message}', file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,81 @@
+"""A tiny data set in ADE20K's layout, and a tiny network for the tests in which the recipe is not the point."""
+
+import socket
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.paths import CONFIGS
+
+TINY_MODEL = """
+model = dict(
+    data_preprocessor=dict(size=(64, 64)),
+    backbone=dict(
+        arch=dict(_delete_=True, depths=(1, 1, 1, 1), channels=(8, 12, 16, 20), kernel_sizes=(13, 11, 9, 7)),
+        init_cfg=None,
+    ),
+    decode_head=dict(in_channels=[8, 12, 16, 20], channels=8, pool_scales=(1, 2)),
+    auxiliary_head=dict(in_channels=16, channels=8),
+    test_cfg=dict(crop_size=(64, 64), stride=(64, 64)),
+)
+"""
+
+
+def schedule(data_root: Path) -> str:
+    """Text of a config: two short trainings' worth of loops and loaders, without worker processes."""
+    loader = f'dict(num_workers=0, persistent_workers=False, dataset=dict(data_root={str(data_root)!r}{{}}))'
+    return f"""
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='RandomCrop', crop_size=(64, 64)),
+    dict(type='PackSegInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='PackSegInputs'),
+]
+train_dataloader = {loader.format(', pipeline=train_pipeline')}
+val_dataloader = {loader.format(', pipeline=test_pipeline')}
+test_dataloader = {loader.format(', pipeline=test_pipeline')}
+train_cfg = dict(max_iters=4, val_interval=4)
+param_scheduler = None
+default_hooks = dict(checkpoint=dict(interval=2), logger=dict(interval=1))
+"""
+
+
+@pytest.fixture(scope='session')
+def tiny_ade20k(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six images of 64 to 80 pixels, four of them for training."""
+    root, random = tmp_path_factory.mktemp('ade20k'), np.random.default_rng(0)
+    for index, split in enumerate(['training'] * 4 + ['validation'] * 2):
+        height, width = random.integers(64, 81, 2)
+        for folder, shape, name in (('images', (height, width, 3), 'jpg'), ('annotations', (height, width), 'png')):
+            file = root / folder / split / f'{index}.{name}'
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # Blocks of one class, and a share of label 0, which reduce_zero_label makes the ignored one.
+            coarse = random.integers(0, 256 if name == 'jpg' else 4, [8, 8, *shape[2:]]).astype(np.uint8)
+            assert cv2.imwrite(
+                str(file), cv2.resize(coarse, (int(width), int(height)), interpolation=cv2.INTER_NEAREST)
+            )
+    return root
+
+
+@pytest.fixture(scope='session')
+def tiny_config(tiny_ade20k: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A config outside the project that inherits the recipe by path, shrunk to a tiny network on a tiny data set."""
+    config = tmp_path_factory.mktemp('elsewhere') / 'tiny.py'
+    recipe = CONFIGS / 'seg' / 'upernet_pelk_t_ade20k.py'
+    config.write_text(f'_base_ = {str(recipe)!r}\n{TINY_MODEL}\n{schedule(tiny_ade20k)}')
+    return config
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    with socket.socket() as sock:
+        sock.bind(('127.0.0.1', 0))
+        return sock.getsockname()[1]

@@ -1,0 +1,106 @@
+"""The sentences about a user's mistakes, and what must not be taken for one."""
+
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+import mmpelk
+from mmpelk.engine.checks import check_checkpoint, check_data, check_option_names, check_weights
+from mmpelk.engine.command_line import errors_in_one_sentence
+
+
+@pytest.fixture(scope='module')
+def recipe() -> Config:
+    return mmpelk.get_config('seg/upernet_pelk_t_ade20k.py')
+
+
+@pytest.mark.parametrize(
+    ('key', 'meant'),
+    [
+        ('train_dataloder.batch_size', 'train_dataloader'),
+        ('model.backbon.init_cfg', 'model.backbone'),
+        ('train_dataloader.dataset.pipeline.3.cropsize', 'train_dataloader.dataset.pipeline.3.crop_size'),
+        ('optim_wrapper.optimiser.lr', 'optim_wrapper.optimizer'),
+    ],
+)
+def test_misspelt_option(recipe: Config, key: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=f"did you mean '{meant}'"):
+        check_option_names(recipe, {key: 0})
+
+
+@pytest.mark.parametrize(
+    'key',
+    [
+        'model.backbone.arch.depths',  # below a value that the recipe gives as a name
+        'model.backbone.with_cp',
+        'randomness.seed',
+        'train_dataloader.dataset.indices',
+        'train_dataloader.dataset.pipeline.3.crop_size',
+        'param_scheduler.0.end',
+        'optim_wrapper.clip_grad.max_norm',
+        'custom_hooks.0.type',
+    ],
+)
+def test_new_and_existing_options_pass(recipe: Config, key: str) -> None:
+    check_option_names(recipe, {key: 0})
+
+
+def test_missing_weights(recipe: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r'model\.backbone\.init_cfg=None'):
+        check_weights(recipe)
+    (tmp_path / 'checkpoints').mkdir()
+    (tmp_path / 'checkpoints' / 'pelk_t_in1k.pth').touch()
+    check_weights(recipe)
+
+
+def test_folder_of_weights_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv('MMPELK_CHECKPOINTS', str(tmp_path))
+    cfg = mmpelk.get_config('seg/upernet_pelk_t_ade20k.py')
+    assert cfg.model.backbone.init_cfg.checkpoint == f'{tmp_path}/pelk_t_in1k.pth'
+
+
+def test_missing_data(recipe: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r'train_dataloader\.dataset\.data_root=FOLDER'):
+        check_data(recipe, ['train_dataloader', 'val_dataloader'])
+    root = tmp_path / 'data' / 'ade' / 'ADEChallengeData2016'
+    for folder in ('images/training', 'annotations/training'):
+        (root / folder).mkdir(parents=True)
+    check_data(recipe, ['train_dataloader'])
+    with pytest.raises(FileNotFoundError, match='images/validation'):
+        check_data(recipe, ['val_dataloader'])
+
+
+def test_data_of_wrapped_and_remote_sets(tmp_path: Path) -> None:
+    wrapped = dict(
+        type='RepeatDataset', dataset=dict(type='CocoDataset', data_root=str(tmp_path), ann_file='gone.json')
+    )
+    with pytest.raises(FileNotFoundError, match=r'gone\.json.*train_dataloader\.dataset\.dataset\.data_root'):
+        check_data(Config(dict(train_dataloader=dict(dataset=wrapped))), ['train_dataloader'])
+    check_data(Config(dict(train_dataloader=dict(dataset=dict(data_root='s3://bucket/coco')))), ['train_dataloader'])
+
+
+def test_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"'gone\.pth' does not exist"):
+        check_checkpoint('gone.pth')
+    for path in (None, 'https://host/weights.pth', __file__):
+        check_checkpoint(path)
+
+
+def test_an_error_becomes_one_line(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match='1'), errors_in_one_sentence():
+        check_checkpoint('gone.pth')
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+    monkeypatch.setenv('MMPELK_TRACEBACK', '1')
+    with pytest.raises(FileNotFoundError), errors_in_one_sentence():
+        check_checkpoint('gone.pth')
+
+
+def test_other_ranks_are_silent(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('RANK', '1')
+    with pytest.raises(SystemExit, match='1'), errors_in_one_sentence():
+        check_checkpoint('gone.pth')
+    assert capsys.readouterr().err == ''

@@ -1,0 +1,69 @@
+"""Adapting a config to a machine without a GPU; real training with two processes is in ``tests/tools``."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed
+from mmengine.config import Config
+from mmengine.optim import AmpOptimWrapper
+from torch import nn
+
+from mmpelk.engine import CPUDistributedDataParallel, adapt_to_machine, distributed
+from mmpelk.registry import MODEL_WRAPPERS
+
+
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def amp_config(kind: object = 'AmpOptimWrapper', launcher: str = 'none') -> Config:
+    wrapper = dict(type=kind, loss_scale='dynamic', dtype='float16', optimizer=dict(type='SGD', lr=0.1))
+    return Config(dict(launcher=launcher, optim_wrapper=wrapper))
+
+
+@pytest.mark.parametrize('kind', ['AmpOptimWrapper', 'mmengine.AmpOptimWrapper', AmpOptimWrapper], ids=str)
+def test_amp_becomes_float32(kind: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, 'get_device', lambda: 'cpu')
+    cfg = amp_config(kind)
+    adapt_to_machine(cfg)
+    assert cfg.optim_wrapper == dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1))
+    assert 'model_wrapper_cfg' not in cfg
+
+
+def test_nothing_changes_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, 'get_device', lambda: 'cuda')
+    cfg = amp_config(launcher='pytorch')
+    adapt_to_machine(cfg)
+    assert cfg.to_dict() == amp_config(launcher='pytorch').to_dict()
+    assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize('launcher', ['pytorch', 'slurm', 'mpi'])
+def test_each_launcher_starts_gloo(launcher: str, monkeypatch: pytest.MonkeyPatch, free_port: int) -> None:
+    monkeypatch.setattr(distributed, 'get_device', lambda: 'cpu')
+    monkeypatch.setattr(os, 'environ', {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port)})
+    names = distributed._RANK_VARIABLES[launcher]  # the table under test
+    os.environ.update(zip(names, ('0', '1', '0'), strict=True))
+    cfg = amp_config(launcher=launcher)
+    try:
+        adapt_to_machine(cfg)
+        assert torch.distributed.get_backend() == 'gloo'
+    finally:
+        torch.distributed.destroy_process_group()
+    assert os.environ['LOCAL_RANK'] == '0'
+    assert MODEL_WRAPPERS.get(cfg.model_wrapper_cfg.type) is CPUDistributedDataParallel
+
+
+def test_wrapper_replaces_sync_bn(process_group: None) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.SyncBatchNorm(4))
+    # mmengine gives every wrapper the local rank as device_ids.
+    wrapped = MODEL_WRAPPERS.build(dict(type='mmpelk.CPUDistributedDataParallel', module=model, device_ids=[0]))
+    assert not any(isinstance(layer, nn.SyncBatchNorm) for layer in wrapped.modules())
+    wrapped(torch.rand(2, 3, 4, 4)).sum().backward()
+    assert wrapped.module[0].weight.grad is not None

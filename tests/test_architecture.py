@@ -1,0 +1,89 @@
+"""Who may import whom: ``ops`` torch alone, ``models`` the operator, and no module of the package a toolbox."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.paths import ROOT
+
+PACKAGE = ROOT / 'mmpelk'
+TOOLBOXES = {'mmseg', 'mmdet', 'mmpretrain'}
+# `.mim` holds links to configs and tools; those may import what they like.
+MODULES = [path for path in sorted(PACKAGE.rglob('*.py')) if '.mim' not in path.parts]
+# What each folder may import of the project. Dependencies point one way.
+ALLOWED = {
+    'ops': {'ops'},
+    'models': {'models', 'ops', 'registry'},
+    'sparsity': {'sparsity', 'models', 'ops', 'registry'},
+    'engine': {'engine', 'sparsity', 'models', 'ops', 'registry', 'config'},
+    'analysis': {'analysis', 'engine', 'sparsity', 'models', 'ops', 'registry', 'config'},
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Absolute names of what a module imports, wherever in it."""
+    parts = path.relative_to(ROOT).with_suffix('').parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = '.'.join(parts[: -node.level]) if node.level else ''
+            yield '.'.join(part for part in (package, node.module) if part)
+
+
+def test_relative_imports_are_resolved() -> None:
+    assert 'mmpelk.engine.layer_decay' in imports(PACKAGE / 'engine' / '__init__.py')
+
+
+@pytest.mark.parametrize('path', MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports(path: Path) -> None:
+    names = {name.split('.')[0] for name in imports(path)}
+    assert not names & TOOLBOXES, 'toolboxes are reached through the registry'
+    folder = path.relative_to(PACKAGE).parts[0]
+    if folder == 'ops':
+        others = names - set(sys.stdlib_module_names) - {'mmpelk'}
+        assert others <= {'torch', 'triton'}, 'the operator works where torch (and its compiler) is all there is'
+    if folder in ALLOWED:
+        own = {name.split('.')[1] for name in imports(path) if name.startswith('mmpelk.')}
+        assert own <= ALLOWED[folder]
+
+
+def run_blocked(blocked: set[str], code: str) -> subprocess.CompletedProcess:
+    """Run code in a process in which importing any of the blocked packages fails."""
+    block = f'import sys\nfor name in {sorted(blocked)}: sys.modules[name] = None\n'
+    return subprocess.run([sys.executable, '-c', block + code], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_operator_runs_without_openmmlab() -> None:
+    code = (
+        'import torch\nfrom mmpelk.ops import peripheral_conv2d, sharing_grid\n'
+        'grid = sharing_grid(13, 5)\n'
+        'print(peripheral_conv2d(torch.rand(1, 2, 9, 9), torch.rand(2, 1, len(grid), len(grid)), grid).shape)'
+    )
+    done = run_blocked(TOOLBOXES | {'mmengine', 'mmcv', 'numpy'}, code)
+    assert done.returncode == 0, done.stderr
+    assert 'torch.Size([1, 2, 9, 9])' in done.stdout
+
+
+def test_package_imports_without_the_toolboxes() -> None:
+    code = (
+        'import importlib, pkgutil, mmpelk\n'
+        'for module in pkgutil.walk_packages(mmpelk.__path__, "mmpelk."):\n'
+        '    if not module.name.startswith(("mmpelk.configs.", "mmpelk.ops.triton")):\n'
+        '        importlib.import_module(module.name)\n'
+        'print(len(sys.modules))'
+    )
+    done = run_blocked(TOOLBOXES, code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_the_package_is_light() -> None:
+    done = run_blocked(
+        {'torch', 'mmengine', 'numpy'}, 'import mmpelk; print(mmpelk.__version__, mmpelk.list_configs())'
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'upernet_pelk_t_ade20k.py' in done.stdout

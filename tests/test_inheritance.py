@@ -1,0 +1,153 @@
+"""How others use the project from folders of their own: each way of ``docs/inheritance.md``."""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+import mmpelk
+from tests.commands import mim, run
+from tests.conftest import TINY_MODEL, schedule
+from tests.paths import CONFIGS, RECIPES, ROOT
+
+RECIPE = 'seg/upernet_pelk_t_ade20k.py'
+READ_BASE = """
+from mmengine.config import read_base
+
+with read_base():
+    from mmpelk.configs.seg.upernet_pelk_t_ade20k import *
+"""
+
+
+def toolbox(name: str) -> Path:
+    """Folder in which an installed toolbox keeps its configs and tools."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        pytest.skip(f'{name} is not installed')
+    return Path(spec.origin).parent / '.mim'
+
+
+@pytest.fixture(scope='module')
+def config(tiny_config: Path) -> Path:
+    """The tiny config that inherits by path, for a tool that knows nothing of machines without a GPU."""
+    config = tiny_config.with_name('by_path.py')
+    config.write_text(f"_base_ = './{tiny_config.name}'\noptim_wrapper = dict(type='OptimWrapper')\n")
+    return config
+
+
+@pytest.fixture(scope='module')
+def checkpoint(config: Path) -> Path:
+    """``_base_`` by path, trained by ``mim train mmseg``."""
+    log = run(mim(), 'train', 'mmseg', config, '--gpus', 0, '--work-dir', 'by_path', cwd=config.parent)
+    assert 'Iter(train) [4/4]' in log
+    return config.parent / 'by_path' / 'iter_4.pth'
+
+
+def test_mim_tests_what_mim_trained(config: Path, checkpoint: Path) -> None:
+    log = run(mim(), 'test', 'mmseg', config, '--checkpoint', checkpoint, '--work-dir', 'test', cwd=config.parent)
+    assert 'Load checkpoint from' in log
+    assert 'mIoU' in log
+    # Neither a missing nor an unexpected key.
+    assert 'do not match' not in log
+
+
+def test_backbone_in_a_config_of_mmseg(tiny_ade20k: Path, tmp_path: Path) -> None:
+    mmseg = toolbox('mmseg')
+    base = mmseg / 'configs' / 'upernet' / 'upernet_r50_4xb4-80k_ade20k-512x512.py'
+    model = TINY_MODEL.replace('backbone=dict(', "backbone=dict(_delete_=True, type='mmpelk.PeLK',").replace(
+        'arch=dict(_delete_=True,', 'out_indices=(0, 1, 2, 3), gap_before_final_norm=False, arch=dict('
+    )
+    config = tmp_path / 'pelk.py'
+    config.write_text(f"""
+_base_ = {str(base)!r}
+{model}
+model['pretrained'] = None
+{schedule(tiny_ade20k)}
+optim_wrapper = dict(
+    _delete_=True,
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
+    constructor='mmpelk.LayerDecayOptimWrapperConstructor',
+    paramwise_cfg=dict(decay_rate=0.9, decay_type='layer_wise'),
+)
+""")
+    assert 'custom_imports' not in Config.fromfile(config)
+    log = run(sys.executable, mmseg / 'tools' / 'train.py', config, cwd=tmp_path)
+    assert 'Iter(train) [4/4]' in log
+    assert (tmp_path / 'work_dirs' / 'pelk' / 'iter_4.pth').exists()
+
+
+def test_pure_python_config(tiny_ade20k: Path, tmp_path: Path) -> None:
+    config = tmp_path / 'pure_python.py'
+    config.write_text(f"""{READ_BASE}
+model.backbone.update(
+    arch=dict(depths=(1, 1, 1, 1), channels=(8, 12, 16, 20), kernel_sizes=(13, 11, 9, 7)), init_cfg=None
+)
+model.decode_head.update(in_channels=[8, 12, 16, 20], channels=8, pool_scales=(1, 2))
+model.auxiliary_head.update(in_channels=16, channels=8)
+model.data_preprocessor.update(size=(64, 64))
+train_pipeline[3].update(crop_size=(64, 64))
+train_dataloader.update(num_workers=0, persistent_workers=False)
+train_dataloader.dataset.update(data_root={str(tiny_ade20k)!r}, pipeline=train_pipeline)
+optim_wrapper.update(type='OptimWrapper')
+train_cfg.update(max_iters=2)
+val_cfg = val_dataloader = val_evaluator = None
+""")
+    log = run(sys.executable, toolbox('mmseg') / 'tools' / 'train.py', config, cwd=tmp_path)
+    assert 'Saving checkpoint at 2 iterations' in log
+
+
+@pytest.mark.parametrize('name', [name for name in RECIPES if not name.startswith('demo/')])
+def test_every_recipe_has_its_module_for_pure_python_configs(name: str, tmp_path: Path) -> None:
+    assert (ROOT / 'mmpelk' / 'configs' / name).is_file(), f'copy an existing one-line module to mmpelk/configs/{name}'
+    config = tmp_path / 'pure_python.py'
+    module = f'mmpelk.configs.{name.removesuffix(".py").replace("/", ".")}'
+    config.write_text(READ_BASE.replace('mmpelk.configs.seg.upernet_pelk_t_ade20k', module))
+    pure, text = Config.fromfile(config).to_dict(), Config.fromfile(CONFIGS / name).to_dict()
+    assert {key: value for key, value in pure.items() if key != 'read_base'} == text
+
+
+def test_modules_stand_for_nothing_but_recipes() -> None:
+    folder = ROOT / 'mmpelk' / 'configs'
+    modules = {path.relative_to(folder).as_posix() for path in folder.glob('*/*.py') if path.name != '__init__.py'}
+    assert modules <= set(RECIPES)
+
+
+@pytest.mark.parametrize(
+    'base',
+    [
+        lambda folder: str(CONFIGS / RECIPE),
+        lambda folder: f'{"../" * (len(folder.resolve().parts) - 1)}{str(CONFIGS / RECIPE).lstrip("/")}',
+    ],
+    ids=['absolute', 'relative'],
+)
+def test_text_config_by_path(base: Callable[[Path], str], tmp_path: Path) -> None:
+    config = tmp_path / 'text.py'
+    config.write_text(f'_base_ = {base(tmp_path)!r}\nmodel = dict(backbone=dict(drop_path_rate=0.2))\n')
+    cfg = Config.fromfile(config)
+    assert cfg.model.backbone.drop_path_rate == 0.2
+    assert cfg.model.backbone.type == 'mmpelk.PeLK'
+
+
+def test_text_config_by_name_of_an_installed_recipe(tmp_path: Path) -> None:
+    config = tmp_path / 'text.py'
+    config.write_text(
+        f"_base_ = __import__('mmpelk').config_path({RECIPE!r})\nmodel = dict(backbone=dict(drop_path_rate=0.2))\n"
+    )
+    assert Config.fromfile(config).model.backbone.drop_path_rate == 0.2
+
+
+@pytest.mark.parametrize('name', [RECIPE, 'seg/upernet_pelk_t_ade20k', 'upernet_pelk_t_ade20k'])
+def test_recipe_by_name(name: str) -> None:
+    assert Path(mmpelk.config_path(name)).samefile(CONFIGS / RECIPE)
+    cfg = mmpelk.get_config(name, {'model.backbone.drop_path_rate': 0.2})
+    assert cfg.model.backbone.drop_path_rate == 0.2
+    assert cfg.model.backbone.arch == 'tiny'
+
+
+def test_unknown_recipe() -> None:
+    with pytest.raises(ValueError, match=r"no recipe 'upernet_pelk_x'; known: .*seg/upernet_pelk_t_ade20k\.py"):
+        mmpelk.config_path('upernet_pelk_x')

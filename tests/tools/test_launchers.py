@@ -1,0 +1,143 @@
+"""Two-process training with gloo through the launchers, resumed and tested: what runs on eight GPUs, on the CPU."""
+
+import os
+import re
+import stat
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.commands import run
+from tests.paths import TOOLS
+
+# Registers a hook that stores what each rank trained on, and its parameters at the end.
+HOOK = """
+import torch
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+
+@HOOKS.register_module()
+class StoreRank(Hook):
+    seen = []
+
+    def before_train(self, runner):
+        self.start = {name: value.clone() for name, value in runner.model.module.named_parameters()}
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.seen.append(sorted(sample.img_path for sample in data_batch['data_samples']))
+
+    def after_train(self, runner):
+        end = dict(runner.model.module.named_parameters())
+        torch.save(dict(start=self.start, end=end, seen=self.seen), f'rank{get_rank()}.pth')
+"""
+
+
+@pytest.fixture(scope='module')
+def config(tiny_config: Path) -> Path:
+    folder = tiny_config.parent
+    (folder / 'store_rank.py').write_text(HOOK)
+    config = folder / 'two_ranks.py'
+    config.write_text(
+        f"_base_ = './{tiny_config.name}'\ncustom_hooks = [dict(type='StoreRank')]\n"
+        "custom_imports = dict(imports=['store_rank'], allow_failed_imports=False)\n"
+    )
+    return config
+
+
+@pytest.fixture(scope='module')
+def trained(config: Path) -> tuple[Path, str]:
+    """Work folder and log of four iterations on two ranks."""
+    folder = config.parent
+    log = run(TOOLS / 'dist_train.sh', config, 2, '--work-dir', 'work', cwd=folder, PYTHONPATH=folder)
+    return folder / 'work', log
+
+
+def test_both_ranks_end_with_the_same_parameters(trained: tuple[Path, str]) -> None:
+    folder = trained[0].parent
+    first, second = (torch.load(folder / f'rank{rank}.pth') for rank in (0, 1))
+    assert first['seen'] != second['seen'], 'each rank trains on images of its own'
+    moved = 0
+    for name, value in first['end'].items():
+        # Equal to the bit: both apply the same averaged gradient to the same start.
+        assert torch.equal(first['start'][name], second['start'][name]), name
+        assert torch.equal(value, second['end'][name]), name
+        moved += not torch.equal(value, first['start'][name])
+    assert moved > 0.9 * len(first['end'])
+
+
+def test_the_recipe_is_adapted_to_the_cpu(trained: tuple[Path, str]) -> None:
+    _, log = trained
+    if torch.cuda.is_available():
+        pytest.skip('there is a GPU')
+    assert 'AMP needs a GPU: training in float32' in log
+    assert 'SyncBN runs on GPUs only' in log
+
+
+def test_resume_goes_on_where_training_stopped(trained: tuple[Path, str], config: Path) -> None:
+    work, _ = trained
+    options = ['--work-dir', work, '--resume', '--cfg-options', 'train_cfg.max_iters=6', 'train_cfg.val_interval=6']
+    log = run(TOOLS / 'dist_train.sh', config, 2, *options, cwd=config.parent, PYTHONPATH=config.parent)
+    assert 'iter: 4' in log
+    assert 'Iter(train) [5/6]' in log
+    assert 'Iter(train) [4/6]' not in log
+    checkpoint = torch.load(work / 'iter_6.pth', weights_only=False)
+    assert {int(state['step']) for state in checkpoint['optimizer']['state'].values()} == {6}
+
+
+def test_two_machines_measure_what_one_process_measures(
+    trained: tuple[Path, str], tiny_config: Path, free_port: int
+) -> None:
+    folder, checkpoint = tiny_config.parent, trained[0] / 'iter_4.pth'
+
+    def machine(rank: int) -> str:
+        variables = dict(NNODES=2, NODE_RANK=rank, MASTER_ADDR='127.0.0.1', PORT=free_port)
+        return run(TOOLS / 'dist_test.sh', tiny_config, checkpoint, 1, '--work-dir', 'test2', cwd=folder, **variables)
+
+    with ThreadPoolExecutor() as pool:
+        two = ''.join(pool.map(machine, (0, 1)))
+    options = ['--work-dir', 'test1', '--out', 'labels', '--show-dir', 'painted']
+    one = run(sys.executable, TOOLS / 'test.py', tiny_config, checkpoint, *options, cwd=folder)
+    measured = re.findall(r'aAcc: [\d.]+  mIoU: [\d.]+', one)
+    assert len(measured) == 1
+    # Rank 0 alone reports.
+    assert re.findall(r'aAcc: [\d.]+  mIoU: [\d.]+', two) == measured
+    assert len(list((folder / 'labels').glob('*.png'))) == 2
+    assert len(list(folder.glob('test1/*/painted/**/*.png')) or list(folder.glob('painted/**/*.png'))) == 2
+
+
+def test_augmented_test_and_predictions_in_a_file(trained: tuple[Path, str], tiny_config: Path) -> None:
+    work, _ = trained
+    options = ['--tta', '--out', 'predictions.pkl', '--work-dir', 'tta']
+    log = run(sys.executable, TOOLS / 'test.py', tiny_config, work / 'iter_4.pth', *options, cwd=tiny_config.parent)
+    assert 'mIoU' in log
+    assert (tiny_config.parent / 'predictions.pkl').stat().st_size > 0
+
+
+SRUN = """#!/bin/sh
+# Slurm's srun, as far as this test needs it: all tasks on this machine.
+echo "$@" > srun_arguments
+while [ "$1" != "$PYTHON" ]; do [ "$1" = --ntasks ] && tasks=$2; shift; done
+export SLURM_NTASKS=$tasks SLURM_NODELIST=node
+for task in $(seq $((tasks - 1))); do SLURM_PROCID=$task SLURM_LOCALID=$task "$@" & done
+SLURM_PROCID=0 SLURM_LOCALID=0 "$@"
+"""
+
+
+def test_slurm(trained: tuple[Path, str], tiny_config: Path, tmp_path: Path) -> None:
+    for name, text in (('srun', SRUN), ('scontrol', '#!/bin/sh\necho 127.0.0.1\n')):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(stat.S_IRWXU)
+    variables = dict(PATH=f'{tmp_path}:{os.environ["PATH"]}', GPUS=2, GRES='', PORT=29517, SRUN_ARGS='--time 1')
+    checkpoint = trained[0] / 'iter_4.pth'
+    command = [TOOLS / 'slurm_test.sh', 'short', 'a job', tiny_config, checkpoint, '--work-dir', tmp_path / 'work dir']
+    log = run(*command, cwd=tmp_path, **variables)
+    assert 'mIoU' in log
+    given = (tmp_path / 'srun_arguments').read_text()
+    assert '--partition short --job-name a job --ntasks 2 --ntasks-per-node 2 --cpus-per-task 5' in given
+    assert '--time 1' in given
+    assert list((tmp_path / 'work dir').glob('*/*.json'))
