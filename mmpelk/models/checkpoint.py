@@ -10,12 +10,13 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from .pelk import PeLK
 
-__all__ = ['backbone_state_dict', 'check_pretrained', 'deploy_state_dict']
+__all__ = ['backbone_state_dict', 'check_pretrained', 'deploy_state_dict', 'shorten']
 
 _SHOWN = 4  # names printed of a long list
 
 
-def _short(names: list[str]) -> str:
+def shorten(names: list[str]) -> str:
+    """The first few of a list of names, and how many more there are."""
     more = f', and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
     return ', '.join(names[:_SHOWN]) + more
 
@@ -38,7 +39,7 @@ def backbone_state_dict(path: str, prefix: str = '') -> dict[str, Tensor]:
     found = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     if not found:
         raise ValueError(
-            f"no key of '{path}' begins with '{prefix}'; its keys look like {_short(list(state))}. "
+            f"no key of '{path}' begins with '{prefix}'; its keys look like {shorten(list(state))}. "
             'Set init_cfg.prefix to what stands before the backbone there'
         )
     return found
@@ -63,8 +64,8 @@ def check_pretrained(backbone: nn.Module, path: str, prefix: str = '') -> None:
         if key in state and state[key].shape != value.shape
     ]
     if missing or shapes:
-        problems = [f'misses {_short(missing)}'] if missing else []
-        problems += [f'has {_short(shapes)}'] if shapes else []
+        problems = [f'misses {shorten(missing)}'] if missing else []
+        problems += [f'has {shorten(shapes)}'] if shapes else []
         raise ValueError(
             f"'{path}' does not fit this backbone: it {' and '.join(problems)}. Take the checkpoint of the same arch, "
             'kernel sizes and positional_embedding, in the same (trained or deployed) form'

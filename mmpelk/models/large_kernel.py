@@ -1,4 +1,4 @@
-"""The token mixer of a block: a large kernel beside a small one, merged into one kernel for deployment."""
+"""The paper's token mixer: a peripheral kernel beside a small one, merged into one kernel for deployment."""
 
 from collections.abc import Sequence
 from typing import Literal, cast
@@ -11,7 +11,7 @@ from mmpelk.ops.positional import positional_constant, positional_map, summed_ar
 
 from .peripheral_conv import PeripheralConv2d
 
-__all__ = ['EmbeddingMode', 'PeripheralMixer']
+__all__ = ['EmbeddingMode', 'PeripheralMixer', 'check_small_kernel_size', 'norm_as_affine']
 
 EmbeddingMode = Literal['in_bounds', 'constant']
 
@@ -48,8 +48,7 @@ class PeripheralMixer(nn.Module):
         deploy: bool = False,
     ) -> None:
         super().__init__()
-        if small_kernel_size and (small_kernel_size < 0 or small_kernel_size % 2 == 0):
-            raise ValueError(f'small_kernel_size must be odd, or 0 for no small kernel, got {small_kernel_size}')
+        check_small_kernel_size(small_kernel_size)
         self.small_kernel_size = min(small_kernel_size, kernel_size)
         self.embedding_mode = embedding_mode
         self.deployed = deploy
@@ -100,7 +99,7 @@ class PeripheralMixer(nn.Module):
             return
         grid = self.large.sharing_grid
         margin = _centre_margin(grid, self.small_kernel_size)
-        scale, bias = _norm_as_affine(self.large_norm)
+        scale, bias = norm_as_affine(self.large_norm)
         weight = self.large.weight.double() * scale
         if self.embedding_mode is not None and embedding is not None:
             if self.embedding_mode == 'constant':
@@ -109,7 +108,7 @@ class PeripheralMixer(nn.Module):
                 table = summed_area_table(weight, grid, embedding.double())
                 self.register_buffer('embedding_table', table.to(self.large.weight.dtype))
         if self.small_kernel_size:
-            small_scale, small_bias = _norm_as_affine(self.small_norm)
+            small_scale, small_bias = norm_as_affine(self.small_norm)
             weight = weight + nn.functional.pad(self.small.weight.double() * small_scale, [margin] * 4)
             bias = bias + small_bias
             del self.small, self.small_norm
@@ -130,8 +129,28 @@ def _centre_margin(grid: Sequence[int], small_kernel_size: int) -> int:
     return margin
 
 
-def _norm_as_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Scale ``(C, 1, 1, 1)`` and bias ``(C,)``, in float64, of a norm that has running statistics."""
+def check_small_kernel_size(size: int) -> None:
+    """Refuse a small kernel that has no centre.
+
+    Raises:
+        ValueError: If ``size`` is neither odd nor 0.
+    """
+    if size and (size < 0 or size % 2 == 0):
+        raise ValueError(f'small_kernel_size must be odd, or 0 for no small kernel, got {size}')
+
+
+def norm_as_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """What a batch norm does in eval mode.
+
+    Args:
+        norm: A norm with running statistics.
+
+    Returns:
+        Scale ``(C, 1, 1, 1)`` and bias ``(C,)``, in float64.
+
+    Raises:
+        ValueError: If the norm has no running statistics.
+    """
     state = {name: value.double() for name, value in norm.state_dict().items()}
     if 'running_var' not in state:
         raise ValueError(f'{type(norm).__name__} has no running statistics to fold; deploy needs BN or SyncBN branches')

@@ -8,14 +8,16 @@ import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_activation_layer
 from mmcv.cnn.bricks import DropPath
+from mmengine.logging import print_log
 from mmengine.model import BaseModule, ModuleList, Sequential
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmpelk.registry import MODELS
 
-from .checkpoint import check_pretrained
-from .large_kernel import EmbeddingMode, PeripheralMixer
+from .checkpoint import backbone_state_dict, check_pretrained, shorten
+from .large_kernel import EmbeddingMode
+from .mixers import MIXERS, Mixer
 
 __all__ = ['ARCHITECTURES', 'PeLK', 'PeLKBlock', 'PeLKStage']
 
@@ -63,7 +65,7 @@ class PeLKBlock(BaseModule):
     def __init__(
         self,
         channels: int,
-        mixer: PeripheralMixer,
+        mixer: Mixer,
         mixed_channels: int,
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float = 1e-6,
@@ -139,6 +141,9 @@ class PeLK(BaseModule):
             ``None`` per stage, full or from the rim to the centre).
         in_channels: Channels of the image.
         stem_patch_size: Kernel and stride of the stem.
+        mixer: What mixes the tokens, a name of :data:`mmpelk.models.mixers.MIXERS`: the paper's ``'peripheral'``, or,
+            to compare with, RepLKNet's ``'dense'``, SLaK's ``'stripe'`` or ConvNeXt's ``'conv7'``. The last two have
+            no positional embedding; those networks mix all channels (``conv_ratio=1``).
         conv_ratio: Share of the channels that the large kernels process, ``g / C`` of Eq. 4.
         small_kernel_size: Side of the dense kernel beside each large one; 0 for none.
         positional_embedding: ``'in_bounds'``, ``'constant'`` or ``None``: how Eq. 3 treats positions outside the map.
@@ -170,6 +175,7 @@ class PeLK(BaseModule):
         arch: str | dict = 'tiny',
         in_channels: int = 3,
         stem_patch_size: int = 4,
+        mixer: str = 'peripheral',
         conv_ratio: float = 3 / 8,
         small_kernel_size: int = 5,
         positional_embedding: EmbeddingMode | None = 'in_bounds',
@@ -191,6 +197,8 @@ class PeLK(BaseModule):
         arch = _resolve_arch(arch)
         if positional_embedding not in ('in_bounds', 'constant', None):
             raise ValueError(f"positional_embedding is 'in_bounds', 'constant' or None, got {positional_embedding!r}")
+        if mixer not in MIXERS:
+            raise ValueError(f'unknown mixer {mixer!r}; known: {", ".join(MIXERS)}')
         if not 0 < conv_ratio <= 1:
             raise ValueError(f'conv_ratio is in (0, 1], got {conv_ratio}')
         self.depths, self.channels = tuple(arch['depths']), tuple(arch['channels'])
@@ -214,7 +222,7 @@ class PeLK(BaseModule):
             blocks = [
                 PeLKBlock(
                     channels,
-                    PeripheralMixer(
+                    MIXERS[mixer](
                         mixed_channels,
                         kernel_size,
                         arch['sharing_grids'][i],
@@ -246,9 +254,23 @@ class PeLK(BaseModule):
             FileNotFoundError: If the checkpoint does not exist.
             ValueError: If its keys or shapes are not this backbone's.
         """
-        if isinstance(self.init_cfg, dict) and self.init_cfg.get('type') == 'Pretrained':
-            check_pretrained(self, self.init_cfg['checkpoint'], self.init_cfg.get('prefix') or '')
+        pretrained = isinstance(self.init_cfg, dict) and self.init_cfg.get('type') == 'Pretrained'
+        if pretrained:
+            source = self.init_cfg['checkpoint'], self.init_cfg.get('prefix') or ''
+            check_pretrained(self, *source)
         super().init_weights()
+        if pretrained:
+            self._log_loaded(*source)
+
+    def _log_loaded(self, path: str, prefix: str) -> None:
+        own, found = self.state_dict(), backbone_state_dict(path, prefix)
+        absent = [name for name in own if name not in found]
+        unused = [name for name in found if name not in own]
+        print_log(
+            f"loaded {len(own) - len(absent)} of the backbone's {len(own)} tensors from '{path}'; not in it, so as "
+            f'initialised: {shorten(absent) or "none"}; in it, but not of the backbone: {shorten(unused) or "none"}',
+            'current',
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         outs = []
@@ -256,7 +278,8 @@ class PeLK(BaseModule):
             x = stage(downsample(_pad_to(x, downsample)))
             if i in self.out_indices:
                 norm = getattr(self, f'norm{i}')
-                outs.append(norm(x.mean((-2, -1))) if self.gap_before_final_norm else norm(x))
+                # Contiguous: mmcv's RoIAlign reads its input as such, whatever the strides.
+                outs.append(norm(x.mean((-2, -1))) if self.gap_before_final_norm else norm(x).contiguous())
         return tuple(outs)
 
     def _freeze(self) -> None:

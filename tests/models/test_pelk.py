@@ -62,6 +62,7 @@ def test_maps_of_any_size(size: tuple[int, int]) -> None:
     height, width = (max(1, extent // 4) for extent in size)
     for out, channels in zip(outs, NANO['channels'], strict=True):
         assert out.shape == (2, channels, height, width)
+        assert out.is_contiguous()  # RoIAlign ignores strides
         height, width = max(1, height // 2), max(1, width // 2)
 
 
