@@ -5,13 +5,13 @@
 #
 # Seeded: a second run finds the set already there, and trains the same network anew.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-source tools/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
+[ $# -eq 0 ] || usage
+cd "$TOOLS/.."
 DATA=${DATA:-data/demo_segmentation}
 WORK_DIR=${WORK_DIR:-work_dirs/demo_segmentation}
 CONFIG=configs/demo/upernet_pelk_nano_synthetic.py
 PROCESSES=2
-[ $# -eq 0 ] || usage
 # The toolboxes warn about their own defaults, twice; errors still come through.
 export PYTHONWARNINGS=ignore
 

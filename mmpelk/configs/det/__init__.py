@@ -1,0 +1,1 @@
+"""Detection recipes for pure-Python configs."""
