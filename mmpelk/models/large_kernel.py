@@ -11,7 +11,7 @@ from mmpelk.ops.positional import positional_constant, positional_map, summed_ar
 
 from .peripheral_conv import PeripheralConv2d
 
-__all__ = ['EmbeddingMode', 'PeripheralMixer', 'check_small_kernel_size', 'norm_as_affine']
+__all__ = ['EmbeddingMode', 'PeripheralMixer', 'check_small_kernel_size', 'drop_masks', 'norm_as_affine']
 
 EmbeddingMode = Literal['in_bounds', 'constant']
 
@@ -113,6 +113,7 @@ class PeripheralMixer(nn.Module):
             bias = bias + small_bias
             del self.small, self.small_norm
         del self.large_norm
+        drop_masks(self.large)
         self.large.weight.copy_(weight)
         self.large.bias = nn.Parameter(bias.to(self.large.weight), requires_grad=self.large.weight.requires_grad)
         self.deployed = True
@@ -137,6 +138,17 @@ def check_small_kernel_size(size: int) -> None:
     """
     if size and (size < 0 or size % 2 == 0):
         raise ValueError(f'small_kernel_size must be odd, or 0 for no small kernel, got {size}')
+
+
+def drop_masks(conv: nn.Module) -> None:
+    """Take the sparsity masks off a kernel that others are merged into: their zeros are not its own.
+
+    Args:
+        conv: The module that holds the kernel; changed in place.
+    """
+    for name, _ in list(conv.named_buffers(recurse=False)):
+        if name.endswith('_mask'):
+            delattr(conv, name)
 
 
 def norm_as_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ import torch
 from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
-from .large_kernel import EmbeddingMode, PeripheralMixer, check_small_kernel_size, norm_as_affine
+from .large_kernel import EmbeddingMode, PeripheralMixer, check_small_kernel_size, drop_masks, norm_as_affine
 
 __all__ = ['MIXERS', 'ConvNeXtMixer', 'DenseMixer', 'Mixer', 'StripeMixer']
 
@@ -150,6 +150,8 @@ class StripeMixer(nn.Module):
             bias = bias + small_bias
             del self.small, self.small_norm
         del self.large_norm
+        drop_masks(first)
+        drop_masks(second)
         first.weight.copy_(weight)
         second.weight.copy_(second_weight)
         first.bias = nn.Parameter(bias.to(first.weight), requires_grad=first.weight.requires_grad)

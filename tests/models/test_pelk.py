@@ -13,6 +13,7 @@ from mmpelk.models import PeLK
 from mmpelk.models.checkpoint import deploy_state_dict
 from mmpelk.models.pelk import ARCHITECTURES
 from mmpelk.ops import sharing_grid
+from mmpelk.sparsity import apply_masks, attach_masks, find_parameters, remove_masks
 
 NANO = dict(depths=(1, 1, 2, 1), channels=(16, 24, 32, 40), kernel_sizes=(31, 15, 9, 5))
 DENSE = dict(arch=NANO, out_indices=(0, 1, 2, 3), gap_before_final_norm=False)
@@ -111,6 +112,23 @@ def test_deployed_equals_trained(positional_embedding: str | None) -> None:
     state = deploy_state_dict(_nano(positional_embedding=positional_embedding), trained.state_dict())
     built.load_state_dict(state, strict=True)
     torch.testing.assert_close(built(x), model(x))
+
+
+@pytest.mark.parametrize('mixer', ['peripheral', 'stripe'])
+def test_masks_do_not_outlive_the_kernels_that_they_were_for(mixer: str) -> None:
+    model = _nano(mixer=mixer, positional_embedding=None)
+    parameters = find_parameters(model, target=None)
+    attach_masks(parameters)
+    for entry in parameters:
+        entry.mask.copy_(torch.rand(entry.weight.shape) < 0.6)
+    apply_masks(parameters)
+    model = _moved(model).eval()
+    apply_masks(parameters)
+    x = torch.randn(2, 3, 64, 64)
+    want = model(x)
+    model.switch_to_deploy()
+    remove_masks(model)  # folds what is left
+    torch.testing.assert_close(model(x), want, rtol=1e-5, atol=1e-5)
 
 
 def test_checkpointing_changes_no_gradient() -> None:
