@@ -1,0 +1,9 @@
+# PeLK-B of Table 4: 300 epochs at 224 x 224, 40 % dynamic sparsity.
+_base_ = [
+    '../_base_/models/pelk_cls_b.py',
+    '../_base_/datasets/imagenet_224.py',
+    '../_base_/schedules/cls_adamw_300e.py',
+    '../_base_/cls_runtime.py',
+]
+
+custom_hooks = [dict(update_interval=100, prune_rate=0.3, **_base_.sparsity), _base_.ema]  # SLaK-B's

@@ -1,0 +1,7 @@
+# SLaK's mixer in the nano network of the classification demo, at as many parameters.
+_base_ = './pelk_nano_digits.py'
+
+model = dict(
+    backbone=dict(mixer='stripe', arch=dict(channels=(42, 83)), positional_embedding=None),
+    head=dict(in_channels=83),
+)

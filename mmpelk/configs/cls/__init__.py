@@ -1,0 +1,1 @@
+"""Classification recipes for pure-Python configs."""

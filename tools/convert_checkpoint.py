@@ -1,0 +1,160 @@
+"""Public checkpoints to ours, and ours to timm's names: renamed, compared name by name, written if everything matches.
+
+python tools/convert_checkpoint.py import configs/cls/convnext_t_in1k.py convnext_tiny_1k_224_ema.pth convnext_t.pth
+python tools/convert_checkpoint.py import configs/cls/slak_t_in1k.py SLaK_tiny_checkpoint.pth slak_t.pth --key model_ema
+python tools/convert_checkpoint.py export configs/cls/pelk_t_in1k.py pelk_t_in1k.pth pelk_t_timm.safetensors
+"""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import CheckpointLoader
+from torch import Tensor, nn
+
+from mmpelk.engine.checks import check_checkpoint
+from mmpelk.engine.command_line import errors_in_one_sentence, load_config
+from mmpelk.models.key_maps import SOURCES, Comparison, compare, detect_source, from_source, to_timm
+from mmpelk.sparsity import fold_masks
+from mmpelk.sparsity.export import save_pth, save_safetensors
+
+# Where training scripts keep the weights: mmengine, ConvNeXt and SLaK.
+KEYS = ('state_dict', 'model')
+SHOWN = 5
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    modes = parser.add_subparsers(dest='mode', required=True)
+    for mode, description in (('import', 'a public checkpoint to ours'), ('export', "ours to timm's names")):
+        part = modes.add_parser(mode, help=description)
+        part.add_argument('config', help='classification recipe whose network the checkpoint belongs to')
+        part.add_argument('checkpoint', help='file or URL to read')
+        part.add_argument('out', type=Path, help='.pth to write, or .safetensors when exporting')
+        part.add_argument('--key', help=f'entry of the file that holds the weights; by default {" or ".join(KEYS)}')
+        if mode == 'import':
+            part.add_argument('--source', choices=SOURCES, help='whose names it has; by default told from them')
+    # What load_config looks for.
+    parser.set_defaults(launcher='none', work_dir=None, cfg_options=None)
+    return parser.parse_args()
+
+
+def read_weights(path: str, key: str | None) -> dict[str, Tensor]:
+    """The tensors of a checkpoint."""
+    check_checkpoint(path)
+    # Training scripts store their argparse options beside the weights.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        content = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    if key is not None and key not in content:
+        raise ValueError(f"'{path}' has no entry {key!r}; it has {', '.join(list(content)[:8])}")
+    key = key or next((name for name in KEYS if name in content), None)
+    if key == 'model' and 'model_ema' in content:
+        print('the file holds averaged weights, too: --key model_ema takes them')
+    weights = content if key is None else content[key]
+    tensors = {name.removeprefix('module.'): value for name, value in weights.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(f"no tensors in '{path}'; --key names the entry that holds them")
+    return tensors
+
+
+def build_model(args: argparse.Namespace) -> nn.Module:
+    """The recipe's network, on the CPU, with no weights loaded."""
+    cfg = load_config(args)
+    if cfg.model.get('type') != 'ImageClassifier':
+        raise ValueError(f"'{args.config}' is no classification recipe; those are in configs/cls")
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    cfg.model.backbone.init_cfg = None
+    return MODELS.build(cfg.model)
+
+
+def report(comparison: Comparison, renamed: Mapping[str, str]) -> str:
+    """What matched and what did not, and why, by their names in the file."""
+    original = {new: old for old, new in renamed.items()}
+    lines = [
+        f'{len(comparison.matched)} of {len(comparison.matched) + len(comparison.missing) + len(comparison.shapes)} '
+        f'tensors of the network matched, {sum(old != new for old, new in renamed.items())} of them by another name'
+    ]
+    for reason, names in (
+        ('the checkpoint lacks', comparison.missing),
+        (
+            'the network lacks',
+            [
+                f'{original.get(name, name)}' + (f' (as {name})' if original.get(name, name) != name else '')
+                for name in comparison.unexpected
+            ],
+        ),
+        (
+            'of another shape',
+            [
+                f'{original.get(name, name)} {theirs}, in the network {name} {ours}'
+                for name, (theirs, ours) in comparison.shapes.items()
+            ],
+        ),
+    ):
+        if names:
+            lines.append(f'{reason} ({len(names)}):')
+            lines += [f'  {name}' for name in names[:SHOWN]]
+            lines += [f'  ... and {len(names) - SHOWN} more'] if len(names) > SHOWN else []
+    return '\n'.join(lines)
+
+
+def check(comparison: Comparison, renamed: Mapping[str, str], config: str) -> None:
+    """Print the report, and refuse what is not a complete match."""
+    print(report(comparison, renamed), flush=True)
+    if not comparison.strict:
+        raise ValueError(
+            f"the checkpoint is not one of '{config}': nothing is written. Other shapes mean another size or another "
+            'number of classes, missing or extra tensors another mixer or embedding, or a deployed form'
+        )
+
+
+def import_checkpoint(args: argparse.Namespace) -> None:
+    """Write a public checkpoint as one of ours."""
+    if args.out.suffix != '.pth':
+        raise ValueError(f"the name of '{args.out}' must end in .pth")
+    weights, model = read_weights(args.checkpoint, args.key), build_model(args)
+    source = args.source or detect_source(weights)
+    print(f'names of {source}')
+    renamed = from_source(weights, source)
+    state = {renamed[name]: value for name, value in weights.items()}
+    check(compare(state, model), renamed, args.config)
+    maskable = [value for value in state.values() if value.dim() in (2, 4)]
+    density = sum(int(value.count_nonzero()) for value in maskable) / sum(value.numel() for value in maskable)
+    save_pth(dict(meta=dict(converted_from=source), state_dict=state), args.out)
+    print(f'{args.out}: {100 * density:.1f} % of the weights of convolutions and linear layers are not zero')
+
+
+def export_checkpoint(args: argparse.Namespace) -> None:
+    """Write one of our checkpoints with timm's names, masks folded in."""
+    writers = {'.pth': save_pth, '.safetensors': save_safetensors}
+    if args.out.suffix not in writers:
+        raise ValueError(f"the name of '{args.out}' must end in {' or '.join(writers)}")
+    model = build_model(args)
+    # The preprocessor's mean and deviation are the config's.
+    weights = {
+        name: value
+        for name, value in fold_masks(read_weights(args.checkpoint, args.key)).items()
+        if not name.startswith('data_preprocessor.')
+    }
+    names = to_timm(model)
+    check(compare(weights, model), names, args.config)
+    state = {names[name]: value for name, value in weights.items()}
+    ours = sorted({name.split('.mixer.')[1] for name in state if '.mixer.' in name})
+    if args.out.suffix == '.pth':
+        torch.save(state, args.out)  # timm takes a bare state dict
+    else:
+        save_safetensors(dict(meta=dict(sparsity={}), state_dict=state), args.out)
+    note = f'; timm has no such mixer, its tensors keep our names: {", ".join(ours)}' if ours else ''
+    print(f'{args.out}: {len(state)} tensors{note}')
+
+
+def main() -> None:
+    args = parse_args()
+    with errors_in_one_sentence():
+        (import_checkpoint if args.mode == 'import' else export_checkpoint)(args)
+
+
+if __name__ == '__main__':
+    main()
