@@ -34,6 +34,8 @@ def backbone_state_dict(path: str, prefix: str = '') -> dict[str, Tensor]:
             '--cfg-options model.backbone.init_cfg.checkpoint=PATH, or train from scratch with '
             '--cfg-options model.backbone.init_cfg=None'
         )
+    if prefix and not prefix.endswith('.'):  # as mmengine reads it
+        prefix += '.'
     state = CheckpointLoader.load_checkpoint(path, map_location='cpu')
     state = state.get('state_dict', state)
     found = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
@@ -45,12 +47,15 @@ def backbone_state_dict(path: str, prefix: str = '') -> dict[str, Tensor]:
     return found
 
 
-def check_pretrained(backbone: nn.Module, path: str, prefix: str = '') -> None:
+def check_pretrained(backbone: nn.Module, path: str, prefix: str = '') -> dict[str, Tensor]:
     """Check that a checkpoint fits a backbone before it is loaded into it.
 
     The norms of the output stages (``norm0`` to ``norm3``) may be absent, since classification trains only the last,
     and so may sparsity masks, which the sparsity hook judges; what the checkpoint holds beyond the backbone's own keys
     is left alone.
+
+    Returns:
+        What the checkpoint holds for the backbone.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -70,6 +75,7 @@ def check_pretrained(backbone: nn.Module, path: str, prefix: str = '') -> None:
             f"'{path}' does not fit this backbone: it {' and '.join(problems)}. Take the checkpoint of the same arch, "
             'kernel sizes and positional_embedding, in the same (trained or deployed) form'
         )
+    return state
 
 
 def deploy_state_dict(backbone: 'PeLK', state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

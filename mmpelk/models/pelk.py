@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmpelk.registry import MODELS
 
-from .checkpoint import backbone_state_dict, check_pretrained, shorten
+from .checkpoint import check_pretrained, shorten
 from .large_kernel import EmbeddingMode
 from .mixers import MIXERS, Mixer
 
@@ -136,8 +136,8 @@ class PeLK(BaseModule):
     Module names follow ConvNeXt's: ``downsample_layers.i``, ``stages.i.j``, ``norm{i}``.
 
     Args:
-        arch: A name of :data:`ARCHITECTURES`, or a dict with ``depths``, ``channels``, ``kernel_sizes`` (four values
-            each or as many as stages) and optionally ``center_size`` (default 5) and ``sharing_grids`` (one grid or
+        arch: A name of :data:`ARCHITECTURES`, or a dict with ``depths``, ``channels``, ``kernel_sizes`` (a value per
+            stage each) and optionally ``center_size`` (default 5) and ``sharing_grids`` (one grid or
             ``None`` per stage, full or from the rim to the centre).
         in_channels: Channels of the image.
         stem_patch_size: Kernel and stride of the stem.
@@ -156,7 +156,8 @@ class PeLK(BaseModule):
         frozen_stages: Number of stages, from the stem on, that do not train; 0 for none, as ConvNeXt counts.
         norm_eval: Keep the batch norms of the branches in eval mode while training.
         gap_before_final_norm: Average the map globally before the norm, for classification.
-        with_cp: Activation checkpointing per block.
+        with_cp: Activation checkpointing per block. The branches' norms then see every batch twice, as in all MM
+            backbones, so that their running statistics follow it faster.
         deploy: Build the merged form that :meth:`switch_to_deploy` makes.
         init_cfg: Initialisation. ``dict(type='Pretrained', checkpoint=..., prefix='backbone.')`` loads weights.
 
@@ -254,16 +255,12 @@ class PeLK(BaseModule):
             FileNotFoundError: If the checkpoint does not exist.
             ValueError: If its keys or shapes are not this backbone's.
         """
-        pretrained = isinstance(self.init_cfg, dict) and self.init_cfg.get('type') == 'Pretrained'
-        if pretrained:
-            source = self.init_cfg['checkpoint'], self.init_cfg.get('prefix') or ''
-            check_pretrained(self, *source)
+        if not (isinstance(self.init_cfg, dict) and self.init_cfg.get('type') == 'Pretrained'):
+            super().init_weights()
+            return
+        path = self.init_cfg['checkpoint']
+        found, own = check_pretrained(self, path, self.init_cfg.get('prefix') or ''), self.state_dict()
         super().init_weights()
-        if pretrained:
-            self._log_loaded(*source)
-
-    def _log_loaded(self, path: str, prefix: str) -> None:
-        own, found = self.state_dict(), backbone_state_dict(path, prefix)
         absent = [name for name in own if name not in found]
         unused = [name for name in found if name not in own]
         print_log(
@@ -321,12 +318,12 @@ class PeLK(BaseModule):
         part, *index = param_name[len(prefix) :].split('.')
         if part == 'downsample_layers':
             stage = int(index[0])
-            layer = (0, 2, 3, last)[stage]
+            layer = (0, 2, 3, last)[min(stage, 3)]
         elif part == 'stages':
             stage = int(index[0])
             # A stage's shared embedding belongs to its first block.
             block = int(index[1]) if index[1].isdigit() else 0
-            layer = (1, 2, 3 + block // 3, last)[stage]
+            layer = (1, 2, min(3 + block // 3, last), last)[min(stage, 3)]
         else:
             layer = last + 1
         return layer, last + 2
@@ -342,8 +339,16 @@ def _resolve_arch(arch: str | dict) -> dict[str, Any]:
         raise ValueError(
             f'an arch dict has the keys {sorted(required)} and may have {sorted(optional)}; got {sorted(arch)}'
         )
+    for key in set(arch) - {'center_size'}:
+        if not isinstance(arch[key], Sequence) or isinstance(arch[key], str):
+            raise ValueError(f'arch has {key}={arch[key]!r}; give a sequence with a value per stage')
     stages = len(arch['depths'])
     resolved = dict(center_size=5, sharing_grids=(None,) * stages) | arch
+    if 'center_size' in arch and arch['center_size'] > max(arch['kernel_sizes']):
+        raise ValueError(
+            f'center_size {arch["center_size"]} is larger than every kernel of {tuple(arch["kernel_sizes"])}; '
+            'give a centre of at most the kernel'
+        )
     for key in ('channels', 'kernel_sizes', 'sharing_grids'):
         if len(resolved[key]) != stages:
             raise ValueError(f'arch has {stages} depths but {len(resolved[key])} {key}; give one per stage')

@@ -17,13 +17,15 @@ from .workspace import channel_chunks, image_chunks
 
 __all__ = ['forward', 'weight_grad']
 
+# Below so many positions dense sums so few terms that a float32 transform would be the less exact of the two.
+_FEW = 256
 # dtype.to_complex() loses a reference at every call in torch 2.1, until the interpreter crashes.
 _COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int]) -> Tensor:
     """Correlate through the frequency domain. Shapes as in :func:`mmpelk.ops.peripheral_conv2d`."""
-    plan = _Plan(x, grid)
+    plan = _Plan(x, grid, torch.float64 if x.shape[-2] * x.shape[-1] < _FEW else torch.float32)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     for channels in channel_chunks(x, plan.plane_bytes):
         kernel = plan.kernel_spectrum(weight[channels])
@@ -42,8 +44,9 @@ def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int]) -> Tensor:
     rings = len(grid)
     grad = torch.zeros(x.shape[1], 1, rings, rings, dtype=x.dtype, device=x.device)
     for channels in channel_chunks(x, 2 * plan.plane_bytes):
-        pieces = image_chunks(x[:, channels], 2 * plan.plane_bytes)
-        cross = torch.stack([plan.cross_spectrum(x[i, channels], grad_out[i, channels]) for i in pieces]).sum(0)
+        cross = plan.zero_spectrum(grad[channels].shape[0])
+        for images in image_chunks(x[:, channels], 2 * plan.plane_bytes):
+            cross += plan.cross_spectrum(x[images, channels], grad_out[images, channels])
         grad[channels, 0, plan.rows.rings, plan.columns.rings] = plan.ring_sums(cross).to(x.dtype)
     return grad
 
@@ -61,7 +64,7 @@ class _Axis:
 class _Plan:
     """Everything about a call that does not depend on the values."""
 
-    def __init__(self, x: Tensor, grid: Sequence[int], dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, x: Tensor, grid: Sequence[int], dtype: torch.dtype) -> None:
         self.dtype = torch.promote_types(x.dtype, dtype)
         self.rows, self.columns = _Axis(grid, x.shape[-2]), _Axis(grid, x.shape[-1])
         half = self.columns.length // 2 + 1
@@ -75,6 +78,11 @@ class _Plan:
         """Zero-padded transform of ``(..., H, W)``; rows first, so that the padding rows cost nothing."""
         rows = torch.fft.rfft(planes.to(self.dtype), n=self.columns.length)
         return torch.fft.fft(rows, n=self.rows.length, dim=-2)
+
+    def zero_spectrum(self, channels: int) -> Tensor:
+        """Where the spectra of ``channels`` maps are summed."""
+        size = (channels, self.rows.length, self.column_basis.shape[0])
+        return torch.zeros(size, dtype=self.row_basis.dtype, device=self.row_basis.device)
 
     def cross_spectrum(self, planes: Tensor, others: Tensor) -> Tensor:
         """Spectrum of the cross-correlation of ``(N, c, H, W)`` with another, summed over the images."""

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from .backends import requested_backend
-from .library import conv
+from .library import cast_under_autocast, conv
 
 __all__ = ['peripheral_conv2d']
 
@@ -40,20 +39,9 @@ def peripheral_conv2d(
         RuntimeError: If the named backend does not run on this machine.
     """
     grid = [int(width) for width in sharing_grid]
-    dtype = _autocast_dtype(x.device.type)
-    if dtype is not None and x.dtype != torch.float64:  # as autocast itself: double stays double
-        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    x, weight, bias = cast_under_autocast(x, weight, bias)
     _check(x, weight, grid, bias)
     return conv(x, weight, bias, grid, requested_backend(x, weight, grid, backend))
-
-
-def _autocast_dtype(device_type: str) -> torch.dtype | None:
-    """What autocast casts to on a device, or ``None`` where it is off."""
-    if hasattr(torch, 'get_autocast_dtype'):  # torch 2.4
-        return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
-    if device_type == 'cuda':
-        return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
-    return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
 
 
 def _check(x: Tensor, weight: Tensor, grid: list[int], bias: Tensor | None) -> None:

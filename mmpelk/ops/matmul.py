@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .prefix import prefix_sum
 from .sharing_grid import reachable_rings
-from .workspace import channel_chunks
+from .workspace import channel_chunks, image_chunks
 
 __all__ = ['forward', 'weight_grad']
 
@@ -23,59 +23,65 @@ _TILE = 64  # output columns that share one Toeplitz matrix of 64 x (K + 63)
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int]) -> Tensor:
     """Sum of box-filtered maps times Toeplitz matrices. Shapes as in :func:`mmpelk.ops.peripheral_conv2d`."""
-    batch, _, height, width = x.shape
-    (row_rings, row_edges), columns = reachable_rings(grid, height), _Columns(grid, x)
+    (row_rings, row_edges), columns = reachable_rings(grid, x.shape[-2]), _Columns(grid, x, torch.float32)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    for channels in channel_chunks(x, _plane_bytes(x)):
-        boxes = _VerticalBoxes(x[:, channels], row_edges)
-        rows = weight[channels, 0, row_rings, columns.rings].to(boxes.dtype)
-        planes = torch.zeros(boxes.channels, batch * height, width, dtype=boxes.dtype, device=x.device)
+    for channels, images in _pieces(x):
+        boxes = _VerticalBoxes(x[images, channels], row_edges, columns.dtype)
+        rows = weight[channels, 0, row_rings, columns.rings].to(columns.dtype)
+        planes = torch.zeros(boxes.shape, dtype=columns.dtype, device=x.device)
         for a, box in enumerate(boxes):
             toeplitz = columns.toeplitz(rows[:, a])
             for source, target, band in columns.tiles():
                 planes[..., target].baddbmm_(box[..., source], toeplitz[:, band, : target.stop - target.start])
-        result = planes.view(boxes.channels, batch, height, width).transpose(0, 1)
+        result = boxes.unfold(planes)
         if bias is not None:
             result = result + (bias[channels] if bias.dim() == 3 else bias[channels, None, None])
-        out[:, channels] = result
+        out[images, channels] = result
     return out
 
 
 def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int]) -> Tensor:
     """Gradient of the ``(C, 1, k', k')`` weight from ``x`` and the output's gradient, both ``(N, C, H, W)``."""
-    batch, _, height, width = x.shape
-    (row_rings, row_edges), columns = reachable_rings(grid, height), _Columns(grid, x)
-    grad = torch.zeros(x.shape[1], 1, len(grid), len(grid), dtype=x.dtype, device=x.device)
-    for channels in channel_chunks(x, _plane_bytes(x)):
-        boxes = _VerticalBoxes(x[:, channels], row_edges)
-        planes = grad_out[:, channels].transpose(0, 1).reshape(boxes.channels, batch * height, width).to(boxes.dtype)
+    # In float64: a sum over all positions, which dense accumulates to the last bit of float32.
+    (row_rings, row_edges), columns = reachable_rings(grid, x.shape[-2]), _Columns(grid, x, torch.float64)
+    grad = torch.zeros(x.shape[1], 1, len(grid), len(grid), dtype=columns.dtype, device=x.device)
+    for channels, images in _pieces(x):
+        boxes = _VerticalBoxes(x[images, channels], row_edges, columns.dtype)
+        planes = grad_out[images, channels].transpose(0, 1).reshape(boxes.shape).to(columns.dtype)
         sums = []
         for box in boxes:
-            toeplitz = torch.zeros(boxes.channels, columns.span, columns.tile, dtype=boxes.dtype, device=x.device)
+            toeplitz = torch.zeros(boxes.shape[0], columns.span, columns.tile, dtype=columns.dtype, device=x.device)
             for source, target, band in columns.tiles():
                 toeplitz[:, band, : target.stop - target.start].baddbmm_(box[..., source].mT, planes[..., target])
             sums.append(columns.ring_sums(toeplitz))
-        grad[channels, 0, row_rings, columns.rings] = torch.stack(sums, 1).to(x.dtype)
-    return grad
+        grad[channels, 0, row_rings, columns.rings] += torch.stack(sums, 1)
+    return grad.to(x.dtype)
 
 
-def _plane_bytes(x: Tensor) -> int:
-    """Prefix sums with their margins, one box-filtered map, the output: about five maps in the working precision."""
-    return 5 * x.shape[-2] * x.shape[-1] * max(4, x.element_size())
+def _pieces(x: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Channels and images to work on at a time."""
+    # In the working precision the box-filtered map, the output and its gradient; in float64 the prefix sums with their
+    # margins. The Toeplitz matrix of a channel is smaller than a map, or at most 64 rows of one.
+    plane_bytes = 7 * x.shape[-2] * x.shape[-1] * max(4, x.element_size())
+    for channels in channel_chunks(x, plane_bytes):
+        for images in image_chunks(x[:, channels], plane_bytes):
+            yield channels, images
 
 
 class _VerticalBoxes:
-    """Iterates over the vertical box sums of a map, ``(c, N * H, W)`` for every reachable ring of the rows."""
+    """Iterates over the vertical box sums of ``(N, c, H, W)``, one ``(c, N * H, W)`` for every reachable ring."""
 
-    def __init__(self, x: Tensor, edges: tuple[int, ...]) -> None:
-        self.dtype = torch.promote_types(x.dtype, torch.float32)  # prefix sums must not be rounded to half precision
-        self.batch, self.channels, self.height, self.width = x.shape
+    def __init__(self, x: Tensor, edges: tuple[int, ...], dtype: torch.dtype) -> None:
+        batch, channels, self.height, self.width = x.shape
+        self.shape = (channels, batch * self.height, self.width)
+        self.dtype = dtype
         self.edges, self.low = edges, edges[0]
         first = 1 - self.low  # rows above the map that some box starts in, and the empty sum
         total = self.height + edges[-1] - self.low
-        self.prefix = torch.zeros(self.channels, self.batch, total, self.width, dtype=self.dtype, device=x.device)
+        # In float64: a box is a small difference of sums over whole columns.
+        self.prefix = torch.zeros(channels, batch, total, self.width, dtype=torch.float64, device=x.device)
         inside = min(self.height, total - first)
-        sums = prefix_sum(x.transpose(0, 1).to(self.dtype), -2)
+        sums = prefix_sum(x.transpose(0, 1).double(), -2)
         self.prefix[:, :, first : first + inside] = sums[:, :, :inside]
         self.prefix[:, :, first + inside :] = sums[:, :, -1:]
 
@@ -83,19 +89,23 @@ class _VerticalBoxes:
         for low, high in pairwise(self.edges):
             start, stop = low - self.low, high - self.low
             box = self.prefix[:, :, stop : stop + self.height] - self.prefix[:, :, start : start + self.height]
-            yield box.view(self.channels, self.batch * self.height, self.width)
+            yield box.to(self.dtype).view(self.shape)
+
+    def unfold(self, planes: Tensor) -> Tensor:
+        """``(c, N * H, W)`` as ``(N, c, H, W)``."""
+        return planes.view(self.shape[0], -1, self.height, self.width).transpose(0, 1)
 
 
 class _Columns:
     """The Toeplitz side: tiles of output columns, the input columns that they read, the rings along the rows."""
 
-    def __init__(self, grid: Sequence[int], x: Tensor) -> None:
+    def __init__(self, grid: Sequence[int], x: Tensor, dtype: torch.dtype) -> None:
         self.width = x.shape[-1]
         self.rings, self.edges = reachable_rings(grid, self.width)
         self.tile = min(_TILE, self.width)
         self.span = self.tile + self.edges[-1] - 1 - self.edges[0]
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        self.basis = _toeplitz_basis(self.edges, self.tile, dtype, x.device)
+        self.dtype = torch.promote_types(x.dtype, dtype)
+        self.basis = _toeplitz_basis(self.edges, self.tile, self.dtype, x.device)
 
     def toeplitz(self, row: Tensor) -> Tensor:
         """Banded matrices ``(c, span, tile)`` of one kernel row ``(c, k')``."""

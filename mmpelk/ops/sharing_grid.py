@@ -146,7 +146,7 @@ def expand_kernel(weight: Tensor, grid: Sequence[int]) -> Tensor:
             f'weight has spatial size {tuple(weight.shape[-2:])}, a grid of {len(grid)} rings needs {(len(grid),) * 2}'
         )
     ring = _ring_of_position(grid, weight.device)
-    return weight[..., ring[:, None], ring]
+    return weight.index_select(-2, ring).index_select(-1, ring)
 
 
 def reduce_kernel(dense: Tensor, grid: Sequence[int]) -> Tensor:

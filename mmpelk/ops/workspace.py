@@ -13,19 +13,33 @@ _DEFAULT_ACCELERATOR_MB = 512
 # On a CPU, pieces that stay in the cache run up to twice as fast as pieces as large as the limit allows.
 _CACHE_FRIENDLY_MB = 4
 
-_limit_mb: float | None = float(os.environ[_ENVIRONMENT_VARIABLE]) if os.environ.get(_ENVIRONMENT_VARIABLE) else None
+_limit_mb: float | None = None  # set_workspace_limit's
+
+
+def _from_environment() -> float | None:
+    text = os.environ.get(_ENVIRONMENT_VARIABLE)
+    if not text:
+        return None
+    try:
+        megabytes = float(text)
+    except ValueError:
+        megabytes = 0.0
+    if megabytes <= 0:
+        raise ValueError(f'{_ENVIRONMENT_VARIABLE}={text!r} is not a positive number of megabytes')
+    return megabytes
 
 
 def workspace_limit(device_type: str) -> int:
     """Bytes that one call may use beside its inputs and its output."""
-    megabytes = _limit_mb if _limit_mb is not None else _DEFAULT_MB.get(device_type, _DEFAULT_ACCELERATOR_MB)
+    megabytes = _limit_mb or _from_environment() or _DEFAULT_MB.get(device_type, _DEFAULT_ACCELERATOR_MB)
     return int(megabytes * 2**20)
 
 
 def set_workspace_limit(megabytes: float | None) -> None:
     """Bound the transient memory of the fast backends; the environment variable ``MMPELK_WORKSPACE_MB`` does the same.
 
-    A call works through images and channels in pieces of at most this size. One image of one channel is never split.
+    A call works through images and channels in pieces of at most this size; on a CPU of at most 4 MB, which stay in the
+    cache and run faster than larger ones. One image of one channel is never split.
 
     Args:
         megabytes: The bound; ``None`` gives back the default, 64 on a CPU and 512 on an accelerator.

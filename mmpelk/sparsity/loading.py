@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from .masks import MaskedParameter
 
@@ -44,8 +45,7 @@ class LoadTracker:
     def __init__(self, parameters: Sequence[MaskedParameter], drop_masks: bool = False) -> None:
         self.loaded = Loaded()
         self._handles = [
-            entry.module.register_load_state_dict_pre_hook(_make_listener(entry, self.loaded, drop_masks))
-            for entry in parameters
+            _before_loading(entry.module, _make_listener(entry, self.loaded, drop_masks)) for entry in parameters
         ]
 
     def close(self) -> Loaded:
@@ -57,6 +57,13 @@ class LoadTracker:
         for handle in self._handles:
             handle.remove()
         return self.loaded
+
+
+def _before_loading(module: nn.Module, listener: Callable[..., None]) -> RemovableHandle:
+    if hasattr(module, 'register_load_state_dict_pre_hook'):
+        return module.register_load_state_dict_pre_hook(listener)
+    # Public since torch 2.5. Before, only the private name exists; the public one calls it with the same arguments.
+    return module._register_load_state_dict_pre_hook(listener, with_module=True)
 
 
 def _make_listener(entry: MaskedParameter, loaded: Loaded, drop_masks: bool) -> Callable[..., None]:

@@ -180,6 +180,8 @@ def test_norm_eval_keeps_the_statistics() -> None:
         (dict(arch=dict(depths=(1,), channels=(8,))), 'an arch dict has the keys'),
         (dict(arch=dict(depths=(1, 1), channels=(8,), kernel_sizes=(5, 5))), '2 depths but 1 channels'),
         (dict(arch=NANO | dict(kernel_sizes=(30, 15, 9, 5))), 'odd positive integer'),
+        (dict(arch=NANO | dict(kernel_sizes=31)), 'a sequence with a value per stage'),
+        (dict(arch=NANO | dict(center_size=33)), 'center_size 33 is larger than every kernel'),
         (dict(arch=NANO | dict(sharing_grids=([9, 1], None, None, None))), 'kernel_size 31 needs'),
         (dict(out_indices=(0, 4)), r'out_indices \(0, 4\)'),
         (dict(out_indices=-5), r'in \[-4, 3\]'),
@@ -213,6 +215,34 @@ def test_pretrained_weights_arrive(tmp_path: Path) -> None:
     loaded = model.state_dict()
     for name, value in source.state_dict().items():
         assert torch.equal(loaded[name], value), name
+
+
+def test_prefix_without_its_dot(tmp_path: Path) -> None:
+    source = _nano()
+    checkpoint = _save(tmp_path / 'seg.pth', source)
+    model = _nano(init_cfg=dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone'))
+    nn.init.zeros_(model.norm0.weight)
+    model.init_weights()
+    assert torch.equal(model.norm0.weight, source.norm0.weight)
+
+
+@pytest.mark.parametrize('depths', [(1, 1), (1, 1, 40, 1), (1, 1, 1, 1, 1)], ids=len)
+def test_layer_depth_of_other_depths(depths: tuple[int, ...]) -> None:
+    count = len(depths)
+    model = PeLK(dict(depths=depths, channels=(8,) * count, kernel_sizes=(3,) * count))
+    ids = {model.get_layer_depth(name) for name, _ in model.named_parameters()}
+    assert {total for _, total in ids} == {14 if depths[-2] > 9 else 8}
+    assert all(0 <= layer < total for layer, total in ids)
+
+
+@pytest.mark.parametrize('mixer', ['peripheral', 'dense', 'stripe', 'conv7'])
+def test_trains_under_autocast(mixer: str) -> None:
+    model = _nano(mixer=mixer, positional_embedding='in_bounds' if mixer == 'peripheral' else None)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.autocast('cpu', torch.bfloat16):
+        loss = sum(out.float().square().mean() for out in model(x))
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_missing_checkpoint(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Every backend against the literal float64 reference: output and every gradient."""
 
-import itertools
 from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode  # no public alias
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmpelk.ops import available_backends, expand_kernel, force_backend, peripheral_conv2d, sharing_grid
+from mmpelk.ops import available_backends, expand_kernel, force_backend, peripheral_conv2d, sharing_grid, workspace
+from mmpelk.ops.backends import BACKENDS as BACKEND_TABLE
 from mmpelk.ops.backends import fastest_backend
 from mmpelk.ops.library import HAS_CUSTOM_OP
 from mmpelk.ops.reference import peripheral_conv2d_reference
@@ -115,6 +118,40 @@ def test_no_less_exact_than_dense(backend: str, dtype: torch.dtype, kernel_size:
         assert ours <= 1.5 * dense, f'{name}: {ours:.2e} against {dense:.2e} of dense'
 
 
+def _errors_against_dense(backend: str | None, x: Tensor, weight: Tensor, grid: Sequence[int], grad: Tensor):
+    """Errors of output and gradients against float64, of a backend and of dense in the inputs' dtype."""
+
+    def run(name: str | None, *inputs: Tensor) -> list[Tensor]:
+        return _output_and_gradients(lambda x, w: peripheral_conv2d(x, w, grid, backend=name), inputs, grad)
+
+    want = run('dense', x.double(), weight.double())
+    for name in (backend, 'dense'):
+        got = run(name, x, weight)
+        yield [_relative_error(ours, reference) for ours, reference in zip(got, want, strict=True)]
+
+
+@pytest.mark.parametrize('backend', [None, 'fft', 'matmul'], ids=['chosen', 'fft', 'matmul'])
+@given(
+    kernel_size=st.integers(8, 50).map(lambda n: 2 * n - 1),
+    height=st.integers(6, 40),
+    width=st.integers(6, 40),
+    mean=st.sampled_from([0, 3]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=12, deadline=None)
+def test_no_less_exact_than_dense_anywhere(
+    backend: str | None, kernel_size: int, height: int, width: int, mean: float, seed: int
+) -> None:
+    """From K = 15 on, where dense is not the choice; channels enough that the norms do not hang on a few numbers."""
+    grid = sharing_grid(kernel_size, 5)
+    generator = torch.Generator().manual_seed(seed)
+    x, grad = (torch.randn(2, 8, height, width, generator=generator) + mean for _ in range(2))
+    weight = torch.randn(8, 1, len(grid), len(grid), generator=generator)
+    ours, dense = _errors_against_dense(backend, x, weight, grid, grad)
+    for name, error, bound in zip(('output', 'x', 'weight'), ours, dense, strict=True):
+        assert error <= 1.5 * bound, f'{name}: {error:.2e} against {bound:.2e} of dense'
+
+
 @pytest.mark.parametrize('backend', BACKENDS)
 @pytest.mark.parametrize('bias_dims', [1, 3])
 def test_gradcheck_twice(backend: str, bias_dims: int) -> None:
@@ -160,8 +197,51 @@ def test_small_workspace_changes_nothing(backend: str, monkeypatch: pytest.Monke
     x, weight, bias = _inputs(grid, 10, 9)
     call = lambda *args: peripheral_conv2d(args[0], args[1], grid, args[2], backend=backend)  # noqa: E731
     want = _output_and_gradients(call, (x, weight, bias), torch.ones_like(x))
-    monkeypatch.setattr('mmpelk.ops.workspace._limit_mb', 1e-4)
+    monkeypatch.setattr(workspace, '_limit_mb', 1e-4)
     torch.testing.assert_close(_output_and_gradients(call, (x, weight, bias), torch.ones_like(x)), want)
+
+
+class _LargestStorage(TorchDispatchMode):
+    """Bytes of the largest storage that is made inside, beside the input's and the output's."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        self.shape, self.known, self.bytes = x.shape, {x.untyped_storage().data_ptr()}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if isinstance(out, Tensor):
+            storage = out.untyped_storage()
+            if out.shape == self.shape:
+                self.known.add(storage.data_ptr())
+            elif storage.data_ptr() not in self.known:
+                self.bytes = max(self.bytes, storage.nbytes())
+        return out
+
+
+@pytest.mark.parametrize('backend', ['fft', 'matmul'])
+def test_workspace_is_bounded(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many images and channels there are."""
+    monkeypatch.setattr(workspace, '_limit_mb', 1)
+    grid = sharing_grid(31, 5)
+    x, weight = torch.randn(32, 16, 40, 40), torch.randn(16, 1, len(grid), len(grid))
+    with _LargestStorage(x) as largest:
+        BACKEND_TABLE[backend].forward(x, weight, None, grid)
+        BACKEND_TABLE[backend].weight_grad(x, x, grid)
+    assert 0 < largest.bytes <= 2**20
+
+
+@pytest.mark.parametrize(('text', 'megabytes'), [('0.5', 0.5), ('', 64)])
+def test_workspace_from_the_environment(text: str, megabytes: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('MMPELK_WORKSPACE_MB', text)
+    assert workspace.workspace_limit('cpu') == megabytes * 2**20
+
+
+@pytest.mark.parametrize('text', ['much', '0', '-1'])
+def test_workspace_from_the_environment_refuses(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('MMPELK_WORKSPACE_MB', text)
+    with pytest.raises(ValueError, match='MMPELK_WORKSPACE_MB'):
+        workspace.workspace_limit('cpu')
 
 
 def test_equals_conv2d_with_the_expanded_kernel() -> None:
@@ -203,12 +283,30 @@ def test_flop_counter_sees_the_dense_form() -> None:
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, pytest.param(torch.float16, marks=needs_half_on_cpu)])
-def test_autocast_casts_as_conv2d_does(dtype: torch.dtype) -> None:
-    grid = sharing_grid(13, 5)
-    x, weight, bias = _inputs(grid, 10, 9, torch.float32)
+@pytest.mark.parametrize('backend', [None, *BACKENDS])
+def test_autocast_casts_as_conv2d_does(backend: str | None, dtype: torch.dtype) -> None:
+    """And no further: the result is that of half-precision inputs without autocast."""
+    grid = sharing_grid(31, 5)
+    inputs = _inputs(grid, 10, 9, torch.float32)
+    call = lambda *args: peripheral_conv2d(args[0], args[1], grid, args[2], backend=backend)  # noqa: E731
+    want = _output_and_gradients(call, [tensor.to(dtype) for tensor in inputs], torch.ones_like(inputs[0]))
     with torch.autocast('cpu', dtype):
-        assert peripheral_conv2d(x, weight, grid, bias).dtype == dtype
-        assert F.conv2d(x, expand_kernel(weight, grid), padding=6, groups=3).dtype == dtype
+        got = _output_and_gradients(call, inputs, torch.ones_like(inputs[0]))
+        assert F.conv2d(inputs[0], expand_kernel(inputs[1], grid), padding=15, groups=3).dtype == dtype
+    assert got[0].dtype == dtype
+    assert [gradient.dtype for gradient in got[1:]] == [torch.float32] * 3
+    torch.testing.assert_close(got, [want[0], *(gradient.float() for gradient in want[1:])], rtol=0, atol=0)
+
+
+@needs_custom_op
+def test_the_operator_itself_has_the_autocast_rule() -> None:
+    grid = list(sharing_grid(31, 5))
+    x, weight, bias = _inputs(grid, 10, 9, torch.float32)
+    for backend in BACKENDS:
+        with torch.autocast('cpu', torch.bfloat16):
+            out = torch.ops.mmpelk.peripheral_conv2d(x, weight, bias, grid, backend)
+        half = (tensor.bfloat16() for tensor in (x, weight, bias))
+        assert torch.equal(out, torch.ops.mmpelk.peripheral_conv2d(*half, grid, backend))
 
 
 @pytest.mark.parametrize('backend', ['fft', 'matmul'])
@@ -256,21 +354,49 @@ def test_forcing_a_backend(backend: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def _recording(used: list[str]):
-    from mmpelk.ops.backends import BACKENDS as table
-
     class Recording(dict):
         def __getitem__(self, name: str):
             used.append(name)
-            return table[name]
+            return BACKEND_TABLE[name]
 
     return Recording()
 
 
-def test_choice_is_among_the_available() -> None:
-    for size, kernel_size in itertools.product((7, 14, 56, 128), (3, 5, 13, 51, 101)):
-        x = torch.empty(1, 1, size, size)
-        for weight_grad in (False, True):
-            assert fastest_backend(x, sharing_grid(kernel_size, 1), weight_grad=weight_grad) in available_backends()
+@pytest.mark.parametrize(
+    ('size', 'kernel_size', 'dtype', 'output', 'weight_grad'),
+    [
+        (56, 51, torch.float32, 'fft', 'fft'),
+        (14, 47, torch.float32, 'matmul', 'fft'),
+        (7, 13, torch.float32, 'dense', 'fft'),
+        (128, 13, torch.bfloat16, 'dense', 'fft'),
+        (56, 13, torch.float64, 'fft', 'fft'),
+        (56, 5, torch.float32, 'dense', 'dense'),
+    ],
+)
+def test_choice_on_a_cpu(size: int, kernel_size: int, dtype: torch.dtype, output: str, weight_grad: str) -> None:
+    x, grid = torch.empty(1, 1, size, size, dtype=dtype), sharing_grid(kernel_size, 1)
+    assert fastest_backend(x, grid) == output
+    assert fastest_backend(x, grid, weight_grad=True) == weight_grad
+    assert {'dense', 'fft', 'matmul'} <= set(available_backends())
+
+
+@pytest.mark.parametrize(
+    ('kernel_size', 'missing', 'refusal', 'choice'),
+    [
+        (51, None, None, 'triton'),
+        (51, 'no triton', None, 'fft'),
+        (51, None, 'float64', 'fft'),
+        (5, None, None, 'dense'),
+    ],
+)
+def test_choice_on_cuda(
+    kernel_size: int, missing: str | None, refusal: str | None, choice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub = replace(BACKEND_TABLE['triton'], missing=lambda: missing, refusal=lambda *args: refusal)
+    monkeypatch.setitem(BACKEND_TABLE, 'triton', stub)
+    x = SimpleNamespace(is_cuda=True, dtype=torch.float32, shape=(1, 1, 56, 56))
+    for weight_grad in (False, True):
+        assert fastest_backend(x, sharing_grid(kernel_size), weight_grad=weight_grad) == choice
 
 
 @pytest.mark.parametrize(
