@@ -7,6 +7,7 @@ python tools/convert_checkpoint.py export configs/cls/pelk_t_in1k.py pelk_t_in1k
 
 import argparse
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -44,8 +45,10 @@ def parse_args() -> argparse.Namespace:
 def read_weights(path: str, key: str | None) -> dict[str, Tensor]:
     """The tensors of a checkpoint."""
     check_checkpoint(path)
-    # Training scripts store their argparse options beside the weights.
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    # Training scripts store their argparse options beside the weights. Before torch 2.5 there is no list of safe types,
+    # and torch.load, with weights_only=False by default, reads any.
+    safe_globals = getattr(torch.serialization, 'safe_globals', None)
+    with nullcontext() if safe_globals is None else safe_globals([argparse.Namespace]):
         content = CheckpointLoader.load_checkpoint(path, map_location='cpu')
     if key is not None and key not in content:
         raise ValueError(f"'{path}' has no entry {key!r}; it has {', '.join(list(content)[:8])}")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.model import ExponentialMovingAverage
+from torch import nn
 
 from mmpelk.sparsity import fold_masks
 from tests.sparsity.tiny import TinyModel, Watch, dead_values, masked
@@ -50,6 +51,16 @@ def test_fixed_masks_come_from_the_checkpoint_and_stay(make_runner, checkpoints,
     assert {f'{entry.name}_mask': entry.mask for entry in masked(runner)}.keys() == expected.keys()
     for entry in masked(runner):
         assert torch.equal(entry.mask, expected[f'{entry.name}_mask'])
+
+
+def test_masks_come_from_the_checkpoint_before_torch_2_5(make_runner, checkpoints, monkeypatch):
+    # Older versions lack the public name.
+    monkeypatch.delattr(nn.Module, 'register_load_state_dict_pre_hook', raising=False)
+    runner = start(make_runner, {'mode': 'fixed'}, checkpoints['sparse'], 'load_from', max_iters=1)
+    runner.train()
+    expected = load_masks(checkpoints['sparse'])
+    assert expected
+    assert all(torch.equal(entry.mask, expected[f'{entry.name}_mask']) for entry in masked(runner))
 
 
 @HOW
