@@ -13,9 +13,7 @@ from mmengine.registry import Registry
 __all__ = ['HOOKS', 'MODELS', 'MODEL_WRAPPERS', 'OPTIM_WRAPPER_CONSTRUCTORS']
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmpelk', locations=['mmpelk.models'])
-MODEL_WRAPPERS = Registry(
-    'model_wrapper', parent=MMENGINE_MODEL_WRAPPERS, scope='mmpelk', locations=['mmpelk.engine']
-)
+MODEL_WRAPPERS = Registry('model_wrapper', parent=MMENGINE_MODEL_WRAPPERS, scope='mmpelk', locations=['mmpelk.engine'])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optim_wrapper_constructor',
     parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
