@@ -4,9 +4,9 @@
     python benchmarks/peripheral_conv.py --device cuda --dtype bfloat16 --batch 64
     python benchmarks/peripheral_conv.py --stages             # the choice against the dense backend at every stage
 
-Peers: ``F.conv2d`` with the dense kernel, a plain FFT convolution (both transforms in full, the kernel expanded),
-SLaK's pair of stripes (K x 5 and 5 x K), and ConvNeXt's 7 x 7. Peers that compute another function are
-there for their cost.
+Peers: ``F.conv2d`` with the dense kernel, in NCHW and channels last, a plain FFT convolution (both transforms in full,
+the kernel expanded), SLaK's pair of stripes (K x 5 and 5 x K), and ConvNeXt's 7 x 7. Peers that compute another function
+are there for their cost.
 Writes a table, ``benchmarks/results/peripheral_conv_*.json`` and a plot of time against kernel size.
 """
 
@@ -58,6 +58,7 @@ class Case:
     kernel_size: int
     center_size: int
     x: Tensor
+    channels_last: Tensor
     weight: Tensor
     dense: Tensor
     stripes: tuple[Tensor, Tensor]
@@ -77,11 +78,13 @@ def make_case(spec: Sequence[int], device: str, dtype: torch.dtype) -> Case:
         return torch.randn(size, generator=generator).to(device, dtype).requires_grad_()
 
     weight = normal(channels, 1, len(grid), len(grid))
+    x = normal(*shape)
     return Case(
         tuple(shape),
         kernel_size,
         center_size,
-        normal(*shape),
+        x,
+        x.detach().contiguous(memory_format=torch.channels_last).requires_grad_(),
         weight,
         expand_kernel(weight.detach(), grid).requires_grad_(),
         (normal(channels, 1, kernel_size, 5), normal(channels, 1, 5, kernel_size)),
@@ -106,6 +109,10 @@ def methods(case: Case) -> dict[str, tuple[Callable[[], Tensor], tuple[Tensor, .
     conv = partial(F.conv2d, x, groups=channels)
     table: dict[str, tuple[Callable[[], Tensor], tuple[Tensor, ...]]] = {
         'conv2d': (lambda: conv(case.dense, padding=side // 2), (x, case.dense)),
+        'conv2d channels last': (
+            lambda: F.conv2d(case.channels_last, case.dense, padding=side // 2, groups=channels),
+            (case.channels_last, case.dense),
+        ),
         'plain fft': (lambda: plain_fft(x, case.dense), (x, case.dense)),
         'stripes': (
             lambda: conv(case.stripes[0], padding=(side // 2, 2)) + conv(case.stripes[1], padding=(2, side // 2)),

@@ -1,7 +1,7 @@
 """PeLK-T's recipe on real ADE20K images, as a user runs it: two processes, checkpoint, resume, evaluation by mim.
 
-Only data paths, crop size, iterations and norm type are changed. The pretrained weights are random ones in the place
-where the recipe looks for them, because nobody has published any.
+Only data paths, crop size, iterations and norm type are changed. The pretrained weights are random ones with random masks
+in the place where the recipe looks for them, because nobody has published any.
 """
 
 import re
@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mmpelk.registry import MODELS
+from mmpelk.sparsity import apply_masks, attach_masks, find_parameters
 from tests.commands import mim, run
 from tests.paths import CONFIGS, TOOLS, sample_data
 
@@ -39,7 +40,13 @@ def options(data: Path, iterations: int) -> list[str]:
 @pytest.fixture
 def weights(tmp_path: Path) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    state = MODELS.build(dict(type='mmpelk.PeLK', arch='tiny')).state_dict()
+    model = MODELS.build(dict(type='mmpelk.PeLK', arch='tiny'))
+    parameters = find_parameters(model, target=None)
+    attach_masks(parameters)
+    for entry in parameters:
+        entry.mask.copy_(torch.rand(entry.weight.shape) < 0.6)
+    apply_masks(parameters)
+    state = model.state_dict()
     (tmp_path / 'checkpoints').mkdir()
     torch.save({f'backbone.{key}': value for key, value in state.items()}, tmp_path / 'checkpoints/pelk_t_in1k.pth')
     return state
@@ -54,6 +61,9 @@ def test_recipe_trains_resumes_and_is_evaluated(weights: dict[str, torch.Tensor]
     # The warm-up starts at a learning rate of 1e-10: after one step these are still the pretrained weights.
     stem = 'downsample_layers.0.0.weight'
     torch.testing.assert_close(trained[f'backbone.{stem}'], weights[stem])
+    masks = [name for name in weights if name.endswith('_mask')]
+    assert masks
+    assert all(torch.equal(trained[f'backbone.{name}'], weights[name]) for name in masks)
 
     second = run(*train, '--resume', *options(data, 2), cwd=tmp_path)
     assert 'iter: 1' in second

@@ -51,12 +51,15 @@ BACKENDS: dict[str, Backend] = {
     )
 }
 
-# Largest kernels for which dense is the fastest, measured with torch 2.11 on x86: its depthwise float kernels are
-# compiled for sides up to 13 and some fifty times slower beyond; float64 and the gradient of the weight have none.
-_DENSE_UP_TO = 13
-_DENSE_UP_TO_OTHERWISE = 5
+# Largest kernel for which dense is the fastest where torch has no fast depthwise kernels of its own: in float64, for
+# the gradient of the weight, on CUDA.
+_DENSE_UP_TO = 5
 # Below this many positions a map is cheaper to multiply by Toeplitz matrices than to transform.
 _MATMUL_BELOW = 16 * 16
+# Nanoseconds on two x86 cores with torch 2.11, of which only the ratio matters: a tap of the dense kernel in float32,
+# and a number of the spectrum through both transforms and the product.
+_DENSE_TAP_NS = 1 / 88
+_SPECTRUM_NS = 5.5
 
 _forced: str | None = os.environ.get(_ENVIRONMENT_VARIABLE) or None
 
@@ -117,17 +120,34 @@ def fastest_backend(x: Tensor, grid: Sequence[int], *, weight_grad: bool = False
     kernel_size = sum(grid)
     if x.is_cuda:
         return _fastest_on_cuda(x, grid, kernel_size)
-    has_fast_dense = x.dtype != torch.float64 and not weight_grad
-    if kernel_size <= (_DENSE_UP_TO if has_fast_dense else _DENSE_UP_TO_OTHERWISE):
+    height, width = x.shape[-2:]
+    if x.dtype == torch.float64 or weight_grad:
+        if kernel_size <= _DENSE_UP_TO:
+            return 'dense'
+        return 'matmul' if not weight_grad and height * width < _MATMUL_BELOW else 'fft'
+    if kernel_size <= dense.NCHW_UP_TO:
         return 'dense'
-    if not weight_grad and x.shape[-2] * x.shape[-1] < _MATMUL_BELOW:
-        return 'matmul'
-    return 'fft'
+    if x.dtype == torch.float32 and _dense_ns(height, width, kernel_size) < _fft_ns(height, width, kernel_size):
+        return 'dense'
+    return 'matmul' if x.dtype != torch.float32 and height * width < _MATMUL_BELOW else 'fft'
+
+
+def _dense_ns(height: int, width: int, kernel_size: int) -> float:
+    """Cost of the dense kernel on a plane: kernel rows outside the map are skipped, columns are not."""
+    radius = min(kernel_size // 2, height - 1)
+    rows = height + 2 * radius * height - radius * (radius + 1)  # inside the map, summed over the output rows
+    return _DENSE_TAP_NS * rows * width * kernel_size
+
+
+def _fft_ns(height: int, width: int, kernel_size: int) -> float:
+    """Cost of the transforms of a plane."""
+    rows, columns = (extent + min(kernel_size // 2, extent - 1) for extent in (height, width))
+    return _SPECTRUM_NS * rows * (columns // 2 + 1)
 
 
 def _fastest_on_cuda(x: Tensor, grid: Sequence[int], kernel_size: int) -> str:
     """Triton wherever it runs; reasoned from memory traffic and operation counts, not measured."""
-    if kernel_size <= _DENSE_UP_TO_OTHERWISE:
+    if kernel_size <= _DENSE_UP_TO:
         return 'dense'
     kernels = BACKENDS['triton']
     return 'triton' if kernels.missing() is None and kernels.refusal(x, x, grid) is None else 'fft'

@@ -366,7 +366,11 @@ def _recording(used: list[str]):
     ('size', 'kernel_size', 'dtype', 'output', 'weight_grad'),
     [
         (56, 51, torch.float32, 'fft', 'fft'),
-        (14, 47, torch.float32, 'matmul', 'fft'),
+        (28, 49, torch.float32, 'fft', 'fft'),
+        (28, 15, torch.float32, 'dense', 'fft'),
+        (14, 47, torch.float32, 'dense', 'fft'),
+        (14, 47, torch.bfloat16, 'matmul', 'fft'),
+        (14, 47, torch.float64, 'matmul', 'fft'),
         (7, 13, torch.float32, 'dense', 'fft'),
         (128, 13, torch.bfloat16, 'dense', 'fft'),
         (56, 13, torch.float64, 'fft', 'fft'),
