@@ -5,8 +5,8 @@
     python benchmarks/peripheral_conv.py --stages             # the choice against the dense backend at every stage
 
 Peers: ``F.conv2d`` with the dense kernel, in NCHW and channels last, a plain FFT convolution (both transforms in full,
-the kernel expanded), SLaK's pair of stripes (K x 5 and 5 x K), and ConvNeXt's 7 x 7. Peers that compute another function
-are there for their cost.
+the kernel expanded), SLaK's pair of stripes (K x 5 and 5 x K), and ConvNeXt's 7 x 7. Peers that compute another
+function are there for their cost.
 Writes a table, ``benchmarks/results/peripheral_conv_*.json`` and a plot of time against kernel size.
 """
 

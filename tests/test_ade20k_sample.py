@@ -1,7 +1,7 @@
 """PeLK-T's recipe on real ADE20K images, as a user runs it: two processes, checkpoint, resume, evaluation by mim.
 
-Only data paths, crop size, iterations and norm type are changed. The pretrained weights are random ones with random masks
-in the place where the recipe looks for them, because nobody has published any.
+Only data paths, crop size, iterations and norm type are changed. The pretrained weights are random ones with random
+masks, in the place where the recipe looks for them, because nobody has published any.
 """
 
 import re
