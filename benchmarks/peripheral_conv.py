@@ -233,13 +233,13 @@ def plot(curves: dict[str, list[float]], title: str, path: str) -> None:
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
+    figure, axes = plt.subplots(figsize=(8.5, 4.5), layout='constrained')
     for (name, values), marker in zip(curves.items(), 'os^vDXP*', strict=False):
         ours = name.startswith('mmpelk')
         axes.plot(SWEEP, values, marker=marker, ls='-' if ours else '--', lw=2 if name == 'mmpelk' else 1, label=name)
     axes.set(xlabel='kernel size K', ylabel='forward, milliseconds', yscale='log', title=title)
     axes.grid(which='both', alpha=0.3)
-    axes.legend(ncols=2)
+    figure.legend(loc='outside right upper')
     figure.savefig(RESULTS / path, dpi=150)
 
 
