@@ -14,12 +14,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from common import interleaved_medians, machine, peak_memory, save
+from common import peak_memory, save
 from mmpretrain.models import ConvNeXt
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from mmpelk.analysis.timing import interleaved_medians, machine
 from mmpelk.models import PeLK
 from mmpelk.ops import force_backend
 

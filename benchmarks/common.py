@@ -1,65 +1,16 @@
-"""What the benchmarks share: interleaved timing, peak memory, and the description of the machine."""
+"""What the benchmarks share beyond :mod:`mmpelk.analysis.timing`: peak memory, and where results go."""
 
 import ctypes
 import gc
 import json
-import platform
 import re
-import statistics
-import time
-from collections.abc import Callable, Mapping
-from datetime import date
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 RESULTS = Path(__file__).parent / 'results'
-_ONCE_IS_ENOUGH = 4.0  # seconds from which on a call is not repeated
-_AT_LEAST = 0.5  # seconds that the rounds take together, so that short calls are repeated often
-
-
-def synchronize(device: str) -> None:
-    """Wait for the device, so that a clock reads what it should."""
-    if device == 'cuda':
-        torch.cuda.synchronize()
-
-
-def _seconds(function: Callable[[], Any], device: str) -> float:
-    if device == 'cuda':
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        function()
-        stop.record()
-        stop.synchronize()
-        return start.elapsed_time(stop) / 1e3
-    start_time = time.perf_counter()
-    function()
-    return time.perf_counter() - start_time
-
-
-def interleaved_medians(functions: Mapping[str, Callable[[], Any]], device: str, rounds: int) -> dict[str, float]:
-    """Median seconds of each function, the functions taking turns so that a drifting clock hits all alike.
-
-    Every function runs once to warm up; one that takes seconds is not run again and counts with that single time. Where
-    a round takes milliseconds, there are more rounds than asked for, up to 200.
-    """
-    times: dict[str, list[float]] = {}
-    slow: set[str] = set()
-    round_seconds = 1e-9
-    for name, function in functions.items():
-        synchronize(device)
-        first = _seconds(function, device)
-        times[name] = [first] if first > _ONCE_IS_ENOUGH else []
-        if times[name]:
-            slow.add(name)
-        else:
-            round_seconds += first
-    for _ in range(max(rounds, min(200, int(_AT_LEAST / round_seconds)))):
-        for name, function in functions.items():
-            if name not in slow:
-                times[name].append(_seconds(function, device))
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def peak_memory(function: Callable[[], Any], device: str) -> int | None:
@@ -87,22 +38,6 @@ def _proc_status(field: str) -> int:
     match = re.search(rf'{field}:\s+(\d+) kB', Path('/proc/self/status').read_text())
     assert match, field
     return int(match.group(1)) * 1024
-
-
-def machine(device: str) -> dict[str, Any]:
-    """Device, versions, threads, precision settings and date of a run."""
-    processor = platform.processor() or platform.machine()
-    if (info := Path('/proc/cpuinfo')).exists() and (name := re.search(r'model name\s*:\s*(.+)', info.read_text())):
-        processor = name.group(1)
-    return {
-        'device': torch.cuda.get_device_name() if device == 'cuda' else processor,
-        'threads': torch.get_num_threads(),
-        'torch': torch.__version__,
-        'python': platform.python_version(),
-        'tf32_matmul': torch.backends.cuda.matmul.allow_tf32,
-        'tf32_conv': torch.backends.cudnn.allow_tf32,
-        'date': date.today().isoformat(),
-    }
 
 
 def save(name: str, data: Any) -> Path:

@@ -18,12 +18,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import RESULTS, interleaved_medians, machine, peak_memory, save
+from common import RESULTS, peak_memory, save
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from mmpelk.analysis.timing import interleaved_medians, machine
 from mmpelk.models.pelk import ARCHITECTURES
 from mmpelk.ops import available_backends, expand_kernel, peripheral_conv2d, sharing_grid
 

@@ -16,9 +16,11 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from common import machine, save
+from common import save
 from rich.console import Console
 from rich.table import Table
+
+from mmpelk.analysis.timing import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / 'configs/demo/upernet_pelk_nano_synthetic.py'
