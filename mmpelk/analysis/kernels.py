@@ -1,0 +1,230 @@
+"""What a sharing grid, a learnt kernel and a positional embedding look like, as arrays: the paper's Fig. 1 and 3."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from torch import Tensor
+
+from mmpelk.models.checkpoint import shorten
+from mmpelk.models.large_kernel import PeripheralMixer
+from mmpelk.models.pelk import PeLK
+from mmpelk.ops.positional import positional_constant, positional_map, summed_area_table
+from mmpelk.ops.sharing_grid import check_sharing_grid, expand_kernel
+from mmpelk.sparsity.masks import MASK_SUFFIX
+
+__all__ = [
+    'LearntEmbedding',
+    'LearntKernel',
+    'Region',
+    'backbone_tensors',
+    'kernel_from_key',
+    'learnt_embedding',
+    'learnt_kernel',
+    'regions',
+]
+
+
+@dataclass(frozen=True)
+class Region:
+    """``Z_ab`` of Eq. 1: the positions of the dense kernel that share a parameter.
+
+    Attributes:
+        index: Of the parameter, row by row: ``a * k' + b``.
+        top: First row of positions.
+        left: First column.
+        height: Rows, the width ``s_a`` of ring ``a``.
+        width: Columns, ``s_b``.
+    """
+
+    index: int
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def regions(grid: Sequence[int]) -> tuple[Region, ...]:
+    """The ``k' * k'`` regions that a grid cuts a ``K x K`` kernel into, row by row.
+
+    Args:
+        grid: Ring widths along one axis.
+
+    Raises:
+        ValueError: If the grid is not symmetric, positive and of odd sum.
+    """
+    grid = check_sharing_grid(grid)
+    starts = list(accumulate(grid, initial=0))[:-1]
+    return tuple(
+        Region(a * len(grid) + b, starts[a], starts[b], grid[a], grid[b])
+        for a in range(len(grid))
+        for b in range(len(grid))
+    )
+
+
+@dataclass(frozen=True)
+class LearntKernel:
+    """The large kernel of a block.
+
+    Attributes:
+        name: Of the tensor in the checkpoint.
+        weight: Its parameters ``(C, k', k')``, masked weights being zero.
+        grid: Ring widths; their sum is ``K``.
+        deployed: Whether it has no norm of its own, because norms and small kernel are merged into it. As it is
+            trained, it is one of two branches.
+    """
+
+    name: str
+    weight: Tensor
+    grid: tuple[int, ...]
+    deployed: bool
+
+    @property
+    def dense(self) -> Tensor:
+        """``(C, K, K)``."""
+        return expand_kernel(self.weight, self.grid)
+
+
+@dataclass(frozen=True)
+class LearntEmbedding:
+    """Eq. 3's embedding, as a block of its stage uses it.
+
+    Attributes:
+        name: Of the tensor in the checkpoint.
+        embedding: ``h``, ``(C, K, K)``; ``None`` in a deployed checkpoint, which keeps the sums of ``W * h`` alone.
+        weighted: ``W * h``, ``(C, K, K)``.
+        map: ``M``, what the term adds to a map of the given size: ``(C, H, W)``.
+    """
+
+    name: str
+    embedding: Tensor | None
+    weighted: Tensor
+    map: Tensor
+
+
+def backbone_tensors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a checkpoint holds of a backbone, by the names within it.
+
+    Args:
+        state_dict: Of a whole model, of one inside a wrapper for distributed training, or of a backbone.
+    """
+    names = {name: name.removeprefix('module.') for name in state_dict}
+    if any(name.startswith('backbone.') for name in names.values()):
+        names = {old: new for old, new in names.items() if new.startswith('backbone.')}
+    return {new.removeprefix('backbone.'): state_dict[old] for old, new in names.items()}
+
+
+def learnt_kernel(backbone: PeLK, tensors: Mapping[str, Tensor], stage: int, block: int) -> LearntKernel:
+    """The large kernel of a block in a checkpoint, trained or deployed.
+
+    Args:
+        backbone: Of the checkpoint's config; its sharing grid counts, not its weights.
+        tensors: From :func:`backbone_tensors`.
+        stage: Counted from 0.
+        block: Within the stage, counted from 0.
+
+    Raises:
+        ValueError: If there is no such block, its kernel has no grid, or the checkpoint does not fit.
+    """
+    grid = _mixer(backbone, stage, block).large.sharing_grid
+    return kernel_from_key(tensors, f'stages.{stage}.{block}.mixer.large.weight', grid)
+
+
+def kernel_from_key(tensors: Mapping[str, Tensor], name: str, grid: Sequence[int] | None = None) -> LearntKernel:
+    """A kernel by its name in a state dict.
+
+    Args:
+        tensors: By name.
+        name: Of a tensor ``(C, 1, k', k')``.
+        grid: Its sharing grid; ``None`` takes it for a dense kernel.
+
+    Raises:
+        ValueError: If there is no such tensor, or it is no depthwise square kernel of the grid.
+    """
+    weight = _tensor(tensors, name).float()
+    if weight.dim() != 4 or weight.shape[1] != 1 or weight.shape[2] != weight.shape[3]:
+        raise ValueError(
+            f"{name!r} is {tuple(weight.shape)}, no depthwise square kernel (C, 1, k', k'); {_kernels_of(tensors)}"
+        )
+    if (mask := tensors.get(name + MASK_SUFFIX)) is not None:
+        weight = weight * mask
+    grid = check_sharing_grid(grid or (1,) * weight.shape[-1])
+    if weight.shape[-1] != len(grid):
+        raise ValueError(
+            f'{name!r} has {weight.shape[-1]} x {weight.shape[-1]} parameters, the sharing grid {list(grid)} '
+            f'{len(grid)} x {len(grid)}; give the config or the grid that the checkpoint was trained with'
+        )
+    deployed = f'{name.removesuffix(".weight")}_norm.weight' not in tensors
+    return LearntKernel(name, weight[:, 0], grid, deployed)
+
+
+def learnt_embedding(
+    backbone: PeLK, tensors: Mapping[str, Tensor], stage: int, block: int, size: Sequence[int]
+) -> LearntEmbedding:
+    """``h``, ``W * h`` and ``M`` of a block, from a trained or a deployed checkpoint.
+
+    Without the norm of the branch as it is trained, with it once deployed: then its scale is part of the kernel.
+
+    Args:
+        backbone: Of the checkpoint's config.
+        tensors: From :func:`backbone_tensors`.
+        stage: Counted from 0.
+        block: Within the stage; the blocks of a stage share ``h``, but not ``M``.
+        size: ``(H, W)`` of the feature map.
+
+    Raises:
+        ValueError: If there is no such block, the network has no embedding, or the checkpoint does not fit.
+    """
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f'the size of a map is its height and width, two positive integers, got {tuple(size)}')
+    mode = _mixer(backbone, stage, block).embedding_mode
+    if mode is None:
+        raise ValueError('the config has positional_embedding=None: there is no embedding to draw')
+    kernel, name = learnt_kernel(backbone, tensors, stage, block), f'stages.{stage}.positional_embedding'
+    if kernel.deployed:
+        if mode == 'constant':
+            raise ValueError("deployed, the term of positional_embedding='constant' is in the kernel's bias")
+        name = f'stages.{stage}.{block}.mixer.embedding_table'
+        table = _tensor(tensors, name, 'embedding_table').double()  # differences of sums cancel
+        weighted, term = table.diff(dim=-1).diff(dim=-2), positional_map(table, size)
+        return LearntEmbedding(name, None, weighted.float(), term.float())
+    embedding = _tensor(tensors, name, 'positional_embedding').float()
+    if embedding.shape != kernel.dense.shape:
+        raise ValueError(
+            f'{name!r} is {tuple(embedding.shape)} in the checkpoint, and the kernel is {tuple(kernel.dense.shape)}; '
+            'give the config that the checkpoint was trained with'
+        )
+    weight = kernel.weight[:, None]
+    if mode == 'constant':
+        term = positional_constant(weight, kernel.grid, embedding)[:, None, None].expand(-1, *size)
+    else:
+        term = positional_map(summed_area_table(weight, kernel.grid, embedding), size)
+    return LearntEmbedding(name, embedding, kernel.dense * embedding, term)
+
+
+def _mixer(backbone: PeLK, stage: int, block: int) -> PeripheralMixer:
+    if not 0 <= stage < backbone.num_stages:
+        raise ValueError(f'there is no stage {stage}; they are counted from 0 to {backbone.num_stages - 1}')
+    if not 0 <= block < backbone.depths[stage]:
+        raise ValueError(f'stage {stage} has no block {block}; they are counted from 0 to {backbone.depths[stage] - 1}')
+    mixer = backbone.stages[stage][block].mixer
+    if not isinstance(mixer, PeripheralMixer):
+        raise ValueError(
+            f'{type(mixer).__name__} has neither sharing grid nor embedding; a square kernel can be drawn by its key'
+        )
+    return mixer
+
+
+def _tensor(tensors: Mapping[str, Tensor], name: str, like: str = '') -> Tensor:
+    if name not in tensors:
+        similar = [known for known in tensors if like and known.endswith(like)]
+        there = f'it has {shorten(similar)}' if similar else _kernels_of(tensors)
+        raise ValueError(f'the checkpoint has no {name!r}; {there}')
+    return tensors[name]
+
+
+def _kernels_of(tensors: Mapping[str, Tensor]) -> str:
+    """The kernels that could have been meant, or else whatever there is."""
+    kernels = [name for name, value in tensors.items() if value.dim() == 4 and value.shape[1] == 1]
+    kernels = [name for name in kernels if not name.endswith(MASK_SUFFIX)]
+    return f'its depthwise kernels: {shorten(kernels)}' if kernels else f'it has {shorten(list(tensors)) or "nothing"}'

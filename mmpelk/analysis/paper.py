@@ -1,0 +1,274 @@
+"""What the paper prints, as data: Tables 2, 3, 4 and 8, the figures that its text states, and the sharing grids.
+
+Source: Chen et al., PeLK: Parameter-efficient Large Kernel ConvNets with Peripheral Convolution, CVPR 2024,
+https://arxiv.org/abs/2403.07589. Spelling is the paper's. Nothing here is computed or measured by this project: that is
+:mod:`mmpelk.analysis.tables` and the benchmarks. The ablations of Tables 1, 5, 6 and 7 lie with their recipes.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = [
+    'SHARING_GRIDS',
+    'STATEMENTS',
+    'TABLES',
+    'TABLE_8',
+    'KernelSizes',
+    'PrintedGrid',
+    'PublishedRow',
+    'PublishedTable',
+    'PublishedThroughput',
+    'Statement',
+]
+
+KernelSizes = tuple[int, int, int, int]  # of the four stages
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """A row of Tables 2 to 4.
+
+    Attributes:
+        table: Number of the table.
+        method: Name of the network, without the citation.
+        input_size: Height and width, in that order; the paper prints width first in Tables 2 and 3.
+        params: In millions.
+        flops: In billions.
+        scores: In per cent, in the order of the table's metrics.
+        kernel_sizes: Where the table has that column.
+    """
+
+    table: int
+    method: str
+    input_size: tuple[int, int]
+    params: int
+    flops: float
+    scores: tuple[float, ...]
+    kernel_sizes: KernelSizes | None = None
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the row is a PeLK, and not a peer."""
+        return self.method.startswith('PeLK')
+
+
+@dataclass(frozen=True)
+class PublishedTable:
+    """One of Tables 2 to 4.
+
+    Attributes:
+        number: As in the paper.
+        title: What is compared, on what.
+        metrics: What ``scores`` holds: ``mIoU``, ``AP_box``, ``AP_mask``, ``top1``; all in per cent.
+        flops_decimals: Digits after the point that the FLOPs are printed with. Scores have one, parameters none.
+        rows: In the order of the paper.
+    """
+
+    number: int
+    title: str
+    metrics: tuple[str, ...]
+    flops_decimals: int
+    rows: tuple[PublishedRow, ...]
+
+
+@dataclass(frozen=True)
+class PublishedThroughput:
+    """A row of Table 8: FP32 on an A100 with PyTorch 1.10.0 and cuDNN 8.2.0; the batch size is not given.
+
+    Attributes:
+        method: Name of the network, without the citation.
+        input_size: Height and width.
+        kernel_sizes: Of the four stages.
+        images_per_second: Called "Throughput", without a unit.
+    """
+
+    method: str
+    input_size: tuple[int, int]
+    kernel_sizes: KernelSizes
+    images_per_second: int
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A figure that the running text gives for a picture or a table.
+
+    Attributes:
+        where: ``Fig. 2``, ...
+        what: The quantity.
+        value: As stated.
+        unit: ``%``, ``x`` for a multiple, ``px`` for a kernel's side.
+        exact: Whether it is stated without "about", "approximately" or "over".
+    """
+
+    where: str
+    what: str
+    value: float
+    unit: str
+    exact: bool = True
+
+
+@dataclass(frozen=True)
+class PrintedGrid:
+    """A sharing grid, in full.
+
+    Attributes:
+        kernel_size: ``K``, the sum of the grid.
+        center_size: Side of the fine-grained centre; for an explicit grid the side of its parameters.
+        grid: Ring widths from rim to rim. The paper's tables print half of it, from the rim to the centre.
+        source: Where it is printed, or ``Eq. 2`` where it only follows from the rule.
+        follows_rule: Whether Eq. 2 gives it; an explicit grid need not.
+    """
+
+    kernel_size: int
+    center_size: int
+    grid: tuple[int, ...]
+    source: str
+    follows_rule: bool = True
+
+
+_NO_KERNEL = None  # "N/A"
+_7 = (7, 7, 7, 7)
+_31 = (31, 29, 27, 13)
+_51 = (51, 49, 47, 13)
+_101 = (101, 69, 67, 13)
+
+
+def _table_2(method: str, kernel_sizes: KernelSizes | None, params: int, flops: float, miou: float) -> PublishedRow:
+    return PublishedRow(2, method, (512, 2048), params, flops, (miou,), kernel_sizes)
+
+
+def _table_3(method: str, params: int, flops: float, box: float, mask: float) -> PublishedRow:
+    return PublishedRow(3, method, (800, 1280), params, flops, (box, mask))
+
+
+def _table_4(method: str, side: int, params: int, flops: float, top1: float) -> PublishedRow:
+    return PublishedRow(4, method, (side, side), params, flops, (top1,))
+
+
+#: Tables 2, 3 and 4 by number.
+TABLES: dict[int, PublishedTable] = {
+    2: PublishedTable(
+        2,
+        'Semantic segmentation on ADE20K, UperNet, 160k iterations, single scale',
+        ('mIoU',),
+        0,
+        (
+            _table_2('Swin-T', _NO_KERNEL, 60, 945, 44.5),
+            _table_2('ConvNeXt-T', _7, 60, 939, 46.0),
+            _table_2('SLaK-T', _51, 64, 957, 47.6),
+            _table_2('PeLK-T', _51, 62, 970, 48.1),
+            _table_2('Swin-S', _NO_KERNEL, 81, 1038, 47.6),
+            _table_2('ConvNeXt-S', _7, 82, 1027, 48.7),
+            _table_2('SLaK-S', _51, 89, 1057, 49.4),
+            _table_2('PeLK-S', _51, 84, 1077, 49.7),
+            _table_2('Swin-B', _NO_KERNEL, 121, 1188, 48.1),
+            _table_2('ConvNeXt-B', _7, 122, 1170, 49.1),
+            _table_2('RepLkNet-B', _31, 112, 1170, 49.9),
+            _table_2('SLaK-B', _51, 131, 1210, 50.2),
+            _table_2('PeLK-B', _51, 126, 1237, 50.4),
+            _table_2('PeLK-B-101', _101, 126, 1339, 50.6),
+        ),
+    ),
+    3: PublishedTable(
+        3,
+        'Object detection and instance segmentation on COCO, Cascade Mask R-CNN, 3x schedule',
+        ('AP_box', 'AP_mask'),
+        0,
+        (
+            _table_3('Swin-T', 86, 745, 50.5, 43.7),
+            _table_3('ConvNeXt-T', 86, 741, 50.4, 43.7),
+            _table_3('PeLK-T', 86, 770, 51.4, 44.6),
+            _table_3('Swin-S', 107, 838, 51.8, 44.7),
+            _table_3('ConvNeXt-S', 108, 827, 51.9, 45.0),
+            _table_3('PeLK-S', 108, 874, 52.2, 45.3),
+            _table_3('Swin-B', 145, 982, 51.9, 45.0),
+            _table_3('RepLkNet-B', 137, 965, 52.2, 45.2),
+            _table_3('SLaK-B', 152, 1001, 52.5, 45.5),
+            _table_3('ConvNeXt-B', 146, 964, 52.7, 45.6),
+            _table_3('PeLK-B', 147, 1028, 52.9, 45.9),
+            _table_3('PeLK-B-101', 147, 1127, 53.1, 46.1),
+        ),
+    ),
+    4: PublishedTable(
+        4,
+        'Image classification on ImageNet-1K',
+        ('top1',),
+        1,
+        (
+            _table_4('Swin-T', 224, 28, 4.5, 81.3),
+            _table_4('T2T-ViT_t-14', 224, 22, 6.1, 81.7),
+            _table_4('PerViT-S', 224, 21, 4.4, 82.1),
+            _table_4('ConvNeXt-T', 224, 29, 4.5, 82.1),
+            _table_4('PeLK-T', 224, 29, 5.6, 82.6),
+            _table_4('PVT-Large', 224, 61, 9.8, 81.7),
+            _table_4('T2T-ViT_t-19', 224, 39, 9.8, 82.4),
+            _table_4('PerViT-M', 224, 44, 9.0, 82.9),
+            _table_4('Swin-S', 224, 50, 8.7, 83.0),
+            _table_4('ConvNeXt-S', 224, 50, 8.7, 83.1),
+            _table_4('PeLK-S', 224, 50, 10.7, 83.9),
+            _table_4('DeiT-B/16', 224, 87, 17.6, 81.8),
+            _table_4('RepLkNet-31B', 224, 79, 15.3, 83.5),
+            _table_4('Swin-B', 224, 88, 15.4, 83.5),
+            _table_4('ConvNeXt-B', 224, 89, 15.4, 83.8),
+            _table_4('SLaK-B', 224, 95, 17.1, 84.0),
+            _table_4('PeLK-B', 224, 89, 18.3, 84.2),
+            _table_4('ViT-B/16', 384, 87, 55.5, 77.9),
+            _table_4('DeiT-B/16', 384, 87, 55.4, 83.1),
+            _table_4('Swin-B', 384, 88, 47.1, 84.5),
+            _table_4('RepLkNet-31B', 384, 79, 45.1, 84.8),
+            _table_4('ConvNeXt-B', 384, 89, 45.0, 85.1),
+            _table_4('SLaK-B', 384, 95, 50.3, 85.5),
+            _table_4('PeLK-B', 384, 89, 54.0, 85.6),
+            _table_4('PeLK-B-101', 384, 90, 68.3, 85.8),
+        ),
+    ),
+}
+
+#: Table 8.
+TABLE_8: tuple[PublishedThroughput, ...] = (
+    PublishedThroughput('SLaK-T', (224, 224), _51, 754),
+    PublishedThroughput('PeLK-T', (224, 224), _51, 1138),
+    PublishedThroughput('PeLK-101-T', (224, 224), _101, 1077),
+)
+
+#: Figures from the running text, by a name of ours.
+STATEMENTS: dict[str, Statement] = dict(
+    fig2_stripe=Statement('Fig. 2', "parameters of SLaK's stripe convolution, kernel 51 to kernel 7", 7.3, 'x'),
+    fig2_dense=Statement('Fig. 2', 'parameters of dense convolution, kernel 51 to kernel 7', 53.1, 'x'),
+    fig5_large_kernels=Statement(
+        'Fig. 5', "large kernels' share of the backbone's FLOPs, PeLK-T at 2048 x 512", 25, '%', exact=False
+    ),
+    fig5_embedding=Statement(
+        'Fig. 5', "positional embedding's share of the backbone's FLOPs, PeLK-T at 2048 x 512", 0.05, '%'
+    ),
+    fig6_smallest_kernel=Statement('Fig. 6', 'smallest kernel', 7, 'px'),
+    fig6_largest_kernel=Statement('Fig. 6', 'largest kernel', 151, 'px'),
+    fig6_gap=Statement('Fig. 6', 'kernel from which on the model sizes differ clearly', 50, 'px'),
+    table8_speedup=Statement('Table 8', 'throughput of PeLK-T to that of SLaK-T', 1.5, 'x'),
+    parameters_saved=Statement(
+        'abstract', 'parameters of a dense large kernel that peripheral convolution saves', 90, '%', exact=False
+    ),
+)
+
+
+def _grid(kernel_size: int, center_size: int, half: tuple[int, ...], source: str, **options: Any) -> PrintedGrid:
+    """From a half grid as the paper's tables print it: from the rim to the centre, which is not doubled."""
+    return PrintedGrid(kernel_size, center_size, half + half[-2::-1], source, **options)
+
+
+#: Every grid that the paper prints, and those of its kernel sizes that it does not print.
+SHARING_GRIDS: tuple[PrintedGrid, ...] = (
+    _grid(5, 3, (2, 1), 'Fig. 1a', follows_rule=False),
+    _grid(31, 5, (7, 4, 2, 1, 1, 1), 'Fig. 1b'),
+    _grid(33, 5, (8, 4, 2, 1, 1, 1), 'Table 5'),
+    _grid(51, 1, (11, 8, 4, 2, 1), 'Table 6'),
+    _grid(51, 3, (10, 8, 4, 2, 1, 1), 'Table 6'),
+    _grid(51, 5, (9, 8, 4, 2, 1, 1, 1), 'Table 6'),
+    _grid(51, 7, (8, 8, 4, 2, 1, 1, 1, 1), 'Table 6'),
+    _grid(49, 5, (8, 8, 4, 2, 1, 1, 1), 'Eq. 2'),
+    _grid(47, 5, (7, 8, 4, 2, 1, 1, 1), 'Eq. 2'),
+    _grid(13, 5, (2, 2, 1, 1, 1), 'Eq. 2'),
+    _grid(101, 7, (17, 16, 8, 4, 2, 1, 1, 1, 1), 'Eq. 2'),
+    _grid(69, 7, (17, 8, 4, 2, 1, 1, 1, 1), 'Eq. 2, the outermost ring of 1 folded into the next'),
+    _grid(67, 7, (16, 8, 4, 2, 1, 1, 1, 1), 'Eq. 2'),
+)
