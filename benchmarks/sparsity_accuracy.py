@@ -8,48 +8,21 @@ held-out mIoU to ``benchmarks/results/sparsity_accuracy.json``.
 """
 
 import argparse
-import json
 import os
 import statistics
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from common import save
+from demo_training import ROOT, train_all
 from rich.console import Console
 from rich.table import Table
 
 from mmpelk.analysis.timing import machine
 
-ROOT = Path(__file__).resolve().parent.parent
-RECIPE = ROOT / 'configs/demo/upernet_pelk_nano_synthetic.py'
 HOOKS = {
     'dense': '',
     'dynamic': "custom_hooks = [dict(type='mmpelk.SparsityHook', mode='dynamic', density=0.6, update_interval=25)]",
 }
-# The demo's batch is 4 on each of two processes.
-CONFIG = """
-_base_ = {recipe!r}
-randomness = dict(seed={seed})
-train_dataloader = dict(batch_size=8)
-{hook}
-"""
-
-
-def train(mode: str, seed: int, work_dir: Path) -> float:
-    """One training; the last held-out mIoU in percent."""
-    folder = work_dir / f'{mode}_{seed}'
-    folder.mkdir(parents=True, exist_ok=True)
-    config = folder / 'config.py'
-    config.write_text(CONFIG.format(recipe=str(RECIPE), seed=seed, hook=HOOKS[mode]))
-    command = [sys.executable, ROOT / 'tools/train.py', config, '--work-dir', folder / 'run']
-    with (folder / 'log.txt').open('w') as log:
-        environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
-        subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, check=True)
-    scalars = max((folder / 'run').glob('*/vis_data/scalars.json'))
-    scores = [row['mIoU'] for row in map(json.loads, scalars.read_text().splitlines()) if 'mIoU' in row]
-    return scores[-1]
 
 
 def main() -> None:
@@ -58,15 +31,13 @@ def main() -> None:
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='trainings at a time')
     parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs/sparsity_accuracy')
     args = parser.parse_args()
-    runs = [(mode, seed) for seed in args.seeds for mode in HOOKS]
-    with ThreadPoolExecutor(args.jobs) as pool:
-        scores = list(pool.map(lambda run: train(*run, args.work_dir), runs))
+    runs = train_all(HOOKS, args.seeds, args.work_dir, args.jobs)
     results: dict[str, dict[str, float | list[float]]] = {}
     table = Table(title='held-out mIoU of the demo, percent')
     for column in ('mode', 'mean', 'standard deviation', 'seeds'):
         table.add_column(column)
     for mode in HOOKS:
-        values = [score for (name, _), score in zip(runs, scores, strict=True) if name == mode]
+        values = [run.final for run in runs if run.name == mode]
         deviation = statistics.stdev(values) if len(values) > 1 else 0.0
         results[mode] = {'mean': statistics.mean(values), 'deviation': deviation, 'values': values}
         table.add_row(mode, f'{statistics.mean(values):.2f}', f'{deviation:.2f}', ', '.join(map(str, values)))
