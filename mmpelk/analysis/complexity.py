@@ -293,6 +293,8 @@ def _count_layers(
     model: nn.Module, shape: tuple[int, int], in_channels: int
 ) -> tuple[dict[str, int], dict[str, int], list[LargeKernelCall]]:
     """By the module that executes them itself: multiply-adds of layers, operations of norms; the operator's calls."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel  # not before torch 2.3; counting needs 2.4
+
     calls: list[LargeKernelCall] = []
 
     def formula(
@@ -308,7 +310,8 @@ def _count_layers(
     mapping |= {operator.default: known for operator, known in mapping.items()}
     counter = FlopCounterMode(display=False, custom_mapping=mapping)
     device = next(model.parameters()).device
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), counter:
+    # Fused attention hides its two products of matrices from the counter on a CPU.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FakeTensorMode(allow_non_fake_inputs=True), counter:
         form(torch.empty(1, in_channels, *shape, device=device))
     layers, norms = {}, {}
     for name, by_operator in counter.get_flop_counts().items():

@@ -251,16 +251,12 @@ def _load(recipe: Recipe) -> Config:
 @functools.cache
 def _count(recipe: Recipe, shape: tuple[int, int]) -> Counts:
     """Counts of a recipe's network. They are remembered as long as the process lives."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel  # not before torch 2.3; counting needs 2.4
-
     cfg = _load(recipe)
     cfg.model.backbone.init_cfg = None  # counts need no weights
     cfg.model.train_cfg = None
     with torch.random.fork_rng(devices=[]), DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(cfg.model)
-    # Fused attention hides its two products of matrices from torch's counter on a CPU.
-    with sdpa_kernel(SDPBackend.MATH):
-        complexity = count_complexity(model, shape, uniform_densities(model, recipe.density))
+    complexity = count_complexity(model, shape, uniform_densities(model, recipe.density))
     unmerged = sum(left_out.flops for left_out in complexity.left_out if left_out.name == 'small_kernels')
     return Counts(
         params=complexity.params,

@@ -104,6 +104,23 @@ def test_products_of_matrices_count(batched: bool) -> None:
     assert count_complexity(Attention(batched), (4, 6)).flops == layers + tokens * tokens * (5 + 7)
 
 
+class FusedAttention(nn.Module):
+    """Attention as torch fuses it, on ``(1, 3, H, W)``: queries, keys and values are the channels of the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projection = nn.Linear(3, 3, bias=False)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        tokens = self.projection(image.flatten(2).transpose(1, 2))
+        return nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+
+
+def test_fused_attention_counts() -> None:
+    tokens = 4 * 6
+    assert count_complexity(FusedAttention(), (4, 6)).flops == tokens * 3 * 3 + 2 * tokens * tokens * 3
+
+
 def test_deployed_model_has_the_same_flops(nano: PeLK) -> None:
     deployed = PeLK(NANO).eval()
     deployed.switch_to_deploy()
