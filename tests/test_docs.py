@@ -5,6 +5,7 @@ from typing import Any
 
 from tests.paths import ROOT
 
+TIMES = '\N{MULTIPLICATION SIGN}'
 RESULTS = ROOT / 'benchmarks' / 'results'
 
 
@@ -31,7 +32,7 @@ def test_operator_page_has_the_figures_of_the_benchmark() -> None:
         times = [_time(method['forward_ms']) for method in (native, last, ours)]
         expected.append(
             [
-                '×'.join(map(str, shape)),
+                TIMES.join(map(str, shape)),
                 str(kernel_size),
                 *times,
                 f'{ours["forward_ratio"]:.1f}',
@@ -39,7 +40,7 @@ def test_operator_page_has_the_figures_of_the_benchmark() -> None:
                 f'{ours["forward_backward_ratio"]:.1f}',
             ]
         )
-    shown = [row for row in _rows('operator.md', '') if '×' in row[0] and len(row) == len(expected[0])]
+    shown = [row for row in _rows('operator.md', '') if TIMES in row[0] and len(row) == len(expected[0])]
     assert shown == expected
 
 

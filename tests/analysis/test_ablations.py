@@ -11,21 +11,8 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 
-from mmpelk.analysis.ablations import (
-    TABLES,
-    Row,
-    center_share,
-    collect,
-    computed,
-    gain,
-    grids,
-    half_grid,
-    kernel_parameters,
-    recipe,
-    report,
-    run_folder,
-    trained_as,
-)
+from mmpelk.analysis.ablation_results import collect, gain, report, run_folder, trained_as
+from mmpelk.analysis.ablations import TABLES, Row, center_share, computed, grids, half_grid, kernel_parameters, recipe
 from mmpelk.analysis.runs import read_run
 from mmpelk.ops.sharing_grid import mirror_half_grid
 from tests.paths import CONFIGS

@@ -15,7 +15,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mmpelk.analysis.ablations import METRICS, collect, recipe, recipe_path, run_folder
+from mmpelk.analysis.ablation_results import collect, run_folder
+from mmpelk.analysis.ablations import METRICS, recipe, recipe_path
 from mmpelk.analysis.runs import planned_steps
 from tests.commands import run
 from tests.paths import CONFIGS, ROOT, TOOLS

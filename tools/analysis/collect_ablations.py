@@ -12,7 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as Printed
 
-from mmpelk.analysis.ablations import METRICS, TABLES, Measured, Table, collect, computed, gain, report
+from mmpelk.analysis.ablation_results import Measured, collect, gain, report
+from mmpelk.analysis.ablations import METRICS, TABLES, Table, computed
 from mmpelk.engine.command_line import errors_in_one_sentence
 
 RESULTS = Path(__file__).resolve().parents[2] / 'benchmarks' / 'results' / 'ablations.json'

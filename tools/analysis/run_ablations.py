@@ -21,7 +21,8 @@ from typing import Any
 
 from mmengine.config import Config, DictAction
 
-from mmpelk.analysis.ablations import METRICS, TABLES, model_text, recipe, recipe_path, run_folder, trained_as
+from mmpelk.analysis.ablation_results import model_text, run_folder, trained_as
+from mmpelk.analysis.ablations import METRICS, TABLES, recipe, recipe_path
 from mmpelk.analysis.runs import Run, planned_steps, read_run
 from mmpelk.engine.checks import check_data, check_option_names
 from mmpelk.engine.command_line import errors_in_one_sentence
