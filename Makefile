@@ -1,6 +1,6 @@
 # The two commands are `make demo` and `make test`; both set up everything that they need.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-det demo-cls test test-torch21 lint format bench clean
+.PHONY: help setup demo demo-det demo-cls report test test-torch21 lint format bench clean
 
 PYTHON_ENV := .venv/bin/python
 # Tests start processes of their own: not more workers than cores, and one file's tests on one worker, for its fixtures.
@@ -22,6 +22,9 @@ demo-det: setup  ## the same for instance segmentation: a nano PeLK Mask R-CNN, 
 
 demo-cls: setup  ## three mixers on small digits, three seeds each
 	@$(RUN) tools/demo/run_cls.sh
+
+report: setup  ## every table and figure of the paper that a CPU can make in ten minutes, and docs/reproduction.md
+	@PYTHONWARNINGS=ignore $(PYTHON_ENV) tools/analysis/report.py
 
 test: lint  ## style, types, and all tests
 	@OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest -q -n $(WORKERS) --dist loadfile
