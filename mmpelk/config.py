@@ -24,7 +24,8 @@ def config_path(name: str) -> str:
     """Path of a recipe, for ``_base_`` and for command lines.
 
     Args:
-        name: A name of :func:`list_configs`, with or without ``.py``, with or without its folder.
+        name: A name of :func:`list_configs`, with or without ``.py``, with or without its folder; or the whole name of
+            a recipe that is not listed there, such as ``'cls/ablations/table6_center_3.py'``.
 
     Returns:
         The absolute path of the recipe's file.
@@ -35,6 +36,8 @@ def config_path(name: str) -> str:
     known = list_configs()
     wanted = name if name.endswith('.py') else f'{name}.py'
     found = [known_name for known_name in known if wanted in (known_name, Path(known_name).name)]
+    if not found and '/' in wanted and (_RECIPES / wanted).is_file():
+        found = [wanted]
     if not found:
         raise ValueError(f'no recipe {name!r}; known: {", ".join(known)}')
     return str((_RECIPES / found[0]).resolve())

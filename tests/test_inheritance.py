@@ -151,3 +151,10 @@ def test_recipe_by_name(name: str) -> None:
 def test_unknown_recipe() -> None:
     with pytest.raises(ValueError, match=r"no recipe 'upernet_pelk_x'; known: .*seg/upernet_pelk_t_ade20k\.py"):
         mmpelk.config_path('upernet_pelk_x')
+
+
+def test_ablation_by_its_whole_name() -> None:
+    name = 'cls/ablations/table6_center_3.py'
+    assert Path(mmpelk.config_path(name)).samefile(CONFIGS / name)
+    with pytest.raises(ValueError, match='no recipe'):
+        mmpelk.config_path('cls/ablations/table6_center_2.py')

@@ -88,8 +88,7 @@ def recipe_path(stage: str, name: str) -> Path:
         stage: ``'cls'`` or ``'seg'``.
         name: A row's ``name``.
     """
-    main = {'cls': 'cls/pelk_t_in1k.py', 'seg': 'seg/upernet_pelk_t_ade20k.py'}[stage]
-    return Path(config_path(main)).parent / 'ablations' / f'{name}.py'
+    return Path(config_path(f'{stage}/ablations/{name}.py'))
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""docs/reproduction.md is what the computations and the results files give, and every figure in it says where it is from."""
+"""docs/reproduction.md is what computations and results files give, and its figures say where they come from."""
 
 import re
 import sys
@@ -9,7 +9,7 @@ import pytest
 from tests.paths import ROOT, TOOLS
 
 sys.path.insert(0, str(TOOLS / 'analysis'))  # as when its scripts are run
-import markdown  # noqa: E402
+import cells
 
 MACHINE = dict(device='a CPU', threads=2, torch='2.11', python='3.11', date='2026-01-01')
 
@@ -45,19 +45,21 @@ def test_commands_of_the_page_exist() -> None:
 
 
 def test_no_decimal_figure_is_without_a_mark() -> None:
-    cells = [cell.strip() for line in page().splitlines() if line.startswith('|') for cell in line.strip('|').split('|')]
-    assert [cell for cell in cells if re.fullmatch(r'\d+\.\d+( ± \d+\.\d+)?', cell)] == []
+    shown = [
+        cell.strip() for line in page().splitlines() if line.startswith('|') for cell in line.strip('|').split('|')
+    ]
+    assert [cell for cell in shown if re.fullmatch(r'\d+\.\d+( ± \d+\.\d+)?', cell)] == []
 
 
 def test_deviations() -> None:
-    assert markdown.deviation(101, 100) == '**+1.0 %**'
-    assert markdown.deviation(99.5, 100) == '-0.5 %'
-    assert markdown.deviation(99.99, 100) == '0.0 %'
-    assert markdown.deviation(None, 100) == markdown.deviation(1, None) == '-'
+    assert cells.deviation(101, 100) == '**+1.0 %**'
+    assert cells.deviation(99.5, 100) == '-0.5 %'
+    assert cells.deviation(99.99, 100) == '0.0 %'
+    assert cells.deviation(None, 100) == cells.deviation(1, None) == '-'
 
 
 def test_runs_are_numbered_as_they_appear() -> None:
-    runs = markdown.Runs()
+    runs = cells.Runs()
     assert runs.measured(1.25, MACHINE, 'first', 2) == '1.25 (m1)'
     assert runs.measured(2.0, MACHINE, 'second', spread=0.5) == '2.0 ± 0.5 (m2)'
     assert runs.measured('3 px', MACHINE, 'first') == '3 px (m1)'
@@ -66,9 +68,9 @@ def test_runs_are_numbered_as_they_appear() -> None:
 
 
 def test_table_refuses_rows_of_another_length() -> None:
-    assert markdown.table(['a', 'b'], [['1', 'x|y']]).splitlines()[2] == r'| 1 | x\|y |'
+    assert cells.table(['a', 'b'], [['1', 'x|y']]).splitlines()[2] == r'| 1 | x\|y |'
     with pytest.raises(ValueError, match='2 columns, but a row of 1'):
-        markdown.table(['a', 'b'], [['1']])
+        cells.table(['a', 'b'], [['1']])
 
 
 def test_steps_of_the_report_are_in_the_template(tmp_path: Path) -> None:

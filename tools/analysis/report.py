@@ -7,6 +7,7 @@ The prose is in ``reproduction.template.md`` beside this file; :mod:`sections` m
 """
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 from string import Template
 
 import sections
-from markdown import Runs
+from cells import Runs
 from rich.console import Console
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +28,9 @@ TEMPLATE = Path(__file__).with_name('reproduction.template.md')
 RESULTS = ROOT / 'benchmarks/results'
 FIGURES = 'docs/figures/reproduction'
 DEMO = 'work_dirs/demo_segmentation/iter_700.pth'
+DEMO_7X7 = 'work_dirs/demo_segmentation_7x7/iter_700.pth'
 NANO = 'configs/demo/upernet_pelk_nano_synthetic.py'
+KERNELS_7X7 = '"model.backbone.arch.kernel_sizes=(7,7)"'
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,11 @@ class Step:
 STEPS = (
     Step('run_demo', 'make demo', makes=DEMO),
     Step(
+        'run_demo_7x7',
+        f'tools/dist_train.sh {NANO} 2 --work-dir {Path(DEMO_7X7).parent} --cfg-options {KERNELS_7X7}',
+        makes=DEMO_7X7,
+    ),
+    Step(
         'run_grids',
         f'python tools/analysis/plot_kernels.py grid --grid 2 1 2 --kernel-size 31 --center-size 5 '
         f'--out {FIGURES}/sharing_grids.png',
@@ -63,8 +71,18 @@ STEPS = (
     ),
     Step('run_flops', f'python tools/analysis/plot_flops.py --out {FIGURES}/flop_shares.png'),
     Step('run_scaling', f'python tools/analysis/plot_scaling.py --out {FIGURES}/model_size.png'),
-    Step('run_erf_random', 'python tools/analysis/erf.py TODO'),
-    Step('run_erf_demo', 'python tools/analysis/erf.py TODO'),
+    Step(
+        'run_erf_random',
+        f'python tools/analysis/erf.py --max-images 2 --out {FIGURES}/erf_random.png '
+        '--json benchmarks/results/erf_random.json',
+    ),
+    Step(
+        'run_erf_demo',
+        f'python tools/analysis/erf.py --size 128 --model "kernels 31 and 29, trained" {NANO} {DEMO} '
+        f'--model "kernels 31 and 29, untrained" {NANO} random --model "kernels 7, trained" {NANO} {DEMO_7X7} {KERNELS_7X7} '
+        f'--model "kernels 7, untrained" {NANO} random {KERNELS_7X7} '
+        f'--out {FIGURES}/erf_demo.png --json benchmarks/results/erf_demo.json',
+    ),
     Step('run_throughput', f'python tools/analysis/throughput.py --quick --plot {FIGURES}/throughput_cpu.png'),
     Step(
         'run_mixers',
@@ -81,6 +99,7 @@ def render() -> str:
         **{f'table_{key}': partial(sections.ablation, key, RESULTS, runs) for key in ('1', '5', '6', '7')},
         'figure_2': partial(sections.ablation, 'fig2', RESULTS, runs),
         'growth': sections.growth,
+        'saved': sections.saved,
         **{f'table_{number}': partial(sections.counts, number, RESULTS, runs) for number in (2, 3, 4)},
         'upernet_head': sections.upernet_head,
         'erf_random': partial(sections.receptive_fields, 'erf_random', RESULTS, runs),
@@ -108,7 +127,8 @@ def run_steps(console: Console) -> None:
         if words[0] == 'python':
             words[0] = sys.executable
         begin = time.monotonic()
-        done = subprocess.run(words, cwd=ROOT)
+        # The launchers take the Python that this runs in.
+        done = subprocess.run(words, cwd=ROOT, env=os.environ | {'PYTHON': sys.executable})
         if done.returncode:
             sys.exit(done.returncode)
         console.print(f'{time.monotonic() - begin:.0f} s', style='dim')
