@@ -27,6 +27,7 @@ PAGE = ROOT / 'docs/reproduction.md'
 TEMPLATE = Path(__file__).with_name('reproduction.template.md')
 RESULTS = ROOT / 'benchmarks/results'
 FIGURES = 'docs/figures/reproduction'
+LOGS = ROOT / 'work_dirs/report'
 DEMO = 'work_dirs/demo_segmentation/iter_700.pth'
 DEMO_7X7 = 'work_dirs/demo_segmentation_7x7/iter_700.pth'
 NANO = 'configs/demo/upernet_pelk_nano_synthetic.py'
@@ -78,8 +79,10 @@ STEPS = (
     ),
     Step(
         'run_erf_demo',
-        f'python tools/analysis/erf.py --size 128 --model "kernels 31 and 29, trained" {NANO} {DEMO} '
-        f'--model "kernels 31 and 29, untrained" {NANO} random --model "kernels 7, trained" {NANO} {DEMO_7X7} {KERNELS_7X7} '
+        f'python tools/analysis/erf.py --size 128 '
+        f'--model "kernels 31 and 29, trained" {NANO} {DEMO} '
+        f'--model "kernels 31 and 29, untrained" {NANO} random '
+        f'--model "kernels 7, trained" {NANO} {DEMO_7X7} {KERNELS_7X7} '
         f'--model "kernels 7, untrained" {NANO} random {KERNELS_7X7} '
         f'--out {FIGURES}/erf_demo.png --json benchmarks/results/erf_demo.json',
     ),
@@ -118,18 +121,23 @@ def render() -> str:
 
 
 def run_steps(console: Console) -> None:
-    """Run all commands; stop at the first that fails, with its exit code."""
+    """Run all commands, each with a log of its own; stop at the first that fails, with its exit code."""
+    LOGS.mkdir(parents=True, exist_ok=True)
     for number, step in enumerate(STEPS, start=1):
         if step.makes and (ROOT / step.makes).exists():
             continue
-        console.print(f'[bold]{number}/{len(STEPS)}[/bold] {step.command}', highlight=False)
         words = shlex.split(step.command)
         if words[0] == 'python':
             words[0] = sys.executable
-        begin = time.monotonic()
-        # The launchers take the Python that this runs in.
-        done = subprocess.run(words, cwd=ROOT, env=os.environ | {'PYTHON': sys.executable})
+        console.print(f'{number}/{len(STEPS)} {step.command}', highlight=False, soft_wrap=True)
+        begin, log = time.monotonic(), LOGS / f'{step.name}.log'
+        with console.status(f'the log is in {log.relative_to(ROOT)}'), log.open('w') as output:
+            # The launchers take the Python that this runs in.
+            environment = os.environ | {'PYTHON': sys.executable}
+            done = subprocess.run(words, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
         if done.returncode:
+            console.print(log.read_text()[-2000:], highlight=False, markup=False)
+            console.print(f'failed with code {done.returncode}; the whole log is in {log.relative_to(ROOT)}')
             sys.exit(done.returncode)
         console.print(f'{time.monotonic() - begin:.0f} s', style='dim')
 

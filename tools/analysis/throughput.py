@@ -52,7 +52,6 @@ DENSE = ', dense kernels'  # as the paper computes the first model
 PRECISIONS_OF = {'cpu': ['float32', 'bfloat16'], 'cuda': list(PRECISIONS)}
 BATCHES_OF = {'cpu': [1, 8], 'cuda': [1, 8, 32, 64, 128]}
 ROUNDS_OF = {'cpu': 5, 'cuda': 20}
-QUICK_ROUNDS = 3
 # One per model, by position: each of the three alone tells the curves apart.
 STYLES = [
     dict(color='tab:red', linestyle='-', marker='o'),
@@ -86,9 +85,7 @@ def parse_args() -> argparse.Namespace:
         help=f'some of {", ".join(RECIPES)}, or recipes of classifiers; ratios refer to the first',
     )
     parser.add_argument('--no-dense-kernels', action='store_true', help='leave out the row of the dense backend')
-    parser.add_argument(
-        '--quick', action='store_true', help=f'float32, eager, batch 1 and 8, {QUICK_ROUNDS} rounds: about a minute'
-    )
+    parser.add_argument('--quick', action='store_true', help='float32, eager, batch 1 and 8: about two minutes')
     parser.add_argument('--resume', action='store_true', help='skip what the file has from this machine and versions')
     parser.add_argument('--show', action='store_true', help='measure nothing, show what the file has')
     parser.add_argument(
@@ -148,7 +145,7 @@ def build(config: str) -> nn.Module:
 
 def measure(args: argparse.Namespace, console: Console) -> list[Run]:
     """Measure what the options ask for, writing after every setting; returns all runs of the file, or the new ones."""
-    rounds = args.rounds or (QUICK_ROUNDS if args.quick else ROUNDS_OF[args.device])
+    rounds = args.rounds or ROUNDS_OF[args.device]
     runs = load_runs(args.out) if args.out else []
     networks = list(recipes(args))
     names = [name for name, _, _ in networks]
