@@ -11,6 +11,8 @@ trainings are read and not repeated. Writes the curves, and means and deviations
 """
 
 import argparse
+import copy
+import functools
 import os
 import statistics
 from collections.abc import Sequence
@@ -19,13 +21,13 @@ from typing import Any
 
 import torch
 from common import save
-from demo_training import RECIPE, ROOT, Run, train_all
+from demo_training import RECIPE, ROOT, Run, train_all, trained_on
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from rich.console import Console
 from rich.table import Table
 
-from mmpelk.analysis.timing import machine
+from mmpelk.engine.command_line import errors_in_one_sentence
 
 # What a variant changes in the backbone. Those of `EXTRA` differ from `BASE` in nothing else, and so in size; the
 # widths of the others are chosen for the parameters of `BASE`.
@@ -51,9 +53,14 @@ def configure(backbone: dict[str, Any], widths: Sequence[int]) -> dict[str, Any]
     return dict(backbone=dict(backbone, arch=arch), decode_head=dict(in_channels=list(widths)))
 
 
+@functools.cache
+def _demo() -> Config:
+    return Config.fromfile(RECIPE)
+
+
 def count_parameters(backbone: dict[str, Any], widths: Sequence[int]) -> int:
     """Parameters of the whole model."""
-    cfg = Config.fromfile(RECIPE)
+    cfg = copy.deepcopy(_demo())
     cfg.merge_from_dict(dict(model=configure(backbone, widths)))
     init_default_scope(cfg.default_scope)
     with torch.device('meta'):
@@ -73,7 +80,7 @@ def matched_widths(backbone: dict[str, Any], parameters: int, demo: Sequence[int
 
 def plan() -> dict[str, tuple[int, ...]]:
     """Widths of every variant."""
-    demo = tuple(Config.fromfile(RECIPE).channels)
+    demo = tuple(_demo().channels)
     target = count_parameters(VARIANTS[BASE], demo)
     same = (BASE, *EXTRA)
     return {
@@ -144,15 +151,18 @@ def main() -> None:
     parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs/mixer_comparison')
     args = parser.parse_args()
     console, widths = Console(), plan()
+    everything: list[Run] = []
     schedules: dict[str, dict[str, dict[str, Any]]] = {}
     for iterations in args.iterations:
         texts = {name: settings(name, widths[name], iterations) for name in VARIANTS}
-        runs = train_all(texts, args.seeds, args.work_dir / str(iterations), args.jobs)
+        with errors_in_one_sentence():
+            runs = train_all(texts, args.seeds, args.work_dir / str(iterations), args.jobs)
+        everything += runs
         schedules[str(iterations)] = {
             name: summarise(name, widths[name], [run for run in runs if run.name == name]) for name in VARIANTS
         }
         print_table(console, schedules[str(iterations)], iterations)
-        data = dict(machine=machine('cpu'), seeds=args.seeds, schedules=schedules)
+        data = dict(machine=trained_on(everything), seeds=args.seeds, schedules=schedules)
         console.print(f'written to {save("mixer_comparison", data)}')
 
 

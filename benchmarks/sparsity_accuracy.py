@@ -13,11 +13,11 @@ import statistics
 from pathlib import Path
 
 from common import save
-from demo_training import ROOT, train_all
+from demo_training import ROOT, train_all, trained_on
 from rich.console import Console
 from rich.table import Table
 
-from mmpelk.analysis.timing import machine
+from mmpelk.engine.command_line import errors_in_one_sentence
 
 HOOKS = {
     'dense': '',
@@ -31,7 +31,8 @@ def main() -> None:
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='trainings at a time')
     parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs/sparsity_accuracy')
     args = parser.parse_args()
-    runs = train_all(HOOKS, args.seeds, args.work_dir, args.jobs)
+    with errors_in_one_sentence():
+        runs = train_all(HOOKS, args.seeds, args.work_dir, args.jobs)
     results: dict[str, dict[str, float | list[float]]] = {}
     table = Table(title='held-out mIoU of the demo, percent')
     for column in ('mode', 'mean', 'standard deviation', 'seeds'):
@@ -42,7 +43,7 @@ def main() -> None:
         results[mode] = {'mean': statistics.mean(values), 'deviation': deviation, 'values': values}
         table.add_row(mode, f'{statistics.mean(values):.2f}', f'{deviation:.2f}', ', '.join(map(str, values)))
     Console().print(table)
-    path = save('sparsity_accuracy', {'machine': machine('cpu'), 'seeds': args.seeds, 'results': results})
+    path = save('sparsity_accuracy', {'machine': trained_on(runs), 'seeds': args.seeds, 'results': results})
     print(f'written to {path}')
 
 

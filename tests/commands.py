@@ -1,9 +1,11 @@
-"""Commands as a user types them, in a folder outside the project."""
+"""Commands as a user types them, in a folder outside the project, and scripts as modules."""
 
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -35,3 +37,26 @@ def mim() -> Path:
     if not path.exists():
         pytest.skip('mim is not installed')
     return path
+
+
+def load_tool(path: Path) -> ModuleType:
+    """A script as a module: importing the libraries once is cheaper than once a call.
+
+    A module of its own at every call, so that what a test changes in it reaches no other test. What the script imports
+    from its own folder is shared, as other imports are.
+
+    Args:
+        path: The script.
+    """
+    name = f'tool_{path.stem}'
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    sys.path.insert(0, str(path.parent))  # as when it is run
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
+    return module

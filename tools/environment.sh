@@ -30,6 +30,10 @@ torchrun() { # processes per machine, script, its arguments
     exec "$PYTHON" "$TOOLS/torchrun.py" "${rendezvous[@]}" --nproc-per-node "$processes" "$@"
 }
 
+demo_processes() { # two, as the demos are meant, but not more than there are GPUs; on CPUs two
+    "$PYTHON" -c 'import torch; print(min(2, torch.cuda.device_count() or 2))'
+}
+
 slurm() { # partition, job name, script, its arguments
     local gpus=${GPUS:-8}
     # As many processes on a machine as it has GPUs to lend, 8 by default, and never more than there are.

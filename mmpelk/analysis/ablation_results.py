@@ -1,26 +1,49 @@
 """What the trainings of Tables 1, 5, 6, 7 and Fig. 2 gave, read from their work folders."""
 
+import copy
 import functools
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from .ablations import METRICS, TABLES, Row, Table, computed, grids, half_grid, recipe
-from .runs import Run, planned_steps, read_run
+from .ablations import ABLATIONS, METRICS, AblationRow, AblationTable, computed, grids, half_grid, recipe
+from .runs import TrainingRun, read_run
 
 __all__ = [
+    'STEP_INTERVALS',
     'Measured',
     'collect',
     'gain',
+    'merge',
     'model_text',
     'report',
     'run_folder',
     'trained_as',
 ]
+
+
+# Settings of hooks that count iterations, and are multiplied where several iterations make up a step.
+STEP_INTERVALS = {'mmpelk.SparsityHook': 'update_interval', 'EMAHook': 'interval'}
+# What the settings of a training are about, for the tables.
+_PARTS = {
+    'schedule': ('train_cfg', 'param_scheduler'),
+    'model': ('model', 'data_preprocessor'),
+    'data': ('train_dataloader',),
+    'optimizer': ('optim_wrapper', 'auto_scale_lr'),
+    'hooks': ('custom_hooks',),
+    'test': ('val_dataloader', 'val_cfg', 'val_evaluator'),
+}
+# What makes no other training: paths, the machine, when it is tested, and what the number of GPUs decides.
+_FREE = frozenset(
+    (
+        *('_scope_', 'init_cfg', 'data_root', 'num_workers', 'persistent_workers', 'pin_memory', 'prefetch_factor'),
+        *('val_begin', 'val_interval', 'batch_size', 'accumulative_counts', 'base_batch_size'),
+    )
+)
 
 
 @functools.cache
@@ -41,12 +64,46 @@ def _identity(stage: str, name: str) -> str:
 def model_text(model: Mapping[str, Any]) -> str:
     """A model's config as text: equal for equal networks, wherever their weights come from."""
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: plain(child) for key, child in value.items() if key not in ('_scope_', 'init_cfg')}
-        return [plain(child) for child in value] if isinstance(value, list | tuple) else value
+    return json.dumps(_without(model, {'_scope_', 'init_cfg'}), sort_keys=True)
 
-    return json.dumps(plain(model), sort_keys=True)
+
+def _without(value: Any, keys: Collection[str]) -> Any:
+    """Nested settings without some keys, wherever they are."""
+    if isinstance(value, Mapping):
+        return {key: _without(child, keys) for key, child in value.items() if key not in keys}
+    return [_without(child, keys) for child in value] if isinstance(value, list | tuple) else value
+
+
+def _parts(cfg: Mapping[str, Any]) -> dict[str, str]:
+    """The settings that determine a training, as text by what they are about; equal for any number of GPUs."""
+    cfg = dict(cfg)
+    hooks = copy.deepcopy(cfg.get('custom_hooks') or [])
+    for hook in hooks:
+        if key := STEP_INTERVALS.get(hook.get('type')):
+            hook[key] = hook.get(key, 1) / _accumulated(cfg)
+    cfg['custom_hooks'] = hooks
+    return {
+        part: json.dumps(_without([cfg.get(key) or {} for key in keys], _FREE), sort_keys=True, default=str)
+        for part, keys in _PARTS.items()
+    }
+
+
+def _accumulated(cfg: Mapping[str, Any]) -> int:
+    return (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
+
+
+@functools.cache
+def _recipe_parts(stage: str, name: str) -> dict[str, str]:
+    return _parts(recipe(stage, name).to_dict())
+
+
+def _differences(stage: str, name: str, run: TrainingRun) -> list[str]:
+    """What makes a run another experiment than a recipe; the images of a step count if the log has the processes."""
+    parts, wanted = _parts(run.cfg), _recipe_parts(stage, name)
+    different = [part for part in _PARTS if parts[part] != wanted[part]]
+    images = (run.cfg.get('train_dataloader') or {}).get('batch_size', 0) * run.processes * _accumulated(run.cfg)
+    batch = recipe(stage, name).auto_scale_lr.base_batch_size
+    return different + ['batch'] * (run.processes > 0 and images != batch)
 
 
 @functools.cache
@@ -56,7 +113,7 @@ def trained_as(stage: str, name: str) -> str:
     Two trainings are one if the resolved recipes are equal, and in segmentation those of their pre-trainings, too.
     """
     wanted = _identity(stage, name)
-    rows = (row.name for table in TABLES.values() for row in table.rows if stage in row.paper)
+    rows = (row.name for table in ABLATIONS.values() for row in table.rows if stage in row.paper)
     return next((other for other in rows if _identity(stage, other) == wanted), name)
 
 
@@ -79,7 +136,7 @@ class Measured:
     stage: str
     name: str
     paper: float | None
-    runs: Mapping[int, Run]
+    runs: Mapping[int, TrainingRun]
 
     @property
     def values(self) -> list[float]:
@@ -96,11 +153,18 @@ class Measured:
         """Sample standard deviation over the finished seeds; ``None`` for fewer than two."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
-    def changed(self, run: Run) -> list[str]:
-        """What makes a run another experiment than the recipe: ``'schedule'``, ``'model'``, or nothing."""
-        cfg = recipe(self.stage, self.name)
-        same_model = model_text(run.model or {}) == model_text(cfg.model)
-        return ['schedule'] * (run.planned != planned_steps(cfg)[0]) + ['model'] * (not same_model)
+    def changed(self, run: TrainingRun) -> list[str]:
+        """What makes a run another experiment than the recipe, such as ``'schedule'`` or ``'batch'``, or nothing.
+
+        Of a segmentation, that is ``'pre-training'``, too, if the one that lies beside it, with the same seed, was
+        another experiment.
+        """
+        different = _differences(self.stage, self.name, run)
+        if self.stage == 'seg':
+            pretraining = run_folder(run.folder.parents[2], 'cls', self.name, 0).with_name(run.folder.name)
+            before = read_run(pretraining, METRICS['cls'][0])
+            different += ['pre-training'] * bool(before.planned and _differences('cls', self.name, before))
+        return different
 
     def text(self) -> str:
         """For a table: the mean, ``± deviation``, the number of seeds; else how far it is; else ``'target'``."""
@@ -126,7 +190,7 @@ def collect(work_dirs: Sequence[Path]) -> dict[str, dict[str, Measured]]:
         Per row's name and stage. A row of which nothing was started has no runs.
     """
     results: dict[str, dict[str, Measured]] = {}
-    for row in (row for table in TABLES.values() for row in table.rows):
+    for row in (row for table in ABLATIONS.values() for row in table.rows):
         results[row.name] = {
             stage: Measured(stage, trained_as(stage, row.name), paper, _runs(work_dirs, stage, row.name))
             for stage, paper in row.paper.items()
@@ -134,8 +198,8 @@ def collect(work_dirs: Sequence[Path]) -> dict[str, dict[str, Measured]]:
     return results
 
 
-def _runs(work_dirs: Sequence[Path], stage: str, name: str) -> dict[int, Run]:
-    found: dict[int, Run] = {}
+def _runs(work_dirs: Sequence[Path], stage: str, name: str) -> dict[int, TrainingRun]:
+    found: dict[int, TrainingRun] = {}
     for work_dir in work_dirs:
         for folder in run_folder(work_dir, stage, name, 0).parent.glob('seed_*'):
             seed = folder.name.removeprefix('seed_')
@@ -145,7 +209,7 @@ def _runs(work_dirs: Sequence[Path], stage: str, name: str) -> dict[int, Run]:
     return dict(sorted(found.items()))
 
 
-def gain(row: Row, results: Mapping[str, Mapping[str, Measured]]) -> float | None:
+def gain(row: AblationRow, results: Mapping[str, Mapping[str, Measured]]) -> float | None:
     """Mean mIoU of a row minus that of the row it is compared with; ``None`` while one of them is missing."""
     if row.gain_over is None:
         return None
@@ -163,12 +227,49 @@ def report(work_dirs: Sequence[Path]) -> dict[str, Any]:
             rows=[_row_report(row, table, results) for row in table.rows],
             notes=table.notes,
         )
-        for key, table in TABLES.items()
+        for key, table in ABLATIONS.items()
     }
     return dict(collected=date.today().isoformat(), tables=tables)
 
 
-def _row_report(row: Row, table: Table, results: Mapping[str, Mapping[str, Measured]]) -> dict[str, Any]:
+def merge(new: dict[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A report with what an earlier one has of rows and stages of which nothing was trained in the folders of the new.
+
+    Args:
+        new: What :func:`report` returned; changed in place.
+        stored: An earlier report, collected from other folders.
+
+    Returns:
+        The new report.
+
+    Raises:
+        ValueError: If the earlier report has some seeds of a training, and the new one has others alone.
+    """
+    try:
+        earlier = {row['name']: row['metrics'] for table in stored['tables'].values() for row in table['rows']}
+        rows = {row['name']: row for table in new['tables'].values() for row in table['rows']}
+        for name, row in rows.items():
+            for stage, metrics in row['metrics'].items():
+                if not (known := earlier.get(name, {}).get(stage)):
+                    continue
+                if not metrics['runs']:
+                    row['metrics'][stage] = dict(known, paper=metrics['paper'])
+                elif lost := {run['seed'] for run in known['runs']} - {run['seed'] for run in metrics['runs']}:
+                    raise ValueError(
+                        f'the earlier results have seeds of {stage}/{name} that these folders do not have: '
+                        f'{", ".join(map(str, sorted(lost)))}; name all folders of its trainings, or another --out'
+                    )
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f'the earlier results are no report of ablations ({error!r}); give another --out') from error
+    for row in (row for row in rows.values() if row['gain']):
+        own, other = (rows[name]['metrics']['seg']['mean'] for name in (row['name'], row['gain']['over']))
+        row['gain']['measured'] = None if own is None or other is None else own - other
+    return new
+
+
+def _row_report(
+    row: AblationRow, table: AblationTable, results: Mapping[str, Mapping[str, Measured]]
+) -> dict[str, Any]:
     columns = [
         dict(heading=c.heading, value=c.value, digits=c.digits, printed=c.printed, deviation=c.deviation)
         for c in computed(row, table)

@@ -18,18 +18,18 @@ from mmpelk.models.mixers import MIXERS
 from mmpelk.ops.sharing_grid import resolve_sharing_grid
 
 __all__ = [
+    'ABLATIONS',
     'METRICS',
-    'TABLES',
+    'AblationRow',
+    'AblationTable',
     'Computed',
-    'Row',
-    'Table',
     'center_share',
     'computed',
     'grids',
     'half_grid',
-    'kernel_parameters',
     'recipe',
     'recipe_path',
+    'stage_kernel_parameters',
 ]
 
 # Stage of the experiment: name of its metric in mmengine's logs, and heading of its column.
@@ -37,7 +37,7 @@ METRICS = {'cls': ('accuracy/top1', 'top-1, %'), 'seg': ('mIoU', 'mIoU, %')}
 
 
 @dataclass(frozen=True)
-class Row:
+class AblationRow:
     """One row of a table, or one bar of the figure.
 
     Attributes:
@@ -60,7 +60,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
+class AblationTable:
     """A table or figure of the paper.
 
     Attributes:
@@ -73,8 +73,8 @@ class Table:
 
     title: str
     columns: tuple[str, ...]
-    rows: tuple[Row, ...]
-    columns_computed: tuple[tuple[str, int, Callable[[Row, 'Table'], float]], ...] = ()
+    rows: tuple[AblationRow, ...]
+    columns_computed: tuple[tuple[str, int, Callable[[AblationRow, 'AblationTable'], float]], ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -135,7 +135,7 @@ def center_share(grid: Sequence[int]) -> float:
     return (2 * radius + 1) ** 2 / sum(grid) ** 2 if radius >= 0 else 0.0
 
 
-def kernel_parameters(cfg: Config) -> list[int]:
+def stage_kernel_parameters(cfg: Config) -> list[int]:
     """Parameters of a large kernel per channel, in every stage; neither norms nor the parallel small kernel."""
     mixer = cfg.model.backbone.get('mixer', 'peripheral')
     counts = []
@@ -148,29 +148,30 @@ def kernel_parameters(cfg: Config) -> list[int]:
 
 def _all_kernel_parameters(cfg: Config) -> int:
     arch, ratio = cfg.model.backbone.arch, cfg.model.backbone.get('conv_ratio', 3 / 8)
-    stages = zip(kernel_parameters(cfg), arch.depths, arch.channels, strict=True)
+    stages = zip(stage_kernel_parameters(cfg), arch.depths, arch.channels, strict=True)
     return sum(count * depth * int(ratio * channels) for count, depth, channels in stages)
 
 
-def _first_kernel_over_first_row(row: Row, table: Table) -> float:
-    return kernel_parameters(recipe('cls', row.name))[0] / kernel_parameters(recipe('cls', table.rows[0].name))[0]
+def _first_kernel_over_first_row(row: AblationRow, table: AblationTable) -> float:
+    own, first = (stage_kernel_parameters(recipe('cls', name))[0] for name in (row.name, table.rows[0].name))
+    return own / first
 
 
-def _center_percent(row: Row, table: Table) -> float:
+def _center_percent(row: AblationRow, table: AblationTable) -> float:
     return 100 * center_share(grids(recipe('cls', row.name))[0])
 
 
-def _smallest(row: Row, table: Table) -> Config:
+def _smallest(row: AblationRow, table: AblationTable) -> Config:
     """The recipe of the same form with the smallest kernels."""
     form = row.label[0]
     return recipe('cls', next(other.name for other in table.rows if other.label[0] == form))
 
 
-def _first_kernel_over_smallest(row: Row, table: Table) -> float:
-    return kernel_parameters(recipe('cls', row.name))[0] / kernel_parameters(_smallest(row, table))[0]
+def _first_kernel_over_smallest(row: AblationRow, table: AblationTable) -> float:
+    return stage_kernel_parameters(recipe('cls', row.name))[0] / stage_kernel_parameters(_smallest(row, table))[0]
 
 
-def _all_kernels_over_smallest(row: Row, table: Table) -> float:
+def _all_kernels_over_smallest(row: AblationRow, table: AblationTable) -> float:
     return _all_kernel_parameters(recipe('cls', row.name)) / _all_kernel_parameters(_smallest(row, table))
 
 
@@ -196,7 +197,7 @@ class Computed:
         return None if self.printed is None else round(self.value, self.digits) / self.printed - 1
 
 
-def computed(row: Row, table: Table) -> list[Computed]:
+def computed(row: AblationRow, table: AblationTable) -> list[Computed]:
     """The computed columns of a row, from the resolved recipes."""
     return [
         Computed(heading, function(row, table), digits, row.printed.get(heading))
@@ -207,7 +208,7 @@ def computed(row: Row, table: Table) -> list[Computed]:
 # The paper
 
 
-def _table_5() -> Table:
+def _table_5() -> AblationTable:
     heading = 'large-kernel parameters, x row 1'
     rows = (
         ('table5_1_ones', '[1, 1, ..., 1, 1]', None, 1.00, 81.4),
@@ -217,11 +218,11 @@ def _table_5() -> Table:
         ('table5_5_exponential', None, (8, 4, 2, 1, 1, 1), 0.11, 81.4),
         ('table5_6_reversed', None, (1, 1, 2, 4, 8, 1), 0.11, 80.5),
     )
-    return Table(
+    return AblationTable(
         'Table 5: sharing grid, without embedding and sparsity',
         ('#', 'sharing grid'),
         tuple(
-            Row(name, (str(i), label or str(list(grid or ()))), dict(cls=accuracy), {heading: share}, grid)
+            AblationRow(name, (str(i), label or str(list(grid or ()))), dict(cls=accuracy), {heading: share}, grid)
             for i, (name, label, grid, share, accuracy) in enumerate(rows, 1)
         ),
         ((heading, 2, _first_kernel_over_first_row),),
@@ -232,7 +233,7 @@ def _table_5() -> Table:
     )
 
 
-def _table_6() -> Table:
+def _table_6() -> AblationTable:
     heading = 'centre, % of the area'
     rows = (
         (1, (11, 8, 4, 2, 1), 0.04, 80.8),
@@ -240,11 +241,11 @@ def _table_6() -> Table:
         (5, (9, 8, 4, 2, 1, 1, 1), 0.96, 81.6),
         (7, (8, 8, 4, 2, 1, 1, 1, 1), 1.88, 81.6),
     )
-    return Table(
+    return AblationTable(
         'Table 6: size of the fine-grained centre, with embedding',
         ('sharing grid', 'central kernel'),
         tuple(
-            Row(
+            AblationRow(
                 f'table6_center_{c}',
                 (str(list(grid)), f'{c} x {c}'),
                 dict(cls=accuracy),
@@ -257,11 +258,11 @@ def _table_6() -> Table:
     )
 
 
-def _figure_2() -> Table:
+def _figure_2() -> AblationTable:
     first, every = "first stage's kernel, x K = 7", "all stages' large kernels, x K = 7"
     multiples = {('stripe', 51): 7.3, ('dense', 51): 53.1}
     rows = tuple(
-        Row(
+        AblationRow(
             f'fig2_{form}_{k}',
             (f'{form} ({shape})', str(k)),
             dict(cls=None, seg=None),
@@ -271,7 +272,7 @@ def _figure_2() -> Table:
         for form, shape in (('stripe', 'K x 5'), ('dense', 'K x K'))
         for k in (7, 13, 31, 51)
     )
-    return Table(
+    return AblationTable(
         'Fig. 2: stripe and dense kernels from 7 to 51, without sparsity',
         ('form', 'K'),
         rows,
@@ -283,13 +284,15 @@ def _figure_2() -> Table:
     )
 
 
-def _table_1() -> Table:
+def _table_1() -> AblationTable:
     stripe, dense = '51 x 5 + 5 x 51', '51 x 51'
     rows = (
-        Row('table1_slak_51', ('SLaK-51', stripe, 'w/'), dict(cls=81.6, seg=46.5)),
-        Row('table1_replk_51', ('RepLK-51', dense, 'w/'), dict(cls=81.7, seg=46.9), {}, None, 'table1_slak_51', 0.4),
-        Row('table1_slak_51_no_sparsity', ('SLaK-51', stripe, 'w/o'), dict(cls=81.3, seg=46.1)),
-        Row(
+        AblationRow('table1_slak_51', ('SLaK-51', stripe, 'w/'), dict(cls=81.6, seg=46.5)),
+        AblationRow(
+            'table1_replk_51', ('RepLK-51', dense, 'w/'), dict(cls=81.7, seg=46.9), {}, None, 'table1_slak_51', 0.4
+        ),
+        AblationRow('table1_slak_51_no_sparsity', ('SLaK-51', stripe, 'w/o'), dict(cls=81.3, seg=46.1)),
+        AblationRow(
             'table1_replk_51_no_sparsity',
             ('RepLK-51', dense, 'w/o'),
             dict(cls=81.6, seg=46.6),
@@ -297,18 +300,18 @@ def _table_1() -> Table:
             paper_gain=0.5,
         ),
     )
-    return Table('Table 1: stripe and dense kernels, sparsity', ('method', 'kernel', 'sparsity'), rows)
+    return AblationTable('Table 1: stripe and dense kernels, sparsity', ('method', 'kernel', 'sparsity'), rows)
 
 
-def _table_7() -> Table:
+def _table_7() -> AblationTable:
     names = {51: 'PeLK', 101: 'PeLK-101', 151: 'PeLK-151'}
     kernels = {51: '51-49-47-13', 101: '101-69-67-13', 151: '151-89-87-13'}
     accuracies = {224: (81.6, 81.6, 81.2), 384: (82.7, 83.0, 82.8)}
-    return Table(
+    return AblationTable(
         'Table 7: kernel sizes at two resolutions, with embedding',
         ('model', 'input', 'kernel size'),
         tuple(
-            Row(f'table7_{k}_{size}', (names[k], f'{size} x {size}', kernels[k]), dict(cls=accuracy))
+            AblationRow(f'table7_{k}_{size}', (names[k], f'{size} x {size}', kernels[k]), dict(cls=accuracy))
             for size, column in accuracies.items()
             for k, accuracy in zip(names, column, strict=True)
         ),
@@ -316,7 +319,7 @@ def _table_7() -> Table:
     )
 
 
-TABLES: dict[str, Table] = {
+ABLATIONS: dict[str, AblationTable] = {
     '1': _table_1(),
     '5': _table_5(),
     '6': _table_6(),

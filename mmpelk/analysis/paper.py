@@ -1,8 +1,9 @@
-"""What the paper prints, as data: Tables 2, 3, 4 and 8, the figures that its text states, and the sharing grids.
+"""What the paper prints, as data: Tables 2, 3, 4 and 8, the figures that its text states, and its sharing grids.
 
 Source: Chen et al., PeLK: Parameter-efficient Large Kernel ConvNets with Peripheral Convolution, CVPR 2024,
 https://arxiv.org/abs/2403.07589. Spelling is the paper's. Nothing here is computed or measured by this project: that is
-:mod:`mmpelk.analysis.tables` and the benchmarks. The ablations of Tables 1, 5, 6 and 7 lie with their recipes.
+:mod:`mmpelk.analysis.tables` and the benchmarks. Grids that the paper uses without printing them are worked out by hand
+from its rule, and say so. The ablations of Tables 1, 5, 6 and 7 lie with their recipes.
 """
 
 from dataclasses import dataclass
@@ -124,6 +125,11 @@ class PrintedGrid:
     grid: tuple[int, ...]
     source: str
     follows_rule: bool = True
+
+    @property
+    def is_printed(self) -> bool:
+        """Whether the paper prints the grid; the others were worked out by hand."""
+        return not self.source.startswith('Eq.')
 
 
 _NO_KERNEL = None  # "N/A"

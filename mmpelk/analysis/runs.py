@@ -10,11 +10,11 @@ from typing import Any
 
 from mmengine.config import Config
 
-__all__ = ['Run', 'planned_steps', 'read_run']
+__all__ = ['TrainingRun', 'planned_steps', 'read_run']
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """One training, put together from all the starts that it took.
 
     Attributes:
@@ -24,8 +24,9 @@ class Run:
         progress: Epochs or iterations in which something was logged last; an epoch counts once it has begun.
         tested: The metric after so many epochs or iterations.
         machine: GPUs or ``'CPU'`` with the number of processes, as the newest log says, or ``''``.
+        processes: Their number; 0 if no log has it.
         date: Day of the newest start, as ``YYYY-MM-DD``, or ``''``.
-        model: The model of the newest start's config.
+        cfg: The newest start's config.
     """
 
     folder: Path
@@ -34,8 +35,9 @@ class Run:
     progress: int = 0
     tested: dict[int, float] = field(default_factory=dict)
     machine: str = ''
+    processes: int = 0
     date: str = ''
-    model: dict[str, Any] | None = None
+    cfg: dict[str, Any] = field(default_factory=dict)
 
     @property
     def status(self) -> str:
@@ -67,7 +69,7 @@ def planned_steps(cfg: Config) -> tuple[int, str]:
     return int(loop.max_epochs), 'epoch'
 
 
-def read_run(folder: Path, metric: str) -> Run:
+def read_run(folder: Path, metric: str) -> TrainingRun:
     """Read a work folder.
 
     A training that was resumed has several logs. Of what one of them says about the steps at and after the point where
@@ -83,7 +85,7 @@ def read_run(folder: Path, metric: str) -> Run:
     # mmengine names each start's folder by its second, so that their order is that of time.
     starts = sorted(path.parent.parent for path in folder.glob('*/vis_data/config.py'))
     if not starts:
-        return Run(folder)
+        return TrainingRun(folder)
     cfg = Config.fromfile(starts[-1] / 'vis_data' / 'config.py')
     planned, unit = planned_steps(cfg)
     tested: dict[int, float] = {}
@@ -99,8 +101,8 @@ def read_run(folder: Path, metric: str) -> Run:
             if first:
                 first, tested = False, {step: value for step, value in tested.items() if step < position}
             progress = position
-    model = cfg.to_dict().get('model')
-    return Run(folder, planned, unit, progress, tested, _machine(starts[-1]), _date(starts[-1]), model)
+    machine, processes = _machine(starts[-1])
+    return TrainingRun(folder, planned, unit, progress, tested, machine, processes, _date(starts[-1]), cfg.to_dict())
 
 
 def _lines(log: Path) -> Iterator[dict[str, Any]]:
@@ -113,15 +115,15 @@ def _lines(log: Path) -> Iterator[dict[str, Any]]:
             return
 
 
-def _machine(start: Path) -> str:
+def _machine(start: Path) -> tuple[str, int]:
     log = start / f'{start.name}.log'
     # The environment stands on top; logs of long trainings are long.
     head = log.read_bytes()[:16384].decode(errors='replace') if log.exists() else ''
     processes = re.search(r'GPU number: (\d+)', head)
     if processes is None:
-        return ''
+        return '', 0
     names = re.findall(r'^ +GPU [\d,]+: (.+)$', head, re.MULTILINE) or ['CPU']
-    return f'{processes[1]} x {" / ".join(names)}'
+    return f'{processes[1]} x {" / ".join(names)}', int(processes[1])
 
 
 def _date(start: Path) -> str:

@@ -317,7 +317,10 @@ def _classifier(folder: str, config: str, note: str = '') -> Recipe:
     return Recipe('mmpretrain', f'{folder}/{config}.py', note=note)
 
 
-_UNMERGED = 'the printed FLOPs are those of the training form, whose 5x5 branches are not merged'
+_UNMERGED = (
+    'the printed FLOPs agree with the training form, whose 5x5 branches are not merged; those of UperNet SLaK-T '
+    'agree with the merged one'
+)
 _COMPOSED = "no recipe of the toolbox: its ConvNeXt's with another backbone"
 _ALL_STAGES = (0, 1, 2, 3)
 _MASKS = (

@@ -1,8 +1,9 @@
 """The receptive field that is measured equals the one that follows from the kernels, for networks with known ones."""
 
-import importlib.util
 import json
+import socket
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from mmpelk.analysis.receptive_field import (
@@ -27,8 +29,9 @@ from mmpelk.analysis.receptive_field import (
     theoretical_receptive_field,
 )
 from mmpelk.models import PeLK
+from mmpelk.models.mixers import MIXERS as KINDS
 from mmpelk.ops import force_backend
-from tests.commands import run
+from tests.commands import load_tool, run
 from tests.paths import CONFIGS, TOOLS
 
 KERNELS = (13, 9)
@@ -321,16 +324,7 @@ def test_support_of_nothing() -> None:
 
 @pytest.fixture(scope='module')
 def tool() -> Any:
-    spec = importlib.util.spec_from_file_location('erf', TOOLS / 'analysis' / 'erf.py')
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules['erf'] = module  # dataclasses look their module up
-    sys.path.insert(0, str(TOOLS / 'analysis'))  # as when it is run
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(TOOLS / 'analysis'))
-    del sys.modules['erf']
+    return load_tool(TOOLS / 'analysis' / 'erf.py')
 
 
 @pytest.fixture(scope='module')
@@ -368,10 +362,29 @@ def test_tool_checks_what_it_is_given(tool: Any, photos: Path, tmp_path: Path) -
         tool.read_images([tmp_path / 'broken.png'], 1, 32)
 
 
-def test_tool_takes_the_first_images(tool: Any, photos: Path) -> None:
-    images = tool.read_images([photos], 2, 32)
-    assert [Path(name).name for name in images] == ['0.png', '1.png']
+def test_tool_spreads_its_images_over_the_folders(tool: Any, tmp_path: Path) -> None:
+    for folder in 'abc':
+        (tmp_path / folder).mkdir()
+        for index in range(4):
+            assert cv2.imwrite(str(tmp_path / folder / f'{index}.png'), np.zeros((8, 9, 3), np.uint8))
+    images = tool.read_images([tmp_path], 3, 32)
+    assert [Path(name).parent.name for name in images] == ['a', 'b', 'c']
     assert {picture.shape for picture in images.values()} == {(32, 32, 3)}
+    assert len(tool.read_images([tmp_path], 50, 32)) == 12
+
+
+def test_tool_keeps_the_machine_of_loaded_scores(
+    tool: Any, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores, report = tmp_path / 'scores.npz', tmp_path / 'erf.json'
+    monkeypatch.setattr(tool, 'machine', lambda device: dict(device='elsewhere'))
+    model = ('--model', 'nano', NANO, 'random')
+    common = ('--images', photos, '--size', '64', '--out', tmp_path / 'erf.png', '--device', 'cpu')
+    call(tool, monkeypatch, *model, *common, '--save-scores', scores)
+    monkeypatch.setattr(tool, 'machine', lambda device: dict(device='here'))
+    call(tool, monkeypatch, '--load-scores', scores, *common, '--json', report)
+    written = json.loads(report.read_text())
+    assert [written['machine'], written['models'][0]['machine']] == [dict(device='elsewhere')] * 2
 
 
 def test_tool_normalises_as_the_model_does(tool: Any) -> None:
@@ -410,6 +423,163 @@ def test_random_networks_start_as_training_does(tool: Any, photos: Path) -> None
         model.backbone(pixels)
     mean = torch.stack([x.mean((0, 2, 3)) for x in kept]).mean(0)
     torch.testing.assert_close(norm.running_mean, mean)
+
+
+# A network of each toolbox that is not ours, shrunk, which names pre-trained weights where its toolbox does; and how
+# many layer scales and batch norms its backbone has.
+TOOLBOXES: dict[str, tuple[str, int, int]] = {
+    'mmpretrain': (
+        """
+        default_scope = 'mmpretrain'
+        data_preprocessor = dict(num_classes=3, mean=[100.0, 110.0, 120.0], std=[10.0, 20.0, 30.0], to_rgb=True)
+        weights = dict(type='Pretrained', checkpoint='https://weights.invalid/convnext.pth', prefix='backbone.')
+        model = dict(
+            type='ImageClassifier',
+            backbone=dict(
+                type='ConvNeXt', arch=dict(depths=[1, 1, 2, 1], channels=[4, 6, 8, 10]), init_cfg=weights
+            ),
+            head=dict(type='LinearClsHead', num_classes=3, in_channels=10),
+        )
+        """,
+        5,
+        0,
+    ),
+    'mmdet': (
+        """
+        _base_ = 'mmdet::_base_/models/faster-rcnn_r50_fpn.py'
+        default_scope = 'mmdet'
+        model = dict(
+            backbone=dict(depth=18, base_channels=4),  # the base's has init_cfg=dict(type='Pretrained', ...)
+            neck=dict(in_channels=[4, 8, 16, 32], out_channels=8),
+            rpn_head=dict(in_channels=8, feat_channels=8),
+            roi_head=dict(
+                bbox_roi_extractor=dict(out_channels=8), bbox_head=dict(in_channels=8, fc_out_channels=8, num_classes=3)
+            ),
+        )
+        """,
+        0,
+        20,
+    ),
+    'mmseg': (
+        """
+        _base_ = 'MMSEG/.mim/configs/_base_/models/fcn_r50-d8.py'  # 'mmseg::' wants the old name of the distribution
+        default_scope = 'mmseg'
+        model = dict(
+            backbone=dict(depth=18, base_channels=4, stem_channels=4),  # beside it the base's pretrained='open-mmlab://...'
+            decode_head=dict(in_channels=32, channels=4),
+            auxiliary_head=dict(in_channels=16, channels=4),
+        )
+        """,
+        0,
+        22,
+    ),
+}
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is asked for while a test runs: checkpoints, and hosts of the network. Nothing is given."""
+    asked: list[str] = []
+
+    def refuse(*words: Any, **options: Any) -> None:
+        asked.append(str([*words, *options.values()]))
+        raise ConnectionError('nothing is loaded in this test')
+
+    monkeypatch.setattr(CheckpointLoader, 'load_checkpoint', refuse)
+    monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', refuse)
+    monkeypatch.setattr(socket.socket, 'connect', refuse)
+    monkeypatch.setattr(socket, 'getaddrinfo', refuse)
+    return asked
+
+
+@pytest.mark.parametrize('toolbox', TOOLBOXES)
+def test_tool_measures_the_toolboxes_own_networks(
+    tool: Any, toolbox: str, photos: Path, tmp_path: Path, loaded: list[str]
+) -> None:
+    package = Path(pytest.importorskip(toolbox).__file__).parent
+    text, scales, norms = TOOLBOXES[toolbox]
+    (tmp_path / 'foreign.py').write_text(textwrap.dedent(text).replace(toolbox.upper(), str(package)))
+    model = tool.build_model(tool.Request('a', str(tmp_path / 'foreign.py'), 'random', ()), 0)
+    assert type(model).__module__.split('.')[0] == type(model.backbone).__module__.split('.')[0] == toolbox
+    assert not any(module.training for module in model.modules())
+    assert tool.set_layer_scales(model.backbone, 1.0) == scales
+    pictures = list(tool.read_images([photos], 2, 64).values())
+    assert tool.estimate_norms(model, pictures) == norms
+    inputs = list(tool.preprocessed(model, pictures))
+    assert [pixels.shape for pixels in inputs] == [(1, 3, 64, 64)] * 2
+    # BGR of the file to normalised RGB, by the statistics of this model's preprocessor.
+    mean, std = (getattr(model.data_preprocessor, name).flatten() for name in ('mean', 'std'))
+    rgb = torch.from_numpy(pictures[0][..., ::-1].copy()).permute(2, 0, 1)
+    torch.testing.assert_close(inputs[0][0], (rgb - mean[:, None, None]) / std[:, None, None])
+    assert mean[0] == (100 if toolbox == 'mmpretrain' else 123.675)
+    scores = contribution_scores(model, inputs)
+    assert scores.shape == (64, 64)
+    assert np.isfinite(scores).all()
+    assert (scores >= 0).all()
+    assert scores.max() > 0
+    assert loaded == []
+
+
+def test_tool_measures_our_detector(tool: Any, photos: Path, loaded: list[str]) -> None:
+    pytest.importorskip('mmdet')
+    detector = CONFIGS / 'demo' / 'mask_rcnn_pelk_nano_synthetic.py'
+    model = tool.build_model(tool.Request('a', str(detector), 'random', ()), 0)
+    scores = contribution_scores(model, tool.preprocessed(model, list(tool.read_images([photos], 2, 64).values())))
+    assert scores.shape == (64, 64)
+    assert scores.max() > 0
+    assert loaded == []
+
+
+# What tells the default models apart: mixer, kernel sizes, and how many of the first stage's channels they convolve.
+DEFAULTS: dict[str, tuple[str, list[int], int]] = {
+    'PeLK-T': ('peripheral', [51, 49, 47, 13], 46),  # 3/8 of 124, rounded down
+    'PeLK-101-T': ('peripheral', [101, 69, 67, 13], 46),
+    'SLaK-T': ('stripe', [51, 49, 47, 13], 124),
+    'RepLK-51-T': ('dense', [51, 49, 47, 13], 124),
+    'PeLK-T, all channels': ('peripheral', [51, 49, 47, 13], 124),
+    'ConvNeXt-T': ('conv7', [7, 7, 7, 7], 96),
+}
+
+
+def test_default_models_are_what_they_are_called(tool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their configs exist and their options are read; built without memory, up to the classifier."""
+    pytest.importorskip('mmpretrain')
+
+    class Built(Exception):
+        pass
+
+    class Registry:
+        @staticmethod
+        def build(model: Any) -> None:
+            with torch.device('meta'):
+                raise Built(MODELS.build(model.backbone))
+
+    monkeypatch.setattr(tool, 'MODELS', Registry)
+    found = {}
+    for request in tool.read_requests(tool.DEFAULT_MODELS):
+        assert request.checkpoint == 'random'
+        with pytest.raises(Built) as built:
+            tool.build_model(request, 0)
+        network = built.value.args[0]
+        block = network.stages[0][0]
+        kernels = [layer.kernel_size for layer in receptive_field_layers(network) if layer.padding]
+        sizes = [kernels[sum(network.depths[:stage])] for stage in range(network.num_stages)]
+        (mixer,) = [name for name, kind in KINDS.items() if type(block.mixer) is kind]
+        found[request.name] = (mixer, sizes, block.mixed_channels)
+    assert found == DEFAULTS
+    assert list(found) == list(DEFAULTS), 'in the order of the figure'
+
+
+def test_smallest_default_model_is_measured(tool: Any, photos: Path, loaded: list[str]) -> None:
+    pytest.importorskip('mmpretrain')
+    request = next(request for request in tool.read_requests(tool.DEFAULT_MODELS) if request.name == 'ConvNeXt-T')
+    model = tool.build_model(request, 0)
+    assert tool.set_layer_scales(model.backbone, 1.0) == 18
+    pictures = list(tool.read_images([photos], 1, 64).values())
+    scores = contribution_scores(model, tool.preprocessed(model, pictures))
+    assert scores.shape == (64, 64)
+    assert scores.max() > 0
+    assert loaded == []
 
 
 def call(tool: Any, monkeypatch: pytest.MonkeyPatch, *words: object) -> None:

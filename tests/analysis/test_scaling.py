@@ -24,8 +24,8 @@ from mmpelk.models import PeLK
 from mmpelk.ops import sharing_grid
 
 ODD = range(1, 2002, 2)
-# The ends, a kernel below and one at the remainder's folding, what the paper trains, and one that is not in the table.
-BUILT = [7, 9, 13, 31, 51, 69, 101, 151]
+# All points of the figure, and two between them: the smallest kernel that shares parameters, and one of PeLK-101.
+BUILT = sorted({*KERNEL_SIZES, 9, 69})
 
 
 def count(model: nn.Module) -> int:
@@ -49,7 +49,10 @@ class TestModelSize:
     @pytest.mark.parametrize('kernel_size', BUILT)
     @pytest.mark.parametrize('mixer', MIXERS)
     def test_is_the_count_of_the_built_network(self, mixer: str, kernel_size: int) -> None:
-        assert model_size(mixer, kernel_size, num_classes=0) == built(mixer, kernel_size)
+        """Without the classifier, and with the one that the points of the figure contain."""
+        expected = built(mixer, kernel_size)
+        assert model_size(mixer, kernel_size, num_classes=0) == expected
+        assert model_size(mixer, kernel_size) == expected + (CHANNELS[-1] + 1) * 1000
 
     @pytest.mark.parametrize('kernel_size', [7, 51, 151])
     @pytest.mark.parametrize('mixer', MIXERS)
@@ -57,9 +60,12 @@ class TestModelSize:
         """A norm per branch in the place of the bias."""
         assert model_size(mixer, kernel_size, deploy=False, num_classes=0) == built(mixer, kernel_size, deploy=False)
 
-    @pytest.mark.parametrize('kernel_size', [7, 51, 151])
-    @pytest.mark.parametrize('mixer', ['peripheral', 'dense'])
+    @pytest.mark.parametrize(
+        ('mixer', 'kernel_size'),
+        [*(('peripheral', size) for size in BUILT), *(('dense', size) for size in (7, 51, 151))],
+    )
     def test_with_the_embedding(self, mixer: str, kernel_size: int) -> None:
+        """The figure's fourth curve, and dense kernels, which can have an embedding as well."""
         closed = model_size(mixer, kernel_size, deploy=False, positional_embedding=True, num_classes=0)
         assert closed == built(mixer, kernel_size, deploy=False, positional_embedding='in_bounds')
 
@@ -71,7 +77,7 @@ class TestModelSize:
 
     @pytest.mark.parametrize('mixer', MIXERS)
     def test_with_the_classifier(self, mixer: str) -> None:
-        """A whole classifier as a recipe builds it; the points of the figure contain it."""
+        """A whole classifier as a recipe builds it."""
         pytest.importorskip('mmpretrain')
         model = dict(
             type='ImageClassifier',

@@ -1,6 +1,5 @@
 """Throughput: what is measured, that failures are rows, what a stopped run leaves, the tool. No timing is judged."""
 
-import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +34,7 @@ from mmpelk.analysis.throughput import (
 from mmpelk.models import PeLK
 from mmpelk.models.mixers import StripeMixer
 from mmpelk.ops import backends
+from tests.commands import load_tool
 from tests.commands import run as run_command
 from tests.paths import CONFIGS, TOOLS
 
@@ -334,12 +334,7 @@ def test_run_of_another_machine_or_version_is_not_kept(change: str) -> None:
 
 @pytest.fixture(scope='module')
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location('throughput_tool', TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool(TOOL)
 
 
 @pytest.fixture(scope='module')

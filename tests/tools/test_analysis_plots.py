@@ -1,6 +1,5 @@
 """The pictures of Fig. 1, 3, 5 and 6: what is on them, that they can be read in grey, and refusals."""
 
-import importlib.util
 import json
 import sys
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from mmpelk.analysis.scaling import scaling_table
 from mmpelk.analysis.shares import FlopShares, Share
 from mmpelk.models import PeLK
 from mmpelk.models.checkpoint import deploy_state_dict
+from tests.commands import load_tool
 from tests.paths import TOOLS
 
 ARCH = dict(depths=(1, 2), channels=(8, 16), kernel_sizes=(13, 9), center_size=5)
@@ -31,12 +31,7 @@ GREY = 12  # levels of 255 by which neighbouring fills must differ at least, pri
 
 def load(name: str) -> ModuleType:
     """A tool as a module."""
-    spec = importlib.util.spec_from_file_location(f'tool_{name}', TOOLS / 'analysis' / f'{name}.py')
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool(TOOLS / 'analysis' / f'{name}.py')
 
 
 @pytest.fixture(scope='module', params=['plot_scaling', 'plot_flops', 'plot_kernels'])

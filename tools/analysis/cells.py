@@ -7,6 +7,7 @@ from typing import Any
 __all__ = ['Runs', 'computed', 'deviation', 'paper', 'table', 'target']
 
 NOTHING = '-'
+_FACTS = ('device', 'threads', 'torch', 'cudnn', 'python', 'mmpelk', 'date')
 
 
 def _cell(value: float | str | None, places: int, mark: str) -> str:
@@ -30,13 +31,20 @@ def computed(value: float | str | None, places: int = 2) -> str:
     return _cell(value, places, '(c)')
 
 
-def deviation(ours: float | None, theirs: float | None) -> str:
-    """Ours against the printed figure, in percent; bold from 1 % on. It is computed from two marked cells."""
+def deviation(ours: float | None, theirs: float | None, places: int = 1) -> str:
+    """Ours against the printed figure, in percent; it is computed from two marked cells.
+
+    Args:
+        ours: Ours.
+        theirs: The printed figure.
+        places: Decimal places that it is printed with. From 1 % on the text is bold, unless ours rounds to the printed
+            figure.
+    """
     if ours is None or theirs is None:
         return NOTHING
     percent = round(100 * (ours / theirs - 1), 1)
     text = f'{percent:+.1f} %' if percent else '0.0 %'
-    return f'**{text}**' if abs(percent) >= 1 else text
+    return f'**{text}**' if abs(percent) >= 1 and round(ours, places) != theirs else text
 
 
 @dataclass
@@ -74,12 +82,12 @@ class Runs:
     def listing(self) -> str:
         """The list of the runs: what, machine, versions, date."""
         return table(
-            ['run', 'what', 'machine', 'threads', 'torch', 'Python', 'date'],
+            ['run', 'what', 'machine', 'threads', 'torch', 'cuDNN', 'Python', 'mmpelk', 'date'],
             [
                 [
                     f'm{number}',
                     what,
-                    *(str(machine.get(key, NOTHING)) for key in ('device', 'threads', 'torch', 'python', 'date')),
+                    *(str(machine.get(key) or NOTHING) for key in _FACTS),
                 ]
                 for number, (what, machine) in enumerate(self.seen, start=1)
             ],

@@ -1,6 +1,8 @@
 """Print Tables 1, 5, 6, 7 and Fig. 2 of the paper with what tools/analysis/run_ablations.py measured beside it.
 
 python tools/analysis/collect_ablations.py [WORK_DIR ...] [--out benchmarks/results/ablations.json]
+
+The JSON keeps what it has of rows that nothing was trained of in these folders, such as those of another machine.
 """
 
 import argparse
@@ -8,12 +10,13 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from rich.table import Table as Printed
+from rich.table import Table
 
-from mmpelk.analysis.ablation_results import Measured, collect, gain, report
-from mmpelk.analysis.ablations import METRICS, TABLES, Table, computed
+from mmpelk.analysis.ablation_results import Measured, collect, gain, merge, report
+from mmpelk.analysis.ablations import ABLATIONS, METRICS, AblationTable, computed
 from mmpelk.engine.command_line import errors_in_one_sentence
 
 RESULTS = Path(__file__).resolve().parents[2] / 'benchmarks' / 'results' / 'ablations.json'
@@ -28,14 +31,14 @@ def parse_args() -> argparse.Namespace:
         default=[Path('work_dirs/ablations')],
         help='folders given to run_ablations.py as --work-dir; work_dirs/ablations by default',
     )
-    parser.add_argument('--tables', nargs='+', choices=list(TABLES), default=list(TABLES), help='all by default')
+    parser.add_argument('--tables', nargs='+', choices=list(ABLATIONS), default=list(ABLATIONS), help='all by default')
     parser.add_argument('--out', type=Path, default=RESULTS, help='the JSON; %(default)s by default')
     return parser.parse_args()
 
 
-def draw(table: Table, results: Mapping[str, Mapping[str, Measured]]) -> Printed:
+def draw(table: AblationTable, results: Mapping[str, Mapping[str, Measured]]) -> Table:
     """A table: labels, computed columns and metrics, each beside the paper's figure."""
-    printed = Printed(title=table.title, caption='\n'.join(table.notes) or None)
+    printed = Table(title=table.title, caption='\n'.join(table.notes) or None)
     for heading in table.columns:
         printed.add_column(heading)
     stages = list(table.rows[0].paper)
@@ -66,19 +69,34 @@ def _number(value: float | None, digits: int) -> str:
     return '' if value is None else f'{value:.{digits}f}'
 
 
+def stored(out: Path) -> dict[str, Any]:
+    """What the JSON holds by now.
+
+    Raises:
+        ValueError: If it is no JSON.
+    """
+    if not out.exists():
+        return dict(tables={})
+    try:
+        return json.loads(out.read_text())
+    except ValueError as error:
+        raise ValueError(f"'{out}' is no report of ablations ({error}); give another --out") from error
+
+
 def main() -> None:
     args = parse_args()
     with errors_in_one_sentence():
         results = collect(args.work_dirs)
         console = Console(width=None if sys.stdout.isatty() else 140)
         for key in args.tables:
-            console.print(draw(TABLES[key], results))
+            console.print(draw(ABLATIONS[key], results))
         if not any(measured.runs for stages in results.values() for measured in stages.values()):
             folders = ', '.join(map(str, args.work_dirs))
             print(f'no training in {folders}: every figure is a target, and {args.out} is left as it is')
             return
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report(args.work_dirs), indent=1, ensure_ascii=False) + '\n')
+        text = json.dumps(merge(report(args.work_dirs), stored(args.out)), indent=1, ensure_ascii=False)
+        args.out.write_text(text + '\n')
         print(args.out)
 
 

@@ -56,6 +56,7 @@ from mmpelk.models.checkpoint import check_pretrained
 RANDOM = 'random'
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / 'configs' / 'cls'
+DEMO_IMAGES = ROOT / 'data' / 'demo_segmentation' / 'images' / 'validation'
 DEFAULT_MODELS = [
     ['PeLK-T', f'{RECIPES}/pelk_t_in1k.py', RANDOM],
     ['PeLK-101-T', f'{RECIPES}/pelk_t_in1k.py', RANDOM, 'model.backbone.arch=tiny-101'],
@@ -102,11 +103,17 @@ def parse_args() -> argparse.Namespace:
         '--images',
         nargs='+',
         type=Path,
-        default=[Path('data/demo_segmentation/images/validation')],
+        default=[DEMO_IMAGES],
         metavar='PATH',
         help='image files and folders; the pictures of the segmentation demo by default',
     )
-    parser.add_argument('--max-images', type=int, default=50, help='take the first of them; %(default)s, as the paper')
+    parser.add_argument(
+        '--max-images',
+        type=int,
+        default=50,
+        help='take so many, spread evenly over the files in alphabetical order, and so over the folders of classes; '
+        '%(default)s, as the paper',
+    )
     parser.add_argument('--size', type=int, default=1024, help='images are resized to this side; %(default)s')
     parser.add_argument('--seed', type=int, default=0, help='of random weights; %(default)s')
     parser.add_argument(
@@ -158,7 +165,9 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def read_images(paths: Sequence[Path], count: int, size: int) -> dict[str, Image]:
-    """The first images, by name: BGR, ``(size, size, 3)``, their aspect ratio given up as RepLKNet's script does.
+    """Images by name: BGR, ``(size, size, 3)``, their aspect ratio given up as RepLKNet's script does.
+
+    They are spread evenly over the sorted files, so that a data set in folders of classes is not seen by one class.
 
     Raises:
         FileNotFoundError: If a path does not exist or there is no image.
@@ -178,7 +187,8 @@ def read_images(paths: Sequence[Path], count: int, size: int) -> dict[str, Image
     if not files:
         raise FileNotFoundError(f'no image in {", ".join(map(str, paths))}; known: {", ".join(sorted(IMAGE_SUFFIXES))}')
     images = {}
-    for file in files[:count]:
+    count = min(count, len(files))
+    for file in (files[index * len(files) // count] for index in range(count)):
         image = mmcv.imread(str(file))
         if image is None:
             raise ValueError(f"'{file}' cannot be read as an image; leave it out of --images")
@@ -280,6 +290,7 @@ def measure(request: Request, images: dict[str, Image], args: argparse.Namespace
     scores = contribution_scores(model, preprocessed(model, pictures))
     seconds = time.perf_counter() - start
     facts: dict[str, Any] = dict(asdict(request), weights=weights, images=len(images), seconds=round(seconds, 2))
+    facts['machine'] = machine(device.split(':')[0])  # of loaded maps, not the one that draws them
     facts['config'] = shown(request.config)
     if request.checkpoint != RANDOM and '://' not in request.checkpoint:
         facts['checkpoint'] = shown(request.checkpoint)
@@ -358,7 +369,8 @@ def run(args: argparse.Namespace) -> None:
     console.print(str(args.out))
     if args.json:
         report = {
-            'machine': machine(device.split(':')[0]),
+            # Of what was measured now; else of the first loaded map. Each model has its own beside it.
+            'machine': (models[-1] if requests else models[0]).facts['machine'],
             'size': models[0].scores.shape[0],
             'images': [shown(str(path)) for path in args.images],
             'seed': args.seed,

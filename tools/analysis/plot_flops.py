@@ -22,6 +22,7 @@ from mmpelk.analysis.complexity import count_complexity, uniform_densities
 from mmpelk.analysis.shares import PAPER_SHARES, FlopShares, Share, flop_shares
 from mmpelk.engine.command_line import errors_in_one_sentence, load_config, parse_options
 
+ROOT = Path(__file__).resolve().parents[2]
 RECIPE = 'configs/seg/upernet_pelk_t_ade20k.py'
 # Greys from dark to light, and hatches: either tells neighbours apart.
 FILLS = [('0.25', ''), ('0.6', '//'), ('0.85', '..'), ('0.45', 'xx'), ('0.95', '\\\\'), ('0.75', '--')]
@@ -29,7 +30,9 @@ FILLS = [('0.25', ''), ('0.6', '//'), ('0.85', '..'), ('0.45', 'xx'), ('0.95', '
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', nargs='?', default=RECIPE, help=f'path of the config; {RECIPE} by default')
+    parser.add_argument(
+        'config', nargs='?', default=str(ROOT / RECIPE), help=f'path of the config; {RECIPE} by default'
+    )
     parser.add_argument(
         '--shape',
         nargs=2,
@@ -139,7 +142,9 @@ def main() -> None:
         console.print(str(args.out))
         if args.json:
             args.json.parent.mkdir(parents=True, exist_ok=True)
-            report = dict(config=args.config, shape=list(args.shape), density=args.density, **asdict(shares))
+            path = Path(args.config).resolve()
+            config = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else args.config
+            report = dict(config=config, shape=list(args.shape), density=args.density, **asdict(shares))
             args.json.write_text(json.dumps(report, indent=2) + '\n')
 
 

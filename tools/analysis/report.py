@@ -53,7 +53,7 @@ STEPS = (
     Step('run_demo', 'make demo', makes=DEMO),
     Step(
         'run_demo_7x7',
-        f'tools/dist_train.sh {NANO} 2 --work-dir {Path(DEMO_7X7).parent} --cfg-options {KERNELS_7X7}',
+        f'env WORK_DIR={Path(DEMO_7X7).parent} tools/demo/run_seg.sh {KERNELS_7X7}',
         makes=DEMO_7X7,
     ),
     Step(
@@ -72,6 +72,7 @@ STEPS = (
     ),
     Step('run_flops', f'python tools/analysis/plot_flops.py --out {FIGURES}/flop_shares.png'),
     Step('run_scaling', f'python tools/analysis/plot_scaling.py --out {FIGURES}/model_size.png'),
+    Step('run_pictures', 'python tools/demo/make_segmentation_data.py --out data/demo_segmentation'),
     Step(
         'run_erf_random',
         f'python tools/analysis/erf.py --max-images 2 --out {FIGURES}/erf_random.png '
@@ -98,6 +99,7 @@ def render() -> str:
     """The page, from what can be computed and from the results files."""
     runs = Runs()
     parts: dict[str, Callable[[], str]] = {
+        'states': partial(sections.states, RESULTS),
         'grids': sections.grids,
         **{f'table_{key}': partial(sections.ablation, key, RESULTS, runs) for key in ('1', '5', '6', '7')},
         'figure_2': partial(sections.ablation, 'fig2', RESULTS, runs),
@@ -129,7 +131,7 @@ def run_steps(console: Console) -> None:
         words = shlex.split(step.command)
         if words[0] == 'python':
             words[0] = sys.executable
-        console.print(f'{number}/{len(STEPS)} {step.command}', highlight=False, soft_wrap=True)
+        console.print(f'{number}/{len(STEPS)} {step.command}', highlight=False, markup=False, soft_wrap=True)
         begin, log = time.monotonic(), LOGS / f'{step.name}.log'
         with console.status(f'the log is in {log.relative_to(ROOT)}'), log.open('w') as output:
             # The launchers take the Python that this runs in.

@@ -21,9 +21,9 @@ from typing import Any
 
 from mmengine.config import Config, DictAction
 
-from mmpelk.analysis.ablation_results import model_text, run_folder, trained_as
-from mmpelk.analysis.ablations import METRICS, TABLES, recipe, recipe_path
-from mmpelk.analysis.runs import Run, planned_steps, read_run
+from mmpelk.analysis.ablation_results import STEP_INTERVALS, model_text, run_folder, trained_as
+from mmpelk.analysis.ablations import ABLATIONS, METRICS, recipe, recipe_path
+from mmpelk.analysis.runs import TrainingRun, planned_steps, read_run
 from mmpelk.engine.checks import check_data, check_option_names
 from mmpelk.engine.command_line import errors_in_one_sentence
 
@@ -64,7 +64,7 @@ class Job:
         """Epochs or iterations."""
         return planned_steps(self.cfg)[0]
 
-    def run(self) -> Run:
+    def run(self) -> TrainingRun:
         """How far it is."""
         return read_run(self.folder, METRICS[self.stage][0])
 
@@ -79,7 +79,7 @@ class Job:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--tables', nargs='+', choices=list(TABLES), default=list(TABLES), help='all by default')
+    parser.add_argument('--tables', nargs='+', choices=list(ABLATIONS), default=list(ABLATIONS), help='all by default')
     parser.add_argument('--rows', nargs='+', metavar='ROW', help='only these of their rows, named as their recipes')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0], metavar='SEED', help='0 by default')
     parser.add_argument('--gpus', type=int, required=True, help='processes of a pre-training')
@@ -146,7 +146,7 @@ def batch_options(cfg: Config, gpus: int, given: Collection[str] = ()) -> dict[s
         return {}
     options = {'optim_wrapper.accumulative_counts': counts}
     for index, hook in enumerate(cfg.custom_hooks):
-        key = {'mmpelk.SparsityHook': 'update_interval', 'EMAHook': 'interval'}.get(hook.type)
+        key = STEP_INTERVALS.get(hook.type)
         if key:
             options[f'custom_hooks.{index}.{key}'] = hook.get(key, 1) * counts // before
     return options
@@ -167,7 +167,7 @@ def resume_options(job: Job) -> list[str]:
         raise ValueError(
             f'the training of {job} was started for {run.planned} {run.unit}s, not {job.planned}; {remedy}'
         )
-    if run.model and model_text(run.model) != model_text(job.cfg.model):
+    if run.planned and model_text(run.cfg.get('model', {})) != model_text(job.cfg.model):
         raise ValueError(f'the training of {job} was started with another model; {remedy}')
     last = run.checkpoint(job.planned)
     if not last.exists() or job.finished():
@@ -221,7 +221,7 @@ def plan(args: argparse.Namespace) -> list[Job]:
     Raises:
         ValueError: If an option is wrong.
     """
-    rows = {row.name: row for key in args.tables for row in TABLES[key].rows}
+    rows = {row.name: row for key in args.tables for row in ABLATIONS[key].rows}
     if unknown := set(args.rows or ()) - rows.keys():
         raise ValueError(
             f'no row {sorted(unknown)[0]!r} in the tables {", ".join(args.tables)}; known: {", ".join(rows)}'

@@ -11,7 +11,7 @@ cd "$TOOLS/.."
 DATA=${DATA:-data/demo_detection}
 WORK_DIR=${WORK_DIR:-work_dirs/demo_detection}
 CONFIG=configs/demo/mask_rcnn_pelk_nano_synthetic.py
-PROCESSES=2
+PROCESSES=$(demo_processes)
 
 # The toolboxes warn about their own defaults, twice; errors still come through.
 export PYTHONWARNINGS=ignore
@@ -29,7 +29,8 @@ echo "2/4 training on $PROCESSES processes, a few minutes; the whole log is in $
 # A finished training of before must not stand in for one that fails now.
 rm -f "$WORK_DIR/last_checkpoint"
 tools/dist_train.sh "$CONFIG" "$PROCESSES" --work-dir "$WORK_DIR" \
-    --cfg-options {train,val}_dataloader.dataset.data_root="$DATA" val_evaluator.ann_file="$TRUTH" | progress
+    --cfg-options {train,val}_dataloader.dataset.data_root="$DATA" val_evaluator.ann_file="$TRUTH" \
+    train_dataloader.batch_size=$((8 / PROCESSES)) | progress
 CHECKPOINT=$(cat "$WORK_DIR/last_checkpoint")
 
 echo "3/4 testing"

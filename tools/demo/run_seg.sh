@@ -1,17 +1,20 @@
 #!/usr/bin/env bash
 # The segmentation demo: draw the set, train a nano PeLK on two processes, test it, draw the result.
 #
-#   [DATA=data/demo_segmentation] [WORK_DIR=work_dirs/demo_segmentation] tools/demo/run_seg.sh
+#   [DATA=data/demo_segmentation] [WORK_DIR=work_dirs/demo_segmentation] tools/demo/run_seg.sh [KEY=VALUE ...]
 #
+# KEY=VALUE changes the config, such as "model.backbone.arch.kernel_sizes=(7,7)".
 # Seeded: a second run finds the set already there, and trains the same network anew.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
-[ $# -eq 0 ] || usage
+for option in "$@"; do
+    [[ $option == *=* ]] || usage
+done
 cd "$TOOLS/.."
 DATA=${DATA:-data/demo_segmentation}
 WORK_DIR=${WORK_DIR:-work_dirs/demo_segmentation}
 CONFIG=configs/demo/upernet_pelk_nano_synthetic.py
-PROCESSES=2
+PROCESSES=$(demo_processes)
 # The toolboxes warn about their own defaults, twice; errors still come through.
 export PYTHONWARNINGS=ignore
 
@@ -26,11 +29,11 @@ echo "2/4 training on $PROCESSES processes, a few minutes; the whole log is in $
 # A finished training of before must not stand in for one that fails now.
 rm -f "$WORK_DIR/last_checkpoint"
 tools/dist_train.sh "$CONFIG" "$PROCESSES" --work-dir "$WORK_DIR" \
-    --cfg-options train_dataloader.dataset.data_root="$DATA" val_dataloader.dataset.data_root="$DATA" | progress
+    --cfg-options {train,val}_dataloader.dataset.data_root="$DATA" train_dataloader.batch_size=$((8 / PROCESSES)) "$@" | progress
 
 echo "3/4 testing"
 tools/dist_test.sh "$CONFIG" "$(cat "$WORK_DIR/last_checkpoint")" "$PROCESSES" --work-dir "$WORK_DIR/test" \
-    --out "$WORK_DIR/predictions" --cfg-options test_dataloader.dataset.data_root="$DATA" | progress
+    --out "$WORK_DIR/predictions" --cfg-options test_dataloader.dataset.data_root="$DATA" "$@" | progress
 
 echo "4/4 drawing the result"
 "$PYTHON" tools/demo/plot_segmentation.py "$CONFIG" --data "$DATA" --work-dir "$WORK_DIR" \
