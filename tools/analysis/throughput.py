@@ -212,10 +212,11 @@ def draw(runs: Sequence[Run]) -> Figure:
         key=lambda panel: (panel[1], PRECISIONS.index(panel[0])),
     )
     names = list(dict.fromkeys(row.model for run in runs for row in run.rows))
+    batches = sorted({run.setting.batch for run in runs})
     modes = sorted({compiled for _, compiled in panels})
     columns = max(sum(compiled == mode for _, compiled in panels) for mode in modes)
     figure = Figure(figsize=(4.6 * columns + 2.2, 3.9 * len(modes) + 0.6), layout='constrained')
-    grid = figure.subplots(len(modes), columns, squeeze=False, sharex=True, sharey=True)
+    grid = figure.subplots(len(modes), columns, squeeze=False, sharey=True)
     for mode, line in zip(modes, grid, strict=True):
         in_line = [precision for precision, compiled in panels if compiled == mode]
         for axes, precision in itertools.zip_longest(line, in_line):
@@ -223,7 +224,7 @@ def draw(runs: Sequence[Run]) -> Figure:
                 axes.set_visible(False)
                 continue
             shown = [run for run in runs if (run.setting.precision, run.setting.compiled) == (precision, mode)]
-            _draw_panel(axes, sorted(shown, key=lambda run: run.setting.batch), names)
+            _draw_panel(axes, sorted(shown, key=lambda run: run.setting.batch), names, batches)
             axes.set_title(f'{precision}, {"compiled" if mode else "eager"}')
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc='outside right center')
@@ -233,7 +234,7 @@ def draw(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def _draw_panel(axes: Axes, runs: Sequence[Run], names: Sequence[str]) -> None:
+def _draw_panel(axes: Axes, runs: Sequence[Run], names: Sequence[str], batches: Sequence[int]) -> None:
     for name, style in zip(names, itertools.cycle(STYLES)):
         speeds = {
             run.setting.batch: row.images_per_second
@@ -243,13 +244,12 @@ def _draw_panel(axes: Axes, runs: Sequence[Run], names: Sequence[str]) -> None:
         }
         axes.plot(list(speeds), list(speeds.values()), label=name, markersize=5, **style)  # type: ignore[arg-type]
     axes.set(xlabel='batch, images', ylabel='throughput, images/s', xscale='log', yscale='log')
-    batches = sorted({run.setting.batch for run in runs})
     axes.set_xticks(batches, [str(batch) for batch in batches])
+    axes.set_xlim(batches[0] / 1.2, batches[-1] * 1.2)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.label_outer()
     axes.grid(alpha=0.3)
 
 
