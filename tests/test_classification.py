@@ -1,7 +1,6 @@
 """Classification: recipes and ablations, counts, two-process training, and weights that flow downstream."""
 
 import functools
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import nn
 from mmpelk.analysis.complexity import count_complexity, uniform_densities
 from mmpelk.models.pelk import ARCHITECTURES
 from mmpelk.ops.sharing_grid import mirror_half_grid, resolve_sharing_grid
-from tests.commands import run
+from tests.commands import load_tool, run
 from tests.paths import CONFIGS, TOOLS
 
 pytest.importorskip('mmpretrain')
@@ -506,10 +505,7 @@ def test_demo_figure(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
             (folder / 'run' / 'vis_data' / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)))
             torch.save(dict(state_dict=nn.BatchNorm2d(5).state_dict()), folder / 'epoch_4.pth')
             (folder / 'last_checkpoint').write_text(str(folder / 'epoch_4.pth'))
-    spec = importlib.util.spec_from_file_location('compare', TOOLS / 'demo' / 'compare_classification.py')
-    module = importlib.util.module_from_spec(spec)
-    sys.modules['compare'] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    module = load_tool(TOOLS / 'demo' / 'compare_classification.py')
     results = module.read_results(tmp_path)
     assert [result.parameters for result in results] == [10, 10, 10]
     assert results[0].mean() == [50.0, 98.0]

@@ -20,7 +20,7 @@ from mmengine.registry import MODELS, DefaultScope
 
 from mmpelk.config import get_config
 
-from .complexity import count_complexity, uniform_densities
+from .complexity import Complexity, count_complexity, uniform_densities
 from .paper import TABLES, PublishedRow
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     'count_table',
     'measured_accuracy',
     'recipe_of',
+    'row_complexity',
 ]
 
 _DENSITY = 0.6  # of PeLK and SLaK
@@ -248,15 +249,32 @@ def _load(recipe: Recipe) -> Config:
     return cfg
 
 
+def row_complexity(row: PublishedRow) -> Complexity:
+    """Everything that was counted for a row, by component.
+
+    Raises:
+        ValueError: If the row's network cannot be built in this installation; the message says why.
+    """
+    recipe = recipe_of(row)
+    if reason := recipe if isinstance(recipe, str) else _missing(recipe):
+        raise ValueError(f'{row.method} of Table {row.table} is not built: {reason}')
+    assert isinstance(recipe, Recipe)  # a string was a reason
+    return _complexity(recipe, row.input_size)
+
+
 @functools.cache
-def _count(recipe: Recipe, shape: tuple[int, int]) -> Counts:
-    """Counts of a recipe's network. They are remembered as long as the process lives."""
+def _complexity(recipe: Recipe, shape: tuple[int, int]) -> Complexity:
+    """Of a recipe's network. It is remembered as long as the process lives."""
     cfg = _load(recipe)
     cfg.model.backbone.init_cfg = None  # counts need no weights
     cfg.model.train_cfg = None
     with torch.random.fork_rng(devices=[]), DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(cfg.model)
-    complexity = count_complexity(model, shape, uniform_densities(model, recipe.density))
+    return count_complexity(model, shape, uniform_densities(model, recipe.density))
+
+
+def _count(recipe: Recipe, shape: tuple[int, int]) -> Counts:
+    complexity = _complexity(recipe, shape)
     unmerged = sum(left_out.flops for left_out in complexity.left_out if left_out.name == 'small_kernels')
     return Counts(
         params=complexity.params,

@@ -1,6 +1,5 @@
 """The counting itself, and Fig. 5. What it gives for the rows of Tables 2 to 4 stands in ``test_tables.py``."""
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from mmpelk.analysis.complexity import (
 from mmpelk.analysis.executed import executed_operations
 from mmpelk.models import PeLK
 from mmpelk.ops import sharing_grid
+from tests.commands import load_tool
 from tests.paths import TOOLS
 
 
@@ -198,9 +198,7 @@ def test_backend_that_hides_its_work_is_unknown(monkeypatch: pytest.MonkeyPatch)
 
 def test_tool_writes_what_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     pytest.importorskip('mmseg')
-    spec = importlib.util.spec_from_file_location('get_flops', TOOLS / 'get_flops.py')
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_tool(TOOLS / 'get_flops.py')
     config = tmp_path / 'nano.py'
     config.write_text(f"model = dict(type='mmpelk.PeLK', arch={NANO!r}, norm_cfg=dict(type='BN'))\n")
     torch.save(dict(state_dict=PeLK(NANO).state_dict()), tmp_path / 'nano.pth')

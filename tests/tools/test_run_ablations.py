@@ -1,6 +1,5 @@
 """The driver of the ablations: its commands, Slurm with a stand-in for ``srun``, and tiny trainings on the CPU."""
 
-import importlib.util
 import json
 import os
 import re
@@ -19,7 +18,7 @@ import pytest
 from mmpelk.analysis.ablation_results import collect, run_folder
 from mmpelk.analysis.ablations import METRICS, recipe, recipe_path
 from mmpelk.analysis.runs import planned_steps
-from tests.commands import run
+from tests.commands import load_tool, run
 from tests.paths import CONFIGS, ROOT, TOOLS
 
 pytest.importorskip('mmpretrain')
@@ -29,14 +28,8 @@ Driver = Callable[..., int]
 
 
 def load(name: str) -> ModuleType:
-    """A command line as a module: importing the libraries once is cheaper than once a call."""
-    spec = importlib.util.spec_from_file_location(name, TOOLS / 'analysis' / f'{name}.py')
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    """A command line of ``tools/analysis`` as a module."""
+    return load_tool(TOOLS / 'analysis' / f'{name}.py')
 
 
 @pytest.fixture(scope='module')

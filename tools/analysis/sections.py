@@ -3,6 +3,7 @@
 Nothing is measured here. What can be computed is computed; what was measured is read from ``benchmarks/results``.
 """
 
+import functools
 import json
 import statistics
 from collections.abc import Mapping
@@ -10,17 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from cells import NOTHING, Runs, computed, deviation, paper, table, target
-from mmengine.registry import MODELS, DefaultScope
 
 from mmpelk.analysis import ablation_results, ablations, tables, throughput
-from mmpelk.analysis.complexity import count_complexity, uniform_densities
-from mmpelk.analysis.paper import SHARING_GRIDS, STATEMENTS, TABLE_8, TABLES
+from mmpelk.analysis.complexity import Complexity
+from mmpelk.analysis.paper import SHARING_GRIDS, STATEMENTS, TABLE_8, TABLES, PublishedRow
 from mmpelk.analysis.scaling import kernel_growth, kernel_parameters, scaling_table
 from mmpelk.analysis.shares import PAPER_SHARES, flop_shares
-from mmpelk.config import get_config
 from mmpelk.ops import sharing_grid
 
-_DENSITY = 0.6
 _SOLVED = 95.0  # mIoU in percent: our line between networks that use the far cue fully and those on their way
 _METRICS = {'mIoU': 'mIoU', 'AP_box': 'box AP', 'AP_mask': 'mask AP', 'top1': 'top-1'}
 
@@ -29,6 +27,12 @@ def _read(results: Path, name: str) -> Any:
     """A results file, or ``None`` if nobody has written it."""
     path = results / f'{name}.json'
     return json.loads(path.read_text()) if path.is_file() else None
+
+
+@functools.cache
+def _plan() -> dict[str, Any]:
+    """Tables 1, 5, 6, 7 and Fig. 2 without results: reading their recipes takes seconds."""
+    return ablation_results.report([])['tables']
 
 
 def states(results: Path) -> str:
@@ -42,7 +46,7 @@ def states(results: Path) -> str:
         return f'parameters and FLOPs computed; accuracy of {done} of {len(recipes)} PeLK rows measured'
 
     def rows_of(key: str) -> str:
-        rows = ablation_results.report([])['tables'][key]['rows']
+        rows = _plan()[key]['rows']
         stored = trained['tables'].get(key, {}).get('rows', [])
         done = sum(any(metric['n'] for metric in row['metrics'].values()) for row in stored)
         return f'driver and recipes; {done} of {len(rows)} rows measured'
@@ -145,28 +149,25 @@ def _in_training(params: float, printed: float) -> str:
 
 def upernet_head() -> str:
     """The decode head alone, which all UperNet rows share, beside what the paper's totals leave for it."""
-    printed = {row.method: row.flops for row in TABLES[2].rows}
     rows = []
-    for recipe, method in (('seg/upernet_pelk_t_ade20k.py', 'PeLK-T'), ('seg/upernet_pelk_b_ade20k.py', 'PeLK-B')):
-        complexity = _complexity(recipe)
+    for method in ('PeLK-T', 'PeLK-B'):
+        published, complexity = _upernet(method)
         whole = complexity.part('decode_head') / 1e9
         extra = sum(c.flops for c in complexity.components if c.name == 'norms_and_resizing') / 1e9
-        left = printed[method] - complexity.part('backbone') / 1e9
+        left = published.flops - complexity.part('backbone') / 1e9
         rows.append([method, computed(left, 1), computed(whole, 1), deviation(whole, left), computed(whole - extra, 1)])
     heads = ['UperNet head of', "the paper's total less our backbone [G]", 'counted [G]', 'deviation']
     return table([*heads, 'without norms and resizing [G]'], rows)
 
 
-def _complexity(recipe: str) -> Any:
-    cfg = get_config(recipe, {'model.backbone.init_cfg': None})
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        model = MODELS.build(cfg.model)
-    return count_complexity(model, (512, 2048), uniform_densities(model, _DENSITY))
+def _upernet(method: str) -> tuple[PublishedRow, Complexity]:
+    published = next(row for row in TABLES[2].rows if row.method == method)
+    return published, tables.row_complexity(published)
 
 
 def flops() -> str:
     """Fig. 5: shares of the FLOPs."""
-    shares = flop_shares(_complexity('seg/upernet_pelk_t_ade20k.py'))
+    shares = flop_shares(_upernet('PeLK-T')[1])
     rows = []
     for share in (*shares.parts, *shares.components):
         whole = 'the model' if share in shares.parts else 'the backbone' if share.counted else 'the backbone, beside it'
@@ -235,7 +236,7 @@ def scaling() -> str:
 def ablation(key: str, results: Path, runs: Runs) -> str:
     """Tables 1, 5, 6, 7 and Fig. 2: computed columns, and metrics where somebody has trained the rows."""
     # Computed anew; what was trained is in the file that collect_ablations.py writes.
-    report = ablation_results.report([])['tables'][key]
+    report = _plan()[key]
     stored = _read(results, 'ablations') or {'tables': {}}
     rows_stored = {row['name']: row for row in stored['tables'].get(key, {}).get('rows', [])}
     trained = {name: row['metrics'] for name, row in rows_stored.items()}
