@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from mmpelk.analysis.timing import interleaved_medians, machine
+from mmpelk.analysis.timing import environment_info, interleaved_medians
 from mmpelk.models import PeLK
 from mmpelk.ops import force_backend
 
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--batch', type=int, help='batch at 224 x 224, instead of the default')
     args = parser.parse_args()
-    console, where = Console(), machine(args.device)
+    console, where = Console(), environment_info(args.device)
     console.print(where)
     inputs = INPUTS[args.device]
     if args.batch:

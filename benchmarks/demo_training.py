@@ -14,7 +14,7 @@ from typing import Any
 from rich.progress import Progress
 
 from mmpelk.analysis.runs import read_run
-from mmpelk.analysis.timing import machine
+from mmpelk.analysis.timing import environment_info
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / 'configs/demo/upernet_pelk_nano_synthetic.py'
@@ -36,7 +36,7 @@ class Run:
         name: Of the settings.
         seed: Of the run.
         curve: ``(iteration, held-out mIoU in percent)``, in order.
-        machine: Where and when it was trained, as :func:`mmpelk.analysis.timing.machine` describes it.
+        machine: Where and when it was trained, as :func:`mmpelk.analysis.timing.environment_info` describes it.
     """
 
     name: str
@@ -113,7 +113,7 @@ def _train(name: str, settings: str, seed: int, work_dir: Path) -> Run:
             ).returncode
         if code or read_run(folder / 'run', 'mIoU').status != 'finished':
             raise ValueError(f"the training of '{name}' with seed {seed} failed, exit code {code}; its output: {log}")
-        done.write_text(json.dumps(dict(machine('cpu'), threads=1)) + '\n')
+        done.write_text(json.dumps(dict(environment_info('cpu'), threads=1)) + '\n')
     curve = tuple(sorted(read_run(folder / 'run', 'mIoU').tested.items()))
     return Run(name, seed, curve, json.loads(done.read_text()))
 

@@ -27,7 +27,7 @@ from mmengine.registry import MODELS, init_default_scope
 from rich.console import Console
 from rich.table import Table
 
-from mmpelk.engine.command_line import errors_in_one_sentence
+from mmpelk.engine.command_line import exit_on_user_error
 
 # What a variant changes in the backbone. Those of `EXTRA` differ from `BASE` in nothing else, and so in size; the
 # widths of the others are chosen for the parameters of `BASE`.
@@ -155,7 +155,7 @@ def main() -> None:
     schedules: dict[str, dict[str, dict[str, Any]]] = {}
     for iterations in args.iterations:
         texts = {name: settings(name, widths[name], iterations) for name in VARIANTS}
-        with errors_in_one_sentence():
+        with exit_on_user_error():
             runs = train_all(texts, args.seeds, args.work_dir / str(iterations), args.jobs)
         everything += runs
         schedules[str(iterations)] = {

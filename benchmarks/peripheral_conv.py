@@ -24,7 +24,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from mmpelk.analysis.timing import interleaved_medians, machine
+from mmpelk.analysis.timing import environment_info, interleaved_medians
 from mmpelk.models.pelk import ARCHITECTURES
 from mmpelk.ops import available_backends, expand_kernel, peripheral_conv2d, sharing_grid
 
@@ -280,7 +280,7 @@ def main() -> None:
     cases = GPU_CASES if on_gpu else CPU_CASES
     chosen = [cases[i] for i in args.cases] if args.cases is not None else cases
     console = Console()
-    where = machine(args.device)
+    where = environment_info(args.device)
     console.print(where)
     name = f'peripheral_conv_{args.device}_{args.dtype}'
     data: dict[str, Any] = {'machine': where, 'dtype': args.dtype, 'rounds': rounds}

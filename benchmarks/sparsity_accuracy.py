@@ -17,7 +17,7 @@ from demo_training import ROOT, train_all, trained_on
 from rich.console import Console
 from rich.table import Table
 
-from mmpelk.engine.command_line import errors_in_one_sentence
+from mmpelk.engine.command_line import exit_on_user_error
 
 HOOKS = {
     'dense': '',
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='trainings at a time')
     parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs/sparsity_accuracy')
     args = parser.parse_args()
-    with errors_in_one_sentence():
+    with exit_on_user_error():
         runs = train_all(HOOKS, args.seeds, args.work_dir, args.jobs)
     results: dict[str, dict[str, float | list[float]]] = {}
     table = Table(title='held-out mIoU of the demo, percent')

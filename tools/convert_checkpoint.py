@@ -16,7 +16,7 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from mmpelk.engine.checks import check_checkpoint
-from mmpelk.engine.command_line import errors_in_one_sentence, load_config
+from mmpelk.engine.command_line import exit_on_user_error, load_config
 from mmpelk.models.key_maps import SOURCES, Comparison, compare, detect_source, from_source, to_timm
 from mmpelk.sparsity import fold_masks
 from mmpelk.sparsity.export import save_pth, save_safetensors
@@ -155,7 +155,7 @@ def export_checkpoint(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = parse_args()
-    with errors_in_one_sentence():
+    with exit_on_user_error():
         (import_checkpoint if args.mode == 'import' else export_checkpoint)(args)
 
 

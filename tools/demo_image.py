@@ -19,7 +19,7 @@ from rich.progress import track
 from torch import nn
 
 from mmpelk.engine.checks import check_checkpoint
-from mmpelk.engine.command_line import errors_in_one_sentence
+from mmpelk.engine.command_line import exit_on_user_error
 
 IMAGE_SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'}
 Predict = Callable[[nn.Module, np.ndarray], BaseDataElement]
@@ -112,7 +112,7 @@ def build_visualizer(cfg: Config, model: nn.Module, args: argparse.Namespace) ->
 
 def main() -> None:
     args = parse_args()
-    with errors_in_one_sentence():
+    with exit_on_user_error():
         drawings = find_images(args.images, args.out)
         if not Path(args.config).is_file():
             raise FileNotFoundError(f"there is no config '{args.config}'")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mmengine.runner import CheckpointLoader
 
-from mmpelk.engine.command_line import errors_in_one_sentence
+from mmpelk.engine.command_line import exit_on_user_error
 from mmpelk.sparsity.export import add_hash, export_checkpoint, save_pth, save_safetensors
 
 WRITERS = {'.pth': save_pth, '.safetensors': save_safetensors}
@@ -31,7 +31,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    with errors_in_one_sentence():
+    with exit_on_user_error():
         if not args.checkpoint.is_file():
             raise FileNotFoundError(f"there is no checkpoint '{args.checkpoint}'")
         for path in args.out:

@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import nn
 
 from mmpelk.analysis.complexity import Complexity, checkpoint_densities, count_complexity, uniform_densities
-from mmpelk.engine.command_line import errors_in_one_sentence, load_config, parse_options
+from mmpelk.engine.command_line import exit_on_user_error, load_config, parse_options
 
 
 def parse_args() -> argparse.Namespace:
@@ -113,7 +113,7 @@ def _readable(count: float) -> str:
 
 def main() -> None:
     args = parse_args()
-    with errors_in_one_sentence():
+    with exit_on_user_error():
         model = build_model(load_config(args))
         complexity = count_complexity(model, tuple(args.shape), densities(model, args))
         report = (

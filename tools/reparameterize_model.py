@@ -14,7 +14,7 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
 from mmpelk.engine.checks import check_checkpoint
-from mmpelk.engine.command_line import errors_in_one_sentence, load_config
+from mmpelk.engine.command_line import exit_on_user_error, load_config
 from mmpelk.models import PeLK
 from mmpelk.models.checkpoint import deploy_state_dict
 from mmpelk.sparsity import fold_masks
@@ -75,7 +75,7 @@ def convert(cfg: Config, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], f
 
 def main() -> None:
     args = parse_args()
-    with errors_in_one_sentence():
+    with exit_on_user_error():
         cfg = load_config(args)
         init_default_scope(cfg.get('default_scope') or 'mmengine')
         check_checkpoint(args.checkpoint)

@@ -9,7 +9,7 @@ from mmpelk.engine.checks import check_checkpoint, check_data
 from mmpelk.engine.command_line import (
     add_common_options,
     build_runner,
-    errors_in_one_sentence,
+    exit_on_user_error,
     load_config,
     parse_options,
 )
@@ -72,7 +72,7 @@ def augment(cfg: Config) -> None:
 
 def main() -> None:
     args = parse_args()
-    with errors_in_one_sentence():
+    with exit_on_user_error():
         cfg = load_config(args)
         cfg.load_from = args.checkpoint
         check_checkpoint(args.checkpoint)

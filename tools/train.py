@@ -9,7 +9,7 @@ from mmpelk.engine.checks import check_checkpoint, check_data, check_weights
 from mmpelk.engine.command_line import (
     add_common_options,
     build_runner,
-    errors_in_one_sentence,
+    exit_on_user_error,
     load_config,
     parse_options,
 )
@@ -50,7 +50,7 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = parse_args()
-    with errors_in_one_sentence():
+    with exit_on_user_error():
         cfg = load_config(args)
         apply_options(cfg, args)
         check_checkpoint(cfg.get('load_from'))

@@ -128,7 +128,7 @@ class MeasuredScores:
     """Scores of a trained recipe.
 
     Attributes:
-        machine: What the results file says of the machine; :func:`mmpelk.analysis.timing.machine` describes one.
+        machine: What the results file says of the machine; :func:`mmpelk.analysis.timing.environment_info` describes one.
         scores: In per cent, by the metric names of :class:`mmpelk.analysis.paper.PublishedTable`.
     """
 

@@ -22,7 +22,7 @@ from mmpelk.models.pelk import PeLKStage
 from mmpelk.ops import force_backend
 
 from .paper import TABLE_8
-from .timing import interleaved_medians, machine, synchronize
+from .timing import environment_info, interleaved_medians, synchronize
 
 __all__ = [
     'LAYOUTS',
@@ -138,7 +138,7 @@ class Run:
     Attributes:
         setting: What was measured.
         device: ``'cpu'`` or ``'cuda'``.
-        machine: :func:`mmpelk.analysis.timing.machine` of the run, with the versions of cuDNN and of this package.
+        machine: :func:`mmpelk.analysis.timing.environment_info` of the run, with the versions of cuDNN and of this package.
         rounds: How often every network ran, at least.
         rows: The networks in the order that they were given.
     """
@@ -310,7 +310,7 @@ def measure_throughput(
     dtype = torch.bfloat16 if setting.precision == 'bfloat16' else torch.float32
     candidates = {name: model if isinstance(model, Candidate) else Candidate(model) for name, model in models.items()}
     with precision_flags(setting.precision):
-        where = machine(device) | {'mmpelk': __version__, 'cudnn': torch.backends.cudnn.version()}
+        where = environment_info(device) | {'mmpelk': __version__, 'cudnn': torch.backends.cudnn.version()}
         generator = torch.Generator().manual_seed(0)
         image = torch.randn(setting.batch, 3, setting.size, setting.size, generator=generator).to(device, dtype)
         if setting.compiled:
@@ -385,7 +385,7 @@ def find_run(
     It has the same setting, networks and layouts, at least as many rounds, and comes from the same machine with the
     same number of threads and the same versions of everything.
     """
-    here = machine(device) | {'mmpelk': __version__, 'cudnn': torch.backends.cudnn.version()}
+    here = environment_info(device) | {'mmpelk': __version__, 'cudnn': torch.backends.cudnn.version()}
     identity = ('device', 'threads', 'torch', 'python', 'mmpelk', 'cudnn')
     for run in runs:
         if (

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-__all__ = ['interleaved_medians', 'machine', 'synchronize']
+__all__ = ['environment_info', 'interleaved_medians', 'synchronize']
 
 _ONCE_IS_ENOUGH = 4.0  # seconds from which on a call is not repeated
 _AT_LEAST = 0.5  # seconds that the rounds take together, so that short calls are repeated often
@@ -68,7 +68,7 @@ def interleaved_medians(functions: Mapping[str, Callable[[], Any]], device: str,
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def machine(device: str) -> dict[str, Any]:
+def environment_info(device: str) -> dict[str, Any]:
     """Device, versions, threads, precision settings and date of a run.
 
     Args:

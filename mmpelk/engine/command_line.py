@@ -15,7 +15,7 @@ from mmpelk.config import list_configs
 
 from .checks import check_option_names
 
-__all__ = ['add_common_options', 'build_runner', 'errors_in_one_sentence', 'load_config', 'parse_options']
+__all__ = ['add_common_options', 'build_runner', 'exit_on_user_error', 'load_config', 'parse_options']
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +73,7 @@ def build_runner(cfg: Config) -> Runner:
 
 
 @contextmanager
-def errors_in_one_sentence() -> Iterator[None]:
+def exit_on_user_error() -> Iterator[None]:
     """Print a user's mistake as a sentence and exit with code 1.
 
     For what happens before training: reading the config, checking files, building modules. Rank 0 alone speaks. The

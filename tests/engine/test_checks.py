@@ -7,7 +7,7 @@ from mmengine.config import Config
 
 import mmpelk
 from mmpelk.engine.checks import check_checkpoint, check_data, check_option_names, check_weights
-from mmpelk.engine.command_line import errors_in_one_sentence
+from mmpelk.engine.command_line import exit_on_user_error
 
 
 @pytest.fixture(scope='module')
@@ -90,17 +90,17 @@ def test_checkpoint(tmp_path: Path) -> None:
 
 
 def test_an_error_becomes_one_line(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SystemExit, match='1'), errors_in_one_sentence():
+    with pytest.raises(SystemExit, match='1'), exit_on_user_error():
         check_checkpoint('gone.pth')
     assert len(capsys.readouterr().err.splitlines()) == 1
 
     monkeypatch.setenv('MMPELK_TRACEBACK', '1')
-    with pytest.raises(FileNotFoundError), errors_in_one_sentence():
+    with pytest.raises(FileNotFoundError), exit_on_user_error():
         check_checkpoint('gone.pth')
 
 
 def test_other_ranks_are_silent(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('RANK', '1')
-    with pytest.raises(SystemExit, match='1'), errors_in_one_sentence():
+    with pytest.raises(SystemExit, match='1'), exit_on_user_error():
         check_checkpoint('gone.pth')
     assert capsys.readouterr().err == ''

@@ -65,7 +65,7 @@ class Runs:
 
         Args:
             value: The figure; ``None`` for nothing.
-            machine: What :func:`mmpelk.analysis.timing.machine` says of the run.
+            machine: What :func:`mmpelk.analysis.timing.environment_info` says of the run.
             what: Name of the run, for the list of them.
             places: Decimal places.
             spread: Standard deviation.

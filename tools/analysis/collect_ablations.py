@@ -17,7 +17,7 @@ from rich.table import Table
 
 from mmpelk.analysis.ablation_results import Measured, collect, gain, merge, report
 from mmpelk.analysis.ablations import ABLATIONS, METRICS, AblationTable, computed
-from mmpelk.engine.command_line import errors_in_one_sentence
+from mmpelk.engine.command_line import exit_on_user_error
 
 RESULTS = Path(__file__).resolve().parents[2] / 'benchmarks' / 'results' / 'ablations.json'
 
@@ -85,7 +85,7 @@ def stored(out: Path) -> dict[str, Any]:
 
 def main() -> None:
     args = parse_args()
-    with errors_in_one_sentence():
+    with exit_on_user_error():
         results = collect(args.work_dirs)
         console = Console(width=None if sys.stdout.isatty() else 140)
         for key in args.tables:

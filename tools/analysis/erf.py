@@ -47,9 +47,9 @@ from mmpelk.analysis.receptive_field import (
     receptive_field_size,
     theoretical_receptive_field,
 )
-from mmpelk.analysis.timing import machine
+from mmpelk.analysis.timing import environment_info
 from mmpelk.engine.checks import check_checkpoint
-from mmpelk.engine.command_line import errors_in_one_sentence, load_config
+from mmpelk.engine.command_line import exit_on_user_error, load_config
 from mmpelk.models import PeLK
 from mmpelk.models.checkpoint import check_pretrained
 
@@ -290,7 +290,7 @@ def measure(request: Request, images: dict[str, Image], args: argparse.Namespace
     scores = contribution_scores(model, preprocessed(model, pictures))
     seconds = time.perf_counter() - start
     facts: dict[str, Any] = dict(asdict(request), weights=weights, images=len(images), seconds=round(seconds, 2))
-    facts['machine'] = machine(device.split(':')[0])  # of loaded maps, not the one that draws them
+    facts['machine'] = environment_info(device.split(':')[0])  # of loaded maps, not the one that draws them
     facts['config'] = shown(request.config)
     if request.checkpoint != RANDOM and '://' not in request.checkpoint:
         facts['checkpoint'] = shown(request.checkpoint)
@@ -386,7 +386,7 @@ def run(args: argparse.Namespace) -> None:
 def main() -> None:
     args = parse_args()
     MMLogger.get_instance('mmengine', log_level='ERROR')  # a line per initialised parameter otherwise
-    with errors_in_one_sentence():
+    with exit_on_user_error():
         run(args)
 
 

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from mmpelk.analysis.complexity import count_complexity, uniform_densities
 from mmpelk.analysis.shares import PAPER_SHARES, FlopShares, Share, flop_shares
-from mmpelk.engine.command_line import errors_in_one_sentence, load_config, parse_options
+from mmpelk.engine.command_line import exit_on_user_error, load_config, parse_options
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = 'configs/seg/upernet_pelk_t_ade20k.py'
@@ -131,7 +131,7 @@ def _stack(axes: Axes, shares: Sequence[Share]) -> None:
 
 def main() -> None:
     args = parse_args()
-    with errors_in_one_sentence():
+    with exit_on_user_error():
         shares = compute(args)
         console = Console(width=None if sys.stdout.isatty() else 120)
         console.print(shares_table(shares))

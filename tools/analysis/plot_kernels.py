@@ -33,7 +33,7 @@ from mmpelk.analysis.kernels import (
     regions,
 )
 from mmpelk.engine.checks import check_checkpoint
-from mmpelk.engine.command_line import errors_in_one_sentence, load_config, parse_options
+from mmpelk.engine.command_line import exit_on_user_error, load_config, parse_options
 from mmpelk.models import PeLK
 from mmpelk.models.checkpoint import deploy_state_dict
 from mmpelk.ops.sharing_grid import check_sharing_grid, sharing_grid
@@ -298,7 +298,7 @@ def figure_of(args: argparse.Namespace) -> Figure:
 
 def main() -> None:
     args = parse_args()
-    with errors_in_one_sentence():
+    with exit_on_user_error():
         out = args.out or Path('work_dirs/analysis') / f'{args.name}.png'
         figure = figure_of(args)
         out.parent.mkdir(parents=True, exist_ok=True)

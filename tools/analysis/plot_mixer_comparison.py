@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mmpelk.engine.command_line import errors_in_one_sentence
+from mmpelk.engine.command_line import exit_on_user_error
 
 matplotlib.use('Agg')  # no display needed
 
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument('--results', type=Path, default=RESULTS, help='what the benchmark has written; %(default)s')
     parser.add_argument('--out', type=Path, required=True, help='PNG to write')
     args = parser.parse_args()
-    with errors_in_one_sentence():
+    with exit_on_user_error():
         if not args.results.is_file():
             raise FileNotFoundError(f"'{args.results}' does not exist; python benchmarks/mixer_comparison.py writes it")
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmpelk.analysis.scaling import KERNEL_SIZES, Growth, ScalingRow, kernel_growth, scaling_table
-from mmpelk.engine.command_line import errors_in_one_sentence
+from mmpelk.engine.command_line import exit_on_user_error
 
 # Label, line, marker and grey of every curve: each of the three alone tells them apart.
 STYLES = {
@@ -109,7 +109,7 @@ def _label_sizes(axes: Axes, sizes: Sequence[int]) -> None:
 
 def main() -> None:
     args = parse_args()
-    with errors_in_one_sentence():
+    with exit_on_user_error():
         sides = sorted(set(args.kernel_sizes))
         rows, growth = scaling_table(sides, args.center_size), kernel_growth(center_size=args.center_size)
         console = Console(width=None if sys.stdout.isatty() else 120)

@@ -25,7 +25,7 @@ from mmpelk.analysis.ablation_results import STEP_INTERVALS, model_text, run_fol
 from mmpelk.analysis.ablations import ABLATIONS, METRICS, recipe, recipe_path
 from mmpelk.analysis.runs import TrainingRun, planned_steps, read_run
 from mmpelk.engine.checks import check_data, check_option_names
-from mmpelk.engine.command_line import errors_in_one_sentence
+from mmpelk.engine.command_line import exit_on_user_error
 
 TOOLS = Path(__file__).resolve().parent.parent
 SEG_GPUS = 8  # of the segmentation recipes, with two images each
@@ -310,7 +310,7 @@ def summary(jobs: Sequence[Job], left: Sequence[Job], failed: Mapping[str, str])
 
 def main() -> None:
     args = parse_args()
-    with errors_in_one_sentence():
+    with exit_on_user_error():
         jobs = plan(args)
         left = [job for job in jobs if not job.finished()]
         if not args.dry_run and args.launcher == 'local':  # Slurm's machines may see other disks

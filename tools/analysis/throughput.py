@@ -38,7 +38,7 @@ from mmpelk.analysis.throughput import (
     save_runs,
     with_run,
 )
-from mmpelk.engine.command_line import errors_in_one_sentence, load_config
+from mmpelk.engine.command_line import exit_on_user_error, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = {
@@ -256,7 +256,7 @@ def _draw_panel(axes: Axes, runs: Sequence[Run], names: Sequence[str], batches: 
 def main() -> None:
     args = parse_args()
     console = Console(width=None if sys.stdout.isatty() else 120)
-    with errors_in_one_sentence():
+    with exit_on_user_error():
         if args.device == 'cuda' and not torch.cuda.is_available() and not args.show:
             raise ValueError('torch sees no GPU here; measure with --device cpu')
         if args.show:
