@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmpelk.ops import available_backends, expand_kernel, force_backend, peripheral_conv2d, sharing_grid, workspace
 from mmpelk.ops.backends import BACKENDS as BACKEND_TABLE
 from mmpelk.ops.backends import fastest_backend
-from mmpelk.ops.library import HAS_CUSTOM_OP
+from mmpelk.ops.custom_op import HAS_CUSTOM_OP
 from mmpelk.ops.reference import peripheral_conv2d_reference
 from mmpelk.ops.sharing_grid import mirror_half_grid
 
@@ -346,7 +346,7 @@ def test_forcing_a_backend(backend: str, monkeypatch: pytest.MonkeyPatch) -> Non
     grid = sharing_grid(13, 5)
     x, weight, _ = _inputs(grid, 10, 9)
     used: list[str] = []
-    monkeypatch.setattr('mmpelk.ops.library.BACKENDS', _recording(used))
+    monkeypatch.setattr('mmpelk.ops.custom_op.BACKENDS', _recording(used))
     with force_backend(backend):
         peripheral_conv2d(x, weight, grid)
         peripheral_conv2d(x, weight, grid, backend='dense')
@@ -385,7 +385,7 @@ def test_choice_on_a_cpu(size: int, kernel_size: int, dtype: torch.dtype, output
 
 
 @pytest.mark.parametrize(
-    ('kernel_size', 'missing', 'refusal', 'choice'),
+    ('kernel_size', 'unavailable', 'unsupported', 'choice'),
     [
         (51, None, None, 'triton'),
         (51, 'no triton', None, 'fft'),
@@ -394,9 +394,9 @@ def test_choice_on_a_cpu(size: int, kernel_size: int, dtype: torch.dtype, output
     ],
 )
 def test_choice_on_cuda(
-    kernel_size: int, missing: str | None, refusal: str | None, choice: str, monkeypatch: pytest.MonkeyPatch
+    kernel_size: int, unavailable: str | None, unsupported: str | None, choice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stub = replace(BACKEND_TABLE['triton'], missing=lambda: missing, refusal=lambda *args: refusal)
+    stub = replace(BACKEND_TABLE['triton'], unavailable_reason=lambda: unavailable, unsupported_reason=lambda *args: unsupported)
     monkeypatch.setitem(BACKEND_TABLE, 'triton', stub)
     x = SimpleNamespace(is_cuda=True, dtype=torch.float32, shape=(1, 1, 56, 56))
     for weight_grad in (False, True):
