@@ -14,7 +14,7 @@ import torch
 from mmengine.config import Config
 
 from mmpelk.config import config_path
-from mmpelk.models.mixers import MIXERS
+from mmpelk.models.mixers import MIXERS, MixerSpec
 from mmpelk.ops.sharing_grid import resolve_sharing_grid
 
 __all__ = [
@@ -141,7 +141,7 @@ def stage_kernel_parameters(cfg: Config) -> list[int]:
     counts = []
     for size, grid in zip(cfg.model.backbone.arch.kernel_sizes, grids(cfg), strict=True):
         with torch.device('meta'):
-            built = MIXERS[mixer](1, size, sharing_grid=grid if mixer == 'peripheral' else None)
+            built = MIXERS[mixer](MixerSpec(1, size, sharing_grid=grid if mixer == 'peripheral' else None))
         counts.append(sum(parameter.numel() for parameter in built.large.parameters()))
     return counts
 

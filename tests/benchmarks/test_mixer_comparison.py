@@ -76,7 +76,7 @@ def test_variants_build_and_differ_in_mixer_and_widths_alone(
 ) -> None:
     base = _flat(_load(tool, tool.BASE, widths[tool.BASE]).to_dict())
     allowed = {f'model.backbone.{key}' for key in MIXER_OPTIONS} | {
-        *('model.backbone.arch.channels', 'model.backbone.arch.center_size', 'model.decode_head.in_channels')
+        *('model.backbone.channels', 'model.backbone.center_size', 'model.decode_head.in_channels')
     }
     seen = set()
     for name in tool.VARIANTS:

@@ -353,6 +353,20 @@ def test_forcing_a_backend(backend: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert used == [backend, 'dense']
 
 
+def test_the_choice_is_said_once_per_shape(caplog: pytest.LogCaptureFixture) -> None:
+    grid = sharing_grid(13, 5)
+    x, weight, _ = _inputs(grid, 11, 23)
+    with caplog.at_level('DEBUG', 'mmpelk.ops'):
+        for _ in range(3):
+            peripheral_conv2d(x, weight.requires_grad_(), grid).sum().backward()
+    said = [record.getMessage() for record in caplog.records if '11, 23' in record.getMessage()]
+    assert len(said) == 2, said
+    assert (
+        said[0] == f'convolution of {tuple(x.shape)} {x.dtype} on cpu with K = 13: backend {fastest_backend(x, grid)!r}'
+    )
+    assert said[1].startswith('gradient of the weight of')
+
+
 def _recording(used: list[str]):
     class Recording(dict):
         def __getitem__(self, name: str):
@@ -396,7 +410,9 @@ def test_choice_on_a_cpu(size: int, kernel_size: int, dtype: torch.dtype, output
 def test_choice_on_cuda(
     kernel_size: int, unavailable: str | None, unsupported: str | None, choice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stub = replace(BACKEND_TABLE['triton'], unavailable_reason=lambda: unavailable, unsupported_reason=lambda *args: unsupported)
+    stub = replace(
+        BACKEND_TABLE['triton'], unavailable_reason=lambda: unavailable, unsupported_reason=lambda *args: unsupported
+    )
     monkeypatch.setitem(BACKEND_TABLE, 'triton', stub)
     x = SimpleNamespace(is_cuda=True, dtype=torch.float32, shape=(1, 1, 56, 56))
     for weight_grad in (False, True):

@@ -29,7 +29,18 @@ def test_cases_in_the_interpreter() -> None:
     """In a process of their own: the variable has to be set before Triton is imported."""
     pytest.importorskip('triton', minversion='3.0')
     cases = subprocess.run(
-        [sys.executable, '-m', 'pytest', '-q', '-W', 'ignore', '-p', 'no:cacheprovider', '--confcutdir=tests/ops', 'tests/ops/triton_cases.py'],
+        [
+            sys.executable,
+            '-m',
+            'pytest',
+            '-q',
+            '-W',
+            'ignore',
+            '-p',
+            'no:cacheprovider',
+            '--confcutdir=tests/ops',
+            'tests/ops/triton_cases.py',
+        ],
         cwd=ROOT,
         env={**os.environ, 'TRITON_INTERPRET': '1', 'OMP_NUM_THREADS': '1'},
         capture_output=True,

@@ -16,9 +16,9 @@ from torch import Tensor
 from mmpelk.ops import sharing_grid
 from mmpelk.ops.backends import dense
 from mmpelk.ops.backends import triton as backend
+from mmpelk.ops.backends.triton import launch
 from mmpelk.ops.functional import peripheral_conv2d
 from mmpelk.ops.reference import peripheral_conv2d_reference
-from mmpelk.ops.backends.triton import launch
 
 DEVICE = 'cpu' if backend.interpreted() else 'cuda'
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}

@@ -21,7 +21,7 @@ from mmpelk.analysis.kernels import learnt_embedding, learnt_kernel
 from mmpelk.analysis.scaling import scaling_table
 from mmpelk.analysis.shares import FlopShares, Share
 from mmpelk.models import PeLK
-from mmpelk.models.checkpoint import deploy_state_dict
+from mmpelk.models.deploy import deploy_state_dict
 from tests.commands import load_tool
 from tests.paths import TOOLS
 

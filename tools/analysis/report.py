@@ -31,7 +31,7 @@ LOGS = ROOT / 'work_dirs/report'
 DEMO = 'work_dirs/demo_segmentation/iter_700.pth'
 DEMO_7X7 = 'work_dirs/demo_segmentation_7x7/iter_700.pth'
 NANO = 'configs/demo/upernet_pelk_nano_synthetic.py'
-KERNELS_7X7 = '"model.backbone.arch.kernel_sizes=(7,7)"'
+KERNELS_7X7 = '"model.backbone.kernel_sizes=(7,7)"'
 
 
 @dataclass(frozen=True)

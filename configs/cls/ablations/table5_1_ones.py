@@ -5,7 +5,8 @@ _base_ = './pelk_t.py'
 grid = [1] * 33
 model = dict(
     backbone=dict(
-        arch=dict(kernel_sizes=(33, 33, 33, 33), sharing_grids=[grid, grid, grid, grid]),
+        kernel_sizes=(33, 33, 33, 33),
+        sharing_grids=[grid, grid, grid, grid],
         positional_embedding=None,
     )
 )

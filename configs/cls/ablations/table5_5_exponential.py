@@ -2,4 +2,4 @@
 _base_ = './table5_1_ones.py'
 
 grid = [8, 4, 2, 1, 1, 1]
-model = dict(backbone=dict(arch=dict(sharing_grids=[grid, grid, grid, grid])))
+model = dict(backbone=dict(sharing_grids=[grid, grid, grid, grid]))

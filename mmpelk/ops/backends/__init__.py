@@ -139,7 +139,9 @@ def fastest_backend(x: Tensor, grid: Sequence[int], *, weight_grad: bool = False
     """
     name = _fastest_on_cuda(x, grid) if x.is_cuda else _fastest_on_cpu(x, sum(grid), weight_grad)
     if _LOGGER.isEnabledFor(logging.DEBUG):
-        _say_choice(name, 'gradient of the weight' if weight_grad else 'convolution', x.shape, x.dtype, x.device, sum(grid))
+        _say_choice(
+            name, 'gradient of the weight' if weight_grad else 'convolution', x.shape, x.dtype, x.device, sum(grid)
+        )
     return name
 
 
@@ -180,4 +182,6 @@ def _fastest_on_cuda(x: Tensor, grid: Sequence[int]) -> str:
     if sum(grid) <= _DENSE_UP_TO:
         return 'dense'
     kernels = BACKENDS['triton']
-    return 'triton' if kernels.unavailable_reason() is None and kernels.unsupported_reason(x, x, grid) is None else 'fft'
+    return (
+        'triton' if kernels.unavailable_reason() is None and kernels.unsupported_reason(x, x, grid) is None else 'fft'
+    )
