@@ -174,6 +174,15 @@ def test_checkpointing_changes_no_gradient() -> None:
         torch.testing.assert_close(ours.grad, theirs.grad, msg=lambda m, name=name: f'{name}: {m}')
 
 
+def test_checkpointed_blocks_are_computed_again_in_the_backward_pass() -> None:
+    model, calls = _nano(with_cp=True), []
+    model.stages[1][0].mixer.register_forward_hook(lambda *_: calls.append(1))
+    loss = sum(out.square().mean() for out in model(torch.randn(2, 3, 64, 64)))
+    assert len(calls) == 1
+    loss.backward()
+    assert len(calls) == 2
+
+
 def test_every_parameter_has_a_gradient() -> None:
     model = _nano()
     sum(out.square().mean() for out in model(torch.randn(2, 3, 64, 64))).backward()
