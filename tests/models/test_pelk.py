@@ -75,6 +75,10 @@ def test_architecture_with_overrides(arch: str | dict, changed: str) -> None:
     assert grids == [sharing_grid(size, min(whole['center_size'], size)) for size in whole['kernel_sizes']]
 
 
+def test_centre_of_a_dict_without_one() -> None:
+    assert _nano().stages[0][0].mixer.large.sharing_grid == sharing_grid(31, 5)
+
+
 def test_centre_of_a_named_architecture_is_cut_to_smaller_kernels() -> None:
     with torch.device('meta'):
         model = PeLK('tiny', kernel_sizes=(3, 3, 3, 3))
@@ -98,9 +102,13 @@ def test_maps_of_any_size(size: tuple[int, int]) -> None:
         height, width = max(1, height // 2), max(1, width // 2)
 
 
-def test_classification_output() -> None:
-    (out,) = PeLK(NANO)(torch.randn(2, 3, 64, 64))
-    assert out.shape == (2, 40)
+def test_classification_output_is_the_normed_mean() -> None:
+    model = PeLK(NANO).eval()
+    x = maps = torch.randn(2, 3, 64, 64)
+    for downsample, stage in zip(model.downsample_layers, model.stages, strict=True):
+        maps = stage(downsample(maps))
+    want = nn.functional.layer_norm(maps.mean((2, 3)), (40,), model.norm3.weight, model.norm3.bias, 1e-6)
+    torch.testing.assert_close(model(x), (want,))
 
 
 def test_builds_by_name_from_the_root_registry() -> None:
@@ -158,6 +166,7 @@ def test_masks_do_not_outlive_the_kernels_that_they_were_for(mixer: str) -> None
     x = torch.randn(2, 3, 64, 64)
     want = model(x)
     model.switch_to_deploy()
+    assert not any('.mixer.' in name for name, _ in model.named_buffers())
     remove_masks(model)  # folds what is left
     torch.testing.assert_close(model(x), want, rtol=1e-5, atol=1e-5)
 
@@ -215,6 +224,14 @@ def test_frozen_stages_do_not_train() -> None:
     for name, value in model.state_dict().items():
         if name.startswith(('stages.0', 'stages.1', 'downsample_layers.0', 'downsample_layers.1')):
             assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize('mixer', ['peripheral', 'stripe'])
+def test_frozen_stages_stay_frozen_when_deployed(mixer: str) -> None:
+    model = _nano(mixer=mixer, positional_embedding=None, frozen_stages=2)
+    model.eval().switch_to_deploy()
+    assert not any(p.requires_grad for p in model.stages[:2].parameters())
+    assert all(p.requires_grad for p in model.stages[2:].parameters())
 
 
 def test_norm_eval_keeps_the_statistics() -> None:

@@ -40,6 +40,17 @@ def test_refuses(arguments: dict, message: str) -> None:
         PeripheralConv2d(4, **arguments)
 
 
+def test_initial_parameters() -> None:
+    conv = PeripheralConv2d(64, 51, bias=True)
+    assert conv.weight.std().item() == pytest.approx(0.02, rel=0.05)  # 64 x 13 x 13 numbers
+    assert not conv.bias.any()
+
+
+def test_names_the_backend_for_its_calls() -> None:
+    with pytest.raises(ValueError, match="unknown backend 'magic'"):
+        PeripheralConv2d(4, 13, backend='magic')(torch.zeros(1, 4, 8, 8))
+
+
 def test_wrong_channel_count() -> None:
     with pytest.raises(ValueError, match='for an input of 5 channels'):
         PeripheralConv2d(4, 13)(torch.zeros(1, 5, 8, 8))

@@ -1,5 +1,8 @@
 """Which backend computes a call: the choice, forcing one, and what the log says."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -21,10 +24,33 @@ def test_forcing_a_backend(backend: str, monkeypatch: pytest.MonkeyPatch) -> Non
     x, weight, _ = make_inputs(grid, 10, 9)
     used: list[str] = []
     monkeypatch.setattr('mmpelk.ops.custom_op.BACKENDS', _recording(used))
+    x.requires_grad_()
+    weight.requires_grad_()
     with force_backend(backend):
-        peripheral_conv2d(x, weight, grid)
+        out = peripheral_conv2d(x, weight, grid)
         peripheral_conv2d(x, weight, grid, backend='dense')
-    assert used == [backend, 'dense']
+    out.sum().backward()  # both gradients, outside the block
+    assert used == [backend, 'dense', backend, backend]
+    peripheral_conv2d(x, weight, grid)
+    assert used[-1] == fastest_backend(x, grid)
+
+
+def test_inputs_that_a_named_backend_does_not_support(monkeypatch: pytest.MonkeyPatch) -> None:
+    stub = replace(TABLE['fft'], unsupported_reason=lambda x, weight, grid: f'no {x.dtype}')
+    monkeypatch.setitem(TABLE, 'fft', stub)
+    x, weight, _ = make_inputs((1,), 4, 4)
+    with pytest.raises(ValueError, match="'fft' cannot compute this call: no"):
+        peripheral_conv2d(x, weight, (1,), backend='fft')
+
+
+@pytest.mark.slow
+def test_backend_from_the_environment() -> None:
+    program = (
+        'import torch\nfrom mmpelk.ops.backends import requested_backend\n'
+        'print(requested_backend(torch.zeros(1, 1, 3, 3), torch.zeros(1, 1, 1, 1), [1], None))'
+    )
+    environment = {**os.environ, 'MMPELK_BACKEND': 'matmul'}
+    assert subprocess.check_output([sys.executable, '-c', program], env=environment, text=True) == 'matmul\n'
 
 
 def test_the_choice_is_said_once_per_shape(caplog: pytest.LogCaptureFixture) -> None:

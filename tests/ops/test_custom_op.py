@@ -64,6 +64,15 @@ def test_autocast_casts_as_conv2d_does(backend: str | None, dtype: torch.dtype) 
     torch.testing.assert_close(got, [want[0], *(gradient.float() for gradient in want[1:])], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize('backend', [None, *BACKENDS])
+def test_autocast_leaves_float64(backend: str | None) -> None:
+    grid = sharing_grid(31, 5)
+    inputs = make_inputs(grid, 10, 9)
+    want = peripheral_conv2d(inputs[0], inputs[1], grid, inputs[2], backend=backend)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(peripheral_conv2d(inputs[0], inputs[1], grid, inputs[2], backend=backend), want)
+
+
 @needs_custom_op
 def test_the_operator_itself_has_the_autocast_rule() -> None:
     grid = list(sharing_grid(31, 5))

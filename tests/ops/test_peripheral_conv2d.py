@@ -166,9 +166,9 @@ def test_any_strides(backend: str, layout: str) -> None:
     assert torch.equal(strided, x)
     grad = LAYOUTS[layout](torch.ones_like(x))
     call = lambda x, w: peripheral_conv2d(x, w, grid, backend=backend)  # noqa: E731
-    torch.testing.assert_close(
-        output_and_gradients(call, (strided, weight), grad), output_and_gradients(call, (x, weight), grad)
-    )
+    got = output_and_gradients(call, (strided, weight), grad)
+    assert got[0].is_contiguous()
+    torch.testing.assert_close(got, output_and_gradients(call, (x, weight), grad))
 
 
 def test_equals_conv2d_with_the_expanded_kernel() -> None:
@@ -176,6 +176,20 @@ def test_equals_conv2d_with_the_expanded_kernel() -> None:
     x, weight, bias = make_inputs(grid, 17, 18)
     want = F.conv2d(x, expand_kernel(weight, grid), bias[:, 0, 0], padding=15, groups=3)
     torch.testing.assert_close(peripheral_conv2d(x, weight, grid, bias[:, 0, 0]), want)
+
+
+def test_output_is_contiguous_where_the_dense_kernel_works_channels_last() -> None:
+    grid = sharing_grid(31, 5)
+    x, weight, _ = make_inputs(grid, 14, 14, torch.float32)
+    assert peripheral_conv2d(x, weight, grid, backend='dense').is_contiguous()
+
+
+def test_fft_of_a_small_map_is_rounded_once() -> None:
+    """Dense sums few terms there, and float32 transforms would be less exact."""
+    grid = sharing_grid(31, 5)
+    x, weight, bias = make_inputs(grid, 15, 15, torch.float32)
+    want = peripheral_conv2d(x.double(), weight.double(), grid, bias.double(), backend='fft')
+    assert torch.equal(peripheral_conv2d(x, weight, grid, bias, backend='fft'), want.float())
 
 
 @pytest.mark.parametrize('bad', [float('nan'), float('inf')])
@@ -210,10 +224,22 @@ def test_empty_batch() -> None:
         (dict(x=torch.zeros(2, 3, 6, 6, dtype=torch.int64)), 'floating-point'),
         (dict(x=torch.zeros(3, 6, 6)), 'floating-point tensor'),
         (dict(bias=torch.zeros(4)), 'bias must be'),
+        (dict(bias=torch.zeros(3, dtype=torch.float64)), 'bias is torch.float64 on cpu'),
         (dict(weight=torch.zeros(3, 1, 5, 5, dtype=torch.float64)), 'must agree'),
         (dict(backend='magic'), 'known: dense'),
     ],
-    ids=['even', 'empty', 'rings', 'channels', 'integers', 'three dims', 'bias', 'dtype', 'backend'],
+    ids=[
+        'even',
+        'empty',
+        'rings',
+        'channels',
+        'integers',
+        'three dims',
+        'bias',
+        'dtype of the bias',
+        'dtype',
+        'backend',
+    ],
 )
 def test_refuses(change: dict, message: str) -> None:
     good = dict(x=torch.zeros(2, 3, 6, 6), weight=torch.zeros(3, 1, 5, 5), sharing_grid=(1,) * 5)
