@@ -2,16 +2,18 @@
 
 Source: Chen et al., PeLK: Parameter-efficient Large Kernel ConvNets with Peripheral Convolution, CVPR 2024,
 https://arxiv.org/abs/2403.07589. Spelling is the paper's. Nothing here is computed or measured by this project: that is
-:mod:`mmpelk.analysis.tables` and the benchmarks. Grids that the paper uses without printing them are worked out by hand
-from its rule, and say so. The ablations of Tables 1, 5, 6 and 7 lie with their recipes.
+:mod:`.counts`, :mod:`.scaling`, :mod:`.shares` and the benchmarks. Grids that the paper uses without printing them are
+worked out by hand from its rule, and say so. The ablations of Tables 1, 5, 6 and 7 lie with their recipes.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 __all__ = [
+    'GROWTH',
+    'PARAMETERS_SAVED',
+    'SHARES',
     'SHARING_GRIDS',
-    'STATEMENTS',
+    'SPEEDUP',
     'TABLES',
     'TABLE_8',
     'KernelSizes',
@@ -19,7 +21,6 @@ __all__ = [
     'PublishedRow',
     'PublishedTable',
     'PublishedThroughput',
-    'Statement',
 ]
 
 KernelSizes = tuple[int, int, int, int]  # of the four stages
@@ -58,15 +59,11 @@ class PublishedTable:
     """One of Tables 2 to 4.
 
     Attributes:
-        number: As in the paper.
-        title: What is compared, on what.
         metrics: What ``scores`` holds: ``mIoU``, ``AP_box``, ``AP_mask``, ``top1``; all in per cent.
         flops_decimals: Digits after the point that the FLOPs are printed with. Scores have one, parameters none.
         rows: In the order of the paper.
     """
 
-    number: int
-    title: str
     metrics: tuple[str, ...]
     flops_decimals: int
     rows: tuple[PublishedRow, ...]
@@ -74,57 +71,41 @@ class PublishedTable:
 
 @dataclass(frozen=True)
 class PublishedThroughput:
-    """A row of Table 8: FP32 on an A100 with PyTorch 1.10.0 and cuDNN 8.2.0; the batch size is not given.
+    """A row of Table 8: FP32 at 224 x 224 on an A100 with PyTorch 1.10.0 and cuDNN 8.2.0; the batch size is not given.
 
     Attributes:
         method: Name of the network, without the citation.
-        input_size: Height and width.
         kernel_sizes: Of the four stages.
         images_per_second: Called "Throughput", without a unit.
     """
 
     method: str
-    input_size: tuple[int, int]
     kernel_sizes: KernelSizes
     images_per_second: int
 
 
 @dataclass(frozen=True)
-class Statement:
-    """A figure that the running text gives for a picture or a table.
-
-    Attributes:
-        where: ``Fig. 2``, ...
-        what: The quantity.
-        value: As stated.
-        unit: ``%``, ``x`` for a multiple, ``px`` for a kernel's side.
-        exact: Whether it is stated without "about", "approximately" or "over".
-    """
-
-    where: str
-    what: str
-    value: float
-    unit: str
-    exact: bool = True
-
-
-@dataclass(frozen=True)
 class PrintedGrid:
-    """A sharing grid, in full.
+    """A sharing grid.
 
     Attributes:
         kernel_size: ``K``, the sum of the grid.
         center_size: Side of the fine-grained centre; for an explicit grid the side of its parameters.
-        grid: Ring widths from rim to rim. The paper's tables print half of it, from the rim to the centre.
+        half: Ring widths as the paper's tables print them: from the rim to the centre, which is not doubled.
         source: Where it is printed, or ``Eq. 2`` where it only follows from the rule.
         follows_rule: Whether Eq. 2 gives it; an explicit grid need not.
     """
 
     kernel_size: int
     center_size: int
-    grid: tuple[int, ...]
+    half: tuple[int, ...]
     source: str
     follows_rule: bool = True
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Ring widths from rim to rim."""
+        return self.half + self.half[-2::-1]
 
     @property
     def is_printed(self) -> bool:
@@ -132,7 +113,7 @@ class PrintedGrid:
         return not self.source.startswith('Eq.')
 
 
-_NO_KERNEL = None  # "N/A"
+_NO_KERNEL = None  # printed as "N/A"
 _7 = (7, 7, 7, 7)
 _31 = (31, 29, 27, 13)
 _51 = (51, 49, 47, 13)
@@ -153,12 +134,11 @@ def _table_4(method: str, side: int, params: int, flops: float, top1: float) -> 
 
 #: Tables 2, 3 and 4 by number.
 TABLES: dict[int, PublishedTable] = {
+    # Semantic segmentation on ADE20K, UperNet, 160k iterations, single scale
     2: PublishedTable(
-        2,
-        'Semantic segmentation on ADE20K, UperNet, 160k iterations, single scale',
-        ('mIoU',),
-        0,
-        (
+        metrics=('mIoU',),
+        flops_decimals=0,
+        rows=(
             _table_2('Swin-T', _NO_KERNEL, 60, 945, 44.5),
             _table_2('ConvNeXt-T', _7, 60, 939, 46.0),
             _table_2('SLaK-T', _51, 64, 957, 47.6),
@@ -175,12 +155,11 @@ TABLES: dict[int, PublishedTable] = {
             _table_2('PeLK-B-101', _101, 126, 1339, 50.6),
         ),
     ),
+    # Object detection and instance segmentation on COCO, Cascade Mask R-CNN, 3x schedule
     3: PublishedTable(
-        3,
-        'Object detection and instance segmentation on COCO, Cascade Mask R-CNN, 3x schedule',
-        ('AP_box', 'AP_mask'),
-        0,
-        (
+        metrics=('AP_box', 'AP_mask'),
+        flops_decimals=0,
+        rows=(
             _table_3('Swin-T', 86, 745, 50.5, 43.7),
             _table_3('ConvNeXt-T', 86, 741, 50.4, 43.7),
             _table_3('PeLK-T', 86, 770, 51.4, 44.6),
@@ -195,12 +174,11 @@ TABLES: dict[int, PublishedTable] = {
             _table_3('PeLK-B-101', 147, 1127, 53.1, 46.1),
         ),
     ),
+    # Image classification on ImageNet-1K
     4: PublishedTable(
-        4,
-        'Image classification on ImageNet-1K',
-        ('top1',),
-        1,
-        (
+        metrics=('top1',),
+        flops_decimals=1,
+        rows=(
             _table_4('Swin-T', 224, 28, 4.5, 81.3),
             _table_4('T2T-ViT_t-14', 224, 22, 6.1, 81.7),
             _table_4('PerViT-S', 224, 21, 4.4, 82.1),
@@ -232,49 +210,35 @@ TABLES: dict[int, PublishedTable] = {
 
 #: Table 8.
 TABLE_8: tuple[PublishedThroughput, ...] = (
-    PublishedThroughput('SLaK-T', (224, 224), _51, 754),
-    PublishedThroughput('PeLK-T', (224, 224), _51, 1138),
-    PublishedThroughput('PeLK-101-T', (224, 224), _101, 1077),
+    PublishedThroughput('SLaK-T', _51, 754),
+    PublishedThroughput('PeLK-T', _51, 1138),
+    PublishedThroughput('PeLK-101-T', _101, 1077),
 )
 
-#: Figures from the running text, by a name of ours.
-STATEMENTS: dict[str, Statement] = dict(
-    fig2_stripe=Statement('Fig. 2', "parameters of SLaK's stripe convolution, kernel 51 to kernel 7", 7.3, 'x'),
-    fig2_dense=Statement('Fig. 2', 'parameters of dense convolution, kernel 51 to kernel 7', 53.1, 'x'),
-    fig5_large_kernels=Statement(
-        'Fig. 5', "large kernels' share of the backbone's FLOPs, PeLK-T at 2048 x 512", 25, '%', exact=False
-    ),
-    fig5_embedding=Statement(
-        'Fig. 5', "positional embedding's share of the backbone's FLOPs, PeLK-T at 2048 x 512", 0.05, '%'
-    ),
-    fig6_smallest_kernel=Statement('Fig. 6', 'smallest kernel', 7, 'px'),
-    fig6_largest_kernel=Statement('Fig. 6', 'largest kernel', 151, 'px'),
-    fig6_gap=Statement('Fig. 6', 'kernel from which on the model sizes differ clearly', 50, 'px'),
-    table8_speedup=Statement('Table 8', 'throughput of PeLK-T to that of SLaK-T', 1.5, 'x'),
-    parameters_saved=Statement(
-        'abstract', 'parameters of a dense large kernel that peripheral convolution saves', 90, '%', exact=False
-    ),
-)
-
-
-def _grid(kernel_size: int, center_size: int, half: tuple[int, ...], source: str, **options: Any) -> PrintedGrid:
-    """From a half grid as the paper's tables print it: from the rim to the centre, which is not doubled."""
-    return PrintedGrid(kernel_size, center_size, half + half[-2::-1], source, **options)
-
+#: Of Table 8: throughput of PeLK-T over that of SLaK-T, as stated.
+SPEEDUP = 1.5
+#: Section 3 and Fig. 2: "scaling up kernel from 7 to 51 only bring about 7.3x params for stripe conv while that for
+#: dense conv is 53.1x". There is no multiple for the peripheral kernel.
+GROWTH = {'stripe': 7.3, 'dense': 53.1}
+#: Abstract: parameters of a dense large kernel that the peripheral one saves, "over 90%".
+PARAMETERS_SAVED = 90
+#: Section 6.2 and Fig. 5, of UperNet PeLK-T at 2048 x 512, in per cent of the backbone's FLOPs: "approximately 25%",
+#: "only 0.05%". The rest of Fig. 5 is in the pictures only.
+SHARES = {'large kernels': 25.0, 'positional embedding': 0.05}
 
 #: Every grid that the paper prints, and those of its kernel sizes that it does not print.
 SHARING_GRIDS: tuple[PrintedGrid, ...] = (
-    _grid(5, 3, (2, 1), 'Fig. 1a', follows_rule=False),
-    _grid(31, 5, (7, 4, 2, 1, 1, 1), 'Fig. 1b'),
-    _grid(33, 5, (8, 4, 2, 1, 1, 1), 'Table 5'),
-    _grid(51, 1, (11, 8, 4, 2, 1), 'Table 6'),
-    _grid(51, 3, (10, 8, 4, 2, 1, 1), 'Table 6'),
-    _grid(51, 5, (9, 8, 4, 2, 1, 1, 1), 'Table 6'),
-    _grid(51, 7, (8, 8, 4, 2, 1, 1, 1, 1), 'Table 6'),
-    _grid(49, 5, (8, 8, 4, 2, 1, 1, 1), 'Eq. 2'),
-    _grid(47, 5, (7, 8, 4, 2, 1, 1, 1), 'Eq. 2'),
-    _grid(13, 5, (2, 2, 1, 1, 1), 'Eq. 2'),
-    _grid(101, 7, (17, 16, 8, 4, 2, 1, 1, 1, 1), 'Eq. 2'),
-    _grid(69, 7, (17, 8, 4, 2, 1, 1, 1, 1), 'Eq. 2, the outermost ring of 1 folded into the next'),
-    _grid(67, 7, (16, 8, 4, 2, 1, 1, 1, 1), 'Eq. 2'),
+    PrintedGrid(5, 3, (2, 1), 'Fig. 1a', follows_rule=False),
+    PrintedGrid(31, 5, (7, 4, 2, 1, 1, 1), 'Fig. 1b'),
+    PrintedGrid(33, 5, (8, 4, 2, 1, 1, 1), 'Table 5'),
+    PrintedGrid(51, 1, (11, 8, 4, 2, 1), 'Table 6'),
+    PrintedGrid(51, 3, (10, 8, 4, 2, 1, 1), 'Table 6'),
+    PrintedGrid(51, 5, (9, 8, 4, 2, 1, 1, 1), 'Table 6'),
+    PrintedGrid(51, 7, (8, 8, 4, 2, 1, 1, 1, 1), 'Table 6'),
+    PrintedGrid(49, 5, (8, 8, 4, 2, 1, 1, 1), 'Eq. 2'),
+    PrintedGrid(47, 5, (7, 8, 4, 2, 1, 1, 1), 'Eq. 2'),
+    PrintedGrid(13, 5, (2, 2, 1, 1, 1), 'Eq. 2'),
+    PrintedGrid(101, 7, (17, 16, 8, 4, 2, 1, 1, 1, 1), 'Eq. 2'),
+    PrintedGrid(69, 7, (17, 8, 4, 2, 1, 1, 1, 1), 'Eq. 2, the outermost ring of 1 folded into the next'),
+    PrintedGrid(67, 7, (16, 8, 4, 2, 1, 1, 1, 1), 'Eq. 2'),
 )
