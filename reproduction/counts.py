@@ -12,7 +12,7 @@ from mmpelk.analysis.inference import build_model
 from mmpelk.analysis.table import Table
 
 from .marks import NOTHING, Results, computed, deviation, paper, target
-from .networks import Recipe, load, own_recipe, recipe_of, unavailable_reason
+from .networks import Recipe, load
 from .paper import TABLES, PublishedRow
 from .scores import measured_scores
 
@@ -55,11 +55,10 @@ def count_table(number: int) -> tuple[CountedRow, ...]:
 
 def count_row(row: PublishedRow) -> CountedRow:
     """Count one row; a network that this installation cannot build is reported with the reason."""
-    recipe = recipe_of(row)
-    reason = recipe if isinstance(recipe, str) else unavailable_reason(recipe)
-    if isinstance(recipe, str) or reason:
-        return CountedRow(row, None, f'not built: {reason}')
-    return CountedRow(row, _count(recipe, row.input_size), recipe.note)
+    try:
+        return CountedRow(row, _count(row.network, row.input_size), row.network.note)
+    except LookupError as error:
+        return CountedRow(row, None, f'not built: {error}')
 
 
 @functools.cache
@@ -77,14 +76,14 @@ def counts_table(number: int, results: Results) -> Table:
     notes: dict[str, int] = {}
     for row in count_table(number):
         published, counted = row.published, row.counted
-        params = counted and counted.params_as_published / 1e6
-        training = counted and counted.params_sparse / 1e6
-        flops = counted and counted.flops_sparse / 1e9
+        params = counted.params_as_published / 1e6 if counted else None
+        training = counted.params_sparse / 1e6 if counted else None
+        flops = counted.flops_sparse / 1e9 if counted else None
         name = published.method + (f', {published.input_size[0]}²' if number == 4 else '')
         if row.note:
             name += f' [{notes.setdefault(row.note, len(notes) + 1)}]'
         scores = []
-        found = measured.get(own_recipe(published) or '')
+        found = measured.get(published.network.own_name or '')
         for metric, score in zip(printed.metrics, published.scores, strict=True):
             cell = target(score) if published.is_ours else paper(score, 1)
             if found and metric in found.scores:

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -50,34 +51,18 @@ class Variant:
 
     name: str
     parameters: int
-    widths: tuple[int, ...]
-    iterations: tuple[int, ...]
-    curves: tuple[tuple[float, ...], ...]
-
-    @property
-    def final(self) -> list[float]:
-        """mIoU at the end, by seed."""
-        return [curve[-1] for curve in self.curves]
-
-    @property
-    def over_curve(self) -> list[float]:
-        """Mean mIoU over the curve, by seed."""
-        return [statistics.mean(curve) for curve in self.curves]
+    widths: list[int]
+    iterations: list[int]
+    curves: list[list[float]]
 
 
-def read_schedules(results: Results) -> dict[int, list[Variant]]:
+def read_schedules(results: Results) -> dict[str, list[Variant]]:
     """The variants of each schedule, by its iterations; nothing before the benchmark has run."""
     data = results.read(_FILE) or dict(schedules={})
     return {
-        int(iterations): [
-            Variant(
-                name,
-                found['parameters'],
-                tuple(found['widths']),
-                tuple(found['iterations']),
-                tuple(map(tuple, found['curves'].values())),
-            )
-            for name, found in variants.items()
+        iterations: [
+            Variant(name, one['parameters'], one['widths'], one['iterations'], list(one['curves'].values()))
+            for name, one in variants.items()
         ]
         for iterations, variants in data['schedules'].items()
     }
@@ -97,16 +82,17 @@ def mixers_table(variants: Sequence[Variant], results: Results) -> Table:
 
     heads = ['variant', 'parameters [k]', 'widths', 'mIoU at the end [%]', 'less the first row, by seed']
     table = Table([*heads, 'mean over the curve [%]', f'seeds above {_SOLVED:.0f} %', 'the seeds [%]'])
+    firsts = [curve[-1] for curve in variants[0].curves]
     for variant in variants:
-        ends = variant.final
-        gaps = [end - first for end, first in zip(ends, variants[0].final, strict=True)]
+        ends = [curve[-1] for curve in variant.curves]
+        gaps = [end - first for end, first in zip(ends, firsts, strict=True)]
         table.add(
             variant.name,
             computed(variant.parameters / 1e3, 1),
             '-'.join(map(str, variant.widths)),
             measured(ends),
             measured(gaps) if any(gaps) else NOTHING,
-            measured(variant.over_curve),
+            measured(list(map(statistics.mean, variant.curves))),
             results.measured(f'{sum(end > _SOLVED for end in ends)} of {len(ends)}', machine, 'mixers'),
             results.measured(', '.join(f'{end:.1f}' for end in ends), machine, 'mixers'),
         )
@@ -117,7 +103,7 @@ def _deviation(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def draw(schedules: dict[int, list[Variant]]) -> Figure:
+def draw(schedules: dict[str, list[Variant]]) -> Figure:
     """A row of panels per schedule, a column per question."""
     figure = Figure(figsize=(12, 4.2 * len(schedules)), layout='constrained')
     grid = figure.subplots(len(schedules), len(_PANELS), squeeze=False, sharey='row')
@@ -134,19 +120,14 @@ def draw(schedules: dict[int, list[Variant]]) -> Figure:
 def _draw_curves(axes: Axes, variants: Sequence[Variant]) -> None:
     for index, (variant, (line, marker, colour)) in enumerate(zip(variants, _STYLES, strict=False)):
         by_step = list(zip(*variant.curves, strict=True))
-        axes.errorbar(
-            # Shifted a little, so that the bars of different curves do not cover each other.
-            [step + 2 * index for step in variant.iterations],
-            list(map(statistics.mean, by_step)),
-            list(map(_deviation, by_step)),
-            linestyle=line,
-            marker=marker,
-            markersize=5,
-            color=colour,
-            capsize=2,
-            elinewidth=0.8,
-            label=f'{variant.name}: {variant.parameters / 1e3:.1f} k parameters',
+        # Shifted a little, so that the bars of different curves do not cover each other.
+        steps = [step + 2 * index for step in variant.iterations]
+        label = f'{variant.name}: {variant.parameters / 1e3:.1f} k parameters'
+        style: dict[str, Any] = dict(
+            linestyle=line, marker=marker, markersize=5, color=colour, capsize=2, elinewidth=0.8
         )
+        means, spreads = list(map(statistics.mean, by_step)), list(map(_deviation, by_step))
+        axes.errorbar(steps, means, spreads, label=label, **style)
     axes.grid(alpha=0.3)
     axes.legend(loc='lower right', fontsize=8)
 

@@ -4,7 +4,7 @@ Nothing is measured here. What can be computed is computed; what was measured is
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from string import Template
@@ -18,7 +18,6 @@ from . import RESULTS
 from .counts import counts_table, head_table, upernet
 from .marks import NOTHING, Results, computed, deviation, paper, target
 from .mixers import mixers_table, read_schedules
-from .networks import own_recipe
 from .paper import SHARING_GRIDS, TABLE_8, TABLES
 from .scaling import growth_table, saved_table, size_table
 from .scores import measured_scores
@@ -69,7 +68,7 @@ def states(results: Results) -> Table:
     """What of the paper was run here, from the files that there are."""
 
     def scores(number: int) -> str:
-        recipes = [name for name in map(own_recipe, TABLES[number].rows) if name]
+        recipes = [row for row in TABLES[number].rows if row.is_ours]
         done = len(measured_scores(number, results.folder))
         return f'parameters and FLOPs computed; accuracy of {done} of {len(recipes)} PeLK rows measured'
 
@@ -85,7 +84,7 @@ def states(results: Results) -> Table:
     imagenet, ade20k, coco, gpus = 'ImageNet', 'ADE20K', 'COCO', 'GPUs for days'
     weights = written('erf_{}', 'random', 'demo', 'imagenet', absent='none')
     devices = written('throughput_{}', 'cpu', 'cuda', absent='nothing')
-    rows = [
+    rows: list[Sequence[str]] = [
         ('[Fig. 1](#fig-1-sharing-grids)', 'drawn, computed', 'nothing'),
         ('[Table 1](#table-1-stripe-and-dense-kernels)', rows_of('1'), f'{imagenet}, {ade20k}, {gpus}'),
         ('[Fig. 2](#fig-2-kernel-sizes)', rows_of('fig2'), f'{imagenet}, {ade20k}, {gpus}'),
@@ -147,7 +146,6 @@ def receptive_fields(name: str, results: Results) -> Table | str:
 
 def throughput(results: Results) -> str:
     """Table 8: throughput, every stored run; of the two memory layouts the faster one counts."""
-    printed = {row.method: row.images_per_second for row in TABLE_8}
     texts = []
     for device in ('cpu', 'cuda'):
         for run in (results.read(f'throughput_{device}') or dict(runs=[]))['runs']:
@@ -158,12 +156,12 @@ def throughput(results: Results) -> str:
             first: float | None = None
             for row in run['rows']:
                 best = max(row['measurements'], key=lambda one: one['images_per_second'] or 0.0)
-                speed, theirs = best['images_per_second'], printed.get(row['model'])
+                speed, theirs = best['images_per_second'], TABLE_8.get(row['model'])
                 first = speed if row is run['rows'][0] else first
                 table.add(
                     row['model'],
                     paper(theirs),
-                    paper(theirs and theirs / printed['PeLK-T'], 2),
+                    paper(theirs and theirs / TABLE_8['PeLK-T'], 2),
                     best['failure'] or results.measured(speed, machine, f'Table 8, {name}', 2),
                     results.measured(speed and first and speed / first, machine, f'Table 8, {name}', 2),
                     best['layout'].replace('_', ' '),
@@ -203,7 +201,7 @@ def ablation(key: str, results: Results) -> str:
     for heading in headings:
         columns += [heading, 'here', 'deviation']
     columns += [ablations.METRICS[stage][1] for stage in stages] + ['gain in mIoU'] * gains
-    rows = []
+    rows: list[Sequence[str]] = []
     for row in report['rows']:
         cells = [str(cell) for cell in row['label']]
         for column in row['computed']:

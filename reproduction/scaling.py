@@ -77,18 +77,14 @@ def ring_bound(kernel_size: int, center_size: int = 5) -> int:
 
 @dataclass(frozen=True)
 class Size:
-    """Parameters of ConvNeXt-T with other kernels.
+    """Parameters of ConvNeXt-T with other kernels; biases and norms are no part of a kernel.
 
     Attributes:
-        curve: A name of :data:`CURVES`.
-        kernel_sizes: Side ``K`` of each stage's kernels.
-        kernel: Parameters of one kernel of the first stage, per channel; biases and norms left out.
-        kernels: Parameters of all kernels.
-        network: Parameters of the whole network, classifier included.
+        kernel: Of one kernel of the first stage, per channel.
+        kernels: Of all kernels.
+        network: Of the whole network, classifier included.
     """
 
-    curve: str
-    kernel_sizes: tuple[int, ...]
     kernel: int
     kernels: int
     network: int
@@ -112,14 +108,10 @@ def measure(curve: str, kernel_sizes: int | tuple[int, ...], center_size: int = 
     trained = curve == _EMBEDDING
     for side in sides:
         sharing_grid(side, center_size)  # checks both
+    arch = dict(depths=convnext.depths, channels=convnext.channels, kernel_sizes=sides)
     with torch.device('meta'):
         network = PeLK(
-            arch=dict(
-                depths=convnext.depths,
-                channels=convnext.channels,
-                kernel_sizes=sides,
-                center_size=min(center_size, max(sides)),
-            ),
+            arch=arch | dict(center_size=min(center_size, max(sides))),
             mixer='peripheral' if trained else curve,
             conv_ratio=1.0,
             small_kernel_size=0,
@@ -127,9 +119,13 @@ def measure(curve: str, kernel_sizes: int | tuple[int, ...], center_size: int = 
             deploy=not trained,
         )
         classifier = nn.Linear(convnext.channels[-1], 1000)
-    kernels = [_count(p for p in block.mixer.large.parameters() if p.dim() > 1) for s in network.stages for block in s]
-    total = _count(network.parameters()) + _count(classifier.parameters())
-    return Size(curve, sides, kernels[0] // convnext.channels[0], sum(kernels), total)
+    large = [block.mixer.large for stage in network.stages for block in stage]
+    kernels = [_count(weight for weight in one.parameters() if weight.dim() > 1) for one in large]
+    return Size(
+        kernels[0] // convnext.channels[0],
+        sum(kernels),
+        _count(network.parameters()) + _count(classifier.parameters()),
+    )
 
 
 @functools.cache
@@ -232,7 +228,7 @@ def main() -> None:
             "O(log K) is the number of rings k' along an axis; a kernel has k' x k' parameters. The embedding h of "
             "Eq. 3 has K x K per channel and stage; the paper's parameter columns come out without it."
         )
-        sizes = [asdict(measure(curve, side, args.center_size)) for side in sides for curve in CURVES]
+        sizes = {c: {side: asdict(measure(c, side, args.center_size)) for side in sides} for c in CURVES}
         write_figure(draw(sides, args.center_size), args, sizes)
 
 

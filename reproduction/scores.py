@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .networks import own_recipe
 from .paper import TABLES
 
 __all__ = ['RESULT_FILES', 'MeasuredScores', 'measured_scores']
@@ -53,7 +52,8 @@ def measured_scores(number: int, folder: Path) -> dict[str, MeasuredScores]:
         raise ValueError(f"'{path}' is not JSON: {error}") from error
     if not isinstance(content, dict) or not all(isinstance(content.get(key), dict) for key in ('machine', 'results')):
         raise ValueError(f"'{path}' must hold an object 'machine' and an object 'results' of scores by recipe")
-    known = {Path(name).stem: name for name in map(own_recipe, TABLES[number].rows) if name}
+    names = (row.network.own_name for row in TABLES[number].rows)
+    known = {Path(name).stem: name for name in names if name}
     for recipe, scores in content['results'].items():
         if recipe not in known:
             raise ValueError(f"'{path}': unknown recipe '{recipe}'; Table {number} has {', '.join(known)}")

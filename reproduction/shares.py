@@ -4,6 +4,7 @@ python -m reproduction.shares --out flop_shares.png
 python -m reproduction.shares configs/det/cascade_mask_rcnn_pelk_t_coco.py --shape 800 1280
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,8 +23,9 @@ from .figures import figure_parser, write_figure
 from .marks import computed, deviation, paper
 from .paper import SHARES
 
-__all__ = ['FlopShares', 'Share', 'draw', 'flop_shares', 'shares_table']
+__all__ = ['Share', 'draw', 'flop_shares', 'shares_table']
 
+MODEL, BACKBONE, BESIDE = 'the model', 'the backbone', 'the backbone, beside it'
 RECIPE = 'configs/seg/upernet_pelk_t_ade20k.py'
 # Names in Fig. 5b of the components that count_complexity tells apart.
 _NAMES = dict(
@@ -42,66 +44,50 @@ class Share:
     """A piece of Fig. 5.
 
     Attributes:
+        whole: What it is a share of: :data:`MODEL` in Fig. 5a, :data:`BACKBONE` in Fig. 5b; :data:`BESIDE` for the
+            embedding, whose additions and look-ups are no convolution: the paper's totals come out without them.
         name: As in the figure.
         flops: Multiply-adds, each layer times its density; for the embedding, additions and multiplications.
-        percent: Of the whole that it is a share of.
-        counted: Whether the whole contains it. The embedding's term is outside: additions and look-ups are no
-            convolution, and the paper's totals come out without it.
+        percent: Of the whole.
     """
 
+    whole: str
     name: str
     flops: int
     percent: float
-    counted: bool = True
 
 
-@dataclass(frozen=True)
-class FlopShares:
-    """Fig. 5 as data.
-
-    Attributes:
-        total: FLOPs of the model.
-        backbone_total: FLOPs of its backbone.
-        parts: Fig. 5a: backbone, neck, heads, in the order of the model.
-        components: Fig. 5b: FFN, large kernels and what else the backbone has, the largest first.
-    """
-
-    total: int
-    backbone_total: int
-    parts: tuple[Share, ...]
-    components: tuple[Share, ...]
-
-
-def flop_shares(complexity: Complexity) -> FlopShares:
+def flop_shares(complexity: Complexity) -> list[Share]:
     """Fig. 5 of any model.
 
     Args:
         complexity: From :func:`mmpelk.analysis.complexity.count_complexity`, with the densities to count with.
 
     Returns:
-        Shares of the model's parts, and of the backbone's components.
+        The model's parts in its order, then what the backbone has, the largest first.
     """
-    total, backbone = complexity.flops_sparse, complexity.part('backbone')
-    assert backbone, 'every model has a backbone with convolutions'
-    names = dict.fromkeys(component.part for component in complexity.components)
-    parts = [Share(name, complexity.part(name), 100 * complexity.part(name) / total) for name in names]
-
-    sums: dict[str, int] = {}
+    parts: Counter[str] = Counter()
+    components: Counter[str] = Counter()
     for component in complexity.components:
-        if component.part == 'backbone' and component.flops_sparse:
+        parts[component.part] += component.flops_sparse
+        if component.part == 'backbone':
             name = _NAMES.get(component.name, component.name.replace('_', ' '))
-            sums[name] = sums.get(name, 0) + component.flops_sparse
-    components = [Share(name, flops, 100 * flops / backbone) for name, flops in sums.items()]
-    components.sort(key=lambda share: -share.flops)
-    components += [
-        Share(_NAMES['embedding'], left_out.flops, 100 * left_out.flops / backbone, counted=False)
-        for left_out in complexity.left_out
-        if left_out.name == 'embedding'
+            components[name] += component.flops_sparse
+    beside = [(_NAMES[one.name], one.flops) for one in complexity.left_out if one.name == 'embedding']
+    backbone = parts['backbone']
+    return [
+        Share(whole, name, flops, 100 * flops / total)
+        for whole, total, pieces in (
+            (MODEL, complexity.flops_sparse, parts.items()),
+            (BACKBONE, backbone, components.most_common()),
+            (BESIDE, backbone, beside),
+        )
+        for name, flops in pieces
+        if flops
     ]
-    return FlopShares(total, backbone, tuple(part for part in parts if part.flops), tuple(components))
 
 
-def shares_table(shares: FlopShares, is_papers: bool = True) -> Table:
+def shares_table(shares: Sequence[Share], is_papers: bool = True) -> Table:
     """Both halves of Fig. 5.
 
     Args:
@@ -110,13 +96,12 @@ def shares_table(shares: FlopShares, is_papers: bool = True) -> Table:
     """
     heads = ['part', 'of', 'FLOPs [G]', 'paper [%]', 'here [%]', 'deviation']
     table = Table(heads, title='Shares of the FLOPs, one per multiply-add', labels=2)
-    for share in (*shares.parts, *shares.components):
-        whole = 'the model' if share in shares.parts else 'the backbone' if share.counted else 'the backbone, beside it'
+    for share in shares:
         printed = SHARES.get(share.name) if is_papers else None
         digits = 0 if printed and printed >= 1 else 2
         table.add(
             share.name.replace('_', ' '),
-            whole,
+            share.whole,
             computed(share.flops / 1e9, 2),
             paper(printed, digits),
             computed(share.percent, 1 if share.percent >= 1 else 3),
@@ -125,7 +110,7 @@ def shares_table(shares: FlopShares, is_papers: bool = True) -> Table:
     return table
 
 
-def draw(shares: FlopShares, title: str) -> Figure:
+def draw(shares: Sequence[Share], title: str) -> Figure:
     """Fig. 5 as two stacked bars: (a) the model's parts, (b) the backbone's.
 
     Args:
@@ -134,26 +119,25 @@ def draw(shares: FlopShares, title: str) -> Figure:
     """
     figure = Figure(figsize=(10, 5), dpi=110, layout='constrained')
     figure.suptitle(title)
-    parts, components = figure.subplots(1, 2)
-    _stack(parts, shares.parts)
-    parts.set_title(f'(a) Head and backbone: {shares.total / 1e9:.1f} G', loc='left')
-    _stack(components, shares.components)
-    components.set_title(f'(b) The backbone: {shares.backbone_total / 1e9:.1f} G', loc='left')
+    panels = (('(a) Head and backbone', MODEL, ''), ('(b) The backbone', BACKBONE, BESIDE))
+    for axes, (name, whole, beside) in zip(figure.subplots(1, 2), panels, strict=True):
+        pieces = [share for share in shares if share.whole == whole]
+        axes.set_title(f'{name}: {sum(share.flops for share in pieces) / 1e9:.1f} G', loc='left')
+        _stack(axes, pieces, [share for share in shares if share.whole == beside])
     return figure
 
 
-def _stack(axes: Axes, shares: Sequence[Share]) -> None:
+def _stack(axes: Axes, shares: Sequence[Share], beside: Sequence[Share]) -> None:
     """One bar, the first share at the foot, and a legend in the bar's order."""
     bottom = 0.0
-    for index, share in enumerate(share for share in shares if share.counted):
+    for index, share in enumerate(shares):
         color, hatch = _FILLS[index % len(_FILLS)]
         label = f'{share.name}: {share.percent:.1f} %, {share.flops / 1e9:.1f} G'
         axes.bar(0, share.percent, 0.9, bottom, color=color, hatch=hatch, edgecolor='black', label=label)
         bottom += share.percent
-    for share in shares:
-        if not share.counted:  # too thin to see, and no part of the whole
-            label = f'beside the 100 %, {share.name}:\n{share.percent:.2f} %, {share.flops / 1e9:.2f} G of additions'
-            axes.bar(0, 0, label=label, color='none')
+    for share in beside:  # too thin to see
+        label = f'beside the 100 %, {share.name}:\n{share.percent:.2f} %, {share.flops / 1e9:.2f} G of additions'
+        axes.bar(0, 0, label=label, color='none')
     axes.set(xlim=(-0.55, 0.55), ylim=(0, 100), xticks=[], xlabel='one image', ylabel='share of the FLOPs, %')
     legend = dict(frameon=False, handlelength=2.5, handleheight=2, labelspacing=1)
     axes.legend(loc='center left', bbox_to_anchor=(1, 0.5), reverse=True, **legend)
@@ -193,7 +177,7 @@ def main() -> None:
         shares_table(shares, is_papers).print()
         height, width = args.shape
         title = f'{path.stem}, {width} x {height}, density {args.density:g}'
-        report = dict(config=recipe, shape=list(args.shape), density=args.density, **asdict(shares))
+        report = dict(config=recipe, shape=list(args.shape), density=args.density, shares=list(map(asdict, shares)))
         write_figure(draw(shares, title), args, report)
 
 

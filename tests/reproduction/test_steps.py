@@ -1,6 +1,7 @@
 """The steps of the report run as they should, and every command of its page is one that the tools understand."""
 
 import argparse
+import importlib
 import io
 import json
 import os
@@ -19,25 +20,24 @@ from rich.console import Console
 from torch.distributed.run import get_args_parser
 
 from mmpelk.engine.command_line import load_config
+from reproduction import steps as module
+from reproduction.page import TEMPLATE
+from reproduction.steps import STEPS, Step
 from tests.commands import load_tool, run
-from tests.paths import ROOT, TOOLS
+from tests.paths import ROOT
 
-report = load_tool(TOOLS / 'analysis' / 'report.py')
-Step = report.Step
+pytestmark = pytest.mark.slow
 Steps = Callable[..., tuple[int | str | None, str]]
 
 
 @pytest.fixture
-def run_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Steps:
+def run_steps(tmp_path: Path) -> Steps:
     """Run steps in an empty folder; the exit code, ``None`` after the last step, and what was printed."""
-    monkeypatch.setattr(report, 'ROOT', tmp_path)
-    monkeypatch.setattr(report, 'LOGS', tmp_path / 'work' / 'logs')
 
-    def run_steps(*steps: Any) -> tuple[int | str | None, str]:
-        monkeypatch.setattr(report, 'STEPS', steps)
+    def run_steps(*steps: Step) -> tuple[int | str | None, str]:
         printed = io.StringIO()
         try:
-            report.run_steps(Console(file=printed, width=200))
+            module.run_steps(Console(file=printed, width=200), steps, tmp_path)
         except SystemExit as end:
             return end.code, printed.getvalue()
         return None, printed.getvalue()
@@ -61,7 +61,7 @@ class TestSteps:
         second = Step('second', python('print("found", open("made").read() == "")'))
         code, printed = run_steps(first, second)
         assert code is None
-        logs = tmp_path / 'work' / 'logs'
+        logs = tmp_path / 'work_dirs' / 'report'
         assert {log.name: sorted(log.read_text().split()) for log in logs.iterdir()} == {
             'first.log': ['err', 'out'],
             'second.log': ['True', 'found'],
@@ -75,7 +75,7 @@ class TestSteps:
         assert (
             run_steps(Step('which', python('import os, sys; print(sys.executable, os.environ["PYTHON"])')))[0] is None
         )
-        assert (tmp_path / 'work' / 'logs' / 'which.log').read_text().split() == [sys.executable] * 2
+        assert (tmp_path / 'work_dirs' / 'report' / 'which.log').read_text().split() == [sys.executable] * 2
 
     def test_is_skipped_once_its_file_is_there(self, run_steps: Steps, tmp_path: Path) -> None:
         steps = Step('once', python('open("once", "a").write("x")'), makes='once'), Step('again', touch('again'))
@@ -97,12 +97,12 @@ class TestSteps:
         assert code == 3
         assert (tmp_path / 'before').exists()
         assert not (tmp_path / 'after').exists()
-        assert not (tmp_path / 'work' / 'logs' / 'after.log').exists()
+        assert not (tmp_path / 'work_dirs' / 'report' / 'after.log').exists()
         end = printed[printed.index(failing) + len(failing) :]
         assert '[red]why' in end, 'as it stands in the log'
         assert 'beginning' not in end
-        assert 'failed with code 3; the whole log is in work/logs/failing.log' in end
-        assert 'beginning' in (tmp_path / 'work' / 'logs' / 'failing.log').read_text()
+        assert 'failed with code 3; the whole log is in work_dirs/report/failing.log' in end
+        assert 'beginning' in (tmp_path / 'work_dirs' / 'report' / 'failing.log').read_text()
 
     def test_unfinished_runs_again(self, run_steps: Steps, tmp_path: Path) -> None:
         """What failed has not made its file, and the finished ones before it are not repeated."""
@@ -123,7 +123,8 @@ class Parsed(Exception):
 
 @cache
 def tool(path: str) -> ModuleType:
-    return load_tool(ROOT / path)
+    """A script, or a module of the reproduction."""
+    return load_tool(ROOT / path) if path.endswith('.py') else importlib.import_module(path)
 
 
 def parse(path: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
@@ -179,9 +180,9 @@ def launched(words: list[str], folder: Path) -> list[tuple[str, list[str]]]:
 
 def commands() -> list[str]:
     """The commands of all steps, and those that the template writes out."""
-    lines = re.findall(r'^    ((?:python |tools/|make |env ).*)$', report.TEMPLATE.read_text(), re.MULTILINE)
+    lines = re.findall(r'^    ((?:python |tools/|make |env ).*)$', TEMPLATE.read_text(), re.MULTILINE)
     assert len(lines) > 8
-    return [*(step.command for step in report.STEPS), *lines]
+    return [*(step.command for step in STEPS), *lines]
 
 
 @pytest.mark.parametrize('command', commands(), ids=lambda command: ' '.join(command.split()[:3]))
@@ -193,6 +194,8 @@ def test_command_is_understood(command: str, tmp_path: Path, monkeypatch: pytest
     if words[0] == 'make':
         assert run('make', '-n', words[1], cwd=ROOT)
         return
+    if words[:2] == ['python', '-m']:
+        del words[1]
     scripts = [(words[1], words[2:])] if words[0] == 'python' else launched(words, tmp_path)
     assert scripts
     monkeypatch.chdir(ROOT)
