@@ -1,17 +1,22 @@
 """Commands as a user types them, in a folder outside the project, and scripts as modules."""
 
+import contextlib
 import importlib.util
+import io
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
 
 import pytest
 
 
 def run(*command: object, cwd: Path, code: int = 0, **variables: object) -> str:
-    """Run a command and return what it printed.
+    """Run a command in a process of its own and return what it printed; for tests marked ``slow``.
 
     Args:
         *command: The command's words.
@@ -31,6 +36,43 @@ def run(*command: object, cwd: Path, code: int = 0, **variables: object) -> str:
     return done.stdout
 
 
+def call(tool: Path, *arguments: object, cwd: Path, code: int = 0) -> str:
+    """Run a Python script in this process, which saves importing a toolbox anew, and return what it printed.
+
+    Args:
+        tool: The script; its function ``main`` is called.
+        *arguments: The words after its name.
+        cwd: Folder to run in.
+        code: Exit code that it must have.
+    """
+    printed, returned = io.StringIO(), 0
+    with (
+        _inside(cwd),
+        mock.patch.object(sys, 'argv', [tool.name, *map(str, arguments)]),
+        mock.patch.dict(os.environ),  # the tools set LOCAL_RANK
+        # mmengine's current logger may be one of an earlier test, with a stream that is closed.
+        mock.patch.object(logging, 'raiseExceptions', False),
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+    ):
+        try:
+            load_tool(tool).main()
+        except SystemExit as end:
+            returned = end.code if isinstance(end.code, int) else int(end.code is not None)
+    assert returned == code, printed.getvalue()[-6000:]
+    return printed.getvalue()
+
+
+@contextlib.contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    previous = Path.cwd()  # contextlib.chdir came with Python 3.11
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(previous)
+
+
 def mim() -> Path:
     """The ``mim`` of the running environment; the test is skipped where there is none."""
     path = Path(sys.executable).with_name('mim')
@@ -40,10 +82,7 @@ def mim() -> Path:
 
 
 def load_tool(path: Path) -> ModuleType:
-    """A script as a module: importing the libraries once is cheaper than once a call.
-
-    A module of its own at every call, so that what a test changes in it reaches no other test. What the script imports
-    from its own folder is shared, as other imports are.
+    """A script as a module of its own at every call: what a test changes in it reaches no other test.
 
     Args:
         path: The script.
@@ -54,9 +93,5 @@ def load_tool(path: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
-    sys.path.insert(0, str(path.parent))  # as when it is run
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(path.parent))
+    spec.loader.exec_module(module)
     return module

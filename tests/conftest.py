@@ -1,11 +1,17 @@
-"""A tiny data set in ADE20K's layout, and a tiny network for the tests in which the recipe is not the point."""
+"""The two tiers of tests, and tiny data sets and networks for those in which the recipe is not the point."""
 
 import socket
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import cv2
 import numpy as np
 import pytest
+from mmengine.registry import DefaultScope, init_default_scope
 
 from tests.paths import CONFIGS
 
@@ -47,6 +53,34 @@ default_hooks = dict(checkpoint=dict(interval=2), logger=dict(interval=1))
 """
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Hold the rule of the fast tier: no Python and no shell script is started, by the test or by its fixtures."""
+    start = subprocess.Popen.__init__
+
+    def refuse(process: subprocess.Popen, args: Any, *rest: Any, **words: Any) -> None:
+        # Libraries ask the compiler and the system for their versions; those commands are short.
+        first = str(args if isinstance(args, str | Path) else args[0])
+        if first == sys.executable or Path(first).suffix == '.sh' or Path(first).name in ('bash', 'sh', 'mim', 'python'):
+            raise AssertionError(f'{first} is started: a test that starts processes is marked pytest.mark.slow')
+        start(process, args, *rest, **words)
+
+    with mock.patch.object(subprocess.Popen, '__init__', start if item.get_closest_marker('slow') else refuse):
+        return (yield)
+
+
+@pytest.fixture(autouse=True)
+def _default_scope(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The scope of ``pytest.mark.scope``; mmengine's is global, so the next test gets the one that was there before."""
+    previous, marker = DefaultScope.get_current_instance(), request.node.get_closest_marker('scope')
+    if marker is not None:
+        pytest.importorskip(marker.args[0])
+        init_default_scope(marker.args[0])
+    yield
+    if previous is not None:
+        init_default_scope(previous.scope_name)
+
+
 @pytest.fixture(scope='session')
 def tiny_ade20k(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six images of 64 to 80 pixels, four of them for training."""
@@ -71,6 +105,22 @@ def tiny_config(tiny_ade20k: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     recipe = CONFIGS / 'seg' / 'upernet_pelk_t_ade20k.py'
     config.write_text(f'_base_ = {str(recipe)!r}\n{TINY_MODEL}\n{schedule(tiny_ade20k)}')
     return config
+
+
+@pytest.fixture(scope='session')
+def tiny_imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight images of two synsets for training and as many for validation, in ImageNet's layout."""
+    root, random = tmp_path_factory.mktemp('imagenet'), np.random.default_rng(0)
+    (root / 'meta').mkdir()
+    for split in ('train', 'val'):
+        names = [f'{synset}/{index}.JPEG' for synset in ('n01440764', 'n01443537') for index in range(4)]
+        # With lists of the images, not all thousand folders need to be there.
+        (root / 'meta' / f'{split}.txt').write_text('\n'.join(f'{name} {i // 4}' for i, name in enumerate(names)))
+        for name in names:
+            (root / split / name).parent.mkdir(parents=True, exist_ok=True)
+            pixels = cv2.resize(random.integers(0, 256, (6, 6, 3)).astype(np.uint8), (72, 64))
+            assert cv2.imwrite(str(root / split / name), pixels)
+    return root
 
 
 @pytest.fixture
