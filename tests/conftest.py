@@ -53,6 +53,12 @@ default_hooks = dict(checkpoint=dict(interval=2), logger=dict(interval=1))
 """
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no worker is left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker('slow')}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Hold the rule of the fast tier: no Python and no shell script is started, by the test or by its fixtures."""
@@ -60,8 +66,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
     def refuse(process: subprocess.Popen, args: Any, *rest: Any, **words: Any) -> None:
         # Libraries ask the compiler and the system for their versions; those commands are short.
-        first = str(args if isinstance(args, str | Path) else args[0])
-        if first == sys.executable or Path(first).suffix == '.sh' or Path(first).name in ('bash', 'sh', 'mim', 'python'):
+        first = Path(str(args if isinstance(args, str | Path) else args[0]))
+        if first == Path(sys.executable) or first.suffix == '.sh' or first.name in ('bash', 'sh', 'mim', 'python'):
             raise AssertionError(f'{first} is started: a test that starts processes is marked pytest.mark.slow')
         start(process, args, *rest, **words)
 

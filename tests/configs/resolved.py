@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 
 from tests.paths import CONFIGS
 
-# Top-level entries that something reads: mmengine's Runner, and our tools. The others are variables of the config files.
+# Top-level entries that mmengine's Runner and our tools read. The others are variables of the config files.
 READ = {*inspect.signature(Runner.__init__).parameters, 'auto_scale_lr', 'tta_model', 'tta_pipeline'}
 # Lists and dictionaries that are compared as one value.
 WHOLE = ('custom_hooks', 'norm_cfg', 'model.init_cfg', 'model.head.init_cfg')
@@ -31,7 +31,7 @@ def config(name: str) -> Path:
 
 
 def _flatten(value: Any, key: str) -> dict[str, Any]:
-    """Values by their dotted keys. A list of numbers or strings is a value; one of dictionaries or lists has indices."""
+    """Values by their dotted keys. A list of numbers or strings is a value; in one of dictionaries or lists each is."""
     if isinstance(value, list | tuple) and not any(isinstance(child, dict | list | tuple) for child in value):
         return {key: tuple(value)}
     items: Any = {}
