@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 import io
-import logging
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from types import ModuleType
 from unittest import mock
 
 import pytest
+from mmengine.utils import ManagerMixin
 
 
 def run(*command: object, cwd: Path, code: int = 0, **variables: object) -> str:
@@ -39,6 +39,8 @@ def run(*command: object, cwd: Path, code: int = 0, **variables: object) -> str:
 def call(tool: Path, *arguments: object, cwd: Path, code: int = 0) -> str:
     """Run a Python script in this process, which saves importing a toolbox anew, and return what it printed.
 
+    It finds mmengine as in a process of its own: without the loggers, visualizers and scopes of others.
+
     Args:
         tool: The script; its function ``main`` is called.
         *arguments: The words after its name.
@@ -48,10 +50,9 @@ def call(tool: Path, *arguments: object, cwd: Path, code: int = 0) -> str:
     printed, returned = io.StringIO(), 0
     with (
         _inside(cwd),
+        _without_instances(),
         mock.patch.object(sys, 'argv', [tool.name, *map(str, arguments)]),
         mock.patch.dict(os.environ),  # the tools set LOCAL_RANK
-        # mmengine's current logger may be one of an earlier test, with a stream that is closed.
-        mock.patch.object(logging, 'raiseExceptions', False),
         contextlib.redirect_stdout(printed),
         contextlib.redirect_stderr(printed),
     ):
@@ -71,6 +72,17 @@ def _inside(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.chdir(previous)
+
+
+@contextlib.contextmanager
+def _without_instances() -> Iterator[None]:
+    """Put mmengine's global instances aside."""
+    with contextlib.ExitStack() as stack:
+        kinds = list(ManagerMixin.__subclasses__())
+        for kind in kinds:
+            kinds += kind.__subclasses__()
+            stack.enter_context(mock.patch.dict(kind._instance_dict, clear=True))
+        yield
 
 
 def mim() -> Path:

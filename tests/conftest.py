@@ -1,5 +1,7 @@
 """The two tiers of tests, and tiny data sets and networks for those in which the recipe is not the point."""
 
+import contextlib
+import random
 import socket
 import subprocess
 import sys
@@ -90,14 +92,14 @@ def _default_scope(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(scope='session')
 def tiny_ade20k(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six images of 64 to 80 pixels, four of them for training."""
-    root, random = tmp_path_factory.mktemp('ade20k'), np.random.default_rng(0)
+    root, rng = tmp_path_factory.mktemp('ade20k'), np.random.default_rng(0)
     for index, split in enumerate(['training'] * 4 + ['validation'] * 2):
-        height, width = random.integers(64, 81, 2)
+        height, width = rng.integers(64, 81, 2)
         for folder, shape, name in (('images', (height, width, 3), 'jpg'), ('annotations', (height, width), 'png')):
             file = root / folder / split / f'{index}.{name}'
             file.parent.mkdir(parents=True, exist_ok=True)
             # Blocks of one class, and a share of label 0, which reduce_zero_label makes the ignored one.
-            coarse = random.integers(0, 256 if name == 'jpg' else 4, [8, 8, *shape[2:]]).astype(np.uint8)
+            coarse = rng.integers(0, 256 if name == 'jpg' else 4, [8, 8, *shape[2:]]).astype(np.uint8)
             assert cv2.imwrite(
                 str(file), cv2.resize(coarse, (int(width), int(height)), interpolation=cv2.INTER_NEAREST)
             )
@@ -116,7 +118,7 @@ def tiny_config(tiny_ade20k: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope='session')
 def tiny_imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight images of two synsets for training and as many for validation, in ImageNet's layout."""
-    root, random = tmp_path_factory.mktemp('imagenet'), np.random.default_rng(0)
+    root, rng = tmp_path_factory.mktemp('imagenet'), np.random.default_rng(0)
     (root / 'meta').mkdir()
     for split in ('train', 'val'):
         names = [f'{synset}/{index}.JPEG' for synset in ('n01440764', 'n01443537') for index in range(4)]
@@ -124,14 +126,17 @@ def tiny_imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / 'meta' / f'{split}.txt').write_text('\n'.join(f'{name} {i // 4}' for i, name in enumerate(names)))
         for name in names:
             (root / split / name).parent.mkdir(parents=True, exist_ok=True)
-            pixels = cv2.resize(random.integers(0, 256, (6, 6, 3)).astype(np.uint8), (72, 64))
+            pixels = cv2.resize(rng.integers(0, 256, (6, 6, 3)).astype(np.uint8), (72, 64))
             assert cv2.imwrite(str(root / split / name), pixels)
     return root
 
 
 @pytest.fixture
 def free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(('127.0.0.1', 0))
-        return sock.getsockname()[1]
+    """A TCP port that nobody listens on, below those that the system gives to connections, so that none takes it."""
+    ports = random.sample(range(12_000, 32_000), 100)
+    for port in ports:
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(('127.0.0.1', port))
+            return port
+    pytest.fail(f'none of the ports {ports} is free')
