@@ -69,6 +69,7 @@ def run_blocked(blocked: set[str], code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, '-c', block + code], cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_operator_runs_without_openmmlab() -> None:
     code = (
         'import torch\nfrom mmpelk.ops import peripheral_conv2d, sharing_grid\n'
@@ -80,6 +81,7 @@ def test_operator_runs_without_openmmlab() -> None:
     assert 'torch.Size([1, 2, 9, 9])' in done.stdout
 
 
+@pytest.mark.slow
 def test_package_imports_without_the_toolboxes() -> None:
     code = (
         'import importlib, pkgutil, mmpelk\n'
@@ -92,6 +94,7 @@ def test_package_imports_without_the_toolboxes() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_importing_the_package_is_light() -> None:
     done = run_blocked(
         {'torch', 'mmengine', 'numpy'}, 'import mmpelk; print(mmpelk.__version__, mmpelk.list_configs())'

@@ -1,4 +1,7 @@
-# Fig. 2: dense kernels of K = 31, without sparsity.
-_base_ = './fig2_stripe_31.py'
+# Fig. 2: dense (K x K), 31.
+_base_ = './pelk_t.py'
 
-model = dict(backbone=dict(mixer='dense'))
+model = dict(
+    backbone=dict(arch=dict(kernel_sizes=(31, 29, 27, 13)), mixer='dense', conv_ratio=1.0, positional_embedding=None),
+)
+custom_hooks = [_base_.ema]

@@ -1,4 +1,7 @@
-# Fig. 2: stripes of K = 13, without sparsity.
-_base_ = './table1_slak_51_no_sparsity.py'
+# Fig. 2: stripe (K x 5), 13.
+_base_ = './pelk_t.py'
 
-model = dict(backbone=dict(arch=dict(kernel_sizes=(13, 13, 13, 13))))
+model = dict(
+    backbone=dict(arch=dict(kernel_sizes=(13, 13, 13, 13)), mixer='stripe', conv_ratio=1.0, positional_embedding=None),
+)
+custom_hooks = [_base_.ema]

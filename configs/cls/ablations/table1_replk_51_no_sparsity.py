@@ -1,4 +1,5 @@
-# Table 1: dense kernels, without sparsity.
-_base_ = './table1_slak_51_no_sparsity.py'
+# Table 1: RepLK-51, 51 x 51, w/o.
+_base_ = './pelk_t.py'
 
-model = dict(backbone=dict(mixer='dense'))
+model = dict(backbone=dict(mixer='dense', conv_ratio=1.0, positional_embedding=None))
+custom_hooks = [_base_.ema]

@@ -1,5 +1,10 @@
-# Table 5, row 5: the grid of Eq. 2.
-_base_ = './table5_1_ones.py'
+# Table 5: 5, [8, 4, 2, 1, 1, 1].
+_base_ = './pelk_t.py'
 
-grid = [8, 4, 2, 1, 1, 1]
-model = dict(backbone=dict(arch=dict(sharing_grids=[grid, grid, grid, grid])))
+model = dict(
+    backbone=dict(
+        arch=dict(kernel_sizes=(33, 33, 33, 33), sharing_grids=[[8, 4, 2, 1, 1, 1]] * 4),
+        positional_embedding=None,
+    ),
+)
+custom_hooks = [_base_.ema]

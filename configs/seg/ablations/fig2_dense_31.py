@@ -1,9 +1,13 @@
-# Fig. 2 on ADE20K: dense kernels of K = 31, without sparsity.
-_base_ = './fig2_stripe_31.py'
+# Fig. 2: dense (K x K), 31.
+_base_ = './upernet_pelk_t_80k.py'
 
 model = dict(
     backbone=dict(
+        arch=dict(kernel_sizes=(31, 29, 27, 13)),
         mixer='dense',
+        conv_ratio=1.0,
+        positional_embedding=None,
         init_cfg=dict(checkpoint='{{$MMPELK_CHECKPOINTS:checkpoints}}/fig2_dense_31.pth'),
     ),
 )
+custom_hooks = []

@@ -12,6 +12,7 @@ from tests.commands import mim, run
 from tests.paths import CONFIGS, TOOLS, sample_data
 
 pytest.importorskip('mmdet')
+pytestmark = pytest.mark.slow
 
 RECIPE = CONFIGS / 'det' / 'cascade_mask_rcnn_pelk_t_coco.py'
 

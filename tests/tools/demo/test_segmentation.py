@@ -1,7 +1,6 @@
 """The demo's set: drawn as docs/demo.md says, out of a small kernel's sight, and scored as MMSegmentation scores."""
 
 import json
-import sys
 from itertools import combinations
 from pathlib import Path
 
@@ -10,17 +9,19 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import init_default_scope
+from mmengine.registry import DATASETS, MODELS
 from PIL import Image
 
 from mmpelk.models.peripheral_conv import PeripheralConv2d
+from tests.commands import load_tool
+from tests.paths import CONFIGS, TOOLS
 
-ROOT = Path(__file__).parents[2]
-CONFIG = ROOT / 'configs' / 'demo' / 'upernet_pelk_nano_synthetic.py'
+pytestmark = pytest.mark.scope('mmseg')
 
-sys.path.insert(0, str(ROOT / 'tools' / 'demo'))  # as when its scripts are run
-import make_segmentation_data as maker  # noqa: E402
-import plot_segmentation as plotter  # noqa: E402
+CONFIG = CONFIGS / 'demo' / 'upernet_pelk_nano_synthetic.py'
+
+maker = load_tool(TOOLS / 'demo' / 'make_segmentation_data.py')
+plotter = load_tool(TOOLS / 'demo' / 'plot_segmentation.py')
 
 
 @pytest.fixture(scope='module')
@@ -109,12 +110,10 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
 
 
 def _network(kernel_sizes: tuple[int, int]) -> torch.nn.Module:
-    mmseg_registry = pytest.importorskip('mmseg.registry')
-    init_default_scope('mmseg')
     cfg = Config.fromfile(CONFIG)
     cfg.model.backbone.arch.kernel_sizes = kernel_sizes
     torch.manual_seed(0)
-    network = revert_sync_batchnorm(mmseg_registry.MODELS.build(cfg.model)).eval()
+    network = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
     for module in network.modules():
         if isinstance(module, PeripheralConv2d):
             module.backend = 'dense'  # a transform would spread rounding errors over the whole map
@@ -128,9 +127,7 @@ def _reach(network: torch.nn.Module, positions: range) -> int:
     meta = [dict(ori_shape=(size, size), img_shape=(size, size))]
     logits = network.encode_decode(image, meta)[0].sum(0)
     reach = 0
-    for position in range(
-        size // 2 - 4, size // 2 + 4
-    ):  # a cell of the deepest map: where the pixel lies in it matters
+    for position in positions:
         (gradient,) = torch.autograd.grad(logits[position, position], image, retain_graph=True)
         seen = gradient.abs().sum((0, 1, 3)).nonzero()
         reach = max(reach, position - int(seen.min()), int(seen.max()) - position)
@@ -145,13 +142,11 @@ def test_small_kernels_cannot_see_the_far_wall_and_large_ones_can() -> None:
 
 
 def test_config_fits_the_set(tmp_path: Path) -> None:
-    datasets = pytest.importorskip('mmseg.registry').DATASETS
     maker.write_dataset(tmp_path / 'set', dict(training=2, validation=1), seed=0)
-    init_default_scope('mmseg')
     cfg = Config.fromfile(CONFIG)
     assert tuple(cfg.metainfo.classes) == maker.CLASSES
     cfg.train_dataloader.dataset.data_root = str(tmp_path / 'set')
-    dataset = datasets.build(cfg.train_dataloader.dataset)
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
     assert len(dataset) == 2
     sample = dataset[0]
     values = set(sample['data_samples'].gt_sem_seg.data.unique().tolist())
@@ -160,31 +155,16 @@ def test_config_fits_the_set(tmp_path: Path) -> None:
     assert sample['inputs'].shape == (3, maker.SIZE, maker.SIZE)
 
 
-def test_scores_are_iou_metrics(scenes: list) -> None:
-    metrics = pytest.importorskip('mmseg.evaluation')
-    rng = np.random.default_rng(0)
-    count = len(maker.CLASSES)
-    labels = np.stack([scene[1] for scene in scenes[:9]])
-    predictions = np.where(rng.random(labels.shape) < 0.7, labels.clip(1), rng.integers(1, count + 1, labels.shape))
-    confusion = plotter.confusion_matrix(labels, predictions, count)
-    # ADE20K's reduce_zero_label: 0 becomes the ignored 255.
-    areas = metrics.IoUMetric.intersect_and_union(
-        torch.from_numpy(predictions.astype(np.int64) - 1),
-        torch.from_numpy((labels - np.uint8(1)).astype(np.int64)),
-        count,
-        255,
-    )
-    expected = metrics.IoUMetric.total_area_to_metrics(*areas)['IoU']
-    np.testing.assert_allclose(plotter.class_iou(confusion), expected, rtol=1e-6)
-
-
 def test_yardsticks() -> None:
-    # 60 pixels of a local class, 20 of each of two that a far cue decides; a perfect prediction.
-    confusion = np.diag([60, 20, 20])
-    assert plotter.mean_iou(confusion) == 1
-    assert plotter.mean_iou(plotter.majority_confusion(confusion)) == pytest.approx(0.6 / 3)
+    # 60 pixels of a local class, 20 of each of two that a far cue decides, none of a fourth; a perfect prediction.
+    scores = plotter.Scores(
+        ['local', 'tent_a', 'tent_b', 'absent'], np.array([60, 20, 20, 0]), np.array([1, 1, 1, np.nan])
+    )
+    assert scores.miou == 1
+    assert scores.far_miou == 1
+    assert scores.majority == pytest.approx(0.6 / 3)
     # Guessing: 10 hits of 20 + 20 - 10 pixels each.
-    assert plotter.short_sighted_miou(confusion, [1, 2]) == pytest.approx((1 + 2 * 10 / 30) / 3)
+    assert scores.short_sighted == pytest.approx((1 + 2 * 10 / 30) / 3)
 
 
 def test_picture_is_written(tmp_path: Path) -> None:

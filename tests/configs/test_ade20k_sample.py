@@ -16,6 +16,7 @@ from tests.commands import mim, run
 from tests.paths import CONFIGS, TOOLS, sample_data
 
 pytest.importorskip('mmseg')
+pytestmark = pytest.mark.slow
 
 RECIPE = CONFIGS / 'seg' / 'upernet_pelk_t_ade20k.py'
 

@@ -1,84 +1,55 @@
 """Train the rows of Tables 1, 5, 6, 7 and Fig. 2 of the paper, on this machine or through Slurm.
 
-python tools/analysis/run_ablations.py --tables 5 6 --gpus 8 --seeds 0 1 2
-python tools/analysis/run_ablations.py --gpus 8 --launcher slurm --partition PARTITION --jobs 4
+python -m reproduction.run_ablations --tables 5 6 --gpus 8 --seeds 0 1 2
+python -m reproduction.run_ablations --gpus 8 --launcher slurm --partition PARTITION --jobs 4
 
 The same command again goes on where it stopped: what is finished is left out, what was interrupted is resumed. Rows
-whose recipes are equal are trained once. tools/analysis/collect_ablations.py prints the tables.
+whose recipes are equal are trained once. ``python -m reproduction.collect_ablations`` prints the tables.
 """
 
 import argparse
 import os
-import shlex
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, DictAction
 
-from mmpelk.analysis.ablation_results import STEP_INTERVALS, model_text, run_folder, trained_as
-from mmpelk.analysis.ablations import ABLATIONS, METRICS, recipe, recipe_path
-from mmpelk.analysis.runs import TrainingRun, planned_steps, read_run
+from mmpelk.analysis.runs import planned_steps, read_run
 from mmpelk.engine.checks import check_data, check_option_names
 from mmpelk.engine.command_line import exit_on_user_error
+from mmpelk.engine.trainings import Training, run_trainings
 
-TOOLS = Path(__file__).resolve().parent.parent
+from . import ROOT
+from .ablation_results import STEP_INTERVALS, other_settings, recipe, run_folder
+from .ablations import ABLATIONS, METRICS, recipe_path, trained_as
+
+__all__ = ['Job', 'batch_options', 'main', 'plan']
+
 SEG_GPUS = 8  # of the segmentation recipes, with two images each
-POLL = 0.5  # seconds
 
 
-@dataclass(eq=False)
-class Job:
-    """One training: a recipe and a seed.
+@dataclass(eq=False, kw_only=True)
+class Job(Training):
+    """The training of a recipe with a seed.
 
     Attributes:
         stage: ``'cls'`` or ``'seg'``.
-        name: The recipe's name.
-        seed: The run's seed.
-        folder: Work folder.
         cfg: The recipe with all options.
-        command: What starts it.
-        variables: Environment variables of the command.
-        needs: The pre-training that it starts from.
     """
 
     stage: str
-    name: str
-    seed: int
-    folder: Path
     cfg: Config
-    command: list[str]
-    variables: dict[str, str] = field(default_factory=dict)
-    needs: 'Job | None' = None
-
-    def __str__(self) -> str:
-        return f'{self.stage}/{self.name} seed {self.seed}'
-
-    @property
-    def planned(self) -> int:
-        """Epochs or iterations."""
-        return planned_steps(self.cfg)[0]
-
-    def run(self) -> TrainingRun:
-        """How far it is."""
-        return read_run(self.folder, METRICS[self.stage][0])
-
-    def finished(self) -> bool:
-        """Whether the last test is there."""
-        return max(self.run().tested, default=0) >= self.planned
-
-    def shell(self) -> str:
-        """The command as one types it."""
-        return ' '.join([*(f'{name}={value}' for name, value in self.variables.items()), shlex.join(self.command)])
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog='python -m reproduction.run_ablations',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument('--tables', nargs='+', choices=list(ABLATIONS), default=list(ABLATIONS), help='all by default')
     parser.add_argument('--rows', nargs='+', metavar='ROW', help='only these of their rows, named as their recipes')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0], metavar='SEED', help='0 by default')
@@ -161,29 +132,28 @@ def resume_options(job: Job) -> list[str]:
     Raises:
         ValueError: If what lies in the folder is another training, or has no checkpoint before the last.
     """
-    run = job.run()
-    remedy = f"give another --work-dir, or remove '{job.folder}'"
-    if run.planned and run.planned != job.planned:
+    run, planned = read_run(job.folder, METRICS[job.stage][0]), planned_steps(job.cfg)[0]
+    if run.planned and (other := {'schedule', 'model'}.intersection(other_settings(run, job.cfg))):
         raise ValueError(
-            f'the training of {job} was started for {run.planned} {run.unit}s, not {job.planned}; {remedy}'
+            f'the training of {job.name} was started with another {" and ".join(sorted(other))}; give another '
+            f"--work-dir, or remove '{job.folder}'"
         )
-    if run.planned and model_text(run.cfg.get('model', {})) != model_text(job.cfg.model):
-        raise ValueError(f'the training of {job} was started with another model; {remedy}')
-    last = run.checkpoint(job.planned)
-    if not last.exists() or job.finished():
+    last = run.checkpoint(planned)
+    if not last.exists() or job.is_finished():
         return ['--resume']
     prefix = last.stem.rpartition('_')[0]
     numbers = [path.stem.rpartition('_')[2] for path in job.folder.glob(f'{prefix}_*.pth')]
-    earlier = sorted(int(number) for number in numbers if number.isdigit() and int(number) < job.planned)
+    earlier = sorted(int(number) for number in numbers if number.isdigit() and int(number) < planned)
     if not earlier:
-        raise ValueError(f"the training of {job} was stopped before its last test; to train again, remove '{last}'")
+        raise ValueError(
+            f"the training of {job.name} was stopped before its last test; to train again, remove '{last}'"
+        )
     return ['--resume', str(run.checkpoint(earlier[-1]))]
 
 
 def make_job(args: argparse.Namespace, stage: str, name: str, seed: int, needs: Job | None, index: int) -> Job:
     """The training of a recipe with a seed."""
-    path = recipe_path(stage, name)
-    cfg = recipe(stage, name)
+    path, cfg = recipe_path(stage, name), recipe(stage, name)
     words = [*args.cfg_options, *(args.cls_options if stage == 'cls' else args.seg_options)]
     options = parse_options(words)
     check_option_names(cfg, options)
@@ -191,16 +161,20 @@ def make_job(args: argparse.Namespace, stage: str, name: str, seed: int, needs: 
     gpus = args.gpus if stage == 'cls' else args.seg_gpus or min(args.gpus, SEG_GPUS)
     computed: dict[str, object] = {'randomness.seed': seed, **batch_options(cfg, gpus, options)}
     if needs:
-        epochs, _ = planned_steps(needs.cfg)
-        computed['model.backbone.init_cfg.checkpoint'] = needs.folder / f'epoch_{epochs}.pth'
+        computed['model.backbone.init_cfg.checkpoint'] = needs.folder / f'epoch_{planned_steps(needs.cfg)[0]}.pth'
     folder = run_folder(args.work_dir, stage, name, seed)
-    job = Job(stage, name, seed, folder, cfg, [], needs=needs)
+
+    def is_finished() -> bool:
+        return max(read_run(folder, METRICS[stage][0]).tested, default=0) >= planned_steps(cfg)[0]
+
+    variables: Mapping[str, str] = {}
     if args.launcher == 'slurm':
-        launch = [_short(TOOLS / 'slurm_train.sh'), args.partition, f'{stage}-{name}-{seed}', _short(path)]
+        launch = [_short('tools/slurm_train.sh'), args.partition, f'{stage}-{name}-{seed}', _short(path)]
         # Jobs on one machine must not meet at one port.
-        job.variables = dict(GPUS=str(gpus), PORT=str(int(os.environ.get('PORT', 29500)) + index))
+        variables = dict(GPUS=str(gpus), PORT=str(int(os.environ.get('PORT', 29500)) + index))
     else:
-        launch = [_short(TOOLS / 'dist_train.sh'), _short(path), str(gpus)]
+        launch = [_short('tools/dist_train.sh'), _short(path), str(gpus)]
+    job = Job(f'{stage}/{name} seed {seed}', [], folder, is_finished, variables, needs, stage=stage, cfg=cfg)
     job.command = [
         *launch,
         *('--work-dir', str(folder)),
@@ -211,7 +185,9 @@ def make_job(args: argparse.Namespace, stage: str, name: str, seed: int, needs: 
     return job
 
 
-def _short(path: Path) -> str:
+def _short(path: str | Path) -> str:
+    """A file of the project, relative to the current folder if it lies below."""
+    path = ROOT / path
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
@@ -242,77 +218,11 @@ def plan(args: argparse.Namespace) -> list[Job]:
     return list(jobs.values())
 
 
-def start(job: Job) -> subprocess.Popen:
-    """Start a training; its command, and what it prints, go to the end of ``console.log`` in its folder."""
-    job.folder.mkdir(parents=True, exist_ok=True)
-    with (job.folder / 'console.log').open('ab') as log:
-        log.write(f'\n$ {job.shell()}\n'.encode())
-        log.flush()
-        return subprocess.Popen(
-            job.command, env=os.environ | job.variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-        )
-
-
-def verdict(job: Job, code: int) -> str | None:
-    """Why a training that has ended failed; ``None`` if it did not."""
-    if code == 0:
-        return None if job.finished() else 'ended without its last test'
-    printed = (job.folder / 'console.log').read_text(errors='replace').rpartition('\n$ ')[2]  # by this start
-    errors = [line for line in printed.splitlines() if line.startswith('error: ')]
-    said = errors[-1] if errors else f'exit code {code}'
-    return f'{said}; all of it: {job.folder / "console.log"}'
-
-
-def run_all(jobs: Iterable[Job], at_a_time: int) -> dict[str, str]:
-    """Run trainings, each after the one that it needs.
-
-    Returns:
-        Why those that failed did, by their names.
-    """
-    waiting, failed = list(jobs), dict[str, str]()
-    running: dict[str, tuple[Job, subprocess.Popen]] = {}
-    count = len(waiting)
-    try:
-        while waiting or running:
-            for job in [*waiting]:
-                if job.needs and str(job.needs) in failed:
-                    waiting.remove(job)
-                    failed[str(job)] = f'{job.needs} failed'
-                elif len(running) < at_a_time and str(job.needs) not in running and job.needs not in waiting:
-                    waiting.remove(job)
-                    running[str(job)] = job, start(job)
-                    print(f'[{count - len(waiting)}/{count}] {job}: started, {job.folder / "console.log"}', flush=True)
-            for name, (job, process) in [*running.items()]:
-                if (code := process.poll()) is not None:
-                    del running[name]
-                    if reason := verdict(job, code):
-                        failed[name] = reason
-                    print(f'{job}: {f"failed: {reason}" if reason else "finished"}', flush=True)
-            if running:
-                time.sleep(POLL)
-    finally:
-        for _, process in running.values():  # stopped by the user
-            process.terminate()
-        for _, process in running.values():
-            process.wait()
-    return failed
-
-
-def _stop(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
-def summary(jobs: Sequence[Job], left: Sequence[Job], failed: Mapping[str, str]) -> str:
-    """The last lines: what was there already, what was trained, what failed."""
-    counts = f'{len(left) - len(failed)} trained, {len(jobs) - len(left)} finished before, {len(failed)} failed'
-    return '\n'.join([counts, *(f'  {name}: {reason}' for name, reason in failed.items())])
-
-
 def main() -> None:
     args = parse_args()
     with exit_on_user_error():
         jobs = plan(args)
-        left = [job for job in jobs if not job.finished()]
+        left = [job for job in jobs if not job.is_finished()]
         if not args.dry_run and args.launcher == 'local':  # Slurm's machines may see other disks
             for job in left:
                 check_data(job.cfg, ['train_dataloader', 'val_dataloader'])
@@ -320,15 +230,14 @@ def main() -> None:
         for job in left:
             print(job.shell())
         return
-    before = signal.signal(signal.SIGTERM, _stop)
     try:
-        failed = run_all(left, args.jobs)
+        failed = run_trainings(left, args.jobs)
     except KeyboardInterrupt:
         print('stopped; the same command goes on', file=sys.stderr)
         sys.exit(130)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    print(summary(jobs, left, failed))
+    print(f'{len(left) - len(failed)} trained, {len(jobs) - len(left)} finished before, {len(failed)} failed')
+    for name, reason in failed.items():
+        print(f'  {name}: {reason}')
     if failed:
         sys.exit(1)
 
