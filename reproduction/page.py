@@ -3,20 +3,19 @@
 Nothing is measured here. What can be computed is computed; what was measured is read from ``benchmarks/results``.
 """
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from string import Template
-from typing import Any
 
-from mmpelk.analysis import ablation_results, ablations
 from mmpelk.analysis.table import Table
 from mmpelk.ops import sharing_grid
 
 from . import RESULTS
+from .ablation_results import Trainings, ablation_table, load, measured_rows
+from .ablations import ABLATIONS
 from .counts import counts_table, head_table, upernet
-from .marks import NOTHING, Results, computed, deviation, paper, target
+from .marks import NOTHING, Results, computed, paper
 from .mixers import mixers_table, read_schedules
 from .paper import SHARING_GRIDS, TABLE_8, TABLES
 from .scaling import growth_table, saved_table, size_table
@@ -38,12 +37,11 @@ def render(folder: Path = RESULTS) -> str:
     Raises:
         ValueError: If a results file has not the form that it should have, or a toolbox is not installed.
     """
-    results = Results(folder)
+    results, trainings = Results(folder), load(folder / 'ablations.json')
     sections: dict[str, Callable[[], Table | str]] = {
-        'states': partial(states, results),
+        'states': partial(states, results, trainings),
         'grids': grids,
-        **{f'table_{key}': partial(ablation, key, results) for key in ('1', '5', '6', '7')},
-        'figure_2': partial(ablation, 'fig2', results),
+        **{f'ablation_{key}': partial(ablation_table, key, trainings, results) for key in ABLATIONS},
         'growth': growth_table,
         'saved': saved_table,
         **{f'table_{number}': partial(counts_table, number, results) for number in TABLES},
@@ -64,7 +62,7 @@ def render(folder: Path = RESULTS) -> str:
     return Template(template).substitute(texts, runs=results.listing().markdown())
 
 
-def states(results: Results) -> Table:
+def states(results: Results, trainings: Trainings) -> Table:
     """What of the paper was run here, from the files that there are."""
 
     def scores(number: int) -> str:
@@ -73,9 +71,7 @@ def states(results: Results) -> Table:
         return f'parameters and FLOPs computed; accuracy of {done} of {len(recipes)} PeLK rows measured'
 
     def rows_of(key: str) -> str:
-        rows = _plan()[key]['rows']
-        stored = (results.read('ablations') or {'tables': {}})['tables'].get(key, {}).get('rows', [])
-        done = sum(any(metric['n'] for metric in row['metrics'].values()) for row in stored)
+        done, rows = measured_rows(key, trainings), ABLATIONS[key].rows
         return f'driver and recipes; {done} of {len(rows)} rows measured'
 
     def written(pattern: str, *names: str, absent: str) -> str:
@@ -179,62 +175,3 @@ def mixers(results: Results) -> str:
         head = f'**{iterations} iterations, {len(variants[0].curves)} seeds**'
         texts.append(f'{head}\n\n{mixers_table(variants, results).markdown()}')
     return '\n\n'.join(texts) or 'Not run yet: `python benchmarks/mixer_comparison.py`.'
-
-
-@functools.cache
-def _plan() -> dict[str, Any]:
-    """Tables 1, 5, 6, 7 and Fig. 2 without results: reading their recipes takes seconds."""
-    return ablation_results.report([])['tables']
-
-
-def ablation(key: str, results: Results) -> str:
-    """Tables 1, 5, 6, 7 and Fig. 2: computed columns, and metrics where somebody has trained the rows."""
-    # Computed anew; what was trained is in the file that collect_ablations.py writes.
-    report = _plan()[key]
-    stored = results.read('ablations') or {'tables': {}}
-    rows_stored = {row['name']: row for row in stored['tables'].get(key, {}).get('rows', [])}
-    trained = {name: row['metrics'] for name, row in rows_stored.items()}
-    headings = [column['heading'] for column in report['rows'][0]['computed']]
-    stages = list(report['rows'][0]['metrics'])
-    gains = any(row['gain'] for row in report['rows'])
-    columns = list(report['columns'])
-    for heading in headings:
-        columns += [heading, 'here', 'deviation']
-    columns += [ablations.METRICS[stage][1] for stage in stages] + ['gain in mIoU'] * gains
-    rows: list[Sequence[str]] = []
-    for row in report['rows']:
-        cells = [str(cell) for cell in row['label']]
-        for column in row['computed']:
-            value = f'{column["value"]:.{column["digits"]}f}'
-            off = column['deviation']
-            cells += [
-                paper(column['printed'], column['digits']),
-                computed(value),
-                NOTHING if off is None else deviation(1 + off, 1, 6),
-            ]
-        for stage in stages:
-            cells.append(
-                _trained(row['metrics'][stage]['paper'], trained.get(row['name'], {}).get(stage), results, key)
-            )
-        if gains:
-            cells.append(_gain(row['gain'], rows_stored.get(row['name'], {}).get('gain')))
-        rows.append(cells)
-    return '\n\n'.join([Table(columns, rows).markdown(), *report['notes']])
-
-
-def _gain(told: Mapping[str, Any] | None, stored: Mapping[str, Any] | None) -> str:
-    if told is None:
-        return NOTHING
-    cell = target(f'{told["paper"]:+.1f}') if told['paper'] is not None else 'not printed'
-    if stored and stored['measured'] is not None:
-        cell += f'; {stored["measured"]:+.2f}, from the measured column'
-    return cell
-
-
-def _trained(printed: float | None, stored: Mapping[str, Any] | None, results: Results, key: str) -> str:
-    cell = target(printed) if printed is not None else 'not printed'
-    if not stored or stored['mean'] is None:
-        return cell
-    newest = max((run for run in stored['runs'] if run['final'] is not None), key=lambda run: run['date'])
-    machine = dict(device=newest['machine'], date=newest['date'])
-    return f'{cell}; {results.measured(stored["text"], machine, f"ablations, {key}")}'
