@@ -13,7 +13,7 @@ from mmpelk.analysis.table import Table
 
 from .marks import NOTHING, Results, computed, deviation, paper, target
 from .networks import Recipe, load
-from .paper import TABLES, PublishedRow
+from .paper import FLOPS_DECIMALS, TABLES, PublishedRow
 from .scores import measured_scores
 
 __all__ = ['CountedRow', 'count_row', 'count_table', 'counts_table', 'head_table', 'upernet']
@@ -50,7 +50,7 @@ def count_table(number: int) -> tuple[CountedRow, ...]:
     """
     if number not in TABLES:
         raise ValueError(f'the tables with parameters and FLOPs are {", ".join(map(str, TABLES))}, got {number}')
-    return tuple(count_row(row) for row in TABLES[number].rows)
+    return tuple(count_row(row) for row in TABLES[number])
 
 
 def count_row(row: PublishedRow) -> CountedRow:
@@ -70,9 +70,9 @@ def _count(recipe: Recipe, shape: tuple[int, int]) -> Complexity:
 
 def counts_table(number: int, results: Results) -> Table:
     """Parameters, FLOPs and scores: printed, counted, and measured where somebody has trained the recipe."""
-    printed, measured = TABLES[number], measured_scores(number, results.folder)
+    decimals, measured = FLOPS_DECIMALS[number], measured_scores(number, results.folder)
     heads = ['method', 'params [M]', 'counted', 'deviation', 'in training', 'FLOPs [G]', 'counted', 'deviation']
-    table = Table([*heads, *(f'{_METRICS[metric]} [%]' for metric in printed.metrics)])
+    table = Table([*heads, *(f'{_METRICS[metric]} [%]' for metric in TABLES[number][0].scores)])
     notes: dict[str, int] = {}
     for row in count_table(number):
         published, counted = row.published, row.counted
@@ -84,7 +84,7 @@ def counts_table(number: int, results: Results) -> Table:
             name += f' [{notes.setdefault(row.note, len(notes) + 1)}]'
         scores = []
         found = measured.get(published.network.own_name or '')
-        for metric, score in zip(printed.metrics, published.scores, strict=True):
+        for metric, score in published.scores.items():
             cell = target(score) if published.is_ours else paper(score, 1)
             if found and metric in found.scores:
                 cell += f'; {results.measured(found.scores[metric], found.machine, f"Table {number}")}'
@@ -95,9 +95,9 @@ def counts_table(number: int, results: Results) -> Table:
             computed(params, 1),
             deviation(params, published.params, 0),
             f'{computed(training, 1)}, {deviation(training, published.params, 0)}' if training else NOTHING,
-            paper(published.flops, printed.flops_decimals),
-            computed(flops, 1 if number < 4 else 2),
-            deviation(flops, published.flops, printed.flops_decimals),
+            paper(published.flops, decimals),
+            computed(flops, decimals + 1),
+            deviation(flops, published.flops, decimals),
             *scores,
         )
     table.notes = [f'[{index}] {note[0].upper()}{note[1:]}.' for note, index in notes.items()]
@@ -110,7 +110,7 @@ def upernet(method: str) -> tuple[PublishedRow, Complexity]:
     Raises:
         ValueError: If the network cannot be built in this installation; the message says why.
     """
-    row = count_row(next(row for row in TABLES[2].rows if row.method == method))
+    row = count_row(next(row for row in TABLES[2] if row.method == method))
     if row.counted is None:
         raise ValueError(f'{method} of Table 2 is {row.note}')
     return row.published, row.counted

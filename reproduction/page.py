@@ -66,7 +66,7 @@ def states(results: Results, trainings: Trainings) -> Table:
     """What of the paper was run here, from the files that there are."""
 
     def scores(number: int) -> str:
-        recipes = [row for row in TABLES[number].rows if row.is_ours]
+        recipes = [row for row in TABLES[number] if row.is_ours]
         done = len(measured_scores(number, results.folder))
         return f'parameters and FLOPs computed; accuracy of {done} of {len(recipes)} PeLK rows measured'
 

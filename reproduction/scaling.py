@@ -210,26 +210,20 @@ def draw(kernel_sizes: Sequence[int], center_size: int) -> Figure:
 
 def main() -> None:
     parser = figure_parser(__doc__, 'model_size')
-    parser.add_argument(
-        '--kernel-sizes',
-        nargs='+',
-        type=int,
-        default=KERNEL_SIZES,
-        metavar='K',
-        help='odd sides of the kernels; 7 to 151 by default',
-    )
+    sides = 'odd sides of the kernels; 7 to 151 by default'
+    parser.add_argument('--kernel-sizes', nargs='+', type=int, default=KERNEL_SIZES, metavar='K', help=sides)
     parser.add_argument('--center-size', type=int, default=5, help='side of the fine-grained centre; 5 by default')
     args = parser.parse_args()
     with exit_on_user_error():
-        sides = sorted(set(args.kernel_sizes))
-        size_table(sides, args.center_size).print()
+        sizes = sorted(set(args.kernel_sizes))
+        size_table(sizes, args.center_size).print()
         growth_table(args.center_size).print()
         print(
             "O(log K) is the number of rings k' along an axis; a kernel has k' x k' parameters. The embedding h of "
             "Eq. 3 has K x K per channel and stage; the paper's parameter columns come out without it."
         )
-        sizes = {c: {side: asdict(measure(c, side, args.center_size)) for side in sides} for c in CURVES}
-        write_figure(draw(sides, args.center_size), args, sizes)
+        counts = {c: {side: asdict(measure(c, side, args.center_size)) for side in sizes} for c in CURVES}
+        write_figure(draw(sizes, args.center_size), args, counts)
 
 
 if __name__ == '__main__':

@@ -52,12 +52,12 @@ def measured_scores(number: int, folder: Path) -> dict[str, MeasuredScores]:
         raise ValueError(f"'{path}' is not JSON: {error}") from error
     if not isinstance(content, dict) or not all(isinstance(content.get(key), dict) for key in ('machine', 'results')):
         raise ValueError(f"'{path}' must hold an object 'machine' and an object 'results' of scores by recipe")
-    names = (row.network.own_name for row in TABLES[number].rows)
+    names = (row.network.own_name for row in TABLES[number])
     known = {Path(name).stem: name for name in names if name}
     for recipe, scores in content['results'].items():
         if recipe not in known:
             raise ValueError(f"'{path}': unknown recipe '{recipe}'; Table {number} has {', '.join(known)}")
-        _check(scores, TABLES[number].metrics, f"'{path}': '{recipe}'")
+        _check(scores, tuple(TABLES[number][0].scores), f"'{path}': '{recipe}'")
     return {known[recipe]: MeasuredScores(content['machine'], scores) for recipe, scores in content['results'].items()}
 
 

@@ -147,24 +147,11 @@ def _stack(axes: Axes, shares: Sequence[Share], beside: Sequence[Share]) -> None
 
 def main() -> None:
     parser = figure_parser(__doc__, 'flop_shares')
-    parser.add_argument(
-        'config', nargs='?', default=str(ROOT / RECIPE), help=f'path of the config; {RECIPE} by default'
-    )
-    parser.add_argument(
-        '--shape',
-        nargs=2,
-        type=int,
-        default=(512, 2048),
-        metavar=('H', 'W'),
-        help="height and width of the image; 512 2048 by default, the paper's",
-    )
-    parser.add_argument(
-        '--density',
-        type=float,
-        default=0.6,
-        help="share of live weights in the backbone's and a classifier's 2-D and 4-D parameters; 0.6 by default, the "
-        "paper's",
-    )
+    parser.add_argument('config', nargs='?', default=str(ROOT / RECIPE), help=f'{RECIPE} by default')
+    image = 'height and width of the image; %(default)s'
+    parser.add_argument('--shape', nargs=2, type=int, default=(512, 2048), metavar=('H', 'W'), help=image)
+    density = "share of live weights in the backbone's and a classifier's 2-D and 4-D parameters; 0.6 by default"
+    parser.add_argument('--density', type=float, default=0.6, help=density)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config')
     parser.set_defaults(launcher='none', work_dir=None, local_rank=0)  # what load_config and parse_options look for
     args = parse_options(parser)

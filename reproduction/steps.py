@@ -38,12 +38,8 @@ class Step:
 
 
 STEPS = (
-    Step('run_demo', 'make demo', makes=_DEMO),
-    Step(
-        'run_demo_7x7',
-        f'env WORK_DIR={Path(_DEMO_7X7).parent} tools/demo/run_seg.sh {_KERNELS_7X7}',
-        makes=_DEMO_7X7,
-    ),
+    Step('run_demo', 'make demo', _DEMO),
+    Step('run_demo_7x7', f'env WORK_DIR={Path(_DEMO_7X7).parent} tools/demo/run_seg.sh {_KERNELS_7X7}', _DEMO_7X7),
     Step(
         'run_grids',
         f'python tools/analysis/plot_kernels.py grid --grid 2 1 2 --kernel-size 31 --center-size 5 '
