@@ -20,9 +20,8 @@ from rich.console import Console
 from torch.distributed.run import get_args_parser
 
 from mmpelk.engine.command_line import load_config
-from reproduction import steps as module
 from reproduction.page import TEMPLATE
-from reproduction.steps import STEPS, Step
+from reproduction.steps import STEPS, Step, run_steps
 from tests.commands import load_tool, run
 from tests.paths import ROOT
 
@@ -30,19 +29,19 @@ pytestmark = pytest.mark.slow
 Steps = Callable[..., tuple[int | str | None, str]]
 
 
-@pytest.fixture
-def run_steps(tmp_path: Path) -> Steps:
+@pytest.fixture(name='run_steps')
+def run_in_empty_folder(tmp_path: Path) -> Steps:
     """Run steps in an empty folder; the exit code, ``None`` after the last step, and what was printed."""
 
-    def run_steps(*steps: Step) -> tuple[int | str | None, str]:
+    def run(*steps: Step) -> tuple[int | str | None, str]:
         printed = io.StringIO()
         try:
-            module.run_steps(Console(file=printed, width=200), steps, tmp_path)
+            run_steps(Console(file=printed, width=200), steps, tmp_path)
         except SystemExit as end:
             return end.code, printed.getvalue()
         return None, printed.getvalue()
 
-    return run_steps
+    return run
 
 
 def python(code: str) -> str:
@@ -56,37 +55,34 @@ def touch(name: str) -> str:
 
 
 class TestSteps:
-    def test_run_in_order_each_with_a_log(self, run_steps: Steps, tmp_path: Path) -> None:
-        first = Step('first', python('open("made", "w"); print("out"); import sys; print("err", file=sys.stderr)'))
-        second = Step('second', python('print("found", open("made").read() == "")'))
-        code, printed = run_steps(first, second)
-        assert code is None
-        logs = tmp_path / 'work_dirs' / 'report'
-        assert {log.name: sorted(log.read_text().split()) for log in logs.iterdir()} == {
-            'first.log': ['err', 'out'],
-            'second.log': ['True', 'found'],
-        }
-        assert printed.index(f'1/2 {first.command}') < printed.index(f'2/2 {second.command}')
-
-    def test_run_in_this_python(self, run_steps: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Both the commands themselves and, by the variable, what the launchers start."""
+    def test_run_in_order_and_in_this_python_each_with_a_log(
+        self, run_steps: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The commands themselves and, by the variable, what the launchers start."""
         monkeypatch.setenv('PYTHON', 'another')
         monkeypatch.setenv('PATH', '')
-        assert (
-            run_steps(Step('which', python('import os, sys; print(sys.executable, os.environ["PYTHON"])')))[0] is None
+        streams = (
+            'open("made", "w"); import os, sys; print(os.environ["PYTHON"]); print(sys.executable, file=sys.stderr)'
         )
-        assert (tmp_path / 'work_dirs' / 'report' / 'which.log').read_text().split() == [sys.executable] * 2
+        first, second = Step('first', python(streams)), Step('second', python('print(open("made").read() == "")'))
+        code, printed = run_steps(first, second)
+        assert code is None
+        logs = {log.stem: log.read_text().split() for log in (tmp_path / 'work_dirs' / 'report').iterdir()}
+        assert logs == dict(first=[sys.executable] * 2, second=['True'])
+        assert printed.index(f'1/2 {first.command}') < printed.index(f'2/2 {second.command}')
 
     def test_is_skipped_once_its_file_is_there(self, run_steps: Steps, tmp_path: Path) -> None:
-        steps = Step('once', python('open("once", "a").write("x")'), makes='once'), Step('again', touch('again'))
-        run_steps(*steps)
-        (tmp_path / 'again').unlink()
-        code, printed = run_steps(*steps)
+        """What failed has not made its file; the finished ones before it are not repeated."""
+        once = Step('once', python('open("once", "a").write("x")'), makes='once')
+        assert run_steps(once, Step('again', python('raise SystemExit(1)'), makes='again'))[0] == 1
+        code, printed = run_steps(once, Step('again', touch('again'), makes='again'), Step('always', touch('always')))
         assert code is None
         assert (tmp_path / 'once').read_text() == 'x'
-        assert (tmp_path / 'again').exists(), 'a step without such a file runs every time'
-        assert '1/2' not in printed
-        assert '2/2' in printed
+        assert (tmp_path / 'again').exists()
+        assert '1/3' not in printed
+        (tmp_path / 'always').unlink()
+        run_steps(once, Step('always', touch('always')))
+        assert (tmp_path / 'always').exists(), 'a step without such a file runs every time'
 
     def test_failing_stops_the_report_and_shows_the_end_of_its_log(self, run_steps: Steps, tmp_path: Path) -> None:
         # Brackets, which rich would take for markup, in the log alone.
@@ -97,20 +93,11 @@ class TestSteps:
         assert code == 3
         assert (tmp_path / 'before').exists()
         assert not (tmp_path / 'after').exists()
-        assert not (tmp_path / 'work_dirs' / 'report' / 'after.log').exists()
         end = printed[printed.index(failing) + len(failing) :]
         assert '[red]why' in end, 'as it stands in the log'
         assert 'beginning' not in end
         assert 'failed with code 3; the whole log is in work_dirs/report/failing.log' in end
         assert 'beginning' in (tmp_path / 'work_dirs' / 'report' / 'failing.log').read_text()
-
-    def test_unfinished_runs_again(self, run_steps: Steps, tmp_path: Path) -> None:
-        """What failed has not made its file, and the finished ones before it are not repeated."""
-        done = Step('done', python('open("done", "a").write("x")'), makes='done')
-        assert run_steps(done, Step('failing', python('raise SystemExit(1)'), makes='made'))[0] == 1
-        assert run_steps(done, Step('failing', touch('made'), makes='made'))[0] is None
-        assert (tmp_path / 'done').read_text() == 'x'
-        assert (tmp_path / 'made').exists()
 
 
 # Options of the page that the configs leave at their defaults; test_batch_of_table_4_... looks at what they do.
@@ -133,6 +120,7 @@ def parse(path: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> argpa
     Raises:
         SystemExit: If the parser refuses the words; it says why on the error stream.
     """
+    monkeypatch.syspath_prepend((ROOT / path).parent)  # as when a script is run
     module, parse_args = tool(path), argparse.ArgumentParser.parse_args
 
     def stop(self: argparse.ArgumentParser, args: list[str] | None = None, namespace: Any = None) -> None:
