@@ -77,7 +77,7 @@ def test_failure_names_the_log_and_stops_the_rest() -> None:
 
 
 def test_data_that_are_not_there(folder: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="'nowhere' of train_dataloader.dataset does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"'nowhere' of train_dataloader\.dataset does not exist"):
         train([0], train_dataloader=dict(dataset=dict(data_root='nowhere')))
     assert not (folder / 'trained').exists()
 
