@@ -27,7 +27,12 @@ def test_run_that_never_began(tmp_path: Path) -> None:
     ('starts', 'tested', 'status', 'progress'),
     [
         ([[*epoch(1, 80.0), *epoch(2)]], {1: 80.0}, 'unfinished', 2),
-        ([[*epoch(1, 80.0), *epoch(2)], [*epoch(2, 80.1), *epoch(3, 80.2)]], {1: 80.0, 2: 80.1, 3: 80.2}, 'finished', 3),
+        (
+            [[*epoch(1, 80.0), *epoch(2)], [*epoch(2, 80.1), *epoch(3, 80.2)]],
+            {1: 80.0, 2: 80.1, 3: 80.2},
+            'finished',
+            3,
+        ),
         # Started anew, it does not inherit the end.
         ([[*epoch(1, 70.0), *epoch(2, 71.0), *epoch(3, 72.0)], epoch(1, 80.0)], {1: 80.0}, 'unfinished', 1),
     ],

@@ -30,7 +30,7 @@ def config(name: str) -> Path:
     return Path(spec.origin).parent / '.mim' / 'configs' / f'{file}.py'
 
 
-def _flatten(value: Any, key: str) -> dict[str, Any]:
+def flatten(value: Any, key: str) -> dict[str, Any]:
     """Values by their dotted keys. A list of numbers or strings is a value; in one of dictionaries or lists each is."""
     if isinstance(value, list | tuple) and not any(isinstance(child, dict | list | tuple) for child in value):
         return {key: tuple(value)}
@@ -38,7 +38,7 @@ def _flatten(value: Any, key: str) -> dict[str, Any]:
     if not key.endswith(WHOLE):
         items = value if isinstance(value, dict) else dict(enumerate(value)) if isinstance(value, list) else {}
     # The toolbox marks what comes from it with its scope.
-    children = [_flatten(child, f'{key}.{name}') for name, child in items.items() if name != '_scope_']
+    children = [flatten(child, f'{key}.{name}') for name, child in items.items() if name != '_scope_']
     return {k: v for child in children for k, v in child.items()} or {key: value}
 
 
@@ -57,7 +57,7 @@ def resolved(*names: str) -> dict[str, Any]:
     content = merged.to_dict()
     if 'data_preprocessor' in content:  # as the Runner does
         content['model'].setdefault('data_preprocessor', content.pop('data_preprocessor'))
-    values = {k: v for name, value in content.items() if name in READ for k, v in _flatten(value, name).items()}
+    values = {k: v for name, value in content.items() if name in READ for k, v in flatten(value, name).items()}
     return {
         key: 'URL' if str(value).startswith('https://') else value
         for key, value in values.items()

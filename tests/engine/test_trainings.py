@@ -1,7 +1,10 @@
 """The supervisor of trainings, with shell scripts in their place; each test waits for facts, none for a time."""
 
+import contextlib
+import fcntl
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +35,15 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Train
 def started(folder: Path) -> list[str]:
     """In this order."""
     return (folder / 'started').read_text().split()
+
+
+def wait_until_nobody_writes(log: Path) -> None:
+    """The lock on a log lasts as long as any process of its training."""
+    for _ in range(6000):
+        with log.open() as file, contextlib.suppress(BlockingIOError):
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(0.01)
+    pytest.fail('a process of the training is still there after a minute')
 
 
 def test_what_is_finished_is_left_out_and_each_waits_for_what_it_needs(
@@ -76,15 +88,13 @@ def test_the_others_are_stopped_when_one_fails(make: Callable[..., Training], tm
 def test_whoever_stops_it_stops_what_it_started(
     number: signal.Signals, make: Callable[..., Training], tmp_path: Path
 ) -> None:
-    """Whole groups: the script's own child, too. The script sends the signal once that runs."""
+    """Whole groups: the script's own child, too, although it ignores SIGTERM. The script itself sends the signal."""
     handler = signal.getsignal(number)
-    script = f'({FOREVER}) & echo $! > child; echo $$ > leader; kill -{number.value} {os.getpid()}; {FOREVER}'
+    script = f'(trap "" TERM; {FOREVER}) & kill -{number.value} {os.getpid()}; {FOREVER}'
     with pytest.raises(KeyboardInterrupt):
         run_trainings([make('running', script), make('never')])
     assert started(tmp_path) == ['running']
-    leader = int((tmp_path / 'running' / 'leader').read_text())
-    with pytest.raises(ProcessLookupError):
-        os.killpg(leader, 0)
+    wait_until_nobody_writes(tmp_path / 'running' / 'console.log')
     assert signal.getsignal(number) == handler
 
 
@@ -97,6 +107,7 @@ def test_no_two_processes_train_in_one_folder(make: Callable[..., Training], tmp
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+    wait_until_nobody_writes(ours.log)
     assert run_trainings([ours]) == {}
 
 

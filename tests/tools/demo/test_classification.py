@@ -1,15 +1,13 @@
 """The classification demo: its digits, and the figure of its trainings."""
 
-import json
 from pathlib import Path
 
 import cv2
 import pytest
-import torch
-from torch import nn
 
+from mmpelk.analysis.variants import VariantRun
 from tests.commands import call, load_tool
-from tests.paths import TOOLS
+from tests.paths import ROOT, TOOLS
 
 
 def test_demo_data(tmp_path: Path) -> None:
@@ -24,28 +22,19 @@ def test_demo_data(tmp_path: Path) -> None:
     assert image.max() > 200
 
 
-def test_demo_figure(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """From logs and checkpoints as mmengine writes them."""
-    accuracies = {'pelk': (97.0, 98.0, 99.0), 'conv7': (96.0, 96.0, 96.0), 'stripe': (97.5, 97.0, 98.0)}
-    for network, finals in accuracies.items():
-        for seed, final in enumerate(finals):
-            folder = tmp_path / network / f'seed_{seed}'
-            (folder / 'run' / 'vis_data').mkdir(parents=True)
-            lines = [
-                dict(loss=1.0, epoch=1, step=1),
-                *({'accuracy/top1': v, 'step': e} for e, v in ((2, 50.0), (4, final))),
-            ]
-            (folder / 'run' / 'vis_data' / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)))
-            torch.save(dict(state_dict=nn.BatchNorm2d(5).state_dict()), folder / 'epoch_4.pth')
-            (folder / 'last_checkpoint').write_text(str(folder / 'epoch_4.pth'))
+@pytest.mark.scope('mmpretrain')
+def test_demo_figure(tmp_path: Path) -> None:
     module = load_tool(TOOLS / 'demo' / 'compare_classification.py')
-    results = module.read_results(tmp_path)
-    assert [result.parameters for result in results] == [10, 10, 10]
-    assert results[0].mean() == [50.0, 98.0]
-    assert results[0].spread() == [0.0, 1.0]
-    module.print_table(results)
-    assert '98.00 ± 1.00' in capsys.readouterr().out
+    accuracies = {'pelk': (97.0, 98.0, 99.0), 'conv7': (96.0, 96.0, 96.0), 'stripe': (97.5, 97.0, 98.0)}
+    results = {
+        network: [VariantRun(network, seed, ((2, 50.0), (4, value)), {}) for seed, value in enumerate(finals)]
+        for network, finals in accuracies.items()
+    }
+    documented = (ROOT / 'docs' / 'classification.md').read_text()
+    for (name, parameters, top1, seeds), network in zip(module.make_table(results).rows, results, strict=True):
+        assert f'| `{name.split()[0]}` | {int(parameters):,} |'.replace(',', ' ') in documented
+        assert seeds == ', '.join(map(str, accuracies[network]))
+        assert top1.startswith(f'{sum(accuracies[network]) / 3:.2f} ± ')
+    assert module.make_table(results).rows[0][2] == '98.00 ± 1.00'
     module.plot(results, tmp_path / 'figure.png')
     assert cv2.imread(str(tmp_path / 'figure.png')).shape[2] == 3
-    with pytest.raises(FileNotFoundError, match=r'run_cls\.sh makes them'):
-        module.read_results(tmp_path / 'pelk')
