@@ -137,7 +137,7 @@ class Run:
     Attributes:
         setting: What was measured.
         device: ``'cpu'`` or ``'cuda'``.
-        machine: :func:`mmpelk.analysis.timing.environment_info` of the run, with the versions of cuDNN and of this package.
+        machine: :func:`.timing.environment_info` of the run, with the versions of cuDNN and of this package.
         rounds: How often every network ran, at least.
         rows: The networks in the order that they were given.
     """
