@@ -54,13 +54,13 @@ def changed(base: str, name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(('stage', 'name'), EVERY)
 def test_recipe_varies_only_what_its_row_varies(stage: str, name: str) -> None:
-    row = ROWS[name]
-    expected = flatten(row.changes(), 'model.backbone') if row.changes() else {}
-    if not row.sparse:
+    common, changes, sparse = ROWS[name].training()
+    expected = flatten(changes, 'model.backbone') if changes else {}
+    if sparse is False:
         expected['custom_hooks'] = NO_SPARSITY[stage]
     if stage == 'seg':
         expected[WEIGHTS] = f'checkpoints/{trained_as(stage, name)}.pth'
-    base = 'upernet_pelk_t_80k' if stage == 'seg' else {224: 'pelk_t', 384: 'pelk_t_384'}[row.image_size]
+    base = 'upernet_pelk_t_80k' if stage == 'seg' else common
     assert changed(f'{stage}/ablations/{base}', f'{stage}/ablations/{name}') == expected
 
 
