@@ -122,8 +122,9 @@ class AblationTable:
 @functools.cache
 def network(name: str) -> PeLK:
     """The backbone that a row trains, on the meta device."""
+    settings = _settings(ROWS[name].training()[1])
     with torch.device('meta'):
-        return PeLK(**_arguments(ROWS[name].training()[1]))
+        return PeLK(**settings | dict(arch=ARCHITECTURES['tiny'] | settings.get('arch', {})))
 
 
 def half_grid(name: str) -> tuple[int, ...] | None:
@@ -354,14 +355,11 @@ def recipe_path(stage: str, name: str) -> Path:
     return ROOT / 'configs' / stage / 'ablations' / f'{name}.py'
 
 
-def _arguments(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of the backbone for changes of PeLK-T."""
-    of_arch = {key: value for key, value in changes.items() if key in ARCH_KEYS}
-    others = {key: value for key, value in changes.items() if key not in ARCH_KEYS}
-    return dict(arch=ARCHITECTURES['tiny'] | of_arch, **others)
-
-
-ARCH_KEYS = ('kernel_sizes', 'center_size', 'sharing_grids')
+def _settings(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes of PeLK-T as a config has them."""
+    of_arch = {key: changes[key] for key in changes if key in ('kernel_sizes', 'center_size', 'sharing_grids')}
+    others = {key: changes[key] for key in changes if key not in of_arch}
+    return dict(arch=of_arch, **others) if of_arch else others
 
 
 def recipe_text(stage: str, name: str) -> str:
@@ -374,7 +372,7 @@ def recipe_text(stage: str, name: str) -> str:
         return '\n'.join([*lines, f"_base_ = './{other}.py'", ''])
     common = 'upernet_pelk_t_80k' if stage == 'seg' else row.base
     lines += [f"_base_ = './{row.base if row.base in ROWS else common}.py'", '']
-    settings = [f'{key}={value}' for key, value in _settings(row.own_changes()).items()]
+    settings = [f'{key}={_text(value)}' for key, value in _settings(row.own_changes()).items()]
     if stage == 'seg':
         settings.append(f"init_cfg=dict(checkpoint='{{{{$MMPELK_CHECKPOINTS:checkpoints}}}}/{name}.pth')")
     # Broken as ruff breaks it.
@@ -387,14 +385,9 @@ def recipe_text(stage: str, name: str) -> str:
     return '\n'.join(lines).rstrip() + '\n'
 
 
-def _settings(changes: Mapping[str, Any]) -> dict[str, str]:
-    """Settings of the backbone, and their text."""
-    texts = {key: _text(value) for key, value in changes.items()}
-    of_arch = ', '.join(f'{key}={texts.pop(key)}' for key in ARCH_KEYS if key in texts)
-    return (dict(arch=f'dict({of_arch})') if of_arch else {}) | texts
-
-
 def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return f'dict({", ".join(f"{key}={_text(child)}" for key, child in value.items())})'
     if isinstance(value, list) and value == value[:1] * len(value):
         return f'[{_text(value[0])}] * {len(value)}'
     return repr(value)
