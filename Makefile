@@ -24,7 +24,7 @@ demo-cls: setup  ## three mixers on small digits, three seeds each
 	@$(RUN) tools/demo/run_cls.sh
 
 report: setup  ## every table and figure of the paper that a CPU can make in ten minutes, and docs/reproduction.md
-	@PYTHONWARNINGS=ignore $(PYTHON_ENV) tools/analysis/report.py
+	@PYTHONWARNINGS=ignore $(PYTHON_ENV) -m reproduction
 
 test: lint  ## style, types, and all tests
 	@$(PYTEST)

@@ -1,4 +1,5 @@
-"""Who may import whom: ``ops`` torch alone, ``models`` the operator, and no module of the package a toolbox."""
+"""Who may import whom: ``ops`` torch alone, ``models`` the operator, no module of the package a toolbox, and nobody the
+reproduction."""
 
 import ast
 import subprocess
@@ -22,6 +23,9 @@ ALLOWED = {
     'engine': {'engine', 'sparsity', 'models', 'ops', 'registry', 'config'},
     'analysis': {'analysis', 'engine', 'sparsity', 'models', 'ops', 'registry', 'config'},
 }
+# The folders beside the package: nothing of each other's, and the package nothing of theirs.
+BESIDE = {'tools', 'benchmarks', 'reproduction', 'tests'}
+SCRIPTS = sorted(path for folder in BESIDE - {'tests'} for path in (ROOT / folder).rglob('*.py'))
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -43,6 +47,7 @@ def test_relative_imports_are_resolved() -> None:
 def test_imports(path: Path) -> None:
     names = {name.split('.')[0] for name in imports(path)}
     assert not names & TOOLBOXES, 'toolboxes are reached through the registry'
+    assert not names & BESIDE
     folder = path.relative_to(PACKAGE).parts[0]
     if folder == 'ops':
         others = names - set(sys.stdlib_module_names) - {'mmpelk'}
@@ -50,6 +55,12 @@ def test_imports(path: Path) -> None:
     if folder in ALLOWED:
         own = {name.split('.')[1] for name in imports(path) if name.startswith('mmpelk.')}
         assert own <= ALLOWED[folder]
+
+
+@pytest.mark.parametrize('path', SCRIPTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_beside_the_package(path: Path) -> None:
+    folder = path.relative_to(ROOT).parts[0]
+    assert not {name.split('.')[0] for name in imports(path)} & (BESIDE - {folder})
 
 
 def run_blocked(blocked: set[str], code: str) -> subprocess.CompletedProcess:

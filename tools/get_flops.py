@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, DictAction
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.config import DictAction
 from mmengine.runner import CheckpointLoader
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from mmpelk.analysis.complexity import Complexity, checkpoint_densities, count_complexity, uniform_densities
+from mmpelk.analysis.inference import build_model
 from mmpelk.engine.command_line import exit_on_user_error, load_config, parse_options
 
 
@@ -35,12 +35,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config')
     parser.set_defaults(launcher='none', work_dir=None, local_rank=0)  # what load_config and parse_options look for
     return parse_options(parser)
-
-
-def build_model(cfg: Config) -> nn.Module:
-    """The recipe's model, on the CPU, with no weights loaded."""
-    init_default_scope(cfg.get('default_scope') or 'mmengine')
-    return MODELS.build(cfg.model)
 
 
 def densities(model: nn.Module, args: argparse.Namespace) -> dict[str, float]:

@@ -1,12 +1,32 @@
-"""The forward that is counted: what a model computes for one image, without what depends on the image's content."""
+"""A recipe's model, and the forward that is counted and timed, without what depends on the image's content."""
 
+import copy
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from mmengine.model import BaseModel
+from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
-__all__ = ['InferenceForm']
+__all__ = ['InferenceForm', 'build_model']
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """The model of a recipe, to count or to time: no weights are loaded, and neither the global random state nor the
+    default scope is changed.
+
+    Args:
+        cfg: The recipe; it is not changed.
+
+    Returns:
+        The model, with the weights that its constructors draw.
+    """
+    model = copy.deepcopy(cfg.model)
+    if 'train_cfg' in model:
+        model.train_cfg = None  # mixup and the like
+    with torch.random.fork_rng(devices=[]), DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
+        return MODELS.build(model)
 
 
 class InferenceForm(nn.Module):

@@ -1,6 +1,5 @@
-"""The pictures of Fig. 1, 3, 5 and 6: what is on them, that they can be read in grey, and refusals."""
+"""The pictures of Fig. 1 and 3: what is on them, that they can be read in grey, and refusals."""
 
-import json
 import sys
 from collections.abc import Callable
 from itertools import pairwise
@@ -18,8 +17,6 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from mmpelk.analysis.kernels import learnt_embedding, learnt_kernel
-from mmpelk.analysis.scaling import scaling_table
-from mmpelk.analysis.shares import FlopShares, Share
 from mmpelk.models import PeLK
 from mmpelk.models.checkpoint import deploy_state_dict
 from tests.commands import load_tool
@@ -34,7 +31,7 @@ def load(name: str) -> ModuleType:
     return load_tool(TOOLS / 'analysis' / f'{name}.py')
 
 
-@pytest.fixture(scope='module', params=['plot_scaling', 'plot_flops', 'plot_kernels'])
+@pytest.fixture(scope='module', params=['plot_kernels'])
 def any_tool(request: pytest.FixtureRequest) -> ModuleType:
     return load(request.param)
 
@@ -106,87 +103,6 @@ def test_help_shows_commands_that_exist(any_tool: ModuleType) -> None:
     assert commands
     for command in commands:
         assert (TOOLS.parent / command.split()[1]).is_file()
-
-
-class TestScaling:
-    def test_figure_and_tables(self, run: Callable[..., str], tmp_path: Path) -> None:
-        out, report = tmp_path / 'new' / 'sizes.png', tmp_path / 'new' / 'sizes.json'
-        printed = run('plot_scaling', '--kernel-sizes', 7, 51, '--out', out, '--json', report)
-        check_picture(out)
-        row = next(line for line in printed.splitlines() if line.startswith('│ 51'))
-        # K, rings, M of peripheral, stripe, dense, peripheral + h; parameters per channel.
-        values = ['51', '13', '29.38', '31.64', '45.49', '33.14', '169', '510', '2601']
-        assert row.replace('│', ' ').split() == values
-        assert 'not stated' in printed
-        rows = json.loads(report.read_text())['rows']
-        assert [(row['kernel_size'], row['dense']) for row in rows] == [
-            (row.kernel_size, row.dense) for row in scaling_table([7, 51])
-        ]
-
-    def test_what_is_on_the_figure(self) -> None:
-        tool = load('plot_scaling')
-        figure = tool.draw([7, 31, 51], center_size=5)
-        for axes in figure.axes:
-            check_labels(axes)
-            assert axes.get_legend() is not None
-            lines = axes.get_lines()
-            # Told apart without colour: no two have both line and marker in common.
-            assert len({(line.get_linestyle(), line.get_marker()) for line in lines}) == len(lines)
-        dense = figure.axes[0].get_lines()[0]
-        assert list(dense.get_xdata()) == list(range(7, 52, 2))
-        assert dense.get_ydata()[-1] == scaling_table([51])[0].dense / 1e6
-
-    def test_refuses_even_sizes(self, run: Callable[..., str]) -> None:
-        printed = run('plot_scaling', '--kernel-sizes', 7, 50, code=1)
-        assert printed == 'error: kernel_size must be an odd positive integer, got 50\n'
-
-
-SHARES = FlopShares(
-    total=1000,
-    backbone_total=100,
-    parts=(Share('backbone', 100, 10.0), Share('neck', 200, 20.0), Share('head', 700, 70.0)),
-    components=(Share('FFN', 75, 75.0), Share('large kernels', 25, 25.0), Share('positional embedding', 1, 1.0, False)),
-)
-
-
-class TestFlops:
-    def test_figure_and_table(self, run: Callable[..., str], tiny_config: Path, tmp_path: Path) -> None:
-        pytest.importorskip('mmseg')
-        out, report = tmp_path / 'shares.png', tmp_path / 'shares.json'
-        printed = run('plot_flops', tiny_config, '--shape', 64, 64, '--out', out, '--json', report)
-        check_picture(out)
-        for name in ('backbone', 'decode_head', 'FFN', 'large kernels', 'downsampling', 'positional embedding'):
-            assert name in printed
-        written = json.loads(report.read_text())
-        assert (written['shape'], written['density']) == ([64, 64], 0.6)
-        assert sum(part['percent'] for part in written['parts']) == pytest.approx(100)
-
-    def test_what_is_on_the_figure(self) -> None:
-        figure = load('plot_flops').draw(SHARES, 'nano, 64 x 64, density 0.6')
-        assert figure.get_suptitle() == 'nano, 64 x 64, density 0.6'
-        for axes, shares in zip(figure.axes, (SHARES.parts, SHARES.components), strict=True):
-            check_labels(axes)
-            legend = axes.get_legend()
-            assert legend is not None
-            assert len(legend.get_texts()) == len(shares)
-            for text, share in zip(reversed(legend.get_texts()), shares, strict=True):
-                assert share.name in text.get_text()
-
-    def test_bars_stack_to_the_whole_and_differ_in_grey(self) -> None:
-        figure = load('plot_flops').draw(SHARES, '')
-        bars = figure.axes[0].patches
-        assert [(bar.get_y(), bar.get_height()) for bar in bars] == [(0, 10), (10, 20), (30, 70)]
-        for below, above in pairwise(bars):
-            assert abs(grey(below.get_facecolor()[:3]) - grey(above.get_facecolor()[:3])) > GREY
-            assert below.get_hatch() != above.get_hatch()
-
-    def test_refuses_a_config_that_does_not_exist(self, run: Callable[..., str]) -> None:
-        assert run('plot_flops', 'absent.py', code=1).startswith("error: there is no config 'absent.py'")
-
-    def test_refuses_a_density_of_nothing(self, run: Callable[..., str], tiny_config: Path) -> None:
-        pytest.importorskip('mmseg')
-        printed = run('plot_flops', tiny_config, '--density', 0, code=1)
-        assert printed.splitlines()[-1] == 'error: density is in (0, 1], got 0.0'
 
 
 class TestGrids:

@@ -13,17 +13,17 @@ import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, ScalarFormatter
-from mmengine.registry import MODELS, init_default_scope
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from mmpelk.analysis.inference import InferenceForm
+from mmpelk.analysis.inference import InferenceForm, build_model
 from mmpelk.analysis.throughput import (
     LAYOUTS,
     PRECISIONS,
@@ -134,10 +134,7 @@ def recipes(args: argparse.Namespace) -> Iterator[tuple[str, str, str | None]]:
 def build(config: str) -> nn.Module:
     """A recipe's classifier up to the logits, deployed, with random weights."""
     options = argparse.Namespace(config=config, launcher='none', work_dir=None, cfg_options=None)
-    cfg = load_config(options)
-    cfg.model.train_cfg = None  # mixup and the like, of which mmpretrain would report
-    init_default_scope(cfg.get('default_scope') or 'mmengine')
-    model = MODELS.build(cfg.model).eval()
+    model: Any = build_model(load_config(options)).eval()
     if hasattr(model.backbone, 'switch_to_deploy'):
         model.backbone.switch_to_deploy()
     return InferenceForm(model)

@@ -1,6 +1,7 @@
 """The steps of the report run as they should, and every command of its page is one that the tools understand."""
 
 import argparse
+import importlib
 import io
 import json
 import os
@@ -19,30 +20,28 @@ from rich.console import Console
 from torch.distributed.run import get_args_parser
 
 from mmpelk.engine.command_line import load_config
+from reproduction.page import TEMPLATE
+from reproduction.steps import STEPS, Step, run_steps
 from tests.commands import load_tool, run
-from tests.paths import ROOT, TOOLS
+from tests.paths import ROOT
 
-report = load_tool(TOOLS / 'analysis' / 'report.py')
-Step = report.Step
+pytestmark = pytest.mark.slow
 Steps = Callable[..., tuple[int | str | None, str]]
 
 
-@pytest.fixture
-def run_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Steps:
+@pytest.fixture(name='run_steps')
+def run_in_empty_folder(tmp_path: Path) -> Steps:
     """Run steps in an empty folder; the exit code, ``None`` after the last step, and what was printed."""
-    monkeypatch.setattr(report, 'ROOT', tmp_path)
-    monkeypatch.setattr(report, 'LOGS', tmp_path / 'work' / 'logs')
 
-    def run_steps(*steps: Any) -> tuple[int | str | None, str]:
-        monkeypatch.setattr(report, 'STEPS', steps)
+    def run(*steps: Step) -> tuple[int | str | None, str]:
         printed = io.StringIO()
         try:
-            report.run_steps(Console(file=printed, width=200))
+            run_steps(Console(file=printed, width=200), steps, tmp_path)
         except SystemExit as end:
             return end.code, printed.getvalue()
         return None, printed.getvalue()
 
-    return run_steps
+    return run
 
 
 def python(code: str) -> str:
@@ -56,37 +55,34 @@ def touch(name: str) -> str:
 
 
 class TestSteps:
-    def test_run_in_order_each_with_a_log(self, run_steps: Steps, tmp_path: Path) -> None:
-        first = Step('first', python('open("made", "w"); print("out"); import sys; print("err", file=sys.stderr)'))
-        second = Step('second', python('print("found", open("made").read() == "")'))
-        code, printed = run_steps(first, second)
-        assert code is None
-        logs = tmp_path / 'work' / 'logs'
-        assert {log.name: sorted(log.read_text().split()) for log in logs.iterdir()} == {
-            'first.log': ['err', 'out'],
-            'second.log': ['True', 'found'],
-        }
-        assert printed.index(f'1/2 {first.command}') < printed.index(f'2/2 {second.command}')
-
-    def test_run_in_this_python(self, run_steps: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Both the commands themselves and, by the variable, what the launchers start."""
+    def test_run_in_order_and_in_this_python_each_with_a_log(
+        self, run_steps: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The commands themselves and, by the variable, what the launchers start."""
         monkeypatch.setenv('PYTHON', 'another')
         monkeypatch.setenv('PATH', '')
-        assert (
-            run_steps(Step('which', python('import os, sys; print(sys.executable, os.environ["PYTHON"])')))[0] is None
+        streams = (
+            'open("made", "w"); import os, sys; print(os.environ["PYTHON"]); print(sys.executable, file=sys.stderr)'
         )
-        assert (tmp_path / 'work' / 'logs' / 'which.log').read_text().split() == [sys.executable] * 2
+        first, second = Step('first', python(streams)), Step('second', python('print(open("made").read() == "")'))
+        code, printed = run_steps(first, second)
+        assert code is None
+        logs = {log.stem: log.read_text().split() for log in (tmp_path / 'work_dirs' / 'report').iterdir()}
+        assert logs == dict(first=[sys.executable] * 2, second=['True'])
+        assert printed.index(f'1/2 {first.command}') < printed.index(f'2/2 {second.command}')
 
     def test_is_skipped_once_its_file_is_there(self, run_steps: Steps, tmp_path: Path) -> None:
-        steps = Step('once', python('open("once", "a").write("x")'), makes='once'), Step('again', touch('again'))
-        run_steps(*steps)
-        (tmp_path / 'again').unlink()
-        code, printed = run_steps(*steps)
+        """What failed has not made its file; the finished ones before it are not repeated."""
+        once = Step('once', python('open("once", "a").write("x")'), makes='once')
+        assert run_steps(once, Step('again', python('raise SystemExit(1)'), makes='again'))[0] == 1
+        code, printed = run_steps(once, Step('again', touch('again'), makes='again'), Step('always', touch('always')))
         assert code is None
         assert (tmp_path / 'once').read_text() == 'x'
-        assert (tmp_path / 'again').exists(), 'a step without such a file runs every time'
-        assert '1/2' not in printed
-        assert '2/2' in printed
+        assert (tmp_path / 'again').exists()
+        assert '1/3' not in printed
+        (tmp_path / 'always').unlink()
+        run_steps(once, Step('always', touch('always')))
+        assert (tmp_path / 'always').exists(), 'a step without such a file runs every time'
 
     def test_failing_stops_the_report_and_shows_the_end_of_its_log(self, run_steps: Steps, tmp_path: Path) -> None:
         # Brackets, which rich would take for markup, in the log alone.
@@ -97,20 +93,11 @@ class TestSteps:
         assert code == 3
         assert (tmp_path / 'before').exists()
         assert not (tmp_path / 'after').exists()
-        assert not (tmp_path / 'work' / 'logs' / 'after.log').exists()
         end = printed[printed.index(failing) + len(failing) :]
         assert '[red]why' in end, 'as it stands in the log'
         assert 'beginning' not in end
-        assert 'failed with code 3; the whole log is in work/logs/failing.log' in end
-        assert 'beginning' in (tmp_path / 'work' / 'logs' / 'failing.log').read_text()
-
-    def test_unfinished_runs_again(self, run_steps: Steps, tmp_path: Path) -> None:
-        """What failed has not made its file, and the finished ones before it are not repeated."""
-        done = Step('done', python('open("done", "a").write("x")'), makes='done')
-        assert run_steps(done, Step('failing', python('raise SystemExit(1)'), makes='made'))[0] == 1
-        assert run_steps(done, Step('failing', touch('made'), makes='made'))[0] is None
-        assert (tmp_path / 'done').read_text() == 'x'
-        assert (tmp_path / 'made').exists()
+        assert 'failed with code 3; the whole log is in work_dirs/report/failing.log' in end
+        assert 'beginning' in (tmp_path / 'work_dirs' / 'report' / 'failing.log').read_text()
 
 
 # Options of the page that the configs leave at their defaults; test_batch_of_table_4_... looks at what they do.
@@ -123,7 +110,8 @@ class Parsed(Exception):
 
 @cache
 def tool(path: str) -> ModuleType:
-    return load_tool(ROOT / path)
+    """A script, or a module of the reproduction."""
+    return load_tool(ROOT / path) if path.endswith('.py') else importlib.import_module(path)
 
 
 def parse(path: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
@@ -132,6 +120,7 @@ def parse(path: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> argpa
     Raises:
         SystemExit: If the parser refuses the words; it says why on the error stream.
     """
+    monkeypatch.syspath_prepend((ROOT / path).parent)  # as when a script is run
     module, parse_args = tool(path), argparse.ArgumentParser.parse_args
 
     def stop(self: argparse.ArgumentParser, args: list[str] | None = None, namespace: Any = None) -> None:
@@ -179,9 +168,9 @@ def launched(words: list[str], folder: Path) -> list[tuple[str, list[str]]]:
 
 def commands() -> list[str]:
     """The commands of all steps, and those that the template writes out."""
-    lines = re.findall(r'^    ((?:python |tools/|make |env ).*)$', report.TEMPLATE.read_text(), re.MULTILINE)
+    lines = re.findall(r'^    ((?:python |tools/|make |env ).*)$', TEMPLATE.read_text(), re.MULTILINE)
     assert len(lines) > 8
-    return [*(step.command for step in report.STEPS), *lines]
+    return [*(step.command for step in STEPS), *lines]
 
 
 @pytest.mark.parametrize('command', commands(), ids=lambda command: ' '.join(command.split()[:3]))
@@ -193,6 +182,8 @@ def test_command_is_understood(command: str, tmp_path: Path, monkeypatch: pytest
     if words[0] == 'make':
         assert run('make', '-n', words[1], cwd=ROOT)
         return
+    if words[:2] == ['python', '-m']:
+        del words[1]
     scripts = [(words[1], words[2:])] if words[0] == 'python' else launched(words, tmp_path)
     assert scripts
     monkeypatch.chdir(ROOT)
