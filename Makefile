@@ -1,12 +1,14 @@
 # The two commands are `make demo` and `make test`; both set up everything that they need.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-det demo-cls report test test-fast test-torch21 lint format bench clean
+.PHONY: help setup demo demo-det demo-cls report test test-fast test-torch21 lint format types bench clean
 
 PYTHON_ENV := .venv/bin/python
 # Tests start processes of their own: not more workers than cores. What a file's fixtures have made is used by one worker.
 PYTEST := OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest -q -n $(shell nproc) --dist loadfile --no-loadscope-reorder
 # `PYTHON=python3.12 make demo` chooses the Python of the environment; the tools themselves run in the environment.
 RUN := PYTHON=$(CURDIR)/$(PYTHON_ENV)
+# The style checks have environments of their own, which take seconds.
+PRE_COMMIT := .venv-lint/bin/pre-commit
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,7 +28,7 @@ demo-cls: setup  ## three mixers on small digits, three seeds each
 report: setup  ## every table and figure of the paper that a CPU can make in ten minutes, and docs/reproduction.md
 	@PYTHONWARNINGS=ignore $(PYTHON_ENV) -m reproduction
 
-test: lint  ## style, types, and all tests
+test: lint types  ## style, types, and all tests
 	@$(PYTEST)
 
 test-fast: setup  ## the tests that start no process and train nothing, in a minute or two
@@ -38,17 +40,23 @@ test-torch21:  ## the operator's tests with torch 2.1, the oldest it runs on, in
 	    .venv-torch21/bin/pip install -q torch==2.1.2 'numpy<2' pytest==9.2.0 hypothesis==6.168.5; }
 	@OMP_NUM_THREADS=1 .venv-torch21/bin/python -m pytest -q --confcutdir=tests/ops tests/ops
 
-lint: setup  ## ruff and mypy
-	@$(PYTHON_ENV) -m ruff format --check .
-	@$(PYTHON_ENV) -m ruff check .
-	@$(PYTHON_ENV) -m mypy
+lint: $(PRE_COMMIT)  ## style, spelling and links; needs no set-up
+	@$(PRE_COMMIT) run --all-files
 
-format: setup  ## let ruff format the code and fix what it can
-	@$(PYTHON_ENV) -m ruff format .
-	@$(PYTHON_ENV) -m ruff check --fix .
+format: $(PRE_COMMIT)  ## let ruff format the code and fix what it can
+	@$(PRE_COMMIT) run --all-files ruff-format || true
+	@$(PRE_COMMIT) run --all-files ruff
+
+types: setup  ## mypy
+	@$(PYTHON_ENV) -m mypy
 
 bench: setup  ## time the operator on this machine
 	@$(PYTHON_ENV) benchmarks/peripheral_conv.py
+
+$(PRE_COMMIT): requirements/dev.txt
+	@$${PYTHON:-python3} -m venv .venv-lint
+	@.venv-lint/bin/pip install -q --disable-pip-version-check $$(grep '^pre-commit==' requirements/dev.txt)
+	@touch $@
 
 clean:  ## remove caches and build products; .venv, data and work_dirs stay
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

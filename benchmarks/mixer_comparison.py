@@ -35,8 +35,8 @@ RESULTS = Path(__file__).resolve().parent / 'results' / 'mixer_comparison.json'
 BASE = 'peripheral'
 VARIANTS: dict[str, dict[str, Any]] = {
     BASE: dict(positional_embedding=None),
-    'peripheral, centre 1': dict(positional_embedding=None, arch=dict(center_size=1)),
-    'peripheral, centre 7': dict(positional_embedding=None, arch=dict(center_size=7)),
+    'peripheral, centre 1': dict(positional_embedding=None, center_size=1),
+    'peripheral, centre 7': dict(positional_embedding=None, center_size=7),
     'dense': dict(positional_embedding=None, mixer='dense'),
     'stripe': dict(positional_embedding=None, mixer='stripe'),
     'conv7': dict(positional_embedding=None, mixer='conv7'),
@@ -50,8 +50,7 @@ POINTS = 10  # of a curve
 
 def configure(backbone: dict[str, Any], widths: Sequence[int]) -> dict[str, Any]:
     """The part of a config that changes the demo's model."""
-    arch = dict(backbone.get('arch', {}), channels=tuple(widths))
-    return dict(backbone=dict(backbone, arch=arch), decode_head=dict(in_channels=list(widths)))
+    return dict(backbone=dict(backbone, channels=tuple(widths)), decode_head=dict(in_channels=list(widths)))
 
 
 @functools.cache

@@ -123,9 +123,8 @@ class AblationTable:
 @functools.cache
 def network(name: str) -> PeLK:
     """The backbone that a row trains, on the meta device."""
-    settings = _settings(ROWS[name].training()[1])
     with torch.device('meta'):
-        return PeLK(**settings | dict(arch=ARCHITECTURES['tiny'] | settings.get('arch', {})))
+        return PeLK(**ROWS[name].training()[1])
 
 
 def half_grid(name: str) -> tuple[int, ...] | None:
@@ -356,13 +355,6 @@ def recipe_path(stage: str, name: str) -> Path:
     return ROOT / 'configs' / stage / 'ablations' / f'{name}.py'
 
 
-def _settings(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes of PeLK-T as a config has them."""
-    of_arch = {key: changes[key] for key in changes if key in ('kernel_sizes', 'center_size', 'sharing_grids')}
-    others = {key: changes[key] for key in changes if key not in of_arch}
-    return dict(arch=of_arch, **others) if of_arch else others
-
-
 def recipe_text(stage: str, name: str) -> str:
     """What the file of a row's recipe holds."""
     row, other = ROWS[name], trained_as(stage, name)
@@ -373,7 +365,7 @@ def recipe_text(stage: str, name: str) -> str:
         return '\n'.join([*lines, f"_base_ = './{other}.py'", ''])
     common = 'upernet_pelk_t_80k' if stage == 'seg' else row.base
     lines += [f"_base_ = './{row.base if row.base in ROWS else common}.py'", '']
-    settings = [f'{key}={_text(value)}' for key, value in _settings(row.own_changes()).items()]
+    settings = [f'{key}={_text(value)}' for key, value in row.own_changes().items()]
     if stage == 'seg':
         settings.append(f"init_cfg=dict(checkpoint='{{{{$MMPELK_CHECKPOINTS:checkpoints}}}}/{name}.pth')")
     # Broken as ruff breaks it.
@@ -387,8 +379,6 @@ def recipe_text(stage: str, name: str) -> str:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        return f'dict({", ".join(f"{key}={_text(child)}" for key, child in value.items())})'
     if isinstance(value, list) and value == value[:1] * len(value):
         return f'[{_text(value[0])}] * {len(value)}'
     return repr(value)

@@ -19,7 +19,7 @@ _FIGURES = 'docs/figures/reproduction'
 _DEMO = 'work_dirs/demo_segmentation/iter_700.pth'
 _DEMO_7X7 = 'work_dirs/demo_segmentation_7x7/iter_700.pth'
 _NANO = 'configs/demo/upernet_pelk_nano_synthetic.py'
-_KERNELS_7X7 = '"model.backbone.arch.kernel_sizes=(7,7)"'
+_KERNELS_7X7 = '"model.backbone.kernel_sizes=(7,7)"'
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from mmpelk.engine.checks import check_checkpoint
 from mmpelk.engine.command_line import exit_on_user_error, load_config
 from mmpelk.models import PeLK
-from mmpelk.models.checkpoint import deploy_state_dict
+from mmpelk.models.deploy import deploy_state_dict
 from mmpelk.sparsity import fold_masks
 
 PREFIX = 'backbone.'

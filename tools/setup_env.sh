@@ -13,7 +13,7 @@ unset PYTHONPATH PIP_USER # neither belongs into an environment of its own
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_PROGRESS_BAR=off
 
 # Everything that was installed is a function of these.
-state() { { cat requirements.txt pyproject.toml tools/setup_env.sh && pwd; } | sha256sum | cut -d' ' -f1; }
+state() { { cat requirements.txt requirements/dev.txt pyproject.toml tools/setup_env.sh && pwd; } | sha256sum | cut -d' ' -f1; }
 STATE=$(state)
 [ "$(cat "$VENV/setup.done" 2> /dev/null)" != "$STATE" ] || exit 0
 

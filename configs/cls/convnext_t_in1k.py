@@ -4,7 +4,8 @@ _base_ = './pelk_t_in1k.py'
 model = dict(
     backbone=dict(
         mixer='conv7',
-        arch=dict(channels=(96, 192, 384, 768), kernel_sizes=(7, 7, 7, 7)),
+        channels=(96, 192, 384, 768),
+        kernel_sizes=(7, 7, 7, 7),
         conv_ratio=1.0,
         positional_embedding=None,
     ),

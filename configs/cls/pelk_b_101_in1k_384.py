@@ -1,4 +1,4 @@
 # PeLK-B-101 of Table 4: kernels of 101 for the larger maps of 384 x 384.
 _base_ = './pelk_b_in1k_384.py'
 
-model = dict(backbone=dict(arch=dict(kernel_sizes=(101, 69, 67, 13), center_size=7)))
+model = dict(backbone=dict(arch='base-101'))

@@ -2,6 +2,6 @@
 _base_ = './pelk_nano_digits.py'
 
 model = dict(
-    backbone=dict(mixer='conv7', arch=dict(channels=(44, 87)), positional_embedding=None),
+    backbone=dict(mixer='conv7', channels=(44, 87), positional_embedding=None),
     head=dict(in_channels=87),
 )

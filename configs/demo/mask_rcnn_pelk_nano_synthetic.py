@@ -15,7 +15,9 @@ roi_layer = dict(sampling_ratio=2)
 
 model = dict(
     backbone=dict(
-        arch=dict(depths=(2, 2, 2, 2), channels=channels, kernel_sizes=(31, 15, 9, 5), center_size=5),
+        depths=(2, 2, 2, 2),
+        channels=channels,
+        kernel_sizes=(31, 15, 9, 5),
         norm_cfg=norm_cfg,
     ),
     neck=dict(in_channels=channels, out_channels=width, num_outs=4, norm_cfg=norm_cfg),

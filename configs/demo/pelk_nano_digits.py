@@ -10,7 +10,9 @@ _base_ = [
 model = dict(
     data_preprocessor=dict(num_classes=10),
     backbone=dict(
-        arch=dict(depths=(1, 1), channels=(40, 80), kernel_sizes=(13, 7), center_size=5),
+        depths=(1, 1),
+        channels=(40, 80),
+        kernel_sizes=(13, 7),
         stem_patch_size=2,
         conv_ratio=1.0,  # as the networks it is compared with
         drop_path_rate=0.0,

@@ -2,6 +2,6 @@
 _base_ = './pelk_nano_digits.py'
 
 model = dict(
-    backbone=dict(mixer='stripe', arch=dict(channels=(42, 83)), positional_embedding=None),
+    backbone=dict(mixer='stripe', channels=(42, 83), positional_embedding=None),
     head=dict(in_channels=83),
 )

@@ -27,7 +27,9 @@ model = dict(
     data_preprocessor=dict(size=(128, 128)),
     backbone=dict(
         # The maps are 32x32 and 16x16. Deeper networks see the whole picture with 7x7 kernels too.
-        arch=dict(depths=(1, 1), channels=channels, kernel_sizes=(31, 29), center_size=5),
+        depths=(1, 1),
+        channels=channels,
+        kernel_sizes=(31, 29),
         out_indices=(0, 1),
     ),
     decode_head=dict(

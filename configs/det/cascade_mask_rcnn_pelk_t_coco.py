@@ -1,4 +1,5 @@
 _base_ = [
+    '../_base_/models/pelk_widths.py',
     '../_base_/models/cascade_mask_rcnn_pelk.py',
     '../_base_/datasets/coco_instance_ms_crop.py',
     '../_base_/schedules/det_adamw_3x.py',
@@ -17,5 +18,5 @@ model = dict(
             prefix='backbone.',
         ),
     ),
-    neck=dict(in_channels=[124, 249, 499, 998]),
+    neck=dict(in_channels=_base_.widths.tiny),
 )

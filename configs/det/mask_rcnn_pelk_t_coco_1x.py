@@ -1,6 +1,7 @@
 # Not of the paper: a light recipe for one GPU. Batch 16 as four times four images, one scale, 12 epochs; optimizer of
 # ConvNeXt-T's Mask R-CNN (lr 1e-4, layer decay 0.95).
 _base_ = [
+    '../_base_/models/pelk_widths.py',
     '../_base_/models/mask_rcnn_pelk.py',
     'mmdet::_base_/datasets/coco_instance.py',
     '../_base_/schedules/det_adamw_3x.py',
@@ -22,7 +23,7 @@ model = dict(
             prefix='backbone.',
         ),
     ),
-    neck=dict(in_channels=[124, 249, 499, 998]),
+    neck=dict(in_channels=_base_.widths.tiny),
 )
 train_dataloader = dict(batch_size=4)
 max_epochs = 12

@@ -6,7 +6,7 @@ model = dict(
         drop_path_rate=0.4,  # ConvNeXt-B's UperNet
         init_cfg=dict(checkpoint='{{$MMPELK_CHECKPOINTS:checkpoints}}/pelk_b_in1k.pth'),
     ),
-    decode_head=dict(in_channels=[166, 332, 665, 1331]),
-    auxiliary_head=dict(in_channels=665),
+    decode_head=dict(in_channels=_base_.widths.base),
+    auxiliary_head=dict(in_channels=_base_.widths.base[2]),
 )
 optim_wrapper = dict(paramwise_cfg=dict(num_layers=12))  # ConvNeXt-B's UperNet

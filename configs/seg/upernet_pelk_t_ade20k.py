@@ -1,4 +1,5 @@
 _base_ = [
+    '../_base_/models/pelk_widths.py',
     '../_base_/models/upernet_pelk.py',
     '../_base_/datasets/ade20k.py',
     '../_base_/schedules/seg_adamw_160k.py',
@@ -17,7 +18,7 @@ model = dict(
             prefix='backbone.',
         ),
     ),
-    decode_head=dict(in_channels=[124, 249, 499, 998]),
-    auxiliary_head=dict(in_channels=499),
+    decode_head=dict(in_channels=_base_.widths.tiny),
+    auxiliary_head=dict(in_channels=_base_.widths.tiny[2]),
 )
 optim_wrapper = dict(paramwise_cfg=dict(num_layers=6))  # ConvNeXt-T's UperNet

@@ -27,7 +27,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmpelk.ops.backends import BACKENDS
-from mmpelk.ops.library import HAS_CUSTOM_OP
+from mmpelk.ops.custom_op import HAS_CUSTOM_OP
 from mmpelk.sparsity.masks import MASK_SUFFIX
 
 from .executed import backend_on_cpu, executed_operations

@@ -45,11 +45,11 @@ def executed_operations(calls: Iterable[tuple[str, Sequence[int], Sequence[int]]
 @lru_cache(maxsize=256)
 def _operations(name: str, shape: tuple[int, ...], grid: tuple[int, ...]) -> int | None:
     backend = BACKENDS[name]
-    if backend.missing() is not None:
+    if backend.unavailable_reason() is not None:
         return None
     x = torch.empty(shape, device='meta')
     weight = torch.empty(shape[1], 1, len(grid), len(grid), device='meta')
-    if backend.refusal(x, weight, grid) is not None:
+    if backend.unsupported_reason(x, weight, grid) is not None:
         return None
     counter = _OperationCounter()
     try:

@@ -7,7 +7,7 @@ from itertools import accumulate
 from torch import Tensor
 
 from mmpelk.models.checkpoint import shorten
-from mmpelk.models.large_kernel import PeripheralMixer
+from mmpelk.models.mixers import PeripheralMixer
 from mmpelk.models.pelk import PeLK
 from mmpelk.ops.positional import positional_constant, positional_map, summed_area_table
 from mmpelk.ops.sharing_grid import check_sharing_grid, expand_kernel

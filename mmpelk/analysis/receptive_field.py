@@ -18,8 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from mmpelk.models import PeLK
-from mmpelk.models.mixers import ConvNeXtMixer
-from mmpelk.models.peripheral_conv import PeripheralConv2d
 from mmpelk.ops import force_backend
 
 __all__ = [
@@ -245,15 +243,8 @@ def receptive_field_layers(backbone: PeLK) -> tuple[Layer, ...]:
     layers = []
     for downsample, stage in zip(backbone.downsample_layers, backbone.stages, strict=True):
         layers += [Layer(conv.kernel_size[0], conv.stride[0]) for conv in downsample if isinstance(conv, nn.Conv2d)]
-        layers += [Layer(size, padding=size // 2) for size in (_mixer_size(block.mixer) for block in stage)]
+        layers += [Layer(size, padding=size // 2) for size in (max(block.mixer.receptive_field) for block in stage)]
     return tuple(layers)
-
-
-def _mixer_size(mixer: Any) -> int:
-    if isinstance(mixer.large, PeripheralConv2d):
-        return mixer.large.kernel_size
-    kernels = [mixer.large] if isinstance(mixer, ConvNeXtMixer) else list(mixer.large)
-    return max(max(kernel.kernel_size) for kernel in kernels)
 
 
 def receptive_field_size(layers: Sequence[Layer]) -> int:

@@ -1,14 +1,16 @@
 """The PeLK backbone and its modules."""
 
-from .large_kernel import PeripheralMixer
-from .mixers import MIXERS, ConvNeXtMixer, DenseMixer, StripeMixer
-from .pelk import PeLK, PeLKBlock
+from .mixers import MIXERS, ConvNeXtMixer, DenseMixer, Mixer, MixerSpec, PeripheralMixer, StripeMixer
+from .pelk import ARCHITECTURES, PeLK, PeLKBlock
 from .peripheral_conv import PeripheralConv2d
 
 __all__ = [
+    'ARCHITECTURES',
     'MIXERS',
     'ConvNeXtMixer',
     'DenseMixer',
+    'Mixer',
+    'MixerSpec',
     'PeLK',
     'PeLKBlock',
     'PeripheralConv2d',

@@ -1,16 +1,14 @@
-"""Checks and conversions of checkpoints, with messages that name the remedy."""
+"""Names and checks of checkpoints, with messages that name the remedy."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from .pelk import PeLK
+__all__ = ['MASK_SUFFIX', 'backbone_state_dict', 'check_pretrained', 'shorten']
 
-__all__ = ['backbone_state_dict', 'check_pretrained', 'deploy_state_dict', 'shorten']
+MASK_SUFFIX = '_mask'
+"""End of the name of a weight's sparsity mask, a buffer beside it."""
 
 _SHOWN = 4  # names printed of a long list
 
@@ -62,7 +60,7 @@ def check_pretrained(backbone: nn.Module, path: str, prefix: str = '') -> dict[s
         ValueError: If keys of the backbone are missing or have other shapes.
     """
     state, own = backbone_state_dict(path, prefix), backbone.state_dict()
-    missing = [key for key in own if key not in state and not key.startswith('norm') and not key.endswith('_mask')]
+    missing = [key for key in own if key not in state and not key.startswith('norm') and not key.endswith(MASK_SUFFIX)]
     shapes = [
         f'{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}'
         for key, value in own.items()
@@ -76,26 +74,3 @@ def check_pretrained(backbone: nn.Module, path: str, prefix: str = '') -> dict[s
             'kernel sizes and positional_embedding, in the same (trained or deployed) form'
         )
     return state
-
-
-def deploy_state_dict(backbone: 'PeLK', state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of the deployed form from that of a trained PeLK backbone.
-
-    Args:
-        backbone: A backbone built with ``deploy=False`` and the trained model's arguments; it is converted on the way.
-        state_dict: Of the trained backbone.
-
-    Returns:
-        What a backbone built with ``deploy=True`` loads strictly.
-
-    Raises:
-        RuntimeError: If keys or shapes do not match.
-        ValueError: If the branches cannot be merged.
-    """
-    own = backbone.state_dict()
-    backbone.load_state_dict(
-        {key: value for key, value in state_dict.items() if not key.endswith('_mask') or key in own}
-    )
-    backbone.eval()
-    backbone.switch_to_deploy()
-    return backbone.state_dict()

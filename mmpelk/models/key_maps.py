@@ -51,7 +51,7 @@ _TO_TIMM: _Rules = (
     (r'^backbone\.norm3\.', 'head.norm.'),
 )
 
-#: Where checkpoints come from: a piece of a name that only such checkpoints have, and the way to our names.
+#: Where checkpoints come from: a piece of a name that only such checkpoints have, and the rules that rename to ours.
 SOURCES: dict[str, tuple[str, _Rules]] = {
     'slak': ('.large_kernel.', _SLAK),
     'convnext': ('.dwconv.', _FACEBOOK),

@@ -16,29 +16,26 @@ from torch.utils.checkpoint import checkpoint
 from mmpelk.registry import MODELS
 
 from .checkpoint import check_pretrained, shorten
-from .large_kernel import EmbeddingMode
-from .mixers import MIXERS, Mixer
+from .mixers import MIXERS, EmbeddingMode, Mixer, MixerSpec
 
 __all__ = ['ARCHITECTURES', 'PeLK', 'PeLKBlock', 'PeLKStage']
 
-_DEPTHS = dict(tiny=(3, 3, 9, 3), small=(3, 3, 27, 3), base=(3, 3, 27, 3))
 # ConvNeXt's widths times 1.3, cut to integers as SLaK does.
-_CHANNELS = dict(tiny=(124, 249, 499, 998), small=(124, 249, 499, 998), base=(166, 332, 665, 1331))
-_KERNELS = {'51': ((51, 49, 47, 13), 5), '101': ((101, 69, 67, 13), 7), '151': ((151, 89, 87, 13), 7)}
-
-
-def _architecture(size: str, kernels: str) -> dict[str, Any]:
-    kernel_sizes, center_size = _KERNELS[kernels]
-    return dict(depths=_DEPTHS[size], channels=_CHANNELS[size], kernel_sizes=kernel_sizes, center_size=center_size)
-
+_TINY: dict[str, Any] = dict(
+    depths=(3, 3, 9, 3), channels=(124, 249, 499, 998), kernel_sizes=(51, 49, 47, 13), center_size=5
+)
+_SMALL = _TINY | dict(depths=(3, 3, 27, 3))
+_BASE = _SMALL | dict(channels=(166, 332, 665, 1331))
+_101 = dict(kernel_sizes=(101, 69, 67, 13), center_size=7)
+_151 = dict(kernel_sizes=(151, 89, 87, 13), center_size=7)
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    'tiny': _architecture('tiny', '51'),
-    'small': _architecture('small', '51'),
-    'base': _architecture('base', '51'),
-    'tiny-101': _architecture('tiny', '101'),
-    'base-101': _architecture('base', '101'),
-    'tiny-151': _architecture('tiny', '151'),
+    'tiny': _TINY,
+    'small': _SMALL,
+    'base': _BASE,
+    'tiny-101': _TINY | _101,
+    'base-101': _BASE | _101,
+    'tiny-151': _TINY | _151,
 }
 
 
@@ -136,9 +133,13 @@ class PeLK(BaseModule):
     Module names follow ConvNeXt's: ``downsample_layers.i``, ``stages.i.j``, ``norm{i}``.
 
     Args:
-        arch: A name of :data:`ARCHITECTURES`, or a dict with ``depths``, ``channels``, ``kernel_sizes`` (a value per
-            stage each) and optionally ``center_size`` (default 5) and ``sharing_grids`` (one grid or
-            ``None`` per stage, full or from the rim to the centre).
+        arch: A name of :data:`ARCHITECTURES`, or a dict with ``depths``, ``channels`` and ``kernel_sizes``, and
+            optionally ``center_size`` and ``sharing_grids``. The five arguments below replace a part of it.
+        depths: Blocks per stage.
+        channels: Width ``C`` of each stage.
+        kernel_sizes: Side ``K`` of the large kernels of each stage, odd.
+        center_size: Side of the fine-grained centre that Eq. 2 keeps; 5 if neither says.
+        sharing_grids: One grid or ``None`` per stage, full or from the rim to the centre; ``None`` follows Eq. 2.
         in_channels: Channels of the image.
         stem_patch_size: Kernel and stride of the stem.
         mixer: What mixes the tokens, a name of :data:`mmpelk.models.mixers.MIXERS`: the paper's ``'peripheral'``, or,
@@ -174,6 +175,11 @@ class PeLK(BaseModule):
     def __init__(
         self,
         arch: str | dict = 'tiny',
+        depths: Sequence[int] | None = None,
+        channels: Sequence[int] | None = None,
+        kernel_sizes: Sequence[int] | None = None,
+        center_size: int | None = None,
+        sharing_grids: Sequence[Sequence[int] | None] | None = None,
         in_channels: int = 3,
         stem_patch_size: int = 4,
         mixer: str = 'peripheral',
@@ -195,7 +201,14 @@ class PeLK(BaseModule):
         if init_cfg is None:
             init_cfg = dict(type='TruncNormal', layer=['Conv2d', 'Linear', 'PeripheralConv2d'], std=0.02, bias=0.0)
         super().__init__(init_cfg)
-        arch = _resolve_arch(arch)
+        arch = _resolve_arch(
+            arch,
+            depths=depths,
+            channels=channels,
+            kernel_sizes=kernel_sizes,
+            center_size=center_size,
+            sharing_grids=sharing_grids,
+        )
         if positional_embedding not in ('in_bounds', 'constant', None):
             raise ValueError(f"positional_embedding is 'in_bounds', 'constant' or None, got {positional_embedding!r}")
         if mixer not in MIXERS:
@@ -215,37 +228,38 @@ class PeLK(BaseModule):
         first_block = [0, *accumulate(self.depths)]
         self.downsample_layers = ModuleList()
         self.stages = Sequential()
-        for i, (depth, channels) in enumerate(zip(self.depths, self.channels, strict=True)):
+        for i, (depth, width) in enumerate(zip(self.depths, self.channels, strict=True)):
             self.downsample_layers.append(
-                _stem(in_channels, channels, stem_patch_size) if i == 0 else _downsample(self.channels[i - 1], channels)
+                _stem(in_channels, width, stem_patch_size) if i == 0 else _downsample(self.channels[i - 1], width)
             )
-            kernel_size, mixed_channels = arch['kernel_sizes'][i], int(conv_ratio * channels)
+            spec = MixerSpec(
+                channels=int(conv_ratio * width),
+                kernel_size=arch['kernel_sizes'][i],
+                sharing_grid=arch['sharing_grids'][i],
+                center_size=arch['center_size'],
+                small_kernel_size=small_kernel_size,
+                positional_embedding=positional_embedding,
+                norm_cfg=norm_cfg,
+                deploy=deploy,
+            )
             blocks = [
                 PeLKBlock(
-                    channels,
-                    MIXERS[mixer](
-                        mixed_channels,
-                        kernel_size,
-                        arch['sharing_grids'][i],
-                        min(arch['center_size'], kernel_size),
-                        small_kernel_size,
-                        positional_embedding,
-                        norm_cfg,
-                        deploy,
-                    ),
-                    mixed_channels,
-                    drop_path_rates[first_block[i] + j],
-                    layer_scale_init_value,
-                    act_cfg,
-                    with_cp,
+                    width,
+                    MIXERS[mixer](spec),
+                    spec.channels,
+                    drop_path_rate=drop_path_rates[first_block[i] + j],
+                    layer_scale_init_value=layer_scale_init_value,
+                    act_cfg=act_cfg,
+                    with_cp=with_cp,
                 )
                 for j in range(depth)
             ]
             has_embedding = positional_embedding is not None and not deploy
-            self.stages.append(PeLKStage(blocks, (mixed_channels, kernel_size, kernel_size) if has_embedding else None))
+            embedding_shape = (spec.channels, spec.kernel_size, spec.kernel_size) if has_embedding else None
+            self.stages.append(PeLKStage(blocks, embedding_shape))
             if i in self.out_indices:
                 norm = nn.LayerNorm if gap_before_final_norm else LayerNorm2d
-                self.add_module(f'norm{i}', norm(channels, eps=1e-6))
+                self.add_module(f'norm{i}', norm(width, eps=1e-6))
         self._freeze()
 
     def init_weights(self) -> None:
@@ -329,30 +343,32 @@ class PeLK(BaseModule):
         return layer, last + 2
 
 
-def _resolve_arch(arch: str | dict) -> dict[str, Any]:
-    if isinstance(arch, str):
-        if arch not in ARCHITECTURES:
-            raise ValueError(f'unknown arch {arch!r}; known: {", ".join(ARCHITECTURES)}')
-        arch = ARCHITECTURES[arch]
+def _resolve_arch(arch: str | dict, **overrides: Any) -> dict[str, Any]:
+    """The architecture with all its keys, the overrides that are not ``None`` laid over it."""
+    if isinstance(arch, str) and arch not in ARCHITECTURES:
+        raise ValueError(f'unknown arch {arch!r}; known: {", ".join(ARCHITECTURES)}')
+    overrides = {key: value for key, value in overrides.items() if value is not None}
+    given = (ARCHITECTURES[arch] if isinstance(arch, str) else dict(arch)) | overrides
     required, optional = {'depths', 'channels', 'kernel_sizes'}, {'center_size', 'sharing_grids'}
-    if not required <= set(arch) <= required | optional:
+    if not required <= set(given) <= required | optional:
         raise ValueError(
-            f'an arch dict has the keys {sorted(required)} and may have {sorted(optional)}; got {sorted(arch)}'
+            f'an arch dict has the keys {sorted(required)} and may have {sorted(optional)}; got {sorted(given)}'
         )
-    for key in set(arch) - {'center_size'}:
-        if not isinstance(arch[key], Sequence) or isinstance(arch[key], str):
-            raise ValueError(f'arch has {key}={arch[key]!r}; give a sequence with a value per stage')
-    stages = len(arch['depths'])
-    resolved = dict(center_size=5, sharing_grids=(None,) * stages) | arch
-    if 'center_size' in arch and arch['center_size'] > max(arch['kernel_sizes']):
+    for key in set(given) - {'center_size'}:
+        if not isinstance(given[key], Sequence) or isinstance(given[key], str):
+            raise ValueError(f'arch has {key}={given[key]!r}; give a sequence with a value per stage')
+    stages = len(given['depths'])
+    for key in set(given) - {'depths', 'center_size'}:
+        if len(given[key]) != stages:
+            raise ValueError(f'arch has {stages} depths but {len(given[key])} {key}; give one per stage')
+    # The centre of a named architecture is cut to kernels that replace its own.
+    is_users = 'center_size' in overrides or not isinstance(arch, str)
+    if is_users and given.get('center_size', 1) > max(given['kernel_sizes']):
         raise ValueError(
-            f'center_size {arch["center_size"]} is larger than every kernel of {tuple(arch["kernel_sizes"])}; '
+            f'center_size {given["center_size"]} is larger than every kernel of {tuple(given["kernel_sizes"])}; '
             'give a centre of at most the kernel'
         )
-    for key in ('channels', 'kernel_sizes', 'sharing_grids'):
-        if len(resolved[key]) != stages:
-            raise ValueError(f'arch has {stages} depths but {len(resolved[key])} {key}; give one per stage')
-    return resolved
+    return dict(center_size=5, sharing_grids=(None,) * stages) | given
 
 
 def _resolve_out_indices(out_indices: int | Sequence[int], stages: int) -> tuple[int, ...]:

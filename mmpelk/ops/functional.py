@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from .autocast import cast_under_autocast
 from .backends import requested_backend
-from .library import cast_under_autocast, conv
+from .custom_op import conv
 
 __all__ = ['peripheral_conv2d']
 

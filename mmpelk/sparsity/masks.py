@@ -13,6 +13,8 @@ from mmengine.dist import broadcast, get_world_size
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import Tensor, nn
 
+from mmpelk.models.checkpoint import MASK_SUFFIX
+
 __all__ = [
     'MASK_SUFFIX',
     'MaskedParameter',
@@ -25,8 +27,6 @@ __all__ = [
     'remove_masks',
     'unwrap_model',
 ]
-
-MASK_SUFFIX = '_mask'
 
 
 @dataclass(frozen=True, eq=False)

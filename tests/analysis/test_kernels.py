@@ -14,7 +14,7 @@ from mmpelk.analysis.kernels import (
     regions,
 )
 from mmpelk.models import PeLK
-from mmpelk.models.checkpoint import deploy_state_dict
+from mmpelk.models.deploy import deploy_state_dict
 from mmpelk.ops import expand_kernel, sharing_grid
 from mmpelk.ops.reference import peripheral_conv2d_reference
 

@@ -402,7 +402,7 @@ def test_tool_loads_the_checkpoint_of_the_same_model_alone(tool: Any, tmp_path: 
     loaded = tool.build_model(tool.Request('a', str(NANO), str(file), ()), 0)
     for name, value in trained.backbone.state_dict().items():
         assert torch.equal(loaded.backbone.state_dict()[name], value), name
-    other = tool.Request('b', str(NANO), str(file), ('model.backbone.arch.kernel_sizes=(21, 19)',))
+    other = tool.Request('b', str(NANO), str(file), ('model.backbone.kernel_sizes=(21, 19)',))
     with pytest.raises(ValueError, match='does not fit this backbone'):
         tool.build_model(other, 0)
 

@@ -57,7 +57,7 @@ def test_variants_build_and_differ_in_mixer_and_widths_alone(
 ) -> None:
     base = flatten(tool.variant(tool.BASE, widths[tool.BASE], 400).to_dict(), '')
     allowed = {f'.model.backbone.{key}' for key in MIXER_OPTIONS} | {
-        *('.model.backbone.arch.channels', '.model.backbone.arch.center_size', '.model.decode_head.in_channels')
+        *('.model.backbone.channels', '.model.backbone.center_size', '.model.decode_head.in_channels')
     }
     seen = set()
     for name in tool.VARIANTS:

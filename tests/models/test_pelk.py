@@ -10,7 +10,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from mmpelk.models import PeLK
-from mmpelk.models.checkpoint import deploy_state_dict
+from mmpelk.models.deploy import deploy_state_dict
 from mmpelk.models.pelk import ARCHITECTURES
 from mmpelk.ops import sharing_grid
 from mmpelk.sparsity import apply_masks, attach_masks, find_parameters, remove_masks
@@ -54,6 +54,37 @@ def test_parameters_of_the_architectures(arch: str) -> None:
     with torch.device('meta'):
         model = PeLK(arch)
     assert sum(parameter.numel() for parameter in model.parameters()) == _expected_parameters(ARCHITECTURES[arch])
+
+
+OVERRIDES = dict(
+    depths=(1, 1, 1, 1), channels=(8, 16, 24, 32), kernel_sizes=(31, 13, 9, 5), center_size=7, sharing_grids=[None] * 4
+)
+
+
+@pytest.mark.parametrize('arch', ['tiny-101', ARCHITECTURES['base']], ids=['name', 'dict'])
+@pytest.mark.parametrize('changed', [*OVERRIDES, 'nothing', 'everything'])
+def test_architecture_with_overrides(arch: str | dict, changed: str) -> None:
+    overrides = {key: value for key, value in OVERRIDES.items() if changed in (key, 'everything')}
+    whole = (ARCHITECTURES[arch] if isinstance(arch, str) else arch) | overrides
+    with torch.device('meta'):
+        model, want = PeLK(arch, **overrides), PeLK(whole)
+    assert {name: value.shape for name, value in model.state_dict().items()} == {
+        name: value.shape for name, value in want.state_dict().items()
+    }
+    grids = [stage[0].mixer.large.sharing_grid for stage in model.stages]
+    assert grids == [sharing_grid(size, min(whole['center_size'], size)) for size in whole['kernel_sizes']]
+
+
+def test_centre_of_a_named_architecture_is_cut_to_smaller_kernels() -> None:
+    with torch.device('meta'):
+        model = PeLK('tiny', kernel_sizes=(3, 3, 3, 3))
+    assert model.stages[0][0].mixer.large.sharing_grid == (1, 1, 1)
+
+
+def test_stochastic_depth_rises_linearly_over_all_blocks() -> None:
+    model = _nano(drop_path_rate=0.4)
+    rates = [getattr(block.drop_path, 'drop_prob', 0.0) for stage in model.stages for block in stage]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
 
 
 @pytest.mark.parametrize('size', [(64, 64), (65, 47), (224, 33), (9, 9), (1, 2)], ids=lambda s: f'{s[0]}x{s[1]}')
@@ -182,6 +213,9 @@ def test_norm_eval_keeps_the_statistics() -> None:
         (dict(arch=NANO | dict(kernel_sizes=(30, 15, 9, 5))), 'odd positive integer'),
         (dict(arch=NANO | dict(kernel_sizes=31)), 'a sequence with a value per stage'),
         (dict(arch=NANO | dict(center_size=33)), 'center_size 33 is larger than every kernel'),
+        (dict(arch='tiny', center_size=53), 'center_size 53 is larger than every kernel'),
+        (dict(arch='tiny', channels=(8, 16)), '4 depths but 2 channels'),
+        (dict(arch='tiny', kernel_sizes=31), 'a sequence with a value per stage'),
         (dict(arch=NANO | dict(sharing_grids=([9, 1], None, None, None))), 'kernel_size 31 needs'),
         (dict(out_indices=(0, 4)), r'out_indices \(0, 4\)'),
         (dict(out_indices=-5), r'in \[-4, 3\]'),

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmpelk.ops import available_backends, expand_kernel, force_backend, peripheral_conv2d, sharing_grid, workspace
 from mmpelk.ops.backends import BACKENDS as BACKEND_TABLE
 from mmpelk.ops.backends import fastest_backend
-from mmpelk.ops.library import HAS_CUSTOM_OP
+from mmpelk.ops.custom_op import HAS_CUSTOM_OP
 from mmpelk.ops.reference import peripheral_conv2d_reference
 from mmpelk.ops.sharing_grid import mirror_half_grid
 
@@ -346,11 +346,25 @@ def test_forcing_a_backend(backend: str, monkeypatch: pytest.MonkeyPatch) -> Non
     grid = sharing_grid(13, 5)
     x, weight, _ = _inputs(grid, 10, 9)
     used: list[str] = []
-    monkeypatch.setattr('mmpelk.ops.library.BACKENDS', _recording(used))
+    monkeypatch.setattr('mmpelk.ops.custom_op.BACKENDS', _recording(used))
     with force_backend(backend):
         peripheral_conv2d(x, weight, grid)
         peripheral_conv2d(x, weight, grid, backend='dense')
     assert used == [backend, 'dense']
+
+
+def test_the_choice_is_said_once_per_shape(caplog: pytest.LogCaptureFixture) -> None:
+    grid = sharing_grid(13, 5)
+    x, weight, _ = _inputs(grid, 11, 23)
+    with caplog.at_level('DEBUG', 'mmpelk.ops'):
+        for _ in range(3):
+            peripheral_conv2d(x, weight.requires_grad_(), grid).sum().backward()
+    said = [record.getMessage() for record in caplog.records if '11, 23' in record.getMessage()]
+    assert len(said) == 2, said
+    assert (
+        said[0] == f'convolution of {tuple(x.shape)} {x.dtype} on cpu with K = 13: backend {fastest_backend(x, grid)!r}'
+    )
+    assert said[1].startswith('gradient of the weight of')
 
 
 def _recording(used: list[str]):
@@ -385,7 +399,7 @@ def test_choice_on_a_cpu(size: int, kernel_size: int, dtype: torch.dtype, output
 
 
 @pytest.mark.parametrize(
-    ('kernel_size', 'missing', 'refusal', 'choice'),
+    ('kernel_size', 'unavailable', 'unsupported', 'choice'),
     [
         (51, None, None, 'triton'),
         (51, 'no triton', None, 'fft'),
@@ -394,9 +408,11 @@ def test_choice_on_a_cpu(size: int, kernel_size: int, dtype: torch.dtype, output
     ],
 )
 def test_choice_on_cuda(
-    kernel_size: int, missing: str | None, refusal: str | None, choice: str, monkeypatch: pytest.MonkeyPatch
+    kernel_size: int, unavailable: str | None, unsupported: str | None, choice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stub = replace(BACKEND_TABLE['triton'], missing=lambda: missing, refusal=lambda *args: refusal)
+    stub = replace(
+        BACKEND_TABLE['triton'], unavailable_reason=lambda: unavailable, unsupported_reason=lambda *args: unsupported
+    )
     monkeypatch.setitem(BACKEND_TABLE, 'triton', stub)
     x = SimpleNamespace(is_cuda=True, dtype=torch.float32, shape=(1, 1, 56, 56))
     for weight_grad in (False, True):

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from mmpelk.ops import sharing_grid
-from mmpelk.ops import triton as backend
+from mmpelk.ops.backends import triton as backend
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,14 +22,25 @@ ROOT = Path(__file__).resolve().parents[2]
 def _import_triton() -> Any:
     if backend.interpreted():
         pytest.skip("the kernels are the interpreter's in this process; run without TRITON_INTERPRET")
-    return pytest.importorskip('triton')
+    return pytest.importorskip('triton', minversion='3.0')
 
 
 def test_cases_in_the_interpreter() -> None:
     """In a process of their own: the variable has to be set before Triton is imported."""
-    pytest.importorskip('triton')
+    pytest.importorskip('triton', minversion='3.0')
     cases = subprocess.run(
-        [sys.executable, '-m', 'pytest', '-q', '-W', 'ignore', '-p', 'no:cacheprovider', 'tests/ops/triton_cases.py'],
+        [
+            sys.executable,
+            '-m',
+            'pytest',
+            '-q',
+            '-W',
+            'ignore',
+            '-p',
+            'no:cacheprovider',
+            '--confcutdir=tests/ops',
+            'tests/ops/triton_cases.py',
+        ],
         cwd=ROOT,
         env={**os.environ, 'TRITON_INTERPRET': '1', 'OMP_NUM_THREADS': '1'},
         capture_output=True,
@@ -43,10 +54,10 @@ def test_importing_the_operator_does_not_import_triton() -> None:
     """torch's own modules may import it; so it is hidden, and the operator has to work all the same."""
     program = (
         "import sys; sys.modules['triton'] = None\n"
-        'import mmpelk.ops, mmpelk.ops.triton as backend, torch\n'
+        'import mmpelk.ops, mmpelk.ops.backends.triton as backend, torch\n'
         'x, weight = torch.ones(1, 1, 3, 3), torch.ones(1, 1, 1, 1)\n'
         'assert torch.equal(mmpelk.ops.peripheral_conv2d(x, weight, [1]), x)\n'
-        'assert "mmpelk.ops.triton.kernels" not in sys.modules\n'
+        'assert "mmpelk.ops.backends.triton.kernels" not in sys.modules\n'
     )
     subprocess.run([sys.executable, '-c', program], cwd=ROOT, check=True)
 
@@ -70,7 +81,7 @@ class _Hopper:
 def compiled(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Kernels that a call of the backend would launch, compiled for Hopper instead, by name."""
     triton = _import_triton()
-    from mmpelk.ops.triton import kernels, launch
+    from mmpelk.ops.backends.triton import kernels, launch
 
     found: dict[str, Any] = {}
 
@@ -122,8 +133,10 @@ def test_kernels_compile_for_hopper(
     grid = sharing_grid(kernel_size)
     x = torch.empty(shape, dtype=dtype, device='cpu')
     weight = torch.empty(shape[1], 1, len(grid), len(grid), dtype=dtype)
-    backend.forward(x, weight, torch.empty(shape[1:], dtype=dtype), grid)
-    backend.weight_grad(x, x, grid)
+    from mmpelk.ops.backends.triton import launch
+
+    launch.forward(x, weight, torch.empty(shape[1:], dtype=dtype), grid)
+    launch.weight_grad(x, x, grid)
     assert set(compiled) == {'toeplitz_kernel', 'conv_kernel', 'weight_grad_kernel', 'weight_grad_kernel-wide'}
     assert 'wgmma.mma_async' in compiled['conv_kernel'].asm['ptx']
     for name, kernel in compiled.items():
@@ -139,27 +152,27 @@ def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, 'version', not_found)
-    assert 'triton is not installed' in (backend.missing() or '')
+    assert 'triton is not installed' in (backend.unavailable_reason() or '')
 
 
 def test_old_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, 'version', lambda name: '2.1.0')
-    assert '2.1.0 is older' in (backend.missing() or '')
+    assert '2.1.0 is older' in (backend.unavailable_reason() or '')
 
 
 def test_missing_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, 'version', lambda name: '3.6.0')
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     monkeypatch.delenv('TRITON_INTERPRET', raising=False)
-    assert 'no CUDA device' in (backend.missing() or '')
+    assert 'no CUDA device' in (backend.unavailable_reason() or '')
     monkeypatch.setenv('TRITON_INTERPRET', '1')
-    assert backend.missing() is None
+    assert backend.unavailable_reason() is None
 
 
-def test_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = torch.ones(1, 1, 3, 3), torch.ones(1, 1, 1, 1)
     monkeypatch.delenv('TRITON_INTERPRET', raising=False)
-    assert 'x is on cpu' in (backend.refusal(x, weight, [1]) or '')
-    assert 'float64' in (backend.refusal(x.double(), weight.double(), [1]) or '')
+    assert 'x is on cpu' in (backend.unsupported_reason(x, weight, [1]) or '')
+    assert 'float64' in (backend.unsupported_reason(x.double(), weight.double(), [1]) or '')
     monkeypatch.setenv('TRITON_INTERPRET', '1')
-    assert backend.refusal(x, weight, [1]) is None
+    assert backend.unsupported_reason(x, weight, [1]) is None

@@ -13,17 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mmpelk.ops import dense, sharing_grid
-from mmpelk.ops import triton as backend
+from mmpelk.ops import sharing_grid
+from mmpelk.ops.backends import dense
+from mmpelk.ops.backends import triton as backend
+from mmpelk.ops.backends.triton import launch
 from mmpelk.ops.functional import peripheral_conv2d
 from mmpelk.ops.reference import peripheral_conv2d_reference
-from mmpelk.ops.triton import launch
 
 DEVICE = 'cpu' if backend.interpreted() else 'cuda'
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
-if (missing := backend.missing()) is not None:
-    pytest.skip(missing, allow_module_level=True)
+if (reason := backend.unavailable_reason()) is not None:
+    pytest.skip(reason, allow_module_level=True)
 
 
 @pytest.fixture(autouse=True)
@@ -143,10 +144,10 @@ def test_strides_change_nothing(layout: str, shape: tuple[int, ...]) -> None:
     assert not x.is_contiguous()
     bias, weight_t = x[0], weight.mT.contiguous().mT
     assert torch.equal(
-        backend.forward(x, weight_t, bias, grid), backend.forward(x.contiguous(), weight, bias.contiguous(), grid)
+        launch.forward(x, weight_t, bias, grid), launch.forward(x.contiguous(), weight, bias.contiguous(), grid)
     )
     assert torch.equal(
-        backend.weight_grad(x, grad_out, grid), backend.weight_grad(x.contiguous(), grad_out.contiguous(), grid)
+        launch.weight_grad(x, grad_out, grid), launch.weight_grad(x.contiguous(), grad_out.contiguous(), grid)
     )
 
 
@@ -162,8 +163,8 @@ def test_offsets_beyond_32_bits(tmp_path: Path) -> None:
         grid = (2, 1, 2)
         (x, weight, _), grad_out = _inputs(far.shape, len(grid), 'none', torch.float16, 0.0)
         far.copy_(x)
-        assert torch.equal(backend.forward(far, weight, None, grid), backend.forward(x, weight, None, grid))
-        assert torch.equal(backend.weight_grad(far, grad_out, grid), backend.weight_grad(x, grad_out, grid))
+        assert torch.equal(launch.forward(far, weight, None, grid), launch.forward(x, weight, None, grid))
+        assert torch.equal(launch.weight_grad(far, grad_out, grid), launch.weight_grad(x, grad_out, grid))
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
@@ -171,9 +172,9 @@ def test_offsets_beyond_32_bits(tmp_path: Path) -> None:
 def test_non_finite_value_stays_in_its_plane(shape: tuple[int, ...], value: float) -> None:
     grid = sharing_grid(5, 3)
     (x, weight, _), _ = _inputs(shape, len(grid), 'none', torch.bfloat16, 0.0)
-    clean = backend.forward(x, weight, None, grid)
+    clean = launch.forward(x, weight, None, grid)
     x[1, 0, 4, 1] = value
-    out = backend.forward(x, weight, None, grid)
+    out = launch.forward(x, weight, None, grid)
     reached = ~dense.forward(x, weight, None, grid).isfinite()
     assert reached.any()
     assert not out[reached].isfinite().any()
@@ -188,20 +189,20 @@ def test_float16_box_sums_beyond_its_range() -> None:
     x = torch.full((1, 1, 20, 20), 3e4, dtype=torch.float16, device=DEVICE)
     weight = torch.full((1, 1, 3, 3), 2.0**-14, dtype=torch.float16, device=DEVICE)
     for value in (
-        backend.forward(x, weight, None, grid),
-        backend.weight_grad(x, torch.full_like(x, 2.0**-18), grid),
+        launch.forward(x, weight, None, grid),
+        launch.weight_grad(x, torch.full_like(x, 2.0**-18), grid),
     ):
         assert value.isfinite().all()
     exact = dense.forward(x.double(), weight.double(), None, grid)
-    assert _relative_error(backend.forward(x, weight, None, grid), exact) < torch.finfo(torch.float16).eps
+    assert _relative_error(launch.forward(x, weight, None, grid), exact) < torch.finfo(torch.float16).eps
 
 
 def test_channels_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     grid = sharing_grid(9, 3)
     (x, weight, bias), _ = _inputs((2, 5, 9, 12), len(grid), 'map', torch.bfloat16, 0.0)
-    at_once = backend.forward(x, weight, bias, grid)
+    at_once = launch.forward(x, weight, bias, grid)
     monkeypatch.setattr(launch, 'WORKSPACE', 2 * 2 * len(grid) * 16 * 16)  # two channels
-    assert torch.equal(backend.forward(x, weight, bias, grid), at_once)
+    assert torch.equal(launch.forward(x, weight, bias, grid), at_once)
 
 
 def test_tf32_flag_takes_fewer_products() -> None:
@@ -212,7 +213,7 @@ def test_tf32_flag_takes_fewer_products() -> None:
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = True
     try:
-        out, grad = backend.forward(x, weight, None, grid), backend.weight_grad(x, grad_out, grid)
+        out, grad = launch.forward(x, weight, None, grid), launch.weight_grad(x, grad_out, grid)
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
     for value, target in ((out, exact), (grad, exact_grad)):
@@ -223,8 +224,8 @@ def test_tf32_flag_takes_fewer_products() -> None:
 def test_empty(shape: tuple[int, ...]) -> None:
     x = torch.zeros(shape, device=DEVICE)
     weight = torch.zeros(shape[1], 1, 3, 3, device=DEVICE)
-    assert backend.forward(x, weight, None, (1, 1, 1)).shape == shape
-    assert torch.equal(backend.weight_grad(x, x, (1, 1, 1)), weight)
+    assert launch.forward(x, weight, None, (1, 1, 1)).shape == shape
+    assert torch.equal(launch.weight_grad(x, x, (1, 1, 1)), weight)
 
 
 @pytest.mark.skipif(DEVICE == 'cpu', reason='the interpreter runs one program after the other')
@@ -232,5 +233,5 @@ def test_same_bits_twice() -> None:
     grid = sharing_grid(51)
     (x, weight, _), grad_out = _inputs((16, 24, 56, 56), len(grid), 'none', torch.bfloat16, 0.0)
     for _ in range(3):
-        assert torch.equal(backend.forward(x, weight, None, grid), backend.forward(x, weight, None, grid))
-        assert torch.equal(backend.weight_grad(x, grad_out, grid), backend.weight_grad(x, grad_out, grid))
+        assert torch.equal(launch.forward(x, weight, None, grid), launch.forward(x, weight, None, grid))
+        assert torch.equal(launch.weight_grad(x, grad_out, grid), launch.weight_grad(x, grad_out, grid))

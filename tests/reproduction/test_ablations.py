@@ -49,7 +49,7 @@ def test_recipes_are_those_of_the_rows(stage: str) -> None:
 
 def changed(base: str, name: str) -> dict[str, Any]:
     """The second recipe's values that are not the first's, the architecture's beside those of the backbone."""
-    return {key.replace('.arch.', '.'): after for key, (_, after) in difference(base, name).items()}
+    return {key: after for key, (_, after) in difference(base, name).items()}
 
 
 @pytest.mark.parametrize(('stage', 'name'), EVERY)
@@ -119,7 +119,7 @@ def test_network_is_that_of_the_recipe(stage: str, name: str) -> None:
 @pytest.mark.parametrize('name', [name for stage, name in EVERY if stage == 'cls' and trained_as(stage, name) == name])
 def test_recipe_builds_and_classifies(name: str) -> None:
     cfg = recipe('cls', name)
-    cfg.model.backbone.arch.update(depths=(1, 1, 1, 1), channels=(8, 12, 16, 20))
+    cfg.model.backbone.update(depths=(1, 1, 1, 1), channels=(8, 12, 16, 20))
     cfg.model.head.in_channels = 20
     model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
     assert model(torch.rand(1, 3, 32, 32)).shape == (1, 1000)
@@ -129,7 +129,7 @@ def test_recipe_builds_and_classifies(name: str) -> None:
 @pytest.mark.parametrize('name', ['table1_slak_51', 'fig2_dense_13'])
 def test_recipe_builds_and_segments(name: str) -> None:
     cfg = recipe('seg', name)
-    cfg.model.backbone.arch.update(depths=(1, 1, 1, 1), channels=(8, 12, 16, 20))
+    cfg.model.backbone.update(depths=(1, 1, 1, 1), channels=(8, 12, 16, 20))
     cfg.merge_from_dict({
         'model.backbone.init_cfg': None,
         'model.decode_head.in_channels': [8, 12, 16, 20], 'model.decode_head.channels': 8,

@@ -259,7 +259,7 @@ class Dying(Hook):
             os.kill(os.getpid(), signal.SIGKILL)
 """
 SHRINK = [
-    *('model.backbone.arch.depths=(1,1,1,1)', 'model.backbone.arch.channels=(8,12,16,20)'),
+    *('model.backbone.depths=(1,1,1,1)', 'model.backbone.channels=(8,12,16,20)'),
     *('train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False'),
     *('val_dataloader.num_workers=0', 'val_dataloader.persistent_workers=False', 'default_hooks.logger.interval=1'),
 ]

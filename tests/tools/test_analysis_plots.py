@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from mmpelk.analysis.kernels import learnt_embedding, learnt_kernel
 from mmpelk.models import PeLK
-from mmpelk.models.checkpoint import deploy_state_dict
+from mmpelk.models.deploy import deploy_state_dict
 from tests.commands import load_tool
 from tests.paths import TOOLS
 

@@ -23,7 +23,7 @@ DEPTHS, CHANNELS, KERNELS, CLASSES = (1, 1, 2, 1), (8, 12, 16, 20), (13, 11, 9, 
 NANO = f"""
 model = dict(
     backbone=dict(
-        arch=dict(depths={DEPTHS}, channels={CHANNELS}, kernel_sizes={KERNELS}),
+        depths={DEPTHS}, channels={CHANNELS}, kernel_sizes={KERNELS},
         norm_cfg=dict(type='BN'),
         layer_scale_init_value=1.0,
     ),

@@ -35,7 +35,7 @@ from mmpelk.analysis.kernels import (
 from mmpelk.engine.checks import check_checkpoint
 from mmpelk.engine.command_line import exit_on_user_error, load_config, parse_options
 from mmpelk.models import PeLK
-from mmpelk.models.checkpoint import deploy_state_dict
+from mmpelk.models.deploy import deploy_state_dict
 from mmpelk.ops.sharing_grid import check_sharing_grid, sharing_grid
 
 PANEL = 5.4  # inches of a grid's picture

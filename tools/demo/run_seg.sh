@@ -3,7 +3,7 @@
 #
 #   [DATA=data/demo_segmentation] [WORK_DIR=work_dirs/demo_segmentation] tools/demo/run_seg.sh [KEY=VALUE ...]
 #
-# KEY=VALUE changes the config, such as "model.backbone.arch.kernel_sizes=(7,7)".
+# KEY=VALUE changes the config, such as "model.backbone.kernel_sizes=(7,7)".
 # Seeded: a second run finds the set already there, and trains the same network anew.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"

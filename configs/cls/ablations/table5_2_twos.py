@@ -2,4 +2,4 @@
 # of the other rows, and its 17² parameters are the printed 0.27 of 33².
 _base_ = './table5_1_ones.py'
 
-model = dict(backbone=dict(arch=dict(sharing_grids=[[2, 2, 2, 2, 2, 2, 2, 2, 1]] * 4)))
+model = dict(backbone=dict(sharing_grids=[[2, 2, 2, 2, 2, 2, 2, 2, 1]] * 4))

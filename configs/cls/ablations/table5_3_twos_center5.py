@@ -3,4 +3,4 @@
 # 5 of the text.
 _base_ = './table5_1_ones.py'
 
-model = dict(backbone=dict(arch=dict(sharing_grids=[[2, 2, 2, 2, 2, 2, 2, 1, 1, 1]] * 4)))
+model = dict(backbone=dict(sharing_grids=[[2, 2, 2, 2, 2, 2, 2, 1, 1, 1]] * 4))

@@ -3,7 +3,7 @@ _base_ = './table1_replk_51_no_sparsity.py'
 
 model = dict(
     backbone=dict(
-        arch=dict(kernel_sizes=(13, 13, 13, 13)),
+        kernel_sizes=(13, 13, 13, 13),
         init_cfg=dict(checkpoint='{{$MMPELK_CHECKPOINTS:checkpoints}}/fig2_dense_13.pth'),
     ),
 )

@@ -3,7 +3,7 @@ _base_ = './table1_slak_51_no_sparsity.py'
 
 model = dict(
     backbone=dict(
-        arch=dict(kernel_sizes=(31, 29, 27, 13)),
+        kernel_sizes=(31, 29, 27, 13),
         init_cfg=dict(checkpoint='{{$MMPELK_CHECKPOINTS:checkpoints}}/fig2_stripe_31.pth'),
     ),
 )

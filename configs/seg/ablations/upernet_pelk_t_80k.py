@@ -4,14 +4,6 @@ _base_ = '../upernet_pelk_t_ade20k.py'
 
 model = dict(
     backbone=dict(
-        # The architecture 'tiny', spelt out so that a recipe can change a part of it.
-        arch=dict(
-            _delete_=True,
-            depths=(3, 3, 9, 3),
-            channels=(124, 249, 499, 998),
-            kernel_sizes=(51, 49, 47, 13),
-            center_size=5,
-        ),
         # Pre-trained for 120 epochs, too: configs/cls/ablations.
         init_cfg=dict(checkpoint='{{$MMPELK_CHECKPOINTS:checkpoints}}/pelk_t.pth'),
     ),

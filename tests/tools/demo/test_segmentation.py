@@ -111,7 +111,7 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
 
 def _network(kernel_sizes: tuple[int, int]) -> torch.nn.Module:
     cfg = Config.fromfile(CONFIG)
-    cfg.model.backbone.arch.kernel_sizes = kernel_sizes
+    cfg.model.backbone.kernel_sizes = kernel_sizes
     torch.manual_seed(0)
     network = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
     for module in network.modules():
@@ -137,7 +137,7 @@ def _reach(network: torch.nn.Module, positions: range) -> int:
 def test_small_kernels_cannot_see_the_far_wall_and_large_ones_can() -> None:
     # All places in a cell of the deepest map, whose stride is 8.
     assert _reach(_network((7, 7)), range(maker.SIZE, maker.SIZE + 8)) < maker.FAR
-    large = tuple(Config.fromfile(CONFIG).model.backbone.arch.kernel_sizes)
+    large = tuple(Config.fromfile(CONFIG).model.backbone.kernel_sizes)
     assert _reach(_network(large), range(maker.SIZE, maker.SIZE + 1)) >= maker.SIZE - 1
 
 

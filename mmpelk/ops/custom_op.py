@@ -9,51 +9,28 @@ From torch 2.4 on both are registered with ``torch.library``; before, the same f
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .autocast import cast_under_autocast, without_autocast
 from .backends import BACKENDS, fastest_backend
 
-__all__ = ['cast_under_autocast', 'conv', 'weight_grad']
+__all__ = ['HAS_CUSTOM_OP', 'conv', 'weight_grad']
 
 HAS_CUSTOM_OP = hasattr(torch.library, 'custom_op') and hasattr(torch.library, 'register_autograd')
 
 
-def autocast_dtype(device_type: str) -> torch.dtype | None:
-    """What autocast casts to on a device, or ``None`` where it is off."""
-    if hasattr(torch, 'get_autocast_dtype'):  # torch 2.4
-        has_autocast = device_type != 'meta' and torch.is_autocast_enabled(device_type)
-        return torch.get_autocast_dtype(device_type) if has_autocast else None
-    if device_type == 'cuda':
-        return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
-    return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
-
-
-def cast_under_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The inputs as autocast hands them to ``conv2d``: in its dtype, but float64 as it is."""
-    dtype = autocast_dtype(x.device.type)
-    if dtype is None or x.dtype == torch.float64:
-        return x, weight, bias
-    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-
-
-def _without_autocast(device_type: str) -> AbstractContextManager:
-    """The backends choose their own precision; autocast would round their intermediate results."""
-    return nullcontext() if autocast_dtype(device_type) is None else torch.autocast(device_type, enabled=False)
-
-
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], backend: str | None) -> Tensor:
     name = backend or fastest_backend(x, grid)
-    with _without_autocast(x.device.type):
+    with without_autocast(x.device.type):
         return BACKENDS[name].forward(x, weight, bias, grid).contiguous()
 
 
 def _weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int], backend: str | None) -> Tensor:
     name = backend or fastest_backend(x, grid, weight_grad=True)
-    with _without_autocast(x.device.type):
+    with without_autocast(x.device.type):
         return BACKENDS[name].weight_grad(x, grad_out, grid).contiguous()
 
 
@@ -162,7 +139,7 @@ def _register_autocast() -> None:
         x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], backend: str | None
     ) -> Tensor:
         x, weight, bias = cast_under_autocast(x, weight, bias)
-        with _without_autocast(x.device.type):
+        with without_autocast(x.device.type):
             return conv(x, weight, bias, grid, backend)
 
     for key in ('AutocastCPU', 'AutocastCUDA'):
@@ -170,6 +147,7 @@ def _register_autocast() -> None:
 
 
 if HAS_CUSTOM_OP:
-    _LIBRARY = torch.library.Library('mmpelk', 'FRAGMENT')  # kept: its registrations go when it does
+    # A registration lasts as long as the library object.
+    _LIBRARY = torch.library.Library('mmpelk', 'FRAGMENT')
     _register_flops()
     _register_autocast()

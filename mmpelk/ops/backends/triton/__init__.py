@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ['forward', 'missing', 'refusal', 'weight_grad']
+__all__ = ['interpreted', 'unavailable_reason', 'unsupported_reason']
 
 _OLDEST_TRITON = (3, 0)  # torch 2.4 brings it; the kernels were never compiled with an older one
 _OLDEST_DEVICE = (8, 0)  # the first with products of bfloat16
@@ -27,7 +27,7 @@ def interpreted() -> bool:
     return os.environ.get('TRITON_INTERPRET', '').lower() in ('1', 'true', 'on', 'yes', 'y')
 
 
-def missing() -> str | None:
+def unavailable_reason() -> str | None:
     """What this machine lacks to run the kernels, or ``None``."""
     try:
         version = importlib.metadata.version('triton')
@@ -42,7 +42,7 @@ def missing() -> str | None:
     return None
 
 
-def refusal(x: Tensor, weight: Tensor, grid: Sequence[int]) -> str | None:
+def unsupported_reason(x: Tensor, weight: Tensor, grid: Sequence[int]) -> str | None:
     """Why the kernels cannot take these inputs, or ``None``. Shapes as in :func:`mmpelk.ops.peripheral_conv2d`."""
     if x.dtype not in _DTYPES:
         return f'it computes in float32, float16 and bfloat16, not {x.dtype}'
@@ -53,26 +53,3 @@ def refusal(x: Tensor, weight: Tensor, grid: Sequence[int]) -> str | None:
     if (capability := torch.cuda.get_device_capability(x.device)) < _OLDEST_DEVICE:
         return f'{x.device} has compute capability {capability}, the kernels need {_OLDEST_DEVICE}'
     return None
-
-
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int]) -> Tensor:
-    """The convolution. Shapes as in :func:`mmpelk.ops.peripheral_conv2d`; any strides.
-
-    float32 keeps its precision, unless ``torch.backends.cuda.matmul.allow_tf32`` is set: then products have a relative
-    error of 2**-16, better than TF32's own 2**-11, for half the work. That flag, off by default, and not the one of
-    cuDNN, on by default, because PyTorch's depthwise kernels never use TF32 either.
-    """
-    from . import launch
-
-    return launch.forward(x, weight, bias, grid)
-
-
-def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int]) -> Tensor:
-    """Gradient of the ``(C, 1, k', k')`` weight from ``x`` and the output's gradient, both ``(N, C, H, W)``.
-
-    Deterministic: the shares of the sum are added in a fixed order. Precision and strides as in
-    :func:`forward`.
-    """
-    from . import launch
-
-    return launch.weight_grad(x, grad_out, grid)

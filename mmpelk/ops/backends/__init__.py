@@ -1,10 +1,12 @@
 """The table of ways to compute a peripheral convolution, and the choice between them."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +16,22 @@ from . import dense, fft, matmul, triton
 __all__ = ['BACKENDS', 'Backend', 'available_backends', 'fastest_backend', 'force_backend', 'requested_backend']
 
 _ENVIRONMENT_VARIABLE = 'MMPELK_BACKEND'
+_LOGGER = logging.getLogger('mmpelk.ops')
 
 
-def _never(*_: object) -> None:
+def _no_reason(*_: object) -> None:
     return None
+
+
+def _of_triton(name: str) -> Callable[..., Tensor]:
+    """A function of the Triton backend, which imports Triton at the first call."""
+
+    def call(*args: Any) -> Tensor:
+        from .triton import launch
+
+        return getattr(launch, name)(*args)
+
+    return call
 
 
 @dataclass(frozen=True)
@@ -29,15 +43,15 @@ class Backend:
         forward: ``(x, weight, bias, grid) -> out``; shapes as in :func:`mmpelk.ops.peripheral_conv2d`. The gradient of
             the input is the same function of the output's gradient with the kernel flipped.
         weight_grad: ``(x, grad_out, grid) -> (C, 1, k', k')``.
-        missing: Says what this machine lacks to run it, or ``None``.
-        refusal: ``(x, weight, grid)``; says why it cannot take these inputs, or ``None``.
+        unavailable_reason: Says what this machine lacks to run it, or ``None``.
+        unsupported_reason: ``(x, weight, grid)``; says why it cannot take these inputs, or ``None``.
     """
 
     name: str
     forward: Callable[[Tensor, Tensor, Tensor | None, Sequence[int]], Tensor]
     weight_grad: Callable[[Tensor, Tensor, Sequence[int]], Tensor]
-    missing: Callable[[], str | None] = _never
-    refusal: Callable[[Tensor, Tensor, Sequence[int]], str | None] = _never
+    unavailable_reason: Callable[[], str | None] = _no_reason
+    unsupported_reason: Callable[[Tensor, Tensor, Sequence[int]], str | None] = _no_reason
 
 
 BACKENDS: dict[str, Backend] = {
@@ -47,7 +61,13 @@ BACKENDS: dict[str, Backend] = {
         Backend('fft', fft.forward, fft.weight_grad),
         Backend('matmul', matmul.forward, matmul.weight_grad),
         # Cached: every call asks, and the answer takes longer than a kernel.
-        Backend('triton', triton.forward, triton.weight_grad, cache(triton.missing), triton.refusal),
+        Backend(
+            'triton',
+            _of_triton('forward'),
+            _of_triton('weight_grad'),
+            cache(triton.unavailable_reason),
+            triton.unsupported_reason,
+        ),
     )
 }
 
@@ -66,14 +86,14 @@ _forced: str | None = os.environ.get(_ENVIRONMENT_VARIABLE) or None
 
 def available_backends() -> list[str]:
     """Names of the backends that run on this machine."""
-    return [name for name, backend in BACKENDS.items() if backend.missing() is None]
+    return [name for name, backend in BACKENDS.items() if backend.unavailable_reason() is None]
 
 
 def _get(name: str) -> Backend:
     if name not in BACKENDS:
         raise ValueError(f'unknown backend {name!r}; known: {", ".join(BACKENDS)}')
     backend = BACKENDS[name]
-    if (why := backend.missing()) is not None:
+    if (why := backend.unavailable_reason()) is not None:
         raise RuntimeError(f'backend {name!r} does not run here: {why}; available: {", ".join(available_backends())}')
     return backend
 
@@ -106,7 +126,7 @@ def requested_backend(x: Tensor, weight: Tensor, grid: Sequence[int], backend: s
         RuntimeError: If it cannot run on this machine.
     """
     name = backend or _forced
-    if name is not None and (why := _get(name).refusal(x, weight, grid)) is not None:
+    if name is not None and (why := _get(name).unsupported_reason(x, weight, grid)) is not None:
         raise ValueError(f'backend {name!r} cannot compute this call: {why}')
     return name
 
@@ -115,11 +135,23 @@ def fastest_backend(x: Tensor, grid: Sequence[int], *, weight_grad: bool = False
     """The backend expected to be the fastest for the inputs, by a rule on kernel size, map size, dtype and device.
 
     The output (and the gradient of the input, which is the same computation) and the gradient of the weight are chosen
-    separately.
+    separately. The logger ``mmpelk.ops`` says each choice once per shape, at debug level.
     """
-    kernel_size = sum(grid)
-    if x.is_cuda:
-        return _fastest_on_cuda(x, grid, kernel_size)
+    name = _fastest_on_cuda(x, grid) if x.is_cuda else _fastest_on_cpu(x, sum(grid), weight_grad)
+    if _LOGGER.isEnabledFor(logging.DEBUG):
+        _say_choice(
+            name, 'gradient of the weight' if weight_grad else 'convolution', x.shape, x.dtype, x.device, sum(grid)
+        )
+    return name
+
+
+@lru_cache(maxsize=4096)
+def _say_choice(name: str, what: str, shape: torch.Size, dtype: torch.dtype, device: torch.device, size: int) -> None:
+    """Log a choice of :func:`fastest_backend`, the first time that it is made."""
+    _LOGGER.debug('%s of %s %s on %s with K = %d: backend %r', what, tuple(shape), dtype, device, size, name)
+
+
+def _fastest_on_cpu(x: Tensor, kernel_size: int, weight_grad: bool) -> str:
     height, width = x.shape[-2:]
     if x.dtype == torch.float64 or weight_grad:
         if kernel_size <= _DENSE_UP_TO:
@@ -145,9 +177,11 @@ def _fft_ns(height: int, width: int, kernel_size: int) -> float:
     return _SPECTRUM_NS * rows * (columns // 2 + 1)
 
 
-def _fastest_on_cuda(x: Tensor, grid: Sequence[int], kernel_size: int) -> str:
+def _fastest_on_cuda(x: Tensor, grid: Sequence[int]) -> str:
     """Triton wherever it runs; reasoned from memory traffic and operation counts, not measured."""
-    if kernel_size <= _DENSE_UP_TO:
+    if sum(grid) <= _DENSE_UP_TO:
         return 'dense'
     kernels = BACKENDS['triton']
-    return 'triton' if kernels.missing() is None and kernels.refusal(x, x, grid) is None else 'fft'
+    return (
+        'triton' if kernels.unavailable_reason() is None and kernels.unsupported_reason(x, x, grid) is None else 'fft'
+    )

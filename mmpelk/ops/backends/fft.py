@@ -12,8 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .sharing_grid import reachable_rings
-from .workspace import channel_chunks, image_chunks
+from ..sharing_grid import reachable_rings
+from ..workspace import channel_chunks, image_chunks
 
 __all__ = ['forward', 'weight_grad']
 

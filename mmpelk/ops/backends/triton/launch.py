@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..sharing_grid import reachable_rings
+from ...sharing_grid import reachable_rings
 from . import kernels
 from .kernels import ROWS
 
@@ -142,7 +142,12 @@ def _launch_options(dtype: torch.dtype) -> dict[str, int]:
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int]) -> Tensor:
-    """See :func:`mmpelk.ops.triton.forward`."""
+    """The convolution. Shapes as in :func:`mmpelk.ops.peripheral_conv2d`; any strides.
+
+    float32 keeps its precision, unless ``torch.backends.cuda.matmul.allow_tf32`` is set: then products have a relative
+    error of 2**-16, better than TF32's own 2**-11, for half the work. That flag, off by default, and not the one of
+    cuDNN, on by default, because PyTorch's depthwise kernels never use TF32 either.
+    """
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if out.numel() == 0:
         return out
@@ -222,7 +227,10 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, plan: Pla
 
 
 def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int]) -> Tensor:
-    """See :func:`mmpelk.ops.triton.weight_grad`."""
+    """Gradient of the ``(C, 1, k', k')`` weight from ``x`` and the output's gradient, both ``(N, C, H, W)``.
+
+    Deterministic: the shares of the sum are added in a fixed order. Precision and strides as in :func:`forward`.
+    """
     images, channels, height, width = x.shape
     rings = len(grid)
     if x.numel() == 0:

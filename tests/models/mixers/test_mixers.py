@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from mmpretrain.models import ConvNeXt
 from torch import Tensor, nn
 
-from mmpelk.models import MIXERS, PeLK, PeripheralMixer
-from mmpelk.models.checkpoint import deploy_state_dict
-from mmpelk.models.mixers import DenseMixer, Mixer, StripeMixer
+from mmpelk.models import MIXERS, DenseMixer, Mixer, MixerSpec, PeLK, PeripheralMixer, StripeMixer
+from mmpelk.models.deploy import deploy_state_dict
 from mmpelk.ops.backends import BACKENDS
 from mmpelk.ops.reference import peripheral_conv2d_reference
 
@@ -22,7 +21,7 @@ BASELINES = [name for name in MIXERS if name != 'peripheral']
 def _mixer(name: str, **arguments: object) -> Mixer:
     """A mixer in float64 whose norms have moved away from their initial statistics, in eval mode."""
     torch.manual_seed(0)
-    mixer = MIXERS[name](CHANNELS, SIZE, **arguments).double()
+    mixer = MIXERS[name](MixerSpec(CHANNELS, SIZE, **arguments)).double()
     for module in mixer.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 2)
@@ -97,8 +96,8 @@ def test_every_backend_computes_dense_kernels(backend: str) -> None:
 @pytest.mark.parametrize('mode', ['in_bounds', 'constant', None])
 def test_dense_is_peripheral_with_a_grid_of_ones(mode: str | None) -> None:
     torch.manual_seed(0)
-    dense = DenseMixer(CHANNELS, SIZE, embedding_mode=mode)
-    peripheral = PeripheralMixer(CHANNELS, SIZE, sharing_grid=[1] * SIZE, embedding_mode=mode)
+    dense = DenseMixer(MixerSpec(CHANNELS, SIZE, positional_embedding=mode))
+    peripheral = PeripheralMixer(MixerSpec(CHANNELS, SIZE, sharing_grid=[1] * SIZE, positional_embedding=mode))
     peripheral.load_state_dict(dense.state_dict(), strict=True)
     assert dense.large.weight.shape == (CHANNELS, 1, SIZE, SIZE)
     x, embedding = torch.randn(2, CHANNELS, 9, 14), torch.randn(CHANNELS, SIZE, SIZE)
@@ -125,7 +124,7 @@ def test_deployed_mixer_is_the_same_function(name: str, small_kernel_size: int, 
         mixer.switch_to_deploy()
         torch.testing.assert_close(mixer(x), want, rtol=1e-10, atol=1e-10)
     assert {key: tuple(value.shape[2:]) for key, value in mixer.state_dict().items()} == DEPLOYED[name]
-    built = MIXERS[name](CHANNELS, SIZE, small_kernel_size=small_kernel_size, deploy=True).double()
+    built = MIXERS[name](MixerSpec(CHANNELS, SIZE, small_kernel_size=small_kernel_size, deploy=True)).double()
     built.load_state_dict(mixer.state_dict(), strict=True)
     assert torch.equal(built(x), mixer(x))
 
@@ -133,7 +132,7 @@ def test_deployed_mixer_is_the_same_function(name: str, small_kernel_size: int, 
 def test_stripe_of_a_short_kernel_keeps_its_branches() -> None:
     """SLaK's last stages: K = 7 and below, where the stripes are nearly or exactly square."""
     for kernel_size, shapes in ((7, [(7, 5), (5, 7)]), (3, [(3, 3), (3, 3)])):
-        mixer = StripeMixer(CHANNELS, kernel_size).double().eval()
+        mixer = StripeMixer(MixerSpec(CHANNELS, kernel_size)).double().eval()
         assert [tuple(stripe.weight.shape[2:]) for stripe in mixer.large] == shapes
         x = torch.randn(1, CHANNELS, 4, 9, dtype=torch.float64)
         want = mixer(x)
@@ -212,8 +211,8 @@ def test_initial_weights_are_convnexts(mixer: str) -> None:
     ('name', 'arguments', 'message'),
     [
         *((name, dict(sharing_grid=[6, 1, 6]), f"mixer='{name}' has no sharing grid") for name in BASELINES),
-        ('stripe', dict(embedding_mode='in_bounds'), "mixer='stripe' has no positional embedding: set"),
-        ('conv7', dict(embedding_mode='constant'), "mixer='conv7' has no positional embedding: set"),
+        ('stripe', dict(positional_embedding='in_bounds'), "mixer='stripe' has no positional embedding: set"),
+        ('conv7', dict(positional_embedding='constant'), "mixer='conv7' has no positional embedding: set"),
         ('stripe', dict(kernel_size=12), 'kernel_size must be an odd positive integer, got 12'),
         ('dense', dict(kernel_size=12), 'kernel_size must be an odd positive integer, got 12'),
         ('stripe', dict(small_kernel_size=4), 'small_kernel_size must be odd'),
@@ -221,7 +220,7 @@ def test_initial_weights_are_convnexts(mixer: str) -> None:
 )
 def test_refuses(name: str, arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        MIXERS[name](**(dict(channels=CHANNELS, kernel_size=SIZE) | arguments))
+        MIXERS[name](MixerSpec(**(dict(channels=CHANNELS, kernel_size=SIZE) | arguments)))
 
 
 def test_small_kernel_wider_than_the_stripes_refuses_to_merge() -> None:
@@ -229,6 +228,21 @@ def test_small_kernel_wider_than_the_stripes_refuses_to_merge() -> None:
     with pytest.raises(ValueError, match='small kernel of 7 does not fit a stripe of width 5'):
         mixer.switch_to_deploy()
     mixer(torch.zeros(1, CHANNELS, 9, 9, dtype=torch.float64))  # still whole
+
+
+@pytest.mark.parametrize('deploy', [False, True])
+@pytest.mark.parametrize(
+    ('name', 'size', 'reach'),
+    [
+        ('peripheral', 13, (13, 13)),
+        ('dense', 13, (13, 13)),
+        ('stripe', 13, (13, 13)),
+        ('conv7', 13, (7, 7)),
+        ('stripe', 3, (3, 3)),
+    ],
+)
+def test_receptive_field(name: str, size: int, reach: tuple[int, int], deploy: bool) -> None:
+    assert MIXERS[name](MixerSpec(CHANNELS, size, deploy=deploy)).receptive_field == reach
 
 
 def test_unknown_mixer() -> None:

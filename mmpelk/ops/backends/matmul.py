@@ -12,9 +12,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .prefix import prefix_sum
-from .sharing_grid import reachable_rings
-from .workspace import channel_chunks, image_chunks
+from ..prefix import prefix_sum
+from ..sharing_grid import reachable_rings
+from ..workspace import channel_chunks, image_chunks
 
 __all__ = ['forward', 'weight_grad']
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from .sharing_grid import expand_kernel, reduce_kernel
+from ..sharing_grid import expand_kernel, reduce_kernel
 
 __all__ = ['NCHW_UP_TO', 'forward', 'weight_grad']
 

@@ -1,0 +1,95 @@
+"""The paper's mixer: a peripheral kernel beside a small one, merged into one kernel for deployment."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mmpelk.ops.positional import positional_constant, positional_map, summed_area_table
+
+from ..peripheral_conv import PeripheralConv2d
+from .base import Mixer, MixerSpec, build_norm, drop_masks, norm_as_affine
+
+__all__ = ['PeripheralMixer']
+
+
+class PeripheralMixer(Mixer):
+    """``[peripheral K x K (+ embedding) -> norm] + [dense small x small -> norm]``, depthwise.
+
+    The parallel small kernel and the norm of each branch follow RepLKNet and SLaK, as Section 3 of the PeLK paper says.
+    :meth:`switch_to_deploy` folds the norms and the small kernel into one peripheral kernel with a bias; the
+    embedding's term stays as a summed-area table.
+    """
+
+    name = 'peripheral'
+    has_sharing_grid = has_embedding = True
+    embedding_table: Tensor
+
+    def __init__(self, spec: MixerSpec) -> None:
+        super().__init__(spec)
+        channels, size = spec.channels, spec.kernel_size
+        self.embedding_mode = spec.positional_embedding
+        self.large = PeripheralConv2d(channels, size, spec.sharing_grid, min(spec.center_size, size), bias=spec.deploy)
+        if spec.deploy:
+            if self.embedding_mode == 'in_bounds':
+                self.register_buffer('embedding_table', torch.zeros(channels, size + 1, size + 1))
+            return
+        self.large_norm = build_norm(spec)
+        self.build_small_branch(spec)
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        if self.deployed:
+            return self.large(x, self._deployed_map(x))
+        out = self.large_norm(self.large(x, self._embedding_map(x, embedding)))
+        if self.small_kernel_size:
+            out = out + self.small_norm(self.small(x))
+        return out
+
+    def _embedding_map(self, x: Tensor, embedding: Tensor | None) -> Tensor | None:
+        if self.embedding_mode is None or embedding is None:
+            return None
+        weight, grid = self.large.weight, self.large.sharing_grid
+        if self.embedding_mode == 'constant':
+            return positional_constant(weight, grid, embedding)[:, None, None].expand(x.shape[1:])
+        return positional_map(summed_area_table(weight, grid, embedding), x.shape[-2:])
+
+    def _deployed_map(self, x: Tensor) -> Tensor | None:
+        return positional_map(self.embedding_table, x.shape[-2:]) if self.embedding_mode == 'in_bounds' else None
+
+    @torch.no_grad()
+    def switch_to_deploy(self, embedding: Tensor | None = None) -> None:
+        """As :meth:`Mixer.switch_to_deploy`: one kernel on the same grid.
+
+        Raises:
+            ValueError: If the small kernel is larger than the grid's fine-grained centre, too.
+        """
+        if self.deployed:
+            return
+        grid = self.large.sharing_grid
+        margin = _centre_margin(grid, self.small_kernel_size)
+        scale, bias = norm_as_affine(self.large_norm)
+        weight = self.large.weight.double() * scale
+        if self.embedding_mode is not None and embedding is not None:
+            if self.embedding_mode == 'constant':
+                bias = bias + positional_constant(weight, grid, embedding.double())
+            else:
+                table = summed_area_table(weight, grid, embedding.double())
+                self.register_buffer('embedding_table', table.to(self.large.weight.dtype))
+        small_weight, small_bias = self.take_small_branch([margin] * 4)
+        del self.large_norm
+        drop_masks(self.large)
+        self.large.weight.copy_(weight + small_weight)
+        bias = (bias + small_bias).to(self.large.weight)
+        self.large.bias = nn.Parameter(bias, requires_grad=self.large.weight.requires_grad)
+        self.deployed = True
+
+
+def _centre_margin(grid: Sequence[int], small_kernel_size: int) -> int:
+    """Rings between the rim of a peripheral kernel and a small kernel laid on its centre."""
+    margin = (len(grid) - small_kernel_size) // 2
+    if margin < 0 or any(width != 1 for width in grid[margin : len(grid) - margin]):
+        raise ValueError(
+            f'a small kernel of {small_kernel_size} does not fit the fine-grained centre of the sharing grid '
+            f'{list(grid)}; train with small_kernel_size of at most the centre, or keep the model as trained'
+        )
+    return margin

@@ -1,0 +1,84 @@
+"""SLaK's mixer."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from .base import Mixer, MixerSpec, build_norm, depthwise_conv, drop_masks, norm_as_affine
+
+__all__ = ['StripeMixer']
+
+_STRIPE_WIDTH = 5  # N of the paper's K x N, SLaK's default
+
+
+class StripeMixer(Mixer):
+    """``[K x 5 -> norm] + [5 x K -> norm] + [small x small -> norm]``, depthwise.
+
+    Reference: Liu et al., More ConvNets in the 2020s, https://arxiv.org/abs/2207.03620, ``models/SLaK.py`` of
+    https://github.com/VITA-Group/SLaK.
+
+    :meth:`switch_to_deploy` folds the norms into the stripes, adds the small kernel to the centre of the first stripe
+    and leaves one bias. The two stripes stay apart: only a ``K x K`` cross holds both, at ``K / 10`` times their cost.
+    A ``K`` below 5 is the stripes' short side, too.
+
+    Raises:
+        ValueError: If ``K`` is not odd, too.
+    """
+
+    name = 'stripe'
+
+    def __init__(self, spec: MixerSpec) -> None:
+        super().__init__(spec)
+        channels, size = spec.channels, spec.kernel_size
+        if size < 1 or size % 2 == 0:
+            raise ValueError(f'kernel_size must be an odd positive integer, got {size}')
+        width = min(_STRIPE_WIDTH, size)
+        # One bias is enough for the sum of both.
+        stripes = depthwise_conv(channels, size, width, spec.deploy), depthwise_conv(channels, width, size, False)
+        self.large = nn.ModuleList(stripes)
+        if spec.deploy:
+            return
+        self.large_norm = nn.ModuleList([build_norm(spec) for _ in stripes])
+        self.build_small_branch(spec)
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        first, second = self._stripes
+        if self.deployed:
+            return first(x) + second(x)
+        out = self.large_norm[0](first(x)) + self.large_norm[1](second(x))
+        if self.small_kernel_size:
+            out = out + self.small_norm(self.small(x))
+        return out
+
+    @property
+    def _stripes(self) -> tuple[nn.Conv2d, nn.Conv2d]:
+        first, second = self.large
+        return cast(nn.Conv2d, first), cast(nn.Conv2d, second)
+
+    @torch.no_grad()
+    def switch_to_deploy(self, embedding: Tensor | None = None) -> None:
+        """As :meth:`Mixer.switch_to_deploy`: two stripes and one bias.
+
+        Raises:
+            ValueError: If the small kernel is wider than the stripes, too.
+        """
+        if self.deployed:
+            return
+        first, second = self._stripes
+        rows, columns = [(side - self.small_kernel_size) // 2 for side in first.weight.shape[2:]]
+        if min(rows, columns) < 0:
+            raise ValueError(
+                f'a small kernel of {self.small_kernel_size} does not fit a stripe of width {first.weight.shape[3]}; '
+                'train with a smaller small_kernel_size, or keep the model as trained'
+            )
+        (scale, bias), (second_scale, second_bias) = map(norm_as_affine, self.large_norm)
+        small_weight, small_bias = self.take_small_branch([columns, columns, rows, rows])
+        del self.large_norm
+        drop_masks(first)
+        drop_masks(second)
+        first.weight.copy_(first.weight.double() * scale + small_weight)
+        second.weight.copy_(second.weight.double() * second_scale)
+        bias = (bias + second_bias + small_bias).to(first.weight)
+        first.bias = nn.Parameter(bias, requires_grad=first.weight.requires_grad)
+        self.deployed = True
