@@ -223,14 +223,7 @@ def _collect(work_dirs: Sequence[Path], stage: str, name: str) -> Trained:
     return Trained(
         tuple(
             Seed(
-                seed=seed,
-                final=run.final,
-                progress=run.progress,
-                planned=run.planned,
-                unit=run.unit,
-                changed=_changed(stage, name, run),
-                machine=run.machine,
-                date=run.date,
+                seed, run.final, run.progress, run.planned, run.unit, _changed(stage, name, run), run.machine, run.date
             )
             for seed, run in sorted(runs.items())
         )

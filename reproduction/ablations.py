@@ -18,6 +18,7 @@ import torch
 from mmpelk.models.pelk import ARCHITECTURES, PeLK
 
 from . import ROOT
+from .paper import GROWTH
 
 __all__ = [
     'ABLATIONS',
@@ -47,9 +48,9 @@ class AblationRow:
         name: Of its recipes.
         label: What the paper prints in the columns that describe it.
         paper: The printed metric in percent, by stage; ``None`` for one that the paper shows without its value.
-        backbone: Arguments of :class:`mmpelk.models.pelk.PeLK` in which it differs from PeLK-T.
-        sparse: Whether it is trained with PeLK-T's sparsity.
-        image_size: Of the pre-training, 224 or 384.
+        backbone: Arguments of :class:`mmpelk.models.pelk.PeLK` in which it differs from its base.
+        sparse: Whether it is trained with sparsity; ``None`` for as its base.
+        base: The row that it varies, or the recipe that rows have in common.
         printed: Printed values of computed columns, by heading.
         printed_grid: Half of the first stage's sharing grid, from the rim to the centre, as printed.
         gain_over: The row that the paper gives this one's gain in mIoU over.
@@ -61,22 +62,25 @@ class AblationRow:
     label: tuple[str, ...]
     paper: Mapping[str, float | None]
     backbone: Mapping[str, Any] = field(default_factory=dict)
-    sparse: bool = True
-    image_size: int = 224
+    sparse: bool | None = None
+    base: str = 'pelk_t'
     printed: Mapping[str, float] = field(default_factory=dict)
     printed_grid: tuple[int, ...] | None = None
     gain_over: str | None = None
     paper_gain: float | None = None
     note: str = ''
 
-    def changes(self) -> dict[str, Any]:
+    def own_changes(self) -> dict[str, Any]:
         """``backbone`` without what PeLK-T has, too."""
         tiny = ARCHITECTURES['tiny']
         return {key: value for key, value in self.backbone.items() if key not in tiny or tiny[key] != value}
 
-    def trains_as(self, other: 'AblationRow') -> bool:
-        """Whether both are the same training."""
-        return (self.changes(), self.sparse, self.image_size) == (other.changes(), other.sparse, other.image_size)
+    def training(self) -> tuple[str, dict[str, Any], bool | None]:
+        """All that it is trained with: common recipe, arguments of the backbone other than PeLK-T's, sparsity."""
+        if self.base not in ROWS:
+            return self.base, self.own_changes(), self.sparse
+        common, changes, sparse = ROWS[self.base].training()
+        return common, changes | self.own_changes(), sparse if self.sparse is None else self.sparse
 
 
 @dataclass(frozen=True)
@@ -119,8 +123,9 @@ class AblationTable:
 @functools.cache
 def network(name: str) -> PeLK:
     """The backbone that a row trains, on the meta device."""
+    settings = _settings(ROWS[name].training()[1])
     with torch.device('meta'):
-        return PeLK(**_arguments(ROWS[name].changes()))
+        return PeLK(**settings | dict(arch=ARCHITECTURES['tiny'] | settings.get('arch', {})))
 
 
 def half_grid(name: str) -> tuple[int, ...] | None:
@@ -180,34 +185,21 @@ def _all_over_smallest(row: AblationRow, table: AblationTable) -> float:
 
 # The paper
 
-_STRIPE = dict(mixer='stripe', conv_ratio=1.0, positional_embedding=None)
-_DENSE = dict(mixer='dense', conv_ratio=1.0, positional_embedding=None)
-
 
 def _table_1() -> AblationTable:
-    stripe, dense = '51 x 5 + 5 x 51', '51 x 51'
+    slak, replk = ('SLaK-51', '51 x 5 + 5 x 51'), ('RepLK-51', '51 x 51')
+
+    def replk_row(name: str, sparsity: str, scores: dict[str, float | None], over: str, gain: float) -> AblationRow:
+        dense = dict(mixer='dense')
+        return AblationRow(name, (*replk, sparsity), scores, dense, base=over, gain_over=over, paper_gain=gain)
+
+    with_sparsity, without = 'table1_slak_51', 'table1_slak_51_no_sparsity'
+    stripe = dict(mixer='stripe', conv_ratio=1.0, positional_embedding=None)
     rows = (
-        AblationRow('table1_slak_51', ('SLaK-51', stripe, 'w/'), dict(cls=81.6, seg=46.5), _STRIPE),
-        AblationRow(
-            'table1_replk_51',
-            ('RepLK-51', dense, 'w/'),
-            dict(cls=81.7, seg=46.9),
-            _DENSE,
-            gain_over='table1_slak_51',
-            paper_gain=0.4,
-        ),
-        AblationRow(
-            'table1_slak_51_no_sparsity', ('SLaK-51', stripe, 'w/o'), dict(cls=81.3, seg=46.1), _STRIPE, sparse=False
-        ),
-        AblationRow(
-            'table1_replk_51_no_sparsity',
-            ('RepLK-51', dense, 'w/o'),
-            dict(cls=81.6, seg=46.6),
-            _DENSE,
-            sparse=False,
-            gain_over='table1_slak_51_no_sparsity',
-            paper_gain=0.5,
-        ),
+        AblationRow(with_sparsity, (*slak, 'w/'), dict(cls=81.6, seg=46.5), stripe),
+        replk_row('table1_replk_51', 'w/', dict(cls=81.7, seg=46.9), with_sparsity, 0.4),
+        AblationRow(without, (*slak, 'w/o'), dict(cls=81.3, seg=46.1), sparse=False, base=with_sparsity),
+        replk_row('table1_replk_51_no_sparsity', 'w/o', dict(cls=81.6, seg=46.6), without, 0.5),
     )
     return AblationTable('Table 1: stripe and dense kernels, sparsity', ('method', 'kernel', 'sparsity'), rows)
 
@@ -231,6 +223,8 @@ def _table_5() -> AblationTable:
         ('5_exponential', [8, 4, 2, 1, 1, 1], 0.11, 81.4, (8, 4, 2, 1, 1, 1), ''),
         ('6_reversed', [1, 1, 2, 4, 8, 1], 0.11, 80.5, (1, 1, 2, 4, 8, 1), ''),
     )
+    # One grid is printed, so all stages have its K.
+    first: dict[str, Any] = dict(kernel_sizes=(33,) * 4, positional_embedding=None)
     return AblationTable(
         'Table 5: sharing grid, without embedding and sparsity',
         ('#', 'sharing grid'),
@@ -239,9 +233,9 @@ def _table_5() -> AblationTable:
                 f'table5_{name}',
                 (str(number), str(list(printed)) if printed else '[1, 1, ..., 1, 1]'),
                 dict(cls=accuracy),
-                # One grid is printed, so all stages have its K.
-                dict(kernel_sizes=(33,) * 4, sharing_grids=[grid] * 4, positional_embedding=None),
-                sparse=False,
+                dict(sharing_grids=[grid] * 4, **(first if number == 1 else {})),
+                sparse=False if number == 1 else None,
+                base='pelk_t' if number == 1 else 'table5_1_ones',
                 printed={heading: share},
                 printed_grid=printed or None,
                 note=note,
@@ -290,8 +284,8 @@ def _table_7() -> AblationTable:
     def row(k: int, size: int, accuracy: float) -> AblationRow:
         kernels = {key: ARCHITECTURES[architectures[k]][key] for key in _KERNELS}
         label = (f'PeLK-{k}' if k != 51 else 'PeLK', f'{size} x {size}', '-'.join(map(str, kernels['kernel_sizes'])))
-        name, note = f'table7_{k}_{size}', center if k == 151 else ''
-        return AblationRow(name, label, dict(cls=accuracy), kernels, image_size=size, note=note)
+        base, note = 'pelk_t' if size == 224 else 'pelk_t_384', center if k == 151 else ''
+        return AblationRow(f'table7_{k}_{size}', label, dict(cls=accuracy), kernels, base=base, note=note)
 
     return AblationTable(
         'Table 7: kernel sizes at two resolutions, with embedding',
@@ -308,7 +302,7 @@ def _table_7() -> AblationTable:
 def _figure_2() -> AblationTable:
     first, every = "first stage's kernel, x K = 7", "all stages' large kernels, x K = 7"
     kernels = {7: (7, 7, 7, 7), 13: (13, 13, 13, 13), 31: (31, 29, 27, 13), 51: (51, 49, 47, 13)}
-    forms = {'stripe': ('K x 5', _STRIPE, {51: 7.3}), 'dense': ('K x K', _DENSE, {51: 53.1})}
+    forms = {'stripe': ('K x 5', 'slak'), 'dense': ('K x K', 'replk')}
     return AblationTable(
         'Fig. 2: stripe and dense kernels from 7 to 51, without sparsity',
         ('form', 'K'),
@@ -317,12 +311,12 @@ def _figure_2() -> AblationTable:
                 f'fig2_{form}_{k}',
                 (f'{form} ({shape})', str(k)),
                 dict(cls=None, seg=None),
-                dict(mixer, kernel_sizes=sizes),
-                sparse=False,
-                printed={first: multiples[k]} if k in multiples else {},
+                dict(kernel_sizes=sizes),
+                base=f'table1_{method}_51_no_sparsity',
+                printed={first: GROWTH[form]} if k == 51 else {},
                 gain_over=f'fig2_stripe_{k}' if form == 'dense' else None,
             )
-            for form, (shape, mixer, multiples) in forms.items()
+            for form, (shape, method) in forms.items()
             for k, sizes in kernels.items()
         ),
         (ComputedColumn(first, 1, _first_over_smallest), ComputedColumn(every, 1, _all_over_smallest)),
@@ -348,7 +342,8 @@ ROWS = {row.name: row for table in ABLATIONS.values() for row in table.rows}
 
 def trained_as(stage: str, name: str) -> str:
     """Name of the first row of the plan that trains exactly what this one trains; mostly its own."""
-    return next(other.name for other in ROWS.values() if stage in other.paper and other.trains_as(ROWS[name]))
+    wanted = ROWS[name].training()
+    return next(other.name for other in ROWS.values() if stage in other.paper and other.training() == wanted)
 
 
 def recipe_path(stage: str, name: str) -> Path:
@@ -361,14 +356,11 @@ def recipe_path(stage: str, name: str) -> Path:
     return ROOT / 'configs' / stage / 'ablations' / f'{name}.py'
 
 
-def _arguments(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of the backbone for changes of PeLK-T."""
-    of_arch = {key: value for key, value in changes.items() if key in ARCH_KEYS}
-    others = {key: value for key, value in changes.items() if key not in ARCH_KEYS}
-    return dict(arch=ARCHITECTURES['tiny'] | of_arch, **others)
-
-
-ARCH_KEYS = ('kernel_sizes', 'center_size', 'sharing_grids')
+def _settings(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes of PeLK-T as a config has them."""
+    of_arch = {key: changes[key] for key in changes if key in ('kernel_sizes', 'center_size', 'sharing_grids')}
+    others = {key: changes[key] for key in changes if key not in of_arch}
+    return dict(arch=of_arch, **others) if of_arch else others
 
 
 def recipe_text(stage: str, name: str) -> str:
@@ -379,9 +371,9 @@ def recipe_text(stage: str, name: str) -> str:
     lines = [f'# {line}' for line in textwrap.wrap(about, 118)]
     if other != name:
         return '\n'.join([*lines, f"_base_ = './{other}.py'", ''])
-    base = 'upernet_pelk_t_80k' if stage == 'seg' else 'pelk_t_384' if row.image_size == 384 else 'pelk_t'
-    lines += [f"_base_ = './{base}.py'", '']
-    settings = [f'{key}={value}' for key, value in _settings(row.changes()).items()]
+    common = 'upernet_pelk_t_80k' if stage == 'seg' else row.base
+    lines += [f"_base_ = './{row.base if row.base in ROWS else common}.py'", '']
+    settings = [f'{key}={_text(value)}' for key, value in _settings(row.own_changes()).items()]
     if stage == 'seg':
         settings.append(f"init_cfg=dict(checkpoint='{{{{$MMPELK_CHECKPOINTS:checkpoints}}}}/{name}.pth')")
     # Broken as ruff breaks it.
@@ -390,18 +382,13 @@ def recipe_text(stage: str, name: str) -> str:
         line = '\n'.join(['backbone=dict(', *(f'        {one},' for one in settings), '    )'])
     if settings:
         lines.append(f'model = dict({line})' if len(line) < 108 else f'model = dict(\n    {line},\n)')
-    lines += [] if row.sparse else [f'custom_hooks = {"[_base_.ema]" if stage == "cls" else "[]"}']
+    lines += [] if row.sparse is None else [f'custom_hooks = {"[_base_.ema]" if stage == "cls" else "[]"}']
     return '\n'.join(lines).rstrip() + '\n'
 
 
-def _settings(changes: Mapping[str, Any]) -> dict[str, str]:
-    """Settings of the backbone, and their text."""
-    texts = {key: _text(value) for key, value in changes.items()}
-    of_arch = ', '.join(f'{key}={texts.pop(key)}' for key in ARCH_KEYS if key in texts)
-    return (dict(arch=f'dict({of_arch})') if of_arch else {}) | texts
-
-
 def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return f'dict({", ".join(f"{key}={_text(child)}" for key, child in value.items())})'
     if isinstance(value, list) and value == value[:1] * len(value):
         return f'[{_text(value[0])}] * {len(value)}'
     return repr(value)

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mmpelk.analysis.table import Table
+from mmpelk.analysis.variants import mean_and_deviation
 from mmpelk.engine.command_line import exit_on_user_error
 
 from . import RESULTS
@@ -78,7 +79,8 @@ def mixers_table(variants: Sequence[Variant], results: Results) -> Table:
     machine = results.read(_FILE)['machine']
 
     def measured(values: Sequence[float]) -> str:
-        return results.measured(statistics.mean(values), machine, 'mixers', spread=_deviation(values))
+        mean, deviation = mean_and_deviation(values)
+        return results.measured(mean, machine, 'mixers', spread=deviation)
 
     heads = ['variant', 'parameters [k]', 'widths', 'mIoU at the end [%]', 'less the first row, by seed']
     table = Table([*heads, 'mean over the curve [%]', f'seeds above {_SOLVED:.0f} %', 'the seeds [%]'])
@@ -99,10 +101,6 @@ def mixers_table(variants: Sequence[Variant], results: Results) -> Table:
     return table
 
 
-def _deviation(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
 def draw(schedules: dict[str, list[Variant]]) -> Figure:
     """A row of panels per schedule, a column per question."""
     figure = Figure(figsize=(12, 4.2 * len(schedules)), layout='constrained')
@@ -119,14 +117,13 @@ def draw(schedules: dict[str, list[Variant]]) -> Figure:
 
 def _draw_curves(axes: Axes, variants: Sequence[Variant]) -> None:
     for index, (variant, (line, marker, colour)) in enumerate(zip(variants, _STYLES, strict=False)):
-        by_step = list(zip(*variant.curves, strict=True))
+        means, spreads = zip(*map(mean_and_deviation, zip(*variant.curves, strict=True)), strict=True)
         # Shifted a little, so that the bars of different curves do not cover each other.
         steps = [step + 2 * index for step in variant.iterations]
         label = f'{variant.name}: {variant.parameters / 1e3:.1f} k parameters'
         style: dict[str, Any] = dict(
             linestyle=line, marker=marker, markersize=5, color=colour, capsize=2, elinewidth=0.8
         )
-        means, spreads = list(map(statistics.mean, by_step)), list(map(_deviation, by_step))
         axes.errorbar(steps, means, spreads, label=label, **style)
     axes.grid(alpha=0.3)
     axes.legend(loc='lower right', fontsize=8)

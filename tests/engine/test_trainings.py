@@ -26,7 +26,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Train
 
     def make(name: str, script: str = FINISH, **fields: object) -> Training:
         folder = tmp_path / name
-        command = ['sh', '-c', f'cd {folder} && echo {name} >> ../started && {script}']
+        command = ['sh', '-c', f'cd {folder}\necho {name} >> ../started\n{script}']
         return Training(name, command, folder, (folder / 'done').exists, **fields)
 
     return make

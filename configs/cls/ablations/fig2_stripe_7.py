@@ -1,7 +1,4 @@
 # Fig. 2: stripe (K x 5), 7.
-_base_ = './pelk_t.py'
+_base_ = './table1_slak_51_no_sparsity.py'
 
-model = dict(
-    backbone=dict(arch=dict(kernel_sizes=(7, 7, 7, 7)), mixer='stripe', conv_ratio=1.0, positional_embedding=None),
-)
-custom_hooks = [_base_.ema]
+model = dict(backbone=dict(arch=dict(kernel_sizes=(7, 7, 7, 7))))

@@ -1,4 +1,4 @@
 # Table 1: RepLK-51, 51 x 51, w/.
-_base_ = './pelk_t.py'
+_base_ = './table1_slak_51.py'
 
-model = dict(backbone=dict(mixer='dense', conv_ratio=1.0, positional_embedding=None))
+model = dict(backbone=dict(mixer='dense'))

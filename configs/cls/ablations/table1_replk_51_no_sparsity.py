@@ -1,5 +1,4 @@
 # Table 1: RepLK-51, 51 x 51, w/o.
-_base_ = './pelk_t.py'
+_base_ = './table1_slak_51_no_sparsity.py'
 
-model = dict(backbone=dict(mixer='dense', conv_ratio=1.0, positional_embedding=None))
-custom_hooks = [_base_.ema]
+model = dict(backbone=dict(mixer='dense'))

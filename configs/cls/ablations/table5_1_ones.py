@@ -2,6 +2,6 @@
 _base_ = './pelk_t.py'
 
 model = dict(
-    backbone=dict(arch=dict(kernel_sizes=(33, 33, 33, 33), sharing_grids=[[1] * 17] * 4), positional_embedding=None),
+    backbone=dict(arch=dict(sharing_grids=[[1] * 17] * 4, kernel_sizes=(33, 33, 33, 33)), positional_embedding=None),
 )
 custom_hooks = [_base_.ema]

@@ -1,13 +1,9 @@
 # Fig. 2: dense (K x K), 7.
-_base_ = './upernet_pelk_t_80k.py'
+_base_ = './table1_replk_51_no_sparsity.py'
 
 model = dict(
     backbone=dict(
         arch=dict(kernel_sizes=(7, 7, 7, 7)),
-        mixer='dense',
-        conv_ratio=1.0,
-        positional_embedding=None,
         init_cfg=dict(checkpoint='{{$MMPELK_CHECKPOINTS:checkpoints}}/fig2_dense_7.pth'),
     ),
 )
-custom_hooks = []
