@@ -12,7 +12,7 @@ from mmpelk.analysis.inference import build_model
 from mmpelk.analysis.table import Table
 
 from .marks import NOTHING, Results, computed, deviation, paper, target
-from .networks import Recipe, load
+from .networks import Recipe, UnavailableError, load
 from .paper import FLOPS_DECIMALS, TABLES, PublishedRow
 from .scores import measured_scores
 
@@ -57,7 +57,7 @@ def count_row(row: PublishedRow) -> CountedRow:
     """Count one row; a network that this installation cannot build is reported with the reason."""
     try:
         return CountedRow(row, _count(row.network, row.input_size), row.network.note)
-    except LookupError as error:
+    except UnavailableError as error:
         return CountedRow(row, None, f'not built: {error}')
 
 

@@ -16,6 +16,10 @@ from mmengine.config import Config
 _ALL_STAGES = (0, 1, 2, 3)
 
 
+class UnavailableError(Exception):
+    """A network that cannot be built in this installation; the message says why."""
+
+
 @dataclass(frozen=True, eq=False)  # compared by identity, so that counts can be remembered by recipe
 class Recipe:
     """How the network of a row is built.
@@ -47,15 +51,15 @@ def load(recipe: Recipe) -> Config:
     """The config of a recipe.
 
     Raises:
-        LookupError: If it cannot be built in this installation; the message says why.
+        UnavailableError: If there is none, or a package that it needs is not installed.
     """
     if not recipe.package:
-        raise LookupError(recipe.note)
+        raise UnavailableError(recipe.note)
     path = _configs(recipe.package) / recipe.config
     if recipe.needs:
         _configs(recipe.needs)
     if not path.is_file():
-        raise LookupError(f'the installed {recipe.package} has no {recipe.config}')
+        raise UnavailableError(f'the installed {recipe.package} has no {recipe.config}')
     cfg = Config.fromfile(path)
     cfg.merge_from_dict(dict(recipe.options))
     return cfg
@@ -65,14 +69,14 @@ def _configs(package: str) -> Path:
     """A package's folder of configs, found without importing the package. Checkouts and wheels have it alike.
 
     Raises:
-        LookupError: If there is none.
+        UnavailableError: If there is none.
     """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise LookupError(f'{package} is not installed')
+        raise UnavailableError(f'{package} is not installed')
     configs = Path(next(iter(spec.submodule_search_locations))) / '.mim' / 'configs'
     if not configs.is_dir():
-        raise LookupError(f'{package} is installed without its configs')
+        raise UnavailableError(f'{package} is installed without its configs')
     return configs
 
 

@@ -3,7 +3,7 @@
 Nothing is measured here. What can be computed is computed; what was measured is read from ``benchmarks/results``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from string import Template
@@ -39,7 +39,6 @@ def render(folder: Path = RESULTS) -> str:
     """
     results, trainings = Results(folder), load(folder / 'ablations.json')
     sections: dict[str, Callable[[], Table | str]] = {
-        'states': partial(states, results, trainings),
         'grids': grids,
         **{f'ablation_{key}': partial(ablation_table, key, trainings, results) for key in ABLATIONS},
         'growth': growth_table,
@@ -54,7 +53,7 @@ def render(folder: Path = RESULTS) -> str:
         'mixers': partial(mixers, results),
     }
     template = TEMPLATE.read_text()
-    texts = {step.name: step.command for step in STEPS}
+    texts = {step.name: step.command for step in STEPS} | states(results, trainings)
     # In the order of the page, in which the runs are numbered.
     for name in sorted(sections, key=lambda name: template.index(f'${{{name}}}')):
         section = sections[name]()
@@ -62,50 +61,23 @@ def render(folder: Path = RESULTS) -> str:
     return Template(template).substitute(texts, runs=results.listing().markdown())
 
 
-def states(results: Results, trainings: Trainings) -> Table:
-    """What of the paper was run here, from the files that there are."""
-
-    def scores(number: int) -> str:
-        recipes = [row for row in TABLES[number] if row.is_ours]
-        done = len(measured_scores(number, results.folder))
-        return f'parameters and FLOPs computed; accuracy of {done} of {len(recipes)} PeLK rows measured'
-
-    def rows_of(key: str) -> str:
-        done, rows = measured_rows(key, trainings), ABLATIONS[key].rows
-        return f'driver and recipes; {done} of {len(rows)} rows measured'
+def states(results: Results, trainings: Trainings) -> dict[str, str]:
+    """What of the paper was run here, from the files that there are, by placeholder of the template."""
 
     def written(pattern: str, *names: str, absent: str) -> str:
         return ', '.join(name for name in names if results.read(pattern.format(name)) is not None) or absent
 
-    imagenet, ade20k, coco, gpus = 'ImageNet', 'ADE20K', 'COCO', 'GPUs for days'
-    weights = written('erf_{}', 'random', 'demo', 'imagenet', absent='none')
-    devices = written('throughput_{}', 'cpu', 'cuda', absent='nothing')
-    rows: list[Sequence[str]] = [
-        ('[Fig. 1](#fig-1-sharing-grids)', 'drawn, computed', 'nothing'),
-        ('[Table 1](#table-1-stripe-and-dense-kernels)', rows_of('1'), f'{imagenet}, {ade20k}, {gpus}'),
-        ('[Fig. 2](#fig-2-kernel-sizes)', rows_of('fig2'), f'{imagenet}, {ade20k}, {gpus}'),
-        ('[Fig. 3](#fig-3-learnt-kernels-and-positional-embedding)', 'drawn', "the demo's checkpoint"),
-        ('[Table 2](#table-2-segmentation)', scores(2), f'{imagenet}, {ade20k}, {gpus}'),
-        ('[Table 3](#table-3-detection)', scores(3), f'{imagenet}, {coco}, {gpus}'),
-        ('[Table 4](#table-4-classification)', scores(4), f'{imagenet}, {gpus}'),
-        ('[Table 5](#table-5-sharing-grids)', rows_of('5'), f'{imagenet}, {gpus}'),
-        ('[Table 6](#table-6-size-of-the-centre)', rows_of('6'), f'{imagenet}, {gpus}'),
-        ('[Table 7](#table-7-kernel-sizes-and-resolution)', rows_of('7'), f'{imagenet}, {gpus}'),
-        (
-            '[Fig. 4](#fig-4-effective-receptive-fields)',
-            f'measured with weights: {weights}',
-            'ImageNet weights, for the networks of the paper',
-        ),
-        ('[Fig. 5](#fig-5-shares-of-the-flops)', 'computed', 'nothing'),
-        ('[Fig. 6](#fig-6-model-size-against-kernel-size)', 'computed', 'nothing'),
-        ('[Table 8](#table-8-throughput)', f'measured on: {devices}', 'a GPU, for the paper'),
-        (
-            '[Mixers](#does-the-method-do-what-it-claims)',
-            'measured' if read_schedules(results) else 'not run',
-            'an hour on two cores',
-        ),
-    ]
-    return Table(['', 'state', 'needs'], rows)
+    found = dict(
+        erf=written('erf_{}', 'random', 'demo', 'imagenet', absent='none'),
+        throughput=written('throughput_{}', 'cpu', 'cuda', absent='nothing'),
+        mixers='measured' if read_schedules(results) else 'not run',
+    )
+    for number, rows in TABLES.items():
+        done, ours = len(measured_scores(number, results.folder)), sum(row.is_ours for row in rows)
+        found[str(number)] = f'parameters and FLOPs computed; accuracy of {done} of {ours} PeLK rows measured'
+    for key, table in ABLATIONS.items():
+        found[key] = f'driver and recipes; {measured_rows(key, trainings)} of {len(table.rows)} rows measured'
+    return {f'state_{name}': state for name, state in found.items()}
 
 
 def grids() -> Table:

@@ -34,7 +34,7 @@ def test_wheel_holds_recipes_and_tools(installed: Path) -> None:
     for name in ('tools/train.py', 'tools/dist_train.sh', 'configs/_base_/default_runtime.py', 'model-index.yml'):
         assert (installed / 'mmpelk' / '.mim' / name).is_file()
     assert (installed / 'mmpelk' / 'py.typed').is_file()
-    assert not (installed / 'tests').exists()
+    assert not any((installed / name).exists() for name in ('tests', 'reproduction', 'benchmarks'))
 
 
 def test_wheel_requires_no_package_of_the_users_environment(installed: Path) -> None:

@@ -153,7 +153,7 @@ def test_row_without_its_config(present: bool, reason: str, tmp_path: Path, monk
     if present:
         (tmp_path / '.mim' / 'configs').mkdir(parents=True)
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: spec)
-    with pytest.raises(LookupError, match=reason):
+    with pytest.raises(networks.UnavailableError, match=reason):
         networks.load(published(2, 'Swin-T', 512).network)
 
 
