@@ -12,21 +12,24 @@ from torch import Tensor, nn
 __all__ = ['InferenceForm', 'build_model']
 
 
-def build_model(cfg: Config) -> nn.Module:
-    """The model of a recipe, to count or to time: no weights are loaded, and neither the global random state nor the
-    default scope is changed.
+def build_model(cfg: Config, seed: int | None = None) -> nn.Module:
+    """The model of a recipe, to count, time or measure. Neither the global random state nor the default scope changes.
 
     Args:
         cfg: The recipe; it is not changed.
-
-    Returns:
-        The model, with the weights that its constructors draw.
+        seed: Initialise the weights as a training does that starts with this seed; weights that the recipe names are
+            loaded then. ``None`` leaves what the constructors draw and loads nothing.
     """
     model = copy.deepcopy(cfg.model)
     if 'train_cfg' in model:
         model.train_cfg = None  # mixup and the like
     with torch.random.fork_rng(devices=[]), DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
-        return MODELS.build(model)
+        if seed is None:
+            return MODELS.build(model)
+        torch.default_generator.manual_seed(seed)  # of the CPU alone, as fork_rng
+        built = MODELS.build(model)
+        built.init_weights()
+        return built
 
 
 class InferenceForm(nn.Module):

@@ -6,12 +6,9 @@ slower than its peer because of the layout it happens to be written for.
 """
 
 import copy
-import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +18,7 @@ from mmpelk import __version__
 from mmpelk.models.pelk import PeLKStage
 from mmpelk.ops import force_backend
 
-from .timing import environment_info, interleaved_medians, synchronize
+from .timing import environment_info, interleaved_medians, peak_memory
 
 __all__ = [
     'LAYOUTS',
@@ -31,14 +28,10 @@ __all__ = [
     'Row',
     'Run',
     'Setting',
-    'find_run',
     'in_layout',
-    'load_runs',
+    'library_info',
     'measure_throughput',
-    'paper_ratio',
     'precision_flags',
-    'save_runs',
-    'with_run',
 ]
 
 #: ``tf32`` is float32 whose matrix products and convolutions may round their factors to 10 bits, on NVIDIA GPUs only.
@@ -137,7 +130,7 @@ class Run:
     Attributes:
         setting: What was measured.
         device: ``'cpu'`` or ``'cuda'``.
-        machine: :func:`.timing.environment_info` of the run, with the versions of cuDNN and of this package.
+        machine: :func:`library_info` of the run.
         rounds: How often every network ran, at least.
         rows: The networks in the order that they were given.
     """
@@ -164,21 +157,16 @@ class Run:
         speed, other = (self.row(name).images_per_second for name in (model, to or self.rows[0].model))
         return speed / other if speed and other else None
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> 'Run':
-        """What :meth:`to_dict` gave."""
+        """The run that :func:`dataclasses.asdict` gave the dictionary of, or that was read from JSON."""
         rows = (Row(row['model'], tuple(Measurement(**one) for one in row['measurements'])) for row in data['rows'])
         return cls(Setting(**data['setting']), data['device'], dict(data['machine']), data['rounds'], tuple(rows))
 
 
-def paper_ratio(model: str, to: str = 'PeLK-T') -> float | None:
-    """Ratio of two networks' images per second in the paper's Table 8, or ``None`` if it does not have both."""
-    printed = {'SLaK-T': 754, 'PeLK-T': 1138, 'PeLK-101-T': 1077}
-    return printed[model] / printed[to] if {model, to} <= set(printed) else None
+def library_info(device: str) -> dict[str, Any]:
+    """:func:`~mmpelk.analysis.timing.environment_info`, with the versions of this package and of cuDNN."""
+    return environment_info(device) | {'mmpelk': __version__, 'cudnn': torch.backends.cudnn.version()}
 
 
 @contextmanager
@@ -265,16 +253,6 @@ def _prepare(candidate: Candidate, layout: str, setting: Setting, image: Tensor,
     return _Call(function, image, candidate.backend)
 
 
-def _peak_memory(call: _Call) -> int | None:
-    if not call.image.is_cuda:
-        return None
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    call()
-    synchronize('cuda')
-    return torch.cuda.max_memory_allocated() - before
-
-
 def measure_throughput(
     models: Mapping[str, nn.Module | Candidate],
     setting: Setting,
@@ -309,7 +287,7 @@ def measure_throughput(
     dtype = torch.bfloat16 if setting.precision == 'bfloat16' else torch.float32
     candidates = {name: model if isinstance(model, Candidate) else Candidate(model) for name, model in models.items()}
     with precision_flags(setting.precision):
-        where = environment_info(device) | {'mmpelk': __version__, 'cudnn': torch.backends.cudnn.version()}
+        where = library_info(device)
         generator = torch.Generator().manual_seed(0)
         image = torch.randn(setting.batch, 3, setting.size, setting.size, generator=generator).to(device, dtype)
         if setting.compiled:
@@ -327,72 +305,10 @@ def measure_throughput(
         )
         measured: dict[str, list[Measurement]] = {name: [] for name in candidates}
         for (name, layout), call in calls.items():
-            memory = _peak_memory(call) if call.failure is None else None
+            memory = peak_memory(call, device) if device == 'cuda' and call.failure is None else None
             if call.failure is None:
                 one = Measurement(layout, setting.batch / seconds[f'{name} {layout}'], memory)
             else:
                 one = Measurement(layout, None, failure=call.failure)
             measured[name].append(one)
     return Run(setting, device, where, rounds, tuple(Row(name, tuple(ones)) for name, ones in measured.items()))
-
-
-def load_runs(path: str | Path) -> list[Run]:
-    """The runs of a results file; none if there is no file.
-
-    Raises:
-        ValueError: If the file holds something else.
-    """
-    path = Path(path)
-    if not path.exists():
-        return []
-    try:
-        return [Run.from_dict(run) for run in json.loads(path.read_text())['runs']]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"'{path}' does not hold throughput results ({type(error).__name__}: {error}); "
-            'name another file, or remove this one'
-        ) from error
-
-
-def save_runs(path: str | Path, runs: Sequence[Run]) -> None:
-    """Write runs as JSON, ``{"runs": [...]}``, in the order of their settings.
-
-    The file is replaced in one step: whoever reads it, or stops the process, finds the old runs or the new ones.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'{path.name}.part')
-    ordered = sorted(runs, key=lambda run: _order(run.setting))
-    part.write_text(json.dumps({'runs': [run.to_dict() for run in ordered]}, indent=1) + '\n')
-    os.replace(part, path)
-
-
-def _order(setting: Setting) -> tuple[int, int, bool, int]:
-    return setting.size, PRECISIONS.index(setting.precision), setting.compiled, setting.batch
-
-
-def with_run(runs: Sequence[Run], run: Run) -> list[Run]:
-    """The runs with one added; it takes the place of the run with the same setting."""
-    return [*(other for other in runs if other.setting != run.setting), run]
-
-
-def find_run(
-    runs: Sequence[Run], setting: Setting, device: str, models: Sequence[str], rounds: int, layouts: Sequence[str]
-) -> Run | None:
-    """A run that need not be repeated, or ``None``.
-
-    It has the same setting, networks and layouts, at least as many rounds, and comes from the same machine with the
-    same number of threads and the same versions of everything.
-    """
-    here = environment_info(device) | {'mmpelk': __version__, 'cudnn': torch.backends.cudnn.version()}
-    identity = ('device', 'threads', 'torch', 'python', 'mmpelk', 'cudnn')
-    for run in runs:
-        if (
-            (run.setting, run.device) == (setting, device)
-            and run.rounds >= rounds
-            and [row.model for row in run.rows] == list(models)
-            and all([one.layout for one in row.measurements] == list(layouts) for row in run.rows)
-            and all(run.machine.get(key) == here[key] for key in identity)
-        ):
-            return run
-    return None

@@ -1,10 +1,6 @@
-"""Throughput: what is measured, that failures are rows, what a stopped run leaves, the tool. No timing is judged."""
+"""Throughput: what is measured, and that failures are rows. No timing is judged."""
 
-import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,27 +14,15 @@ from mmpelk.analysis import throughput
 from mmpelk.analysis.throughput import (
     LAYOUTS,
     Candidate,
-    Measurement,
-    Row,
-    Run,
     Setting,
-    find_run,
     in_layout,
-    load_runs,
     measure_throughput,
-    paper_ratio,
     precision_flags,
-    save_runs,
-    with_run,
 )
 from mmpelk.models import PeLK
 from mmpelk.models.mixers import StripeMixer
 from mmpelk.ops import backends
-from tests.commands import load_tool
-from tests.commands import run as run_command
-from tests.paths import CONFIGS, TOOLS
 
-TOOL = TOOLS / 'analysis' / 'throughput.py'
 TINY = dict(depths=(1, 1, 1, 1), channels=(8, 12, 16, 20), kernel_sizes=(13, 9, 7, 5))
 FLAGS = (torch.backends.cuda.matmul, 'allow_tf32'), (torch.backends.cudnn, 'allow_tf32')
 
@@ -115,13 +99,6 @@ def test_figures_and_ratios(fake_clock: list[list[str]]) -> None:
     assert run.ratio('PeLK-T', to='SLaK-T') == pytest.approx(3)
     with pytest.raises(ValueError, match="no 'Swin'; it has PeLK-T"):
         run.row('Swin')
-
-
-def test_ratios_of_the_paper() -> None:
-    assert paper_ratio('PeLK-101-T') == pytest.approx(1077 / 1138)
-    assert paper_ratio('SLaK-T') == pytest.approx(754 / 1138)
-    assert paper_ratio('PeLK-T', to='SLaK-T') == pytest.approx(1138 / 754)
-    assert paper_ratio('ConvNeXt-T') is None
 
 
 def set_flags(values: Sequence[bool]) -> None:
@@ -277,203 +254,3 @@ def test_wrong_settings_are_refused() -> None:
         measure_throughput({'a': nn.Identity()}, Setting(), layouts=['blocked'])
     with pytest.raises(ValueError, match='at least one model'):
         measure_throughput({}, Setting())
-
-
-def made_up(setting: Setting, speed: float = 2.0, **machine: Any) -> Run:
-    rows = (
-        Row('PeLK-T', (Measurement('channels_first', speed), Measurement('channels_last', speed / 2))),
-        Row(
-            'SLaK-T',
-            (
-                Measurement('channels_first', None, failure='OutOfMemoryError'),
-                Measurement('channels_last', speed / 4, peak_memory=1024),
-            ),
-        ),
-    )
-    return Run(setting, 'cpu', measure_machine() | machine, 5, rows)
-
-
-def measure_machine() -> dict[str, Any]:
-    """What a run on this machine notes."""
-    return measure_throughput({'a': nn.Identity()}, Setting(size=1), rounds=1).machine
-
-
-def test_json_round_trip(tmp_path: Path) -> None:
-    path = tmp_path / 'new' / 'results.json'
-    assert load_runs(path) == []
-    runs = [made_up(Setting('bfloat16')), made_up(Setting(batch=8)), made_up(Setting(batch=1))]
-    save_runs(path, runs)
-    assert load_runs(path) == [runs[2], runs[1], runs[0]], 'in the order of the settings'
-    assert json.loads(path.read_text())['runs'][0]['setting'] == dict(
-        precision='float32', compiled=False, batch=1, size=224
-    )
-    assert [file.name for file in path.parent.iterdir()] == ['results.json']
-    path.write_text('{"other": 1}')
-    with pytest.raises(ValueError, match='does not hold throughput results'):
-        load_runs(path)
-
-
-def test_new_run_takes_the_place_of_its_setting_alone() -> None:
-    runs = [made_up(Setting(batch=1)), made_up(Setting(batch=8))]
-    again = made_up(Setting(batch=1), speed=3.0)
-    assert with_run(runs, again) == [runs[1], again]
-
-
-@pytest.mark.parametrize('change', ['torch', 'threads', 'device', 'mmpelk', 'cudnn'])
-def test_run_of_another_machine_or_version_is_not_kept(change: str) -> None:
-    setting, models, layouts = Setting(batch=8), ['PeLK-T', 'SLaK-T'], list(LAYOUTS)
-    run = made_up(setting, date='2000-01-01', tf32_conv='whatever')
-    assert find_run([run], setting, 'cpu', models, 5, layouts) is run
-    other = made_up(setting, 2.0, **{change: 'other'})
-    assert find_run([other], setting, 'cpu', models, 5, layouts) is None
-    assert find_run([run], Setting(batch=1), 'cpu', models, 5, layouts) is None
-    assert find_run([run], setting, 'cpu', models, 6, layouts) is None, 'fewer rounds than asked for'
-    assert find_run([run], setting, 'cpu', models[:1], 5, layouts) is None
-    assert find_run([run], setting, 'cpu', models, 5, layouts[:1]) is None
-
-
-@pytest.fixture(scope='module')
-def tool() -> ModuleType:
-    return load_tool(TOOL)
-
-
-@pytest.fixture(scope='module')
-def tiny_recipes(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Two recipes shrunk, as ``NAME=CONFIG``."""
-    folder, words = tmp_path_factory.mktemp('recipes'), []
-    shrunk = 'model = dict(backbone=dict(arch=dict(_delete_=True, **{arch!r})), head=dict(in_channels=20))\n'
-    for name, recipe in (('Tiny', 'pelk_t_in1k.py'), ('Stripes', 'slak_t_in1k.py')):
-        path = folder / f'{name}.py'
-        path.write_text(f"_base_ = '{CONFIGS / 'cls' / recipe}'\n{shrunk.format(arch=TINY)}")
-        words.append(f'{name}={path}')
-    return words
-
-
-def test_tool(tiny_recipes: list[str], tmp_path: Path) -> None:
-    out, plot = tmp_path / 'results.json', tmp_path / 'figures' / 'throughput.png'
-    options = ['--size', 32, '--batch', 1, 2, '--precision', 'float32', '--mode', 'eager', '--rounds', 1]
-    command = [sys.executable, TOOL, '--models', *tiny_recipes, *options, '--out', out, '--plot', plot]
-    printed = run_command(*command, cwd=tmp_path)
-    assert 'Images per second: float32, eager, 2 x 32 x 32' in printed
-    runs = load_runs(out)
-    assert [run.setting for run in runs] == [Setting(batch=batch, size=32) for batch in (1, 2)]
-    for run in runs:
-        assert [row.model for row in run.rows] == ['Tiny', 'Tiny, dense kernels', 'Stripes']
-        assert all(row.images_per_second for row in run.rows)
-    assert plot.read_bytes().startswith(b'\x89PNG')
-
-
-def call(tool: ModuleType, monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
-    monkeypatch.setattr(sys, 'argv', ['throughput.py', *map(str, words)])
-    tool.main()
-
-
-def test_stopped_tool_resumes(
-    tool: ModuleType,
-    tiny_recipes: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-) -> None:
-    out, measured, measure = tmp_path / 'results.json', [], measure_throughput
-    options = ['--models', *tiny_recipes, '--no-dense-kernels', '--quick', '--size', 32, '--rounds', 1, '--out', out]
-
-    def stopped_at_the_second(models: Any, setting: Setting, *others: Any) -> Run:
-        measured.append(setting.batch)
-        if measured == [1, 8]:
-            raise KeyboardInterrupt
-        return measure(models, setting, *others)
-
-    monkeypatch.setattr(tool, 'measure_throughput', stopped_at_the_second)
-    with pytest.raises(KeyboardInterrupt):
-        call(tool, monkeypatch, *options)
-    first = load_runs(out)
-    assert [run.setting.batch for run in first] == [1]
-    call(tool, monkeypatch, *options, '--resume')
-    assert measured == [1, 8, 8]
-    assert load_runs(out)[0] == first[0]
-    assert [run.setting.batch for run in load_runs(out)] == [1, 8]
-    capsys.readouterr()
-    monkeypatch.setattr(tool, 'measure_throughput', None)
-    call(tool, monkeypatch, '--show', '--out', out)
-    printed = capsys.readouterr().out
-    assert printed.count('Images per second') == 2
-
-
-def test_default_models_are_deployed_classifiers(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, 'argv', ['throughput.py'])
-    networks = list(tool.recipes(tool.parse_args()))
-    assert [name for name, _, _ in networks] == [
-        'PeLK-T',
-        'PeLK-T, dense kernels',
-        'PeLK-101-T',
-        'SLaK-T',
-        'RepLK-51-T',
-        'ConvNeXt-T',
-    ]
-    assert [backend for _, _, backend in networks] == [None, 'dense', None, None, None, None]
-    for _, config, _ in networks:
-        with torch.device('meta'):  # shapes alone
-            model = tool.build(config)
-            assert model(torch.empty(2, 3, 32, 32)).shape == (2, 1000)
-        assert not any('BatchNorm' in type(module).__name__ for module in model.modules()), 'norms are merged'
-
-
-def test_table_shows_the_papers_ratio_and_failures(tool: ModuleType, capsys: pytest.CaptureFixture) -> None:
-    tool.Console(width=160).print(tool.run_table(made_up(Setting())))
-    lines = capsys.readouterr().out.splitlines()
-    (peer,) = [line for line in lines if 'SLaK-T' in line]
-    assert [cell.strip() for cell in peer.strip('│').split('│')] == [
-        'SLaK-T',
-        'failed',
-        '0.50',
-        '0.250',
-        '0.663',
-        '0',
-        'OutOfMemoryError',
-    ]
-
-
-def test_figure(tool: ModuleType) -> None:
-    speeds = {1: 2.0, 8: 8.0}
-    settings = [Setting('float32', False, 1), Setting('float32', False, 8), Setting('bfloat16', True, 8)]
-    figure = tool.draw([made_up(setting, speeds[setting.batch]) for setting in settings])
-    first, second = figure.axes
-    assert (first.get_title(), second.get_title()) == ('float32, eager', 'bfloat16, compiled')
-    assert second.get_xlabel() == 'batch, images'
-    assert first.get_ylabel() == 'throughput, images/s'
-    pelk, slak = first.get_lines()
-    assert (list(pelk.get_xdata()), list(pelk.get_ydata())) == ([1, 8], [2.0, 8.0])
-    assert list(slak.get_ydata()) == [0.5, 2.0]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ['PeLK-T', 'SLaK-T']
-    assert '224 x 224' in figure.get_suptitle()
-    assert len({(style['linestyle'], style['marker']) for style in tool.STYLES}) == len(tool.STYLES), 'readable in grey'
-
-
-@pytest.mark.parametrize(
-    ('words', 'message'),
-    [
-        (['--models', 'Swin-T'], "unknown model 'Swin-T'; known: PeLK-T, PeLK-101-T"),
-        (['--precision', 'tf32'], 'cpu has no tf32; take float32, bfloat16'),
-        (['--batch', '0'], 'batch and size are positive'),
-        (['--models', 'PeLK-T=nowhere.py'], "there is no config 'nowhere.py'"),
-        (['--show', '--out', 'nothing.json'], "nothing measured in 'nothing.json'"),
-    ],
-    ids=['model', 'precision', 'batch', 'config', 'nothing to show'],
-)
-def test_mistakes_are_one_sentence(
-    words: list[str],
-    message: str,
-    tool: ModuleType,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-    tmp_path: Path,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stopped:
-        call(tool, monkeypatch, *words, *([] if '--out' in words else ['--out', 'results.json']))
-    assert stopped.value.code == 1
-    printed = capsys.readouterr()
-    assert printed.err.startswith('error: ')
-    assert message in printed.err
-    assert len(printed.err.splitlines()) == 1

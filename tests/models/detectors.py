@@ -24,7 +24,7 @@ def detector(pad_size_divisor: int = 32, **backbone: Any) -> nn.Module:
     """The demo's Mask R-CNN with the large kernels of PeLK-T."""
     torch.manual_seed(0)
     cfg = Config.fromfile(NANO).model
-    cfg.backbone.arch.kernel_sizes = (51, 49, 47, 13)
+    cfg.backbone.kernel_sizes = (51, 49, 47, 13)
     cfg.backbone.update(backbone)
     cfg.data_preprocessor.pad_size_divisor = pad_size_divisor
     model = MODELS.build(cfg)

@@ -1,17 +1,19 @@
-"""Inference throughput (Table 8): PeLK-T, PeLK-101-T, SLaK-T, RepLK-51-T and ConvNeXt-T taking turns, in every setting.
+"""Inference throughput (Table 8 of the paper) of PeLK-T and its peers, all taking turns, in every setting.
 
-python tools/analysis/throughput.py --quick                      # float32, eager, batch 1 and 8: for the report
-python tools/analysis/throughput.py --plot throughput.png        # everything that a CPU can do
-python tools/analysis/throughput.py --device cuda --resume       # goes on where a stopped run was
-python tools/analysis/throughput.py --show --plot throughput.png # measures nothing: tables and figure of the file
+python benchmarks/throughput.py --quick                      # float32, eager, batch 1 and 8: for the report
+python benchmarks/throughput.py --plot throughput.png        # everything that a CPU can do
+python benchmarks/throughput.py --device cuda --resume       # goes on where a stopped run was
+python benchmarks/throughput.py --show --plot throughput.png # measures nothing: tables and figure of the file
 
 Deployed models with their classifier on random images; each in two memory layouts, of which the faster one counts.
 """
 
 import argparse
 import itertools
-import sys
-from collections.abc import Iterator, Sequence
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,10 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, ScalarFormatter
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from mmpelk.analysis.inference import InferenceForm, build_model
+from mmpelk.analysis.table import Table
 from mmpelk.analysis.throughput import (
     LAYOUTS,
     PRECISIONS,
@@ -31,16 +32,12 @@ from mmpelk.analysis.throughput import (
     Measurement,
     Run,
     Setting,
-    find_run,
-    load_runs,
+    library_info,
     measure_throughput,
-    paper_ratio,
-    save_runs,
-    with_run,
 )
 from mmpelk.engine.command_line import exit_on_user_error, load_config
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 RECIPES = {
     'PeLK-T': 'pelk_t_in1k.py',
     'PeLK-101-T': 'ablations/table7_101_224.py',
@@ -140,45 +137,90 @@ def build(config: str) -> nn.Module:
     return InferenceForm(model)
 
 
-def measure(args: argparse.Namespace, console: Console) -> list[Run]:
+def load_runs(path: Path) -> dict[Setting, Run]:
+    """The runs of a results file; none if there is no file.
+
+    Raises:
+        ValueError: If the file holds something else.
+    """
+    if not path.exists():
+        return {}
+    try:
+        runs = [Run.from_dict(run) for run in json.loads(path.read_text())['runs']]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"'{path}' does not hold throughput results ({type(error).__name__}: {error}); "
+            'name another file, or remove this one'
+        ) from error
+    return {run.setting: run for run in runs}
+
+
+def save_runs(path: Path, runs: Iterable[Run]) -> None:
+    """Write runs as JSON, ``{"runs": [...]}``, in the order of their settings.
+
+    The file is replaced in one step: whoever reads it, or stops the process, finds the old runs or the new ones.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f'{path.name}.part')
+    ordered = sorted(runs, key=lambda run: _order(run.setting))
+    part.write_text(json.dumps({'runs': [asdict(run) for run in ordered]}, indent=1) + '\n')
+    os.replace(part, path)
+
+
+def _order(setting: Setting) -> tuple[int, int, bool, int]:
+    return setting.size, PRECISIONS.index(setting.precision), setting.compiled, setting.batch
+
+
+def is_current(run: Run, device: str, models: Sequence[str], rounds: int, layouts: Sequence[str]) -> bool:
+    """Whether a run of the same setting need not be repeated.
+
+    It has the same networks and layouts, at least as many rounds, and comes from the same machine with the same number
+    of threads and the same versions of everything.
+    """
+    here = library_info(device)
+    identity = ('device', 'threads', 'torch', 'python', 'mmpelk', 'cudnn')
+    return (
+        run.device == device
+        and run.rounds >= rounds
+        and [row.model for row in run.rows] == list(models)
+        and all([one.layout for one in row.measurements] == list(layouts) for row in run.rows)
+        and all(run.machine.get(key) == here[key] for key in identity)
+    )
+
+
+def measure(args: argparse.Namespace) -> list[Run]:
     """Measure what the options ask for, writing after every setting; returns all runs of the file, or the new ones."""
     rounds = args.rounds or ROUNDS_OF[args.device]
-    runs = load_runs(args.out) if args.out else []
+    runs = load_runs(args.out) if args.out else {}
     networks = list(recipes(args))
     names = [name for name, _, _ in networks]
     wanted = settings(args)
     models: dict[str, Candidate] = {}
     for number, setting in enumerate(wanted, 1):
-        if args.resume and find_run(runs, setting, args.device, names, rounds, args.layout):
-            console.print(f'[{number}/{len(wanted)}] {setting}: in the file already', markup=False)
+        stored = runs.get(setting) if args.resume else None
+        if stored and is_current(stored, args.device, names, rounds, args.layout):
+            print(f'[{number}/{len(wanted)}] {setting}: in the file already')
             continue
         models = models or {name: Candidate(build(config), backend) for name, config, backend in networks}
-        console.print(f'[{number}/{len(wanted)}] {setting} ...', markup=False)
-        run = measure_throughput(models, setting, args.device, rounds, args.layout)
-        runs = with_run(runs, run)
+        print(f'[{number}/{len(wanted)}] {setting} ...', flush=True)
+        runs[setting] = measure_throughput(models, setting, args.device, rounds, args.layout)
         if args.out:
-            save_runs(args.out, runs)
-        console.print(run_table(run))
-    return runs
+            save_runs(args.out, runs.values())
+        run_table(runs[setting]).print()
+    return list(runs.values())
 
 
 def run_table(run: Run) -> Table:
-    """One setting: images per second in every layout, and ratios to the first model beside the paper's."""
-    first = run.rows[0].model
-    table = Table(title=f'Images per second: {run.setting}', caption=_where(run))
-    table.add_column('model')
-    for layout in LAYOUTS:
-        table.add_column(layout.replace('_', ' '), justify='right')
-    for column in (f'to {first}', 'paper', 'peak MB'):
-        table.add_column(column, justify='right')
-    table.add_column('failure', overflow='fold')
+    """One setting: images per second in every layout, and ratios to the first model."""
+    layouts = [layout.replace('_', ' ') for layout in LAYOUTS]
+    columns = ['model', *layouts, f'to {run.rows[0].model}', 'peak MB', 'failure']
+    table = Table(columns, title=f'Images per second: {run.setting}', notes=[_where(run)])
     for row in run.rows:
-        ratio, printed, memory = run.ratio(row.model), paper_ratio(row.model, first), row.best.peak_memory
-        table.add_row(
+        ratio, memory = run.ratio(row.model), row.best.peak_memory
+        table.add(
             row.model,
             *(_speed(row.in_layout(layout)) for layout in LAYOUTS),
             '-' if ratio is None else f'{ratio:.3f}',
-            '-' if printed is None else f'{printed:.3f}',
             '-' if memory is None else f'{memory / 2**20:.0f}',
             '; '.join(dict.fromkeys(one.failure for one in row.measurements if one.failure)),
         )
@@ -252,27 +294,26 @@ def _draw_panel(axes: Axes, runs: Sequence[Run], names: Sequence[str], batches: 
 
 def main() -> None:
     args = parse_args()
-    console = Console(width=None if sys.stdout.isatty() else 120)
     with exit_on_user_error():
-        if args.device == 'cuda' and not torch.cuda.is_available() and not args.show:
-            raise ValueError('torch sees no GPU here; measure with --device cpu')
         if args.show:
-            runs = load_runs(args.out)
+            runs = list(load_runs(args.out).values())
             if not runs:
                 raise FileNotFoundError(f"nothing measured in '{args.out}'; run this command without --show")
             for run in runs:
-                console.print(run_table(run))
+                run_table(run).print()
+        elif args.device == 'cuda' and not torch.cuda.is_available():
+            raise ValueError('torch sees no GPU here; measure with --device cpu')
         else:
-            runs = measure(args, console)
+            runs = measure(args)
             if args.out:
-                console.print(f'results are in {args.out}')
+                print(f'results are in {args.out}')
         if args.plot:
             shown = [run for run in runs if run.setting.size == args.size]
             if not shown:
                 raise ValueError(f'no results at {args.size} x {args.size} to draw; name their size with --size')
             args.plot.parent.mkdir(parents=True, exist_ok=True)
             draw(shown).savefig(args.plot, dpi=110)
-            console.print(f'figure: {args.plot}')
+            print(f'figure: {args.plot}')
 
 
 if __name__ == '__main__':
