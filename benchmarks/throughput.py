@@ -5,15 +5,19 @@ python benchmarks/throughput.py --plot throughput.png        # everything that a
 python benchmarks/throughput.py --device cuda --resume       # goes on where a stopped run was
 python benchmarks/throughput.py --show --plot throughput.png # measures nothing: tables and figure of the file
 
-Deployed models with their classifier on random images; each in two memory layouts, of which the faster one counts.
+Deployed models with their classifier on random images, in eval mode and without gradients. All models of a setting take
+turns, so that a drifting clock meets all alike. Each is measured in two memory layouts, of which the faster one counts.
+A model that fails, for memory or in the compiler, is a row with the reason.
 """
 
 import argparse
+import copy
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +25,15 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, ScalarFormatter
-from torch import nn
+from torch import Tensor, nn
 
+from mmpelk import __version__
 from mmpelk.analysis.inference import InferenceForm, build_model
 from mmpelk.analysis.table import Table
-from mmpelk.analysis.throughput import (
-    LAYOUTS,
-    PRECISIONS,
-    Candidate,
-    Measurement,
-    Run,
-    Setting,
-    library_info,
-    measure_throughput,
-)
+from mmpelk.analysis.timing import environment_info, interleaved_medians, peak_memory
 from mmpelk.engine.command_line import exit_on_user_error, load_config
+from mmpelk.models.pelk import PeLKStage
+from mmpelk.ops import force_backend
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = {
@@ -46,6 +44,10 @@ RECIPES = {
     'ConvNeXt-T': 'convnext_t_in1k.py',
 }
 DENSE = ', dense kernels'  # as the paper computes the first model
+# ``tf32`` is float32 whose matrix products and convolutions may round their factors to 10 bits, on NVIDIA GPUs only.
+PRECISIONS = ('float32', 'tf32', 'bfloat16')
+# Of the image, the weights and the maps between the blocks.
+LAYOUTS = {'channels_first': torch.contiguous_format, 'channels_last': torch.channels_last}
 PRECISIONS_OF = {'cpu': ['float32', 'bfloat16'], 'cuda': list(PRECISIONS)}
 BATCHES_OF = {'cpu': [1, 8], 'cuda': [1, 8, 32, 64, 128]}
 ROUNDS_OF = {'cpu': 5, 'cuda': 20}
@@ -58,6 +60,194 @@ STYLES = [
     dict(color='0.0', linestyle='-.', marker='x'),
     dict(color='tab:red', linestyle=':', marker='v'),
 ]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all models of a run have in common; with ``bfloat16`` weights and image are cast before the clock runs."""
+
+    precision: str = 'float32'
+    compiled: bool = False
+    batch: int = 1
+    size: int = 224
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f'unknown precision {self.precision!r}; known: {", ".join(PRECISIONS)}')
+        if self.batch < 1 or self.size < 1:
+            raise ValueError(f'batch and size are positive, got a batch of {self.batch} and a size of {self.size}')
+
+    def __str__(self) -> str:
+        mode = 'compiled' if self.compiled else 'eager'
+        return f'{self.precision}, {mode}, {self.batch} x {self.size} x {self.size}'
+
+    def order(self) -> tuple[int, int, bool, int]:
+        """Key of the settings' order in the file."""
+        return self.size, PRECISIONS.index(self.precision), self.compiled, self.batch
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One model in one layout; ``peak_memory`` in bytes beyond weights and image, on CUDA alone."""
+
+    layout: str
+    images_per_second: float | None
+    peak_memory: int | None = None
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model: a measurement per layout."""
+
+    model: str
+    measurements: tuple[Measurement, ...]
+
+    @property
+    def best(self) -> Measurement:
+        """The faster layout, which is the one that counts; the first if all failed."""
+        return max(self.measurements, key=lambda one: one.images_per_second or 0.0)
+
+
+@dataclass(frozen=True)
+class Run:
+    """All models in one setting."""
+
+    setting: Setting
+    device: str
+    machine: dict[str, Any]
+    rounds: int
+    rows: tuple[Row, ...]
+
+    def ratio(self, row: Row) -> float | None:
+        """Images per second of a model over those of the first; ``None`` if either failed."""
+        speed, first = row.best.images_per_second, self.rows[0].best.images_per_second
+        return speed / first if speed and first else None
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> 'Run':
+        """The run that :func:`dataclasses.asdict` gave the dictionary of."""
+        rows = (Row(row['model'], tuple(Measurement(**one) for one in row['measurements'])) for row in data['rows'])
+        return cls(Setting(**data['setting']), data['device'], data['machine'], data['rounds'], tuple(rows))
+
+
+def library_info(device: str) -> dict[str, Any]:
+    """Machine and versions of a run."""
+    return environment_info(device) | {'mmpelk': __version__, 'cudnn': torch.backends.cudnn.version()}
+
+
+@contextmanager
+def precision_flags(precision: str) -> Iterator[None]:
+    """Set what torch decides globally about precision and algorithms, and set it back afterwards.
+
+    TF32 is on for ``'tf32'`` and off otherwise, for matrix products and cuDNN's convolutions alike: torch's own
+    default, off for the one and on for the other, is neither float32 nor TF32. cuDNN tries its algorithms on the
+    first call and keeps the fastest, which is to the benefit of the peers.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    try:
+        matmul.allow_tf32 = cudnn.allow_tf32 = precision == 'tf32'
+        cudnn.benchmark = True
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+
+
+def in_layout(model: nn.Module, layout: str) -> nn.Module:
+    """A copy of a model in eval mode whose blocks pass maps in one memory layout.
+
+    The layer norms of the backbone leave channels last, which then holds for a whole stage. For ``channels_first`` the
+    map is copied to that layout before each stage, where the authors' code of ConvNeXt, RepLKNet and SLaK has it too.
+    """
+    model = copy.deepcopy(model).eval().to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
+    if layout == 'channels_first':
+        for module in model.modules():
+            if isinstance(module, PeLKStage):
+                module.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+    return model
+
+
+class Call:
+    """A forward that keeps its failure instead of raising it: the others go on."""
+
+    def __init__(self, model: nn.Module, backend: str | None, layout: str, setting: Setting, image: Tensor) -> None:
+        self.function: Callable[[Tensor], Any] = model
+        self.backend, self.layout = backend, layout
+        self.image = image.to(memory_format=LAYOUTS[layout])
+        self.failure: str | None = None
+        with self._failures_kept():
+            self.function = in_layout(model, layout).to(image.device, image.dtype)
+            if setting.compiled:
+                self.function = _compiled(self.function)
+        # Compile, load libraries, let cuDNN choose. A CPU without a compiler has no use for the whole batch.
+        self(self.image if setting.compiled or image.is_cuda else self.image[:1])
+
+    def __call__(self, image: Tensor | None = None) -> None:
+        if self.failure is None:
+            with self._failures_kept(), torch.inference_mode(), force_backend(self.backend):
+                self.function(self.image if image is None else image)
+
+    @contextmanager
+    def _failures_kept(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever a model, the allocator or a compiler raises is a result here
+            first_line = (str(error).strip().splitlines() or [''])[0][:200]
+            self.failure = f'{type(error).__name__}: {first_line}'.removesuffix(': ')
+
+
+_numbers = itertools.count()
+
+
+def _compiled(model: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    def call(image: Tensor) -> Any:
+        return model(image)
+
+    # torch.compile keeps its graphs by code object, looks through all of them at every call, and gives up after eight.
+    # With a code object of its own a model does not wait for those of the others.
+    call.__code__ = call.__code__.replace(co_name=f'model_{next(_numbers)}')
+    return torch.compile(call, fullgraph=True, dynamic=False)
+
+
+def measure_throughput(
+    models: Mapping[str, tuple[nn.Module, str | None]],
+    setting: Setting,
+    device: str = 'cpu',
+    rounds: int = 5,
+    layouts: Sequence[str] = tuple(LAYOUTS),
+) -> Run:
+    """Images per second of every model, on random images.
+
+    Args:
+        models: Deployed models, and the backend that each is forced to or ``None``, by name. Ratios refer to the first.
+        setting: Precision, compilation, batch and size.
+        device: ``'cpu'`` or ``'cuda'``.
+        rounds: How often each runs after the warm-up, at least.
+        layouts: Names of :data:`LAYOUTS`.
+    """
+    dtype = torch.bfloat16 if setting.precision == 'bfloat16' else torch.float32
+    with precision_flags(setting.precision):
+        where = library_info(device)
+        generator = torch.Generator().manual_seed(0)
+        image = torch.randn(setting.batch, 3, setting.size, setting.size, generator=generator).to(device, dtype)
+        if setting.compiled:
+            torch.compiler.reset()  # the graphs of the settings before
+        calls = {
+            name: [Call(model, backend, layout, setting, image) for layout in layouts]
+            for name, (model, backend) in models.items()
+        }
+        functions = {f'{name} {call.layout}': call for name in calls for call in calls[name]}
+        seconds = interleaved_medians(functions, device, rounds)
+        rows = []
+        for name in calls:
+            measured = []
+            for call in calls[name]:
+                speed = setting.batch / seconds[f'{name} {call.layout}']
+                memory = peak_memory(call, device) if device == 'cuda' and call.failure is None else None
+                measured.append(Measurement(call.layout, None if call.failure else speed, memory, call.failure))
+            rows.append(Row(name, tuple(measured)))
+    return Run(setting, device, where, rounds, tuple(rows))
 
 
 def parse_args() -> argparse.Namespace:
@@ -162,21 +352,13 @@ def save_runs(path: Path, runs: Iterable[Run]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'{path.name}.part')
-    ordered = sorted(runs, key=lambda run: _order(run.setting))
+    ordered = sorted(runs, key=lambda run: run.setting.order())
     part.write_text(json.dumps({'runs': [asdict(run) for run in ordered]}, indent=1) + '\n')
     os.replace(part, path)
 
 
-def _order(setting: Setting) -> tuple[int, int, bool, int]:
-    return setting.size, PRECISIONS.index(setting.precision), setting.compiled, setting.batch
-
-
 def is_current(run: Run, device: str, models: Sequence[str], rounds: int, layouts: Sequence[str]) -> bool:
-    """Whether a run of the same setting need not be repeated.
-
-    It has the same networks and layouts, at least as many rounds, and comes from the same machine with the same number
-    of threads and the same versions of everything.
-    """
+    """Whether a run of the same setting has the same models, layouts, machine and versions, and as many rounds."""
     here = library_info(device)
     identity = ('device', 'threads', 'torch', 'python', 'mmpelk', 'cudnn')
     return (
@@ -195,13 +377,13 @@ def measure(args: argparse.Namespace) -> list[Run]:
     networks = list(recipes(args))
     names = [name for name, _, _ in networks]
     wanted = settings(args)
-    models: dict[str, Candidate] = {}
+    models: dict[str, tuple[nn.Module, str | None]] = {}
     for number, setting in enumerate(wanted, 1):
         stored = runs.get(setting) if args.resume else None
         if stored and is_current(stored, args.device, names, rounds, args.layout):
             print(f'[{number}/{len(wanted)}] {setting}: in the file already')
             continue
-        models = models or {name: Candidate(build(config), backend) for name, config, backend in networks}
+        models = models or {name: (build(config), backend) for name, config, backend in networks}
         print(f'[{number}/{len(wanted)}] {setting} ...', flush=True)
         runs[setting] = measure_throughput(models, setting, args.device, rounds, args.layout)
         if args.out:
@@ -216,10 +398,10 @@ def run_table(run: Run) -> Table:
     columns = ['model', *layouts, f'to {run.rows[0].model}', 'peak MB', 'failure']
     table = Table(columns, title=f'Images per second: {run.setting}', notes=[_where(run)])
     for row in run.rows:
-        ratio, memory = run.ratio(row.model), row.best.peak_memory
+        ratio, memory = run.ratio(row), row.best.peak_memory
         table.add(
             row.model,
-            *(_speed(row.in_layout(layout)) for layout in LAYOUTS),
+            *(_speed([one for one in row.measurements if one.layout == layout]) for layout in LAYOUTS),
             '-' if ratio is None else f'{ratio:.3f}',
             '-' if memory is None else f'{memory / 2**20:.0f}',
             '; '.join(dict.fromkeys(one.failure for one in row.measurements if one.failure)),
@@ -227,10 +409,10 @@ def run_table(run: Run) -> Table:
     return table
 
 
-def _speed(measurement: Measurement | None) -> str:
-    if measurement is None:
+def _speed(measured: Sequence[Measurement]) -> str:
+    if not measured:
         return '-'
-    speed = measurement.images_per_second
+    speed = measured[0].images_per_second
     return 'failed' if speed is None else f'{speed:.2f}' if speed < 100 else f'{speed:.0f}'
 
 
@@ -275,12 +457,10 @@ def draw(runs: Sequence[Run]) -> Figure:
 
 def _draw_panel(axes: Axes, runs: Sequence[Run], names: Sequence[str], batches: Sequence[int]) -> None:
     for name, style in zip(names, itertools.cycle(STYLES)):
-        speeds = {
-            run.setting.batch: row.images_per_second
-            for run in runs
-            for row in run.rows
-            if row.model == name and row.images_per_second
-        }
+        rows = [
+            (run.setting.batch, row.best.images_per_second) for run in runs for row in run.rows if row.model == name
+        ]
+        speeds = {batch: speed for batch, speed in rows if speed}
         axes.plot(list(speeds), list(speeds.values()), label=name, markersize=5, **style)  # type: ignore[arg-type]
     axes.set(xlabel='batch, images', ylabel='throughput, images/s', xscale='log', yscale='log')
     axes.set_xticks(batches, [str(batch) for batch in batches])
