@@ -162,6 +162,19 @@ def test_masks_do_not_outlive_the_kernels_that_they_were_for(mixer: str) -> None
     torch.testing.assert_close(model(x), want, rtol=1e-5, atol=1e-5)
 
 
+def test_share_of_mixed_channels_is_cut_to_an_integer() -> None:
+    model = PeLK(dict(depths=(1, 1), channels=(20, 21), kernel_sizes=(7, 7)))  # three eighths: 7.5 and 7.875
+    assert [stage[0].mixer.large.weight.shape[0] for stage in model.stages] == [7, 7]
+
+
+def test_initial_embedding_has_the_deviation_of_the_kernels() -> None:
+    model = _nano()
+    model.init_weights()
+    for stage in model.stages:
+        deviation = stage.positional_embedding.std().item()
+        assert deviation == pytest.approx(0.02, rel=4 / (2 * stage.positional_embedding.numel()) ** 0.5)  # four sigmas
+
+
 def test_checkpointing_changes_no_gradient() -> None:
     plain = _nano(drop_path_rate=0.3)
     recomputed = _nano(drop_path_rate=0.3, with_cp=True)
@@ -172,6 +185,15 @@ def test_checkpointing_changes_no_gradient() -> None:
         sum(out.square().mean() for out in model(x)).backward()
     for (name, ours), (_, theirs) in zip(plain.named_parameters(), recomputed.named_parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, msg=lambda m, name=name: f'{name}: {m}')
+
+
+def test_checkpointed_blocks_are_computed_again_in_the_backward_pass() -> None:
+    model, calls = _nano(with_cp=True), []
+    model.stages[1][0].mixer.register_forward_hook(lambda *_: calls.append(1))
+    loss = sum(out.square().mean() for out in model(torch.randn(2, 3, 64, 64)))
+    assert len(calls) == 1
+    loss.backward()
+    assert len(calls) == 2
 
 
 def test_every_parameter_has_a_gradient() -> None:

@@ -25,6 +25,7 @@ def _import_triton() -> Any:
     return pytest.importorskip('triton', minversion='3.0')
 
 
+@pytest.mark.slow
 def test_cases_in_the_interpreter() -> None:
     """In a process of their own: the variable has to be set before Triton is imported."""
     pytest.importorskip('triton', minversion='3.0')
@@ -50,6 +51,7 @@ def test_cases_in_the_interpreter() -> None:
     assert re.search(r'\d{2,} passed', cases.stdout), cases.stdout
 
 
+@pytest.mark.slow
 def test_importing_the_operator_does_not_import_triton() -> None:
     """torch's own modules may import it; so it is hidden, and the operator has to work all the same."""
     program = (
@@ -117,6 +119,7 @@ def _stack_bytes(kernel: Any, folder: Path) -> int:
     return int(re.search(r'STACK:(\d+)', usage)[1])  # type: ignore[index]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('dtype', 'shape', 'kernel_size'),
     [

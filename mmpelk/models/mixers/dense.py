@@ -1,7 +1,5 @@
 """RepLKNet's mixer."""
 
-from dataclasses import replace
-
 from .base import MixerSpec
 from .peripheral import PeripheralMixer
 
@@ -18,14 +16,6 @@ class DenseMixer(PeripheralMixer):
     has_sharing_grid = False
 
     @classmethod
-    def check(cls, spec: MixerSpec) -> None:
-        """Refuse a sharing grid, but for the ones that it has itself."""
-        super().check(spec if spec.sharing_grid != _ones(spec) else replace(spec, sharing_grid=None))
-
-    def __init__(self, spec: MixerSpec) -> None:
-        self.check(spec)
-        super().__init__(replace(spec, sharing_grid=_ones(spec)))
-
-
-def _ones(spec: MixerSpec) -> tuple[int, ...]:
-    return (1,) * spec.kernel_size
+    def grid_of(cls, spec: MixerSpec) -> tuple[int, ...]:
+        """All ones."""
+        return (1,) * spec.kernel_size

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpelk.ops.positional import positional_constant, positional_map, summed_area_table
+from mmpelk.ops.sharing_grid import resolve_sharing_grid
 
 from ..peripheral_conv import PeripheralConv2d
 from .base import Mixer, MixerSpec, build_norm, drop_masks, norm_as_affine
@@ -29,13 +30,18 @@ class PeripheralMixer(Mixer):
         super().__init__(spec)
         channels, size = spec.channels, spec.kernel_size
         self.embedding_mode = spec.positional_embedding
-        self.large = PeripheralConv2d(channels, size, spec.sharing_grid, min(spec.center_size, size), bias=spec.deploy)
+        self.large = PeripheralConv2d(channels, size, self.grid_of(spec), bias=spec.deploy)
         if spec.deploy:
             if self.embedding_mode == 'in_bounds':
                 self.register_buffer('embedding_table', torch.zeros(channels, size + 1, size + 1))
             return
         self.large_norm = build_norm(spec)
         self.build_small_branch(spec)
+
+    @classmethod
+    def grid_of(cls, spec: MixerSpec) -> tuple[int, ...]:
+        """Ring widths of the large kernel, whose centre is at most the kernel."""
+        return resolve_sharing_grid(spec.kernel_size, spec.sharing_grid, min(spec.center_size, spec.kernel_size))
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         if self.deployed:

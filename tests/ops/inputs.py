@@ -1,0 +1,36 @@
+"""Inputs, gradients and errors that the tests of the operator share."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmpelk.ops.backends import BACKENDS as TABLE
+from mmpelk.ops.custom_op import HAS_CUSTOM_OP
+
+#: Every backend that needs torch alone; :mod:`triton_cases` has the other.
+BACKENDS = [name for name in TABLE if name != 'triton']
+FAST = [name for name in BACKENDS if name != 'dense']
+
+needs_custom_op = pytest.mark.skipif(not HAS_CUSTOM_OP, reason='torch.library.custom_op came with torch 2.4')
+needs_half_on_cpu = pytest.mark.skipif(not HAS_CUSTOM_OP, reason='older torch has no float16 convolution on a CPU')
+
+
+def make_inputs(grid: Sequence[int], height: int, width: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """Random ``x`` of two images and three channels, ``weight``, and a map as bias."""
+    generator = torch.Generator().manual_seed(height * 1000 + width)
+    shapes = [(2, 3, height, width), (3, 1, len(grid), len(grid)), (3, height, width)]
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+
+
+def output_and_gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
+    """What ``function`` returns, and the gradient of every input."""
+    inputs = [tensor.detach().requires_grad_() for tensor in inputs]
+    out = function(*inputs)
+    return [out, *torch.autograd.grad(out, inputs, grad.to(out.dtype))]
+
+
+def relative_error(got: Tensor, want: Tensor) -> float:
+    """In the Euclidean norm."""
+    return ((got.double() - want.double()).norm() / want.double().norm().clamp_min(1e-300)).item()

@@ -1,0 +1,93 @@
+"""Which backend computes a call: the choice, forcing one, and what the log says."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mmpelk.ops import available_backends, force_backend, peripheral_conv2d, sharing_grid
+from mmpelk.ops.backends import BACKENDS as TABLE
+from mmpelk.ops.backends import fastest_backend
+from tests.ops.inputs import (
+    BACKENDS,
+    make_inputs,
+)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_forcing_a_backend(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = sharing_grid(13, 5)
+    x, weight, _ = make_inputs(grid, 10, 9)
+    used: list[str] = []
+    monkeypatch.setattr('mmpelk.ops.custom_op.BACKENDS', _recording(used))
+    with force_backend(backend):
+        peripheral_conv2d(x, weight, grid)
+        peripheral_conv2d(x, weight, grid, backend='dense')
+    assert used == [backend, 'dense']
+
+
+def test_the_choice_is_said_once_per_shape(caplog: pytest.LogCaptureFixture) -> None:
+    grid = sharing_grid(13, 5)
+    x, weight, _ = make_inputs(grid, 11, 23)
+    with caplog.at_level('DEBUG', 'mmpelk.ops'):
+        for _ in range(3):
+            peripheral_conv2d(x, weight.requires_grad_(), grid).sum().backward()
+    said = [record.getMessage() for record in caplog.records if '11, 23' in record.getMessage()]
+    assert len(said) == 2, said
+    assert (
+        said[0] == f'convolution of {tuple(x.shape)} {x.dtype} on cpu with K = 13: backend {fastest_backend(x, grid)!r}'
+    )
+    assert said[1].startswith('gradient of the weight of')
+
+
+def _recording(used: list[str]):
+    class Recording(dict):
+        def __getitem__(self, name: str):
+            used.append(name)
+            return TABLE[name]
+
+    return Recording()
+
+
+@pytest.mark.parametrize(
+    ('size', 'kernel_size', 'dtype', 'output', 'weight_grad'),
+    [
+        (56, 51, torch.float32, 'fft', 'fft'),
+        (28, 49, torch.float32, 'fft', 'fft'),
+        (28, 15, torch.float32, 'dense', 'fft'),
+        (14, 47, torch.float32, 'dense', 'fft'),
+        (14, 47, torch.bfloat16, 'matmul', 'fft'),
+        (14, 47, torch.float64, 'matmul', 'fft'),
+        (7, 13, torch.float32, 'dense', 'fft'),
+        (128, 13, torch.bfloat16, 'dense', 'fft'),
+        (56, 13, torch.float64, 'fft', 'fft'),
+        (56, 5, torch.float32, 'dense', 'dense'),
+    ],
+)
+def test_choice_on_a_cpu(size: int, kernel_size: int, dtype: torch.dtype, output: str, weight_grad: str) -> None:
+    x, grid = torch.empty(1, 1, size, size, dtype=dtype), sharing_grid(kernel_size, 1)
+    assert fastest_backend(x, grid) == output
+    assert fastest_backend(x, grid, weight_grad=True) == weight_grad
+    assert {'dense', 'fft', 'matmul'} <= set(available_backends())
+
+
+@pytest.mark.parametrize(
+    ('kernel_size', 'unavailable', 'unsupported', 'choice'),
+    [
+        (51, None, None, 'triton'),
+        (51, 'no triton', None, 'fft'),
+        (51, None, 'float64', 'fft'),
+        (5, None, None, 'dense'),
+    ],
+)
+def test_choice_on_cuda(
+    kernel_size: int, unavailable: str | None, unsupported: str | None, choice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub = replace(
+        TABLE['triton'], unavailable_reason=lambda: unavailable, unsupported_reason=lambda *args: unsupported
+    )
+    monkeypatch.setitem(TABLE, 'triton', stub)
+    x = SimpleNamespace(is_cuda=True, dtype=torch.float32, shape=(1, 1, 56, 56))
+    for weight_grad in (False, True):
+        assert fastest_backend(x, sharing_grid(kernel_size), weight_grad=weight_grad) == choice

@@ -1,0 +1,85 @@
+"""What torch's subsystems see of the operator: autograd, torch.compile, the FLOP counter, autocast."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmpelk.ops import expand_kernel, peripheral_conv2d, sharing_grid
+from tests.ops.inputs import (
+    BACKENDS,
+    FAST,
+    make_inputs,
+    needs_custom_op,
+    needs_half_on_cpu,
+    output_and_gradients,
+)
+
+
+@needs_custom_op
+@pytest.mark.parametrize('backend', [None, *BACKENDS])
+def test_one_operator(backend: str | None) -> None:
+    grid = list(sharing_grid(13, 5))
+    x, weight, bias = (tensor.requires_grad_() for tensor in make_inputs(grid, 10, 9))
+    torch.library.opcheck(torch.ops.mmpelk.peripheral_conv2d, (x, weight, bias, grid, backend))
+    torch.library.opcheck(torch.ops.mmpelk.peripheral_conv2d, (x, weight, None, grid, backend))
+    torch.library.opcheck(torch.ops.mmpelk.peripheral_conv2d_weight_grad, (x, x.detach().clone(), grid, backend))
+
+
+@needs_custom_op
+def test_compiles_to_one_graph() -> None:
+    grid = sharing_grid(13, 5)
+    x, weight, bias = make_inputs(grid, 10, 9)
+    eager = lambda x, w, b: peripheral_conv2d(x, w, grid, b).relu()  # noqa: E731
+    compiled = torch.compile(eager, fullgraph=True, backend='aot_eager')
+    torch.testing.assert_close(
+        output_and_gradients(compiled, (x, weight, bias), torch.ones_like(x)),
+        output_and_gradients(eager, (x, weight, bias), torch.ones_like(x)),
+    )
+
+
+@needs_custom_op
+def test_flop_counter_sees_the_dense_form() -> None:
+    grid = sharing_grid(13, 5)
+    x, weight, _ = (tensor.requires_grad_() for tensor in make_inputs(grid, 10, 9))
+    with FlopCounterMode(display=False) as counter:
+        peripheral_conv2d(x, weight, grid).sum().backward()
+    assert counter.get_total_flops() == 3 * 2 * x.numel() * 13**2
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, pytest.param(torch.float16, marks=needs_half_on_cpu)])
+@pytest.mark.parametrize('backend', [None, *BACKENDS])
+def test_autocast_casts_as_conv2d_does(backend: str | None, dtype: torch.dtype) -> None:
+    """And no further: the result is that of half-precision inputs without autocast."""
+    grid = sharing_grid(31, 5)
+    inputs = make_inputs(grid, 10, 9, torch.float32)
+    call = lambda *args: peripheral_conv2d(args[0], args[1], grid, args[2], backend=backend)  # noqa: E731
+    want = output_and_gradients(call, [tensor.to(dtype) for tensor in inputs], torch.ones_like(inputs[0]))
+    with torch.autocast('cpu', dtype):
+        got = output_and_gradients(call, inputs, torch.ones_like(inputs[0]))
+        assert F.conv2d(inputs[0], expand_kernel(inputs[1], grid), padding=15, groups=3).dtype == dtype
+    assert got[0].dtype == dtype
+    assert [gradient.dtype for gradient in got[1:]] == [torch.float32] * 3
+    torch.testing.assert_close(got, [want[0], *(gradient.float() for gradient in want[1:])], rtol=0, atol=0)
+
+
+@needs_custom_op
+def test_the_operator_itself_has_the_autocast_rule() -> None:
+    grid = list(sharing_grid(31, 5))
+    x, weight, bias = make_inputs(grid, 10, 9, torch.float32)
+    for backend in BACKENDS:
+        with torch.autocast('cpu', torch.bfloat16):
+            out = torch.ops.mmpelk.peripheral_conv2d(x, weight, bias, grid, backend)
+        half = (tensor.bfloat16() for tensor in (x, weight, bias))
+        assert torch.equal(out, torch.ops.mmpelk.peripheral_conv2d(*half, grid, backend))
+
+
+@pytest.mark.parametrize('backend', FAST)
+def test_keeps_no_more_than_its_inputs_for_the_backward(backend: str) -> None:
+    saved: list[Tensor] = []
+    grid = sharing_grid(31, 5)
+    x, weight, _ = (tensor.requires_grad_() for tensor in make_inputs(grid, 20, 20))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        peripheral_conv2d(x, weight, grid, backend=backend)
+    assert {tensor.data_ptr() for tensor in saved} <= {x.data_ptr(), weight.data_ptr()}
