@@ -1,10 +1,10 @@
 # The two commands are `make demo` and `make test`; both set up everything that they need.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-det demo-cls report test test-torch21 lint format types bench clean
+.PHONY: help setup demo demo-det demo-cls report test test-fast test-torch21 lint format types bench clean
 
 PYTHON_ENV := .venv/bin/python
-# Tests start processes of their own: not more workers than cores, and one file's tests on one worker, for its fixtures.
-WORKERS := $(shell nproc)
+# Tests start processes of their own: not more workers than cores. What a file's fixtures have made is used by one worker.
+PYTEST := OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest -q -n $(shell nproc) --dist loadfile --no-loadscope-reorder
 # `PYTHON=python3.12 make demo` chooses the Python of the environment; the tools themselves run in the environment.
 RUN := PYTHON=$(CURDIR)/$(PYTHON_ENV)
 # The style checks have environments of their own, which take seconds.
@@ -26,10 +26,13 @@ demo-cls: setup  ## three mixers on small digits, three seeds each
 	@$(RUN) tools/demo/run_cls.sh
 
 report: setup  ## every table and figure of the paper that a CPU can make in ten minutes, and docs/reproduction.md
-	@PYTHONWARNINGS=ignore $(PYTHON_ENV) tools/analysis/report.py
+	@PYTHONWARNINGS=ignore $(PYTHON_ENV) -m reproduction
 
 test: lint types  ## style, types, and all tests
-	@OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest -q -n $(WORKERS) --dist loadfile
+	@$(PYTEST)
+
+test-fast: setup  ## the tests that start no process and train nothing, in a minute or two
+	@$(PYTEST) -m 'not slow'
 
 test-torch21:  ## the operator's tests with torch 2.1, the oldest it runs on, in an environment of their own
 	@test -x .venv-torch21/bin/pytest || { echo "installing torch 2.1, 5 GB on disk, once" && \

@@ -8,22 +8,24 @@ PeLK-T and PeLK-101-T as deployed for inference, the same PeLK-T on the dense ba
 """
 
 import argparse
+import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from common import peak_memory, save
 from mmpretrain.models import ConvNeXt
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
-from mmpelk.analysis.timing import environment_info, interleaved_medians
+from mmpelk.analysis.table import Table
+from mmpelk.analysis.timing import environment_info, interleaved_medians, peak_memory
 from mmpelk.models import PeLK
 from mmpelk.ops import force_backend
 
+RESULTS = Path(__file__).resolve().parent / 'results'
 INPUTS = {'cpu': [(4, 224), (1, 512)], 'cuda': [(64, 224), (8, 512)]}
 
 
@@ -112,16 +114,17 @@ def main() -> None:
         for step in (inference, training_step):
             result = measure(step, args, batch, size)
             data['runs'].append({'batch': batch, 'size': size, 'step': step.__name__, 'models': result})
-            table = Table(title=f'{step.__name__.replace("_", " ")}, {batch} x {size} x {size}, {args.dtype}')
-            for column in ('', 'images/s', 'of the ceiling', 'x dense', 'peak MB'):
-                table.add_column(column, justify='right')
+            title = f'{step.__name__.replace("_", " ")}, {batch} x {size} x {size}, {args.dtype}'
+            table = Table(('', 'images/s', 'of the ceiling', 'x dense', 'peak MB'), title=title)
             dense = result['PeLK-T, dense backend']['images_per_second']
             for name, row in result.items():
                 memory = '-' if row['peak_memory'] is None else f'{row["peak_memory"] / 2**20:.0f}'
                 speed = row['images_per_second']
-                table.add_row(name, f'{speed:.2f}', f'{row["share_of_ceiling"]:.0%}', f'{speed / dense:.1f}', memory)
-            console.print(table)
-    console.print(f'written to {save(f"backbone_{args.device}_{args.dtype}", data)}')
+                table.add(name, f'{speed:.2f}', f'{row["share_of_ceiling"]:.0%}', f'{speed / dense:.1f}', memory)
+            table.print(console)
+    path = RESULTS / f'backbone_{args.device}_{args.dtype}.json'
+    path.write_text(json.dumps(data, indent=1) + '\n')
+    console.print(f'written to {path}')
 
 
 if __name__ == '__main__':

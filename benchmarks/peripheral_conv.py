@@ -11,23 +11,25 @@ Writes a table, ``benchmarks/results/peripheral_conv_*.json`` and a plot of time
 """
 
 import argparse
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import RESULTS, peak_memory, save
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch import Tensor
 
-from mmpelk.analysis.timing import environment_info, interleaved_medians
+from mmpelk.analysis.table import Table
+from mmpelk.analysis.timing import environment_info, interleaved_medians, peak_memory
 from mmpelk.models.pelk import ARCHITECTURES
 from mmpelk.ops import available_backends, expand_kernel, peripheral_conv2d, sharing_grid
 
+RESULTS = Path(__file__).resolve().parent / 'results'
 # Convolved channels and maps of PeLK-T's stages at 224 x 224, a stage 1 of segmentation at 2048 x 512, and one of
 # PeLK-101 at 384 x 384.
 CPU_CASES = [
@@ -50,14 +52,14 @@ GPU_CASES = [
 SWEEP = [7, 13, 21, 31, 51, 71, 101, 151]
 RESOLUTIONS = [(224, 224), (384, 384), (512, 512), (800, 1280), (512, 2048)]
 
+Methods = dict[str, tuple[Callable[[], Tensor], tuple[Tensor, ...]]]
+
 
 @dataclass
 class Case:
     """Inputs of one shape."""
 
-    shape: tuple[int, int, int, int]
     kernel_size: int
-    center_size: int
     x: Tensor
     channels_last: Tensor
     weight: Tensor
@@ -81,9 +83,7 @@ def make_case(spec: Sequence[int], device: str, dtype: torch.dtype) -> Case:
     weight = normal(channels, 1, len(grid), len(grid))
     x = normal(*shape)
     return Case(
-        tuple(shape),
         kernel_size,
-        center_size,
         x,
         x.detach().contiguous(memory_format=torch.channels_last).requires_grad_(),
         weight,
@@ -104,11 +104,11 @@ def plain_fft(x: Tensor, dense: Tensor) -> Tensor:
     return out[..., :height, :width].to(x.dtype)
 
 
-def methods(case: Case) -> dict[str, tuple[Callable[[], Tensor], tuple[Tensor, ...]]]:
+def methods(case: Case) -> Methods:
     """Name to forward function and the tensors that its backward differentiates."""
-    x, channels, side = case.x, case.shape[1], case.kernel_size
+    x, channels, side = case.x, case.x.shape[1], case.kernel_size
     conv = partial(F.conv2d, x, groups=channels)
-    table: dict[str, tuple[Callable[[], Tensor], tuple[Tensor, ...]]] = {
+    table: Methods = {
         'conv2d': (lambda: conv(case.dense, padding=side // 2), (x, case.dense)),
         'conv2d channels last': (
             lambda: F.conv2d(case.channels_last, case.dense, padding=side // 2, groups=channels),
@@ -142,7 +142,7 @@ def backward(function: Callable[[], Tensor], inputs: tuple[Tensor, ...], grad: T
 
 def relative_error(function: Callable[[], Tensor], case: Case) -> float:
     """Error of the output's first channels against ``F.conv2d`` in float64, relative in the Euclidean norm."""
-    few, side = min(4, case.shape[1]), case.kernel_size
+    few, side = min(4, case.x.shape[1]), case.kernel_size
     with torch.no_grad():
         want = F.conv2d(case.x[:1, :few].double(), case.dense[:few].double(), padding=side // 2, groups=few)
         return ((function()[:1, :few].double() - want).norm() / want.norm()).item()
@@ -181,7 +181,7 @@ def sweep(device: str, dtype: torch.dtype, batch: int, rounds: int) -> dict[str,
 
 def stage_cases() -> list[tuple[str, tuple[int, ...]]]:
     """Every stage of PeLK-T (whose stages are those of S) and PeLK-B, one image at every resolution of the paper."""
-    cases = []
+    cases: list[tuple[str, tuple[int, ...]]] = []
     for arch in ('tiny', 'base'):
         table = ARCHITECTURES[arch]
         for height, width in RESOLUTIONS:
@@ -196,7 +196,7 @@ def compare_stages(device: str, dtype: torch.dtype, rounds: int) -> list[dict[st
     rows = []
     for label, spec in track(stage_cases(), 'stages', transient=True):
         case = make_case(spec, device, dtype)
-        table = {
+        table: Methods = {
             'dense': (
                 partial(peripheral_conv2d, case.x, case.weight, case.grid, backend='dense'),
                 (case.x, case.weight),
@@ -217,14 +217,13 @@ def compare_stages(device: str, dtype: torch.dtype, rounds: int) -> list[dict[st
 
 def print_stages(console: Console, rows: list[dict[str, Any]]) -> None:
     """The comparison as a table."""
-    table = Table(title='times as fast as the dense backend')
-    for column in ('stage', 'map and kernel', 'forward', 'forward+backward'):
-        table.add_column(column)
+    columns = ('stage', 'map and kernel', 'forward', 'forward+backward')
+    table = Table(columns, title='times as fast as the dense backend', labels=2)
     for row in rows:
         _, channels, height, width, side, _ = row['case']
         ratios = (f'{row["forward_ratio"]:.2f}', f'{row["forward_backward_ratio"]:.2f}')
-        table.add_row(row['stage'], f'{channels}x{height}x{width}, K = {side}', *ratios)
-    console.print(table)
+        table.add(row['stage'], f'{channels}x{height}x{width}, K = {side}', *ratios)
+    table.print(console)
 
 
 def plot(curves: dict[str, list[float]], title: str, path: str) -> None:
@@ -247,12 +246,11 @@ def plot(curves: dict[str, list[float]], title: str, path: str) -> None:
 def print_case(console: Console, spec: Sequence[int], result: dict[str, dict[str, Any]]) -> None:
     """One table."""
     batch, channels, height, width, kernel_size, _ = spec
-    table = Table(title=f'{batch}x{channels}x{height}x{width}, K = {kernel_size}')
-    for column in ('', 'forward ms', 'x conv2d', 'fwd+bwd ms', 'x conv2d', 'peak MB', 'error'):
-        table.add_column(column, justify='right')
+    columns = ('', 'forward ms', 'x conv2d', 'fwd+bwd ms', 'x conv2d', 'peak MB', 'error')
+    table = Table(columns, title=f'{batch}x{channels}x{height}x{width}, K = {kernel_size}')
     for name, row in result.items():
         memory = '-' if row['peak_memory'] is None else f'{row["peak_memory"] / 2**20:.1f}'
-        table.add_row(
+        table.add(
             name,
             f'{row["forward_ms"]:.2f}',
             f'{row["forward_ratio"]:.1f}',
@@ -261,7 +259,13 @@ def print_case(console: Console, spec: Sequence[int], result: dict[str, dict[str
             memory,
             '-' if row['error'] is None else f'{row["error"]:.1e}',
         )
-    console.print(table)
+    table.print(console)
+
+
+def write(path: Path, data: Any) -> None:
+    """Write the results, and say where."""
+    path.write_text(json.dumps(data, indent=1) + '\n')
+    print(f'written to {path}')
 
 
 def main() -> None:
@@ -287,7 +291,7 @@ def main() -> None:
     if args.stages:
         data['stages'] = compare_stages(args.device, dtype, rounds)
         print_stages(console, data['stages'])
-        console.print(f'written to {save(f"{name}_stages", data)}')
+        write(RESULTS / f'{name}_stages.json', data)
         return
     data['cases'] = []
     for spec in chosen:
@@ -299,7 +303,7 @@ def main() -> None:
         data['sweep'] = {'batch': batch, 'kernel_sizes': SWEEP, 'forward_ms': sweep(args.device, dtype, batch, rounds)}
         title = f'{batch}x46x56x56, {args.dtype}, {where["device"]}'
         plot(data['sweep']['forward_ms'], title, f'{name}.png')
-    console.print(f'written to {save(name, data)}')
+    write(RESULTS / f'{name}.json', data)
 
 
 if __name__ == '__main__':

@@ -7,14 +7,13 @@ python benchmarks/sparsity_overhead.py --arch tiny --size 224 --batch 2
 """
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from mmengine.device import get_device
 from torch import nn
 
+from mmpelk.analysis.timing import interleaved_medians
 from mmpelk.models import PeLK
 from mmpelk.sparsity import StepMasker, attach_masks, find_parameters, prune_and_grow, random_mask
 
@@ -33,16 +32,7 @@ def parse_args() -> argparse.Namespace:
 
 def median_ms(function: Callable[[], object], repeats: int, device: str) -> float:
     """Median time of a call in milliseconds, the device's work included."""
-    times = []
-    for _ in range(repeats + 2):
-        if device.startswith('cuda'):
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        function()
-        if device.startswith('cuda'):
-            torch.cuda.synchronize()
-        times.append(1000 * (time.perf_counter() - start))
-    return statistics.median(times[2:])
+    return 1000 * interleaved_medians({'call': function}, device.split(':')[0], repeats)['call']
 
 
 def main() -> None:

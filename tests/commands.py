@@ -1,17 +1,22 @@
 """Commands as a user types them, in a folder outside the project, and scripts as modules."""
 
+import contextlib
 import importlib.util
+import io
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
 
 import pytest
+from mmengine.utils import ManagerMixin
 
 
 def run(*command: object, cwd: Path, code: int = 0, **variables: object) -> str:
-    """Run a command and return what it printed.
+    """Run a command in a process of its own and return what it printed; for tests marked ``slow``.
 
     Args:
         *command: The command's words.
@@ -31,6 +36,55 @@ def run(*command: object, cwd: Path, code: int = 0, **variables: object) -> str:
     return done.stdout
 
 
+def call(tool: Path, *arguments: object, cwd: Path, code: int = 0) -> str:
+    """Run a Python script in this process, which saves importing a toolbox anew, and return what it printed.
+
+    It finds mmengine as in a process of its own: without the loggers, visualizers and scopes of others.
+
+    Args:
+        tool: The script; its function ``main`` is called.
+        *arguments: The words after its name.
+        cwd: Folder to run in.
+        code: Exit code that it must have.
+    """
+    printed, returned = io.StringIO(), 0
+    with (
+        _inside(cwd),
+        _without_instances(),
+        mock.patch.object(sys, 'argv', [tool.name, *map(str, arguments)]),
+        mock.patch.dict(os.environ),  # the tools set LOCAL_RANK
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+    ):
+        try:
+            load_tool(tool).main()
+        except SystemExit as end:
+            returned = end.code if isinstance(end.code, int) else int(end.code is not None)
+    assert returned == code, printed.getvalue()[-6000:]
+    return printed.getvalue()
+
+
+@contextlib.contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    previous = Path.cwd()  # contextlib.chdir came with Python 3.11
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(previous)
+
+
+@contextlib.contextmanager
+def _without_instances() -> Iterator[None]:
+    """Put mmengine's global instances aside."""
+    with contextlib.ExitStack() as stack:
+        kinds = list(ManagerMixin.__subclasses__())
+        for kind in kinds:
+            kinds += kind.__subclasses__()
+            stack.enter_context(mock.patch.dict(kind._instance_dict, clear=True))
+        yield
+
+
 def mim() -> Path:
     """The ``mim`` of the running environment; the test is skipped where there is none."""
     path = Path(sys.executable).with_name('mim')
@@ -40,10 +94,7 @@ def mim() -> Path:
 
 
 def load_tool(path: Path) -> ModuleType:
-    """A script as a module: importing the libraries once is cheaper than once a call.
-
-    A module of its own at every call, so that what a test changes in it reaches no other test. What the script imports
-    from its own folder is shared, as other imports are.
+    """A script as a module of its own at every call: what a test changes in it reaches no other test.
 
     Args:
         path: The script.
@@ -54,9 +105,5 @@ def load_tool(path: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
-    sys.path.insert(0, str(path.parent))  # as when it is run
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(path.parent))
+    spec.loader.exec_module(module)
     return module

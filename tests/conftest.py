@@ -1,11 +1,19 @@
-"""A tiny data set in ADE20K's layout, and a tiny network for the tests in which the recipe is not the point."""
+"""The two tiers of tests, and tiny data sets and networks for those in which the recipe is not the point."""
 
+import contextlib
+import random
 import socket
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import cv2
 import numpy as np
 import pytest
+from mmengine.registry import DefaultScope, init_default_scope
 
 from tests.paths import CONFIGS
 
@@ -47,17 +55,51 @@ default_hooks = dict(checkpoint=dict(interval=2), logger=dict(interval=1))
 """
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no worker is left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker('slow')}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Hold the rule of the fast tier: no Python and no shell script is started, by the test or by its fixtures."""
+    start = subprocess.Popen.__init__
+
+    def refuse(process: subprocess.Popen, args: Any, *rest: Any, **words: Any) -> None:
+        # Libraries ask the compiler and the system for their versions; those commands are short.
+        first = Path(str(args if isinstance(args, str | Path) else args[0]))
+        if first == Path(sys.executable) or first.suffix == '.sh' or first.name in ('bash', 'sh', 'mim', 'python'):
+            raise AssertionError(f'{first} is started: a test that starts processes is marked pytest.mark.slow')
+        start(process, args, *rest, **words)
+
+    with mock.patch.object(subprocess.Popen, '__init__', start if item.get_closest_marker('slow') else refuse):
+        return (yield)
+
+
+@pytest.fixture(autouse=True)
+def _default_scope(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The scope of ``pytest.mark.scope``; mmengine's is global, so the next test gets the one that was there before."""
+    previous, marker = DefaultScope.get_current_instance(), request.node.get_closest_marker('scope')
+    if marker is not None:
+        pytest.importorskip(marker.args[0])
+        init_default_scope(marker.args[0])
+    yield
+    if previous is not None:
+        init_default_scope(previous.scope_name)
+
+
 @pytest.fixture(scope='session')
 def tiny_ade20k(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six images of 64 to 80 pixels, four of them for training."""
-    root, random = tmp_path_factory.mktemp('ade20k'), np.random.default_rng(0)
+    root, rng = tmp_path_factory.mktemp('ade20k'), np.random.default_rng(0)
     for index, split in enumerate(['training'] * 4 + ['validation'] * 2):
-        height, width = random.integers(64, 81, 2)
+        height, width = rng.integers(64, 81, 2)
         for folder, shape, name in (('images', (height, width, 3), 'jpg'), ('annotations', (height, width), 'png')):
             file = root / folder / split / f'{index}.{name}'
             file.parent.mkdir(parents=True, exist_ok=True)
             # Blocks of one class, and a share of label 0, which reduce_zero_label makes the ignored one.
-            coarse = random.integers(0, 256 if name == 'jpg' else 4, [8, 8, *shape[2:]]).astype(np.uint8)
+            coarse = rng.integers(0, 256 if name == 'jpg' else 4, [8, 8, *shape[2:]]).astype(np.uint8)
             assert cv2.imwrite(
                 str(file), cv2.resize(coarse, (int(width), int(height)), interpolation=cv2.INTER_NEAREST)
             )
@@ -73,9 +115,28 @@ def tiny_config(tiny_ade20k: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return config
 
 
+@pytest.fixture(scope='session')
+def tiny_imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight images of two synsets for training and as many for validation, in ImageNet's layout."""
+    root, rng = tmp_path_factory.mktemp('imagenet'), np.random.default_rng(0)
+    (root / 'meta').mkdir()
+    for split in ('train', 'val'):
+        names = [f'{synset}/{index}.JPEG' for synset in ('n01440764', 'n01443537') for index in range(4)]
+        # With lists of the images, not all thousand folders need to be there.
+        (root / 'meta' / f'{split}.txt').write_text('\n'.join(f'{name} {i // 4}' for i, name in enumerate(names)))
+        for name in names:
+            (root / split / name).parent.mkdir(parents=True, exist_ok=True)
+            pixels = cv2.resize(rng.integers(0, 256, (6, 6, 3)).astype(np.uint8), (72, 64))
+            assert cv2.imwrite(str(root / split / name), pixels)
+    return root
+
+
 @pytest.fixture
 def free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(('127.0.0.1', 0))
-        return sock.getsockname()[1]
+    """A TCP port that nobody listens on, below those that the system gives to connections, so that none takes it."""
+    ports = random.sample(range(12_000, 32_000), 100)
+    for port in ports:
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(('127.0.0.1', port))
+            return port
+    pytest.fail(f'none of the ports {ports} is free')

@@ -1,4 +1,5 @@
-"""Who may import whom: ``ops`` torch alone, ``models`` the operator, and no module of the package a toolbox."""
+"""Who may import whom: ``ops`` torch alone, ``models`` the operator, no module of the package a toolbox, and nobody the
+reproduction."""
 
 import ast
 import subprocess
@@ -22,6 +23,9 @@ ALLOWED = {
     'engine': {'engine', 'sparsity', 'models', 'ops', 'registry', 'config'},
     'analysis': {'analysis', 'engine', 'sparsity', 'models', 'ops', 'registry', 'config'},
 }
+# The folders beside the package: nothing of each other's, and the package nothing of theirs.
+BESIDE = {'tools', 'benchmarks', 'reproduction', 'tests'}
+SCRIPTS = sorted(path for folder in BESIDE - {'tests'} for path in (ROOT / folder).rglob('*.py'))
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -43,6 +47,7 @@ def test_relative_imports_are_resolved() -> None:
 def test_imports(path: Path) -> None:
     names = {name.split('.')[0] for name in imports(path)}
     assert not names & TOOLBOXES, 'toolboxes are reached through the registry'
+    assert not names & BESIDE
     folder = path.relative_to(PACKAGE).parts[0]
     if folder == 'ops':
         others = names - set(sys.stdlib_module_names) - {'mmpelk'}
@@ -52,12 +57,19 @@ def test_imports(path: Path) -> None:
         assert own <= ALLOWED[folder]
 
 
+@pytest.mark.parametrize('path', SCRIPTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_beside_the_package(path: Path) -> None:
+    folder = path.relative_to(ROOT).parts[0]
+    assert not {name.split('.')[0] for name in imports(path)} & (BESIDE - {folder})
+
+
 def run_blocked(blocked: set[str], code: str) -> subprocess.CompletedProcess:
     """Run code in a process in which importing any of the blocked packages fails."""
     block = f'import sys\nfor name in {sorted(blocked)}: sys.modules[name] = None\n'
     return subprocess.run([sys.executable, '-c', block + code], cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_operator_runs_without_openmmlab() -> None:
     code = (
         'import torch\nfrom mmpelk.ops import peripheral_conv2d, sharing_grid\n'
@@ -69,6 +81,7 @@ def test_operator_runs_without_openmmlab() -> None:
     assert 'torch.Size([1, 2, 9, 9])' in done.stdout
 
 
+@pytest.mark.slow
 def test_package_imports_without_the_toolboxes() -> None:
     code = (
         'import importlib, pkgutil, mmpelk\n'
@@ -81,6 +94,7 @@ def test_package_imports_without_the_toolboxes() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_importing_the_package_is_light() -> None:
     done = run_blocked(
         {'torch', 'mmengine', 'numpy'}, 'import mmpelk; print(mmpelk.__version__, mmpelk.list_configs())'

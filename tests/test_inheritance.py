@@ -1,7 +1,6 @@
 """How others use the project from folders of their own: each way of ``docs/inheritance.md``."""
 
 import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 from mmengine.config import Config
 
 import mmpelk
-from tests.commands import mim, run
+from tests.commands import call, mim, run
 from tests.conftest import TINY_MODEL, schedule
 from tests.paths import CONFIGS, RECIPES, ROOT
 
@@ -46,6 +45,7 @@ def checkpoint(config: Path) -> Path:
     return config.parent / 'by_path' / 'iter_4.pth'
 
 
+@pytest.mark.slow
 def test_mim_tests_what_mim_trained(config: Path, checkpoint: Path) -> None:
     log = run(mim(), 'test', 'mmseg', config, '--checkpoint', checkpoint, '--work-dir', 'test', cwd=config.parent)
     assert 'Load checkpoint from' in log
@@ -54,6 +54,7 @@ def test_mim_tests_what_mim_trained(config: Path, checkpoint: Path) -> None:
     assert 'do not match' not in log
 
 
+@pytest.mark.slow
 def test_backbone_in_a_config_of_mmseg(tiny_ade20k: Path, tmp_path: Path) -> None:
     mmseg = toolbox('mmseg')
     base = mmseg / 'configs' / 'upernet' / 'upernet_r50_4xb4-80k_ade20k-512x512.py'
@@ -75,11 +76,12 @@ optim_wrapper = dict(
 )
 """)
     assert 'custom_imports' not in Config.fromfile(config)
-    log = run(sys.executable, mmseg / 'tools' / 'train.py', config, cwd=tmp_path)
+    log = call(mmseg / 'tools' / 'train.py', config, cwd=tmp_path)
     assert 'Iter(train) [4/4]' in log
     assert (tmp_path / 'work_dirs' / 'pelk' / 'iter_4.pth').exists()
 
 
+@pytest.mark.slow
 def test_pure_python_config(tiny_ade20k: Path, tmp_path: Path) -> None:
     config = tmp_path / 'pure_python.py'
     config.write_text(f"""{READ_BASE}
@@ -96,7 +98,7 @@ optim_wrapper.update(type='OptimWrapper')
 train_cfg.update(max_iters=2)
 val_cfg = val_dataloader = val_evaluator = None
 """)
-    log = run(sys.executable, toolbox('mmseg') / 'tools' / 'train.py', config, cwd=tmp_path)
+    log = call(toolbox('mmseg') / 'tools' / 'train.py', config, cwd=tmp_path)
     assert 'Saving checkpoint at 2 iterations' in log
 
 

@@ -1,7 +1,6 @@
 """The wheel: recipes and tools go with it as files, and are found there."""
 
 import shutil
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -10,6 +9,8 @@ import pytest
 
 from tests.commands import run
 from tests.paths import RECIPES, ROOT
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope='module')
@@ -33,7 +34,7 @@ def test_wheel_holds_recipes_and_tools(installed: Path) -> None:
     for name in ('tools/train.py', 'tools/dist_train.sh', 'configs/_base_/default_runtime.py', 'model-index.yml'):
         assert (installed / 'mmpelk' / '.mim' / name).is_file()
     assert (installed / 'mmpelk' / 'py.typed').is_file()
-    assert not (installed / 'tests').exists()
+    assert not any((installed / name).exists() for name in ('tests', 'reproduction', 'benchmarks'))
 
 
 def test_wheel_requires_no_package_of_the_users_environment(installed: Path) -> None:
@@ -48,10 +49,7 @@ def test_installed_recipes_are_found(installed: Path, tmp_path: Path) -> None:
     )
     # -S keeps this environment's own editable installation away; its packages are added behind the wheel.
     packages = next(path for path in sys.path if path.endswith('site-packages'))
-    printed = subprocess.check_output(
-        [sys.executable, '-S', '-c', f'import sys; sys.path[:0] = [{str(installed)!r}, {packages!r}]\n{code}'],
-        cwd=tmp_path,
-        text=True,
-    )
+    code = f'import sys; sys.path[:0] = [{str(installed)!r}, {packages!r}]\n{code}'
+    printed = run(sys.executable, '-S', '-c', code, cwd=tmp_path)
     assert printed.count(str(installed)) == 2
     assert 'mmpelk.PeLK' in printed

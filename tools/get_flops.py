@@ -2,18 +2,16 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, DictAction
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.config import DictAction
 from mmengine.runner import CheckpointLoader
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from mmpelk.analysis.complexity import Complexity, checkpoint_densities, count_complexity, uniform_densities
+from mmpelk.analysis.inference import build_model
+from mmpelk.analysis.table import Table
 from mmpelk.engine.command_line import exit_on_user_error, load_config, parse_options
 
 
@@ -37,12 +35,6 @@ def parse_args() -> argparse.Namespace:
     return parse_options(parser)
 
 
-def build_model(cfg: Config) -> nn.Module:
-    """The recipe's model, on the CPU, with no weights loaded."""
-    init_default_scope(cfg.get('default_scope') or 'mmengine')
-    return MODELS.build(cfg.model)
-
-
 def densities(model: nn.Module, args: argparse.Namespace) -> dict[str, float]:
     if args.checkpoint is None:
         return uniform_densities(model, args.density)
@@ -52,56 +44,49 @@ def densities(model: nn.Module, args: argparse.Namespace) -> dict[str, float]:
 
 
 def component_table(complexity: Complexity) -> Table:
-    table = Table(title='Parameters (training form) and FLOPs (deployed form, one per multiply-add)')
-    for column in ('part', 'component'):
-        table.add_column(column)
-    for column in ('params', 'sparse', 'FLOPs', 'sparse', '% of all', '% of part'):
-        table.add_column(column, justify='right')
+    columns = ['part', 'component', 'params', 'sparse', 'FLOPs', 'sparse', '% of all', '% of part']
+    title = 'Parameters (training form) and FLOPs (deployed form, one per multiply-add)'
+    table = Table(columns, title=title, labels=2)
     for component in complexity.components:
         counts = (component.params, component.params_sparse, component.flops, component.flops_sparse)
         shares = (complexity.flops_sparse, complexity.part(component.part))
-        table.add_row(
+        table.add(
             component.part,
             component.name,
             *(_readable(count) for count in counts),
             *(f'{100 * component.flops_sparse / whole:.2f}' if whole else '' for whole in shares),
         )
     totals = (complexity.params, complexity.params_sparse, complexity.flops, complexity.flops_sparse)
-    table.add_section()
-    table.add_row('all', '', *(_readable(count) for count in totals), '100', '')
+    table.add('all', '', *(_readable(count) for count in totals), '100', '')
     return table
 
 
 def operator_table(report: dict[str, Any]) -> Table:
     large = report['large_kernels']
-    table = Table(title='Large kernels: operations that each backend executes, whatever the density')
-    table.add_column('backend')
-    for column in ('large kernels', '% of dense form', 'all'):
-        table.add_column(column, justify='right')
-    table.add_row(
-        "the paper's dense form", _readable(large['dense_form']), '100.0', _readable(report['flops']), end_section=True
-    )
+    title = 'Large kernels: operations that each backend executes, whatever the density'
+    table = Table(['backend', 'large kernels', '% of dense form', 'all'], title=title)
+    table.add("the paper's dense form", _readable(large['dense_form']), '100.0', _readable(report['flops']))
     chosen = large['chosen_on_cpu']
     rows = [*large['executed'].items(), (f'chosen on a CPU: {", ".join(chosen["backends"])}', chosen['executed'])]
     for name, count in rows:
         if count is None:
-            table.add_row(name, 'unknown', '', '')
+            table.add(name, 'unknown', '', '')
         else:
             share = f'{100 * count / large["dense_form"]:.1f}'
-            table.add_row(name, _readable(count), share, _readable(report['flops'] - large['dense_form'] + count))
+            table.add(name, _readable(count), share, _readable(report['flops'] - large['dense_form'] + count))
     return table
 
 
-def print_report(console: Console, complexity: Complexity, report: dict[str, Any]) -> None:
-    console.print(component_table(complexity))
+def print_report(complexity: Complexity, report: dict[str, Any]) -> None:
+    component_table(complexity).print()
     published = _readable(complexity.params_as_published)
-    console.print(f'parameters, sparse, without small kernels and embeddings, with auxiliary heads: {published}')
+    print(f'parameters, sparse, without small kernels and embeddings, with auxiliary heads: {published}')
     for left_out in complexity.left_out:
         counts = [f'{_readable(left_out.params)} parameters'] if left_out.params else []
         counts += [f'{_readable(left_out.flops)} operations'] if left_out.flops else []
-        console.print(f'not counted: {left_out.name}, {" and ".join(counts)}: {left_out.reason}')
+        print(f'not counted: {left_out.name}, {" and ".join(counts)}: {left_out.reason}')
     if complexity.calls:
-        console.print(operator_table(report))
+        operator_table(report).print()
 
 
 def _readable(count: float) -> str:
@@ -120,7 +105,7 @@ def main() -> None:
             dict(config=args.config, shape=args.shape, density=None if args.checkpoint else args.density)
             | complexity.to_dict()
         )
-        print_report(Console(width=None if sys.stdout.isatty() else 120), complexity, report)
+        print_report(complexity, report)
         if args.json:
             Path(args.json).write_text(json.dumps(report, indent=2) + '\n')
 

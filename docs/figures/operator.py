@@ -10,7 +10,7 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from mmpelk.ops import expand_kernel, sharing_grid
+from mmpelk.ops.sharing_grid import expand_kernel, sharing_grid
 
 matplotlib.use('Agg')
 

@@ -51,11 +51,6 @@ class TrainingRun:
         """The metric at the end; ``None`` before."""
         return self.tested[max(self.tested)] if self.status == 'finished' else None
 
-    @property
-    def best(self) -> float | None:
-        """The highest value that the metric had at any test so far."""
-        return max(self.tested.values(), default=None)
-
     def checkpoint(self, steps: int) -> Path:
         """Where mmengine stores the checkpoint after so many epochs or iterations."""
         return self.folder / f'{"epoch" if self.unit == "epoch" else "iter"}_{steps}.pth'

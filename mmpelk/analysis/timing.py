@@ -1,5 +1,7 @@
-"""Interleaved timing, and the description of the machine that every measured figure is published with."""
+"""Interleaved timing, peak memory, and the description of the machine that every measured figure is published with."""
 
+import ctypes
+import gc
 import platform
 import re
 import statistics
@@ -11,7 +13,7 @@ from typing import Any
 
 import torch
 
-__all__ = ['environment_info', 'interleaved_medians', 'synchronize']
+__all__ = ['environment_info', 'interleaved_medians', 'peak_memory', 'synchronize']
 
 _ONCE_IS_ENOUGH = 4.0  # seconds from which on a call is not repeated
 _AT_LEAST = 0.5  # seconds that the rounds take together, so that short calls are repeated often
@@ -66,6 +68,33 @@ def interleaved_medians(functions: Mapping[str, Callable[[], Any]], device: str,
             if name not in slow:
                 times[name].append(_seconds(function, device))
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak_memory(function: Callable[[], Any], device: str) -> int | None:
+    """Bytes that a call needs on top of what was allocated before it; ``None`` where the system does not tell.
+
+    On a CPU this is the growth of the resident set (Linux), which has a granularity of some hundred kilobytes.
+    """
+    gc.collect()
+    if device == 'cuda':
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    try:
+        ctypes.CDLL('libc.so.6').malloc_trim(0)
+        Path('/proc/self/clear_refs').write_text('5')  # resets the peak that VmHWM reports
+    except OSError:
+        return None
+    before = _proc_status('VmRSS')
+    function()
+    return max(0, _proc_status('VmHWM') - before)
+
+
+def _proc_status(field: str) -> int:
+    match = re.search(rf'{field}:\s+(\d+) kB', Path('/proc/self/status').read_text())
+    assert match, field
+    return int(match.group(1)) * 1024
 
 
 def environment_info(device: str) -> dict[str, Any]:

@@ -1,9 +1,5 @@
 """The counting itself, and Fig. 5. What it gives for the rows of Tables 2 to 4 stands in ``test_tables.py``."""
 
-import json
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from mmengine.analysis import FlopAnalyzer
@@ -20,8 +16,6 @@ from mmpelk.analysis.complexity import (
 from mmpelk.analysis.executed import executed_operations
 from mmpelk.models import PeLK
 from mmpelk.ops import sharing_grid
-from tests.commands import load_tool
-from tests.paths import TOOLS
 
 
 def test_fig_5() -> None:
@@ -194,22 +188,3 @@ def test_backend_that_hides_its_work_is_unknown(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setitem(BACKENDS, 'hidden', Backend('hidden', hidden, hidden))
     assert executed_operations([('hidden', (1, 2, 8, 8), (1, 1, 1))]) is None
-
-
-def test_tool_writes_what_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    pytest.importorskip('mmseg')
-    tool = load_tool(TOOLS / 'get_flops.py')
-    config = tmp_path / 'nano.py'
-    config.write_text(f"model = dict(type='mmpelk.PeLK', arch={NANO!r}, norm_cfg=dict(type='BN'))\n")
-    torch.save(dict(state_dict=PeLK(NANO).state_dict()), tmp_path / 'nano.pth')
-    out = tmp_path / 'flops.json'
-    for options in (['--density', '0.5'], ['--checkpoint', str(tmp_path / 'nano.pth')]):
-        argv = ['get_flops.py', str(config), '--shape', '64', '48', '--json', str(out), *options]
-        monkeypatch.setattr('sys.argv', argv)
-        tool.main()
-        report = json.loads(out.read_text())
-        assert 'large_kernels' in capsys.readouterr().out
-        for key in ('params', 'params_sparse', 'flops', 'flops_sparse'):
-            assert report[key] == sum(component[key] for component in report['components'])
-        factor = 0.5 if '--density' in options else 1
-        assert report['flops_sparse'] == pytest.approx(factor * report['flops'], abs=10)

@@ -1,35 +1,29 @@
 """The comparison of mixers: that its variants differ in what they say, and that its stored results are theirs."""
 
-import importlib
 import json
 import math
-import statistics
-import sys
-from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from mmengine.registry import MODELS
 
-from tests.paths import ROOT
+from mmpelk.analysis.variants import VariantRun
+from tests.commands import load_tool
+from tests.configs.resolved import flatten
+from tests.paths import CONFIGS, ROOT
 
-pytest.importorskip('mmseg')
+pytestmark = pytest.mark.scope('mmseg')
+
+RECIPE = CONFIGS / 'demo' / 'upernet_pelk_nano_synthetic.py'
 
 MIXER_OPTIONS = {'mixer', 'positional_embedding'}  # of the backbone; the centre and the widths are its architecture's
 
 
 @pytest.fixture(scope='module')
-def tool() -> Iterator[ModuleType]:
-    """The module; the default scope is left as it was."""
-    scope = DefaultScope.get_current_instance()
-    sys.path.insert(0, str(ROOT / 'benchmarks'))
-    yield importlib.import_module('mixer_comparison')
-    sys.path.remove(str(ROOT / 'benchmarks'))
-    if scope is not None:
-        init_default_scope(scope.scope_name)
+def tool() -> ModuleType:
+    return load_tool(ROOT / 'benchmarks' / 'mixer_comparison.py')
 
 
 @pytest.fixture(scope='module')
@@ -53,40 +47,26 @@ def test_matched_variants_have_the_bases_parameters(tool: ModuleType, widths: di
 
 
 def test_count_is_that_of_the_built_model(tool: ModuleType) -> None:
-    cfg = Config.fromfile(tool.RECIPE)
-    init_default_scope('mmseg')
+    cfg = Config.fromfile(RECIPE)
     built = sum(parameter.numel() for parameter in MODELS.build(cfg.model).parameters())
     assert tool.count_parameters({}, cfg.channels) == built
-
-
-def _load(tool: ModuleType, name: str, widths: tuple[int, ...]) -> Config:
-    """The config of a variant, as :mod:`demo_training` writes it."""
-    text = tool.settings(name, widths, 400)
-    return Config.fromstring(f'_base_ = {str(tool.RECIPE)!r}\n{text}', '.py')
-
-
-def _flat(value: Any, path: str = '') -> dict[str, Any]:
-    if isinstance(value, dict):
-        return {key: leaf for name, child in value.items() for key, leaf in _flat(child, f'{path}.{name}').items()}
-    return {path[1:]: list(value) if isinstance(value, list | tuple) else value}
 
 
 def test_variants_build_and_differ_in_mixer_and_widths_alone(
     tool: ModuleType, widths: dict[str, tuple[int, ...]]
 ) -> None:
-    base = _flat(_load(tool, tool.BASE, widths[tool.BASE]).to_dict())
-    allowed = {f'model.backbone.{key}' for key in MIXER_OPTIONS} | {
-        *('model.backbone.channels', 'model.backbone.center_size', 'model.decode_head.in_channels')
+    base = flatten(tool.variant(tool.BASE, widths[tool.BASE], 400).to_dict(), '')
+    allowed = {f'.model.backbone.{key}' for key in MIXER_OPTIONS} | {
+        *('.model.backbone.channels', '.model.backbone.center_size', '.model.decode_head.in_channels')
     }
     seen = set()
     for name in tool.VARIANTS:
-        cfg = _load(tool, name, widths[name])
-        flat = _flat(cfg.to_dict())
+        cfg = tool.variant(name, widths[name], 400)
+        flat = flatten(cfg.to_dict(), '')
         different = {key for key in base.keys() | flat.keys() if base.get(key) != flat.get(key)}
         assert different <= allowed, name
         assert bool(different) == (name != tool.BASE)
         seen |= different
-        init_default_scope('mmseg')
         model = MODELS.build(cfg.model)
         assert sum(parameter.numel() for parameter in model.parameters()) == tool.count_parameters(
             tool.VARIANTS[name], widths[name]
@@ -97,22 +77,19 @@ def test_variants_build_and_differ_in_mixer_and_widths_alone(
 
 
 def test_schedule_ends_with_the_training(tool: ModuleType, widths: dict[str, tuple[int, ...]]) -> None:
-    cfg = _load(tool, 'dense', widths['dense'])
+    cfg = tool.variant('dense', widths['dense'], 400)
     warm_up, decay = cfg.param_scheduler
-    assert (cfg.train_cfg.max_iters, cfg.train_cfg.val_interval, cfg.default_hooks.checkpoint.interval) == (
-        400,
-        40,
-        400,
-    )
+    assert (cfg.train_cfg.max_iters, cfg.train_cfg.val_interval) == (400, 40)
+    assert cfg.default_hooks.checkpoint.interval == 400
     assert (warm_up.begin, warm_up.end, decay.begin, decay.end) == (0, 30, 30, 400)
     # The decay is the demo's, over another number of iterations.
-    demo = Config.fromfile(tool.RECIPE).param_scheduler
+    demo = Config.fromfile(RECIPE).param_scheduler
     assert (warm_up, decay) == (demo[0], dict(demo[1], end=400))
 
 
 def test_summary(tool: ModuleType, widths: dict[str, tuple[int, ...]]) -> None:
     curves = {0: (10.0, 50.0), 1: (20.0, 52.0), 2: (60.0, 57.0)}
-    runs = [tool.Run('stripe', seed, tuple(zip((40, 80), values, strict=True)), {}) for seed, values in curves.items()]
+    runs = [VariantRun('stripe', seed, ((40, first), (80, last)), {}) for seed, (first, last) in curves.items()]
     summary = tool.summarise('stripe', widths['stripe'], runs)
     assert summary['iterations'] == [40, 80]
     assert summary['curves'] == {'0': [10.0, 50.0], '1': [20.0, 52.0], '2': [60.0, 57.0]}
@@ -131,32 +108,16 @@ def test_summary(tool: ModuleType, widths: dict[str, tuple[int, ...]]) -> None:
 def test_stored_results_are_of_these_variants(
     tool: ModuleType, widths: dict[str, tuple[int, ...]], stored: dict[str, Any]
 ) -> None:
+    """Everything in the file follows from the variants and the curves."""
     assert set(stored['schedules']) == {'400', '700'}
-    for iterations, variants in stored['schedules'].items():
-        assert list(variants) == list(tool.VARIANTS)
-        for name, result in variants.items():
-            assert result['widths'] == list(widths[name]), name
-            assert result['backbone'] == tool.VARIANTS[name]
-            assert result['parameters'] == tool.count_parameters(tool.VARIANTS[name], widths[name])
-            assert result['matched'] == (name not in tool.EXTRA)
-            assert result['iterations'] == [int(iterations) // 10 * step for step in range(1, 11)]
-
-
-def test_stored_results_agree_with_themselves(stored: dict[str, Any]) -> None:
     assert stored['machine']['threads'] == 1, 'of a training, not of what reads it'
     assert {'device', 'torch', 'python', 'date'} <= stored['machine'].keys()
-    for result in (result for variants in stored['schedules'].values() for result in variants.values()):
-        curves = result['curves']
-        assert list(curves) == [str(seed) for seed in stored['seeds']]
-        assert {len(curve) for curve in curves.values()} == {len(result['iterations'])}
-        # Values of the logs, summed in another order.
-        assert result['mean_curve'] == pytest.approx(torch.tensor(list(curves.values()), dtype=torch.float64).mean(0))
-        for key, values in (
-            ('final', [curve[-1] for curve in curves.values()]),
-            ('over_curve', [statistics.mean(curve) for curve in curves.values()]),
-        ):
-            told = result[key]
-            assert told['values'] == pytest.approx(values)
-            assert told['mean'] == pytest.approx(sum(values) / len(values))
-            variance = sum((value - told['mean']) ** 2 for value in values) / (len(values) - 1)
-            assert told['deviation'] == pytest.approx(math.sqrt(variance))
+    for iterations, variants in stored['schedules'].items():
+        assert list(variants) == list(tool.VARIANTS)
+        steps = [int(iterations) // 10 * step for step in range(1, 11)]
+        for name, result in variants.items():
+            runs = [
+                VariantRun(name, seed, tuple(zip(steps, result['curves'][str(seed)], strict=True)), {})
+                for seed in stored['seeds']
+            ]
+            assert json.loads(json.dumps(tool.summarise(name, widths[name], runs))) == result

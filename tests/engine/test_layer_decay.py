@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from mmdet.engine.optimizers import LearningRateDecayOptimizerConstructor as Mmdets
 from mmpretrain.models import ConvNeXt
-from mmseg.engine.optimizers import LearningRateDecayOptimizerConstructor
+from mmseg.engine.optimizers import LearningRateDecayOptimizerConstructor as Mmsegs
 from torch import nn
 
 from mmpelk.engine import LayerDecayOptimWrapperConstructor
@@ -26,16 +27,17 @@ def _rates(groups: list[dict]) -> dict[str, tuple[float, float]]:
 
 @pytest.mark.parametrize(('arch', 'num_layers'), [('tiny', 6), ('small', 12)])
 @pytest.mark.parametrize(('decay_type', 'decay_rate'), [('stage_wise', 0.9), ('layer_wise', 0.7)])
-def test_rates_of_convnexts_recipe(arch: str, num_layers: int, decay_type: str, decay_rate: float) -> None:
+@pytest.mark.parametrize('constructor', [Mmsegs, Mmdets])
+def test_rates_of_convnexts_recipe(
+    arch: str, num_layers: int, decay_type: str, decay_rate: float, constructor: type
+) -> None:
     with torch.device('meta'):
         ours = _Segmentor(PeLK(arch, out_indices=(0, 1, 2, 3), gap_before_final_norm=False))
     theirs = _Segmentor(ConvNeXt(arch, out_indices=(0, 1, 2, 3), gap_before_final_norm=False))
     paramwise_cfg = dict(decay_rate=decay_rate, decay_type=decay_type)
     got, want = [], []
     LayerDecayOptimWrapperConstructor(OPTIM_WRAPPER, paramwise_cfg).add_params(got, ours)
-    LearningRateDecayOptimizerConstructor(OPTIM_WRAPPER, paramwise_cfg | dict(num_layers=num_layers)).add_params(
-        want, theirs
-    )
+    constructor(OPTIM_WRAPPER, paramwise_cfg | dict(num_layers=num_layers)).add_params(want, theirs)
     got_rates, want_rates = _rates(got), _rates(want)
     assert set(got_rates) == {name for name, _ in ours.named_parameters()}
     compared = 0

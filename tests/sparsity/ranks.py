@@ -1,18 +1,18 @@
-"""One rank of a two-process training on the CPU, started by ``test_distributed.py``: ``ranks.py RANK FOLDER``."""
+"""One rank of a two-process training on the CPU: ``torchrun -m tests.sparsity.ranks FOLDER``."""
 
-import os
 import sys
 from pathlib import Path
 
 import torch
 import torch.distributed
 from mmengine.model import MMDistributedDataParallel
-from tiny import TinyModel, Watch, build_runner, dead_values, masked, scores_of_global_batch
+
+from tests.sparsity.tiny import TinyModel, Watch, build_runner, dead_values, masked, scores_of_global_batch
 
 
-def main(rank: int, folder: Path) -> None:
-    os.environ |= {'RANK': str(rank), 'WORLD_SIZE': '2', 'LOCAL_RANK': str(rank)}
-    torch.distributed.init_process_group('gloo', init_method=f'file://{folder / "rendezvous"}', rank=rank, world_size=2)
+def main(folder: Path) -> None:
+    torch.distributed.init_process_group('gloo')
+    rank = torch.distributed.get_rank()
     masks = []
 
     def look(runner):
@@ -38,4 +38,4 @@ def main(rank: int, folder: Path) -> None:
 
 
 if __name__ == '__main__':
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]))

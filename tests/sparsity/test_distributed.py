@@ -1,32 +1,20 @@
 """Two processes train together (gloo): the same masks on both, all the time, from the scores of the global batch."""
 
-import os
-import subprocess
 import sys
 
+import pytest
 import torch
 
 from mmpelk.sparsity import live_total
-from tests.paths import ROOT
+from tests.commands import run
+from tests.paths import ROOT, TOOLS
 from tests.sparsity.tiny import scores_of_global_batch
 
 
+@pytest.mark.slow
 def test_both_ranks_have_the_same_masks_throughout(tmp_path):
-    env = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
-    script = str(ROOT / 'tests' / 'sparsity' / 'ranks.py')  # as a script it finds tiny.py beside it
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, script, str(rank), str(tmp_path)],
-            cwd=tmp_path,
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    printed = [rank.communicate(timeout=300)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], printed[0][-3000:] + printed[1][-3000:]
+    launch = [sys.executable, TOOLS / 'torchrun.py', '--standalone', '--nproc-per-node', 2]
+    run(*launch, '-m', 'tests.sparsity.ranks', tmp_path, cwd=tmp_path, PYTHONPATH=ROOT)
     first, second = (torch.load(tmp_path / f'rank{rank}.pth') for rank in range(2))
     assert len(first['masks']) == 6
     for mask, other in zip(first['masks'], second['masks'], strict=True):

@@ -1,27 +1,25 @@
 """Published checkpoints: masks folded in or kept, EMA or last weights, with or without the optimizer."""
 
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from mmpelk.sparsity import find_parameters, fold_masks, mask_keys
+from tests.commands import call
 from tests.paths import TOOLS
 from tests.sparsity.tiny import TinyModel
 
 
 @pytest.fixture
-def export(make_runner, tmp_path, monkeypatch):
+def export(make_runner, tmp_path):
     """``tools/export_dense.py`` on a checkpoint of a sparse run with EMA: a function of the tool's arguments."""
     runner = make_runner({'update_interval': 2}, hooks=({'type': 'EMAHook', 'momentum': 0.3},), max_iters=4)
     runner.train()
     source = Path(runner.work_dir) / 'iter_4.pth'
 
     def run(*arguments: object) -> dict:
-        monkeypatch.setattr(sys, 'argv', ['export_dense.py', str(source), *map(str, arguments)])
-        runpy.run_path(str(TOOLS / 'export_dense.py'), run_name='__main__')
+        call(TOOLS / 'export_dense.py', source, *arguments, cwd=tmp_path)
         return torch.load(source, weights_only=False)
 
     run.last = {key: value.clone() for key, value in runner.model.state_dict().items()}
@@ -88,11 +86,10 @@ def test_hash_is_added_to_the_name(export, tmp_path):
     ],
     ids=['suffix', 'same-file', 'optimizer-of-other-weights', 'optimizer-in-safetensors'],
 )
-def test_mistakes_are_explained(export, tmp_path, arguments, message, capsys):
+def test_mistakes_are_explained(export, tmp_path, arguments, message):
     source = tmp_path / 'run' / 'iter_4.pth'
-    with pytest.raises(SystemExit):
-        export(*(tmp_path / word.format(source=source) if '.' in word or '{' in word else word for word in arguments))
-    assert message in capsys.readouterr().err
+    words = [word.format(source=source) for word in arguments]
+    assert message in call(TOOLS / 'export_dense.py', source, *words, cwd=tmp_path, code=1)
 
 
 def test_averaged_weights_that_are_not_there_are_an_error(make_runner, tmp_path):

@@ -1,9 +1,6 @@
 """Public checkpoints to ours and back: names, values, outputs, and what the tools refuse to write."""
 
 import argparse
-import logging
-import runpy
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,14 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmpelk.models.key_maps import detect_source, from_source
 from mmpelk.sparsity import attach_masks, find_parameters, fold_masks
+from tests.commands import call
 from tests.paths import CONFIGS, TOOLS
 
-pytest.importorskip('mmpretrain')
+pytestmark = pytest.mark.scope('mmpretrain')
 
 DEPTHS, CHANNELS, KERNELS, CLASSES = (1, 1, 2, 1), (8, 12, 16, 20), (13, 11, 9, 7), 10
 NANO = f"""
@@ -33,16 +31,6 @@ model = dict(
     data_preprocessor=dict(num_classes={CLASSES}),
 )
 """
-
-
-@pytest.fixture(autouse=True)
-def _leave_no_scope() -> Any:
-    """The scope is global in mmengine; give the next test the one that it would have had."""
-    previous = DefaultScope.get_current_instance()
-    init_default_scope('mmpretrain')
-    yield
-    if previous is not None:
-        init_default_scope(previous.scope_name)
 
 
 def config(name: str, folder: Path) -> Path:
@@ -65,38 +53,23 @@ def build(path: Path, **backbone: Any) -> nn.Module:
 
 
 class Tool:
-    """A tool run in this process, in the test's folder: importing the toolbox anew takes longer than converting."""
+    """A tool, run in the test's folder."""
 
-    def __init__(self, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-        self.name, self.monkeypatch, self.capsys = name, monkeypatch, capsys
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.folder = name, folder
 
     def __call__(self, *arguments: object, code: int = 0) -> str:
-        """Run with these arguments; what was printed."""
-        self.monkeypatch.setattr(sys, 'argv', [self.name, *map(str, arguments)])
-        # mmengine's logger keeps the stream of the test that made it.
-        self.monkeypatch.setattr(logging, 'raiseExceptions', False)
-        returned = 0
-        try:
-            runpy.run_path(str(TOOLS / self.name), run_name='__main__')
-        except SystemExit as end:
-            returned = end.code
-        printed = ''.join(self.capsys.readouterr())
-        assert returned == code, printed
-        return printed
+        return call(TOOLS / self.name, *arguments, cwd=self.folder, code=code)
 
 
 @pytest.fixture
-def convert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Tool:
-    """``tools/convert_checkpoint.py``."""
-    monkeypatch.chdir(tmp_path)
-    return Tool('convert_checkpoint.py', monkeypatch, capsys)
+def convert(tmp_path: Path) -> Tool:
+    return Tool('convert_checkpoint.py', tmp_path)
 
 
 @pytest.fixture
-def deploy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Tool:
-    """``tools/reparameterize_model.py``."""
-    monkeypatch.chdir(tmp_path)
-    return Tool('reparameterize_model.py', monkeypatch, capsys)
+def deploy(tmp_path: Path) -> Tool:
+    return Tool('reparameterize_model.py', tmp_path)
 
 
 def load(path: Path) -> dict[str, Tensor]:

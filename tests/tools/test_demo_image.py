@@ -1,6 +1,5 @@
 """``tools/demo_image.py`` for both tasks."""
 
-import sys
 from pathlib import Path
 
 import cv2
@@ -10,7 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import save_checkpoint
 
-from tests.commands import run
+from tests.commands import call
 from tests.paths import CONFIGS, TOOLS
 from tools.demo_image import find_images, load_model
 
@@ -51,8 +50,8 @@ def test_files_and_folders_are_drawn_in_their_own_size(trained: list[object], tm
     nested = write_image(tmp_path / 'folder' / 'deeper' / 'two.jpg', (70, 50))
     (tmp_path / 'folder' / 'notes.txt').write_text('no image')
     (tmp_path / 'folder' / 'broken.jpg').write_bytes(b'no image either')
-    output = run(
-        *(sys.executable, TOOLS / 'demo_image.py', tmp_path / 'folder', single, *trained),
+    output = call(
+        *(TOOLS / 'demo_image.py', tmp_path / 'folder', single, *trained),
         # A score threshold of 0 draws the boxes of a random network.
         *('--out', tmp_path / 'out', '--score-thr', 0),
         cwd=tmp_path,

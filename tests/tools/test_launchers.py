@@ -3,15 +3,16 @@
 import os
 import re
 import stat
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.commands import run
+from tests.commands import call, run
 from tests.paths import TOOLS
+
+pytestmark = pytest.mark.slow
 
 # Registers a hook that stores what each rank trained on, and its parameters at the end.
 HOOK = """
@@ -101,7 +102,7 @@ def test_two_machines_measure_what_one_process_measures(
     with ThreadPoolExecutor() as pool:
         two = ''.join(pool.map(machine, (0, 1)))
     options = ['--work-dir', 'test1', '--out', 'labels', '--show-dir', 'painted']
-    one = run(sys.executable, TOOLS / 'test.py', tiny_config, checkpoint, *options, cwd=folder)
+    one = call(TOOLS / 'test.py', tiny_config, checkpoint, *options, cwd=folder)
     measured = re.findall(r'aAcc: [\d.]+  mIoU: [\d.]+', one)
     assert len(measured) == 1
     # Rank 0 alone reports.
@@ -113,7 +114,7 @@ def test_two_machines_measure_what_one_process_measures(
 def test_augmented_test_and_predictions_in_a_file(trained: tuple[Path, str], tiny_config: Path) -> None:
     work, _ = trained
     options = ['--tta', '--out', 'predictions.pkl', '--work-dir', 'tta']
-    log = run(sys.executable, TOOLS / 'test.py', tiny_config, work / 'iter_4.pth', *options, cwd=tiny_config.parent)
+    log = call(TOOLS / 'test.py', tiny_config, work / 'iter_4.pth', *options, cwd=tiny_config.parent)
     assert 'mIoU' in log
     assert (tiny_config.parent / 'predictions.pkl').stat().st_size > 0
 
@@ -128,11 +129,11 @@ SLURM_PROCID=0 SLURM_LOCALID=0 "$@"
 """
 
 
-def test_slurm(trained: tuple[Path, str], tiny_config: Path, tmp_path: Path) -> None:
+def test_slurm(trained: tuple[Path, str], tiny_config: Path, tmp_path: Path, free_port: int) -> None:
     for name, text in (('srun', SRUN), ('scontrol', '#!/bin/sh\necho 127.0.0.1\n')):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(stat.S_IRWXU)
-    variables = dict(PATH=f'{tmp_path}:{os.environ["PATH"]}', GPUS=2, GRES='', PORT=29517, SRUN_ARGS='--time 1')
+    variables = dict(PATH=f'{tmp_path}:{os.environ["PATH"]}', GPUS=2, GRES='', PORT=free_port, SRUN_ARGS='--time 1')
     checkpoint = trained[0] / 'iter_4.pth'
     command = [TOOLS / 'slurm_test.sh', 'short', 'a job', tiny_config, checkpoint, '--work-dir', tmp_path / 'work dir']
     log = run(*command, cwd=tmp_path, **variables)

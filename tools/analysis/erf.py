@@ -17,43 +17,34 @@ all channels instead of 3/8, with random weights.
 
 import argparse
 import json
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import mmcv
-import numpy as np
-import numpy.typing as npt
-import torch
-from erf_figure import Measured, describe, draw
-from mmengine.config import DictAction
+from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import CheckpointLoader, set_random_seed
-from mmengine.structures import BaseDataElement
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor, nn
 
-from mmpelk.analysis.receptive_field import (
-    THRESHOLDS,
-    contribution_scores,
-    receptive_field_layers,
-    receptive_field_size,
-    theoretical_receptive_field,
+from mmpelk.analysis.erf import (
+    RANDOM,
+    Image,
+    Measured,
+    describe,
+    estimate_norms,
+    load_model,
+    load_scores,
+    measure,
+    read_images,
+    save_scores,
+    set_layer_scales,
 )
-from mmpelk.analysis.timing import environment_info
+from mmpelk.analysis.erf_figure import draw_fields, save_with_palette
+from mmpelk.analysis.receptive_field import THRESHOLDS
+from mmpelk.analysis.table import Table
 from mmpelk.engine.checks import check_checkpoint
 from mmpelk.engine.command_line import exit_on_user_error, load_config
-from mmpelk.models import PeLK
-from mmpelk.models.checkpoint import check_pretrained
 
-RANDOM = 'random'
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / 'configs' / 'cls'
 DEMO_IMAGES = ROOT / 'data' / 'demo_segmentation' / 'images' / 'validation'
@@ -66,10 +57,6 @@ DEFAULT_MODELS = [
     ['PeLK-T, all channels', f'{RECIPES}/pelk_t_in1k.py', RANDOM, 'model.backbone.conv_ratio=1.0'],
     ['ConvNeXt-T', f'{RECIPES}/convnext_t_in1k.py', RANDOM],
 ]
-IMAGE_SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'}
-
-Scores = npt.NDArray[np.float64]
-Image = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -87,6 +74,14 @@ class Request:
     config: str
     checkpoint: str
     options: tuple[str, ...]
+
+
+def layer_scale(word: str) -> float | None:
+    """The value of ``--layer-scale``, ``None`` to leave the scales as the config has them."""
+    try:
+        return None if word == 'init' else float(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a number or 'init', got '{word}'") from None
 
 
 def parse_args() -> argparse.Namespace:
@@ -118,7 +113,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--seed', type=int, default=0, help='of random weights; %(default)s')
     parser.add_argument(
         '--layer-scale',
-        default='1',
+        type=layer_scale,
+        default=1.0,
         metavar='VALUE',
         help="layer scales of random networks; %(default)s. 'init' leaves them as the config has them",
     )
@@ -164,142 +160,26 @@ def check_names(names: Sequence[str]) -> None:
         raise ValueError(f'two models are called {", ".join(sorted(twice))}; give each a name of its own')
 
 
-def read_images(paths: Sequence[Path], count: int, size: int) -> dict[str, Image]:
-    """Images by name: BGR, ``(size, size, 3)``, their aspect ratio given up as RepLKNet's script does.
-
-    They are spread evenly over the sorted files, so that a data set in folders of classes is not seen by one class.
-
-    Raises:
-        FileNotFoundError: If a path does not exist or there is no image.
-        ValueError: If a file is not an image, or a number is not positive.
-    """
-    if count < 1 or size < 1:
-        raise ValueError(f'--max-images and --size are at least 1, got {count} and {size}')
-    files = []
-    for path in paths:
-        if not path.exists():
-            raise FileNotFoundError(
-                f"there is no image or folder '{path}'; name some with --images, or draw the demo's pictures with "
-                'python tools/demo/make_segmentation_data.py --out data/demo_segmentation'
-            )
-        found = [path] if path.is_file() else sorted(path.rglob('*'))
-        files += [file for file in found if file.suffix.lower() in IMAGE_SUFFIXES]
-    if not files:
-        raise FileNotFoundError(f'no image in {", ".join(map(str, paths))}; known: {", ".join(sorted(IMAGE_SUFFIXES))}')
-    images = {}
-    count = min(count, len(files))
-    for file in (files[index * len(files) // count] for index in range(count)):
-        image = mmcv.imread(str(file))
-        if image is None:
-            raise ValueError(f"'{file}' cannot be read as an image; leave it out of --images")
-        images[str(file)] = mmcv.imresize(image, (size, size), interpolation='bicubic')
-    return images
-
-
-def build_model(request: Request, seed: int) -> Any:
-    """The model with the weights that are asked for, in eval mode; those of necks and heads are left as they come.
-
-    Raises:
-        ValueError: If the checkpoint is not of this model.
-    """
+def config_of(request: Request) -> Config:
+    """The config of a model, changed as its options say."""
     options = argparse.ArgumentParser()
     options.add_argument('--cfg-options', nargs='+', action=DictAction)
     options.set_defaults(config=request.config, launcher='none', work_dir=None)
-    cfg = load_config(options.parse_args(['--cfg-options', *request.options] if request.options else []))
-    _drop_pretrained(cfg.model)  # the weights are the checkpoint's, or random
-    cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))  # where mmpretrain's own configs have it
-    set_random_seed(seed)
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):
-        model = revert_sync_batchnorm(MODELS.build(cfg.model))  # the same in eval mode, on a CPU, too
-        model.eval()
-        if request.checkpoint == RANDOM:
-            model.init_weights()
-            return model
-    state = CheckpointLoader.load_checkpoint(request.checkpoint, map_location='cpu')
-    keys = state.get('state_dict', state)
-    prefixes = [prefix for prefix in ('backbone.', 'module.backbone.') if any(key.startswith(prefix) for key in keys)]
-    # Refuses what does not fit; what it finds is complete, but for norms after the map and for sparsity masks.
-    found = check_pretrained(model.backbone, request.checkpoint, prefixes[0] if prefixes else '')
-    model.backbone.load_state_dict(found, strict=False)
-    return model
+    return load_config(options.parse_args(['--cfg-options', *request.options] if request.options else []))
 
 
-def _drop_pretrained(node: Any) -> None:
-    if isinstance(node, dict):
-        if isinstance(node.get('init_cfg'), dict) and node['init_cfg'].get('type') == 'Pretrained':
-            del node['init_cfg']
-        if node.get('pretrained'):
-            node['pretrained'] = None
-    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        _drop_pretrained(child)
-
-
-def set_layer_scales(model: nn.Module, value: float) -> int:
-    """Fill the layer scales, ``gamma`` in ConvNeXt and PeLK.
-
-    Returns:
-        How many there are.
-    """
-    scales = [parameter for name, parameter in model.named_parameters() if name.endswith('.gamma')]
-    for scale in scales:
-        nn.init.constant_(scale, value)
-    return len(scales)
-
-
-@torch.no_grad()
-def estimate_norms(model: Any, images: Sequence[Image]) -> int:
-    """Give the backbone's batch norms the mean statistics of the images, which they have while training starts.
-
-    Returns:
-        How many there are.
-    """
-    # _BatchNorm is the one base of all batch norms; torch.optim.swa_utils.update_bn uses it, too. That function would
-    # also switch drop paths on.
-    norms = [module for module in model.backbone.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over the images
-        norm.train()
-    if norms:
-        for image in preprocessed(model, images):
-            model.backbone(image)
-    model.eval()
-    return len(norms)
-
-
-def preprocessed(model: Any, images: Sequence[Image]) -> Iterator[Tensor]:
-    """Images as the model expects them: ``(1, 3, H, W)``, normalised by its ``data_preprocessor``."""
-    for image in images:
-        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        # An empty sample: preprocessors that pad write into it.
-        inputs = model.data_preprocessor(dict(inputs=[pixels], data_samples=[BaseDataElement()]))['inputs']
-        yield torch.stack(inputs).float() if isinstance(inputs, list) else inputs
-
-
-def measure(request: Request, images: dict[str, Image], args: argparse.Namespace, device: str) -> Measured:
-    """Build a model and measure its contribution scores."""
-    model = build_model(request, args.seed).to(device)
-    weights = Path(request.checkpoint).name
-    pictures = list(images.values())
+def measure_request(request: Request, images: Sequence[Image], args: argparse.Namespace) -> Measured:
+    """Load a model, prepare it if its weights are random, and measure it."""
+    model = load_model(config_of(request), request.checkpoint, args.seed).to(args.device or get_device())
+    facts = dict(asdict(request), config=shown(request.config), weights=Path(request.checkpoint).name)
     if request.checkpoint == RANDOM:
-        weights = 'random weights'
-        if args.layer_scale != 'init' and set_layer_scales(model.backbone, float(args.layer_scale)):
-            weights += f', layer scale {float(args.layer_scale):g}'
-        estimate_norms(model, pictures)
-    start = time.perf_counter()
-    scores = contribution_scores(model, preprocessed(model, pictures))
-    seconds = time.perf_counter() - start
-    facts: dict[str, Any] = dict(asdict(request), weights=weights, images=len(images), seconds=round(seconds, 2))
-    facts['machine'] = environment_info(device.split(':')[0])  # of loaded maps, not the one that draws them
-    facts['config'] = shown(request.config)
-    if request.checkpoint != RANDOM and '://' not in request.checkpoint:
+        facts['weights'] = 'random weights'
+        if args.layer_scale is not None and set_layer_scales(model.backbone, args.layer_scale):
+            facts['weights'] += f', layer scale {args.layer_scale:g}'
+        estimate_norms(model, images)
+    elif '://' not in request.checkpoint:
         facts['checkpoint'] = shown(request.checkpoint)
-    facts['theoretical_size'] = facts['theoretical_interval'] = None
-    if isinstance(model.backbone, PeLK):
-        layers = receptive_field_layers(model.backbone)
-        facts['theoretical_size'] = receptive_field_size(layers)
-        facts['theoretical_interval'] = theoretical_receptive_field(layers, args.size)
-    return Measured(scores, facts)
+    return measure(model, images, facts)
 
 
 def shown(path: str) -> str:
@@ -308,40 +188,16 @@ def shown(path: str) -> str:
     return absolute.relative_to(ROOT).as_posix() if absolute.is_relative_to(ROOT) else path
 
 
-def save_scores(path: Path, models: Sequence[Measured]) -> None:
-    facts = json.dumps([model.facts for model in models])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, scores=np.stack([model.scores for model in models]), facts=np.array(facts))
-
-
-def load_scores(path: Path) -> list[Measured]:
-    """What :func:`save_scores` wrote.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it holds something else.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"there are no scores '{path}'; --save-scores writes them")
-    try:
-        with np.load(path) as stored:
-            facts = json.loads(str(stored['facts']))
-            return [Measured(scores, fact) for scores, fact in zip(stored['scores'], facts, strict=True)]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"'{path}' holds no scores of --save-scores: {error}") from error
-
-
 def ratio_table(described: Sequence[dict[str, Any]], size: int) -> Table:
-    table = Table(title=f'Smallest centred square with a share of the contribution: side in pixels of {size}, area')
-    for column in ('model', 'weights', 'scores'):
-        table.add_column(column)
-    for threshold in THRESHOLDS:
-        table.add_column(f'{100 * threshold:g} %', justify='right')
+    """Area ratios of each model, of the raw scores and of their logarithm."""
+    title = f'Smallest centred square with a share of the contribution: side in pixels of {size}, area'
+    shares = [f'{100 * threshold:g} %' for threshold in THRESHOLDS]
+    table = Table(['model', 'weights', 'scores', *shares], title=title, labels=3)
     for model in described:
         for label, key in (('raw', 'area_ratios'), ('log10(s + 1)', 'area_ratios_log')):
             cells = [f'{ratio["side"]}, {100 * ratio["area_ratio"]:.1f} %' for ratio in model[key]]
             heads = (model['name'], model['weights']) if label == 'raw' else ('', '')
-            table.add_row(*heads, label, *cells, end_section=label != 'raw')
+            table.add(*heads, label, *cells)
     return table
 
 
@@ -349,24 +205,17 @@ def run(args: argparse.Namespace) -> None:
     models = [measured for path in args.load_scores for measured in load_scores(path)]
     requests = read_requests(args.model or ([] if models else DEFAULT_MODELS))
     check_names([model.facts['name'] for model in models] + [request.name for request in requests])
-    if args.layer_scale != 'init':
-        try:
-            float(args.layer_scale)
-        except ValueError:
-            raise ValueError(f"--layer-scale is a number or 'init', got '{args.layer_scale}'") from None
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    device = args.device or get_device()
     images = read_images(args.images, args.max_images, args.size) if requests else {}
     for request in requests:
-        models.append(measure(request, images, args, device))
-        console.print(f'{request.name}: {len(images)} images in {models[-1].facts["seconds"]:.1f} s')
+        models.append(measure_request(request, list(images.values()), args))
+        print(f'{request.name}: {len(images)} images in {models[-1].facts["seconds"]:.1f} s', flush=True)
     if len({model.scores.shape for model in models}) > 1:
         shapes = ', '.join(f'{model.facts["name"]} {model.scores.shape}' for model in models)
         raise ValueError(f'the maps differ in size: {shapes}; measure all at one --size, a multiple of 32')
     described = [describe(model) for model in models]
-    console.print(ratio_table(described, models[0].scores.shape[0]))
-    draw(models, described, args.out)
-    console.print(str(args.out))
+    ratio_table(described, models[0].scores.shape[0]).print()
+    save_with_palette(draw_fields(models, described), args.out)
+    print(args.out)
     if args.json:
         report = {
             # Of what was measured now; else of the first loaded map. Each model has its own beside it.
@@ -374,7 +223,7 @@ def run(args: argparse.Namespace) -> None:
             'size': models[0].scores.shape[0],
             'images': [shown(str(path)) for path in args.images],
             'seed': args.seed,
-            'layer_scale': args.layer_scale if args.layer_scale == 'init' else float(args.layer_scale),
+            'layer_scale': 'init' if args.layer_scale is None else args.layer_scale,
             'models': described,
         }
         args.json.parent.mkdir(parents=True, exist_ok=True)

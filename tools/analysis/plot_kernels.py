@@ -7,40 +7,21 @@ python tools/analysis/plot_kernels.py embedding CHECKPOINT --config CONFIG --sta
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
-from itertools import accumulate, takewhile
 from pathlib import Path
-from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
 from mmengine.config import DictAction
 from mmengine.registry import MODELS
 from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
-from mmpelk.analysis.kernels import (
-    LearntEmbedding,
-    LearntKernel,
-    Region,
-    backbone_tensors,
-    kernel_from_key,
-    learnt_embedding,
-    learnt_kernel,
-    regions,
-)
+from mmpelk.analysis.kernel_figures import draw_embedding, draw_grids, draw_kernel
+from mmpelk.analysis.kernels import LearntKernel, backbone_tensors, kernel_from_key, learnt_embedding, learnt_kernel
 from mmpelk.engine.checks import check_checkpoint
 from mmpelk.engine.command_line import exit_on_user_error, load_config, parse_options
 from mmpelk.models import PeLK
 from mmpelk.models.deploy import deploy_state_dict
 from mmpelk.ops.sharing_grid import check_sharing_grid, sharing_grid
-
-PANEL = 5.4  # inches of a grid's picture
-SIGNED = 'cividis'  # from dark to light all the way, so that grey prints keep the order; zero is in the middle
-SMALLEST = 4.5  # points below which an index is left out
 
 
 def parse_args() -> argparse.Namespace:
@@ -88,152 +69,6 @@ def parse_args() -> argparse.Namespace:
         command.add_argument('--out', type=Path, help='the figure; in work_dirs/analysis by default')
     parser.set_defaults(launcher='none', work_dir=None, local_rank=0)  # what load_config and parse_options look for
     return parse_options(parser)
-
-
-def draw_grids(grids: Sequence[Sequence[int]]) -> Figure:
-    """Fig. 1: the positions of each kernel, cut into the regions that share a parameter.
-
-    Args:
-        grids: Ring widths, one panel each.
-    """
-    figure = Figure(figsize=(PANEL * len(grids) + 1, PANEL + 0.6), layout='constrained')
-    panels = figure.subplots(1, len(grids), squeeze=False)[0]
-    largest = max(max(grid) ** 2 for grid in grids)
-    norm = LogNorm(1, 4 * largest)  # beyond the largest, so that no region is as dark as the outlines
-    for axes, grid in zip(panels, grids, strict=True):
-        _draw_grid(axes, check_sharing_grid(grid), norm)
-    scale = figure.colorbar(panels[-1].images[0], ax=list(panels), label='positions that share the parameter')
-    ticks = [4**exponent for exponent in range(12) if 2 * 4**exponent <= largest] + [largest]
-    scale.set_ticks(ticks, labels=[str(tick) for tick in ticks])
-    scale.set_ticks([], minor=True)
-    scale.ax.set_ylim(1, largest if largest > 1 else 4)
-    figure.suptitle('Sharing grids: one parameter per outlined region, numbered where there is room')
-    return figure
-
-
-def _draw_grid(axes: Axes, grid: tuple[int, ...], norm: LogNorm) -> None:
-    side, cut = sum(grid), regions(grid)
-    areas = [[0] * side for _ in range(side)]
-    for region in cut:
-        for row in areas[region.top : region.top + region.height]:
-            row[region.left : region.left + region.width] = [region.height * region.width] * region.width
-    axes.imshow(areas, cmap='Greys', norm=norm, extent=(0, side, side, 0))
-    _outline(axes, grid, color='black', linewidth=0.8)
-    position = 0.88 * PANEL * 72 / side  # points
-    _number(axes, cut, position, norm)
-    ticks = dict(_ring_ticks(grid, position))
-    axes.set_xticks(list(ticks), ticks.values(), fontsize=8)
-    axes.set_yticks(list(ticks), ticks.values(), fontsize=8)
-    title = f'{side} x {side} positions by {len(grid)} x {len(grid)} parameters'
-    axes.set(title=title, xlabel='ring widths $s_b$, positions', ylabel='ring widths $s_a$, positions')
-
-
-def _number(axes: Axes, cut: Sequence[Region], position: float, norm: LogNorm) -> None:
-    """Write its index into every region that has room for it, upright where that is larger."""
-    for region in cut:
-        width, height, digits = region.width * position, region.height * position, len(str(region.index))
-        lying, standing = (
-            min(12.0, 0.7 * tall, 1.3 * wide / digits) for wide, tall in ((width, height), (height, width))
-        )
-        upright = standing > 1.3 * lying
-        if max(lying, standing) < SMALLEST:
-            continue
-        axes.text(
-            region.left + region.width / 2,
-            region.top + region.height / 2,
-            str(region.index),
-            size=standing if upright else lying,
-            rotation=90 if upright else 0,
-            color='white' if norm(region.height * region.width) > 0.55 else 'black',
-            ha='center',
-            va='center',
-        )
-
-
-def _ring_ticks(grid: tuple[int, ...], position: float) -> Iterator[tuple[float, str]]:
-    """Where the rings of a grid are and how wide; those too narrow for a label share one if they are the centre."""
-    edges = list(accumulate(grid, initial=0))
-    ones = 2 * len(list(takewhile(lambda width: width == 1, grid[len(grid) // 2 :]))) - 1
-    for edge, width in zip(edges, grid, strict=False):
-        if width * position >= 7:
-            yield edge + width / 2, str(width)
-    if position < 7 <= ones * position:
-        yield sum(grid) / 2, f'{ones} of 1'
-
-
-def _outline(axes: Axes, grid: Sequence[int], **style: Any) -> None:
-    for region in regions(grid):
-        axes.add_patch(Rectangle((region.left, region.top), region.width, region.height, fill=False, **style))
-
-
-def draw_kernel(kernel: LearntKernel, channels: Sequence[int] | None = None) -> Figure:
-    """Parameters of some channels of a kernel, and the dense kernels that they stand for, outlined by region.
-
-    Args:
-        kernel: From a checkpoint.
-        channels: Which ones, a column each; the first four by default.
-
-    Raises:
-        ValueError: If there is no such channel.
-    """
-    side, rings = sum(kernel.grid), len(kernel.grid)
-    rows = [(f'parameters, {rings} x {rings}', 'ring', kernel.weight)]
-    rows += [(f'expanded, {side} x {side}', 'position', kernel.dense)] if side > rings else []
-    form = 'norms and small kernel merged' if kernel.deployed else 'the branch of the large kernel, before its norm'
-    figure, panels = _draw_rows(rows, channels, f'{kernel.name}: {form}', 'weight')
-    if side > rings:
-        for axes in panels[1]:
-            _outline(axes, kernel.grid, color='white', linewidth=0.4)
-    return figure
-
-
-def draw_embedding(learnt: LearntEmbedding, channels: Sequence[int] | None = None) -> Figure:
-    """Fig. 3 as it is learnt: ``h``, ``W * h``, and the term that they add to a map.
-
-    Args:
-        learnt: From a checkpoint.
-        channels: Which ones, a column each; the first four by default.
-
-    Raises:
-        ValueError: If there is no such channel.
-    """
-    height, width = learnt.map.shape[-2:]
-    rows = [] if learnt.embedding is None else [('embedding $h$', 'position', learnt.embedding)]
-    rows += [
-        ('kernel times embedding, $W \\odot h$', 'position', learnt.weighted),
-        (f'term $M$ of a map of {height} x {width}', 'pixel', learnt.map),
-    ]
-    title = f'{learnt.name}: {"with" if learnt.embedding is None else "before"} the norm of the branch'
-    return _draw_rows(rows, channels, title, 'value')[0]
-
-
-def _draw_rows(
-    rows: Sequence[tuple[str, str, Tensor]], channels: Sequence[int] | None, title: str, unit: str
-) -> tuple[Figure, list[list[Axes]]]:
-    """A row of panels per ``(name, unit of its axes, (C, H, W))`` and a column per channel.
-
-    Each panel has its own scale, zero in the middle.
-    """
-    count = len(rows[0][2])
-    channels = range(min(count, 4)) if channels is None else channels
-    if not all(0 <= channel < count for channel in channels):
-        raise ValueError(f'--channels {" ".join(map(str, channels))}: the kernel has the channels 0 to {count - 1}')
-    # Compressed: constrained, for panels of a fixed aspect.
-    figure = Figure(figsize=(3.0 * len(channels), 2.5 * len(rows) + 0.5), layout='compressed')
-    figure.suptitle(title)
-    panels = figure.subplots(len(rows), len(channels), squeeze=False)
-    for line, (name, what, values) in zip(panels, rows, strict=True):
-        for axes, channel in zip(line, channels, strict=True):
-            array = values[channel].numpy()
-            limit = float(abs(array).max()) or 1.0
-            height, width = array.shape
-            image = axes.imshow(array, SIGNED, vmin=-limit, vmax=limit, extent=(0, width, height, 0))
-            figure.colorbar(image, ax=axes, label=unit if axes is line[-1] else '')
-            for axis in (axes.xaxis, axes.yaxis):
-                axis.set_major_locator(MaxNLocator(5, integer=True))
-            axes.set(title=f'channel {channel}', xlabel=f'column, {what}s', ylabel=f'row, {what}s')
-        line[0].set_ylabel(f'{name}\n\nrow, {what}s')
-    return figure, [list(line) for line in panels]
 
 
 def grids_of(args: argparse.Namespace) -> list[tuple[int, ...]]:

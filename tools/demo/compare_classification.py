@@ -1,125 +1,89 @@
-"""Compare the networks of the classification demo: a table, and a figure with error bars over the seeds.
+"""Train the networks of the classification demo over seeds, and compare them: a table, and a figure with error bars.
 
-python tools/demo/compare_classification.py work_dirs/demo_classification
+python tools/demo/compare_classification.py work_dirs/demo_classification --data data/demo_classification
+
+What the folder holds finished, with the same settings, is read and not trained again.
 """
 
 import argparse
-import json
-import statistics
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
 import torch
+from mmengine.registry import MODELS, init_default_scope
+
+import mmpelk
+from mmpelk.analysis.table import Table
+from mmpelk.analysis.variants import VariantRun, mean_and_deviation, train_variants
+from mmpelk.engine.command_line import exit_on_user_error
 
 matplotlib.use('Agg')  # no display needed
 
+# Recipe, and name in the figure.
 NETWORKS = {'pelk': 'peripheral', 'conv7': 'conv7 (ConvNeXt)', 'stripe': 'stripe (SLaK)'}
-METRIC = 'accuracy/top1'
 
 
-@dataclass(frozen=True)
-class Result:
-    """The runs of one network.
-
-    Attributes:
-        name: As in the figure.
-        parameters: Number of parameters.
-        epochs: Epochs with a test.
-        accuracies: Top-1 in percent: one list per seed, with a value per epoch.
-    """
-
-    name: str
-    parameters: int
-    epochs: list[int]
-    accuracies: list[list[float]]
-
-    @property
-    def final(self) -> list[float]:
-        """Accuracy of each seed at the end."""
-        return [run[-1] for run in self.accuracies]
-
-    def spread(self) -> list[float]:
-        """Sample standard deviation over the seeds, per epoch; 0 for one seed."""
-        by_epoch = zip(*self.accuracies, strict=True)
-        return [statistics.stdev(values) if len(values) > 1 else 0.0 for values in by_epoch]
-
-    def mean(self) -> list[float]:
-        """Mean over the seeds, per epoch."""
-        return [statistics.mean(values) for values in zip(*self.accuracies, strict=True)]
+def count_parameters(network: str) -> int:
+    cfg = mmpelk.get_config(f'demo/{network}_nano_digits')
+    init_default_scope(cfg.default_scope)
+    with torch.device('meta'):
+        return sum(parameter.numel() for parameter in MODELS.build(cfg.model).parameters())
 
 
-def read_run(folder: Path) -> list[tuple[int, float]]:
-    """``[(epoch, accuracy), ...]`` of one training.
-
-    Raises:
-        FileNotFoundError: If the folder holds no tested training.
-    """
-    for log in sorted(folder.glob('*/vis_data/scalars.json'), reverse=True):
-        lines = [json.loads(line) for line in log.read_text().splitlines()]
-        # A test writes its epoch as "step".
-        if tested := [(line['step'], line[METRIC]) for line in lines if METRIC in line]:
-            return tested
-    raise FileNotFoundError(f"no tested training in '{folder}'; tools/demo/run_cls.sh makes them")
+def train(data: Path, seeds: Sequence[int], work_dir: Path, at_a_time: int) -> dict[str, list[VariantRun]]:
+    """The runs of each network."""
+    roots = {f'{split}_dataloader.dataset.data_root': str(data) for split in ('train', 'val', 'test')}
+    variants = {network: mmpelk.get_config(f'demo/{network}_nano_digits', roots) for network in NETWORKS}
+    runs = train_variants(variants, seeds, work_dir, at_a_time, 'accuracy/top1')
+    return {network: [run for run in runs if run.name == network] for network in NETWORKS}
 
 
-def count_parameters(folder: Path) -> int:
-    """Parameters of the network whose last checkpoint is in ``folder``."""
-    path = (folder / 'last_checkpoint').read_text()
-    state = torch.load(path, map_location='cpu', weights_only=False)['state_dict']
-    statistic = ('running_mean', 'running_var', 'num_batches_tracked')
-    return sum(value.numel() for name, value in state.items() if not name.endswith(statistic))
+def make_table(results: Mapping[str, Sequence[VariantRun]]) -> Table:
+    table = Table(['mixer', 'parameters', 'top-1 on the test set, %', 'seeds'])
+    for network, runs in results.items():
+        values = [run.final for run in runs]
+        mean, deviation = mean_and_deviation(values)
+        seeds = ', '.join(f'{value:.1f}' for value in values)
+        table.add(NETWORKS[network], str(count_parameters(network)), f'{mean:.2f} ± {deviation:.2f}', seeds)
+    return table
 
 
-def read_results(work_dir: Path) -> list[Result]:
-    """All networks under ``work_dir``."""
-    results = []
-    for network, name in NETWORKS.items():
-        folders = sorted((work_dir / network).glob('seed_*'))
-        if not folders:
-            raise FileNotFoundError(f"no runs in '{work_dir / network}'; tools/demo/run_cls.sh makes them")
-        runs = [read_run(folder) for folder in folders]
-        epochs = [epoch for epoch, _ in runs[0]]
-        accuracies = [[accuracy for _, accuracy in run] for run in runs]
-        results.append(Result(name, count_parameters(folders[0]), epochs, accuracies))
-    return results
-
-
-def print_table(results: list[Result]) -> None:
-    print(f'{"mixer":18} {"parameters":>10}  top-1 on the test set, %')
-    for result in results:
-        seeds = ', '.join(f'{value:.1f}' for value in result.final)
-        print(
-            f'{result.name:18} {result.parameters:10}  {result.mean()[-1]:.2f} ± {result.spread()[-1]:.2f}  ({seeds})'
-        )
-
-
-def plot(results: list[Result], out: Path) -> None:
+def plot(results: Mapping[str, Sequence[VariantRun]], out: Path) -> None:
     """Accuracy over the epochs, and at the end; bars are standard deviations over the seeds."""
     figure, (curves, final) = plt.subplots(1, 2, figsize=(10, 4), layout='constrained')
-    for position, result in enumerate(results):
-        label = f'{result.name}, {result.parameters / 1e3:.1f} k'
-        curves.errorbar(result.epochs, result.mean(), result.spread(), marker='o', capsize=4, label=label)
-        final.errorbar(position, result.mean()[-1], result.spread()[-1], marker='o', capsize=8, markersize=8)
-        final.plot([position + 0.12] * len(result.final), result.final, 'k.', alpha=0.5)
+    for position, (network, runs) in enumerate(results.items()):
+        epochs = [epoch for epoch, _ in runs[0].curve]
+        over_seeds = zip(*([value for _, value in run.curve] for run in runs), strict=True)
+        means, deviations = zip(*map(mean_and_deviation, over_seeds), strict=True)
+        label = f'{NETWORKS[network]}, {count_parameters(network) / 1e3:.1f} k'
+        curves.errorbar(epochs, means, deviations, marker='o', capsize=4, label=label)
+        final.errorbar(position, means[-1], deviations[-1], marker='o', capsize=8, markersize=8)
+        final.plot([position + 0.12] * len(runs), [run.final for run in runs], 'k.', alpha=0.5)
     curves.set(xlabel='epoch', ylabel='top-1 on 500 test digits, %')
     curves.legend(loc='lower right')
     final.set(ylabel='top-1 at the end, %', xlim=(-0.5, len(results) - 0.5))
-    final.set_xticks(range(len(results)), [result.name for result in results])
+    final.set_xticks(range(len(results)), [NETWORKS[network] for network in results])
     for axes in (curves, final):
         axes.grid(alpha=0.3)
-    figure.suptitle(f'Mean and standard deviation of {len(results[0].final)} seeds; one digit is 0.2 %')
+    seeds = len(next(iter(results.values())))
+    figure.suptitle(f'Mean and standard deviation of {seeds} seeds; one digit is 0.2 %')
     figure.savefig(out, dpi=150)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('work_dir', type=Path, help='folder of the runs, NETWORK/seed_N')
+    parser.add_argument('work_dir', type=Path, help='folder of the runs')
+    parser.add_argument('--data', type=Path, default=Path('data/demo_classification'), help='%(default)s by default')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='trainings at a time; %(default)s here')
     parser.add_argument('--out', type=Path, help='the figure; comparison.png in the folder by default')
     args = parser.parse_args()
-    results = read_results(args.work_dir)
-    print_table(results)
+    with exit_on_user_error():
+        results = train(args.data, args.seeds, args.work_dir, args.jobs)
+    make_table(results).print()
     out = args.out or args.work_dir / 'comparison.png'
     plot(results, out)
     print(out)

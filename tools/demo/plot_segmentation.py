@@ -16,74 +16,65 @@ matplotlib.use('Agg')  # no window: machines without a display
 import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
 from matplotlib.patches import Patch
 from mmengine.config import Config
+from mmseg.evaluation import IoUMetric
 from PIL import Image
+
+Array = npt.NDArray[np.float64]
 
 FAR_PREFIX = 'tent_'  # of the classes that a far cue decides
 OTHER = (140, 140, 140)  # colour of what belongs to no class and is not scored
 
-Counts = npt.NDArray[np.int64]
-Labels = npt.NDArray[np.uint8]
-
-
-def confusion_matrix(labels: Labels, predictions: Labels, classes: int) -> Counts:
-    """Pixels per (class, predicted class), ``(classes, classes)``.
-
-    Args:
-        labels: Label maps with 0 for "other", which is left out, and 1 to ``classes``.
-        predictions: Predicted maps of the same shape, 1 to ``classes``.
-        classes: Number of classes.
-    """
-    scored = labels > 0
-    pairs = (labels[scored].astype(np.int64) - 1) * classes + predictions[scored] - 1
-    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
-
-
-def class_iou(confusion: Counts) -> npt.NDArray[np.float64]:
-    """Intersection over union per class; NaN for a class that is neither there nor predicted."""
-    hits = np.diag(confusion)
-    with np.errstate(invalid='ignore'):
-        return hits / (confusion.sum(0) + confusion.sum(1) - hits)
-
-
-def mean_iou(confusion: Counts) -> float:
-    """mIoU as a fraction, over the classes that occur, as MMSegmentation's ``IoUMetric``."""
-    return float(np.nanmean(class_iou(confusion)))
-
-
-def majority_confusion(confusion: Counts) -> Counts:
-    """What predicting the most frequent class everywhere gives on the same labels."""
-    pixels = confusion.sum(1)
-    constant = np.zeros_like(confusion)
-    constant[:, pixels.argmax()] = pixels
-    return constant
-
-
-def short_sighted_miou(confusion: Counts, guessed: list[int]) -> float:
-    """mIoU of a network that is right everywhere, but has to guess among the classes that a far cue decides.
-
-    Guessing each of ``n`` equally frequent classes equally often is the best that it can do for the mean of their IoU.
-    """
-    pixels = confusion.sum(1).astype(np.float64)
-    iou = np.where(pixels > 0, 1.0, np.nan)
-    for index in guessed:
-        hits = pixels[index] / len(guessed)
-        iou[index] = hits / (pixels[index] + pixels[guessed].sum() / len(guessed) - hits)
-    return float(np.nanmean(iou))
-
 
 @dataclass(frozen=True)
 class Scores:
-    """Held-out figures as fractions: per class, their mean, and the two yardsticks."""
+    """Held-out scores as fractions, over the classes that occur, and two yardsticks that follow from the labels.
 
-    iou: npt.NDArray[np.float64]
-    miou: float
-    majority: float
-    short_sighted: float
-    far_miou: float
+    Attributes:
+        classes: Names.
+        pixels: Pixels of each class, ``(N,)``.
+        iou: Intersection over union of each class, ``(N,)``; NaN where a class is neither there nor predicted.
+    """
+
+    classes: list[str]
+    pixels: Array
+    iou: Array
+
+    @property
+    def far(self) -> list[int]:
+        """Indices of the classes that a far cue decides."""
+        return [index for index, name in enumerate(self.classes) if name.startswith(FAR_PREFIX)]
+
+    @property
+    def miou(self) -> float:
+        """mIoU, as MMSegmentation's ``IoUMetric`` has it."""
+        return float(np.nanmean(self.iou))
+
+    @property
+    def far_miou(self) -> float:
+        """mIoU of the classes that a far cue decides."""
+        return float(np.nanmean(self.iou[self.far]))
+
+    @property
+    def majority(self) -> float:
+        """mIoU of predicting the most frequent class everywhere."""
+        return float(self.pixels.max() / self.pixels.sum() / (self.pixels > 0).sum())
+
+    @property
+    def short_sighted(self) -> float:
+        """mIoU of a network that is right everywhere, but has to guess among the classes that a far cue decides.
+
+        Guessing each of ``n`` equally frequent classes equally often is the best that it can do for the mean of their
+        IoU.
+        """
+        iou = np.where(self.pixels > 0, 1.0, np.nan)
+        hits = self.pixels[self.far] / len(self.far)
+        iou[self.far] = hits / (self.pixels[self.far] + self.pixels[self.far].sum() / len(self.far) - hits)
+        return float(np.nanmean(iou))
 
     def line(self) -> str:
         """The line that the demo ends with."""
@@ -94,19 +85,14 @@ class Scores:
 
 
 def score(data: Path, predictions: Path, classes: list[str]) -> Scores:
-    """Compare all stored predictions with the validation labels."""
-    confusion = np.zeros((len(classes),) * 2, dtype=np.int64)
+    """Compare all stored predictions with the validation labels, where 0 is "other" and not scored."""
+    areas = np.zeros((4, len(classes)))  # of intersection, union, prediction, label
     for path in sorted((data / 'annotations' / 'validation').glob('*.png')):
-        confusion += confusion_matrix(_read(path), _read(predictions / path.name), len(classes))
-    far = [index for index, name in enumerate(classes) if name.startswith(FAR_PREFIX)]
-    iou = class_iou(confusion)
-    return Scores(
-        iou,
-        mean_iou(confusion),
-        mean_iou(majority_confusion(confusion)),
-        short_sighted_miou(confusion, far),
-        float(np.nanmean(iou[far])),
-    )
+        # As reduce_zero_label does: classes from 0 on, and 255 for what is ignored.
+        maps = [torch.from_numpy(_read(file) - np.uint8(1)).long() for file in (predictions / path.name, path)]
+        areas += np.stack(IoUMetric.intersect_and_union(*maps, len(classes), 255))
+    with np.errstate(invalid='ignore'):
+        return Scores(classes, areas[3], areas[0] / areas[1])
 
 
 def read_curves(work_dir: Path) -> dict[str, list[tuple[int, float]]]:
@@ -124,7 +110,7 @@ def read_curves(work_dir: Path) -> dict[str, list[tuple[int, float]]]:
     raise ValueError(f'{work_dir} holds no training log; run tools/demo/run_seg.sh')
 
 
-def _read(path: Path) -> Labels:
+def _read(path: Path) -> npt.NDArray[np.uint8]:
     return np.asarray(Image.open(path))
 
 
@@ -169,9 +155,9 @@ def _draw_miou(axes: Axes, curves: dict[str, list[tuple[int, float]]], scores: S
     axes.grid(alpha=0.3)
 
 
-def _draw_classes(axes: Axes, scores: Scores, classes: list[str]) -> None:
-    bars = axes.barh([name.replace('_', ' ') for name in classes], 100 * scores.iou, edgecolor='black')
-    for bar, name in zip(bars, classes, strict=True):
+def _draw_classes(axes: Axes, scores: Scores) -> None:
+    bars = axes.barh([name.replace('_', ' ') for name in scores.classes], 100 * scores.iou, edgecolor='black')
+    for bar, name in zip(bars, scores.classes, strict=True):
         bar.set(facecolor='gray' if name.startswith(FAR_PREFIX) else 'white', hatch='//' * name.startswith(FAR_PREFIX))
     axes.bar_label(bars, fmt='%.0f', fontsize=8, padding=2)
     axes.set(title='Held-out IoU (hatched: by the far cue)', xlabel='IoU [%]', xlim=(0, 112))
@@ -196,7 +182,7 @@ def draw(
     curves = read_curves(work_dir)
     _draw_curves(loss_axes, curves)
     _draw_miou(miou_axes, curves, scores)
-    _draw_classes(class_axes, scores, list(palette))
+    _draw_classes(class_axes, scores)
     right.subplots_adjust(left=0.2, right=0.97, top=0.91, bottom=0.07, hspace=0.5)
     figure.savefig(out)
     plt.close(figure)

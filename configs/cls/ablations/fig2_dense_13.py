@@ -1,4 +1,4 @@
-# Fig. 2: dense kernels of K = 13, without sparsity.
-_base_ = './fig2_stripe_13.py'
+# Fig. 2: dense (K x K), 13.
+_base_ = './table1_replk_51_no_sparsity.py'
 
-model = dict(backbone=dict(mixer='dense'))
+model = dict(backbone=dict(kernel_sizes=(13, 13, 13, 13)))

@@ -1,4 +1,4 @@
-# Fig. 2: dense kernels of K = 31, without sparsity.
-_base_ = './fig2_stripe_31.py'
+# Fig. 2: dense (K x K), 31.
+_base_ = './table1_replk_51_no_sparsity.py'
 
-model = dict(backbone=dict(mixer='dense'))
+model = dict(backbone=dict(kernel_sizes=(31, 29, 27, 13)))

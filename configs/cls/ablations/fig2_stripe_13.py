@@ -1,4 +1,4 @@
-# Fig. 2: stripes of K = 13, without sparsity.
+# Fig. 2: stripe (K x 5), 13.
 _base_ = './table1_slak_51_no_sparsity.py'
 
 model = dict(backbone=dict(kernel_sizes=(13, 13, 13, 13)))

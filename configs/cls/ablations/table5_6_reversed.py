@@ -1,5 +1,4 @@
-# Table 5, row 6: fine at the rim, coarse towards the centre.
+# Table 5: 6, [1, 1, 2, 4, 8, 1].
 _base_ = './table5_1_ones.py'
 
-grid = [1, 1, 2, 4, 8, 1]
-model = dict(backbone=dict(sharing_grids=[grid, grid, grid, grid]))
+model = dict(backbone=dict(sharing_grids=[[1, 1, 2, 4, 8, 1]] * 4))

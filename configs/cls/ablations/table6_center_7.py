@@ -1,4 +1,4 @@
-# Table 6: a fine-grained centre of 7 x 7.
+# Table 6: [8, 8, 4, 2, 1, 1, 1, 1], 7 x 7.
 _base_ = './pelk_t.py'
 
 model = dict(backbone=dict(center_size=7))

@@ -1,4 +1,4 @@
-# Table 7: PeLK-151 at 384 x 384. The paper gives no centre; 7 x 7 is PeLK-101's.
+# Table 7: PeLK-151, 384 x 384, 151-89-87-13. The paper gives no centre for PeLK-151; the recipe has PeLK-101's 7 x 7.
 _base_ = './pelk_t_384.py'
 
 model = dict(backbone=dict(kernel_sizes=(151, 89, 87, 13), center_size=7))

@@ -1,9 +1,9 @@
-# Fig. 2 on ADE20K: dense kernels of K = 13, without sparsity.
-_base_ = './fig2_stripe_13.py'
+# Fig. 2: dense (K x K), 13.
+_base_ = './table1_replk_51_no_sparsity.py'
 
 model = dict(
     backbone=dict(
-        mixer='dense',
+        kernel_sizes=(13, 13, 13, 13),
         init_cfg=dict(checkpoint='{{$MMPELK_CHECKPOINTS:checkpoints}}/fig2_dense_13.pth'),
     ),
 )

@@ -1,9 +1,2 @@
-# Fig. 2 on ADE20K: dense kernels of K = 51, without sparsity.
-_base_ = './fig2_stripe_51.py'
-
-model = dict(
-    backbone=dict(
-        mixer='dense',
-        init_cfg=dict(checkpoint='{{$MMPELK_CHECKPOINTS:checkpoints}}/fig2_dense_51.pth'),
-    ),
-)
+# Fig. 2: dense (K x K), 51.
+_base_ = './table1_replk_51_no_sparsity.py'

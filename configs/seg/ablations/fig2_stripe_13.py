@@ -1,4 +1,4 @@
-# Fig. 2 on ADE20K: stripes of K = 13, without sparsity.
+# Fig. 2: stripe (K x 5), 13.
 _base_ = './table1_slak_51_no_sparsity.py'
 
 model = dict(

@@ -1,9 +1,6 @@
-# Table 1 on ADE20K: dense kernels, with the sparsity of their pre-training.
+# Table 1: RepLK-51, 51 x 51, w/.
 _base_ = './table1_slak_51.py'
 
 model = dict(
-    backbone=dict(
-        mixer='dense',
-        init_cfg=dict(checkpoint='{{$MMPELK_CHECKPOINTS:checkpoints}}/table1_replk_51.pth'),
-    ),
+    backbone=dict(mixer='dense', init_cfg=dict(checkpoint='{{$MMPELK_CHECKPOINTS:checkpoints}}/table1_replk_51.pth')),
 )

@@ -1,4 +1,4 @@
-# Table 1 on ADE20K: dense kernels, without sparsity.
+# Table 1: RepLK-51, 51 x 51, w/o.
 _base_ = './table1_slak_51_no_sparsity.py'
 
 model = dict(

@@ -1,4 +1,4 @@
-# Table 1 on ADE20K: stripes, with the sparsity of their pre-training.
+# Table 1: SLaK-51, 51 x 5 + 5 x 51, w/.
 _base_ = './upernet_pelk_t_80k.py'
 
 model = dict(

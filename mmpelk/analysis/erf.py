@@ -1,0 +1,246 @@
+"""Effective receptive fields of models of mmpretrain, mmseg and mmdet on photographs: the paper's Fig. 4.
+
+Loads a model, makes a random network compute as it would at the first training step, and measures its
+:func:`~mmpelk.analysis.receptive_field.contribution_scores` on images as the model expects them.
+"""
+
+import copy
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mmcv
+import numpy as np
+import numpy.typing as npt
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.runner import CheckpointLoader
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+
+from mmpelk.models import PeLK
+from mmpelk.models.checkpoint import check_pretrained
+
+from .inference import build_model
+from .receptive_field import (
+    Scores,
+    area_ratios,
+    contribution_scores,
+    receptive_field_layers,
+    receptive_field_size,
+    support,
+    theoretical_receptive_field,
+)
+from .timing import environment_info
+
+__all__ = [
+    'RANDOM',
+    'Measured',
+    'describe',
+    'estimate_norms',
+    'load_model',
+    'load_scores',
+    'measure',
+    'preprocessed',
+    'read_images',
+    'save_scores',
+    'set_layer_scales',
+]
+
+#: In place of a checkpoint: random weights.
+RANDOM = 'random'
+_SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'}
+
+Image = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Scores of a model, and what they were measured with.
+
+    Attributes:
+        scores: ``(H, W)``, summed over the images.
+        facts: What the JSON says about the model.
+    """
+
+    scores: Scores
+    facts: dict[str, Any]
+
+
+def read_images(paths: Sequence[Path], count: int, size: int) -> dict[str, Image]:
+    """Images by name: BGR, ``(size, size, 3)``, their aspect ratio given up as RepLKNet's script does.
+
+    They are spread evenly over the sorted files, so that a data set in folders of classes is not seen by one class.
+
+    Raises:
+        FileNotFoundError: If a path does not exist or there is no image.
+        ValueError: If a file is not an image, or a number is not positive.
+    """
+    if count < 1 or size < 1:
+        raise ValueError(f'the number of images and their size are at least 1, got {count} and {size}')
+    files = []
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(
+                f"there is no image or folder '{path}'; give another, or draw the demo's pictures with "
+                'python tools/demo/make_segmentation_data.py --out data/demo_segmentation'
+            )
+        found = [path] if path.is_file() else sorted(path.rglob('*'))
+        files += [file for file in found if file.suffix.lower() in _SUFFIXES]
+    if not files:
+        raise FileNotFoundError(f'no image in {", ".join(map(str, paths))}; known: {", ".join(sorted(_SUFFIXES))}')
+    images = {}
+    count = min(count, len(files))
+    for file in (files[index * len(files) // count] for index in range(count)):
+        image = mmcv.imread(str(file))
+        if image is None:
+            raise ValueError(f"'{file}' cannot be read as an image; leave it out")
+        images[str(file)] = mmcv.imresize(image, (size, size), interpolation='bicubic')
+    return images
+
+
+def load_model(cfg: Config, checkpoint: str, seed: int = 0) -> Any:
+    """The model of a config in eval mode; a checkpoint fills its backbone, necks and heads are left as they come.
+
+    Args:
+        cfg: Of a model that has a ``backbone``; it is not changed.
+        checkpoint: Path or URL of the weights, or :data:`RANDOM`. Weights that the config names are not loaded.
+        seed: Of random weights.
+
+    Raises:
+        ValueError: If the checkpoint is not of this model.
+    """
+    cfg = copy.deepcopy(cfg)
+    _drop_pretrained(cfg.model)
+    cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))  # where mmpretrain's own configs have it
+    # Plain batch norms are the same in eval mode, on a CPU, too.
+    model: Any = revert_sync_batchnorm(build_model(cfg, seed if checkpoint == RANDOM else None)).eval()
+    if checkpoint == RANDOM:
+        return model
+    state = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    keys = state.get('state_dict', state)
+    prefixes = [prefix for prefix in ('backbone.', 'module.backbone.') if any(key.startswith(prefix) for key in keys)]
+    # Refuses what does not fit; what it finds is complete, but for norms after the map and for sparsity masks.
+    found = check_pretrained(model.backbone, checkpoint, prefixes[0] if prefixes else '')
+    model.backbone.load_state_dict(found, strict=False)
+    return model
+
+
+def _drop_pretrained(node: Any) -> None:
+    if isinstance(node, dict):
+        if isinstance(node.get('init_cfg'), dict) and node['init_cfg'].get('type') == 'Pretrained':
+            del node['init_cfg']
+        if node.get('pretrained'):
+            node['pretrained'] = None
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        _drop_pretrained(child)
+
+
+def set_layer_scales(model: nn.Module, value: float) -> int:
+    """Fill the layer scales, ``gamma`` in ConvNeXt and PeLK.
+
+    Returns:
+        How many there are.
+    """
+    scales = [parameter for name, parameter in model.named_parameters() if name.endswith('.gamma')]
+    for scale in scales:
+        nn.init.constant_(scale, value)
+    return len(scales)
+
+
+@torch.no_grad()
+def estimate_norms(model: Any, images: Sequence[Image]) -> int:
+    """Give the backbone's batch norms the mean statistics of the images, which they have while training starts.
+
+    Returns:
+        How many there are.
+    """
+    # _BatchNorm is the one base of all batch norms; torch.optim.swa_utils.update_bn uses it, too. That function would
+    # also switch drop paths on.
+    norms = [module for module in model.backbone.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over the images
+        norm.train()
+    if norms:
+        for image in preprocessed(model, images):
+            model.backbone(image)
+    model.eval()
+    return len(norms)
+
+
+def preprocessed(model: Any, images: Sequence[Image]) -> Iterator[Tensor]:
+    """Images as the model expects them: ``(1, 3, H, W)``, normalised by its ``data_preprocessor``."""
+    for image in images:
+        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        # An empty sample: preprocessors that pad write into it.
+        inputs = model.data_preprocessor(dict(inputs=[pixels], data_samples=[BaseDataElement()]))['inputs']
+        yield torch.stack(inputs).float() if isinstance(inputs, list) else inputs
+
+
+def measure(model: Any, images: Sequence[Image], facts: Mapping[str, Any]) -> Measured:
+    """Contribution scores of a model on images.
+
+    Args:
+        model: From :func:`load_model`, on the device to measure on.
+        images: From :func:`read_images`.
+        facts: What is known of the model, at least its ``name`` and ``weights``.
+
+    Returns:
+        The scores, and the facts with the machine, the seconds, and what the kernels say of the field: its size on an
+        endless image and the interval that the central position sees, both ``None`` for a backbone that is no PeLK.
+    """
+    start = time.perf_counter()
+    scores = contribution_scores(model, preprocessed(model, images))
+    seconds = time.perf_counter() - start
+    size = interval = None
+    if isinstance(model.backbone, PeLK):
+        layers = receptive_field_layers(model.backbone)
+        size, interval = receptive_field_size(layers), theoretical_receptive_field(layers, scores.shape[0])
+    found = dict(
+        images=len(images),
+        seconds=round(seconds, 2),
+        machine=environment_info(next(model.parameters()).device.type),
+        theoretical_size=size,
+        theoretical_interval=interval,
+    )
+    return Measured(scores, {**facts, **found})
+
+
+def save_scores(path: Path, models: Sequence[Measured]) -> None:
+    facts = json.dumps([model.facts for model in models])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, scores=np.stack([model.scores for model in models]), facts=np.array(facts))
+
+
+def load_scores(path: Path) -> list[Measured]:
+    """What :func:`save_scores` wrote.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there are no scores '{path}'; tools/analysis/erf.py --save-scores writes them")
+    try:
+        with np.load(path) as stored:
+            facts = json.loads(str(stored['facts']))
+            return [Measured(scores, fact) for scores, fact in zip(stored['scores'], facts, strict=True)]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"'{path}' holds no contribution scores: {error}") from error
+
+
+def describe(measured: Measured) -> dict[str, Any]:
+    """What the JSON holds for a model: the facts, the support and the area ratios, raw and of the logarithm."""
+    mean = measured.scores / measured.facts['images']
+    return measured.facts | {
+        'total': float(measured.scores.sum()),
+        'largest': float(measured.scores.max()),
+        'support': support(measured.scores),
+        'area_ratios': [asdict(ratio) for ratio in area_ratios(measured.scores)],
+        'area_ratios_log': [asdict(ratio) for ratio in area_ratios(mean, logarithm=True)],
+    }

@@ -1,0 +1,129 @@
+"""Tables 2, 3 and 4 recomputed: parameters and FLOPs of PeLK and of its peers, beside what the paper prints.
+
+All are counted by :func:`mmpelk.analysis.complexity.count_complexity`, by one convention: a multiply-add of a
+convolution, a linear layer or a product of matrices is one FLOP. See docs/complexity.md.
+"""
+
+import functools
+from dataclasses import dataclass
+
+from mmpelk.analysis.complexity import Complexity, count_complexity, uniform_densities
+from mmpelk.analysis.inference import build_model
+from mmpelk.analysis.table import Table
+
+from .marks import NOTHING, Results, computed, deviation, paper, target
+from .networks import Recipe, UnavailableError, load
+from .paper import FLOPS_DECIMALS, TABLES, PublishedRow
+from .scores import measured_scores
+
+__all__ = ['CountedRow', 'count_row', 'count_table', 'counts_table', 'head_table', 'upernet']
+
+_METRICS = {'mIoU': 'mIoU', 'AP_box': 'box AP', 'AP_mask': 'mask AP', 'top1': 'top-1'}
+
+
+@dataclass(frozen=True)
+class CountedRow:
+    """A row of the paper beside what we count.
+
+    Attributes:
+        published: The paper's row.
+        counted: For one image of the row's input size; ``None`` where the network could not be built.
+        note: Why the network was not built, how it was composed, or why it deviates. Can be empty.
+    """
+
+    published: PublishedRow
+    counted: Complexity | None
+    note: str
+
+
+def count_table(number: int) -> tuple[CountedRow, ...]:
+    """All rows of a table, in the order of the paper.
+
+    Args:
+        number: 2, 3 or 4.
+
+    Returns:
+        A counted row for each published row. A table takes about 20 seconds on one core the first time.
+
+    Raises:
+        ValueError: If the paper has no such table of parameters and FLOPs.
+    """
+    if number not in TABLES:
+        raise ValueError(f'the tables with parameters and FLOPs are {", ".join(map(str, TABLES))}, got {number}')
+    return tuple(count_row(row) for row in TABLES[number])
+
+
+def count_row(row: PublishedRow) -> CountedRow:
+    """Count one row; a network that this installation cannot build is reported with the reason."""
+    try:
+        return CountedRow(row, _count(row.network, row.input_size), row.network.note)
+    except UnavailableError as error:
+        return CountedRow(row, None, f'not built: {error}')
+
+
+@functools.cache
+def _count(recipe: Recipe, shape: tuple[int, int]) -> Complexity:
+    """Of a recipe's network. It is remembered as long as the process lives."""
+    model = build_model(load(recipe))
+    return count_complexity(model, shape, uniform_densities(model, recipe.density))
+
+
+def counts_table(number: int, results: Results) -> Table:
+    """Parameters, FLOPs and scores: printed, counted, and measured where somebody has trained the recipe."""
+    decimals, measured = FLOPS_DECIMALS[number], measured_scores(number, results.folder)
+    heads = ['method', 'params [M]', 'counted', 'deviation', 'in training', 'FLOPs [G]', 'counted', 'deviation']
+    table = Table([*heads, *(f'{_METRICS[metric]} [%]' for metric in TABLES[number][0].scores)])
+    notes: dict[str, int] = {}
+    for row in count_table(number):
+        published, counted = row.published, row.counted
+        params = counted.params_as_published / 1e6 if counted else None
+        training = counted.params_sparse / 1e6 if counted else None
+        flops = counted.flops_sparse / 1e9 if counted else None
+        name = published.method + (f', {published.input_size[0]}²' if number == 4 else '')
+        if row.note:
+            name += f' [{notes.setdefault(row.note, len(notes) + 1)}]'
+        scores = []
+        found = measured.get(published.network.own_name or '')
+        for metric, score in published.scores.items():
+            cell = target(score) if published.is_ours else paper(score, 1)
+            if found and metric in found.scores:
+                cell += f'; {results.measured(found.scores[metric], found.machine, f"Table {number}")}'
+            scores.append(cell)
+        table.add(
+            name,
+            paper(published.params),
+            computed(params, 1),
+            deviation(params, published.params, 0),
+            f'{computed(training, 1)}, {deviation(training, published.params, 0)}' if training else NOTHING,
+            paper(published.flops, decimals),
+            computed(flops, decimals + 1),
+            deviation(flops, published.flops, decimals),
+            *scores,
+        )
+    table.notes = [f'[{index}] {note[0].upper()}{note[1:]}.' for note, index in notes.items()]
+    return table
+
+
+def upernet(method: str) -> tuple[PublishedRow, Complexity]:
+    """A row of Table 2 and its network's counts, by component.
+
+    Raises:
+        ValueError: If the network cannot be built in this installation; the message says why.
+    """
+    row = count_row(next(row for row in TABLES[2] if row.method == method))
+    if row.counted is None:
+        raise ValueError(f'{method} of Table 2 is {row.note}')
+    return row.published, row.counted
+
+
+def head_table() -> Table:
+    """The decode head alone, which all UperNet rows share, beside what the paper's totals leave for it."""
+    heads = ['UperNet head of', "the paper's total less our backbone [G]", 'counted [G]', 'deviation']
+    table = Table([*heads, 'without norms and resizing [G]'])
+    for method in ('PeLK-T', 'PeLK-B'):
+        published, counted = upernet(method)
+        whole = counted.part('decode_head') / 1e9
+        extra = sum(c.flops for c in counted.components if c.name == 'norms_and_resizing') / 1e9
+        left = published.flops - counted.part('backbone') / 1e9
+        table.add(method, computed(left, 1), computed(whole, 1), deviation(whole, left), computed(whole - extra, 1))
+    return table

@@ -1,0 +1,103 @@
+"""Cells of the page's tables: every figure says where it comes from."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmpelk.analysis.table import Table
+
+from . import RESULTS
+
+__all__ = ['NOTHING', 'Results', 'computed', 'deviation', 'paper', 'target']
+
+NOTHING = '-'
+_FACTS = ('device', 'threads', 'torch', 'cudnn', 'python', 'mmpelk', 'date')
+
+
+def _cell(value: float | str | None, places: int, mark: str) -> str:
+    if value is None:
+        return NOTHING
+    return f'{value if isinstance(value, str) else f"{value:.{places}f}"} {mark}'
+
+
+def paper(value: float | str | None, places: int = 0) -> str:
+    """What the paper prints and this page compares with."""
+    return _cell(value, places, '(p)')
+
+
+def target(value: float | str | None, places: int = 1) -> str:
+    """What the paper prints and nobody has reproduced here yet."""
+    return _cell(value, places, '(target)')
+
+
+def computed(value: float | str | None, places: int = 2) -> str:
+    """What the command of the section computes, the same on any machine."""
+    return _cell(value, places, '(c)')
+
+
+def deviation(ours: float | None, theirs: float | None, places: int = 1) -> str:
+    """Ours against the printed figure, in per cent; it is computed from two marked cells.
+
+    Args:
+        ours: Ours.
+        theirs: The printed figure.
+        places: Decimal places that it is printed with. From 1 % on the text is bold, unless ours rounds to the printed
+            figure.
+    """
+    if ours is None or theirs is None:
+        return NOTHING
+    percent = round(100 * (ours / theirs - 1), 1)
+    text = f'{percent:+.1f} %' if percent else '0.0 %'
+    return f'**{text}**' if abs(percent) >= 1 and round(ours, places) != theirs else text
+
+
+@dataclass
+class Results:
+    """Results files, and their runs, numbered in the order in which the figures appear on the page.
+
+    Attributes:
+        folder: Where the files are.
+        runs: What was measured, and on which machine; filled by :meth:`measured`.
+    """
+
+    folder: Path = RESULTS
+    runs: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
+
+    def read(self, name: str) -> Any:
+        """Content of a results file, or ``None`` if nobody has written it."""
+        path = self.folder / f'{name}.json'
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def measured(
+        self,
+        value: float | str | None,
+        machine: Mapping[str, Any],
+        what: str,
+        places: int = 1,
+        spread: float | None = None,
+    ) -> str:
+        """A measured figure, with its standard deviation if it has one.
+
+        Args:
+            value: The figure; ``None`` for nothing.
+            machine: What :func:`mmpelk.analysis.timing.environment_info` says of the run.
+            what: Name of the run, for the list of them.
+            places: Decimal places.
+            spread: Standard deviation.
+        """
+        if value is None:
+            return NOTHING
+        if (what, machine) not in self.runs:
+            self.runs.append((what, machine))
+        if spread is not None and not isinstance(value, str):
+            value = f'{value:.{places}f} ± {spread:.{places}f}'
+        return _cell(value, places, f'(m{self.runs.index((what, machine)) + 1})')
+
+    def listing(self) -> Table:
+        """The runs: what, machine, versions, date."""
+        table = Table(['run', 'what', 'machine', 'threads', 'torch', 'cuDNN', 'Python', 'mmpelk', 'date'])
+        for number, (what, machine) in enumerate(self.runs, start=1):
+            table.add(f'm{number}', what, *(str(machine.get(key) or NOTHING) for key in _FACTS))
+        return table

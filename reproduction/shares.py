@@ -1,0 +1,172 @@
+"""Shares of the FLOPs (Fig. 5): of head and backbone, and of the backbone's parts, of any recipe.
+
+python -m reproduction.shares --out flop_shares.png
+python -m reproduction.shares configs/det/cascade_mask_rcnn_pelk_t_coco.py --shape 800 1280
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from mmengine.config import DictAction
+
+from mmpelk.analysis.complexity import Complexity, count_complexity, uniform_densities
+from mmpelk.analysis.inference import build_model
+from mmpelk.analysis.table import Table
+from mmpelk.engine.command_line import exit_on_user_error, load_config, parse_options
+
+from . import ROOT
+from .figures import figure_parser, write_figure
+from .marks import computed, deviation, paper
+from .paper import SHARES
+
+__all__ = ['Share', 'draw', 'flop_shares', 'shares_table']
+
+MODEL, BACKBONE, BESIDE = 'the model', 'the backbone', 'the backbone, beside it'
+RECIPE = 'configs/seg/upernet_pelk_t_ade20k.py'
+# Names in Fig. 5b of the components that count_complexity tells apart.
+_NAMES = dict(
+    ffn='FFN',
+    large_kernels='large kernels',
+    stem='downsampling, stem included',
+    downsampling='downsampling, stem included',
+    embedding='positional embedding',
+)
+# Greys from dark to light, and hatches: either tells neighbours apart.
+_FILLS = [('0.25', ''), ('0.6', '//'), ('0.85', '..'), ('0.45', 'xx'), ('0.95', '\\\\'), ('0.75', '--')]
+
+
+@dataclass(frozen=True)
+class Share:
+    """A piece of Fig. 5.
+
+    Attributes:
+        whole: What it is a share of: :data:`MODEL` in Fig. 5a, :data:`BACKBONE` in Fig. 5b; :data:`BESIDE` for the
+            embedding, whose additions and look-ups are no convolution: the paper's totals come out without them.
+        name: As in the figure.
+        flops: Multiply-adds, each layer times its density; for the embedding, additions and multiplications.
+        percent: Of the whole.
+    """
+
+    whole: str
+    name: str
+    flops: int
+    percent: float
+
+
+def flop_shares(complexity: Complexity) -> list[Share]:
+    """Fig. 5 of any model.
+
+    Args:
+        complexity: From :func:`mmpelk.analysis.complexity.count_complexity`, with the densities to count with.
+
+    Returns:
+        The model's parts in its order, then what the backbone has, the largest first.
+    """
+    parts: Counter[str] = Counter()
+    components: Counter[str] = Counter()
+    for component in complexity.components:
+        parts[component.part] += component.flops_sparse
+        if component.part == 'backbone':
+            name = _NAMES.get(component.name, component.name.replace('_', ' '))
+            components[name] += component.flops_sparse
+    beside = [(_NAMES[one.name], one.flops) for one in complexity.left_out if one.name == 'embedding']
+    backbone = parts['backbone']
+    return [
+        Share(whole, name, flops, 100 * flops / total)
+        for whole, total, pieces in (
+            (MODEL, complexity.flops_sparse, parts.items()),
+            (BACKBONE, backbone, components.most_common()),
+            (BESIDE, backbone, beside),
+        )
+        for name, flops in pieces
+        if flops
+    ]
+
+
+def shares_table(shares: Sequence[Share], is_papers: bool = True) -> Table:
+    """Both halves of Fig. 5.
+
+    Args:
+        shares: What to show.
+        is_papers: Whether they are of UperNet PeLK-T at 2048 x 512, for which the paper states two.
+    """
+    heads = ['part', 'of', 'FLOPs [G]', 'paper [%]', 'here [%]', 'deviation']
+    table = Table(heads, title='Shares of the FLOPs, one per multiply-add', labels=2)
+    for share in shares:
+        printed = SHARES.get(share.name) if is_papers else None
+        digits = 0 if printed and printed >= 1 else 2
+        table.add(
+            share.name.replace('_', ' '),
+            share.whole,
+            computed(share.flops / 1e9, 2),
+            paper(printed, digits),
+            computed(share.percent, 1 if share.percent >= 1 else 3),
+            deviation(share.percent, printed, digits),
+        )
+    return table
+
+
+def draw(shares: Sequence[Share], title: str) -> Figure:
+    """Fig. 5 as two stacked bars: (a) the model's parts, (b) the backbone's.
+
+    Args:
+        shares: What to draw.
+        title: Above both: the recipe, its input, the density.
+    """
+    figure = Figure(figsize=(10, 5), dpi=110, layout='constrained')
+    figure.suptitle(title)
+    panels = (('(a) Head and backbone', MODEL, ''), ('(b) The backbone', BACKBONE, BESIDE))
+    for axes, (name, whole, beside) in zip(figure.subplots(1, 2), panels, strict=True):
+        pieces = [share for share in shares if share.whole == whole]
+        axes.set_title(f'{name}: {sum(share.flops for share in pieces) / 1e9:.1f} G', loc='left')
+        _stack(axes, pieces, [share for share in shares if share.whole == beside])
+    return figure
+
+
+def _stack(axes: Axes, shares: Sequence[Share], beside: Sequence[Share]) -> None:
+    """One bar, the first share at the foot, and a legend in the bar's order."""
+    bottom = 0.0
+    for index, share in enumerate(shares):
+        color, hatch = _FILLS[index % len(_FILLS)]
+        label = f'{share.name}: {share.percent:.1f} %, {share.flops / 1e9:.1f} G'
+        axes.bar(0, share.percent, 0.9, bottom, color=color, hatch=hatch, edgecolor='black', label=label)
+        bottom += share.percent
+    for share in beside:  # too thin to see
+        label = f'beside the 100 %, {share.name}:\n{share.percent:.2f} %, {share.flops / 1e9:.2f} G of additions'
+        axes.bar(0, 0, label=label, color='none')
+    axes.set(xlim=(-0.55, 0.55), ylim=(0, 100), xticks=[], xlabel='one image', ylabel='share of the FLOPs, %')
+    legend = dict(frameon=False, handlelength=2.5, handleheight=2, labelspacing=1)
+    axes.legend(loc='center left', bbox_to_anchor=(1, 0.5), reverse=True, **legend)
+    for side in ('top', 'right'):
+        axes.spines[side].set_visible(False)
+
+
+def main() -> None:
+    parser = figure_parser(__doc__, 'flop_shares')
+    parser.add_argument('config', nargs='?', default=str(ROOT / RECIPE), help=f'{RECIPE} by default')
+    image = 'height and width of the image; %(default)s'
+    parser.add_argument('--shape', nargs=2, type=int, default=(512, 2048), metavar=('H', 'W'), help=image)
+    density = "share of live weights in the backbone's and a classifier's 2-D and 4-D parameters; 0.6 by default"
+    parser.add_argument('--density', type=float, default=0.6, help=density)
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config')
+    parser.set_defaults(launcher='none', work_dir=None, local_rank=0)  # what load_config and parse_options look for
+    args = parse_options(parser)
+    with exit_on_user_error():
+        model = build_model(load_config(args))
+        shares = flop_shares(count_complexity(model, tuple(args.shape), uniform_densities(model, args.density)))
+        path = Path(args.config).resolve()
+        recipe = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else args.config
+        is_papers = (recipe, *args.shape, args.density, args.cfg_options) == (RECIPE, 512, 2048, 0.6, None)
+        shares_table(shares, is_papers).print()
+        height, width = args.shape
+        title = f'{path.stem}, {width} x {height}, density {args.density:g}'
+        report = dict(config=recipe, shape=list(args.shape), density=args.density, shares=list(map(asdict, shares)))
+        write_figure(draw(shares, title), args, report)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,219 @@
+"""Networks of any toolbox, loaded and prepared as training starts, and their contribution scores on photographs."""
+
+import socket
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import CheckpointLoader
+from torch import Tensor
+
+from mmpelk.analysis.erf import (
+    RANDOM,
+    estimate_norms,
+    load_model,
+    load_scores,
+    preprocessed,
+    read_images,
+    set_layer_scales,
+)
+from mmpelk.analysis.receptive_field import contribution_scores
+from tests.paths import CONFIGS
+
+NANO = CONFIGS / 'demo' / 'upernet_pelk_nano_synthetic.py'
+
+
+def nano(checkpoint: object = RANDOM, seed: int = 0, **changes: Any) -> Any:
+    """The demo's network with changes of its backbone."""
+    cfg = Config.fromfile(NANO)
+    cfg.model.backbone.update(changes)
+    return load_model(cfg, str(checkpoint), seed)
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, random = tmp_path_factory.mktemp('photos'), np.random.default_rng(0)
+    for index in range(3):
+        assert cv2.imwrite(str(folder / f'{index}.png'), random.integers(0, 256, (30, 50, 3), np.uint8))
+    (folder / 'notes.txt').write_text('no image')
+    return folder
+
+
+def test_images_are_spread_over_the_folders(tmp_path: Path) -> None:
+    for folder in 'abc':
+        (tmp_path / folder).mkdir()
+        for index in range(4):
+            assert cv2.imwrite(str(tmp_path / folder / f'{index}.png'), np.zeros((8, 9, 3), np.uint8))
+    images = read_images([tmp_path], 3, 32)
+    assert [Path(name).parent.name for name in images] == ['a', 'b', 'c']
+    assert {picture.shape for picture in images.values()} == {(32, 32, 3)}
+    assert len(read_images([tmp_path], 50, 32)) == 12
+
+
+@pytest.mark.parametrize(
+    ('names', 'count', 'error', 'message'),
+    [
+        (['nothing'], 1, FileNotFoundError, 'no image or folder'),
+        (['notes.txt'], 1, FileNotFoundError, 'no image in'),
+        (['0.png'], 0, ValueError, 'at least 1'),
+        (['broken.png'], 1, ValueError, 'cannot be read as an image'),
+    ],
+)
+def test_images_are_checked(
+    photos: Path, tmp_path: Path, names: list[str], count: int, error: type[Exception], message: str
+) -> None:
+    (tmp_path / 'broken.png').write_bytes(b'no image')
+    paths = [tmp_path / name if name == 'broken.png' else photos / name for name in names]
+    with pytest.raises(error, match=message):
+        read_images(paths, count, 32)
+
+
+def test_scores_of_another_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match='there are no scores'):
+        load_scores(tmp_path / 'b.npz')
+    (tmp_path / 'b.npz').write_text('nothing')
+    with pytest.raises(ValueError, match='holds no contribution scores'):
+        load_scores(tmp_path / 'b.npz')
+
+
+def test_images_are_normalised_as_the_model_does() -> None:
+    bgr = np.broadcast_to(np.uint8([10, 20, 30]), (32, 32, 3))
+    (pixels,) = preprocessed(nano(), [bgr])
+    expected = [(30 - 123.675) / 58.395, (20 - 116.28) / 57.12, (10 - 103.53) / 57.375]
+    torch.testing.assert_close(pixels[0, :, 5, 5], torch.tensor(expected))
+
+
+def test_checkpoint_of_the_same_model_alone(tmp_path: Path) -> None:
+    trained, file = nano(seed=7), tmp_path / 'nano.pth'
+    torch.save(dict(state_dict=trained.state_dict()), file)
+    loaded = nano(file)
+    for name, value in trained.backbone.state_dict().items():
+        assert torch.equal(loaded.backbone.state_dict()[name], value), name
+    arch = Config.fromfile(NANO).model.backbone.arch
+    with pytest.raises(ValueError, match='does not fit this backbone'):
+        nano(file, arch=dict(arch, kernel_sizes=(21, 19)))
+
+
+def test_random_networks_start_as_training_does(photos: Path) -> None:
+    model, again = (nano(seed=3, layer_scale_init_value=1e-6) for _ in range(2))
+    assert all(map(torch.equal, model.state_dict().values(), again.state_dict().values())), 'seeded'
+    assert set_layer_scales(model.backbone, 1.0) == 2
+    assert (model.backbone.stages[0][0].gamma == 1).all()
+    pictures = list(read_images([photos], 2, 32).values())
+    assert estimate_norms(model, pictures) == 4
+    assert not model.training
+    norm = model.backbone.stages[0][0].mixer.small_norm
+    kept: list[Tensor] = []
+    norm.register_forward_hook(lambda _module, args, _output: kept.append(args[0]))
+    for pixels in preprocessed(model, pictures):
+        model.backbone(pixels)
+    mean = torch.stack([x.mean((0, 2, 3)) for x in kept]).mean(0)
+    torch.testing.assert_close(norm.running_mean, mean)
+
+
+# A network of each toolbox that is not ours, shrunk, which names pre-trained weights where its toolbox does; and how
+# many layer scales and batch norms its backbone has.
+TOOLBOXES: dict[str, tuple[str, int, int]] = {
+    'mmpretrain': (
+        """
+        default_scope = 'mmpretrain'
+        data_preprocessor = dict(num_classes=3, mean=[100.0, 110.0, 120.0], std=[10.0, 20.0, 30.0], to_rgb=True)
+        weights = dict(type='Pretrained', checkpoint='https://weights.invalid/convnext.pth', prefix='backbone.')
+        model = dict(
+            type='ImageClassifier',
+            backbone=dict(
+                type='ConvNeXt', arch=dict(depths=[1, 1, 2, 1], channels=[4, 6, 8, 10]), init_cfg=weights
+            ),
+            head=dict(type='LinearClsHead', num_classes=3, in_channels=10),
+        )
+        """,
+        5,
+        0,
+    ),
+    'mmdet': (
+        """
+        _base_ = 'mmdet::_base_/models/faster-rcnn_r50_fpn.py'
+        default_scope = 'mmdet'
+        model = dict(
+            backbone=dict(depth=18, base_channels=4),  # the base's has init_cfg=dict(type='Pretrained', ...)
+            neck=dict(in_channels=[4, 8, 16, 32], out_channels=8),
+            rpn_head=dict(in_channels=8, feat_channels=8),
+            roi_head=dict(
+                bbox_roi_extractor=dict(out_channels=8), bbox_head=dict(in_channels=8, fc_out_channels=8, num_classes=3)
+            ),
+        )
+        """,
+        0,
+        20,
+    ),
+    'mmseg': (
+        """
+        _base_ = 'MMSEG/.mim/configs/_base_/models/fcn_r50-d8.py'  # 'mmseg::' wants the old name of the distribution
+        default_scope = 'mmseg'
+        model = dict(
+            backbone=dict(depth=18, base_channels=4, stem_channels=4),  # beside it the base's pretrained='open-mmlab://...'
+            decode_head=dict(in_channels=32, channels=4),
+            auxiliary_head=dict(in_channels=16, channels=4),
+        )
+        """,
+        0,
+        22,
+    ),
+}
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is asked for while a test runs: checkpoints, and hosts of the network. Nothing is given."""
+    asked: list[str] = []
+
+    def refuse(*words: Any, **options: Any) -> None:
+        asked.append(str([*words, *options.values()]))
+        raise ConnectionError('nothing is loaded in this test')
+
+    monkeypatch.setattr(CheckpointLoader, 'load_checkpoint', refuse)
+    monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', refuse)
+    monkeypatch.setattr(socket.socket, 'connect', refuse)
+    monkeypatch.setattr(socket, 'getaddrinfo', refuse)
+    return asked
+
+
+@pytest.mark.parametrize('toolbox', TOOLBOXES)
+def test_toolboxes_own_networks(toolbox: str, photos: Path, tmp_path: Path, loaded: list[str]) -> None:
+    package = Path(pytest.importorskip(toolbox).__file__).parent
+    text, scales, norms = TOOLBOXES[toolbox]
+    (tmp_path / 'foreign.py').write_text(textwrap.dedent(text).replace(toolbox.upper(), str(package)))
+    model = load_model(Config.fromfile(tmp_path / 'foreign.py'), RANDOM)
+    assert type(model).__module__.split('.')[0] == type(model.backbone).__module__.split('.')[0] == toolbox
+    assert not any(module.training for module in model.modules())
+    assert set_layer_scales(model.backbone, 1.0) == scales
+    pictures = list(read_images([photos], 2, 64).values())
+    assert estimate_norms(model, pictures) == norms
+    inputs = list(preprocessed(model, pictures))
+    assert [pixels.shape for pixels in inputs] == [(1, 3, 64, 64)] * 2
+    # BGR of the file to normalised RGB, by the statistics of this model's preprocessor.
+    mean, std = (getattr(model.data_preprocessor, name).flatten() for name in ('mean', 'std'))
+    rgb = torch.from_numpy(pictures[0][..., ::-1].copy()).permute(2, 0, 1)
+    torch.testing.assert_close(inputs[0][0], (rgb - mean[:, None, None]) / std[:, None, None])
+    assert mean[0] == (100 if toolbox == 'mmpretrain' else 123.675)
+    scores = contribution_scores(model, inputs)
+    assert scores.shape == (64, 64)
+    assert np.isfinite(scores).all()
+    assert (scores >= 0).all()
+    assert scores.max() > 0
+    assert loaded == []
+
+
+def test_our_detector(photos: Path, loaded: list[str]) -> None:
+    pytest.importorskip('mmdet')
+    detector = CONFIGS / 'demo' / 'mask_rcnn_pelk_nano_synthetic.py'
+    model = load_model(Config.fromfile(detector), RANDOM)
+    scores = contribution_scores(model, preprocessed(model, list(read_images([photos], 2, 64).values())))
+    assert scores.shape == (64, 64)
+    assert scores.max() > 0
+    assert loaded == []

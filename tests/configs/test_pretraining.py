@@ -1,0 +1,155 @@
+"""From pre-training on two processes to a deployed segmentation network: what is learnt flows downstream."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+from tests.commands import call, run
+from tests.configs.resolved import config
+from tests.paths import ROOT, TOOLS
+
+pytestmark = [pytest.mark.slow, pytest.mark.scope('mmpretrain')]
+
+# Each mixer once; the sizes differ in what test_recipes.py lists.
+TRAINED = ('pelk_t_in1k', 'slak_t_in1k', 'replk_51_t_in1k', 'convnext_t_in1k')
+
+
+@pytest.fixture(scope='module')
+def trained_by_two(tiny_imagenet: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one epoch of two steps did to the recipes, shrunk, on two processes with gloo."""
+    folder = tmp_path_factory.mktemp('two')
+    launch = [sys.executable, TOOLS / 'torchrun.py', '--standalone', '--nproc-per-node', 2]
+    script = Path(__file__).with_name('two_ranks.py')
+    run(*launch, script, tiny_imagenet, *(config(f'cls/{name}') for name in TRAINED), cwd=folder, PYTHONPATH=ROOT)
+    return json.loads((folder / 'results.json').read_text())
+
+
+@pytest.mark.parametrize('name', TRAINED)
+def test_recipe_trains_on_two_processes(name: str, trained_by_two: dict[str, Any]) -> None:
+    result = trained_by_two[name]
+    assert np.isfinite(result['losses']).all()
+    assert len(set(result['totals'])) == 1, 'both ranks end with the same parameters'
+    # Without SyncBN each rank has its own statistics; rank 0's are broadcast before every step.
+    first, second = result['statistics']
+    assert first == second
+    assert (first[-2] != first[-1]) == (name != 'convnext_t_in1k'), 'ConvNeXt has no batch norm'
+    # Drop path leaves single blocks out of batches of two.
+    assert result['moved'] > 0.5
+    assert 'EMAHook' in result['hooks']
+    if name == 'convnext_t_in1k':
+        assert 'SparsityHook' not in result['hooks']
+    else:
+        assert result['density'] == pytest.approx(0.6, abs=1e-3)
+        # The copy of the model must have the masks.
+        assert result['hooks'].index('SparsityHook') < result['hooks'].index('EMAHook')
+
+
+# Downstream: pre-train, segment, deploy
+
+NANO = dict(depths=(1, 1, 1, 1), channels=(8, 12, 16, 20), kernel_sizes=(13, 11, 9, 7))
+
+
+@pytest.fixture(scope='module')
+def pretrained(tiny_imagenet: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """PeLK-T's recipe through tools/train.py, shrunk: two epochs, sparse, with EMA."""
+    folder = tmp_path_factory.mktemp('pretrain')
+    pipeline = '[dict(type="LoadImageFromFile"),dict(type="Resize",scale=48),dict(type="PackInputs")]'
+    path = folder / 'pretrain.py'
+    path.write_text(f"""
+_base_ = {str(config('cls/pelk_t_in1k'))!r}
+model = dict(backbone=dict(arch={NANO!r}), head=dict(in_channels=20))
+dataset = dict(data_root={str(tiny_imagenet)!r}, pipeline={pipeline})
+train_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False, dataset=dataset)
+val_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False, dataset=dataset)
+train_cfg = dict(max_epochs=2)
+param_scheduler = None
+custom_hooks = [dict(update_interval=2, prune_rate=0.5, **_base_.sparsity), _base_.ema]
+""")
+    log = call(TOOLS / 'train.py', path, '--work-dir', 'work', cwd=folder)
+    assert 'accuracy/top1' in log
+    return folder / 'work' / 'epoch_2.pth'
+
+
+@pytest.fixture(scope='module')
+def fine_tuned(pretrained: Path, tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Segmentation from that checkpoint through the documented line; its config and log."""
+    folder = tmp_path_factory.mktemp('finetune')
+    path = folder / 'finetune.py'
+    # The masks of the pre-training are kept, as docs/sparsity.md says. A learning rate of 0 leaves what was loaded.
+    path.write_text(f"""
+_base_ = {str(tiny_config)!r}
+model = dict(backbone=dict(init_cfg=dict(_delete_=True, type='Pretrained', checkpoint='none', prefix='backbone.')))
+custom_hooks = [dict(type='mmpelk.SparsityHook', mode='fixed')]
+optim_wrapper = dict(optimizer=dict(lr=0.0))
+train_cfg = dict(max_iters=2, val_interval=2)
+""")
+    log = call(TOOLS / 'train.py', path, '--work-dir', 'work',
+              '--cfg-options', f'model.backbone.init_cfg.checkpoint={pretrained}', cwd=folder)  # fmt: skip
+    return path, log
+
+
+def backbone_of(path: Path) -> dict[str, torch.Tensor]:
+    state = torch.load(path, map_location='cpu', weights_only=False)['state_dict']
+    return {name: value for name, value in state.items() if name.startswith('backbone.')}
+
+
+def test_every_backbone_tensor_flows_downstream(pretrained: Path, fine_tuned: tuple[Path, str]) -> None:
+    path, _ = fine_tuned
+    before, after = backbone_of(pretrained), backbone_of(path.parent / 'work' / 'iter_2.pth')
+    # Batch norms follow the new images; all that is learnt is what the checkpoint holds, bit for bit, and so are masks.
+    learnt = [name for name in before if 'running_' not in name and 'num_batches' not in name]
+    assert any(name.endswith('_mask') for name in learnt)
+    assert any(name.endswith('positional_embedding') for name in learnt)
+    for name in learnt:
+        assert torch.equal(after[name], before[name]), name
+    new = {name for name in after if name not in before}
+    assert new == {f'backbone.norm{i}.{kind}' for i in range(3) for kind in ('weight', 'bias')}
+
+
+def test_the_log_says_which_tensors_were_loaded(pretrained: Path, fine_tuned: tuple[Path, str]) -> None:
+    line = next(line for line in fine_tuned[1].splitlines() if "of the backbone's" in line)
+    # The masks are tensors of the backbone, too: the hook has registered them before the weights are loaded.
+    count = len(backbone_of(pretrained))
+    assert f"loaded {count} of the backbone's {count + 6} tensors from '{pretrained}'" in line
+    assert 'not in it, so as initialised: norm0.weight, norm0.bias, norm1.weight, norm1.bias, and 2 more' in line
+    assert 'but not of the backbone: none' in line
+
+
+def test_loaded_statistics_are_the_checkpoints(pretrained: Path) -> None:
+    """Right after loading, before any image, the statistics of the batch norms are the checkpoint's, too."""
+    arguments = dict(type='mmpelk.PeLK', arch=NANO, out_indices=(0, 1, 2, 3), gap_before_final_norm=False)
+    source = dict(type='Pretrained', checkpoint=str(pretrained), prefix='backbone.')
+    backbone = MODELS.build(dict(**arguments, init_cfg=source))
+    backbone.init_weights()
+    loaded = backbone.state_dict()
+    for name, value in backbone_of(pretrained).items():
+        if not name.endswith('_mask'):
+            assert torch.equal(loaded[name.removeprefix('backbone.')], value), name
+
+
+def test_deployed_segmentor_is_the_fine_tuned_one(fine_tuned: tuple[Path, str]) -> None:
+    path, _ = fine_tuned
+    folder, trained = path.parent, path.parent / 'work' / 'iter_2.pth'
+    printed = call(TOOLS / 'reparameterize_model.py', path, trained, 'deployed.pth', cwd=folder)
+    assert 'model.backbone.deploy=True' in printed
+    init_default_scope('mmseg')
+    outs = []
+    for weights, options in ((trained, {}), (folder / 'deployed.pth', {'model.backbone.deploy': True})):
+        cfg = Config.fromfile(path)
+        cfg.merge_from_dict({'model.backbone.init_cfg': None, **options})
+        model: nn.Module = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
+        state = torch.load(weights, map_location='cpu', weights_only=False)['state_dict']
+        state = {name: value for name, value in state.items() if not name.endswith('_mask')}
+        model.load_state_dict(state, strict=True)
+        with torch.no_grad():
+            outs.append(model(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)), mode='tensor'))
+    torch.testing.assert_close(outs[0], outs[1], rtol=1e-4, atol=1e-5)

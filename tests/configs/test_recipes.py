@@ -1,0 +1,242 @@
+"""Each recipe as a whole: all that it and the toolbox's own ConvNeXt recipe, or the recipe it varies, differ in."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mmengine.config import Config
+
+import mmpelk
+from tests.configs.resolved import ABSENT, config, difference
+from tests.paths import CONFIGS, RECIPES, ROOT
+
+Changes = dict[str, tuple[Any, Any]]
+
+SYNC_BN = dict(type='SyncBN', requires_grad=True)
+EMA = dict(type='EMAHook', momentum=1e-4)
+T, B = (124, 249, 499, 998), (166, 332, 665, 1331)
+
+
+def sparsity(**settings: Any) -> dict[str, Any]:
+    return dict(settings, type='mmpelk.SparsityHook', mode='dynamic', density=0.6, target=['backbone', 'head'])
+
+
+# What a backbone of PeLK brings: our class and constructor, its norm, its weights and masks.
+PELK: Changes = {
+    'custom_hooks': (ABSENT, [dict(type='mmpelk.SparsityHook', mode='fixed')]),
+    'model.backbone.norm_cfg': (ABSENT, SYNC_BN),
+    'model.backbone.type': ('mmpretrain.ConvNeXt', 'mmpelk.PeLK'),
+    'optim_wrapper.constructor': (
+        'LearningRateDecayOptimizerConstructor',
+        'mmpelk.LayerDecayOptimWrapperConstructor',
+    ),
+}
+
+
+def weights(size: str, before: str = 'URL') -> Changes:
+    return {'model.backbone.init_cfg.checkpoint': (before, f'checkpoints/pelk_{size}_in1k.pth')}
+
+
+def segmentation(convnext: tuple[int, ...], pelk: tuple[int, ...]) -> Changes:
+    return PELK | {
+        'auto_scale_lr.base_batch_size': (ABSENT, 16),
+        'auto_scale_lr.enable': (ABSENT, False),
+        'model.auxiliary_head.in_channels': (convnext[2], pelk[2]),
+        'model.decode_head.in_channels': (convnext, pelk),
+        'model.pretrained': (None, ABSENT),
+        'optim_wrapper.loss_scale': ('dynamic', ABSENT),  # the default
+        'tta_pipeline.0.backend_args': (None, ABSENT),
+        'tta_pipeline.1.transforms.2.0.reduce_zero_label': (ABSENT, True),
+    }
+
+
+def cascade(convnext: tuple[int, ...], pelk: tuple[int, ...], num_layers: int) -> Changes:
+    heads = [f'model.roi_head.bbox_head.{stage}' for stage in range(3)]
+    # The same head under its short name.
+    short = dict(conv_out_channels=(256, ABSENT), num_shared_convs=(4, ABSENT), num_shared_fcs=(1, ABSENT))
+    short['type'] = ('ConvFCBBoxHead', 'Shared4Conv1FCBBoxHead')
+    return (
+        PELK
+        | {f'{head}.{key}': pair for head in heads for key, pair in short.items()}
+        | {'model.neck.in_channels': (convnext, pelk), 'optim_wrapper.paramwise_cfg.num_layers': (num_layers, ABSENT)}
+    )
+
+
+# At 384 x 384, testing on the whole image.
+LARGE_IMAGES: Changes = {
+    'train_dataloader.dataset.pipeline.1.scale': (224, 384),
+    'val_dataloader.dataset.pipeline.1.edge': ('short', ABSENT),
+    'val_dataloader.dataset.pipeline.1.scale': (256, 384),
+    'val_dataloader.dataset.pipeline.1.type': ('ResizeEdge', 'Resize'),
+    'val_dataloader.dataset.pipeline.2.crop_size': (224, ABSENT),
+    'val_dataloader.dataset.pipeline.2.type': ('CenterCrop', 'PackInputs'),
+    'val_dataloader.dataset.pipeline.3.type': ('PackInputs', ABSENT),
+}
+SMALL: Changes = {
+    'custom_hooks': ([sparsity(update_interval=2000, prune_rate=0.5), EMA],
+                     [sparsity(update_interval=100, prune_rate=0.3), EMA]),
+    'model.backbone.arch.depths': ((3, 3, 9, 3), (3, 3, 27, 3)),
+    'model.backbone.drop_path_rate': (0.1, 0.4),
+}  # fmt: skip
+BASE: Changes = SMALL | {
+    'model.backbone.arch.channels': (T, B),
+    'model.backbone.drop_path_rate': (0.1, 0.5),
+    'model.head.in_channels': (998, 1331),
+}
+ALL_CHANNELS: Changes = {
+    'model.backbone.conv_ratio': (ABSENT, 1.0),
+    'model.backbone.positional_embedding': (ABSENT, None),
+}
+K101: Changes = {
+    'model.backbone.arch.center_size': (5, 7),
+    'model.backbone.arch.kernel_sizes': ((51, 49, 47, 13), (101, 69, 67, 13)),
+}
+
+UPERNET, CASCADE = (
+    'mmseg::convnext/convnext-{}_upernet_8xb2-amp-160k_ade20k-512x512',
+    ('mmdet::convnext/cascade-mask-rcnn_convnext-{}-p4-w7_fpn_4conv1fc-giou_amp-ms-crop-3x_coco'),
+)
+THEIR_T, THEIR_B = (96, 192, 384, 768), (128, 256, 512, 1024)
+
+# Recipe, what it is compared with, and all that they differ in: the value there, and here.
+DIFFERENCES: dict[str, tuple[str | tuple[str, ...], Changes]] = {
+    'seg/upernet_pelk_t_ade20k': (UPERNET.format('tiny'), segmentation(THEIR_T, T) | weights('t')),
+    'seg/upernet_pelk_s_ade20k': (UPERNET.format('small'), segmentation(THEIR_T, T) | weights('s')),
+    'seg/upernet_pelk_b_ade20k': (UPERNET.format('base'), segmentation(THEIR_B, B) | weights('b')),
+    'seg/upernet_pelk_b_101_ade20k': (
+        'seg/upernet_pelk_b_ade20k',
+        {'model.backbone.arch': ('base', 'base-101'), **weights('b_101', 'checkpoints/pelk_b_in1k.pth')},
+    ),
+    'det/cascade_mask_rcnn_pelk_t_coco': (CASCADE.format('t'), cascade(THEIR_T, T, 6) | weights('t')),
+    'det/cascade_mask_rcnn_pelk_s_coco': (CASCADE.format('s'), cascade(THEIR_T, T, 12) | weights('s')),
+    # mmdet has none for ConvNeXt-B; it is as deep as ConvNeXt-S. Drop path and decay are those of ConvNeXt's paper.
+    'det/cascade_mask_rcnn_pelk_b_coco': (
+        CASCADE.format('s'),
+        cascade(THEIR_T, B, 12)
+        | weights('b')
+        | {
+            'model.backbone.arch': ('small', 'base'),
+            'model.backbone.drop_path_rate': (0.6, 0.7),
+            'optim_wrapper.paramwise_cfg.decay_rate': (0.7, 0.8),
+        },
+    ),
+    'det/cascade_mask_rcnn_pelk_b_101_coco': (
+        'det/cascade_mask_rcnn_pelk_b_coco',
+        {'model.backbone.arch': ('base', 'base-101'), **weights('b_101', 'checkpoints/pelk_b_in1k.pth')},
+    ),
+    'det/mask_rcnn_pelk_t_coco_1x': (
+        # With the toolbox's training at one scale.
+        ('mmdet::convnext/mask-rcnn_convnext-t-p4-w7_fpn_amp-ms-crop-3x_coco', 'mmdet::_base_/datasets/coco_instance'),
+        PELK
+        | weights('t')
+        | {
+            'model.backbone.drop_path_rate': (0.4, 0.2),
+            'model.backbone.norm_cfg': (ABSENT, SYNC_BN | dict(type='BN')),
+            'model.backbone.norm_eval': (ABSENT, True),
+            'model.neck.in_channels': (THEIR_T, T),
+            'optim_wrapper.accumulative_counts': (ABSENT, 4),
+            'optim_wrapper.paramwise_cfg.num_layers': (6, ABSENT),
+            'param_scheduler.1.end': (36, 12),
+            'param_scheduler.1.milestones': ((27, 33), (8, 11)),
+            'train_cfg.max_epochs': (36, 12),
+            'train_dataloader.batch_size': (2, 4),
+        },
+    ),
+    'cls/pelk_t_in1k': (
+        'mmpretrain::convnext/convnext-tiny_32xb128_in1k',
+        {
+            'auto_scale_lr.enable': (ABSENT, False),
+            'custom_hooks': (
+                [EMA | dict(priority='ABOVE_NORMAL')],
+                [sparsity(update_interval=2000, prune_rate=0.5), EMA],
+            ),
+            'default_hooks.checkpoint.max_keep_ckpts': (ABSENT, 3),
+            'default_hooks.logger.interval': (100, 50),
+            'env_cfg.cudnn_benchmark': (False, True),
+            'model.backbone.arch': ('tiny', ABSENT),
+            'model.backbone.arch.center_size': (ABSENT, 5),
+            'model.backbone.arch.channels': (ABSENT, T),
+            'model.backbone.arch.depths': (ABSENT, (3, 3, 9, 3)),
+            'model.backbone.arch.kernel_sizes': (ABSENT, (51, 49, 47, 13)),
+            'model.backbone.norm_cfg': (ABSENT, SYNC_BN),
+            'model.backbone.type': ('ConvNeXt', 'mmpelk.PeLK'),
+            'model.head.in_channels': (768, 998),
+            # PeLK initialises its own layers in the same way.
+            'model.head.init_cfg': (None, dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0)),
+            'model.init_cfg': (dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=0.02, bias=0.0), ABSENT),
+            'optim_wrapper.clip_grad': (None, ABSENT),
+            'optim_wrapper.optimizer.eps': (1e-8, ABSENT),  # the default
+            'optim_wrapper.paramwise_cfg.custom_keys..absolute_pos_embed.decay_mult': (0.0, ABSENT),
+            'optim_wrapper.paramwise_cfg.custom_keys..relative_position_bias_table.decay_mult': (0.0, ABSENT),
+            'optim_wrapper.paramwise_cfg.custom_keys.positional_embedding.decay_mult': (ABSENT, 0.0),
+            'optim_wrapper.type': (ABSENT, 'OptimWrapper'),
+            'param_scheduler.0.begin': (ABSENT, 0),
+            'param_scheduler.0.start_factor': (1e-3, 1e-6),  # SLaK's, as is the next
+            'param_scheduler.1.eta_min': (1e-5, 1e-6),
+            'param_scheduler.1.convert_to_iter_based': (ABSENT, True),
+            'param_scheduler.1.end': (ABSENT, 300),
+            'randomness.deterministic': (False, ABSENT),
+            'randomness.seed': (None, ABSENT),
+            'val_dataloader.batch_size': (64, 128),
+            **{f'{split}_dataloader.num_workers': (5, 8) for split in ('train', 'val')},
+            **{f'{split}_dataloader.persistent_workers': (ABSENT, True) for split in ('train', 'val')},
+        },
+    ),
+    'cls/pelk_s_in1k': ('cls/pelk_t_in1k', SMALL),
+    'cls/pelk_b_in1k': ('cls/pelk_t_in1k', BASE),
+    'cls/pelk_b_in1k_384': (
+        'cls/pelk_b_in1k',
+        LARGE_IMAGES
+        | {
+            # The same batch at the same step: both hooks count iterations, of which a step has four.
+            'custom_hooks': (
+                [sparsity(update_interval=100, prune_rate=0.3), EMA],
+                [sparsity(update_interval=4 * 100, prune_rate=0.3), EMA | dict(interval=4)],
+            ),
+            'optim_wrapper.accumulative_counts': (ABSENT, 4),
+            'train_dataloader.batch_size': (128, 128 // 4),
+        },
+    ),
+    'cls/pelk_b_101_in1k_384': ('cls/pelk_b_in1k_384', K101),
+    'cls/slak_t_in1k': ('cls/pelk_t_in1k', {'model.backbone.mixer': (ABSENT, 'stripe'), **ALL_CHANNELS}),
+    'cls/replk_51_t_in1k': ('cls/pelk_t_in1k', {'model.backbone.mixer': (ABSENT, 'dense'), **ALL_CHANNELS}),
+    'cls/convnext_t_in1k': (
+        'cls/pelk_t_in1k',
+        ALL_CHANNELS
+        | {
+            'custom_hooks': ([sparsity(update_interval=2000, prune_rate=0.5), EMA], [EMA]),
+            'model.backbone.arch.channels': (T, THEIR_T),
+            'model.backbone.arch.kernel_sizes': ((51, 49, 47, 13), (7, 7, 7, 7)),
+            'model.backbone.mixer': (ABSENT, 'conv7'),
+            'model.head.in_channels': (998, 768),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize('name', DIFFERENCES)
+def test_recipe_differs_in_nothing_else(name: str) -> None:
+    base, changes = DIFFERENCES[name]
+    assert difference(base, name) == changes
+
+
+def test_every_recipe_is_compared() -> None:
+    assert [f'{name}.py' for name in sorted(DIFFERENCES)] == [name for name in RECIPES if not name.startswith('demo/')]
+
+
+def test_recipe_survives_its_dump() -> None:
+    cfg = Config.fromfile(config('det/cascade_mask_rcnn_pelk_t_coco'))
+    assert Config.fromstring(cfg.pretty_text, '.py').to_dict() == cfg.to_dict()
+
+
+def test_package_lists_every_recipe() -> None:
+    assert mmpelk.list_configs() == RECIPES
+
+
+def test_model_index_names_existing_recipes() -> None:
+    load = pytest.importorskip('modelindex.load_model_index').load
+    index = load(str(ROOT / 'model-index.yml'))
+    index.build_models_with_collections()
+    configs = {Path(model.config) for model in index.models}
+    assert {CONFIGS.relative_to(ROOT) / name for name in RECIPES if not name.startswith('demo/')} <= configs
+    assert all((ROOT / config).is_file() for config in configs)

@@ -1,0 +1,183 @@
+"""What is made of the trainings of the ablations: whether they are the paper's, the file, and the tables."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reproduction.ablation_results import Trained, ablation_table, collect, load, merge, recipe, run_folder, save
+from reproduction.ablations import ABLATIONS, trained_as
+from reproduction.marks import Results
+from tests.training_logs import epoch, write_start
+
+pytest.importorskip('mmpretrain')
+pytest.importorskip('mmseg')
+
+LONG = 'train_cfg = dict(max_epochs=120)'
+SLAK = 'table1_slak_51'
+
+
+def write_trained(
+    work: Path, stage: str, name: str, value: float, options: dict | None = None, gpus: int = 0, seed: int = 0
+) -> None:
+    """A finished training of a recipe with options, on the recipe's number of GPUs unless told."""
+    lines = epoch(120, value) if stage == 'cls' else [dict(loss=1.0, iter=50, step=50), dict(mIoU=value, step=80000)]
+    cfg = recipe(stage, name)
+    cfg.merge_from_dict(options or {})
+    config = '\n'.join(f'{key} = {setting!r}' for key, setting in cfg.to_dict().items())
+    gpus = gpus or (32 if stage == 'cls' else 8)
+    write_start(run_folder(work, stage, name, seed), lines, config, gpus=gpus)
+
+
+def trained(work: Path, stage: str, name: str) -> Trained:
+    return collect([work]).get((stage, name), Trained())
+
+
+# Whether a run is the paper's experiment
+
+# What run_ablations changes for eight GPUs, and what a machine may change.
+ON_EIGHT = {
+    'optim_wrapper.accumulative_counts': 4,
+    'custom_hooks.0.update_interval': 8000,
+    'custom_hooks.1.interval': 4,
+}
+ELSEWHERE = {
+    'train_dataloader.num_workers': 1,
+    'train_dataloader.dataset.data_root': '/elsewhere',
+    'val_dataloader.dataset.data_root': '/elsewhere',
+    'val_dataloader.batch_size': 1,
+    'train_cfg.val_interval': 7,
+    'work_dir': 'w',
+    'model.backbone.init_cfg': dict(type='Pretrained', checkpoint='a.pth'),
+}
+CHANGES: dict[str, tuple[dict[str, Any], int, tuple[str, ...]]] = {
+    'nothing': ({}, 32, ()),
+    'eight_gpus': (ON_EIGHT, 8, ()),
+    'paths_and_workers': (ELSEWHERE, 32, ()),
+    'more_gpus_of_fewer_images': ({'train_dataloader.batch_size': 64}, 64, ()),
+    'steps': ({'param_scheduler.0.end': 1}, 32, ('schedule',)),
+    'model': ({'model.head.in_channels': 3}, 32, ('model',)),
+    'data': ({'train_dataloader.dataset.split': 'val'}, 32, ('data',)),
+    'learning_rate': ({'optim_wrapper.optimizer.lr': 1e-3}, 32, ('optimizer',)),
+    'scaled_learning_rate': ({'auto_scale_lr.enable': True}, 32, ('optimizer',)),
+    'no_hooks': ({'custom_hooks': []}, 32, ('hooks',)),
+    'momentum': ({'custom_hooks.0.momentum': 0.5}, 32, ('hooks',)),
+    'interval': (ON_EIGHT | {'custom_hooks.0.update_interval': 2000}, 8, ('hooks',)),
+    'images_of_a_gpu': ({'train_dataloader.batch_size': 64}, 32, ('batch',)),
+    'gpus': ({}, 8, ('batch',)),
+    'test_images': ({'val_dataloader.dataset.split': 'train'}, 32, ('test',)),
+}
+
+
+@pytest.mark.parametrize(('options', 'gpus', 'told'), CHANGES.values(), ids=CHANGES)
+def test_what_is_not_the_papers_experiment_says_so(
+    options: dict[str, Any], gpus: int, told: tuple[str, ...], tmp_path: Path
+) -> None:
+    write_trained(tmp_path, 'cls', SLAK, 3.0, options, gpus)
+    found = trained(tmp_path, 'cls', SLAK)
+    assert found.seeds[0].changed == told
+    assert found.text() == (f'3.00 (n = 1, other {told[0]})' if told else '3.00 (n = 1)')
+
+
+def test_dumped_recipe_is_the_recipe(tmp_path: Path) -> None:
+    """As mmengine writes a config down."""
+    write_trained(tmp_path, 'seg', SLAK, 46.0)
+    recipe('seg', SLAK).dump(next(run_folder(tmp_path, 'seg', SLAK, 0).glob('*/vis_data/config.py')))
+    assert trained(tmp_path, 'seg', SLAK).text() == '46.00 (n = 1)'
+
+
+def test_segmentation_after_another_pretraining_says_so(tmp_path: Path) -> None:
+    write_trained(tmp_path, 'seg', SLAK, 46.0)
+    write_trained(tmp_path, 'cls', SLAK, 81.0, gpus=8)
+    assert trained(tmp_path, 'seg', SLAK).text() == '46.00 (n = 1, other pre-training)'
+    assert trained(tmp_path, 'cls', SLAK).text() == '81.00 (n = 1, other batch)'
+
+
+# Seeds and folders
+
+
+def test_several_seeds_in_several_folders(tmp_path: Path) -> None:
+    name, here, there = 'table5_5_exponential', tmp_path / 'here', tmp_path / 'there'
+    values = {0: 81.0, 1: 81.5, 2: 82.0}
+    for seed, value in values.items():
+        write_trained(here if seed else there, 'cls', name, value, seed=seed)
+    for seed in (0, 3):  # of a seed that two folders have, the run that came furthest
+        write_start(run_folder(here, 'cls', name, seed), epoch(7, 12.0), LONG)
+    found = collect([here, there])['cls', name]
+    assert found.values == list(values.values())
+    assert found.mean == 81.5
+    assert found.deviation == statistics.stdev(values.values()) == 0.5
+    assert found.text() == '81.50 ± 0.50 (n = 3)'
+    assert [(seed.seed, seed.progress) for seed in found.seeds] == [(0, 120), (1, 120), (2, 120), (3, 7)]
+    assert trained(there, 'cls', name).deviation is None
+    assert trained(there, 'cls', name).text() == '81.00 (n = 1)'
+
+
+def test_one_training_for_rows_that_share_it(tmp_path: Path) -> None:
+    write_start(run_folder(tmp_path, 'cls', 'table7_51_224', 4), epoch(33, 60.0), LONG)
+    trainings = collect([tmp_path])
+    assert trainings.keys() == {('cls', trained_as('cls', 'table7_51_224'))}
+    for key, index in (('6', 2), ('7', 0)):
+        rows = ablation_table(key, trainings, Results()).rows
+        assert rows[index][-1] == '81.6 (target); seed 4: epoch 33 of 120'
+        assert [row[-1] for row in rows].count(rows[index][-1]) == 1
+
+
+# The tables and the file
+
+
+def test_tables_of_what_was_trained(tmp_path: Path) -> None:
+    results = Results()
+    write_trained(tmp_path, 'seg', SLAK, 46.0)
+    write_trained(tmp_path, 'seg', 'table1_replk_51', 46.75)
+    table = ablation_table('1', collect([tmp_path]), results)
+    assert [tuple(row[3:]) for row in table.rows[:2]] == [
+        ('81.6 (target)', '46.5 (target); 46.00 (n = 1) (m1)', '-'),
+        ('81.7 (target)', '46.9 (target); 46.75 (n = 1) (m1)', '+0.4 (target); +0.75, from the measured column'),
+    ]
+    assert results.runs == [('ablations, 1', dict(device='8 x NVIDIA H100', date='2026-01-02'))]
+
+
+@pytest.mark.parametrize('key', ABLATIONS)
+def test_tables_of_nothing_hold_targets(key: str) -> None:
+    table, results = ABLATIONS[key], Results()
+    made = ablation_table(key, {}, results)
+    assert [row[: made.labels] for row in map(list, made.rows)] == [list(row.label) for row in table.rows]
+    stages = len(table.rows[0].paper)
+    first = made.labels + 3 * len(table.computed)
+    for row, cells in zip(table.rows, made.rows, strict=True):
+        wanted = [f'{value} (target)' if value is not None else 'not printed' for value in row.paper.values()]
+        assert list(cells[first : first + stages]) == wanted
+    assert results.runs == []
+
+
+def test_file_holds_what_was_collected(tmp_path: Path) -> None:
+    write_trained(tmp_path, 'cls', SLAK, 81.0, gpus=8)
+    write_start(run_folder(tmp_path, 'cls', 'table6_center_1', 1), epoch(7, 12.0), LONG)
+    path = tmp_path / 'results' / 'ablations.json'
+    save(collect([tmp_path]), path)
+    assert load(path) == collect([tmp_path])
+    assert load(tmp_path / 'nothing.json') == {}
+    for text in ('earlier', '[1]', '{"trainings": [1]}'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match='holds no results of ablations'):
+            load(path)
+
+
+def test_what_was_measured_elsewhere_is_kept(tmp_path: Path) -> None:
+    there, here = tmp_path / 'there', tmp_path / 'here'
+    write_trained(there, 'seg', SLAK, 46.0)
+    write_trained(there, 'cls', 'table6_center_1', 80.0)
+    write_trained(here, 'seg', 'table1_replk_51', 46.75)
+    write_trained(here, 'cls', 'table6_center_1', 81.0)
+    merged = merge(collect([here]), collect([there]))
+    assert {key: found.values for key, found in merged.items()} == {
+        ('seg', SLAK): [46.0],
+        ('seg', 'table1_replk_51'): [46.75],
+        ('cls', 'table6_center_1'): [81.0],
+    }
+    for seed in (1, 2):
+        write_trained(there, 'cls', 'table6_center_1', 80.0, seed=seed)
+    with pytest.raises(ValueError, match=r'seeds of cls/table6_center_1 that these folders do not have: 1, 2; name'):
+        merge(collect([here]), collect([there]))

@@ -1,0 +1,109 @@
+"""docs/reproduction.md is what computations and results files give, and its figures say where they come from."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from mmpelk.analysis.complexity import Complexity, Component
+from reproduction import counts, page
+from reproduction.counts import counts_table
+from reproduction.marks import Results, deviation
+from reproduction.page import TEMPLATE, render
+from reproduction.steps import STEPS
+from tests.paths import ROOT
+
+MACHINE = dict(device='a CPU', threads=2, torch='2.11', python='3.11', date='2026-01-01')
+PAGE = (ROOT / 'docs' / 'reproduction.md').read_text()
+
+
+@pytest.mark.slow
+def test_page_is_what_the_data_gives() -> None:
+    for toolbox in ('mmseg', 'mmdet', 'mmpretrain'):
+        pytest.importorskip(toolbox)
+    assert render() == PAGE, 'make report writes the page anew'
+
+
+def test_pictures_of_the_page_exist() -> None:
+    pictures = re.findall(r'!\[[^\]]+\]\(([^)]+)\)', PAGE)
+    assert len(pictures) > 5
+    assert [picture for picture in pictures if not (ROOT / 'docs' / picture).is_file()] == []
+
+
+def test_links_within_the_page_have_targets() -> None:
+    headings = re.findall(r'^#+ (.+)$', PAGE, re.MULTILINE)
+    anchors = {re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-') for heading in headings}
+    assert set(re.findall(r'\]\(#([^)]+)\)', PAGE)) <= anchors
+
+
+def test_commands_of_the_page_exist() -> None:
+    scripts = set(re.findall(r'(?:tools|benchmarks)/[\w/]+\.(?:py|sh)', PAGE))
+    modules = set(re.findall(r'python -m (reproduction[\w.]*)', PAGE))
+    assert len(scripts) > 5
+    assert len(modules) > 2
+    assert [script for script in sorted(scripts) if not (ROOT / script).is_file()] == []
+    assert [module for module in sorted(modules) if importlib.util.find_spec(module) is None] == []
+
+
+def test_no_decimal_figure_is_without_a_mark() -> None:
+    shown = [cell.strip() for line in PAGE.splitlines() if line.startswith('|') for cell in line.strip('|').split('|')]
+    marks = r'\((p|c|target|m\d+|by hand)\)'
+    figures = [cell for cell in shown if re.search(r'\d\.\d', cell) and not re.search(marks, cell)]
+    # Deviations follow from two marked cells; a precision's name and versions are no figures.
+    assert [cell for cell in figures if not re.fullmatch(r'(\*\*)?[+-]?\d+\.\d %(\*\*)?|[\w.+]+', cell)] == []
+    assert [cell for cell in figures if re.fullmatch(r'\d+\.\d+', cell)] == []
+
+
+@pytest.mark.parametrize(
+    ('ours', 'theirs', 'places', 'text'),
+    [
+        (101, 100, 1, '**+1.0 %**'),
+        (99.5, 100, 1, '-0.5 %'),
+        (99.99, 100, 1, '0.0 %'),
+        (28.4, 28, 0, '+1.4 %'),  # rounds to the printed figure
+        (28.6, 28, 0, '**+2.1 %**'),
+        (None, 100, 1, '-'),
+        (1, None, 1, '-'),
+    ],
+)
+def test_deviations(ours: float | None, theirs: float | None, places: int, text: str) -> None:
+    assert deviation(ours, theirs, places) == text
+
+
+def test_runs_are_numbered_as_they_appear() -> None:
+    results = Results()
+    assert results.measured(1.25, MACHINE, 'first', 2) == '1.25 (m1)'
+    assert results.measured(2.0, MACHINE, 'second', spread=0.5) == '2.0 ± 0.5 (m2)'
+    assert results.measured('3 px', MACHINE, 'first') == '3 px (m1)'
+    assert results.measured(None, MACHINE, 'third') == '-'
+    assert [(row[0], row[1], row[2]) for row in results.listing().rows] == [
+        ('m1', 'first', 'a CPU'),
+        ('m2', 'second', 'a CPU'),
+    ]
+
+
+def test_steps_of_the_report_are_in_the_template() -> None:
+    assert [step.name for step in STEPS if f'${{{step.name}}}' not in TEMPLATE.read_text()] == []
+
+
+def test_what_nobody_has_measured_is_said(tmp_path: Path) -> None:
+    nothing = Results(tmp_path)
+    assert page.receptive_fields('erf_random', nothing) == 'Not measured yet.'
+    assert page.throughput(nothing) == 'GPU: not run yet, the figures of the paper are a target.'
+    assert page.mixers(nothing) == 'Not run yet: `python benchmarks/mixer_comparison.py`.'
+    states = page.states(nothing, {})
+    assert (states['state_erf'], states['state_throughput'], states['state_mixers']) == ('none', 'nothing', 'not run')
+    assert all(' 0 of ' in states[f'state_{key}'] for key in ('1', '2', '3', '4', '5', '6', '7', 'fig2'))
+
+
+def test_measured_scores_enter_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counts, '_count', lambda *_: Complexity((Component('ffn', 'backbone', 1, 1, 1, 1),), (), ()))
+    results = Results(tmp_path)
+    content = dict(machine=MACHINE, results=dict(upernet_pelk_t_ade20k=dict(mIoU=48.04)))
+    (tmp_path / 'ade20k.json').write_text(json.dumps(content))
+    assert 'accuracy of 1 of 4 PeLK rows' in page.states(results, {})['state_2']
+    row = next(row for row in counts_table(2, results).rows if row[0] == 'PeLK-T')
+    assert row[-1] == '48.1 (target); 48.0 (m1)'
+    assert results.listing().rows[0][1:3] == ('Table 2', 'a CPU')

@@ -1,0 +1,230 @@
+"""The steps of the report run as they should, and every command of its page is one that the tools understand."""
+
+import argparse
+import importlib
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from rich.console import Console
+from torch.distributed.run import get_args_parser
+
+from mmpelk.engine.command_line import load_config
+from reproduction.page import TEMPLATE
+from reproduction.steps import STEPS, Step, run_steps
+from tests.commands import load_tool, run
+from tests.paths import ROOT
+
+pytestmark = pytest.mark.slow
+Steps = Callable[..., tuple[int | str | None, str]]
+
+
+@pytest.fixture(name='run_steps')
+def run_in_empty_folder(tmp_path: Path) -> Steps:
+    """Run steps in an empty folder; the exit code, ``None`` after the last step, and what was printed."""
+
+    def run(*steps: Step) -> tuple[int | str | None, str]:
+        printed = io.StringIO()
+        try:
+            run_steps(Console(file=printed, width=200), steps, tmp_path)
+        except SystemExit as end:
+            return end.code, printed.getvalue()
+        return None, printed.getvalue()
+
+    return run
+
+
+def python(code: str) -> str:
+    """A command that runs some Python."""
+    return f'python -c {shlex.quote(code)}'
+
+
+def touch(name: str) -> str:
+    """A command that makes an empty file in the folder that it runs in."""
+    return python(f'open({name!r}, "w")')
+
+
+class TestSteps:
+    def test_run_in_order_and_in_this_python_each_with_a_log(
+        self, run_steps: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The commands themselves and, by the variable, what the launchers start."""
+        monkeypatch.setenv('PYTHON', 'another')
+        monkeypatch.setenv('PATH', '')
+        streams = (
+            'open("made", "w"); import os, sys; print(os.environ["PYTHON"]); print(sys.executable, file=sys.stderr)'
+        )
+        first, second = Step('first', python(streams)), Step('second', python('print(open("made").read() == "")'))
+        code, printed = run_steps(first, second)
+        assert code is None
+        logs = {log.stem: log.read_text().split() for log in (tmp_path / 'work_dirs' / 'report').iterdir()}
+        assert logs == dict(first=[sys.executable] * 2, second=['True'])
+        assert printed.index(f'1/2 {first.command}') < printed.index(f'2/2 {second.command}')
+
+    def test_is_skipped_once_its_file_is_there(self, run_steps: Steps, tmp_path: Path) -> None:
+        """What failed has not made its file; the finished ones before it are not repeated."""
+        once = Step('once', python('open("once", "a").write("x")'), makes='once')
+        assert run_steps(once, Step('again', python('raise SystemExit(1)'), makes='again'))[0] == 1
+        code, printed = run_steps(once, Step('again', touch('again'), makes='again'), Step('always', touch('always')))
+        assert code is None
+        assert (tmp_path / 'once').read_text() == 'x'
+        assert (tmp_path / 'again').exists()
+        assert '1/3' not in printed
+        (tmp_path / 'always').unlink()
+        run_steps(once, Step('always', touch('always')))
+        assert (tmp_path / 'always').exists(), 'a step without such a file runs every time'
+
+    def test_failing_stops_the_report_and_shows_the_end_of_its_log(self, run_steps: Steps, tmp_path: Path) -> None:
+        # Brackets, which rich would take for markup, in the log alone.
+        failing = 'import sys; print("beginning", "-" * 4000, chr(91) + "red" + chr(93) + "why"); sys.exit(3)'
+        code, printed = run_steps(
+            Step('before', touch('before')), Step('failing', python(failing)), Step('after', touch('after'))
+        )
+        assert code == 3
+        assert (tmp_path / 'before').exists()
+        assert not (tmp_path / 'after').exists()
+        end = printed[printed.index(failing) + len(failing) :]
+        assert '[red]why' in end, 'as it stands in the log'
+        assert 'beginning' not in end
+        assert 'failed with code 3; the whole log is in work_dirs/report/failing.log' in end
+        assert 'beginning' in (tmp_path / 'work_dirs' / 'report' / 'failing.log').read_text()
+
+
+# Options of the page that the configs leave at their defaults; test_batch_of_table_4_... looks at what they do.
+NEW_KEYS = {'optim_wrapper.accumulative_counts', 'custom_hooks.1.interval'}
+
+
+class Parsed(Exception):
+    """A tool has read its command line."""
+
+
+@cache
+def tool(path: str) -> ModuleType:
+    """A script, or a module of the reproduction."""
+    return load_tool(ROOT / path) if path.endswith('.py') else importlib.import_module(path)
+
+
+def parse(path: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
+    """What a script's own parser makes of words; the script is stopped before it does anything with it.
+
+    Raises:
+        SystemExit: If the parser refuses the words; it says why on the error stream.
+    """
+    monkeypatch.syspath_prepend((ROOT / path).parent)  # as when a script is run
+    module, parse_args = tool(path), argparse.ArgumentParser.parse_args
+
+    def stop(self: argparse.ArgumentParser, args: list[str] | None = None, namespace: Any = None) -> None:
+        raise Parsed(parse_args(self, args, namespace))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, 'argv', [path, *words])
+        patch.setattr(argparse.ArgumentParser, 'parse_args', stop)
+        with pytest.raises(Parsed) as parsed:
+            module.main()
+    return parsed.value.args[0]
+
+
+def launched(words: list[str], folder: Path) -> list[tuple[str, list[str]]]:
+    """The Python scripts that a shell script would run, with their words; torchrun's own are read by its parser.
+
+    Args:
+        words: The command, perhaps with ``env NAME=VALUE`` before it.
+        folder: An empty one, where a demo's data and work folder would be.
+    """
+    variables: dict[str, str] = {}
+    if words[0] == 'env':
+        script = next(index for index, word in enumerate(words[1:], start=1) if '=' not in word)
+        variables, words = dict(word.split('=', 1) for word in words[1:script]), words[script:]
+    stub, calls, last = folder / 'python', folder / 'calls', folder / 'last_checkpoint'
+    # Notes what it is called with. A demo asks for the number of its processes, and expects the name of a checkpoint.
+    stub.write_text(
+        f'#!{sys.executable}\nimport json, sys\nif sys.argv[1] == "-c": sys.exit(print(2))\n'
+        f'print(json.dumps(sys.argv[1:]), file=open({str(calls)!r}, "a"))\nopen({str(last)!r}, "w").write("last.pth")\n'
+    )
+    stub.chmod(0o700)
+    variables |= dict(PYTHON=str(stub), WORK_DIR=str(folder), DATA=str(folder / 'data'))
+    command = [str(ROOT / words[0]), *words[1:]]
+    done = subprocess.run(command, env=os.environ | variables, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = []
+    for script, *given in map(json.loads, calls.read_text().splitlines()):
+        if Path(script).name == 'torchrun.py':
+            args = get_args_parser().parse_args(given)
+            assert args.nproc_per_node.isdigit()
+            script, given = args.training_script, args.training_script_args
+        found.append(((ROOT / script).resolve().relative_to(ROOT).as_posix(), given))
+    return found
+
+
+def commands() -> list[str]:
+    """The commands of all steps, and those that the template writes out."""
+    lines = re.findall(r'^    ((?:python |tools/|make |env ).*)$', TEMPLATE.read_text(), re.MULTILINE)
+    assert len(lines) > 8
+    return [*(step.command for step in STEPS), *lines]
+
+
+@pytest.mark.parametrize('command', commands(), ids=lambda command: ' '.join(command.split()[:3]))
+def test_command_is_understood(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = shlex.split(command)
+    for word in words:
+        if word.startswith('configs/'):
+            assert (ROOT / word).is_file()
+    if words[0] == 'make':
+        assert run('make', '-n', words[1], cwd=ROOT)
+        return
+    if words[:2] == ['python', '-m']:
+        del words[1]
+    scripts = [(words[1], words[2:])] if words[0] == 'python' else launched(words, tmp_path)
+    assert scripts
+    monkeypatch.chdir(ROOT)
+    for script, given in scripts:
+        args = parse(script, given, monkeypatch)
+        if hasattr(args, 'cfg_options') and getattr(args, 'config', None):
+            for toolbox in ('mmpretrain', 'mmdet', 'mmseg'):
+                pytest.importorskip(toolbox)
+            load_config(args)  # takes keys that resemble none of the config's, as every MM tool
+            cfg = load_config(argparse.Namespace(**vars(args) | dict(cfg_options=None)))
+            assert [key for key in args.cfg_options or () if key not in NEW_KEYS and not has(cfg, key)] == []
+        if script == 'tools/analysis/erf.py':
+            # Names, configs and options; the checkpoints are there after the report alone.
+            models = [[name, config, 'random', *options] for name, config, _, *options in args.model]
+            assert len(tool(script).read_requests(models)) == len(models)
+
+
+def test_batch_of_table_4_reaches_the_hooks_that_count_iterations(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The page's command of Table 4 addresses hooks by their position."""
+    pytest.importorskip('mmpretrain')
+    (command,) = [command for command in commands() if 'custom_hooks.' in command]
+    ((script, words),) = launched(shlex.split(command), tmp_path)
+    args = parse(script, words, monkeypatch)
+    monkeypatch.chdir(ROOT)
+    cfg = load_config(args)
+    plain = load_config(argparse.Namespace(**vars(args) | dict(cfg_options=None)))
+    counts = cfg.optim_wrapper.accumulative_counts
+    for hook, before, key in zip(cfg.custom_hooks, plain.custom_hooks, ('update_interval', 'interval'), strict=True):
+        assert hook.type == before.type == {'update_interval': 'mmpelk.SparsityHook', 'interval': 'EMAHook'}[key]
+        assert hook[key] == counts * before.get(key, 1)
+    processes = int(shlex.split(command)[2])
+    assert counts * processes * cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size
+
+
+def has(cfg: Any, key: str) -> bool:
+    """Whether a config has a setting of this dotted name."""
+    for part in key.split('.'):
+        try:
+            cfg = cfg[int(part)] if part.isdigit() else cfg[part]
+        except (KeyError, IndexError, TypeError):
+            return False
+    return True

@@ -1,0 +1,114 @@
+"""The command of grids, kernels and embeddings: its figures and refusals."""
+
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+
+from mmpelk.models import PeLK
+from mmpelk.models.deploy import deploy_state_dict
+from tests.commands import call, load_tool
+from tests.paths import ROOT, TOOLS
+
+TOOL = TOOLS / 'analysis' / 'plot_kernels.py'
+ARCH = dict(depths=(1, 2), channels=(8, 16), kernel_sizes=(13, 9), center_size=5)
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A config, and a tiny network's checkpoints by their form."""
+    folder = tmp_path_factory.mktemp('checkpoint')
+    torch.manual_seed(0)
+    model = PeLK(ARCH, out_indices=(0, 1)).eval()
+    trained = {f'backbone.{name}': value.clone() for name, value in model.state_dict().items()}
+    deployed = {f'backbone.{name}': value for name, value in deploy_state_dict(model, model.state_dict()).items()}
+    paths = {form: folder / f'{form}.pth' for form in ('trained', 'deployed')}
+    torch.save(dict(state_dict=trained, meta={}), paths['trained'])
+    torch.save(dict(state_dict=deployed, meta={}), paths['deployed'])
+    paths['config'] = folder / 'nano.py'
+    backbone = dict(type='mmpelk.PeLK', arch=ARCH, out_indices=(0, 1))
+    paths['config'].write_text(f"model = dict(type='EncoderDecoder', backbone={backbone})\n")
+    return paths
+
+
+def check_picture(path: Path) -> None:
+    """A picture of some size that is not blank."""
+    picture = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    assert picture is not None
+    assert min(picture.shape) > 200
+    assert picture.std() > 10
+
+
+def test_help_shows_commands_that_exist() -> None:
+    text = load_tool(TOOL).__doc__
+    commands = [line for line in (text or '').splitlines() if line.startswith('python ')]
+    assert commands
+    assert all((ROOT / command.split()[1]).is_file() for command in commands)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [[], ['--kernel-size', 101, '--center-size', 7], ['--grid', 2, 1, 2], ['--grid', 1, '--kernel-size', 3]],
+    ids=['fig-1', 'large', 'explicit', 'of-one-position'],
+)
+def test_grids(tmp_path: Path, options: list[object]) -> None:
+    printed = call(TOOL, 'grid', *options, cwd=tmp_path)
+    assert printed.strip() == 'work_dirs/analysis/sharing_grids.png'
+    check_picture(tmp_path / printed.strip())
+
+
+@pytest.mark.parametrize(
+    ('form', 'options'),
+    [
+        ('trained', ['--stage', 1, '--block', 1]),
+        ('trained', ['--deploy', '--channels', 2]),
+        ('deployed', ['--channels', 0, 2]),
+    ],
+    ids=['trained', 'merged-here', 'deployed'],
+)
+@pytest.mark.parametrize('command', ['kernel', 'embedding'])
+def test_kernels(checkpoint: dict[str, Path], tmp_path: Path, command: str, form: str, options: list[object]) -> None:
+    given = [checkpoint[form], '--config', checkpoint['config'], *options]
+    call(TOOL, command, *given, '--out', 'figure.png', cwd=tmp_path)
+    check_picture(tmp_path / 'figure.png')
+
+
+@pytest.mark.parametrize('grid', [['--kernel-size', 13], ['--grid', 2, 2, 1, 1, 1, 1, 1, 2, 2]])
+def test_kernel_by_key(checkpoint: dict[str, Path], tmp_path: Path, grid: list[object]) -> None:
+    key = 'backbone.stages.0.0.mixer.large.weight'
+    call(TOOL, 'kernel', checkpoint['trained'], '--key', key, *grid, '--out', 'figure.png', cwd=tmp_path)
+    check_picture(tmp_path / 'figure.png')
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['grid', '--grid', '2', '1', '1'], 'a sharing grid is symmetric about its centre, got [2, 1, 1]'),
+        (['grid', '--kernel-size', '30'], 'kernel_size must be an odd positive integer, got 30'),
+        (['kernel', 'absent.pth', '--key', 'k'], "the checkpoint 'absent.pth' does not exist"),
+        (['kernel', 'TRAINED'], 'which sharing grid is it? Give --config CONFIG'),
+        (
+            ['kernel', 'TRAINED', '--key', 'large'],
+            "no 'large'; its depthwise kernels: stages.0.0.mixer.large.weight",
+        ),
+        (['kernel', 'TRAINED', '--key', 'k', '--deploy'], '--deploy merges by the config'),
+        (['kernel', 'TRAINED', '--config', 'CONFIG', '--channels', '3'], 'the kernel has the channels 0 to 2'),
+        (['kernel', 'TRAINED', '--config', 'CONFIG', '--stage', '2'], 'there is no stage 2'),
+        (['kernel', 'DEPLOYED', '--config', 'CONFIG', '--deploy'], 'is no trained checkpoint of'),
+        (
+            ['embedding', 'TRAINED', '--config', 'CONFIG', '--map-size', '0', '4'],
+            'two positive integers, got (0, 4)',
+        ),
+        (
+            ['embedding', 'TRAINED', '--config', 'CONFIG', '--cfg-options', 'model.backbone.type=ResNet'],
+            'only mmpelk.PeLK has peripheral kernels',
+        ),
+    ],
+)
+def test_refuses(checkpoint: dict[str, Path], tmp_path: Path, arguments: list[str], message: str) -> None:
+    names = {'CONFIG': 'config', 'TRAINED': 'trained', 'DEPLOYED': 'deployed'}
+    typed = [checkpoint[names[word]] if word in names else word for word in arguments]
+    printed = call(TOOL, *typed, cwd=tmp_path, code=1)
+    assert printed.splitlines()[-1].startswith('error: ')
+    assert message in printed
