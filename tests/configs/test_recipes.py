@@ -75,11 +75,11 @@ LARGE_IMAGES: Changes = {
 SMALL: Changes = {
     'custom_hooks': ([sparsity(update_interval=2000, prune_rate=0.5), EMA],
                      [sparsity(update_interval=100, prune_rate=0.3), EMA]),
-    'model.backbone.arch.depths': ((3, 3, 9, 3), (3, 3, 27, 3)),
+    'model.backbone.arch': ('tiny', 'small'),
     'model.backbone.drop_path_rate': (0.1, 0.4),
 }  # fmt: skip
 BASE: Changes = SMALL | {
-    'model.backbone.arch.channels': (T, B),
+    'model.backbone.arch': ('tiny', 'base'),
     'model.backbone.drop_path_rate': (0.1, 0.5),
     'model.head.in_channels': (998, 1331),
 }
@@ -88,8 +88,7 @@ ALL_CHANNELS: Changes = {
     'model.backbone.positional_embedding': (ABSENT, None),
 }
 K101: Changes = {
-    'model.backbone.arch.center_size': (5, 7),
-    'model.backbone.arch.kernel_sizes': ((51, 49, 47, 13), (101, 69, 67, 13)),
+    'model.backbone.arch': ('base', 'base-101'),
 }
 
 UPERNET, CASCADE = (
@@ -153,11 +152,6 @@ DIFFERENCES: dict[str, tuple[str | tuple[str, ...], Changes]] = {
             'default_hooks.checkpoint.max_keep_ckpts': (ABSENT, 3),
             'default_hooks.logger.interval': (100, 50),
             'env_cfg.cudnn_benchmark': (False, True),
-            'model.backbone.arch': ('tiny', ABSENT),
-            'model.backbone.arch.center_size': (ABSENT, 5),
-            'model.backbone.arch.channels': (ABSENT, T),
-            'model.backbone.arch.depths': (ABSENT, (3, 3, 9, 3)),
-            'model.backbone.arch.kernel_sizes': (ABSENT, (51, 49, 47, 13)),
             'model.backbone.norm_cfg': (ABSENT, SYNC_BN),
             'model.backbone.type': ('ConvNeXt', 'mmpelk.PeLK'),
             'model.head.in_channels': (768, 998),
@@ -205,8 +199,8 @@ DIFFERENCES: dict[str, tuple[str | tuple[str, ...], Changes]] = {
         ALL_CHANNELS
         | {
             'custom_hooks': ([sparsity(update_interval=2000, prune_rate=0.5), EMA], [EMA]),
-            'model.backbone.arch.channels': (T, THEIR_T),
-            'model.backbone.arch.kernel_sizes': ((51, 49, 47, 13), (7, 7, 7, 7)),
+            'model.backbone.channels': (ABSENT, THEIR_T),
+            'model.backbone.kernel_sizes': (ABSENT, (7, 7, 7, 7)),
             'model.backbone.mixer': (ABSENT, 'conv7'),
             'model.head.in_channels': (998, 768),
         },
