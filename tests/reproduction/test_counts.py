@@ -116,10 +116,11 @@ def test_slak_is_the_projects_slak() -> None:
 def test_building_a_model_leaves_no_trace() -> None:
     pytest.importorskip('mmpretrain')
     cfg = networks.load(published(4, 'Swin-T', 224).network)
-    before, text = (torch.get_rng_state(), DefaultScope.get_current_instance()), cfg.pretty_text
-    build_model(cfg)
-    assert torch.equal(torch.get_rng_state(), before[0])
-    assert DefaultScope.get_current_instance() is before[1]
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        state, text = torch.get_rng_state(), cfg.pretty_text
+        build_model(cfg)
+        assert DefaultScope.get_current_instance().scope_name == 'mmseg'
+    assert torch.equal(torch.get_rng_state(), state)
     assert cfg.pretty_text == text
 
 
