@@ -14,7 +14,7 @@ pytestmark = pytest.mark.scope('mmpretrain')
 
 def test_weight_decay_is_for_matrices_and_kernels_alone() -> None:
     cfg = Config.fromfile(config('cls/pelk_t_in1k'))
-    cfg.model.backbone.arch.update(depths=(1, 1, 1, 1), channels=(8, 12, 16, 20))
+    cfg.model.backbone.update(depths=(1, 1, 1, 1), channels=(8, 12, 16, 20))
     cfg.model.head.in_channels = 20
     model = MODELS.build(cfg.model)
     groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
