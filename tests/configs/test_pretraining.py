@@ -66,7 +66,7 @@ def pretrained(tiny_imagenet: Path, tmp_path_factory: pytest.TempPathFactory) ->
     path = folder / 'pretrain.py'
     path.write_text(f"""
 _base_ = {str(config('cls/pelk_t_in1k'))!r}
-model = dict(backbone=dict(arch={NANO!r}), head=dict(in_channels=20))
+model = dict(backbone=dict(**{NANO!r}), head=dict(in_channels=20))
 dataset = dict(data_root={str(tiny_imagenet)!r}, pipeline={pipeline})
 train_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False, dataset=dataset)
 val_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False, dataset=dataset)
