@@ -21,8 +21,8 @@ def shrink(cfg: Config, data_root: str, name: str) -> None:
     """An epoch of two steps with a tiny network, without worker processes and evaluation."""
     cfg.merge_from_dict({
         'launcher': 'pytorch', 'work_dir': f'work/{name}', 'experiment_name': name, 'randomness.seed': 0,
-        'model.backbone.depths': (1, 1, 1, 1), 'model.backbone.channels': (8, 12, 16, 20), 'model.head.in_channels': 20,
-         'optim_wrapper.accumulative_counts': 1,
+        'model.backbone.depths': (1, 1, 1, 1), 'model.backbone.channels': (8, 12, 16, 20),
+        'model.head.in_channels': 20, 'optim_wrapper.accumulative_counts': 1,
         'train_dataloader.batch_size': 2, 'train_cfg.max_epochs': 1,
         'train_dataloader.num_workers': 0, 'train_dataloader.persistent_workers': False,
         'train_dataloader.dataset.data_root': data_root, 'param_scheduler': None,
