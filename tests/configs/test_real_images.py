@@ -1,0 +1,103 @@
+"""PeLK-T's recipes on real images, as a user runs them: two processes, checkpoint, resume, evaluation through mim.
+
+Networks, losses and pipelines are the recipes'; images, crops and iterations are small and few. The pretrained weights
+are random ones with random masks, in the place where the recipes look for them, because nobody has published any.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmpelk.registry import MODELS
+from mmpelk.sparsity import apply_masks, attach_masks, find_parameters
+from tests.commands import mim, run
+from tests.configs.resolved import config
+from tests.paths import TOOLS, sample_data
+
+pytestmark = pytest.mark.slow
+
+LOADERS = ('train', 'val', 'test')
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    model = MODELS.build(dict(type='mmpelk.PeLK', arch='tiny'))
+    parameters = find_parameters(model, target=None)
+    attach_masks(parameters)
+    for entry in parameters:
+        entry.mask.copy_(torch.rand(entry.weight.shape) < 0.6)
+    apply_masks(parameters)
+    state = model.state_dict()
+    (tmp_path / 'checkpoints').mkdir()
+    torch.save({f'backbone.{key}': value for key, value in state.items()}, tmp_path / 'checkpoints/pelk_t_in1k.pth')
+    return state
+
+
+def options(data: Path, **changes: object) -> list[str]:
+    """``--cfg-options``: the data, and changes whose keys are dotted."""
+    common = {f'{loader}_dataloader.dataset.data_root': data for loader in LOADERS}
+    common |= {f'{loader}_dataloader.num_workers': 0 for loader in LOADERS}
+    common |= {f'{loader}_dataloader.persistent_workers': False for loader in LOADERS}
+    common |= {'default_hooks.checkpoint.interval': 1, 'default_hooks.logger.interval': 1}
+    return ['--cfg-options', *(f'{key}={value}' for key, value in (common | changes).items())]
+
+
+def test_segmentation(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    pytest.importorskip('mmseg')
+    recipe = config('seg/upernet_pelk_t_ade20k')
+    words = options(sample_data('ade20k_sample'), **{
+        **{f'model.{part}.norm_cfg.type': 'BN' for part in ('backbone', 'decode_head', 'auxiliary_head')},
+        'model.data_preprocessor.size': '(64,64)', 'train_dataloader.dataset.pipeline.3.crop_size': '(64,64)',
+        'model.test_cfg.crop_size': '(256,256)', 'model.test_cfg.stride': '(256,256)',
+        'train_cfg.max_iters': 1, 'train_cfg.val_begin': 100,
+    })  # fmt: skip
+    log = run(TOOLS / 'dist_train.sh', recipe, 2, '--work-dir', 'work', *words, cwd=tmp_path)
+    assert re.search(r'Iter\(train\) \[1/1\].*loss: \d', log)
+    trained = torch.load(tmp_path / 'work' / 'iter_1.pth', weights_only=False)['state_dict']
+    # The warm-up starts at a learning rate of 1e-10: after one step these are still the pretrained weights.
+    stem = 'downsample_layers.0.0.weight'
+    torch.testing.assert_close(trained[f'backbone.{stem}'], weights[stem])
+    masks = [name for name in weights if name.endswith('_mask')]
+    assert masks
+    assert all(torch.equal(trained[f'backbone.{name}'], weights[name]) for name in masks)
+
+    log = run(mim(), 'test', 'mmseg', recipe, '--checkpoint', 'work/iter_1.pth', *words, cwd=tmp_path)
+    assert re.search(r'Iter\(test\) \[1/1\] +aAcc: [\d.]+ +mIoU: [\d.]+', log)
+    # The table of the 150 classes.
+    assert len(re.findall(r'^\|.+\|.+\|.+\|$', log, re.MULTILINE)) == 151
+    assert 'do not match' not in log
+
+
+def test_detection(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    pytest.importorskip('mmdet')
+    recipe, data = config('det/cascade_mask_rcnn_pelk_t_coco'), sample_data('coco_sample')
+    # Both branches of the recipe's augmentation, at a short side of 64 instead of 480 to 800.
+    branches = 'train_dataloader.dataset.pipeline.3.transforms'
+    words = options(data, **{
+        **{f'model.train_cfg.rcnn.{stage}.sampler.num': 16 for stage in range(3)},
+        **{f'{branches}.{step}.scales': '[(64,96)]' for step in ('0.0', '1.0', '1.2')},
+        **{f'{split}_dataloader.dataset.pipeline.1.scale': '(96,64)' for split in ('val', 'test')},
+        **{f'{split}_evaluator.ann_file': data / 'annotations/instances_val2017.json' for split in ('val', 'test')},
+        f'{branches}.1.1.crop_size': '(48,64)', 'model.train_cfg.rpn_proposal.max_per_img': 64,
+        'model.test_cfg.rpn.max_per_img': 32, 'model.test_cfg.rcnn.max_per_img': 10,
+        'model.test_cfg.rcnn.score_thr': 0.0, 'train_cfg.val_interval': 9,
+        'train_dataloader.dataset.indices': 8, 'train_dataloader.batch_size': 2,
+    })  # fmt: skip
+    train = [TOOLS / 'dist_train.sh', recipe, 2, '--work-dir', 'work']
+    first = run(*train, *words, 'train_cfg.max_epochs=1', cwd=tmp_path)
+    assert re.search(r'Epoch\(train\)\s+\[1\]\[2/2\].*loss: \d', first)
+
+    second = run(*train, '--resume', *words, 'train_cfg.max_epochs=2', cwd=tmp_path)
+    assert 'resumed epoch: 1' in second
+    assert re.search(r'Epoch\(train\)\s+\[2\]\[2/2\].*loss: \d', second)
+    assert 'Epoch(train)  [1]' not in second
+
+    # onedl-mim 0.5.1 refuses 'mmdet' as ambiguous and knows 'mmdetection'.
+    name = 'mmdet' if pytest.importorskip('mim.utils').module_full_name('mmdet') else 'mmdetection'
+    log = run(mim(), 'test', name, recipe, '--checkpoint', 'work/epoch_2.pth', *words, cwd=tmp_path)
+    for metric in ('bbox_mAP', 'segm_mAP'):
+        assert re.search(rf'Epoch\(test\).*coco/{metric}: \d', log), metric
+    assert re.search(r'Epoch\(test\)\s+\[7/7\]', log)
