@@ -10,6 +10,8 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import Registry
 
+import mmpelk.checkpoint_io  # noqa: F401 - whoever uses a module of ours reads checkpoints as data
+
 __all__ = ['HOOKS', 'MODELS', 'MODEL_WRAPPERS', 'OPTIM_WRAPPER_CONSTRUCTORS']
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmpelk', locations=['mmpelk.models'])

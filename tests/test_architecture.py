@@ -18,9 +18,9 @@ MODULES = [path for path in sorted(PACKAGE.rglob('*.py')) if '.mim' not in path.
 # What each folder may import of the project. Dependencies point one way.
 ALLOWED = {
     'ops': {'ops'},
-    'models': {'models', 'ops', 'registry'},
-    'sparsity': {'sparsity', 'models', 'ops', 'registry'},
-    'engine': {'engine', 'sparsity', 'models', 'ops', 'registry', 'config'},
+    'models': {'models', 'ops', 'registry', 'errors'},
+    'sparsity': {'sparsity', 'models', 'ops', 'registry', 'errors'},
+    'engine': {'engine', 'sparsity', 'models', 'ops', 'registry', 'config', 'errors'},
     'analysis': {'analysis', 'engine', 'sparsity', 'models', 'ops', 'registry', 'config'},
 }
 # The folders beside the package: nothing of each other's, and the package nothing of theirs.

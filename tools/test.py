@@ -85,7 +85,8 @@ def main() -> None:
             augment(cfg)
         adapt_to_machine(cfg)
         runner = build_runner(cfg)
-    runner.test()
+    with exit_on_user_error(running=True):
+        runner.test()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

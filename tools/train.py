@@ -58,7 +58,8 @@ def main() -> None:
         check_data(cfg, ['train_dataloader', 'val_dataloader'])
         adapt_to_machine(cfg)
         runner = build_runner(cfg)
-    runner.train()
+    with exit_on_user_error(running=True):
+        runner.train()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

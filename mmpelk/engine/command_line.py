@@ -12,6 +12,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmpelk.config import list_configs
+from mmpelk.errors import DataError, UserError
 
 from .checks import check_option_names
 
@@ -73,18 +74,25 @@ def build_runner(cfg: Config) -> Runner:
 
 
 @contextmanager
-def exit_on_user_error() -> Iterator[None]:
+def exit_on_user_error(running: bool = False) -> Iterator[None]:
     """Print a user's mistake as a sentence and exit with code 1.
 
-    For what happens before training: reading the config, checking files, building modules. Rank 0 alone speaks. The
-    environment variable ``MMPELK_TRACEBACK=1`` gives the whole traceback instead.
+    Rank 0 alone speaks, except about a sample that another one has. The environment variable ``MMPELK_TRACEBACK=1``
+    gives the whole traceback instead.
+
+    Args:
+        running: Training or testing has begun, where most errors are our own: only :class:`UserError` and missing files
+            are told as a sentence. Before that, while the config is read and modules are built, most others are, too.
     """
+    told: tuple[type[Exception], ...] = (UserError, FileNotFoundError)
+    if not running:
+        told += (AssertionError, AttributeError, ImportError, KeyError, OSError, TypeError, ValueError)
     try:
         yield
-    except (AssertionError, AttributeError, ImportError, KeyError, OSError, TypeError, ValueError) as error:
+    except told as error:
         if os.environ.get('MMPELK_TRACEBACK') == '1':
             raise
-        if os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0':
+        if os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0' or isinstance(error, DataError):
             message = str(error)
             if not isinstance(error, FileNotFoundError | ValueError):  # not ours: from building some module
                 detail = error.args[0] if isinstance(error, KeyError) and error.args else error

@@ -5,6 +5,8 @@ from pathlib import Path
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
+from mmpelk.errors import UserError
+
 __all__ = ['MASK_SUFFIX', 'backbone_state_dict', 'check_pretrained', 'shorten']
 
 MASK_SUFFIX = '_mask'
@@ -38,7 +40,7 @@ def backbone_state_dict(path: str, prefix: str = '') -> dict[str, Tensor]:
     state = state.get('state_dict', state)
     found = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     if not found:
-        raise ValueError(
+        raise UserError(
             f"no key of '{path}' begins with '{prefix}'; its keys look like {shorten(list(state))}. "
             'Set init_cfg.prefix to what stands before the backbone there'
         )
@@ -69,7 +71,7 @@ def check_pretrained(backbone: nn.Module, path: str, prefix: str = '') -> dict[s
     if missing or shapes:
         problems = [f'misses {shorten(missing)}'] if missing else []
         problems += [f'has {shorten(shapes)}'] if shapes else []
-        raise ValueError(
+        raise UserError(
             f"'{path}' does not fit this backbone: it {' and '.join(problems)}. Take the checkpoint of the same arch, "
             'kernel sizes and positional_embedding, in the same (trained or deployed) form'
         )

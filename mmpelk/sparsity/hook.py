@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.optim import Optimizer
 
+from mmpelk.errors import UserError
 from mmpelk.registry import HOOKS
 
 from .enforce import StepMasker, mask_average
@@ -84,19 +85,19 @@ class SparsityHook(Hook):
         table_interval: int = 1,
     ) -> None:
         if mode not in get_args(Mode):
-            raise ValueError(f'mode must be one of {get_args(Mode)}, but is {mode!r}')
+            raise UserError(f'mode must be one of {get_args(Mode)}, but is {mode!r}')
         if initialisation not in INITIALISATIONS:
-            raise ValueError(f'initialisation must be one of {INITIALISATIONS}, but is {initialisation!r}')
+            raise UserError(f'initialisation must be one of {INITIALISATIONS}, but is {initialisation!r}')
         if not 0 < density <= 1:
-            raise ValueError(f'density must be in (0, 1], but is {density}: it is the share of weights that live')
+            raise UserError(f'density must be in (0, 1], but is {density}: it is the share of weights that live')
         if not 0 <= prune_rate_end <= prune_rate <= 1:
-            raise ValueError(
+            raise UserError(
                 f'0 <= prune_rate_end <= prune_rate <= 1 must hold, but got {prune_rate_end} and {prune_rate}'
             )
         if update_interval < 1 or table_interval < 1:
-            raise ValueError('update_interval and table_interval must be at least 1')
+            raise UserError('update_interval and table_interval must be at least 1')
         if isinstance(exclude, str):
-            raise ValueError(f'exclude must be a list of strings, but is the string {exclude!r}')
+            raise UserError(f'exclude must be a list of strings, but is the string {exclude!r}')
         self.mode = mode
         self.density = density
         self.initialisation = initialisation
@@ -161,8 +162,6 @@ class SparsityHook(Hook):
         """Say so where a checkpoint under evaluation and the mode differ."""
         self._note_evaluation(runner)
 
-    # Parts of the above.
-
     def _settle(self, runner: Runner, loaded: Loaded) -> None:
         """Masks from the checkpoint if there is one, else drawn."""
         logger = runner.logger
@@ -188,7 +187,7 @@ class SparsityHook(Hook):
     def _adopt_zeros(self, loaded: Loaded, logger: MMLogger) -> None:
         names = sorted(loaded.without_masks)
         if not self.adopt_zeros:
-            raise ValueError(
+            raise UserError(
                 f'mode={self.mode!r}, but the checkpoint is dense: it has weights without masks for {len(names)} of '
                 f'{len(self.parameters)} parameters, such as {names[:3]}. If its zeros are the mask (an exported '
                 'sparse model), set '
@@ -206,7 +205,7 @@ class SparsityHook(Hook):
         """New masks, by the initialisation."""
         frozen = [entry.name for entry in self.parameters if not entry.weight.requires_grad]
         if frozen:
-            raise ValueError(
+            raise UserError(
                 f'{len(frozen)} parameters, such as {frozen[:3]}, are frozen, so zeros in them could not be made up'
                 ' for by training: '
                 'name them in `exclude`, or freeze nothing'
@@ -273,7 +272,7 @@ class SparsityHook(Hook):
 
     def _refuse_masks(self, loaded: Loaded) -> None:
         if loaded.masks:
-            raise ValueError(
+            raise UserError(
                 f"mode='dense', but the checkpoint is sparse: it has masks for {len(loaded.masks)} parameters, such as "
                 f"{sorted(loaded.masks)[:3]}. To keep its zeros, set mode='fixed'; to train all of its weights from"
                 ' here on, fold the masks '
@@ -301,7 +300,7 @@ def _optimizers(optim_wrapper: Any) -> list[Optimizer]:
 def _refuse_inner_averages(model: nn.Module) -> None:
     inner = [name for name, module in model.named_modules() if isinstance(module, BaseAveragedModel)]
     if inner:
-        raise ValueError(
+        raise UserError(
             f'{type(model).__name__} keeps averaged copies of its own parts ({", ".join(inner)}), which were made '
             'before the masks and '
             "pair their buffers by position: masks would shift the pairs. Use mode='dense' for such models."
