@@ -32,7 +32,7 @@ from torch.hub import download_url_to_file, get_dir
 
 from mmpelk.errors import UserError
 
-__all__ = ['AtomicBackend', 'CheckpointError', 'check_integrity', 'load_checkpoint', 'load_data', 'write_atomically']
+__all__ = ['AtomicBackend', 'CheckpointError', 'check_integrity', 'load_data', 'write_atomically']
 
 TRUST = 'MMPELK_TRUST_CHECKPOINT'
 _AGAIN = 'Copy or download it again'
@@ -134,7 +134,7 @@ def load_data(source: str | Path | BinaryIO, map_location: Location = None, name
         raise CheckpointError(_explain(source, name, error)) from error
 
 
-def load_checkpoint(path: str, map_location: Location = None) -> Any:
+def load_from_local(path: str, map_location: Location = None) -> Any:
     """:func:`load_data` of a local file, with ``~`` for the home folder.
 
     Raises:
@@ -247,7 +247,7 @@ def _load_safetensors(source: str | Path | BinaryIO, map_location: Location, nam
     return {'meta': meta, 'state_dict': state}
 
 
-def _load_url(url: str, map_location: Location = None) -> Any:
+def load_from_http(url: str, map_location: Location = None) -> Any:
     path = Path(get_dir()) / 'checkpoints' / url.rpartition('/')[2].partition('?')[0]
     if get_rank() == 0 and not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -259,35 +259,36 @@ def _load_url(url: str, map_location: Location = None) -> Any:
     return load_data(path, map_location)
 
 
-def _load_from_store(url: str, map_location: Location = None) -> Any:
+def load_from_store(url: str, map_location: Location = None) -> Any:
     content = get_file_backend(url, backend_args={'backend': 'petrel'}).get(url)
     return load_data(io.BytesIO(content), map_location, url)
 
 
-def _load_published(name: str, map_location: Location = None) -> Any:
+def load_from_published(name: str, map_location: Location = None) -> Any:
     """Checkpoints that mmengine's lists name, such as ``torchvision://resnet50``."""
     scheme, _, model = name.partition('://')
     if scheme == 'mmcls':
-        state = _load_url(get_mmcls_models()[model], map_location)
+        state = load_from_http(get_mmcls_models()[model], map_location)
         state = state.get('state_dict', state)
         prefix = 'backbone.'
         return {'state_dict': {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}}
     if scheme in ('modelzoo', 'torchvision'):
-        return _load_url(torchvision_models()[model], map_location)
-    return _load_url(get_external_models()[get_deprecated_model_names().get(model, model)], map_location)
+        return load_from_http(torchvision_models()[model], map_location)
+    return load_from_http(get_external_models()[get_deprecated_model_names().get(model, model)], map_location)
 
 
-def _refuse_scheme(name: str, map_location: Location = None) -> Any:
+def load_from_pavi(name: str, map_location: Location = None) -> Any:
     raise UserError(f"'{name}': checkpoints of pavi:// are not read as data; copy the file here and give its path")
 
 
 def _register() -> None:
+    # mmengine logs the loaders' names from the eleventh character on.
     for loader, prefixes in (
-        (load_checkpoint, ['']),
-        (_load_url, ['http://', 'https://']),
-        (_load_from_store, [r'(\S+\:)?s3://', r'(\S+\:)?petrel://']),
-        (_load_published, ['modelzoo://', 'torchvision://', 'open-mmlab://', 'openmmlab://', 'mmcls://']),
-        (_refuse_scheme, ['pavi://']),
+        (load_from_local, ['']),
+        (load_from_http, ['http://', 'https://']),
+        (load_from_store, [r'(\S+\:)?s3://', r'(\S+\:)?petrel://']),
+        (load_from_published, ['modelzoo://', 'torchvision://', 'open-mmlab://', 'openmmlab://', 'mmcls://']),
+        (load_from_pavi, ['pavi://']),
     ):
         CheckpointLoader.register_scheme(prefixes, loader, force=True)
     register_backend('atomic', AtomicBackend, force=True)

@@ -8,11 +8,12 @@ from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODEL_WRAPPERS as MMENGINE_MODEL_WRAPPERS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
 
 import mmpelk.checkpoint_io  # noqa: F401 - whoever uses a module of ours reads checkpoints as data
 
-__all__ = ['HOOKS', 'MODELS', 'MODEL_WRAPPERS', 'OPTIM_WRAPPER_CONSTRUCTORS']
+__all__ = ['HOOKS', 'MODELS', 'MODEL_WRAPPERS', 'OPTIM_WRAPPER_CONSTRUCTORS', 'WEIGHT_INITIALIZERS']
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmpelk', locations=['mmpelk.models'])
 MODEL_WRAPPERS = Registry('model_wrapper', parent=MMENGINE_MODEL_WRAPPERS, scope='mmpelk', locations=['mmpelk.engine'])
@@ -23,3 +24,6 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     locations=['mmpelk.engine'],
 )
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmpelk', locations=['mmpelk.sparsity'])
+WEIGHT_INITIALIZERS = Registry(
+    'weight initializer', parent=MMENGINE_WEIGHT_INITIALIZERS, scope='mmpelk', locations=['mmpelk.models']
+)

@@ -2,12 +2,12 @@
 
 python tools/convert_checkpoint.py import configs/cls/convnext_t_in1k.py convnext_tiny_1k_224_ema.pth convnext_t.pth
 python tools/convert_checkpoint.py import configs/cls/slak_t_in1k.py SLaK_tiny_checkpoint.pth slak_t.pth --key model_ema
+python tools/convert_checkpoint.py inflate configs/cls/pelk_convnext_t_in1k.py convnext_tiny_1k_224_ema.pth start.pth
 python tools/convert_checkpoint.py export configs/cls/pelk_t_in1k.py pelk_t_in1k.pth pelk_t_timm.safetensors
 """
 
 import argparse
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -15,8 +15,11 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
+from mmpelk.analysis.table import Table
 from mmpelk.engine.checks import check_checkpoint
 from mmpelk.engine.command_line import exit_on_user_error, load_config
+from mmpelk.models import PeLK
+from mmpelk.models.inflation import inflate
 from mmpelk.models.key_maps import SOURCES, Comparison, compare, detect_source, from_source, to_timm
 from mmpelk.sparsity import fold_masks
 from mmpelk.sparsity.export import save_pth, save_safetensors
@@ -29,7 +32,11 @@ SHOWN = 5
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     modes = parser.add_subparsers(dest='mode', required=True)
-    for mode, description in (('import', 'a public checkpoint to ours'), ('export', "ours to timm's names")):
+    for mode, description in (
+        ('import', 'a public checkpoint to ours'),
+        ('inflate', "ConvNeXt's, SLaK's or dense kernels onto the sharing grids of a network of the same widths"),
+        ('export', "ours to timm's names"),
+    ):
         part = modes.add_parser(mode, help=description)
         part.add_argument('config', help='classification recipe whose network the checkpoint belongs to')
         part.add_argument('checkpoint', help='file or URL to read')
@@ -45,11 +52,7 @@ def parse_args() -> argparse.Namespace:
 def read_weights(path: str, key: str | None) -> dict[str, Tensor]:
     """The tensors of a checkpoint."""
     check_checkpoint(path)
-    # Training scripts store their argparse options beside the weights. Before torch 2.5 there is no list of safe types,
-    # and torch.load, with weights_only=False by default, reads any.
-    safe_globals = getattr(torch.serialization, 'safe_globals', None)
-    with nullcontext() if safe_globals is None else safe_globals([argparse.Namespace]):
-        content = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    content = CheckpointLoader.load_checkpoint(path, map_location='cpu')
     if key is not None and key not in content:
         raise ValueError(f"'{path}' has no entry {key!r}; it has {', '.join(list(content)[:8])}")
     key = key or next((name for name in KEYS if name in content), None)
@@ -129,6 +132,34 @@ def import_checkpoint(args: argparse.Namespace) -> None:
     print(f'{args.out}: {100 * density:.1f} % of the weights of convolutions and linear layers are not zero')
 
 
+def inflate_checkpoint(args: argparse.Namespace) -> None:
+    """Write the start of a network with large kernels, and how much of every kernel its grid holds."""
+    if args.out.suffix != '.pth':
+        raise ValueError(f"the name of '{args.out}' must end in .pth")
+    weights, model = read_weights(args.checkpoint, args.key), build_model(args)
+    backbone, classifier = model.get_submodule('backbone'), model.get_submodule('head')
+    if not isinstance(backbone, PeLK):
+        raise ValueError(f"the backbone of '{args.config}' is no PeLK")
+    found = inflate(weights, backbone, f"'{args.checkpoint}'")
+    table = Table(['kernel', 'energy kept'], title='Share of each kernel that its sharing grid holds')
+    for name, share in found.kept.items():
+        table.add(name, f'{share:.2%}')
+    table.print()
+    state = {f'backbone.{name}': value for name, value in found.state.items()}
+    head: dict[str, Tensor] = classifier.state_dict(prefix='head.')
+    theirs = {new: weights[old] for old, new in from_source(weights, detect_source(weights)).items() if new in head}
+    if theirs and all(theirs[name].shape == value.shape for name, value in head.items() if name in theirs):
+        state |= theirs
+    else:
+        print(
+            "the classifier is dropped: the checkpoint has none, or one of other classes; the recipe's is trained anew"
+        )
+    if dropped := [name for name in found.dropped if name not in theirs]:
+        print(f'not of the network: {", ".join(dropped[:SHOWN])}')
+    save_pth(dict(meta=dict(inflated_from=str(args.checkpoint)), state_dict=state), args.out)
+    print(f'{args.out}: {len(found.state)} tensors of the backbone')
+
+
 def export_checkpoint(args: argparse.Namespace) -> None:
     """Write one of our checkpoints with timm's names, masks folded in."""
     writers = {'.pth': save_pth, '.safetensors': save_safetensors}
@@ -156,7 +187,8 @@ def export_checkpoint(args: argparse.Namespace) -> None:
 def main() -> None:
     args = parse_args()
     with exit_on_user_error():
-        (import_checkpoint if args.mode == 'import' else export_checkpoint)(args)
+        modes = {'import': import_checkpoint, 'inflate': inflate_checkpoint, 'export': export_checkpoint}
+        modes[args.mode](args)
 
 
 if __name__ == '__main__':

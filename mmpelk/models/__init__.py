@@ -1,5 +1,6 @@
 """The PeLK backbone and its modules."""
 
+from .inflation import Inflated
 from .mixers import MIXERS, ConvNeXtMixer, DenseMixer, Mixer, MixerSpec, PeripheralMixer, StripeMixer
 from .pelk import ARCHITECTURES, PeLK, PeLKBlock
 from .peripheral_conv import PeripheralConv2d
@@ -9,6 +10,7 @@ __all__ = [
     'MIXERS',
     'ConvNeXtMixer',
     'DenseMixer',
+    'Inflated',
     'Mixer',
     'MixerSpec',
     'PeLK',

@@ -1,5 +1,6 @@
 """Names and checks of checkpoints, with messages that name the remedy."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from mmengine.runner import CheckpointLoader
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 
 from mmpelk.errors import UserError
 
-__all__ = ['MASK_SUFFIX', 'backbone_state_dict', 'check_pretrained', 'shorten']
+__all__ = ['MASK_SUFFIX', 'backbone_state_dict', 'check_pretrained', 'refuse_misfit', 'shorten']
 
 MASK_SUFFIX = '_mask'
 """End of the name of a weight's sparsity mask, a buffer beside it."""
@@ -61,7 +62,21 @@ def check_pretrained(backbone: nn.Module, path: str, prefix: str = '') -> dict[s
         FileNotFoundError: If the file does not exist.
         ValueError: If keys of the backbone are missing or have other shapes.
     """
-    state, own = backbone_state_dict(path, prefix), backbone.state_dict()
+    state = backbone_state_dict(path, prefix)
+    remedy = (
+        'Take the checkpoint of the same arch, kernel sizes and positional_embedding, in the same (trained or '
+        'deployed) form'
+    )
+    refuse_misfit(backbone.state_dict(), state, f"'{path}'", remedy)
+    return state
+
+
+def refuse_misfit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], name: str, remedy: str) -> None:
+    """Refuse weights that lack keys of a backbone, but for output norms and masks, or have other shapes.
+
+    Raises:
+        ValueError: It begins with ``name`` and ends with ``remedy``.
+    """
     missing = [key for key in own if key not in state and not key.startswith('norm') and not key.endswith(MASK_SUFFIX)]
     shapes = [
         f'{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}'
@@ -71,8 +86,4 @@ def check_pretrained(backbone: nn.Module, path: str, prefix: str = '') -> dict[s
     if missing or shapes:
         problems = [f'misses {shorten(missing)}'] if missing else []
         problems += [f'has {shorten(shapes)}'] if shapes else []
-        raise UserError(
-            f"'{path}' does not fit this backbone: it {' and '.join(problems)}. Take the checkpoint of the same arch, "
-            'kernel sizes and positional_embedding, in the same (trained or deployed) form'
-        )
-    return state
+        raise UserError(f'{name} does not fit this backbone: it {" and ".join(problems)}. {remedy}')

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,22 @@ _SMALL = _TINY | dict(depths=(3, 3, 27, 3))
 _BASE = _SMALL | dict(channels=(166, 332, 665, 1331))
 _101 = dict(kernel_sizes=(101, 69, 67, 13), center_size=7)
 _151 = dict(kernel_sizes=(151, 89, 87, 13), center_size=7)
+# ConvNeXt's network, whose 7 x 7 kernels fit the centre of these, with its one biased kernel per block: see
+# :mod:`mmpelk.models.inflation`.
+_CONVNEXT_TINY: dict[str, Any] = _TINY | dict(
+    channels=(96, 192, 384, 768),
+    center_size=7,
+    conv_ratio=1.0,
+    small_kernel_size=0,
+    positional_embedding=None,
+    branch_norms=False,
+)
+_CONVNEXT_SMALL = _CONVNEXT_TINY | dict(depths=(3, 3, 27, 3))
+_CONVNEXT_BASE = _CONVNEXT_SMALL | dict(channels=(128, 256, 512, 1024))
+# What an architecture leaves open: the paper's block.
+_BLOCK: dict[str, Any] = dict(
+    conv_ratio=3 / 8, small_kernel_size=5, positional_embedding='in_bounds', branch_norms=True, center_size=5
+)
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     'tiny': _TINY,
@@ -36,6 +52,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     'tiny-101': _TINY | _101,
     'base-101': _BASE | _101,
     'tiny-151': _TINY | _151,
+    'convnext-tiny': _CONVNEXT_TINY,
+    'convnext-small': _CONVNEXT_SMALL,
+    'convnext-base': _CONVNEXT_BASE,
 }
 
 
@@ -89,9 +108,10 @@ class PeLKBlock(BaseModule):
         return self._forward(x, embedding)
 
     def _forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
-        mixed = self.mixer(x[:, : self.mixed_channels], embedding)
-        # Channels last from here to the residual sum: what the layer norm and the linear layers want.
-        out = torch.cat([mixed.permute(0, 2, 3, 1), x[:, self.mixed_channels :].permute(0, 2, 3, 1)], dim=-1)
+        # Channels last from the mixer to the residual sum: what the layer norm and the linear layers want.
+        out = self.mixer(x[:, : self.mixed_channels], embedding).permute(0, 2, 3, 1)
+        if self.mixed_channels < x.shape[1]:
+            out = torch.cat([out, x[:, self.mixed_channels :].permute(0, 2, 3, 1)], dim=-1)
         out = self.pointwise_conv2(self.act(self.pointwise_conv1(self.norm(out))))
         if self.gamma is not None:
             out = out * self.gamma
@@ -134,7 +154,8 @@ class PeLK(BaseModule):
 
     Args:
         arch: A name of :data:`ARCHITECTURES`, or a dict with ``depths``, ``channels`` and ``kernel_sizes``, and
-            optionally ``center_size`` and ``sharing_grids``. The five arguments below replace a part of it.
+            optionally ``center_size``, ``sharing_grids``, and the block's ``conv_ratio``, ``small_kernel_size``,
+            ``positional_embedding`` and ``branch_norms``. The arguments of the same names replace a part of it.
         depths: Blocks per stage.
         channels: Width ``C`` of each stage.
         kernel_sizes: Side ``K`` of the large kernels of each stage, odd.
@@ -145,10 +166,13 @@ class PeLK(BaseModule):
         mixer: What mixes the tokens, a name of :data:`mmpelk.models.mixers.MIXERS`: the paper's ``'peripheral'``, or,
             to compare with, RepLKNet's ``'dense'``, SLaK's ``'stripe'`` or ConvNeXt's ``'conv7'``. The last two have
             no positional embedding; those networks mix all channels (``conv_ratio=1``).
-        conv_ratio: Share of the channels that the large kernels process, ``g / C`` of Eq. 4.
-        small_kernel_size: Side of the dense kernel beside each large one; 0 for none.
+        conv_ratio: Share of the channels that the large kernels process, ``g / C`` of Eq. 4. By default, as the next
+            three, the architecture's, or else the paper's: 3/8.
+        small_kernel_size: Side of the dense kernel beside each large one; 0 for none. The paper's: 5.
         positional_embedding: ``'in_bounds'``, ``'constant'`` or ``None``: how Eq. 3 treats positions outside the map.
-            With ``'constant'`` the norm after the convolution removes the term exactly.
+            With ``'constant'`` the norm after the convolution removes the term exactly. The paper's: ``'in_bounds'``.
+        branch_norms: Whether each kernel has a norm, or the large one alone a bias: the form that deployment makes,
+            trainable. It has neither small kernel nor embedding.
         norm_cfg: Norm of the convolution branches (``BN`` or ``SyncBN``).
         act_cfg: Activation of the blocks.
         drop_path_rate: Stochastic depth of the last block, rising linearly from 0.
@@ -183,9 +207,10 @@ class PeLK(BaseModule):
         in_channels: int = 3,
         stem_patch_size: int = 4,
         mixer: str = 'peripheral',
-        conv_ratio: float = 3 / 8,
-        small_kernel_size: int = 5,
-        positional_embedding: EmbeddingMode | None = 'in_bounds',
+        conv_ratio: float | None = None,
+        small_kernel_size: int | None = None,
+        positional_embedding: EmbeddingMode | Literal['default'] | None = 'default',
+        branch_norms: bool | None = None,
         norm_cfg: dict | None = None,
         act_cfg: dict | None = None,
         drop_path_rate: float = 0.0,
@@ -208,7 +233,18 @@ class PeLK(BaseModule):
             kernel_sizes=kernel_sizes,
             center_size=center_size,
             sharing_grids=sharing_grids,
+            conv_ratio=conv_ratio,
+            small_kernel_size=small_kernel_size,
+            branch_norms=branch_norms,
         )
+        if positional_embedding == 'default':
+            positional_embedding = arch['positional_embedding']
+        conv_ratio = arch['conv_ratio']
+        if not arch['branch_norms'] and (arch['small_kernel_size'] or positional_embedding is not None):
+            raise ValueError(
+                'branch_norms=False leaves one kernel with a bias: it needs small_kernel_size=0 and '
+                'positional_embedding=None'
+            )
         if positional_embedding not in ('in_bounds', 'constant', None):
             raise ValueError(f"positional_embedding is 'in_bounds', 'constant' or None, got {positional_embedding!r}")
         if mixer not in MIXERS:
@@ -237,10 +273,10 @@ class PeLK(BaseModule):
                 kernel_size=arch['kernel_sizes'][i],
                 sharing_grid=arch['sharing_grids'][i],
                 center_size=arch['center_size'],
-                small_kernel_size=small_kernel_size,
+                small_kernel_size=arch['small_kernel_size'],
                 positional_embedding=positional_embedding,
                 norm_cfg=norm_cfg,
-                deploy=deploy,
+                deploy=deploy or not arch['branch_norms'],
             )
             blocks = [
                 PeLKBlock(
@@ -349,16 +385,17 @@ def _resolve_arch(arch: str | dict, **overrides: Any) -> dict[str, Any]:
         raise ValueError(f'unknown arch {arch!r}; known: {", ".join(ARCHITECTURES)}')
     overrides = {key: value for key, value in overrides.items() if value is not None}
     given = (ARCHITECTURES[arch] if isinstance(arch, str) else dict(arch)) | overrides
-    required, optional = {'depths', 'channels', 'kernel_sizes'}, {'center_size', 'sharing_grids'}
+    required, optional = {'depths', 'channels', 'kernel_sizes'}, {'sharing_grids', *_BLOCK}
     if not required <= set(given) <= required | optional:
         raise ValueError(
             f'an arch dict has the keys {sorted(required)} and may have {sorted(optional)}; got {sorted(given)}'
         )
-    for key in set(given) - {'center_size'}:
+    per_stage = set(given) - set(_BLOCK)
+    for key in per_stage:
         if not isinstance(given[key], Sequence) or isinstance(given[key], str):
             raise ValueError(f'arch has {key}={given[key]!r}; give a sequence with a value per stage')
     stages = len(given['depths'])
-    for key in set(given) - {'depths', 'center_size'}:
+    for key in per_stage - {'depths'}:
         if len(given[key]) != stages:
             raise ValueError(f'arch has {stages} depths but {len(given[key])} {key}; give one per stage')
     # The centre of a named architecture is cut to kernels that replace its own.
@@ -368,7 +405,7 @@ def _resolve_arch(arch: str | dict, **overrides: Any) -> dict[str, Any]:
             f'center_size {given["center_size"]} is larger than every kernel of {tuple(given["kernel_sizes"])}; '
             'give a centre of at most the kernel'
         )
-    return dict(center_size=5, sharing_grids=(None,) * stages) | given
+    return _BLOCK | dict(sharing_grids=(None,) * stages) | given
 
 
 def _resolve_out_indices(out_indices: int | Sequence[int], stages: int) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ __all__ = [
     'check_sharing_grid',
     'expand_kernel',
     'mirror_half_grid',
+    'project_kernel',
     'reachable_rings',
     'reduce_kernel',
     'resolve_sharing_grid',
@@ -155,6 +156,25 @@ def reduce_kernel(dense: Tensor, grid: Sequence[int]) -> Tensor:
     rings = len(grid)
     rows = dense.new_zeros(*dense.shape[:-2], rings, dense.shape[-1]).index_add_(-2, ring, dense)
     return rows.new_zeros(*dense.shape[:-2], rings, rings).index_add_(-1, ring, rows)
+
+
+def project_kernel(dense: Tensor, grid: Sequence[int]) -> Tensor:
+    """The kernel on a grid that is nearest to a dense one in least squares: the mean over each region.
+
+    Args:
+        dense: ``(..., K, K)``.
+        grid: ``k'`` ring widths that sum to ``K``.
+
+    Returns:
+        ``(..., k', k')``. :func:`expand_kernel` of it is the projection of ``dense`` onto the kernels of the grid.
+
+    Raises:
+        ValueError: If the grid does not sum to ``K``.
+    """
+    if tuple(dense.shape[-2:]) != (sum(grid), sum(grid)):
+        raise ValueError(f'a grid of sum {sum(grid)} needs a kernel of that side, got {tuple(dense.shape)}')
+    widths = torch.tensor(list(grid), dtype=dense.dtype, device=dense.device)
+    return reduce_kernel(dense, grid) / (widths[:, None] * widths)
 
 
 def reachable_rings(grid: Sequence[int], extent: int) -> tuple[slice, tuple[int, ...]]:

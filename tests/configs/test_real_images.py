@@ -71,6 +71,35 @@ def test_segmentation(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
     assert 'do not match' not in log
 
 
+def test_segmentation_from_convnext(tmp_path: Path) -> None:
+    """Random weights in mmpretrain's format stand in for the published ones: trained, resumed, tested through mim."""
+    pytest.importorskip('mmseg')
+    convnext = pytest.importorskip('mmpretrain.models').ConvNeXt('tiny')
+    state = {f'backbone.{name}': value for name, value in convnext.state_dict().items()}
+    torch.save(dict(state_dict=state), tmp_path / 'convnext.pth')
+    recipe = config('seg/upernet_pelk_convnext_t_ade20k')
+    words = options(sample_data('ade20k_sample'), **{
+        **{f'model.{part}.norm_cfg.type': 'BN' for part in ('backbone', 'decode_head', 'auxiliary_head')},
+        'model.backbone.init_cfg.checkpoint': tmp_path / 'convnext.pth',
+        'model.data_preprocessor.size': '(64,64)', 'train_dataloader.dataset.pipeline.3.crop_size': '(64,64)',
+        'model.test_cfg.crop_size': '(256,256)', 'model.test_cfg.stride': '(256,256)', 'train_cfg.val_begin': 100,
+    })  # fmt: skip
+    train = [TOOLS / 'dist_train.sh', recipe, 2, '--work-dir', 'work']
+    log = run(*train, *words, 'train_cfg.max_iters=1', cwd=tmp_path)
+    assert 'inflated 18 kernels' in log
+    trained = torch.load(tmp_path / 'work' / 'iter_1.pth', weights_only=False)['state_dict']
+    kernel = trained['backbone.stages.0.0.mixer.large.weight']
+    torch.testing.assert_close(kernel[:, :, 4:11, 4:11], state['backbone.stages.0.0.depthwise_conv.weight'])
+    assert kernel[:, :, :4].abs().max() < 1e-6  # the warm-up starts at a learning rate of 1e-10
+
+    log = run(*train, '--resume', *words, 'train_cfg.max_iters=2', cwd=tmp_path)
+    assert re.search(r'Iter\(train\) \[2/2\].*loss: \d', log)
+    assert 'Iter(train) [1/' not in log
+    log = run(mim(), 'test', 'mmseg', recipe, '--checkpoint', 'work/iter_2.pth', *words, cwd=tmp_path)
+    assert re.search(r'Iter\(test\) \[1/1\] +aAcc: [\d.]+ +mIoU: [\d.]+', log)
+    assert 'do not match' not in log
+
+
 def test_detection(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
     pytest.importorskip('mmdet')
     recipe, data = config('det/cascade_mask_rcnn_pelk_t_coco'), sample_data('coco_sample')

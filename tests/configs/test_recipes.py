@@ -62,6 +62,17 @@ def cascade(convnext: tuple[int, ...], pelk: tuple[int, ...], num_layers: int) -
     )
 
 
+def inflated(changes: Changes, theirs: str, ours: str) -> Changes:
+    """Those of ConvNeXt with large kernels: its own weights, widths and heads; no masks."""
+    kept = {key: pair for key, pair in changes.items() if pair[0] != pair[1]}
+    return kept | {
+        'custom_hooks': (ABSENT, ()),
+        'model.backbone.arch': (theirs, f'convnext-{ours}'),
+        'model.backbone.init_cfg.prefix': ('backbone.', ABSENT),
+        'model.backbone.init_cfg.type': ('Pretrained', 'mmpelk.Inflated'),
+    }
+
+
 # At 384 x 384, testing on the whole image.
 LARGE_IMAGES: Changes = {
     'train_dataloader.dataset.pipeline.1.scale': (224, 384),
@@ -123,6 +134,29 @@ DIFFERENCES: dict[str, tuple[str | tuple[str, ...], Changes]] = {
         'det/cascade_mask_rcnn_pelk_b_coco',
         {'model.backbone.arch': ('base', 'base-101'), **weights('b_101', 'checkpoints/pelk_b_in1k.pth')},
     ),
+    **{
+        f'seg/upernet_pelk_convnext_{size[0]}_ade20k': (
+            UPERNET.format(size),
+            inflated(segmentation(widths, widths), size, size),
+        )
+        for size, widths in (('tiny', THEIR_T), ('small', THEIR_T), ('base', THEIR_B))
+    },
+    'det/cascade_mask_rcnn_pelk_convnext_t_coco': (
+        CASCADE.format('t'),
+        inflated(cascade(THEIR_T, THEIR_T, 6), 'tiny', 'tiny'),
+    ),
+    'det/cascade_mask_rcnn_pelk_convnext_s_coco': (
+        CASCADE.format('s'),
+        inflated(cascade(THEIR_T, THEIR_T, 12), 'small', 'small'),
+    ),
+    'det/cascade_mask_rcnn_pelk_convnext_b_coco': (
+        CASCADE.format('s'),
+        inflated(cascade(THEIR_T, THEIR_B, 12), 'small', 'base')
+        | {
+            'model.backbone.drop_path_rate': (0.6, 0.7),
+            'optim_wrapper.paramwise_cfg.decay_rate': (0.7, 0.8),
+        },
+    ),
     'det/mask_rcnn_pelk_t_coco_1x': (
         # With the toolbox's training at one scale.
         ('mmdet::convnext/mask-rcnn_convnext-t-p4-w7_fpn_amp-ms-crop-3x_coco', 'mmdet::_base_/datasets/coco_instance'),
@@ -174,6 +208,14 @@ DIFFERENCES: dict[str, tuple[str | tuple[str, ...], Changes]] = {
             'val_dataloader.batch_size': (64, 128),
             **{f'{split}_dataloader.num_workers': (5, 8) for split in ('train', 'val')},
             **{f'{split}_dataloader.persistent_workers': (ABSENT, True) for split in ('train', 'val')},
+        },
+    ),
+    'cls/pelk_convnext_t_in1k': (
+        'cls/pelk_t_in1k',
+        {
+            'custom_hooks': ([sparsity(update_interval=2000, prune_rate=0.5), EMA], [EMA]),
+            'model.backbone.arch': ('tiny', 'convnext-tiny'),
+            'model.head.in_channels': (998, 768),
         },
     ),
     'cls/pelk_s_in1k': ('cls/pelk_t_in1k', SMALL),
