@@ -344,3 +344,26 @@ def test_deployed_classifier(name: str, deploy: Tool, tmp_path: Path) -> None:
         wrong = deploy(config('slak_t', tmp_path), 'ours.pth', 'wrong.pth', code=1)
         assert "'ours.pth' is not one of" in wrong
         assert 'Traceback' not in wrong
+
+
+@pytest.mark.parametrize('classes', [CLASSES, 7])
+def test_inflated_classifier_computes_convnext(classes: int, tmp_path: Path) -> None:
+    """And a classifier of other classes is dropped, with a word."""
+    small, large = config('convnext_t', tmp_path), tmp_path / 'large.py'
+    recipe = CONFIGS / 'cls' / 'pelk_convnext_t_in1k.py'
+    kernels = NANO.replace(f'kernel_sizes={KERNELS}', 'kernel_sizes=(31, 15, 9, 7)')
+    large.write_text(f'_base_ = {str(recipe)!r}\n{kernels.replace(f"num_classes={CLASSES}", f"num_classes={classes}")}')
+    theirs, ours = build(small, kernel_sizes=(7, 7, 7, 7)), build(large)
+    state = {name.replace('.mixer.large.', '.depthwise_conv.'): value for name, value in theirs.state_dict().items()}
+    torch.save(dict(state_dict=state), tmp_path / 'convnext.pth')
+    words = ('inflate', large, tmp_path / 'convnext.pth', tmp_path / 'start.pth')
+    printed = call(TOOLS / 'convert_checkpoint.py', *words, cwd=tmp_path)
+    assert printed.count('100.00%') == sum(DEPTHS)
+    ours.load_state_dict(torch.load(tmp_path / 'start.pth')['state_dict'], strict=False)
+    x = torch.randn(2, 3, 70, 50)
+    with torch.no_grad():
+        features, wanted = ours.backbone(x)[-1], theirs.backbone(x)[-1]
+        torch.testing.assert_close(features, wanted, rtol=1e-4, atol=1e-5)  # float32 in another order
+        if classes == CLASSES:
+            torch.testing.assert_close(ours.head((features,)), theirs.head((wanted,)), rtol=1e-4, atol=1e-4)
+    assert ('the classifier is dropped' in printed) == (classes != CLASSES)
