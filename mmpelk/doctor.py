@@ -1,0 +1,334 @@
+"""What this environment has, what it lacks, and the remedy of each.
+
+Every check stands alone and imports what it needs itself: a doctor has to run where something is broken.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+__all__ = ['CHECKS', 'Finding', 'examine', 'report']
+
+# Import name, and the distribution that provides it in either OpenMMLab line.
+_STOCK = {
+    'mmengine': 'mmengine',
+    'mmcv': 'mmcv',
+    'mmseg': 'mmsegmentation',
+    'mmdet': 'mmdet',
+    'mmpretrain': 'mmpretrain',
+}
+_MAINTAINED = {
+    'mmengine': 'onedl-mmengine',
+    'mmcv': 'onedl-mmcv',
+    'mmseg': 'onedl-mmsegmentation',
+    'mmdet': 'onedl-mmdetection',
+    'mmpretrain': 'onedl-mmpretrain',
+}
+_SHARED_MEMORY = Path('/dev/shm')
+_GB = 2**30
+_SET_UP = 'tools/setup_env.sh, or pip install the versions of requirements.txt'
+_OPERATORS = 'pip install --no-build-isolation --force-reinstall --no-deps --no-cache-dir onedl-mmcv'
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        name: What was looked at.
+        state: ``'ok'``; ``'warning'``, something that only part of the work needs; ``'error'``.
+        text: What was found.
+        remedy: What to do, unless all is well.
+    """
+
+    name: str
+    state: str
+    text: str
+    remedy: str | None = None
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _python() -> Iterator[Finding]:
+    from mmpelk import __version__
+
+    yield Finding('mmpelk', 'ok', f'{__version__}, Python {platform.python_version()}, {platform.platform()}')
+
+
+def _torch() -> Iterator[Finding]:
+    import torch
+
+    yield Finding('torch', 'ok', f'{torch.__version__}, {torch.get_num_threads()} threads')
+    import torchvision
+
+    yield Finding('torchvision', 'ok', torchvision.__version__)
+
+
+def _openmmlab() -> Iterator[Finding]:
+    stock = {name: version for name in _STOCK.values() if (version := _version(name))}
+    maintained = {name: version for name in _MAINTAINED.values() if (version := _version(name))}
+    both = [
+        f'{_STOCK[name]} and {_MAINTAINED[name]}'
+        for name in _STOCK
+        if _STOCK[name] in stock and _MAINTAINED[name] in maintained
+    ]
+    if both:
+        yield Finding(
+            'OpenMMLab',
+            'error',
+            f'{", ".join(both)} provide the same import names and overwrite each other',
+            f'pip uninstall {" ".join([*stock, *maintained])}, then install one line again',
+        )
+    elif not stock and not maintained:
+        yield Finding('OpenMMLab', 'error', 'none of its packages is installed', _SET_UP)
+    else:
+        mixed = bool(stock and maintained)
+        line = 'a mixture of both lines' if mixed else 'the maintained line' if maintained else 'the stock line'
+        versions = ', '.join(f'{name} {version}' for name, version in (stock | maintained).items())
+        remedy = 'install all packages from one line' if mixed else None
+        yield Finding('OpenMMLab', 'warning' if mixed else 'ok', f'{line}: {versions}', remedy)
+    for name in _STOCK:
+        if name not in ('mmengine', 'mmcv') and importlib.util.find_spec(name) is None:
+            yield Finding(name, 'warning', 'not installed; its recipes need it', _SET_UP)
+    if stock.get('mmengine') and tuple(map(int, (_version('torch') or '0.0').split('.')[:2])) >= (2, 6):
+        remedy = 'import mmpelk first, which reads them as data (docs/reliability.md), or take the maintained line'
+        if os.environ.get('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD') != '1':
+            yield Finding(
+                'checkpoints', 'warning', 'stock mmengine alone loads no checkpoint with torch 2.6 or later', remedy
+            )
+
+
+def _mmcv_operators() -> Iterator[Finding]:
+    import torch
+
+    if importlib.util.find_spec('mmcv') is None:
+        yield Finding('mmcv', 'error', 'not installed', _SET_UP)
+        return
+    if importlib.util.find_spec('mmcv._ext') is None:
+        text = 'not compiled; segmentation and classification need none of them, detection does'
+        yield Finding('mmcv operators', 'warning', text, _OPERATORS)
+        return
+    try:
+        from mmcv import ops
+    except ImportError as error:
+        yield Finding(
+            'mmcv operators', 'error', f'compiled for another torch than {torch.__version__}: {error}', _OPERATORS
+        )
+        return
+    compiled = ops.get_compiling_cuda_version()
+    if torch.cuda.is_available() and compiled != torch.version.cuda:
+        text = f'compiled for CUDA {compiled}, torch for {torch.version.cuda}: detection may fail on the GPU'
+        yield Finding(
+            'mmcv operators', 'warning', text, f'with nvcc of CUDA {torch.version.cuda} on the PATH: {_OPERATORS}'
+        )
+    else:
+        yield Finding('mmcv operators', 'ok', f'compiled with {ops.get_compiler_version()}, CUDA {compiled}')
+
+
+def _cuda() -> Iterator[Finding]:
+    import torch
+
+    driver = None
+    if shutil.which('nvidia-smi'):
+        query = ['nvidia-smi', '--query-gpu=name,driver_version', '--format=csv,noheader']
+        asked = subprocess.run(query, capture_output=True, text=True, timeout=60)
+        driver = '; '.join(asked.stdout.split('\n')[:-1]) if asked.returncode == 0 else None
+    if torch.cuda.is_available():
+        names = ', '.join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+        yield Finding('GPU', 'ok', f'{names}; CUDA {torch.version.cuda}, driver: {driver or "unknown"}')
+    elif driver and torch.version.cuda is None:
+        yield Finding(
+            'GPU', 'error', f'{driver}, but this torch was built without CUDA', 'install a CUDA build of torch'
+        )
+    elif driver:
+        text = f'{driver}, but torch, built for CUDA {torch.version.cuda}, does not see it'
+        remedy = 'update the driver, or install a torch that it supports; see also CUDA_VISIBLE_DEVICES'
+        yield Finding('GPU', 'error', text, remedy)
+    else:
+        yield Finding('GPU', 'ok', 'none: everything runs on the CPU')
+
+
+def _backends() -> Iterator[Finding]:
+    """Each backend that runs here, compared with the definition in float64: output and both gradients."""
+    import torch
+
+    from mmpelk.ops import available_backends, expand_kernel, peripheral_conv2d
+    from mmpelk.ops.backends import BACKENDS
+
+    forced = os.environ.get('MMPELK_BACKEND')
+    if forced and forced not in available_backends():
+        yield Finding('MMPELK_BACKEND', 'error', f'{forced!r} does not run here', 'unset MMPELK_BACKEND')
+    grid = (4, 2, 1, 1, 1, 2, 4)
+    for name in BACKENDS:
+        if name not in available_backends():
+            yield Finding(f'backend {name}', 'ok', 'does not run on this machine')
+            continue
+        device = 'cuda' if name == 'triton' else 'cpu'
+        generator = torch.Generator().manual_seed(0)
+        x = torch.rand(2, 3, 20, 17, generator=generator).to(device).requires_grad_()
+        weight = torch.rand(3, 1, len(grid), len(grid), generator=generator).to(device).requires_grad_()
+        exact_x, exact_weight = (tensor.detach().double().requires_grad_() for tensor in (x, weight))
+        expected = torch.nn.functional.conv2d(
+            exact_x, expand_kernel(exact_weight, grid), padding=sum(grid) // 2, groups=x.shape[1]
+        )
+        try:
+            out = peripheral_conv2d(x, weight, grid, backend=name)
+            pairs = [(out, expected)]
+            pairs += zip(
+                torch.autograd.grad(out.sum(), (x, weight)),
+                torch.autograd.grad(expected.sum(), (exact_x, exact_weight)),
+                strict=True,
+            )
+        except Exception as error:  # whatever a broken compiler or driver raises
+            yield Finding(f'backend {name}', 'error', f'fails: {type(error).__name__}: {error}', _another_backend(name))
+            continue
+        worst = max(float((a.detach().double() - b.detach()).abs().max() / b.detach().abs().max()) for a, b in pairs)
+        # Float32 and sums of some hundred terms; a wrong index gives 0.01 and more.
+        if worst < 1e-4:
+            yield Finding(f'backend {name}', 'ok', f'agrees with the definition to {worst:.0e}')
+        else:
+            text = f'differs from the definition by {worst:.0e} of the largest value'
+            yield Finding(f'backend {name}', 'error', text, _another_backend(name))
+
+
+def _another_backend(name: str) -> str:
+    other = 'fft' if name == 'dense' else 'dense'
+    return f'MMPELK_BACKEND={other} avoids it; please report it with the output of --json'
+
+
+def _folders() -> Iterator[Finding]:
+    here = Path.cwd()
+    folder = here / 'work_dirs' if (here / 'work_dirs').is_dir() else here
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        yield Finding(
+            'work folder', 'error', f'{folder} takes no files: {error.strerror}', 'give another with --work-dir'
+        )
+        return
+    free = shutil.disk_usage(folder).free / _GB
+    text = f'{folder}, {free:.0f} GB free'
+    if free < 5:
+        yield Finding(
+            'work folder',
+            'warning',
+            text,
+            'a checkpoint of PeLK-B takes 1 GB: free some, or --work-dir on another disk',
+        )
+    else:
+        yield Finding('work folder', 'ok', text)
+
+
+def _shared_memory() -> Iterator[Finding]:
+    if not _SHARED_MEMORY.is_dir():
+        return
+    free = shutil.disk_usage(_SHARED_MEMORY).free / _GB
+    if free < 1:
+        remedy = 'docker run --shm-size=8g (or --ipc=host); or --cfg-options train_dataloader.num_workers=0'
+        yield Finding('shared memory', 'warning', f'{free:.2f} GB for data loading workers: they may die', remedy)
+    else:
+        yield Finding('shared memory', 'ok', f'{free:.1f} GB')
+
+
+def _recipes() -> Iterator[Finding]:
+    """Data folders and pretrained weights of the recipes, each missing one once."""
+    from mmpelk.config import get_config, list_configs
+    from mmpelk.engine.checks import check_data, check_weights
+
+    problems: dict[str, list[str]] = {}
+    ready = []
+    for name in list_configs():
+        if name.startswith('demo/'):
+            continue  # their data is drawn by the demo
+        cfg = get_config(name)
+        wanting = []
+        for check in (
+            lambda cfg=cfg: check_data(cfg, ['train_dataloader', 'val_dataloader']),
+            lambda cfg=cfg: check_weights(cfg),
+        ):
+            try:
+                check()
+            except FileNotFoundError as error:
+                # The sentence names the file, and the loader that wants it, which differs from recipe to recipe.
+                wanting.append(str(error).split("'")[1])
+        for path in wanting:
+            problems.setdefault(path, []).append(name)
+        if not wanting:
+            ready.append(name)
+    for path, names in problems.items():
+        more = f' and {len(names) - 1} more' if len(names) > 1 else ''
+        page = 'docs/training.md' if path.startswith('checkpoints') else 'docs/getting_started.md'
+        yield Finding(path, 'warning', f'not here; wanted by {names[0]}{more}', f'{page} says where it comes from')
+    yield Finding(
+        'recipes',
+        'ok',
+        f'{len(ready)} ready to train: {", ".join(ready)}' if ready else 'none has its data and weights here',
+    )
+
+
+def _checkpoints() -> Iterator[Finding]:
+    found = sorted([*Path('checkpoints').glob('*.pth'), *Path('work_dirs').glob('*/*.pth')])
+    broken = [path for path in found if path.stat().st_size == 0]
+    for path in broken:
+        yield Finding(str(path), 'error', 'an empty file', 'remove it, and copy or train it again')
+    names = ', '.join(str(path) for path in found[:5]) + (' ...' if len(found) > 5 else '')
+    yield Finding('checkpoints', 'ok', f'{len(found)} in checkpoints and work_dirs{": " if found else ""}{names}')
+
+
+CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
+    _python,
+    _torch,
+    _openmmlab,
+    _mmcv_operators,
+    _cuda,
+    _backends,
+    _folders,
+    _shared_memory,
+    _recipes,
+    _checkpoints,
+)
+
+
+def examine(checks: Iterable[Callable[[], Iterator[Finding]]] = CHECKS) -> list[Finding]:
+    """The findings of every check; one that itself fails is a finding."""
+    findings: list[Finding] = []
+    for check in checks:
+        try:
+            findings += check()
+        except Exception as error:
+            text = f'{type(error).__name__}: {error}'
+            findings.append(Finding(check.__name__.strip('_').replace('_', ' '), 'error', text, _SET_UP))
+    return findings
+
+
+def report(findings: list[Finding], *, as_json: bool = False) -> int:
+    """Print the findings.
+
+    Returns:
+        The exit code: 1 if there is an error, else 0.
+    """
+    failed = any(finding.state == 'error' for finding in findings)
+    if as_json:
+        print(json.dumps({'ok': not failed, 'findings': [asdict(finding) for finding in findings]}, indent=2))
+    else:
+        for finding in findings:
+            print(f'{finding.state:8} {finding.name}: {finding.text}')
+            if finding.remedy:
+                print(f'{"":8}   remedy: {finding.remedy}')
+        counts = [sum(finding.state == state for finding in findings) for state in ('error', 'warning')]
+        print(f'{counts[0]} errors, {counts[1]} warnings')
+    return int(failed)

@@ -1,0 +1,166 @@
+"""The doctor on a sound environment, and on one in which each thing is broken in turn."""
+
+import importlib.metadata
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmpelk import doctor
+from mmpelk.doctor import Finding
+from mmpelk.ops import available_backends
+from tests.paths import ROOT
+
+pytestmark = pytest.mark.slow  # every case examines the whole environment, of which one fails to import
+
+Usage = namedtuple('Usage', 'total used free')
+Patch = pytest.MonkeyPatch
+
+
+def versions(patch: Patch, **installed: str) -> None:
+    names = {name.replace('_', '-'): version for name, version in installed.items()}
+
+    def version(name: str) -> str:
+        if name not in names:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return names[name]
+
+    patch.setattr(importlib.metadata, 'version', version)
+
+
+def absent(patch: Patch, missing: str) -> None:
+    find = importlib.util.find_spec
+    patch.setattr(importlib.util, 'find_spec', lambda name: None if name == missing else find(name))
+
+
+def nvidia_smi(patch: Patch) -> None:
+    patch.setattr(shutil, 'which', lambda name: f'/usr/bin/{name}')
+    done = subprocess.CompletedProcess([], 0, 'NVIDIA H100, 580.1\n', '')
+    patch.setattr(subprocess, 'run', lambda *_, **__: done)
+    patch.setattr(torch.cuda, 'is_available', lambda: False)
+
+
+def read_only(*_: object, **__: object) -> None:
+    raise PermissionError(13, 'Permission denied')
+
+
+def wrong_backend(patch: Patch) -> None:
+    import mmpelk.ops
+
+    right = mmpelk.ops.peripheral_conv2d
+    patch.setattr(mmpelk.ops, 'peripheral_conv2d', lambda *args, **kwargs: right(*args, **kwargs) * 1.01)
+
+
+def failing_backend(patch: Patch) -> None:
+    import mmpelk.ops
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError('ptxas was killed')
+
+    patch.setattr(mmpelk.ops, 'peripheral_conv2d', fail)
+
+
+def blocked(name: str) -> Callable[[Patch], None]:
+    return lambda patch: patch.setitem(sys.modules, name, None)
+
+
+def other_torch(patch: Patch) -> None:
+    patch.setitem(sys.modules, 'mmcv.ops', None)
+    patch.delattr('mmcv.ops', raising=False)
+
+
+def empty_checkpoint(patch: Patch) -> None:
+    Path('checkpoints').mkdir()
+    Path('checkpoints/pelk_t_in1k.pth').touch()
+
+
+# What breaks, the line that says so, its state, and a word of the remedy.
+BROKEN: dict[str, tuple[Callable[[Patch], None], str, str, str]] = {
+    'both lines': (lambda p: versions(p, mmcv='2.1', onedl_mmcv='2.3.6'), 'OpenMMLab', 'error', 'uninstall'),
+    'mixed lines': (lambda p: versions(p, mmengine='0.10', onedl_mmcv='2.3.6'), 'OpenMMLab', 'warning', 'one line'),
+    'no OpenMMLab': (versions, 'OpenMMLab', 'error', 'setup_env'),
+    'stock and new torch': (
+        lambda p: versions(p, mmengine='0.10', torch='2.11.0'),
+        'checkpoints',
+        'warning',
+        'reads them as data',
+    ),
+    'no toolbox': (lambda p: absent(p, 'mmpretrain'), 'mmpretrain', 'warning', 'setup_env'),
+    'no mmcv': (lambda p: absent(p, 'mmcv'), 'mmcv', 'error', 'setup_env'),
+    'no operators': (lambda p: absent(p, 'mmcv._ext'), 'mmcv operators', 'warning', 'no-build-isolation'),
+    'operators of another torch': (other_torch, 'mmcv operators', 'error', 'force-reinstall'),
+    'no torchvision': (blocked('torchvision'), 'torch', 'error', 'setup_env'),
+    'driver': (nvidia_smi, 'GPU', 'error', 'driver'),
+    'unknown backend': (lambda p: p.setenv('MMPELK_BACKEND', 'abacus'), 'MMPELK_BACKEND', 'error', 'unset'),
+    'wrong backend': (wrong_backend, 'backend fft', 'error', 'MMPELK_BACKEND=dense'),
+    'failing backend': (failing_backend, 'backend dense', 'error', 'MMPELK_BACKEND=fft'),
+    'read-only': (lambda p: p.setattr('tempfile.TemporaryFile', read_only), 'work folder', 'error', '--work-dir'),
+    'full disk': (
+        lambda p: p.setattr(shutil, 'disk_usage', lambda _: Usage(9, 9, 2**30)),
+        'work folder',
+        'warning',
+        '--work-dir',
+    ),
+    'shared memory': (
+        lambda p: p.setattr(shutil, 'disk_usage', lambda _: Usage(9, 9, 2**26)),
+        'shared memory',
+        'warning',
+        '--shm-size',
+    ),
+    'data': (lambda p: None, 'data/ade/ADEChallengeData2016', 'warning', 'getting_started'),
+    'weights': (lambda p: None, 'checkpoints/pelk_t_in1k.pth', 'warning', 'training.md'),
+    'checkpoint': (empty_checkpoint, 'checkpoints/pelk_t_in1k.pth', 'error', 'remove'),
+}
+
+
+@pytest.mark.parametrize(('break_it', 'name', 'state', 'remedy'), BROKEN.values(), ids=BROKEN)
+def test_what_is_broken_is_said(
+    break_it: Callable[[Patch], None], name: str, state: str, remedy: str, monkeypatch: Patch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    break_it(monkeypatch)
+    findings = doctor.examine()
+    (found,) = [finding for finding in findings if finding.name == name and finding.state == state]
+    assert found.remedy
+    assert remedy in found.remedy
+    assert doctor.report(findings) == (1 if any(finding.state == 'error' for finding in findings) else 0)
+
+
+def test_backends_pass_and_nothing_is_broken(monkeypatch: Patch) -> None:
+    monkeypatch.delenv('MMPELK_BACKEND', raising=False)
+    findings = {finding.name: finding for finding in doctor.examine([doctor._backends])}
+    for name in available_backends():
+        assert findings[f'backend {name}'].state == 'ok'
+        assert 'agrees' in findings[f'backend {name}'].text
+
+
+def test_exit_code_and_text(capsys: pytest.CaptureFixture) -> None:
+    fine, bad = Finding('a', 'ok', 'b'), Finding('c', 'error', 'd', 'e')
+    assert doctor.report([fine]) == 0
+    assert doctor.report([fine, bad]) == 1
+    assert 'remedy: e' in capsys.readouterr().out
+    assert doctor.report([bad], as_json=True) == 1
+    assert json.loads(capsys.readouterr().out) == {
+        'ok': False,
+        'findings': [{'name': 'c', 'state': 'error', 'text': 'd', 'remedy': 'e'}],
+    }
+
+
+@pytest.mark.slow
+def test_command_where_even_torch_is_missing(tmp_path: Path) -> None:
+    block = 'import sys, runpy\nsys.modules["torch"] = sys.modules["mmengine"] = None\n'
+    block += 'sys.argv = ["mmpelk", "doctor", "--json"]\n'
+    code = f'{block}sys.path.insert(0, {str(ROOT)!r})\nrunpy.run_module("mmpelk", run_name="__main__")'
+    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    printed = json.loads(done.stdout)
+    errors = [finding['text'] for finding in printed['findings'] if finding['state'] == 'error']
+    assert any('torch' in text for text in errors)
+    assert all(finding['remedy'] for finding in printed['findings'] if finding['state'] == 'error')
