@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from tests.commands import load_tool
 from tests.paths import ROOT
 
 TIMES = '\N{MULTIPLICATION SIGN}'
@@ -48,3 +49,19 @@ def test_sparsity_page_has_the_figures_of_the_benchmark() -> None:
     page = (ROOT / 'docs' / 'sparsity.md').read_text()
     for mode, result in _read('sparsity_accuracy')['results'].items():
         assert f'{mode} {result["mean"]:.2f} ± {result["deviation"]:.2f}' in page
+
+
+def test_inflation_page_has_the_table_of_the_benchmark() -> None:
+    results = _read('inflation')
+    table = load_tool(ROOT / 'benchmarks' / 'inflation.py').make_table(results['variants'], results['iterations'])
+    assert table.markdown() in (ROOT / 'docs' / 'inflation.md').read_text()
+
+
+def test_front_page_has_the_figures_of_the_benchmark() -> None:
+    case = next(
+        case for case in _read('peripheral_conv_cpu_float32')['cases'] if case['case'][:5] == [1, 46, 128, 512, 51]
+    )
+    methods = case['methods']
+    page = (ROOT / 'README.md').read_text()
+    for name in ('mmpelk', 'conv2d channels last', 'conv2d'):
+        assert _time(methods[name]['forward_ms']) in page

@@ -46,10 +46,9 @@ def _inflated(checkpoint: str, **arguments: Any) -> PeLK:
     return model
 
 
+@pytest.mark.parametrize('size', [(224, 224), (97, 131), (512, 512)], ids=str)
 @pytest.mark.parametrize(
-    ('arch', 'size'),
-    [('tiny', (224, 224)), ('tiny', (97, 131)), ('tiny', (512, 512)), ('small', (97, 131)), ('base', (224, 224))],
-    ids=str,
+    'arch', ['tiny', pytest.param('small', marks=pytest.mark.slow), pytest.param('base', marks=pytest.mark.slow)]
 )
 @torch.no_grad()
 def test_equals_convnext_at_every_stage(arch: str, size: tuple[int, int], tmp_path: Path) -> None:
@@ -106,39 +105,41 @@ def test_other_names_are_the_same_weights(rename: Callable[[str], str], tmp_path
     assert set(found.kept.values()) == {1.0}
 
 
-def test_slaks_cross_of_stripes_is_projected() -> None:
+@pytest.mark.parametrize('mixer', ['stripe', 'dense'])
+def test_slaks_cross_and_dense_kernels_are_projected(mixer: str) -> None:
+    """By the names of SLaK's repository, which has RepLKNet's kernels, too; a grid of ones holds either exactly."""
     torch.manual_seed(0)
-    arguments = dict(NANO, kernel_sizes=(31, 15, 9, 5), layer_scale_init_value=1.0)
-    slak = PeLK(mixer='stripe', conv_ratio=1.0, positional_embedding=None, **arguments, **FORM).eval()
+    arguments = dict(NANO, kernel_sizes=(31, 15, 9, 5), layer_scale_init_value=1.0, conv_ratio=1.0)
+    theirs = PeLK(mixer=mixer, positional_embedding=None, **arguments, **FORM).eval()
+    for value in theirs.state_dict().values():
+        if value.is_floating_point() and value.dim() == 1:
+            value.copy_(torch.rand_like(value) + 0.5)
     names = {
         '.mixer.large.0.': '.large_kernel.LoRA1.conv.',
         '.mixer.large_norm.0.': '.large_kernel.LoRA1.bn.',
         '.mixer.large.1.': '.large_kernel.LoRA2.conv.',
         '.mixer.large_norm.1.': '.large_kernel.LoRA2.bn.',
+        '.mixer.large.': '.large_kernel.lkb_origin.conv.',
+        '.mixer.large_norm.': '.large_kernel.lkb_origin.bn.',
         '.mixer.small.': '.large_kernel.small_conv.conv.',
         '.mixer.small_norm.': '.large_kernel.small_conv.bn.',
         '.pointwise_conv': '.pwconv',
     }
     state = {}
-    for name, value in slak.state_dict().items():
-        for old, new in names.items():
-            name = name.replace(old, new)
-        state[name] = torch.rand_like(value) + 0.5 if value.is_floating_point() and value.dim() == 1 else value
-    ones = dict(small_kernel_size=0, positional_embedding=None, branch_norms=False, conv_ratio=1.0)
-    exact = PeLK(**arguments, **FORM, **ones, sharing_grids=[[1] * size for size in arguments['kernel_sizes']]).eval()
+    for name, value in theirs.state_dict().items():
+        for ours, published in names.items():
+            name = name.replace(ours, published)
+        state[name] = value
+    form = dict(arguments, small_kernel_size=0, positional_embedding=None, branch_norms=False, **FORM)
+    exact = PeLK(**form, sharing_grids=[[1] * size for size in arguments['kernel_sizes']]).eval()
     found = inflate(state, exact)
-    assert set(found.kept.values()) == {1.0}, 'a grid of ones holds any kernel'
-    exact.load_state_dict(found.state, strict=False)
-    for name, value in state.items():
-        ours = name
-        for old, new in names.items():
-            ours = ours.replace(new, old)
-        slak.state_dict()[ours].copy_(value)
+    assert list(found.kept.values()) == pytest.approx([1.0] * 5)
+    exact.load_state_dict(found.state | {name: state[name] for name in state if name in exact.state_dict()})
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        for out, want in zip(exact(x), slak(x), strict=True):
-            torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-4)
-    kept = inflate(state, PeLK(**arguments, **FORM, **ones)).kept
+        for out, want in zip(exact(x), theirs(x), strict=True):
+            torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-4)  # float32 in another order
+    kept = inflate(state, PeLK(**form)).kept
     assert 0 < kept['stages.0.0.mixer.large.weight'] < 1
 
 
