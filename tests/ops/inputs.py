@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmpelk.ops import peripheral_conv2d
 from mmpelk.ops.backends import BACKENDS as TABLE
 from mmpelk.ops.custom_op import HAS_CUSTOM_OP
 
@@ -24,6 +25,11 @@ def make_inputs(grid: Sequence[int], height: int, width: int, dtype: torch.dtype
     return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
 
 
+def convolve(grid: Sequence[int], backend: str | None = None) -> Callable[..., Tensor]:
+    """The operator as a function of its tensors."""
+    return lambda x, weight, bias=None: peripheral_conv2d(x, weight, grid, bias, backend=backend)
+
+
 def output_and_gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
     """What ``function`` returns, and the gradient of every input."""
     inputs = [tensor.detach().requires_grad_() for tensor in inputs]
@@ -34,3 +40,21 @@ def output_and_gradients(function: Callable[..., Tensor], inputs: Sequence[Tenso
 def relative_error(got: Tensor, want: Tensor) -> float:
     """In the Euclidean norm."""
     return ((got.double() - want.double()).norm() / want.double().norm().clamp_min(1e-300)).item()
+
+
+def check_no_less_exact_than_dense(
+    backends: Sequence[str | None],
+    grid: Sequence[int],
+    inputs: Sequence[Tensor],
+    grad: Tensor,
+    exact: Sequence[Tensor],
+    floor: float = 0,
+) -> None:
+    """Output and gradients err at most 1.5 times as far as those of the dense kernel in the same dtype, or ``floor``."""
+    dense = output_and_gradients(convolve(grid, 'dense'), inputs, grad)
+    for backend in backends:
+        ours = output_and_gradients(convolve(grid, backend), inputs, grad)
+        for name, value, other, want in zip(('output', 'x', 'weight', 'bias'), ours, dense, exact, strict=False):
+            assert value.dtype == inputs[0].dtype, name
+            error, bound = relative_error(value, want), max(1.5 * relative_error(other, want), floor)
+            assert error <= bound, f'{backend}, {name}: relative error {error:.2e}, allowed {bound:.2e}'

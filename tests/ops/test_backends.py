@@ -12,10 +12,7 @@ import torch
 from mmpelk.ops import available_backends, force_backend, peripheral_conv2d, sharing_grid
 from mmpelk.ops.backends import BACKENDS as TABLE
 from mmpelk.ops.backends import fastest_backend
-from tests.ops.inputs import (
-    BACKENDS,
-    make_inputs,
-)
+from tests.ops.inputs import BACKENDS, make_inputs
 
 
 @pytest.mark.parametrize('backend', BACKENDS)

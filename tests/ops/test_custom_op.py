@@ -10,6 +10,7 @@ from mmpelk.ops import expand_kernel, peripheral_conv2d, sharing_grid
 from tests.ops.inputs import (
     BACKENDS,
     FAST,
+    convolve,
     make_inputs,
     needs_custom_op,
     needs_half_on_cpu,
@@ -31,11 +32,10 @@ def test_one_operator(backend: str | None) -> None:
 def test_compiles_to_one_graph() -> None:
     grid = sharing_grid(13, 5)
     x, weight, bias = make_inputs(grid, 10, 9)
-    eager = lambda x, w, b: peripheral_conv2d(x, w, grid, b).relu()  # noqa: E731
-    compiled = torch.compile(eager, fullgraph=True, backend='aot_eager')
+    compiled = torch.compile(convolve(grid), fullgraph=True, backend='aot_eager')
     torch.testing.assert_close(
         output_and_gradients(compiled, (x, weight, bias), torch.ones_like(x)),
-        output_and_gradients(eager, (x, weight, bias), torch.ones_like(x)),
+        output_and_gradients(convolve(grid), (x, weight, bias), torch.ones_like(x)),
     )
 
 
@@ -54,7 +54,7 @@ def test_autocast_casts_as_conv2d_does(backend: str | None, dtype: torch.dtype) 
     """And no further: the result is that of half-precision inputs without autocast."""
     grid = sharing_grid(31, 5)
     inputs = make_inputs(grid, 10, 9, torch.float32)
-    call = lambda *args: peripheral_conv2d(args[0], args[1], grid, args[2], backend=backend)  # noqa: E731
+    call = convolve(grid, backend)
     want = output_and_gradients(call, [tensor.to(dtype) for tensor in inputs], torch.ones_like(inputs[0]))
     with torch.autocast('cpu', dtype):
         got = output_and_gradients(call, inputs, torch.ones_like(inputs[0]))
@@ -68,9 +68,9 @@ def test_autocast_casts_as_conv2d_does(backend: str | None, dtype: torch.dtype) 
 def test_autocast_leaves_float64(backend: str | None) -> None:
     grid = sharing_grid(31, 5)
     inputs = make_inputs(grid, 10, 9)
-    want = peripheral_conv2d(inputs[0], inputs[1], grid, inputs[2], backend=backend)
+    want = convolve(grid, backend)(*inputs)
     with torch.autocast('cpu', torch.bfloat16):
-        assert torch.equal(peripheral_conv2d(inputs[0], inputs[1], grid, inputs[2], backend=backend), want)
+        assert torch.equal(convolve(grid, backend)(*inputs), want)
 
 
 @needs_custom_op

@@ -29,23 +29,10 @@ def _import_triton() -> Any:
 def test_cases_in_the_interpreter() -> None:
     """In a process of their own: the variable has to be set before Triton is imported."""
     pytest.importorskip('triton', minversion='3.0')
+    words = ['-q', '-W', 'ignore', '-p', 'no:cacheprovider', '--confcutdir=tests/ops', 'tests/ops/triton_cases.py']
+    environment = {**os.environ, 'TRITON_INTERPRET': '1', 'OMP_NUM_THREADS': '1'}
     cases = subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'pytest',
-            '-q',
-            '-W',
-            'ignore',
-            '-p',
-            'no:cacheprovider',
-            '--confcutdir=tests/ops',
-            'tests/ops/triton_cases.py',
-        ],
-        cwd=ROOT,
-        env={**os.environ, 'TRITON_INTERPRET': '1', 'OMP_NUM_THREADS': '1'},
-        capture_output=True,
-        text=True,
+        [sys.executable, '-m', 'pytest', *words], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert cases.returncode == 0, cases.stdout[-6000:] + cases.stderr[-2000:]
     assert re.search(r'\d{2,} passed', cases.stdout), cases.stdout
@@ -150,24 +137,19 @@ def test_kernels_compile_for_hopper(
             assert not re.search(r'ld\.global\.b16', kernel.asm['ptx']), f'{name} reads single numbers'
 
 
-def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     def not_found(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(importlib.metadata, 'version', not_found)
-    assert 'triton is not installed' in (backend.unavailable_reason() or '')
-
-
-def test_old_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.metadata, 'version', lambda name: '2.1.0')
-    assert '2.1.0 is older' in (backend.unavailable_reason() or '')
-
-
-def test_missing_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.metadata, 'version', lambda name: '3.6.0')
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     monkeypatch.delenv('TRITON_INTERPRET', raising=False)
-    assert 'no CUDA device' in (backend.unavailable_reason() or '')
+    for version, reason in (
+        (not_found, 'triton is not installed'),
+        (lambda name: '2.1.0', '2.1.0 is older'),
+        (lambda name: '3.6.0', 'no CUDA device'),
+    ):
+        monkeypatch.setattr(importlib.metadata, 'version', version)
+        assert reason in (backend.unavailable_reason() or '')
     monkeypatch.setenv('TRITON_INTERPRET', '1')
     assert backend.unavailable_reason() is None
 

@@ -5,24 +5,19 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode  # no public alias
 
-from mmpelk.ops import peripheral_conv2d, sharing_grid, workspace
+from mmpelk.ops import sharing_grid, workspace
 from mmpelk.ops.backends import BACKENDS as TABLE
-from tests.ops.inputs import (
-    BACKENDS,
-    FAST,
-    make_inputs,
-    output_and_gradients,
-)
+from tests.ops.inputs import BACKENDS, FAST, convolve, make_inputs, output_and_gradients
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
 def test_small_workspace_changes_nothing(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = sharing_grid(13, 5)
-    x, weight, bias = make_inputs(grid, 10, 9)
-    call = lambda *args: peripheral_conv2d(args[0], args[1], grid, args[2], backend=backend)  # noqa: E731
-    want = output_and_gradients(call, (x, weight, bias), torch.ones_like(x))
+    inputs = make_inputs(grid, 10, 9)
+    want = output_and_gradients(convolve(grid, backend), inputs, torch.ones_like(inputs[0]))
     monkeypatch.setattr(workspace, '_limit_mb', 1e-4)
-    torch.testing.assert_close(output_and_gradients(call, (x, weight, bias), torch.ones_like(x)), want)
+    got = output_and_gradients(convolve(grid, backend), inputs, torch.ones_like(inputs[0]))
+    torch.testing.assert_close(got, want)
 
 
 class _LargestStorage(TorchDispatchMode):
@@ -55,14 +50,11 @@ def test_workspace_is_bounded(backend: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert 0 < largest.bytes <= 2**20
 
 
-@pytest.mark.parametrize(('text', 'megabytes'), [('0.5', 0.5), ('', 64)])
-def test_workspace_from_the_environment(text: str, megabytes: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv('MMPELK_WORKSPACE_MB', text)
-    assert workspace.workspace_limit('cpu') == megabytes * 2**20
-
-
-@pytest.mark.parametrize('text', ['much', '0', '-1'])
-def test_workspace_from_the_environment_refuses(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv('MMPELK_WORKSPACE_MB', text)
-    with pytest.raises(ValueError, match='MMPELK_WORKSPACE_MB'):
-        workspace.workspace_limit('cpu')
+def test_workspace_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, megabytes in (('0.5', 0.5), ('', 64)):
+        monkeypatch.setenv('MMPELK_WORKSPACE_MB', text)
+        assert workspace.workspace_limit('cpu') == megabytes * 2**20
+    for text in ('much', '0', '-1'):
+        monkeypatch.setenv('MMPELK_WORKSPACE_MB', text)
+        with pytest.raises(ValueError, match='MMPELK_WORKSPACE_MB'):
+            workspace.workspace_limit('cpu')

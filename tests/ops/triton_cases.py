@@ -17,8 +17,8 @@ from mmpelk.ops import sharing_grid
 from mmpelk.ops.backends import dense
 from mmpelk.ops.backends import triton as backend
 from mmpelk.ops.backends.triton import launch
-from mmpelk.ops.functional import peripheral_conv2d
 from mmpelk.ops.reference import peripheral_conv2d_reference
+from tests.ops.inputs import check_no_less_exact_than_dense, output_and_gradients, relative_error
 
 DEVICE = 'cpu' if backend.interpreted() else 'cuda'
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
@@ -32,17 +32,6 @@ def _few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every program costs the interpreter a fixed time; and small problems have to reach the code for large ones."""
     monkeypatch.setattr(launch, 'PROGRAMS', 4)
     monkeypatch.setattr(launch, 'PAIR_FROM', 2)
-
-
-def _relative_error(value: Tensor, exact: Tensor) -> float:
-    return ((value.double() - exact).norm() / exact.norm().clamp_min(1e-30)).item()
-
-
-def _run(function, tensors: Sequence[Tensor | None], grad_out: Tensor) -> list[Tensor]:  # type: ignore[no-untyped-def]
-    """Output and gradients of ``function(*tensors)``, ``None`` left out."""
-    leaves = [None if tensor is None else tensor.detach().requires_grad_() for tensor in tensors]
-    out = function(*leaves)
-    return [out.detach(), *torch.autograd.grad(out, [leaf for leaf in leaves if leaf is not None], grad_out)]
 
 
 def _inputs(shape: Sequence[int], rings: int, bias: str, dtype: torch.dtype, mean: float) -> tuple[list[Any], Tensor]:
@@ -62,22 +51,18 @@ def _inputs(shape: Sequence[int], rings: int, bias: str, dtype: torch.dtype, mea
 def _check(shape: Sequence[int], grid: Sequence[int], bias: str, dtype: torch.dtype, mean: float) -> None:
     """Output and gradients are at most half as far again from the exact ones as those of the dense kernel."""
     tensors, grad_out = _inputs(shape, len(grid), bias, dtype, mean)
+    tensors = [tensor for tensor in tensors if tensor is not None]
 
     def exact(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if sum(grid) <= 51:
             return peripheral_conv2d_reference(x, weight, grid, bias)
         return dense.forward(x.double(), weight.double(), None if bias is None else bias.double(), grid)
 
-    expected = _run(exact, tensors, grad_out.double())
-    ours = _run(lambda *t: peripheral_conv2d(t[0], t[1], grid, t[2], backend='triton'), tensors, grad_out)
-    dense_ = _run(lambda *t: peripheral_conv2d(t[0], t[1], grid, t[2], backend='dense'), tensors, grad_out)
     # A dense result of few terms can be right by luck: rounding the result alone costs a quarter of eps on average, and
     # in float32 both have the roundings of a sum besides.
     floor = torch.finfo(dtype).eps * (1 if dtype == torch.float32 else 0.25)
-    for name, value, other, target in zip(('out', 'x', 'weight', 'bias'), ours, dense_, expected, strict=False):
-        assert value.dtype == dtype, name
-        error, limit = _relative_error(value, target), max(1.5 * _relative_error(other, target), floor)
-        assert error <= limit, f'{name}: relative error {error:.2e}, allowed {limit:.2e}'
+    expected = output_and_gradients(exact, tensors, grad_out.double())
+    check_no_less_exact_than_dense(['triton'], grid, tensors, grad_out, expected, floor)
 
 
 # Images, channels, height, width; grid; bias.
@@ -194,7 +179,7 @@ def test_float16_box_sums_beyond_its_range() -> None:
     ):
         assert value.isfinite().all()
     exact = dense.forward(x.double(), weight.double(), None, grid)
-    assert _relative_error(launch.forward(x, weight, None, grid), exact) < torch.finfo(torch.float16).eps
+    assert relative_error(launch.forward(x, weight, None, grid), exact) < torch.finfo(torch.float16).eps
 
 
 def test_channels_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +202,7 @@ def test_tf32_flag_takes_fewer_products() -> None:
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
     for value, target in ((out, exact), (grad, exact_grad)):
-        assert torch.finfo(torch.float32).eps < _relative_error(value, target) < 2**-14
+        assert torch.finfo(torch.float32).eps < relative_error(value, target) < 2**-14
 
 
 @pytest.mark.parametrize('shape', [(0, 2, 5, 5), (2, 0, 5, 5), (2, 2, 0, 5)])
