@@ -46,10 +46,9 @@ def _inflated(checkpoint: str, **arguments: Any) -> PeLK:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('size', [(224, 224), (97, 131), (512, 512)], ids=str)
-@pytest.mark.parametrize(
-    'arch', ['tiny', pytest.param('small', marks=pytest.mark.slow), pytest.param('base', marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize('arch', ['tiny', 'small', 'base'])
 @torch.no_grad()
 def test_equals_convnext_at_every_stage(arch: str, size: tuple[int, int], tmp_path: Path) -> None:
     theirs = _convnext(arch)

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.registry import MODELS
+from mmpretrain.models import ConvNeXt
 from torch import nn
 
-from mmpelk.models import PeLK
+from mmpelk.models import MIXERS, PeLK
 from mmpelk.models.deploy import deploy_state_dict
 from mmpelk.models.pelk import ARCHITECTURES
 from mmpelk.ops import sharing_grid
@@ -28,9 +29,9 @@ def _moved(model: PeLK) -> PeLK:
     """After a few training steps, which move every parameter and every norm's statistics."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     for _ in range(3):
+        optimizer.zero_grad()
         sum(out.square().mean() for out in model(torch.randn(2, 3, 64, 64))).backward()
         optimizer.step()
-        optimizer.zero_grad()
     return model
 
 
@@ -75,14 +76,11 @@ def test_architecture_with_overrides(arch: str | dict, changed: str) -> None:
     assert grids == [sharing_grid(size, min(whole['center_size'], size)) for size in whole['kernel_sizes']]
 
 
-def test_centre_of_a_dict_without_one() -> None:
+def test_default_centre() -> None:
+    """Five without one in the dict; that of a named architecture is cut to smaller kernels."""
     assert _nano().stages[0][0].mixer.large.sharing_grid == sharing_grid(31, 5)
-
-
-def test_centre_of_a_named_architecture_is_cut_to_smaller_kernels() -> None:
     with torch.device('meta'):
-        model = PeLK('tiny', kernel_sizes=(3, 3, 3, 3))
-    assert model.stages[0][0].mixer.large.sharing_grid == (1, 1, 1)
+        assert PeLK('tiny', kernel_sizes=(3, 3, 3, 3)).stages[0][0].mixer.large.sharing_grid == (1, 1, 1)
 
 
 def test_stochastic_depth_rises_linearly_over_all_blocks() -> None:
@@ -137,19 +135,27 @@ def test_train_and_eval_return_self_and_arguments_stay() -> None:
     assert model.out_indices == (0, 3)
 
 
-@pytest.mark.parametrize('positional_embedding', ['in_bounds', 'constant', None])
-def test_deployed_equals_trained(positional_embedding: str | None) -> None:
-    model = _moved(_nano(positional_embedding=positional_embedding)).eval()
+NETWORKS = [
+    *(dict(positional_embedding=mode) for mode in ('in_bounds', 'constant')),
+    *(dict(mixer=name, positional_embedding=None, conv_ratio=ratio) for name in MIXERS for ratio in (3 / 8, 1.0)),
+]
+
+
+@pytest.mark.parametrize('arguments', NETWORKS, ids=lambda arguments: '-'.join(map(str, arguments.values())))
+def test_trains_and_deploys(arguments: dict) -> None:
+    model = _moved(_nano(**arguments))
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert without == []
+    model.eval()
     x = torch.randn(2, 3, 70, 50)
-    want = model(x)
-    trained = copy.deepcopy(model)
+    want, trained = model(x), copy.deepcopy(model.state_dict())
     model.switch_to_deploy()
     torch.testing.assert_close(model(x), want, rtol=1e-5, atol=1e-5)
-    assert not any('small' in name or 'positional_embedding' in name for name, _ in model.named_parameters())
+    left_over = ('small', 'large_norm', 'positional_embedding')
+    assert not any(part in name for name, _ in model.named_parameters() for part in left_over)
 
-    built = _nano(positional_embedding=positional_embedding, deploy=True).eval()
-    state = deploy_state_dict(_nano(positional_embedding=positional_embedding), trained.state_dict())
-    built.load_state_dict(state, strict=True)
+    built = _nano(**arguments, deploy=True).eval()
+    built.load_state_dict(deploy_state_dict(_nano(**arguments), trained), strict=True)
     torch.testing.assert_close(built(x), model(x))
 
 
@@ -184,32 +190,16 @@ def test_initial_embedding_has_the_deviation_of_the_kernels() -> None:
         assert deviation == pytest.approx(0.02, rel=4 / (2 * stage.positional_embedding.numel()) ** 0.5)  # four sigmas
 
 
-def test_checkpointing_changes_no_gradient() -> None:
-    plain = _nano(drop_path_rate=0.3)
-    recomputed = _nano(drop_path_rate=0.3, with_cp=True)
-    recomputed.load_state_dict(plain.state_dict())
-    x = torch.randn(2, 3, 64, 64)
-    for model in (plain, recomputed):
+def test_checkpointed_blocks_are_computed_again_with_the_same_gradients() -> None:
+    x, gradients, calls = torch.randn(2, 3, 64, 64), [], []
+    for with_cp in (False, True):
+        model = _nano(drop_path_rate=0.3, with_cp=with_cp)
+        model.stages[1][0].mixer.register_forward_hook(lambda *_: calls.append(1))
         torch.manual_seed(1)
         sum(out.square().mean() for out in model(x)).backward()
-    for (name, ours), (_, theirs) in zip(plain.named_parameters(), recomputed.named_parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, msg=lambda m, name=name: f'{name}: {m}')
-
-
-def test_checkpointed_blocks_are_computed_again_in_the_backward_pass() -> None:
-    model, calls = _nano(with_cp=True), []
-    model.stages[1][0].mixer.register_forward_hook(lambda *_: calls.append(1))
-    loss = sum(out.square().mean() for out in model(torch.randn(2, 3, 64, 64)))
-    assert len(calls) == 1
-    loss.backward()
-    assert len(calls) == 2
-
-
-def test_every_parameter_has_a_gradient() -> None:
-    model = _nano()
-    sum(out.square().mean() for out in model(torch.randn(2, 3, 64, 64))).backward()
-    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
-    assert without == []
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    assert len(calls) == 1 + 2
+    torch.testing.assert_close(*gradients)
 
 
 def test_frozen_stages_do_not_train() -> None:
@@ -256,6 +246,7 @@ def test_norm_eval_keeps_the_statistics() -> None:
         (dict(arch='tiny', channels=(8, 16)), '4 depths but 2 channels'),
         (dict(arch='tiny', kernel_sizes=31), 'a sequence with a value per stage'),
         (dict(arch=NANO | dict(sharing_grids=([9, 1], None, None, None))), 'kernel_size 31 needs'),
+        (dict(mixer='peripherial'), "unknown mixer 'peripherial'; known: peripheral, dense, stripe, conv7"),
         (dict(out_indices=(0, 4)), r'out_indices \(0, 4\)'),
         (dict(out_indices=-5), r'in \[-4, 3\]'),
         (dict(frozen_stages=5), r'in \[0, 4\]'),
@@ -275,31 +266,6 @@ def test_wrong_number_of_image_channels() -> None:
         _nano()(torch.zeros(1, 4, 32, 32))
 
 
-def _save(path: Path, model: nn.Module, prefix: str = 'backbone.') -> str:
-    torch.save(dict(state_dict={prefix + name: value for name, value in model.state_dict().items()}), path)
-    return str(path)
-
-
-def test_pretrained_weights_arrive(tmp_path: Path) -> None:
-    """A classification checkpoint, with the norm of the last stage only, fills the backbone of a dense task."""
-    source = PeLK(NANO)
-    checkpoint = _save(tmp_path / 'cls.pth', source)
-    model = _nano(init_cfg=dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.'))
-    model.init_weights()
-    loaded = model.state_dict()
-    for name, value in source.state_dict().items():
-        assert torch.equal(loaded[name], value), name
-
-
-def test_prefix_without_its_dot(tmp_path: Path) -> None:
-    source = _nano()
-    checkpoint = _save(tmp_path / 'seg.pth', source)
-    model = _nano(init_cfg=dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone'))
-    nn.init.zeros_(model.norm0.weight)
-    model.init_weights()
-    assert torch.equal(model.norm0.weight, source.norm0.weight)
-
-
 @pytest.mark.parametrize('depths', [(1, 1), (1, 1, 40, 1), (1, 1, 1, 1, 1)], ids=len)
 def test_layer_depth_of_other_depths(depths: tuple[int, ...]) -> None:
     count = len(depths)
@@ -309,7 +275,7 @@ def test_layer_depth_of_other_depths(depths: tuple[int, ...]) -> None:
     assert all(0 <= layer < total for layer, total in ids)
 
 
-@pytest.mark.parametrize('mixer', ['peripheral', 'dense', 'stripe', 'conv7'])
+@pytest.mark.parametrize('mixer', MIXERS)
 def test_trains_under_autocast(mixer: str) -> None:
     model = _nano(mixer=mixer, positional_embedding='in_bounds' if mixer == 'peripheral' else None)
     x = torch.randn(2, 3, 64, 64)
@@ -319,36 +285,44 @@ def test_trains_under_autocast(mixer: str) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_missing_checkpoint(tmp_path: Path) -> None:
-    model = _nano(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'no.pth'), prefix='backbone.'))
-    with pytest.raises(FileNotFoundError, match=r'do not exist. Put the checkpoint there, .*init_cfg=None'):
-        model.init_weights()
+def _load(path: Path, source: nn.Module, prefix: str = 'backbone.', **arguments: object) -> PeLK:
+    """A backbone with the weights of ``source``, as ``init_cfg`` loads them."""
+    torch.save(dict(state_dict={f'backbone.{name}': value for name, value in source.state_dict().items()}), path)
+    model = _nano(init_cfg=dict(type='Pretrained', checkpoint=str(path), prefix=prefix), **arguments)
+    nn.init.zeros_(model.norm0.weight)
+    model.init_weights()
+    return model
 
 
-def test_checkpoint_with_other_keys(tmp_path: Path) -> None:
-    checkpoint = _save(tmp_path / 'resnet.pth', nn.Sequential(nn.Conv2d(3, 8, 3)))
+@pytest.mark.parametrize('prefix', ['backbone.', 'backbone'])
+def test_pretrained_weights_arrive(prefix: str, tmp_path: Path) -> None:
+    """A classification checkpoint, with the norm of the last stage only, fills the backbone of a dense task."""
+    source = PeLK(NANO)
+    loaded = _load(tmp_path / 'cls.pth', source, prefix).state_dict()
+    for name, value in source.state_dict().items():
+        assert torch.equal(loaded[name], value), name
+
+
+def test_pretrained_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    path, other = tmp_path / 'other.pth', nn.Sequential(nn.Conv2d(3, 8, 3))
     with pytest.raises(ValueError, match=r'misses downsample_layers.0.0.weight'):
-        _nano(init_cfg=dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')).init_weights()
+        _load(path, other)
     with pytest.raises(ValueError, match=r"no key of .* begins with 'encoder.'"):
-        _nano(init_cfg=dict(type='Pretrained', checkpoint=checkpoint, prefix='encoder.')).init_weights()
-
-
-def test_checkpoint_of_another_kernel_size(tmp_path: Path) -> None:
-    checkpoint = _save(tmp_path / 'other.pth', _nano(arch=NANO | dict(kernel_sizes=(51, 15, 9, 5))))
+        _load(path, other, prefix='encoder.')
     with pytest.raises(ValueError, match=r'stages.0.positional_embedding \(6, 51, 51\) instead of \(6, 31, 31\)'):
-        _nano(init_cfg=dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')).init_weights()
+        _load(path, _nano(arch=NANO | dict(kernel_sizes=(51, 15, 9, 5))))
+    with pytest.raises(FileNotFoundError, match=r'do not exist. Put the checkpoint there, .*init_cfg=None'):
+        _nano(init_cfg=dict(type='Pretrained', checkpoint='no.pth', prefix='backbone.')).init_weights()
 
 
-def test_layer_depth_is_that_of_convnext() -> None:
-    from mmpretrain.models import ConvNeXt
-
-    for arch, theirs in (('tiny', ConvNeXt('tiny')), ('small', ConvNeXt('small'))):
-        with torch.device('meta'):
-            ours = PeLK(arch, out_indices=(0, 1, 2, 3))
-        checked = 0
-        for name, _ in ours.named_parameters():
-            theirs_name = name.replace('positional_embedding', '0.gamma')
-            assert ours.get_layer_depth('backbone.' + name, 'backbone.') == theirs.get_layer_depth(theirs_name)
-            checked += 1
-        assert checked > 200
-        assert ours.get_layer_depth('head.fc.weight', 'backbone.') == theirs.get_layer_depth('head.fc.weight', 'b.')
+@pytest.mark.parametrize('arch', ['tiny', 'small'])
+def test_layer_depth_is_that_of_convnext(arch: str) -> None:
+    theirs = ConvNeXt(arch)
+    with torch.device('meta'):
+        ours = PeLK(arch, out_indices=(0, 1, 2, 3))
+    names = [name for name, _ in ours.named_parameters()]
+    assert len(names) > 200
+    for name in names:
+        depth = theirs.get_layer_depth(name.replace('positional_embedding', '0.gamma'))
+        assert ours.get_layer_depth('backbone.' + name, 'backbone.') == depth
+    assert ours.get_layer_depth('head.fc.weight', 'backbone.') == theirs.get_layer_depth('head.fc.weight', 'b.')

@@ -50,7 +50,7 @@ def check_no_less_exact_than_dense(
     exact: Sequence[Tensor],
     floor: float = 0,
 ) -> None:
-    """Output and gradients err at most 1.5 times as far as those of the dense kernel in the same dtype, or ``floor``."""
+    """Output and gradients err at most 1.5 times as far as the dense kernel's in the same dtype, or ``floor``."""
     dense = output_and_gradients(convolve(grid, 'dense'), inputs, grad)
     for backend in backends:
         ours = output_and_gradients(convolve(grid, backend), inputs, grad)
