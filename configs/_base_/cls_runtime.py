@@ -1,8 +1,4 @@
-_base_ = './default_runtime.py'
+_base_ = 'mmpretrain::_base_/default_runtime.py'
 
-default_scope = 'mmpretrain'
-default_hooks = dict(
-    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3),
-    visualization=dict(type='VisualizationHook', enable=False),
-)
-visualizer = dict(type='UniversalVisualizer', vis_backends={{_base_.vis_backends}})
+default_hooks = dict(logger=dict(interval=50), checkpoint=dict(max_keep_ckpts=3))
+env_cfg = dict(cudnn_benchmark=True)

@@ -62,7 +62,7 @@ OVERRIDES = dict(
 )
 
 
-@pytest.mark.parametrize('arch', ['tiny-101', ARCHITECTURES['base']], ids=['name', 'dict'])
+@pytest.mark.parametrize('arch', ['tiny-101', ARCHITECTURES['tiny-151']], ids=['name', 'dict'])
 @pytest.mark.parametrize('changed', [*OVERRIDES, 'nothing', 'everything'])
 def test_architecture_with_overrides(arch: str | dict, changed: str) -> None:
     overrides = {key: value for key, value in OVERRIDES.items() if changed in (key, 'everything')}

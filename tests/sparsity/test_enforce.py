@@ -40,30 +40,19 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int, mask_gra
 
 
 @pytest.mark.parametrize('name', OPTIMIZERS)
-def test_dead_weights_and_moments_are_zero_after_every_step(name):
-    model = make_model()
-    optimizer = OPTIMIZERS[name](model.parameters())
-    masker = StepMasker(optimizer, find_parameters(model, target=None))
-    for seed in range(4):
-        step(model, optimizer, seed)
-        for entry in masker.parameters:
-            tensors = [entry.weight, *(v for v in optimizer.state[entry.weight].values() if v.ndim)]
-            assert len(tensors) == 1 + sum(v is not None and v.ndim > 0 for v in optimizer.state[entry.weight].values())
-            for tensor in tensors:
-                assert not tensor[~entry.mask].any()
-                assert tensor[entry.mask].any()
-
-
-@pytest.mark.parametrize('name', OPTIMIZERS)
-def test_that_equals_masking_the_gradients(name):
+def test_dead_weights_and_moments_are_zero_as_with_masked_gradients(name):
     model = make_model()
     other = copy.deepcopy(model)
     optimizer, reference = OPTIMIZERS[name](model.parameters()), OPTIMIZERS[name](other.parameters())
-    StepMasker(optimizer, find_parameters(model, target=None))
+    masker = StepMasker(optimizer, find_parameters(model, target=None))
     StepMasker(reference, find_parameters(other, target=None)).close()  # masks the weights once, at the start
     for seed in range(4):
         step(model, optimizer, seed)
         step(other, reference, seed, mask_gradients=True)
+        for entry in masker.parameters:
+            for tensor in (entry.weight, *(value for value in optimizer.state[entry.weight].values() if value.ndim)):
+                assert not tensor[~entry.mask].any()
+                assert tensor[entry.mask].any()
     for weight, expected in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(weight, expected)
 

@@ -8,16 +8,17 @@ from mmengine.model import ExponentialMovingAverage
 from torch import nn
 
 from mmpelk.sparsity import fold_masks
-from tests.sparsity.tiny import TinyModel, Watch, dead_values, masked
+from tests.sparsity.tiny import TinyModel, Watch, build_runner, dead_values, masked
 
 
-@pytest.fixture
-def checkpoints(make_runner, tmp_path) -> dict[str, Path]:
+@pytest.fixture(scope='module')
+def checkpoints(tmp_path_factory) -> dict[str, Path]:
     """A sparse one, a dense one, and the sparse one with its masks folded in, after four iterations each."""
-    make_runner({'update_interval': 2}, 'sparse', max_iters=4).train()
-    make_runner(None, 'dense', max_iters=4).train()
-    paths = {name: tmp_path / name / 'iter_4.pth' for name in ('sparse', 'dense')}
-    paths['folded'] = tmp_path / 'folded.pth'
+    folder = tmp_path_factory.mktemp('checkpoints')
+    build_runner(folder / 'sparse', {'update_interval': 2}, max_iters=4).train()
+    build_runner(folder / 'dense', max_iters=4).train()
+    paths = {name: folder / name / 'iter_4.pth' for name in ('sparse', 'dense')}
+    paths['folded'] = folder / 'folded.pth'
     state = torch.load(paths['sparse'], weights_only=False)['state_dict']
     torch.save({'state_dict': fold_masks(state)}, paths['folded'])
     return paths
@@ -36,31 +37,28 @@ def start(make_runner, sparsity, path, how, **settings):
     return make_runner(sparsity, f'tuned-{how}', model=TinyModel(backbone_init=init), **settings)
 
 
+def log_of(runner) -> str:
+    return next(Path(runner.log_dir).glob('*.log')).read_text()
+
+
 HOW = pytest.mark.parametrize('how', ['load_from', 'init_cfg'])
 
 
 @HOW
-def test_fixed_masks_come_from_the_checkpoint_and_stay(make_runner, checkpoints, how):
+@pytest.mark.parametrize('old_torch', [False, True])
+def test_fixed_masks_come_from_the_checkpoint_and_stay(make_runner, checkpoints, how, old_torch, monkeypatch):
     def look(runner):
         assert all(not values.any() for values in dead_values(runner))
 
+    if old_torch:  # versions before 2.5 lack the public name
+        monkeypatch.delattr(nn.Module, 'register_load_state_dict_pre_hook', raising=False)
     hooks = ({'type': 'EMAHook'}, Watch(look))
     runner = start(make_runner, {'mode': 'fixed', 'update_interval': 2}, checkpoints['sparse'], how, hooks=hooks)
     runner.train()
     expected = load_masks(checkpoints['sparse'])
-    assert {f'{entry.name}_mask': entry.mask for entry in masked(runner)}.keys() == expected.keys()
-    for entry in masked(runner):
-        assert torch.equal(entry.mask, expected[f'{entry.name}_mask'])
-
-
-def test_masks_come_from_the_checkpoint_before_torch_2_5(make_runner, checkpoints, monkeypatch):
-    # Older versions lack the public name.
-    monkeypatch.delattr(nn.Module, 'register_load_state_dict_pre_hook', raising=False)
-    runner = start(make_runner, {'mode': 'fixed'}, checkpoints['sparse'], 'load_from', max_iters=1)
-    runner.train()
-    expected = load_masks(checkpoints['sparse'])
-    assert expected
-    assert all(torch.equal(entry.mask, expected[f'{entry.name}_mask']) for entry in masked(runner))
+    found = {f'{entry.name}_mask': entry.mask for entry in masked(runner)}
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(mask, expected[name]) for name, mask in found.items())
 
 
 @HOW
@@ -93,7 +91,7 @@ def test_zeros_are_adopted_when_asked_and_the_densities_logged(make_runner, chec
     for entry in masked(runner):
         # A weight that was just grown is still zero in the checkpoint: it is lost, as the documentation says.
         assert torch.equal(entry.mask, expected[f'{entry.name}_mask'] & (state[entry.name] != 0))
-    log = next(Path(runner.log_dir).glob('*.log')).read_text()
+    log = log_of(runner)
     table = log[log.index('Masks adopted from the zeros') :]
     for entry in masked(runner):
         row = next(line for line in table.splitlines() if line.startswith(entry.name))
@@ -103,7 +101,7 @@ def test_zeros_are_adopted_when_asked_and_the_densities_logged(make_runner, chec
 def test_adopting_from_a_dense_checkpoint_warns(make_runner, checkpoints):
     runner = start(make_runner, {'mode': 'fixed', 'adopt_zeros': True}, checkpoints['dense'], 'load_from')
     runner.train()
-    assert 'the checkpoint is dense, and so are these masks' in next(Path(runner.log_dir).glob('*.log')).read_text()
+    assert 'the checkpoint is dense, and so are these masks' in log_of(runner)
 
 
 def test_parameters_that_the_checkpoint_lacks_stay_dense_with_a_warning(make_runner, checkpoints, tmp_path):
@@ -114,7 +112,7 @@ def test_parameters_that_the_checkpoint_lacks_stay_dense_with_a_warning(make_run
     runner.train()
     assert runner.model.backbone.linear.weight_mask.all()
     assert not runner.model.backbone.stem.weight_mask.all()
-    assert 'nothing for 1 parameters' in next(Path(runner.log_dir).glob('*.log')).read_text()
+    assert 'nothing for 1 parameters' in log_of(runner)
 
 
 def test_a_later_checkpoint_overrides_an_earlier_one(make_runner, checkpoints):
