@@ -64,8 +64,8 @@ def erk(shapes: Sequence[Sequence[int]], total: int) -> list[int]:
         over = {index for index in open_layers if scale * raw[index] > 1}
         if not over:
             break
-        # A layer whose share exceeds 1 becomes dense, and the others share what is left: the largest first, since that
-        # lowers the scale of the rest.
+        # A layer whose share exceeds 1 becomes dense, and the others share what it could not take: their scale rises,
+        # so that others may exceed 1 now, and none that did comes back below it.
         dense.add(max(over, key=lambda index: raw[index]))
     ideal = [float(size) if index in dense else scale * raw[index] * size for index, size in enumerate(sizes)]
     return _round_to_total(ideal, sizes, total)

@@ -1,7 +1,9 @@
 """Adapting a config to a machine without a GPU; real training with two processes is in ``tests/tools``."""
 
 import os
+import subprocess
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,23 @@ def test_each_launcher_starts_gloo(launcher: str, monkeypatch: pytest.MonkeyPatc
         torch.distributed.destroy_process_group()
     assert os.environ['LOCAL_RANK'] == '0'
     assert MODEL_WRAPPERS.get(cfg.model_wrapper_cfg.type) is CPUDistributedDataParallel
+
+
+def test_settings_reach_process_group_and_wrapper(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: dict[str, object] = {}
+    slurm = dict(SLURM_PROCID='1', SLURM_NTASKS='2', SLURM_LOCALID='0', SLURM_NODELIST='node[7-8]')
+    monkeypatch.setattr(os, 'environ', dict(slurm))
+    monkeypatch.setattr(distributed, 'get_device', lambda: 'cpu')
+    monkeypatch.setattr(torch.distributed, 'init_process_group', lambda backend, **words: started.update(words))
+    names = {slurm['SLURM_NODELIST']: 'node7\nnode8\n'}
+    monkeypatch.setattr(subprocess, 'check_output', lambda command, **_: names[command[-1]])
+    cfg = amp_config(launcher='slurm')
+    cfg.update(find_unused_parameters=True, env_cfg=dict(dist_cfg=dict(timeout=77)))
+    adapt_to_machine(cfg)
+    assert cfg.model_wrapper_cfg.find_unused_parameters
+    assert started == dict(timeout=timedelta(seconds=77))
+    wanted = dict(RANK='1', WORLD_SIZE='2', LOCAL_RANK='0', MASTER_ADDR='node7', MASTER_PORT='29500')
+    assert os.environ == slurm | wanted
 
 
 def test_wrapper_replaces_sync_bn(process_group: None) -> None:

@@ -21,8 +21,9 @@ class _Segmentor(nn.Module):
 OPTIM_WRAPPER = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05))
 
 
-def _rates(groups: list[dict]) -> dict[str, tuple[float, float]]:
-    return {name: (group['lr'], group['weight_decay']) for group in groups for name in group['param_names']}
+def _rates(groups: list[dict]) -> dict[str, tuple[float, ...]]:
+    keys = ('lr', 'lr_scale', 'weight_decay')
+    return {name: tuple(group[key] for key in keys) for group in groups for name in group['param_names']}
 
 
 @pytest.mark.parametrize(('depth', 'num_layers'), [(9, 6), (27, 12)])
@@ -40,13 +41,13 @@ def test_rates_of_convnexts_recipe(
     constructor(OPTIM_WRAPPER, paramwise_cfg | dict(num_layers=num_layers)).add_params(want, theirs)
     got_rates, want_rates = _rates(got), _rates(want)
     assert set(got_rates) == {name for name, _ in ours.named_parameters()}
-    for name, rate_and_decay in got_rates.items():
+    for name, rates in got_rates.items():
         # The parts that only PeLK has train as the depthwise convolution of the same block does.
         other = name.replace('positional_embedding', '0.gamma')
         if '.mixer.' in name:
             is_kernel = name.endswith(('large.weight', 'small.weight'))
             other = f'{name[: name.index(".mixer.")]}.depthwise_conv.{"weight" if is_kernel else "bias"}'
-        assert rate_and_decay == pytest.approx(want_rates[other]), name
+        assert rates == pytest.approx(want_rates[other]), name
 
 
 SMALL = dict(depths=(1,) * 4, channels=(8,) * 4, kernel_sizes=(5,) * 4)

@@ -7,6 +7,8 @@ import torch
 import torch.distributed
 from mmengine.model import MMDistributedDataParallel
 
+from mmpelk.sparsity import hook
+from mmpelk.sparsity.randomness import make_generator
 from tests.sparsity.tiny import TinyModel, Watch, build_runner, dead_values, masked, scores_of_global_batch
 
 
@@ -19,6 +21,8 @@ def main(folder: Path) -> None:
         assert all(not values.any() for values in dead_values(runner))
         masks.append(torch.cat([entry.mask.flatten() for entry in masked(runner)]))
 
+    # Each rank draws masks of its own: they are the same on both because those of rank 0 are broadcast.
+    hook.make_generator = lambda seed, *purpose, **device: make_generator(seed + rank, *purpose, **device)
     # Other weights and other global random numbers on each rank before DDP brings them together.
     torch.manual_seed(rank)
     runner = build_runner(

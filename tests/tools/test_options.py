@@ -1,0 +1,86 @@
+"""What the options of ``tools/train.py`` and ``tools/test.py`` make of a config; no runner is built."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import RUNNERS
+
+from mmpelk.engine.command_line import build_runner
+from tests.commands import load_tool
+from tests.paths import TOOLS
+
+
+@pytest.fixture
+def configured(tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Config]:
+    """The config with which a tool builds its runner: a function of the tool's words, ``CONFIG`` among them."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(tool: str, *words: object, config: str = '') -> Config:
+        path = tmp_path / 'named.py'
+        path.write_text(f'_base_ = {str(tiny_config)!r}\n{config}')
+        module = load_tool(TOOLS / tool)
+        monkeypatch.setattr(module, 'adapt_to_machine', lambda cfg: None)
+        runner = mock.Mock()
+        monkeypatch.setattr(module, 'build_runner', runner)
+        monkeypatch.setattr(sys, 'argv', [tool, *(str(path) if word == 'CONFIG' else str(word) for word in words)])
+        module.main()
+        return runner.call_args.args[0]
+
+    return run
+
+
+def test_training(configured: Callable[..., Config], tmp_path: Path) -> None:
+    cfg = configured('train.py', 'CONFIG', '--amp', config="optim_wrapper = dict(type='OptimWrapper')")
+    assert (cfg.optim_wrapper.type, cfg.optim_wrapper.loss_scale) == ('AmpOptimWrapper', 'dynamic')
+    assert not cfg.auto_scale_lr.enable
+    assert configured('train.py', 'CONFIG', '--auto-scale-lr').auto_scale_lr.enable
+    (tmp_path / 'some.pth').touch()
+    for words, found in (
+        ([], (False, None)),
+        (['--resume'], (True, None)),
+        (['--resume', 'some.pth'], (True, 'some.pth')),
+    ):
+        cfg = configured('train.py', 'CONFIG', *words)
+        assert (cfg.resume, cfg.load_from) == found
+
+
+def test_scaling_needs_the_batch_size(configured: Callable[..., Config], capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match='1'):
+        configured('train.py', 'CONFIG', '--auto-scale-lr', config='auto_scale_lr = dict(_delete_=True)')
+    assert '--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...)' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('words', 'config', 'folder'),
+    [
+        (['--work-dir', 'typed'], "work_dir = 'configured'", 'typed'),
+        ([], "work_dir = 'configured'", 'configured'),
+        ([], '', './work_dirs/named'),
+    ],
+)
+def test_work_dir(words: list[str], config: str, folder: str, configured: Callable[..., Config]) -> None:
+    assert configured('train.py', 'CONFIG', *words, config=config).work_dir == folder
+
+
+@pytest.mark.parametrize(
+    ('scope', 'kind'), [('mmseg', 'DumpResults'), ('mmdet', 'DumpDetResults'), ('mmpretrain', 'DumpResults')]
+)
+@pytest.mark.parametrize('name', ['all.pkl', 'all.pickle'])
+def test_predictions_in_a_file(scope: str, kind: str, name: str) -> None:
+    cfg = Config(dict(default_scope=scope, test_evaluator=dict(type='Metric')))
+    store = load_tool(TOOLS / 'test.py').store_predictions
+    store(cfg, name)
+    assert cfg.test_evaluator == [dict(type='Metric'), dict(type=kind, out_file_path=name)]
+    if scope != 'mmseg':  # which writes a folder of label maps
+        with pytest.raises(ValueError, match=r"takes a \.pkl file, got 'all'"):
+            store(cfg, 'all')
+
+
+def test_another_runner() -> None:
+    with mock.patch.dict(RUNNERS._module_dict, Other=lambda **cfg: SimpleNamespace(cfg=cfg)):  # registers no function
+        assert isinstance(build_runner(Config(dict(runner_type='Other'))), SimpleNamespace)
