@@ -45,15 +45,27 @@ def options(data: Path, **changes: object) -> list[str]:
     return ['--cfg-options', *(f'{key}={value}' for key, value in (common | changes).items())]
 
 
-def test_segmentation(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def segmentation_options(**changes: object) -> list[str]:
     pytest.importorskip('mmseg')
-    recipe = config('seg/upernet_pelk_t_ade20k')
-    words = options(sample_data('ade20k_sample'), **{
+    return options(sample_data('ade20k_sample'), **{
         **{f'model.{part}.norm_cfg.type': 'BN' for part in ('backbone', 'decode_head', 'auxiliary_head')},
         'model.data_preprocessor.size': '(64,64)', 'train_dataloader.dataset.pipeline.3.crop_size': '(64,64)',
-        'model.test_cfg.crop_size': '(256,256)', 'model.test_cfg.stride': '(256,256)',
-        'train_cfg.max_iters': 1, 'train_cfg.val_begin': 100,
+        'model.test_cfg.crop_size': '(256,256)', 'model.test_cfg.stride': '(256,256)', 'train_cfg.val_begin': 100,
+        **changes,
     })  # fmt: skip
+
+
+def check_segmentation_through_mim(recipe: Path, iteration: int, words: list[str], folder: Path) -> None:
+    checkpoint = f'work/iter_{iteration}.pth'
+    log = run(mim(), 'test', 'mmseg', recipe, '--checkpoint', checkpoint, *words, cwd=folder)
+    assert re.search(r'Iter\(test\) \[1/1\] +aAcc: [\d.]+ +mIoU: [\d.]+', log)
+    # The table of the 150 classes.
+    assert len(re.findall(r'^\|.+\|.+\|.+\|$', log, re.MULTILINE)) == 151
+    assert 'do not match' not in log
+
+
+def test_segmentation(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    recipe, words = config('seg/upernet_pelk_t_ade20k'), segmentation_options(**{'train_cfg.max_iters': 1})
     log = run(TOOLS / 'dist_train.sh', recipe, 2, '--work-dir', 'work', *words, cwd=tmp_path)
     assert re.search(r'Iter\(train\) \[1/1\].*loss: \d', log)
     trained = torch.load(tmp_path / 'work' / 'iter_1.pth', weights_only=False)['state_dict']
@@ -63,27 +75,16 @@ def test_segmentation(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
     masks = [name for name in weights if name.endswith('_mask')]
     assert masks
     assert all(torch.equal(trained[f'backbone.{name}'], weights[name]) for name in masks)
-
-    log = run(mim(), 'test', 'mmseg', recipe, '--checkpoint', 'work/iter_1.pth', *words, cwd=tmp_path)
-    assert re.search(r'Iter\(test\) \[1/1\] +aAcc: [\d.]+ +mIoU: [\d.]+', log)
-    # The table of the 150 classes.
-    assert len(re.findall(r'^\|.+\|.+\|.+\|$', log, re.MULTILINE)) == 151
-    assert 'do not match' not in log
+    check_segmentation_through_mim(recipe, 1, words, tmp_path)
 
 
 def test_segmentation_from_convnext(tmp_path: Path) -> None:
     """Random weights in mmpretrain's format stand in for the published ones: trained, resumed, tested through mim."""
-    pytest.importorskip('mmseg')
     convnext = pytest.importorskip('mmpretrain.models').ConvNeXt('tiny')
     state = {f'backbone.{name}': value for name, value in convnext.state_dict().items()}
     torch.save(dict(state_dict=state), tmp_path / 'convnext.pth')
     recipe = config('seg/upernet_pelk_convnext_t_ade20k')
-    words = options(sample_data('ade20k_sample'), **{
-        **{f'model.{part}.norm_cfg.type': 'BN' for part in ('backbone', 'decode_head', 'auxiliary_head')},
-        'model.backbone.init_cfg.checkpoint': tmp_path / 'convnext.pth',
-        'model.data_preprocessor.size': '(64,64)', 'train_dataloader.dataset.pipeline.3.crop_size': '(64,64)',
-        'model.test_cfg.crop_size': '(256,256)', 'model.test_cfg.stride': '(256,256)', 'train_cfg.val_begin': 100,
-    })  # fmt: skip
+    words = segmentation_options(**{'model.backbone.init_cfg.checkpoint': tmp_path / 'convnext.pth'})
     train = [TOOLS / 'dist_train.sh', recipe, 2, '--work-dir', 'work']
     log = run(*train, *words, 'train_cfg.max_iters=1', cwd=tmp_path)
     assert 'inflated 18 kernels' in log
@@ -95,9 +96,7 @@ def test_segmentation_from_convnext(tmp_path: Path) -> None:
     log = run(*train, '--resume', *words, 'train_cfg.max_iters=2', cwd=tmp_path)
     assert re.search(r'Iter\(train\) \[2/2\].*loss: \d', log)
     assert 'Iter(train) [1/' not in log
-    log = run(mim(), 'test', 'mmseg', recipe, '--checkpoint', 'work/iter_2.pth', *words, cwd=tmp_path)
-    assert re.search(r'Iter\(test\) \[1/1\] +aAcc: [\d.]+ +mIoU: [\d.]+', log)
-    assert 'do not match' not in log
+    check_segmentation_through_mim(recipe, 2, words, tmp_path)
 
 
 def test_detection(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_matches_the_reference(shape: str, backend: str) -> None:
     height=st.integers(1, 12),
     width=st.integers(1, 12),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_matches_the_reference_anywhere(backend: str, half: list[int], centre: int, height: int, width: int) -> None:
     _check_against_the_reference(backend, mirror_half_grid([*half, centre]), height, width)
 
@@ -97,7 +97,7 @@ def _check_fast_backends(grid: Sequence[int], inputs: Sequence[Tensor], grad: Te
     mean=st.sampled_from([0, 3]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_no_less_exact_than_dense_anywhere(kernel_size: int, height: int, width: int, mean: float, seed: int) -> None:
     """From K = 15 on, where dense is not the choice; channels enough that the norms do not hang on a few numbers."""
     grid = sharing_grid(kernel_size, 5)

@@ -106,7 +106,7 @@ def _problems(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...], str, t
 
 
 @given(_problems())
-@settings(max_examples=8, deadline=None, derandomize=True, database=None)
+@settings(max_examples=8)
 def test_any_small_problem_with_mean_0(problem: tuple) -> None:
     _check(*problem, 0.0)
 

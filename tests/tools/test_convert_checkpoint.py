@@ -1,13 +1,14 @@
 """Public checkpoints to ours and back: names, values, outputs, and what the tools refuse to write."""
 
 import argparse
-from collections.abc import Iterator
+import functools
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -41,205 +42,129 @@ def config(name: str, folder: Path) -> Path:
 
 
 def build(path: Path, **backbone: Any) -> nn.Module:
-    """The network of a config, in eval mode, with random numbers in every parameter and statistic."""
-    torch.manual_seed(0)
+    """The network of a config, randomised."""
     cfg = Config.fromfile(path)
     cfg.model.backbone.update(backbone)
-    model = MODELS.build(cfg.model).eval()
+    return randomised(MODELS.build(cfg.model))
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """In eval mode, with random numbers in every parameter and statistic."""
+    torch.manual_seed(0)
     for value in model.state_dict().values():
         if value.is_floating_point():
             value.copy_(torch.rand_like(value) * 0.2 + 0.5 if value.dim() == 1 else torch.randn_like(value) * 0.1)
-    return model
+    return model.eval()
 
 
-class Tool:
-    """A tool, run in the test's folder."""
-
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name, self.folder = name, folder
-
-    def __call__(self, *arguments: object, code: int = 0) -> str:
-        return call(TOOLS / self.name, *arguments, cwd=self.folder, code=code)
+Tool = Callable[..., str]
 
 
 @pytest.fixture
 def convert(tmp_path: Path) -> Tool:
-    return Tool('convert_checkpoint.py', tmp_path)
+    """The tool, run in the test's folder."""
+    return functools.partial(call, TOOLS / 'convert_checkpoint.py', cwd=tmp_path)
 
 
 @pytest.fixture
 def deploy(tmp_path: Path) -> Tool:
-    return Tool('reparameterize_model.py', tmp_path)
+    return functools.partial(call, TOOLS / 'reparameterize_model.py', cwd=tmp_path)
 
 
 def load(path: Path) -> dict[str, Tensor]:
     return torch.load(path, map_location='cpu', weights_only=True)['state_dict']
 
 
-# The names of the public checkpoints, as those who published them write them, and random tensors.
+# The networks of the public checkpoints: mmpretrain's ConvNeXt with facebookresearch's names, and SLaK's in it.
 
 
-def common_tensors() -> Iterator[tuple[str, tuple[int, ...]]]:
-    """What ConvNeXt and SLaK have in common, in facebookresearch's names."""
-    for i, channels in enumerate(CHANNELS):
-        conv, norm = (0, 1) if i == 0 else (1, 0)
-        side, before = (4, 3) if i == 0 else (2, CHANNELS[i - 1])
-        yield f'downsample_layers.{i}.{conv}.weight', (channels, before, side, side)
-        yield f'downsample_layers.{i}.{conv}.bias', (channels,)
-        for kind in ('weight', 'bias'):
-            yield f'downsample_layers.{i}.{norm}.{kind}', (channels if i == 0 else before,)
-        for j in range(DEPTHS[i]):
-            block = f'stages.{i}.{j}'
-            yield f'{block}.gamma', (channels,)
-            yield from ((f'{block}.norm.{kind}', (channels,)) for kind in ('weight', 'bias'))
-            yield f'{block}.pwconv1.weight', (4 * channels, channels)
-            yield f'{block}.pwconv1.bias', (4 * channels,)
-            yield f'{block}.pwconv2.weight', (channels, 4 * channels)
-            yield f'{block}.pwconv2.bias', (channels,)
-    yield from ((f'norm.{kind}', (CHANNELS[-1],)) for kind in ('weight', 'bias'))
-    yield 'head.weight', (CLASSES, CHANNELS[-1])
-    yield 'head.bias', (CLASSES,)
+class SlakKernel(nn.Module):
+    """Sum of three branches in SLaK's names, ``stripes`` those of the two long ones."""
+
+    def __init__(self, channels: int, kernel_size: int, stripes: str) -> None:
+        super().__init__()
+        for name, size in (
+            (f'{stripes}1', (kernel_size, 5)),
+            (f'{stripes}2', (5, kernel_size)),
+            ('small_conv', (5, 5)),
+        ):
+            conv = nn.Conv2d(
+                channels, channels, size, padding=(size[0] // 2, size[1] // 2), groups=channels, bias=False
+            )
+            self.add_module(name, nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(channels))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(branch(x) for branch in self.children())
 
 
-def blocks() -> Iterator[tuple[str, int, int]]:
-    for i, channels in enumerate(CHANNELS):
-        yield from ((f'stages.{i}.{j}', channels, KERNELS[i]) for j in range(DEPTHS[i]))
+def published(stripes: str | None = None) -> nn.Module:
+    """A classifier of mmpretrain; with the name of SLaK's stripes its kernels are SLaK's. Random numbers everywhere."""
+    arch = dict(depths=list(DEPTHS), channels=list(CHANNELS))
+    head = dict(type='LinearClsHead', num_classes=CLASSES, in_channels=CHANNELS[-1])
+    model = MODELS.build(dict(type='ImageClassifier', backbone=dict(type='ConvNeXt', arch=arch), head=head))
+    for stage, channels, kernel_size in zip(model.backbone.stages, CHANNELS, KERNELS, strict=True):
+        for block in stage if stripes else ():
+            block.depthwise_conv = SlakKernel(channels, kernel_size, stripes)
+    return randomised(model)
 
 
-def convnext_tensors() -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield from common_tensors()
-    for block, channels, _ in blocks():
-        yield f'{block}.dwconv.weight', (channels, 1, 7, 7)
-        yield f'{block}.dwconv.bias', (channels,)
+def facebook_names(model: nn.Module) -> dict[str, Tensor]:
+    """Its tensors as facebookresearch's and SLaK's repositories write them."""
+    state = {}
+    for name, value in model.state_dict().items():
+        name = name.removeprefix('backbone.').replace('head.fc.', 'head.').replace('pointwise_conv', 'pwconv')
+        inner = 'large_kernel' if '.conv.' in name or '.bn.' in name else 'dwconv'
+        state[name.replace('depthwise_conv', inner).replace('norm3.', 'norm.')] = value
+    return state
 
 
-def slak_tensors(stripes: str) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield from common_tensors()
-    for block, channels, kernel in blocks():
-        sizes = {f'{stripes}1': (kernel, 5), f'{stripes}2': (5, kernel), 'small_conv': (5, 5)}
-        for branch, size in sizes.items():
-            yield f'{block}.large_kernel.{branch}.conv.weight', (channels, 1, *size)
-            for kind in ('weight', 'bias', 'running_mean', 'running_var'):
-                yield f'{block}.large_kernel.{branch}.bn.{kind}', (channels,)
-            yield f'{block}.large_kernel.{branch}.bn.num_batches_tracked', ()
-
-
-def random_tensors(shapes: Iterator[tuple[str, tuple[int, ...]]]) -> dict[str, Tensor]:
-    torch.manual_seed(1)
-    tensors = {}
-    for name, shape in shapes:
-        if shape == ():
-            tensors[name] = torch.tensor(7)
-        else:
-            tensors[name] = torch.rand(shape) + 0.5 if len(shape) == 1 else 0.1 * torch.randn(shape)
-    return tensors
-
-
-def forward(state: dict[str, Tensor], image: Tensor, mix: Any) -> Tensor:
-    """ConvNeXt and SLaK in facebookresearch's names, as functions of their tensors."""
-
-    def layer_norm(x: Tensor, name: str) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], state[f'{name}.weight'], state[f'{name}.bias'], 1e-6)
-
-    x = image
-    for i in range(4):
-        conv, norm = (0, 1) if i == 0 else (1, 0)
-        layer = f'downsample_layers.{i}'
-        if i:
-            x = layer_norm(x.movedim(1, -1), f'{layer}.{norm}').movedim(-1, 1)
-        x = F.conv2d(x, state[f'{layer}.{conv}.weight'], state[f'{layer}.{conv}.bias'], stride=4 if i == 0 else 2)
-        if i == 0:
-            x = layer_norm(x.movedim(1, -1), f'{layer}.{norm}').movedim(-1, 1)
-        for j in range(DEPTHS[i]):
-            block = f'stages.{i}.{j}'
-            out = layer_norm(mix(state, block, x).movedim(1, -1), f'{block}.norm')
-            out = F.gelu(F.linear(out, state[f'{block}.pwconv1.weight'], state[f'{block}.pwconv1.bias']))
-            out = F.linear(out, state[f'{block}.pwconv2.weight'], state[f'{block}.pwconv2.bias'])
-            x = x + (state[f'{block}.gamma'] * out).movedim(-1, 1)
-    x = layer_norm(x.mean((2, 3)), 'norm')
-    return F.linear(x, state['head.weight'], state['head.bias'])
-
-
-def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    padding = [side // 2 for side in weight.shape[2:]]
-    return F.conv2d(x, weight, bias, padding=padding, groups=x.shape[1])
-
-
-def mix_convnext(state: dict[str, Tensor], block: str, x: Tensor) -> Tensor:
-    return depthwise(x, state[f'{block}.dwconv.weight'], state[f'{block}.dwconv.bias'])
-
-
-def mix_slak(state: dict[str, Tensor], block: str, x: Tensor) -> Tensor:
-    total = torch.zeros_like(x)
-    for branch in ('Decom1', 'Decom2', 'small_conv'):
-        name = f'{block}.large_kernel.{branch}'
-        mean, var, weight, bias = (state[f'{name}.bn.{k}'] for k in ('running_mean', 'running_var', 'weight', 'bias'))
-        total = total + F.batch_norm(depthwise(x, state[f'{name}.conv.weight']), mean, var, weight, bias)
-    return total
-
-
-@pytest.mark.parametrize(
-    ('name', 'shapes', 'mix', 'extra'),
-    [
-        ('convnext_t', convnext_tensors(), mix_convnext, {}),
-        ('slak_t', slak_tensors('Decom'), mix_slak, dict(args=argparse.Namespace(model='SLaK_tiny'), epoch=299)),
-    ],
-    ids=['convnext', 'slak'],
-)
-def test_import_computes_what_the_published_network_computes(
-    name: str, shapes: Any, mix: Any, extra: dict[str, Any], convert: Tool, tmp_path: Path
-) -> None:
-    published = random_tensors(shapes)
-    torch.save(dict(model=published, **extra), tmp_path / 'public.pth')
-    recipe = config(name, tmp_path)
+@pytest.mark.parametrize('stripes', ['', 'Decom', 'LoRA'], ids=['convnext', 'slak', 'slak before'])
+def test_import_computes_what_the_published_network_computes(stripes: str, convert: Tool, tmp_path: Path) -> None:
+    theirs = published(stripes)
+    state = facebook_names(theirs)
+    torch.save(dict(model=state, args=argparse.Namespace(model='tiny'), epoch=299), tmp_path / 'public.pth')
+    recipe = config('slak_t' if stripes else 'convnext_t', tmp_path)
     printed = convert('import', recipe, 'public.pth', 'ours.pth')
-    assert f'{len(published)} of {len(published)} tensors of the network matched' in printed
+    assert f'{len(state)} of {len(state)} tensors of the network matched' in printed
     assert '100.0 % of the weights of convolutions and linear layers are not zero' in printed
-    model = build(recipe)
-    model.load_state_dict(load(tmp_path / 'ours.pth'), strict=True)
+    check_same(recipe, load(tmp_path / 'ours.pth'), theirs)
+
+
+def check_same(recipe: Path, state: dict[str, Tensor], theirs: nn.Module) -> None:
+    """The recipe's network computes from the tensors what the other one does."""
+    ours = build(recipe)
+    ours.load_state_dict(state, strict=True)
     image = torch.randn(2, 3, 64, 96)
-    torch.testing.assert_close(model(image), forward(published, image, mix), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours(image), theirs(image), rtol=1e-4, atol=1e-4)
 
 
 def test_import_of_mmpretrains_convnext(convert: Tool, tmp_path: Path) -> None:
-    arch = dict(depths=list(DEPTHS), channels=list(CHANNELS))
-    theirs = MODELS.build(
-        dict(
-            type='ImageClassifier',
-            backbone=dict(type='ConvNeXt', arch=arch, layer_scale_init_value=1.0),
-            head=dict(type='LinearClsHead', num_classes=CLASSES, in_channels=CHANNELS[-1]),
-        )
-    ).eval()
+    theirs = published()
     torch.save(dict(meta={}, state_dict=theirs.state_dict()), tmp_path / 'public.pth')
     recipe = config('convnext_t', tmp_path)
     assert 'names of mmpretrain' in convert('import', recipe, 'public.pth', 'ours.pth')
-    ours = build(recipe)
-    ours.load_state_dict(load(tmp_path / 'ours.pth'), strict=True)
-    image = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(ours(image), theirs(image), rtol=1e-4, atol=1e-5)
+    check_same(recipe, load(tmp_path / 'ours.pth'), theirs)
 
 
-def test_names_of_slaks_first_code_and_of_replknet() -> None:
-    old, new = (from_source(dict(slak_tensors(stripes)), 'slak') for stripes in ('LoRA', 'Decom'))
-    assert set(old.values()) == set(new.values())
+def test_names_of_replknet() -> None:
     dense = {'stages.0.1.large_kernel.lkb_origin.conv.weight': torch.zeros(1)}
     assert detect_source(dense) == 'slak'
     assert list(from_source(dense, 'slak').values()) == ['backbone.stages.0.1.mixer.large.weight']
 
 
 def test_import_counts_the_zeros(convert: Tool, tmp_path: Path) -> None:
-    published = random_tensors(slak_tensors('Decom'))
-    for value in published.values():
+    state = facebook_names(published('Decom'))
+    for value in state.values():
         if value.dim() in (2, 4):
             value.view(-1)[::2] = 0
-    torch.save(dict(model=published), tmp_path / 'public.pth')
+    torch.save(dict(model=state), tmp_path / 'public.pth')
     printed = convert('import', config('slak_t', tmp_path), 'public.pth', 'ours.pth')
     assert '50.0 % of the weights' in printed or '49.9 %' in printed
 
 
 def test_averaged_weights_on_request(convert: Tool, tmp_path: Path) -> None:
-    last, averaged = random_tensors(convnext_tensors()), random_tensors(convnext_tensors())
-    averaged['head.bias'] += 1
+    last = facebook_names(published())
+    averaged = last | {'head.bias': last['head.bias'] + 1}
     torch.save(dict(model=last, model_ema=averaged), tmp_path / 'public.pth')
     recipe = config('convnext_t', tmp_path)
     for options, want in (([], last), (['--key', 'model_ema'], averaged)):
@@ -249,33 +174,28 @@ def test_averaged_weights_on_request(convert: Tool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ('change', 'messages'),
+    ('added', 'removed', 'messages'),
     [
+        ({}, 'stages.2.1.dwconv.bias', ['the checkpoint lacks (1):', 'backbone.stages.2.1.mixer.large.bias']),
         (
-            dict(remove='stages.2.1.dwconv.bias'),
-            ['the checkpoint lacks (1):', 'backbone.stages.2.1.mixer.large.bias'],
-        ),
-        (
-            dict(add='stages.0.0.grn.gamma'),
+            {'stages.0.0.grn.gamma': torch.zeros(3)},
+            None,
             ['the network lacks (1):', 'stages.0.0.grn.gamma (as backbone.stages.0.0.grn.gamma)'],
         ),
         (
-            dict(reshape='head.weight'),
+            {'head.weight': torch.zeros(21, 20)},
+            None,
             ['of another shape (1):', 'head.weight (21, 20), in the network head.fc.weight (10, 20)'],
         ),
     ],
     ids=['missing', 'unexpected', 'shape'],
 )
 def test_import_writes_nothing_but_complete_matches(
-    change: dict[str, str], messages: list[str], convert: Tool, tmp_path: Path
+    added: dict[str, Tensor], removed: str | None, messages: list[str], convert: Tool, tmp_path: Path
 ) -> None:
-    published = random_tensors(convnext_tensors())
-    published.pop(change.get('remove', ''), None)
-    if 'add' in change:
-        published[change['add']] = torch.zeros(3)
-    if 'reshape' in change:
-        published[change['reshape']] = torch.zeros(21, 20)
-    torch.save(dict(model=published), tmp_path / 'public.pth')
+    state = facebook_names(published()) | added
+    state.pop(removed, None)
+    torch.save(dict(model=state), tmp_path / 'public.pth')
     printed = convert('import', config('convnext_t', tmp_path), 'public.pth', 'ours.pth', code=1)
     assert all(message in printed for message in (*messages, 'nothing is written')), printed
     assert 'Traceback' not in printed

@@ -24,17 +24,26 @@ from mmengine.registry import HOOKS
 
 @HOOKS.register_module()
 class StoreRank(Hook):
-    seen = []
+    seen, statistics = [], []
 
     def before_train(self, runner):
-        self.start = {name: value.clone() for name, value in runner.model.module.named_parameters()}
+        network = runner.model.module
+        self.start = {name: value.clone() for name, value in network.named_parameters()}
+        means = [value for name, value in network.named_buffers() if name.endswith('running_mean')]
+
+        def look(module, inputs):
+            if module.training:
+                self.statistics.append(torch.cat(means))
+
+        network.register_forward_pre_hook(look)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         self.seen.append(sorted(sample.img_path for sample in data_batch['data_samples']))
 
     def after_train(self, runner):
         end = dict(runner.model.module.named_parameters())
-        torch.save(dict(start=self.start, end=end, seen=self.seen), f'rank{get_rank()}.pth')
+        found = dict(start=self.start, end=end, seen=self.seen, statistics=self.statistics)
+        torch.save(found, f'rank{get_rank()}.pth')
 """
 
 
@@ -69,6 +78,10 @@ def test_both_ranks_end_with_the_same_parameters(trained: tuple[Path, str]) -> N
         assert torch.equal(value, second['end'][name]), name
         moved += not torch.equal(value, first['start'][name])
     assert moved > 0.9 * len(first['end'])
+    # Without SyncBN each rank has its own statistics; rank 0's are broadcast before every step.
+    assert len(first['statistics']) == 4
+    torch.testing.assert_close(first['statistics'], second['statistics'], rtol=0, atol=0)
+    assert not torch.equal(first['statistics'][0], first['statistics'][1])
 
 
 def test_the_recipe_is_adapted_to_the_cpu(trained: tuple[Path, str]) -> None:
