@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -82,5 +81,8 @@ def test_predictions_in_a_file(scope: str, kind: str, name: str) -> None:
 
 
 def test_another_runner() -> None:
-    with mock.patch.dict(RUNNERS._module_dict, Other=lambda **cfg: SimpleNamespace(cfg=cfg)):  # registers no function
-        assert isinstance(build_runner(Config(dict(runner_type='Other'))), SimpleNamespace)
+    class Other:
+        from_cfg = classmethod(lambda cls, cfg: cls())
+
+    RUNNERS.register_module('mmpelk_tests_runner', force=True, module=Other)
+    assert isinstance(build_runner(Config(dict(runner_type='mmpelk_tests_runner'))), Other)
