@@ -7,7 +7,7 @@ Peripheral kernels against dense ones, stripes and 7 x 7, at the same number of 
 fine-grained centre; with and without the positional embedding; dense kernels at the same widths. Two schedules: the
 demo's, and a shorter one, since kernels that see far enough nearly solve the set in the end (docs/demo.md). Finished
 trainings are read and not repeated. Writes the curves, and means and deviations, to
-``benchmarks/results/mixer_comparison.json``.
+``benchmarks/results/mixer_comparison.json``; ``python -m reproduction.mixers`` prints and draws them.
 """
 
 import argparse
@@ -25,7 +25,6 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 import mmpelk
-from mmpelk.analysis.table import Table
 from mmpelk.analysis.variants import VariantRun, mean_and_deviation, train_variants, trained_on
 from mmpelk.engine.command_line import exit_on_user_error
 
@@ -127,24 +126,6 @@ def _over_seeds(values: list[float]) -> dict[str, Any]:
     return dict(mean=mean, deviation=deviation, values=values)
 
 
-def make_table(results: dict[str, dict[str, Any]], iterations: int) -> Table:
-    table = Table(
-        ['variant', 'widths', 'parameters', 'at the end', 'mean over the curve', 'seeds, at the end'],
-        title=f'held-out mIoU of the demo after {iterations} iterations, %: mean ± standard deviation',
-    )
-    for name, result in results.items():
-        final, over = result['final'], result['over_curve']
-        table.add(
-            name,
-            '-'.join(map(str, result['widths'])),
-            str(result['parameters']),
-            f'{final["mean"]:.1f} ± {final["deviation"]:.1f}',
-            f'{over["mean"]:.1f} ± {over["deviation"]:.1f}',
-            ', '.join(f'{value:.1f}' for value in final['values']),
-        )
-    return table
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2, 3, 4])
@@ -163,10 +144,9 @@ def main() -> None:
         schedules[str(iterations)] = {
             name: summarise(name, widths[name], [run for run in runs if run.name == name]) for name in VARIANTS
         }
-        make_table(schedules[str(iterations)], iterations).print()
         data = dict(machine=trained_on(everything), seeds=args.seeds, schedules=schedules)
         RESULTS.write_text(json.dumps(data, indent=1) + '\n')
-        print(f'written to {RESULTS}')
+        print(f'written to {RESULTS}; python -m reproduction.mixers prints and draws it')
 
 
 if __name__ == '__main__':

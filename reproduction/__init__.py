@@ -4,10 +4,15 @@ A package beside :mod:`mmpelk`, which never imports it: run it in the project's 
 ``python -m reproduction.NAME``.
 """
 
+import argparse
 from pathlib import Path
-
-__all__ = ['RESULTS', 'ROOT']
 
 ROOT = Path(__file__).resolve().parents[1]
 #: What the benchmarks and trainings have written.
 RESULTS = ROOT / 'benchmarks/results'
+
+
+def argument_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
+    """A parser for ``python -m reproduction.MODULE``, described by the module's docstring."""
+    raw = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(f'python -m reproduction.{module}', description=doc, formatter_class=raw)

@@ -8,6 +8,8 @@ import argparse
 
 from rich.console import Console
 
+from mmpelk.engine.command_line import exit_on_user_error
+
 from . import ROOT
 from .page import render
 from .steps import run_steps
@@ -23,7 +25,8 @@ def main() -> None:
     if not args.render_only:
         run_steps(console)
     page = ROOT / 'docs/reproduction.md'
-    page.write_text(render())
+    with exit_on_user_error():
+        page.write_text(render())
     console.print(f'written to {page.relative_to(ROOT)}')
 
 

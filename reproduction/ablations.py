@@ -8,8 +8,9 @@ A row stands here alone. Its recipes, ``configs/cls/ablations/NAME.py`` and, of 
 import argparse
 import functools
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +21,8 @@ from mmpelk.models.pelk import ARCHITECTURES, PeLK
 from . import ROOT
 from .paper import GROWTH
 
-__all__ = [
-    'ABLATIONS',
-    'METRICS',
-    'ROWS',
-    'AblationRow',
-    'AblationTable',
-    'ComputedColumn',
-    'center_share',
-    'half_grid',
-    'network',
-    'recipe_path',
-    'recipe_text',
-    'trained_as',
-]
-
 # Stage of the experiment: name of its metric in mmengine's logs, and heading of its column.
 METRICS = {'cls': ('accuracy/top1', 'top-1, %'), 'seg': ('mIoU', 'mIoU, %')}
-_KERNELS = ('kernel_sizes', 'center_size')
 
 
 @dataclass(frozen=True)
@@ -51,8 +36,8 @@ class AblationRow:
         backbone: Arguments of :class:`mmpelk.models.pelk.PeLK` in which it differs from its base.
         sparse: Whether it is trained with sparsity; ``None`` for as its base.
         base: The row that it varies, or the recipe that rows have in common.
-        printed: Printed values of computed columns, by heading.
-        printed_grid: Half of the first stage's sharing grid, from the rim to the centre, as printed.
+        printed: Printed value of its table's first computed column.
+        multiple_of: The row that this one's parameters are given as a multiple of.
         gain_over: The row that the paper gives this one's gain in mIoU over.
         paper_gain: That gain, in points.
         note: What the recipe does that the print does not say.
@@ -64,8 +49,8 @@ class AblationRow:
     backbone: Mapping[str, Any] = field(default_factory=dict)
     sparse: bool | None = None
     base: str = 'pelk_t'
-    printed: Mapping[str, float] = field(default_factory=dict)
-    printed_grid: tuple[int, ...] | None = None
+    printed: float | None = None
+    multiple_of: str = ''
     gain_over: str | None = None
     paper_gain: float | None = None
     note: str = ''
@@ -84,21 +69,6 @@ class AblationRow:
 
 
 @dataclass(frozen=True)
-class ComputedColumn:
-    """A column that follows from the networks.
-
-    Attributes:
-        heading: Its heading.
-        digits: Digits after the point with which the paper prints it.
-        value: Its value for a row of a table.
-    """
-
-    heading: str
-    digits: int
-    value: Callable[[AblationRow, 'AblationTable'], float]
-
-
-@dataclass(frozen=True)
 class AblationTable:
     """A table or figure of the paper.
 
@@ -106,14 +76,15 @@ class AblationTable:
         title: Its number and subject.
         columns: Headings of the rows' labels.
         rows: In the paper's order.
-        computed: Further columns.
+        computed: Columns that follow from the networks, by heading: digits after the point that the paper prints, and
+            the value for a row.
         notes: What differs from the paper's print, and why.
     """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[AblationRow, ...]
-    computed: tuple[ComputedColumn, ...] = ()
+    computed: Mapping[str, tuple[int, Callable[[AblationRow], float]]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -132,54 +103,31 @@ def half_grid(name: str) -> tuple[int, ...] | None:
 
     ``None`` where no kernel has a grid.
     """
-    grid = getattr(_large(name, 0).large, 'sharing_grid', None)
+    grid = getattr(network(name).stages[0][0].mixer.large, 'sharing_grid', None)
     return None if grid is None else tuple(grid[: len(grid) // 2 + 1])
 
 
-def center_share(half: Sequence[int]) -> float:
-    """Area of the fine-grained centre over that of the kernel (Table 6), from half a sharing grid.
-
-    Example:
-        >>> round(center_share((9, 8, 4, 2, 1, 1, 1)), 4)
-        0.0096
-    """
-    radius = next((i for i, width in enumerate(reversed(half)) if width != 1), len(half)) - 1
-    return (2 * radius + 1) ** 2 / (2 * sum(half) - half[-1]) ** 2 if radius >= 0 else 0.0
+def center_percent(row: AblationRow) -> float:
+    """Area of the fine-grained centre over that of the kernel (Table 6)."""
+    half = half_grid(row.name) or ()
+    fine = len(list(takewhile(lambda width: width == 1, reversed(half))))
+    return 100 * (2 * fine - 1) ** 2 / (2 * sum(half) - half[-1]) ** 2
 
 
-def _large(name: str, stage: int) -> Any:
-    return network(name).stages[stage][0].mixer
+def _kernels(name: str, blocks: int | None) -> int:
+    """Parameters of the large kernels of the first blocks; neither norms nor the parallel small kernels."""
+    mixers = [block.mixer for stage in network(name).stages for block in stage]
+    return sum(parameter.numel() for mixer in mixers[:blocks] for parameter in mixer.large.parameters())
 
 
-def _first_kernel(name: str) -> int:
-    """Parameters of the first large kernel; neither norms nor the parallel small kernel."""
-    return sum(parameter.numel() for parameter in _large(name, 0).large.parameters())
+def first_kernel_multiple(row: AblationRow) -> float:
+    """Parameters of the first large kernel, in multiples of the row that the paper compares with."""
+    return _kernels(row.name, 1) / _kernels(row.multiple_of, 1)
 
 
-def _all_kernels(name: str) -> int:
-    blocks = (block for stage in network(name).stages for block in stage)
-    return sum(parameter.numel() for block in blocks for parameter in block.mixer.large.parameters())
-
-
-def _first_over_first_row(row: AblationRow, table: AblationTable) -> float:
-    return _first_kernel(row.name) / _first_kernel(table.rows[0].name)
-
-
-def _center_percent(row: AblationRow, table: AblationTable) -> float:
-    return 100 * center_share(half_grid(row.name) or ())
-
-
-def _smallest(row: AblationRow, table: AblationTable) -> str:
-    """The row of the same form with the smallest kernels."""
-    return next(other.name for other in table.rows if other.label[0] == row.label[0])
-
-
-def _first_over_smallest(row: AblationRow, table: AblationTable) -> float:
-    return _first_kernel(row.name) / _first_kernel(_smallest(row, table))
-
-
-def _all_over_smallest(row: AblationRow, table: AblationTable) -> float:
-    return _all_kernels(row.name) / _all_kernels(_smallest(row, table))
+def all_kernels_multiple(row: AblationRow) -> float:
+    """The same of all large kernels."""
+    return _kernels(row.name, None) / _kernels(row.multiple_of, None)
 
 
 # The paper
@@ -204,24 +152,29 @@ def _table_1() -> AblationTable:
 
 
 def _table_5() -> AblationTable:
-    heading = 'large-kernel parameters, x row 1'
-    # Name, half grid, printed share of parameters, printed accuracy, and what is printed where it is something else.
-    rows: tuple[tuple[str, list[int], float, float, tuple[int, ...], str], ...] = (
-        ('1_ones', [1] * 17, 1.00, 81.4, (), ''),
-        (
-            *('2_twos', [2] * 8 + [1], 0.27, 81.0, (2, 2, 2, 2, 2, 2, 2, 1)),
+    # Name, half grid, printed share of parameters, printed accuracy.
+    rows = (
+        ('1_ones', [1] * 17, 1.00, 81.4),
+        ('2_twos', [2] * 8 + [1], 0.27, 81.0),
+        ('3_twos_center5', [2] * 7 + [1, 1, 1], 0.33, 81.4),
+        ('4_fours_center5', [4, 4, 4, 2, 1, 1, 1], 0.16, 81.3),
+        ('5_exponential', [8, 4, 2, 1, 1, 1], 0.11, 81.4),
+        ('6_reversed', [1, 1, 2, 4, 8, 1], 0.11, 80.5),
+    )
+    # What is printed where it is something else, and why.
+    other = {
+        1: ('[1, 1, ..., 1, 1]', ''),
+        2: (
+            '[2, 2, 2, 2, 2, 2, 2, 1]',
             'As printed, with seven 2s, the half grid sums to K = 29; with eight it is the 33 of the other rows, and '
             'its 17² parameters are the printed 0.27 of 33².',
         ),
-        (
-            *('3_twos_center5', [2] * 7 + [1, 1, 1], 0.33, 81.4, (2, 2, 2, 2, 2, 2, 2, 1, 1)),
+        3: (
+            '[2, 2, 2, 2, 2, 2, 2, 1, 1]',
             'As printed, with two 1s, the half grid sums to K = 31 around a centre of 3; with a third it is the 33 of '
             'the other rows, its 19² parameters are the printed 0.33 of 33², and the centre is the 5 x 5 of the text.',
         ),
-        ('4_fours_center5', [4, 4, 4, 2, 1, 1, 1], 0.16, 81.3, (4, 4, 4, 2, 1, 1, 1), ''),
-        ('5_exponential', [8, 4, 2, 1, 1, 1], 0.11, 81.4, (8, 4, 2, 1, 1, 1), ''),
-        ('6_reversed', [1, 1, 2, 4, 8, 1], 0.11, 80.5, (1, 1, 2, 4, 8, 1), ''),
-    )
+    }
     # One grid is printed, so all stages have its K.
     first: dict[str, Any] = dict(kernel_sizes=(33,) * 4, positional_embedding=None)
     return AblationTable(
@@ -230,18 +183,19 @@ def _table_5() -> AblationTable:
         tuple(
             AblationRow(
                 f'table5_{name}',
-                (str(number), str(list(printed)) if printed else '[1, 1, ..., 1, 1]'),
+                (str(number), printed),
                 dict(cls=accuracy),
                 dict(sharing_grids=[grid] * 4, **(first if number == 1 else {})),
                 sparse=False if number == 1 else None,
                 base='pelk_t' if number == 1 else 'table5_1_ones',
-                printed={heading: share},
-                printed_grid=printed or None,
+                printed=share,
+                multiple_of='table5_1_ones',
                 note=note,
             )
-            for number, (name, grid, share, accuracy, printed, note) in enumerate(rows, 1)
+            for number, (name, grid, share, accuracy) in enumerate(rows, 1)
+            for printed, note in [other.get(number, (str(grid), ''))]
         ),
-        (ComputedColumn(heading, 2, _first_over_first_row),),
+        {'large-kernel parameters, x row 1': (2, first_kernel_multiple)},
         (
             'The half grids printed in rows 2 and 3 sum to kernels of 29 and 31. The recipes have an eighth 2 and a '
             'third 1: 33 as the other rows, with the printed shares of parameters (docs/classification.md).',
@@ -250,7 +204,6 @@ def _table_5() -> AblationTable:
 
 
 def _table_6() -> AblationTable:
-    heading = 'centre, % of the area'
     rows = (
         (1, (11, 8, 4, 2, 1), 0.04, 80.8),
         (3, (10, 8, 4, 2, 1, 1), 0.35, 81.1),
@@ -266,12 +219,11 @@ def _table_6() -> AblationTable:
                 (str(list(grid)), f'{c} x {c}'),
                 dict(cls=accuracy),
                 dict(center_size=c),
-                printed={heading: share},
-                printed_grid=grid,
+                printed=share,
             )
             for c, grid, share, accuracy in rows
         ),
-        (ComputedColumn(heading, 2, _center_percent),),
+        {'centre, % of the area': (2, center_percent)},
     )
 
 
@@ -281,7 +233,7 @@ def _table_7() -> AblationTable:
     center = "The paper gives no centre for PeLK-151; the recipe has PeLK-101's 7 x 7."
 
     def row(k: int, size: int, accuracy: float) -> AblationRow:
-        kernels = {key: ARCHITECTURES[architectures[k]][key] for key in _KERNELS}
+        kernels = {key: ARCHITECTURES[architectures[k]][key] for key in ('kernel_sizes', 'center_size')}
         label = (f'PeLK-{k}' if k != 51 else 'PeLK', f'{size} x {size}', '-'.join(map(str, kernels['kernel_sizes'])))
         base, note = 'pelk_t' if size == 224 else 'pelk_t_384', center if k == 151 else ''
         return AblationRow(f'table7_{k}_{size}', label, dict(cls=accuracy), kernels, base=base, note=note)
@@ -299,7 +251,6 @@ def _table_7() -> AblationTable:
 
 
 def _figure_2() -> AblationTable:
-    first, every = "first stage's kernel, x K = 7", "all stages' large kernels, x K = 7"
     kernels = {7: (7, 7, 7, 7), 13: (13, 13, 13, 13), 31: (31, 29, 27, 13), 51: (51, 49, 47, 13)}
     forms = {'stripe': ('K x 5', 'slak'), 'dense': ('K x K', 'replk')}
     return AblationTable(
@@ -312,13 +263,17 @@ def _figure_2() -> AblationTable:
                 dict(cls=None, seg=None),
                 dict(kernel_sizes=sizes),
                 base=f'table1_{method}_51_no_sparsity',
-                printed={first: GROWTH[form]} if k == 51 else {},
+                printed=GROWTH[form] if k == 51 else None,
+                multiple_of=f'fig2_{form}_7',
                 gain_over=f'fig2_stripe_{k}' if form == 'dense' else None,
             )
             for form, (shape, method) in forms.items()
             for k, sizes in kernels.items()
         ),
-        (ComputedColumn(first, 1, _first_over_smallest), ComputedColumn(every, 1, _all_over_smallest)),
+        {
+            "first stage's kernel, x K = 7": (1, first_kernel_multiple),
+            "all stages' large kernels, x K = 7": (1, all_kernels_multiple),
+        },
         (
             "The paper's text has the ends of the range and the multiples of K = 51; it prints neither the bars' "
             'heights nor the K between. The networks of K = 51 are those of Table 1 without sparsity.',

@@ -5,7 +5,8 @@ convolution, a linear layer or a product of matrices is one FLOP. See docs/compl
 """
 
 import functools
-from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 from mmpelk.analysis.complexity import Complexity, count_complexity, uniform_densities
 from mmpelk.analysis.inference import build_model
@@ -14,15 +15,13 @@ from mmpelk.analysis.table import Table
 from .marks import NOTHING, Results, computed, deviation, paper, target
 from .networks import Recipe, UnavailableError, load
 from .paper import FLOPS_DECIMALS, TABLES, PublishedRow
-from .scores import measured_scores
 
-__all__ = ['CountedRow', 'count_row', 'count_table', 'counts_table', 'head_table', 'upernet']
-
+#: What was measured with the project's recipes, by table.
+RESULT_FILES = {2: 'ade20k', 3: 'coco', 4: 'imagenet'}
 _METRICS = {'mIoU': 'mIoU', 'AP_box': 'box AP', 'AP_mask': 'mask AP', 'top1': 'top-1'}
 
 
-@dataclass(frozen=True)
-class CountedRow:
+class CountedRow(NamedTuple):
     """A row of the paper beside what we count.
 
     Attributes:
@@ -44,12 +43,7 @@ def count_table(number: int) -> tuple[CountedRow, ...]:
 
     Returns:
         A counted row for each published row. A table takes about 20 seconds on one core the first time.
-
-    Raises:
-        ValueError: If the paper has no such table of parameters and FLOPs.
     """
-    if number not in TABLES:
-        raise ValueError(f'the tables with parameters and FLOPs are {", ".join(map(str, TABLES))}, got {number}')
     return tuple(count_row(row) for row in TABLES[number])
 
 
@@ -68,27 +62,55 @@ def _count(recipe: Recipe, shape: tuple[int, int]) -> Complexity:
     return count_complexity(model, shape, uniform_densities(model, recipe.density))
 
 
+def measured_scores(number: int, results: Results) -> dict[str, dict[str, float]]:
+    """Scores of a table's recipes, from its file of :data:`RESULT_FILES`, which is written by hand.
+
+    The file has the form ``{"machine": {...}, "results": {"upernet_pelk_t_ade20k": {"mIoU": 47.9}}}``: scores in per
+    cent, by recipe (its file's name without ``.py``) and by metric (``mIoU``; ``AP_box``, ``AP_mask``; ``top1``).
+
+    Args:
+        number: 2, 3 or 4.
+        results: Where the file is.
+
+    Returns:
+        Scores by the recipe's name, such as ``'seg/upernet_pelk_t_ade20k.py'``; none if there is no file.
+
+    Raises:
+        ValueError: If the file has another form, or names an unknown recipe or metric.
+    """
+    content = results.read(RESULT_FILES[number]) or dict(machine={}, results={})
+    metrics = TABLES[number][0].scores
+    known = {Path(name).stem: name for row in TABLES[number] if (name := row.network.own_name)}
+    for recipe, scores in content['results'].items():
+        where = f"'{RESULT_FILES[number]}.json', '{recipe}'"
+        if recipe not in known:
+            raise ValueError(f'{where}: unknown recipe; Table {number} has {", ".join(known)}')
+        for metric, score in scores.items():
+            if metric not in metrics or not isinstance(score, int | float) or not 1 < score <= 100:
+                raise ValueError(f'{where}: wants per cent by metric, of {", ".join(metrics)}; got {metric}: {score!r}')
+    return {known[recipe]: scores for recipe, scores in content['results'].items()}
+
+
 def counts_table(number: int, results: Results) -> Table:
     """Parameters, FLOPs and scores: printed, counted, and measured where somebody has trained the recipe."""
-    decimals, measured = FLOPS_DECIMALS[number], measured_scores(number, results.folder)
+    decimals, measured = FLOPS_DECIMALS[number], measured_scores(number, results)
     heads = ['method', 'params [M]', 'counted', 'deviation', 'in training', 'FLOPs [G]', 'counted', 'deviation']
     table = Table([*heads, *(f'{_METRICS[metric]} [%]' for metric in TABLES[number][0].scores)])
     notes: dict[str, int] = {}
-    for row in count_table(number):
-        published, counted = row.published, row.counted
-        params = counted.params_as_published / 1e6 if counted else None
-        training = counted.params_sparse / 1e6 if counted else None
-        flops = counted.flops_sparse / 1e9 if counted else None
+    for published, counted, note in count_table(number):
+        params = counted and counted.params_as_published / 1e6
+        training = counted and counted.params_sparse / 1e6
+        flops = counted and counted.flops_sparse / 1e9
         name = published.method + (f', {published.input_size[0]}²' if number == 4 else '')
-        if row.note:
-            name += f' [{notes.setdefault(row.note, len(notes) + 1)}]'
-        scores = []
-        found = measured.get(published.network.own_name or '')
+        if note:
+            name += f' [{notes.setdefault(note, len(notes) + 1)}]'
+        found, scores = measured.get(published.network.own_name or '', {}), []
         for metric, score in published.scores.items():
-            cell = target(score) if published.is_ours else paper(score, 1)
-            if found and metric in found.scores:
-                cell += f'; {results.measured(found.scores[metric], found.machine, f"Table {number}")}'
-            scores.append(cell)
+            cells = [target(score) if published.is_ours else paper(score, 1)]
+            if metric in found:
+                machine = results.read(RESULT_FILES[number])['machine']
+                cells.append(results.measured(found[metric], machine, f'Table {number}'))
+            scores.append('; '.join(cells))
         table.add(
             name,
             paper(published.params),

@@ -10,8 +10,6 @@ from mmpelk.analysis.table import Table
 
 from . import RESULTS
 
-__all__ = ['NOTHING', 'Results', 'computed', 'deviation', 'paper', 'target']
-
 NOTHING = '-'
 _FACTS = ('device', 'threads', 'torch', 'cudnn', 'python', 'mmpelk', 'date')
 

@@ -8,22 +8,20 @@ from functools import partial
 from pathlib import Path
 from string import Template
 
+from mmpelk.analysis.erf import ratio_table
 from mmpelk.analysis.table import Table
 from mmpelk.ops import sharing_grid
 
 from . import RESULTS
-from .ablation_results import Trainings, ablation_table, load, measured_rows
 from .ablations import ABLATIONS
-from .counts import counts_table, head_table, upernet
+from .collect_ablations import Trainings, ablation_table, load, measured_rows
+from .counts import counts_table, head_table, measured_scores, upernet
 from .marks import NOTHING, Results, computed, paper
 from .mixers import mixers_table, read_schedules
 from .paper import SHARING_GRIDS, TABLE_8, TABLES
 from .scaling import growth_table, saved_table, size_table
-from .scores import measured_scores
 from .shares import flop_shares, shares_table
 from .steps import STEPS
-
-__all__ = ['TEMPLATE', 'render']
 
 TEMPLATE = Path(__file__).with_name('page.template.md')
 
@@ -73,7 +71,7 @@ def states(results: Results, trainings: Trainings) -> dict[str, str]:
         mixers='measured' if read_schedules(results) else 'not run',
     )
     for number, rows in TABLES.items():
-        done, ours = len(measured_scores(number, results.folder)), sum(row.is_ours for row in rows)
+        done, ours = len(measured_scores(number, results)), sum(row.is_ours for row in rows)
         found[str(number)] = f'parameters and FLOPs computed; accuracy of {done} of {ours} PeLK rows measured'
     for key, table in ABLATIONS.items():
         found[key] = f'driver and recipes; {measured_rows(key, trainings)} of {len(table.rows)} rows measured'
@@ -99,17 +97,8 @@ def receptive_fields(name: str, results: Results) -> Table | str:
     data = results.read(name)
     if data is None:
         return 'Not measured yet.'
-    shares = [f'{100 * ratio["threshold"]:.0f} %' for ratio in data['models'][0]['area_ratios']]
-    table = Table(['network', 'theoretical field [px]', 'scores', *shares])
-    for model in data['models']:
-        field = model['theoretical_size']
-        names = [model['name'], computed(field and str(field))]
-        for scores, key in (('as they are', 'area_ratios'), ('log10(s + 1)', 'area_ratios_log')):
-            squares = [f'{one["side"]} px, {100 * one["area_ratio"]:.1f} %' for one in model[key]]
-            cells = (results.measured(square, data['machine'], f'Fig. 4, {name}') for square in squares)
-            table.add(*names, scores, *cells)
-            names = ['', '']
-    return table
+    measured = partial(results.measured, machine=data['machine'], what=f'Fig. 4, {name}')
+    return ratio_table(data['models'], computed, measured)
 
 
 def throughput(results: Results) -> str:
@@ -144,6 +133,6 @@ def mixers(results: Results) -> str:
     """The experiment on the demo's set."""
     texts = []
     for iterations, variants in read_schedules(results).items():
-        head = f'**{iterations} iterations, {len(variants[0].curves)} seeds**'
+        head = f'**{iterations} iterations, {len(next(iter(variants.values()))["curves"])} seeds**'
         texts.append(f'{head}\n\n{mixers_table(variants, results).markdown()}')
     return '\n\n'.join(texts) or 'Not run yet: `python benchmarks/mixer_comparison.py`.'

@@ -11,20 +11,6 @@ from dataclasses import dataclass
 from . import networks as net
 from .networks import Recipe
 
-__all__ = [
-    'FLOPS_DECIMALS',
-    'GROWTH',
-    'PARAMETERS_SAVED',
-    'SHARES',
-    'SHARING_GRIDS',
-    'SPEEDUP',
-    'TABLES',
-    'TABLE_8',
-    'KernelSizes',
-    'PrintedGrid',
-    'PublishedRow',
-]
-
 KernelSizes = tuple[int, int, int, int]  # of the four stages
 
 
@@ -177,8 +163,6 @@ TABLES: dict[int, tuple[PublishedRow, ...]] = {
 #: Table 8: "Throughput", without a unit, taken as images per second: FP32 at 224 x 224 on an A100 with PyTorch 1.10.0
 #: and cuDNN 8.2.0; the batch size is not given.
 TABLE_8 = {'SLaK-T': 754, 'PeLK-T': 1138, 'PeLK-101-T': 1077}
-#: Of Table 8: throughput of PeLK-T over that of SLaK-T, as stated.
-SPEEDUP = 1.5
 #: Section 3 and Fig. 2: "scaling up kernel from 7 to 51 only bring about 7.3x params for stripe conv while that for
 #: dense conv is 53.1x". There is no multiple for the peripheral kernel.
 GROWTH = {'stripe': 7.3, 'dense': 53.1}

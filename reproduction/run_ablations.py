@@ -10,23 +10,20 @@ whose recipes are equal are trained once. ``python -m reproduction.collect_ablat
 import argparse
 import os
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from mmpelk.analysis.runs import planned_steps, read_run
 from mmpelk.engine.checks import check_data, check_option_names
-from mmpelk.engine.command_line import exit_on_user_error
+from mmpelk.engine.command_line import exit_on_user_error, parse_settings
 from mmpelk.engine.trainings import Training, run_trainings
 
-from . import ROOT
-from .ablation_results import STEP_INTERVALS, other_settings, recipe, run_folder
+from . import ROOT, argument_parser
 from .ablations import ABLATIONS, METRICS, recipe_path, trained_as
-
-__all__ = ['Job', 'batch_options', 'main', 'plan']
+from .collect_ablations import STEP_INTERVALS, other_settings, recipe, run_folder
 
 SEG_GPUS = 8  # of the segmentation recipes, with two images each
 
@@ -45,11 +42,7 @@ class Job(Training):
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog='python -m reproduction.run_ablations',
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser('run_ablations', __doc__)
     parser.add_argument('--tables', nargs='+', choices=list(ABLATIONS), default=list(ABLATIONS), help='all by default')
     parser.add_argument('--rows', nargs='+', metavar='ROW', help='only these of their rows, named as their recipes')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0], metavar='SEED', help='0 by default')
@@ -62,19 +55,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--amp', action='store_true', help='pre-train in mixed precision; segmentation always does')
     parser.add_argument('--dry-run', action='store_true', help='print the commands that are left, and start none')
     for stage, of in (('cfg', 'every recipe'), ('cls', 'the pre-trainings'), ('seg', 'the segmentations')):
-        parser.add_argument(
-            f'--{stage}-options', nargs='+', default=[], metavar='KEY=VALUE', help=f'change settings of {of}'
-        )
+        about = f'change settings of {of}'
+        parser.add_argument(f'--{stage}-options', nargs='+', default=[], metavar='KEY=VALUE', help=about)
     return parser.parse_args()
-
-
-def parse_options(words: Sequence[str]) -> dict[str, Any]:
-    """``KEY=VALUE`` words as ``tools/train.py`` reads them."""
-    if wrong := [word for word in words if '=' not in word]:
-        raise ValueError(f'options are KEY=VALUE pairs without spaces, got {wrong[0]!r}')
-    parser = argparse.ArgumentParser()
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
-    return parser.parse_args(['--cfg-options', *words] if words else []).cfg_options
 
 
 def batch_options(cfg: Config, gpus: int, given: Collection[str] = ()) -> dict[str, int]:
@@ -141,21 +124,17 @@ def resume_options(job: Job) -> list[str]:
     last = run.checkpoint(planned)
     if not last.exists() or job.is_finished():
         return ['--resume']
-    prefix = last.stem.rpartition('_')[0]
-    numbers = [path.stem.rpartition('_')[2] for path in job.folder.glob(f'{prefix}_*.pth')]
-    earlier = sorted(int(number) for number in numbers if number.isdigit() and int(number) < planned)
-    if not earlier:
-        raise ValueError(
-            f"the training of {job.name} was stopped before its last test; to train again, remove '{last}'"
-        )
-    return ['--resume', str(run.checkpoint(earlier[-1]))]
+    for steps in range(planned - 1, 0, -1):
+        if (checkpoint := run.checkpoint(steps)).exists():
+            return ['--resume', str(checkpoint)]
+    raise ValueError(f"the training of {job.name} was stopped before its last test; to train again, remove '{last}'")
 
 
 def make_job(args: argparse.Namespace, stage: str, name: str, seed: int, needs: Job | None, index: int) -> Job:
     """The training of a recipe with a seed."""
     path, cfg = recipe_path(stage, name), recipe(stage, name)
     words = [*args.cfg_options, *(args.cls_options if stage == 'cls' else args.seg_options)]
-    options = parse_options(words)
+    options = parse_settings(words)
     check_option_names(cfg, options)
     cfg.merge_from_dict(options)
     gpus = args.gpus if stage == 'cls' else args.seg_gpus or min(args.gpus, SEG_GPUS)
@@ -167,7 +146,7 @@ def make_job(args: argparse.Namespace, stage: str, name: str, seed: int, needs: 
     def is_finished() -> bool:
         return max(read_run(folder, METRICS[stage][0]).tested, default=0) >= planned_steps(cfg)[0]
 
-    variables: Mapping[str, str] = {}
+    variables: dict[str, str] = {}
     if args.launcher == 'slurm':
         launch = [_short('tools/slurm_train.sh'), args.partition, f'{stage}-{name}-{seed}', _short(path)]
         # Jobs on one machine must not meet at one port.

@@ -16,14 +16,14 @@ stripes               ``10 K``            linear
 peripheral            ``k'**2``           ``log(K)**2``, ``k'`` being the number of rings
 ====================  ==================  =======================================================
 
-The paper writes ``O(log K)``. That is the number of rings ``k'`` along an axis, see :func:`ring_bound`; the kernel has
-``k'`` by ``k'`` parameters. And its positional embedding (Eq. 3) has ``K**2`` per channel and stage: it is quadratic,
+The paper writes ``O(log K)``. That is the number of rings ``k'`` along an axis; the kernel has ``k'`` by ``k'``
+parameters. And its positional embedding (Eq. 3) has ``K**2`` per channel and stage: it is quadratic,
 though shared by the blocks of a stage and by none of the curves of Fig. 6.
 """
 
 import functools
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -32,15 +32,12 @@ from torch import nn
 
 from mmpelk.analysis.table import Table
 from mmpelk.config import get_config
-from mmpelk.engine.command_line import exit_on_user_error
 from mmpelk.models import PeLK
 from mmpelk.ops import sharing_grid
 
-from .figures import figure_parser, write_figure
+from .figures import figure_path, write_figure
 from .marks import computed, deviation, paper
 from .paper import GROWTH, PARAMETERS_SAVED
-
-__all__ = ['CURVES', 'KERNEL_SIZES', 'Size', 'growth_table', 'measure', 'ring_bound', 'saved_table', 'size_table']
 
 #: From 7 to 151, as in Fig. 6; the paper does not list its points.
 KERNEL_SIZES = (7, 13, 21, 31, 41, 51, 61, 71, 81, 91, 101, 111, 121, 131, 141, 151)
@@ -55,28 +52,7 @@ CURVES: dict[str, tuple[str, str, dict[str, str]]] = {
 }
 
 
-def ring_bound(kernel_size: int, center_size: int = 5) -> int:
-    """Upper bound of the number of rings ``k'``, logarithmic in ``K`` (Eq. 2 with ``m = 2``).
-
-    On each side ``n`` complete rings of widths 2, 4, ..., ``2**n`` hold ``2**(n + 1) - 2`` positions, and a remainder
-    is one ring at most. So ``r = (K - c) / 2`` positions take no more than ``ceil(log2(r + 2)) - 1`` rings.
-
-    Args:
-        kernel_size: Side ``K``, odd.
-        center_size: Side ``c`` of the fine-grained centre, odd.
-
-    Returns:
-        ``c + 2 * (ceil(log2((K - c) / 2 + 2)) - 1)``, and ``K`` where the centre is the whole kernel.
-    """
-    radius = (kernel_size - center_size) // 2
-    if radius <= 0:
-        return kernel_size
-    ceil_log2 = (radius + 1).bit_length()  # of radius + 2, in whole numbers
-    return center_size + 2 * (ceil_log2 - 1)
-
-
-@dataclass(frozen=True)
-class Size:
+class Size(NamedTuple):
     """Parameters of ConvNeXt-T with other kernels; biases and norms are no part of a kernel.
 
     Attributes:
@@ -103,11 +79,8 @@ def measure(curve: str, kernel_sizes: int | tuple[int, ...], center_size: int = 
     Raises:
         ValueError: If a size is not odd and positive, or the sizes are not one per stage.
     """
-    convnext = _convnext()
+    convnext, trained = _convnext(), curve == _EMBEDDING
     sides = (kernel_sizes,) * len(convnext.depths) if isinstance(kernel_sizes, int) else kernel_sizes
-    trained = curve == _EMBEDDING
-    for side in sides:
-        sharing_grid(side, center_size)  # checks both
     arch = dict(depths=convnext.depths, channels=convnext.channels, kernel_sizes=sides)
     with torch.device('meta'):
         network = PeLK(
@@ -139,29 +112,28 @@ def _count(parameters: Iterable[nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
-def size_table(kernel_sizes: Sequence[int] = KERNEL_SIZES, center_size: int = 5) -> Table:
+def size_table() -> Table:
     """Fig. 6 in numbers."""
-    heads = ['K', "rings k'", "parameters k'^2", *(f'{curve} [M]' for curve in (*_MIXERS, _EMBEDDING))]
+    curves = [*_MIXERS, _EMBEDDING]
+    heads = ['K', "rings k'", "parameters k'^2", *(f'{curve} [M]' for curve in curves)]
     table = Table(heads, title='Parameters of ConvNeXt-T with its kernels replaced in all stages')
-    for side in kernel_sizes:
-        rings = len(sharing_grid(side, center_size))
-        sizes = [measure(curve, side, center_size) for curve in (*_MIXERS, _EMBEDDING)]
-        counts = [computed(str(rings)), computed(str(sizes[0].kernel))]
+    for side in KERNEL_SIZES:
+        sizes = [measure(curve, side) for curve in curves]
+        counts = [computed(len(sharing_grid(side, 5)), 0), computed(sizes[0].kernel, 0)]
         table.add(str(side), *counts, *(computed(size.network / 1e6, 1) for size in sizes))
     return table
 
 
-def growth_table(center_size: int = 5) -> Table:
+def growth_table() -> Table:
     """The multiples of parameters that Section 3 and Fig. 2 state for 7 to 51.
 
     The paper's are those of one kernel. Those of the kernels of a whole ConvNeXt-T are smaller, because its last and
     widest stage goes to 13 only.
     """
-    sizes = (51, 49, 47, 13)
     heads = ['mixer', 'parameters, K 51 to 7', 'one kernel', 'deviation', 'all kernels of ConvNeXt-T, 51-49-47-13 to 7']
     table = Table(heads, title='By what factor the parameters of large kernels grow')
     for mixer in _MIXERS:
-        large, small = measure(mixer, sizes, center_size), measure(mixer, 7, center_size)
+        large, small = measure(mixer, (51, 49, 47, 13)), measure(mixer, 7)
         kernel, printed = round(large.kernel / small.kernel, 1), GROWTH.get(mixer)
         network = computed(large.kernels / small.kernels, 1)
         table.add(mixer, paper(printed, 1), computed(kernel, 1), deviation(kernel, printed), network)
@@ -177,20 +149,17 @@ def saved_table() -> Table:
     return table
 
 
-def draw(kernel_sizes: Sequence[int], center_size: int) -> Figure:
+def draw() -> Figure:
     """Fig. 6, and beside it what it rests on: the parameters of one kernel.
 
-    Args:
-        kernel_sizes: Where the curves have markers; between them every odd size counts.
-        center_size: Side of the fine-grained centre.
+    The curves have markers at :data:`KERNEL_SIZES`; between them every odd size counts.
     """
-    every = range(min(kernel_sizes), max(kernel_sizes) + 1, 2)
-    markers = [every.index(side) for side in kernel_sizes]
+    every = range(KERNEL_SIZES[0], KERNEL_SIZES[-1] + 1, 2)
     figure = Figure(figsize=(11, 4.8), dpi=110, layout='constrained')
     networks, kernels = figure.subplots(1, 2)
     for curve, (label, order, style) in CURVES.items():
-        sizes = [measure(curve, side, center_size) for side in every]
-        options = dict(markevery=markers, markersize=5, **style)
+        sizes = [measure(curve, side) for side in every]
+        options = dict(markevery=[every.index(side) for side in KERNEL_SIZES], markersize=5, **style)
         networks.plot(every, [size.network / 1e6 for size in sizes], label=label, **options)
         if order:
             kernels.plot(every, [size.kernel for size in sizes], label=f'{label}: {order}', **options)
@@ -198,7 +167,7 @@ def draw(kernel_sizes: Sequence[int], center_size: int) -> Figure:
     networks.set_ylim(bottom=0)
     kernels.set(title='(b) One kernel', ylabel='parameters per channel', xscale='log', yscale='log')
     # Plain numbers on the logarithmic axis.
-    ticks = [side for side in (7, 13, 31, 51, 101, 151) if every[0] <= side <= every[-1]] or [every[0], every[-1]]
+    ticks = (7, 13, 31, 51, 101, 151)
     kernels.set_xticks(ticks, map(str, ticks))
     kernels.set_xticks([], minor=True)
     for axes in (networks, kernels):
@@ -209,21 +178,10 @@ def draw(kernel_sizes: Sequence[int], center_size: int) -> Figure:
 
 
 def main() -> None:
-    parser = figure_parser(__doc__, 'model_size')
-    sides = 'odd sides of the kernels; 7 to 151 by default'
-    parser.add_argument('--kernel-sizes', nargs='+', type=int, default=KERNEL_SIZES, metavar='K', help=sides)
-    parser.add_argument('--center-size', type=int, default=5, help='side of the fine-grained centre; 5 by default')
-    args = parser.parse_args()
-    with exit_on_user_error():
-        sizes = sorted(set(args.kernel_sizes))
-        size_table(sizes, args.center_size).print()
-        growth_table(args.center_size).print()
-        print(
-            "O(log K) is the number of rings k' along an axis; a kernel has k' x k' parameters. The embedding h of "
-            "Eq. 3 has K x K per channel and stage; the paper's parameter columns come out without it."
-        )
-        counts = {c: {side: asdict(measure(c, side, args.center_size)) for side in sizes} for c in CURVES}
-        write_figure(draw(sizes, args.center_size), args, counts)
+    path = figure_path('scaling', __doc__)
+    size_table().print()
+    growth_table().print()
+    write_figure(draw(), path)
 
 
 if __name__ == '__main__':

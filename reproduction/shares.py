@@ -1,32 +1,27 @@
-"""Shares of the FLOPs (Fig. 5): of head and backbone, and of the backbone's parts, of any recipe.
+"""Shares of the FLOPs (Fig. 5) of UperNet PeLK-T: of head and backbone, and of the backbone's parts.
 
 python -m reproduction.shares --out flop_shares.png
-python -m reproduction.shares configs/det/cascade_mask_rcnn_pelk_t_coco.py --shape 800 1280
+
+``tools/get_flops.py`` has those of any recipe.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from mmengine.config import DictAction
 
-from mmpelk.analysis.complexity import Complexity, count_complexity, uniform_densities
-from mmpelk.analysis.inference import build_model
+from mmpelk.analysis.complexity import Complexity
 from mmpelk.analysis.table import Table
-from mmpelk.engine.command_line import exit_on_user_error, load_config, parse_options
+from mmpelk.engine.command_line import exit_on_user_error
 
-from . import ROOT
-from .figures import figure_parser, write_figure
+from .counts import upernet
+from .figures import figure_path, write_figure
 from .marks import computed, deviation, paper
 from .paper import SHARES
 
-__all__ = ['Share', 'draw', 'flop_shares', 'shares_table']
-
 MODEL, BACKBONE, BESIDE = 'the model', 'the backbone', 'the backbone, beside it'
-RECIPE = 'configs/seg/upernet_pelk_t_ade20k.py'
 # Names in Fig. 5b of the components that count_complexity tells apart.
 _NAMES = dict(
     ffn='FFN',
@@ -87,17 +82,12 @@ def flop_shares(complexity: Complexity) -> list[Share]:
     ]
 
 
-def shares_table(shares: Sequence[Share], is_papers: bool = True) -> Table:
-    """Both halves of Fig. 5.
-
-    Args:
-        shares: What to show.
-        is_papers: Whether they are of UperNet PeLK-T at 2048 x 512, for which the paper states two.
-    """
+def shares_table(shares: Sequence[Share]) -> Table:
+    """Both halves of Fig. 5, of UperNet PeLK-T at 2048 x 512, for which the paper states two."""
     heads = ['part', 'of', 'FLOPs [G]', 'paper [%]', 'here [%]', 'deviation']
     table = Table(heads, title='Shares of the FLOPs, one per multiply-add', labels=2)
     for share in shares:
-        printed = SHARES.get(share.name) if is_papers else None
+        printed = SHARES.get(share.name)
         digits = 0 if printed and printed >= 1 else 2
         table.add(
             share.name.replace('_', ' '),
@@ -110,15 +100,10 @@ def shares_table(shares: Sequence[Share], is_papers: bool = True) -> Table:
     return table
 
 
-def draw(shares: Sequence[Share], title: str) -> Figure:
-    """Fig. 5 as two stacked bars: (a) the model's parts, (b) the backbone's.
-
-    Args:
-        shares: What to draw.
-        title: Above both: the recipe, its input, the density.
-    """
+def draw(shares: Sequence[Share]) -> Figure:
+    """Fig. 5 as two stacked bars: (a) the model's parts, (b) the backbone's."""
     figure = Figure(figsize=(10, 5), dpi=110, layout='constrained')
-    figure.suptitle(title)
+    figure.suptitle('upernet_pelk_t_ade20k, 2048 x 512, density 0.6')
     panels = (('(a) Head and backbone', MODEL, ''), ('(b) The backbone', BACKBONE, BESIDE))
     for axes, (name, whole, beside) in zip(figure.subplots(1, 2), panels, strict=True):
         pieces = [share for share in shares if share.whole == whole]
@@ -146,26 +131,11 @@ def _stack(axes: Axes, shares: Sequence[Share], beside: Sequence[Share]) -> None
 
 
 def main() -> None:
-    parser = figure_parser(__doc__, 'flop_shares')
-    parser.add_argument('config', nargs='?', default=str(ROOT / RECIPE), help=f'{RECIPE} by default')
-    image = 'height and width of the image; %(default)s'
-    parser.add_argument('--shape', nargs=2, type=int, default=(512, 2048), metavar=('H', 'W'), help=image)
-    density = "share of live weights in the backbone's and a classifier's 2-D and 4-D parameters; 0.6 by default"
-    parser.add_argument('--density', type=float, default=0.6, help=density)
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config')
-    parser.set_defaults(launcher='none', work_dir=None, local_rank=0)  # what load_config and parse_options look for
-    args = parse_options(parser)
+    path = figure_path('shares', __doc__)
     with exit_on_user_error():
-        model = build_model(load_config(args))
-        shares = flop_shares(count_complexity(model, tuple(args.shape), uniform_densities(model, args.density)))
-        path = Path(args.config).resolve()
-        recipe = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else args.config
-        is_papers = (recipe, *args.shape, args.density, args.cfg_options) == (RECIPE, 512, 2048, 0.6, None)
-        shares_table(shares, is_papers).print()
-        height, width = args.shape
-        title = f'{path.stem}, {width} x {height}, density {args.density:g}'
-        report = dict(config=recipe, shape=list(args.shape), density=args.density, shares=list(map(asdict, shares)))
-        write_figure(draw(shares, title), args, report)
+        shares = flop_shares(upernet('PeLK-T')[1])
+    shares_table(shares).print()
+    write_figure(draw(shares), path)
 
 
 if __name__ == '__main__':

@@ -13,8 +13,6 @@ from rich.console import Console
 
 from . import ROOT
 
-__all__ = ['STEPS', 'Step', 'run_steps']
-
 _FIGURES = 'docs/figures/reproduction'
 _DEMO = 'work_dirs/demo_segmentation/iter_700.pth'
 _DEMO_7X7 = 'work_dirs/demo_segmentation_7x7/iter_700.pth'

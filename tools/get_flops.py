@@ -12,7 +12,7 @@ from torch import nn
 from mmpelk.analysis.complexity import Complexity, checkpoint_densities, count_complexity, uniform_densities
 from mmpelk.analysis.inference import build_model
 from mmpelk.analysis.table import Table
-from mmpelk.engine.command_line import exit_on_user_error, load_config, parse_options
+from mmpelk.engine.command_line import exit_on_user_error, parse_options, read_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,7 +31,6 @@ def parse_args() -> argparse.Namespace:
     density.add_argument('--checkpoint', help="take the density of every layer from this checkpoint's masks or zeros")
     parser.add_argument('--json', metavar='FILE', help='write everything there, too')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config')
-    parser.set_defaults(launcher='none', work_dir=None, local_rank=0)  # what load_config and parse_options look for
     return parse_options(parser)
 
 
@@ -99,7 +98,7 @@ def _readable(count: float) -> str:
 def main() -> None:
     args = parse_args()
     with exit_on_user_error():
-        model = build_model(load_config(args))
+        model = build_model(read_config(args.config, args.cfg_options))
         complexity = count_complexity(model, tuple(args.shape), densities(model, args))
         report = (
             dict(config=args.config, shape=args.shape, density=None if args.checkpoint else args.density)

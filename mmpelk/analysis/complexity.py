@@ -15,7 +15,8 @@ The convention that reproduces the paper's columns (its text does not state one)
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmpelk.ops.backends import BACKENDS
 from mmpelk.ops.custom_op import HAS_CUSTOM_OP
-from mmpelk.sparsity.masks import MASK_SUFFIX
+from mmpelk.sparsity.masks import MASK_SUFFIX, MaskedParameter, find_parameters
 
 from .executed import backend_on_cpu, executed_operations
 from .inference import InferenceForm
@@ -48,6 +49,7 @@ __all__ = [
 _SPARSE_PARTS = ('backbone', 'head')
 _TRAINING_ONLY = ('auxiliary_head',)
 _NORMS = 'norms_and_resizing'
+_COLUMNS = ('params', 'params_sparse', 'flops', 'flops_sparse')
 # The first pattern that a path inside the backbone matches names its component. ConvNeXt's names fit, too.
 _BACKBONE_COMPONENTS = (
     ('stem', r'downsample_layers\.0\.'),
@@ -170,18 +172,15 @@ class Complexity:
         """FLOPs of ``backbone``, ``neck``, ``decode_head``, ..., each layer times its density."""
         return sum(component.flops_sparse for component in self.components if component.part == name)
 
-    def executed(self) -> dict[str, int | None]:
-        """Operations that each backend executes in the large kernels; ``None`` where a backend hides them.
+    def executed(self, backend: str | None = None) -> int | None:
+        """Operations that a backend executes in the large kernels; ``None`` where it hides them.
 
         Real operations: see :func:`mmpelk.analysis.executed.executed_operations`. Masked weights save none of them.
-        """
-        return {
-            name: executed_operations((name, call.shape, call.sharing_grid) for call in self.calls) for name in BACKENDS
-        }
 
-    def executed_on_cpu(self) -> int | None:
-        """The same with each call's own :attr:`LargeKernelCall.backend`."""
-        return executed_operations((call.backend, call.shape, call.sharing_grid) for call in self.calls)
+        Args:
+            backend: ``None`` for each call's own :attr:`LargeKernelCall.backend`.
+        """
+        return executed_operations((backend or call.backend, call.shape, call.sharing_grid) for call in self.calls)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers, lists and dictionaries, for JSON."""
@@ -195,16 +194,14 @@ class Complexity:
             left_out=[asdict(left_out) for left_out in self.left_out],
             large_kernels=dict(
                 dense_form=sum(call.dense_flops for call in self.calls),
-                executed=self.executed(),
-                chosen_on_cpu=dict(
-                    backends=sorted({call.backend for call in self.calls}), executed=self.executed_on_cpu()
-                ),
+                executed={name: self.executed(name) for name in BACKENDS},
+                chosen_on_cpu=dict(backends=sorted({call.backend for call in self.calls}), executed=self.executed()),
             ),
         )
 
 
 def count_complexity(
-    model: nn.Module, shape: tuple[int, int], densities: Mapping[str, float] | None = None, in_channels: int = 3
+    model: nn.Module, shape: tuple[int, int], densities: Mapping[str, float] | None = None
 ) -> Complexity:
     """Count parameters and FLOPs for one image, by the convention of this module.
 
@@ -218,7 +215,6 @@ def count_complexity(
         shape: Height and width of the image, as the network receives it.
         densities: Share of live weights by parameter name, as :func:`uniform_densities` or
             :func:`checkpoint_densities` give it; a parameter without an entry is dense.
-        in_channels: Channels of the image.
 
     Returns:
         Totals and components.
@@ -235,48 +231,35 @@ def count_complexity(
     densities = densities or {}
     if unknown := set(densities) - set(parameters):
         raise ValueError(f'densities for parameters that the model does not have: {", ".join(sorted(unknown)[:5])}')
-    layers, norms, calls = _count_layers(model, shape, in_channels)
-    rows = _Rows()
+    layers, norms, calls = _count_layers(model, shape)
+    sums: dict[tuple[str, str], Counter[str]] = {}  # by part and component, in order of appearance
+
+    def add(key: tuple[str, str], what: str, amount: int, density: float = 1.0) -> None:
+        sums.setdefault(key, Counter()).update({what: amount, f'{what}_sparse': amount * density})
+
     has_parts = hasattr(model, 'backbone')
     for name, parameter in parameters.items():
-        rows.add(_component(name, has_parts), 'params', parameter.numel(), densities.get(name, 1.0))
+        add(_component(name, has_parts), 'params', parameter.numel(), densities.get(name, 1.0))
     for name, flops in layers.items():
-        rows.add(_component(f'{name}.', has_parts), 'flops', flops, densities.get(f'{name}.weight', 1.0))
+        add(_component(f'{name}.', has_parts), 'flops', flops, densities.get(f'{name}.weight', 1.0))
     for name, flops in norms.items():
-        rows.add((_component(f'{name}.', has_parts)[0], _NORMS), 'flops', flops)
-    return Complexity(*rows.split(sum(call.embedding_operations for call in calls)), tuple(calls))
-
-
-class _Rows:
-    """Sums by component, in order of appearance."""
-
-    def __init__(self) -> None:
-        self.sums: dict[tuple[str, str], dict[str, float]] = {}
-
-    def add(self, key: tuple[str, str], what: str, amount: int, density: float = 1.0) -> None:
-        row = self.sums.setdefault(key, dict.fromkeys(('params', 'params_sparse', 'flops', 'flops_sparse'), 0.0))
-        row[what] += amount
-        row[f'{what}_sparse'] += amount * density
-
-    def split(self, embedding_operations: int) -> tuple[tuple[Component, ...], tuple[LeftOut, ...]]:
-        """Rows that count, and what is left out of them: dense heads and norms, whose densities are 1."""
-        components, left_out = [], []
-        for (part, name), row in self.sums.items():
-            counts = {key: round(value) for key, value in row.items()}
-            if part in _TRAINING_ONLY:
-                left_out.append(LeftOut(name, counts['params'], counts['flops'], 'does not run at inference'))
-                continue
-            if (part, name) == ('backbone', _NORMS):
-                left_out.append(LeftOut(name, 0, counts['flops'], 'norms of the backbone, as mmengine counts them'))
-                continue
-            if name == 'small_kernels':
-                left_out.append(LeftOut(name, 0, counts['flops'], 'merged into the large kernels when deployed'))
-                counts.update(flops=0, flops_sparse=0)
-            components.append(Component(name, part, **counts))
-        if embedding_operations:
-            reason = 'additions and multiplications outside convolutions; the paper says 0.05 % of the backbone'
-            left_out.append(LeftOut('embedding', 0, embedding_operations, reason))
-        return tuple(components), tuple(left_out)
+        add((_component(f'{name}.', has_parts)[0], _NORMS), 'flops', flops)
+    components, left_out = [], []
+    for (part, name), row in sums.items():
+        params, params_sparse, flops, flops_sparse = (round(row[column]) for column in _COLUMNS)
+        if part in _TRAINING_ONLY:
+            left_out.append(LeftOut(name, params, flops, 'does not run at inference'))
+        elif (part, name) == ('backbone', _NORMS):
+            left_out.append(LeftOut(name, 0, flops, 'norms of the backbone, as mmengine counts them'))
+        elif name == 'small_kernels':
+            left_out.append(LeftOut(name, 0, flops, 'merged into the large kernels when deployed'))
+            components.append(Component(name, part, params, params_sparse, 0, 0))
+        else:
+            components.append(Component(name, part, params, params_sparse, flops, flops_sparse))
+    if embedding := sum(call.embedding_operations for call in calls):
+        reason = 'additions and multiplications outside convolutions; the paper says 0.05 % of the backbone'
+        left_out.append(LeftOut('embedding', 0, embedding, reason))
+    return Complexity(tuple(components), tuple(left_out), tuple(calls))
 
 
 def _component(path: str, has_parts: bool) -> tuple[str, str]:
@@ -290,7 +273,7 @@ def _component(path: str, has_parts: bool) -> tuple[str, str]:
 
 
 def _count_layers(
-    model: nn.Module, shape: tuple[int, int], in_channels: int
+    model: nn.Module, shape: tuple[int, int]
 ) -> tuple[dict[str, int], dict[str, int], list[LargeKernelCall]]:
     """By the module that executes them itself: multiply-adds of layers, operations of norms; the operator's calls."""
     from torch.nn.attention import SDPBackend, sdpa_kernel  # not before torch 2.3; counting needs 2.4
@@ -312,7 +295,7 @@ def _count_layers(
     device = next(model.parameters()).device
     # Fused attention hides its two products of matrices from the counter on a CPU.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FakeTensorMode(allow_non_fake_inputs=True), counter:
-        form(torch.empty(1, in_channels, *shape, device=device))
+        form(torch.empty(1, 3, *shape, device=device))
     layers, norms = {}, {}
     for name, by_operator in counter.get_flop_counts().items():
         norms[name] = sum(count for operator, count in by_operator.items() if operator in _NORM_FORMULAS)
@@ -321,25 +304,18 @@ def _count_layers(
     return _own(layers, prefix), _own(norms, prefix), calls
 
 
-def _batch_norm(x: Sequence[int], weight: Sequence[int] | None, *_: Any, **__: Any) -> int:
-    return math.prod(x) * (1 if weight is None else 2)
-
-
-def _group_norm(x: Sequence[int], weight: Sequence[int] | None, *_: Any, **__: Any) -> int:
-    return math.prod(x) * (4 if weight is None else 5)
-
-
-def _layer_norm(x: Sequence[int], _: Any, weight: Sequence[int] | None, *__: Any, **___: Any) -> int:
-    return math.prod(x) * (4 if weight is None else 5)
+def _norm(position: int, plain: int) -> Callable[..., int]:
+    """Operations of a norm whose weight, at a position of its arguments, adds one per element to the ``plain`` ones."""
+    return lambda x, *others, **_: math.prod(x) * (plain + (others[position] is not None))
 
 
 # mmengine.analysis' standard handles (FlopAnalyzer), for the operators that torch runs in their place.
 _aten = torch.ops.aten
 _NORM_FORMULAS: dict[Any, Any] = {
-    _aten.native_batch_norm: _batch_norm,
-    _aten._native_batch_norm_legit_no_training: _batch_norm,
-    _aten.native_group_norm: _group_norm,
-    _aten.native_layer_norm: _layer_norm,
+    _aten.native_batch_norm: _norm(0, 1),
+    _aten._native_batch_norm_legit_no_training: _norm(0, 1),
+    _aten.native_group_norm: _norm(0, 4),
+    _aten.native_layer_norm: _norm(1, 4),
     _aten.upsample_nearest2d: lambda x, *_, out_shape, **__: math.prod(out_shape),
     _aten.upsample_bilinear2d: lambda x, *_, out_shape, **__: 4 * math.prod(out_shape),
     _aten._adaptive_avg_pool2d: lambda x, *_, **__: math.prod(x),
@@ -358,12 +334,12 @@ def _own(totals: Mapping[str, int], prefix: str) -> dict[str, int]:
     return {name.removeprefix(prefix).removeprefix('.'): flops for name, flops in own.items() if flops}
 
 
-def _maskable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters that masks cover: 2-D and 4-D ones of the backbone and of a classifier."""
-    whole = not hasattr(model, 'backbone')
-    for name, parameter in model.named_parameters():
-        if parameter.dim() in (2, 4) and (whole or name.partition('.')[0] in _SPARSE_PARTS):
-            yield name, parameter
+def _maskable(model: nn.Module) -> list[MaskedParameter]:
+    """What masks cover: 2-D and 4-D parameters of the backbone and of a classifier."""
+    children = dict(model.named_children())
+    return find_parameters(
+        model, [part for part in _SPARSE_PARTS if part in children] if 'backbone' in children else None
+    )
 
 
 def uniform_densities(model: nn.Module, density: float) -> dict[str, float]:
@@ -381,7 +357,7 @@ def uniform_densities(model: nn.Module, density: float) -> dict[str, float]:
     """
     if not 0 < density <= 1:
         raise ValueError(f'density is in (0, 1], got {density}')
-    return {name: density for name, _ in _maskable(model)}
+    return {entry.name: density for entry in _maskable(model)}
 
 
 def checkpoint_densities(model: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, float]:
@@ -398,7 +374,8 @@ def checkpoint_densities(model: nn.Module, state_dict: Mapping[str, Tensor]) -> 
         ValueError: If a maskable parameter is missing or has another shape.
     """
     densities = {}
-    for name, parameter in _maskable(model):
+    for entry in _maskable(model):
+        name, parameter = entry.name, entry.weight
         if name not in state_dict:
             raise ValueError(f'the checkpoint has no {name!r}: it belongs to another model, or to its deployed form')
         if state_dict[name].shape != parameter.shape:

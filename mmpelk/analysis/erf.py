@@ -5,9 +5,8 @@ Loads a model, makes a random network compute as it would at the first training 
 """
 
 import copy
-import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,29 +24,20 @@ from torch import Tensor, nn
 from mmpelk.models import PeLK
 from mmpelk.models.checkpoint import check_pretrained
 
+from . import receptive_field as field
 from .inference import build_model
-from .receptive_field import (
-    Scores,
-    area_ratios,
-    contribution_scores,
-    receptive_field_layers,
-    receptive_field_size,
-    support,
-    theoretical_receptive_field,
-)
+from .table import Table
 from .timing import environment_info
 
 __all__ = [
     'RANDOM',
     'Measured',
-    'describe',
     'estimate_norms',
     'load_model',
-    'load_scores',
     'measure',
     'preprocessed',
+    'ratio_table',
     'read_images',
-    'save_scores',
     'set_layer_scales',
 ]
 
@@ -60,14 +50,14 @@ Image = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Measured:
-    """Scores of a model, and what they were measured with.
+    """Scores of a model, and what is known of them.
 
     Attributes:
         scores: ``(H, W)``, summed over the images.
         facts: What the JSON says about the model.
     """
 
-    scores: Scores
+    scores: field.Scores
     facts: dict[str, Any]
 
 
@@ -191,56 +181,52 @@ def measure(model: Any, images: Sequence[Image], facts: Mapping[str, Any]) -> Me
         facts: What is known of the model, at least its ``name`` and ``weights``.
 
     Returns:
-        The scores, and the facts with the machine, the seconds, and what the kernels say of the field: its size on an
-        endless image and the interval that the central position sees, both ``None`` for a backbone that is no PeLK.
+        The scores, and the facts with the machine, the seconds, support and area ratios, raw and of the logarithm, and
+        what the kernels say of the field: its size on an endless image and the interval that the central position sees,
+        both ``None`` for a backbone that is no PeLK.
     """
     start = time.perf_counter()
-    scores = contribution_scores(model, preprocessed(model, images))
+    scores = field.contribution_scores(model, preprocessed(model, images))
     seconds = time.perf_counter() - start
     size = interval = None
     if isinstance(model.backbone, PeLK):
-        layers = receptive_field_layers(model.backbone)
-        size, interval = receptive_field_size(layers), theoretical_receptive_field(layers, scores.shape[0])
+        layers = field.receptive_field_layers(model.backbone)
+        size = field.receptive_field_size(layers)
+        interval = field.theoretical_receptive_field(layers, scores.shape[0])
     found = dict(
         images=len(images),
         seconds=round(seconds, 2),
         machine=environment_info(next(model.parameters()).device.type),
         theoretical_size=size,
         theoretical_interval=interval,
+        total=float(scores.sum()),
+        largest=float(scores.max()),
+        support=field.support(scores),
+        area_ratios=list(map(asdict, field.area_ratios(scores))),
+        area_ratios_log=list(map(asdict, field.area_ratios(scores / len(images), logarithm=True))),
     )
     return Measured(scores, {**facts, **found})
 
 
-def save_scores(path: Path, models: Sequence[Measured]) -> None:
-    facts = json.dumps([model.facts for model in models])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, scores=np.stack([model.scores for model in models]), facts=np.array(facts))
+def ratio_table(
+    models: Sequence[Mapping[str, Any]],
+    computed: Callable[[str], str] = str,
+    measured: Callable[[str], str] = str,
+) -> Table:
+    """Sides and areas of the centred squares that hold a share of the contribution.
 
-
-def load_scores(path: Path) -> list[Measured]:
-    """What :func:`save_scores` wrote.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it holds something else.
+    Args:
+        models: Their facts, from :func:`measure`.
+        computed: Marks a figure that follows from the kernels.
+        measured: Marks one that was measured.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there are no scores '{path}'; tools/analysis/erf.py --save-scores writes them")
-    try:
-        with np.load(path) as stored:
-            facts = json.loads(str(stored['facts']))
-            return [Measured(scores, fact) for scores, fact in zip(stored['scores'], facts, strict=True)]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"'{path}' holds no contribution scores: {error}") from error
-
-
-def describe(measured: Measured) -> dict[str, Any]:
-    """What the JSON holds for a model: the facts, the support and the area ratios, raw and of the logarithm."""
-    mean = measured.scores / measured.facts['images']
-    return measured.facts | {
-        'total': float(measured.scores.sum()),
-        'largest': float(measured.scores.max()),
-        'support': support(measured.scores),
-        'area_ratios': [asdict(ratio) for ratio in area_ratios(measured.scores)],
-        'area_ratios_log': [asdict(ratio) for ratio in area_ratios(mean, logarithm=True)],
-    }
+    shares = [f'{100 * ratio["threshold"]:.0f} %' for ratio in models[0]['area_ratios']]
+    table = Table(['network', 'theoretical field [px]', 'scores', *shares], labels=1)
+    for model in models:
+        size = model['theoretical_size']
+        names = [model['name'], computed(str(size)) if size else '-']
+        for scores, key in (('as they are', 'area_ratios'), ('log10(s + 1)', 'area_ratios_log')):
+            squares = [f'{one["side"]} px, {100 * one["area_ratio"]:.1f} %' for one in model[key]]
+            table.add(*names, scores, *map(measured, squares))
+            names = ['', '']
+    return table

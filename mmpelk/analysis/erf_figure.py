@@ -34,20 +34,18 @@ def _pooled(scores: Scores) -> Scores:
     return cut.reshape(rows, block, columns, block).mean((1, 3))
 
 
-def _draw_panel(axes: Axes, model: Measured, described: dict[str, Any], norm: LogNorm) -> Any:
+def _draw_panel(axes: Axes, model: Measured, norm: LogNorm) -> Any:
     height, width = model.scores.shape
     values = np.maximum(_pooled(model.scores), _DARKEST)  # a logarithm has no colour for zero
     picture = axes.imshow(values, cmap='magma', norm=norm, extent=(0, width, height, 0), interpolation='nearest')
     outline = [effects.withStroke(linewidth=2.5, foreground='black')]
-    for ratio in described['area_ratios']:
+    for ratio in model.facts['area_ratios']:
         radius = (ratio['side'] - 1) // 2
         left, top = max(0, width // 2 - radius), max(0, height // 2 - radius)
-        square = Rectangle(
-            (left, top), min(ratio['side'], width), min(ratio['side'], height), fill=False, edgecolor='white'
-        )
-        square.set(linestyle=_LINES[ratio['threshold']], linewidth=1.1, path_effects=outline)
+        square = Rectangle((left, top), min(ratio['side'], width), min(ratio['side'], height), fill=False)
+        square.set(edgecolor='white', linestyle=_LINES[ratio['threshold']], linewidth=1.1, path_effects=outline)
         axes.add_patch(square)
-    areas = ' / '.join(f'{100 * ratio["area_ratio"]:.1f}' for ratio in described['area_ratios'])
+    areas = ' / '.join(f'{100 * ratio["area_ratio"]:.1f}' for ratio in model.facts['area_ratios'])
     axes.set_title(f'{model.facts["name"]}\n{model.facts["weights"]}', fontsize=10)
     axes.set_xlabel(f'pixels\nareas {areas} %', fontsize=9)
     axes.set_ylabel('pixels', fontsize=8.5)
@@ -55,20 +53,15 @@ def _draw_panel(axes: Axes, model: Measured, described: dict[str, Any], norm: Lo
     return picture
 
 
-def draw_fields(models: Sequence[Measured], described: Sequence[dict[str, Any]]) -> Figure:
-    """All maps with one scale and one colour bar.
-
-    Args:
-        models: With maps of one size.
-        described: What :func:`~mmpelk.analysis.erf.describe` says of each.
-    """
+def draw_fields(models: Sequence[Measured]) -> Figure:
+    """The maps of models, all of one size, with one scale and one colour bar."""
     columns = _COLUMNS.get(len(models), 3)
     rows = math.ceil(len(models) / columns)
     figure = Figure(figsize=(3.3 * columns + 0.9, 3.75 * rows + 0.7), layout='constrained')
     axes = figure.subplots(rows, columns, squeeze=False)
     norm = LogNorm(_DARKEST, max(_pooled(model.scores).max() for model in models))
-    for place, model, facts in zip(axes.flat, models, described, strict=False):
-        colours = _draw_panel(place, model, facts, norm)
+    for place, model in zip(axes.flat, models, strict=False):
+        colours = _draw_panel(place, model, norm)
     for place in axes.flat[len(models) :]:
         place.set_axis_off()
     bar = figure.colorbar(colours, ax=axes, shrink=0.8, extend='min')
@@ -80,8 +73,7 @@ def draw_fields(models: Sequence[Measured], described: Sequence[dict[str, Any]])
         lines, labels, title=title, loc='outside lower center', ncols=len(lines), fontsize=9, title_fontsize=9
     )
     height, width = models[0].scores.shape
-    counts = sorted({model.facts['images'] for model in models})
-    images = f'{" or ".join(map(str, counts))} image{"s" if counts != [1] else ""}'
+    images = f'images: {models[0].facts["images"]}'
     figure.suptitle(f'Effective receptive field at {width} x {height} pixels, {images}', fontsize=12)
     return figure
 

@@ -1,12 +1,13 @@
 """What a sharing grid, a learnt kernel and a positional embedding look like, as arrays: the paper's Fig. 1 and 3."""
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 from torch import Tensor
 
-from mmpelk.models.checkpoint import shorten
 from mmpelk.models.mixers import PeripheralMixer
 from mmpelk.models.pelk import PeLK
 from mmpelk.ops.positional import positional_constant, positional_map, summed_area_table
@@ -25,8 +26,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Region:
+class Region(NamedTuple):
     """``Z_ab`` of Eq. 1: the positions of the dense kernel that share a parameter.
 
     Attributes:
@@ -55,11 +55,9 @@ def regions(grid: Sequence[int]) -> tuple[Region, ...]:
     """
     grid = check_sharing_grid(grid)
     starts = list(accumulate(grid, initial=0))[:-1]
-    return tuple(
-        Region(a * len(grid) + b, starts[a], starts[b], grid[a], grid[b])
-        for a in range(len(grid))
-        for b in range(len(grid))
-    )
+    rings = list(zip(starts, grid, strict=True))
+    corners = [(top, left, height, width) for top, height in rings for left, width in rings]
+    return tuple(Region(index, *corner) for index, corner in enumerate(corners))
 
 
 @dataclass(frozen=True)
@@ -143,9 +141,7 @@ def kernel_from_key(tensors: Mapping[str, Tensor], name: str, grid: Sequence[int
     """
     weight = _tensor(tensors, name).float()
     if weight.dim() != 4 or weight.shape[1] != 1 or weight.shape[2] != weight.shape[3]:
-        raise ValueError(
-            f"{name!r} is {tuple(weight.shape)}, no depthwise square kernel (C, 1, k', k'); {_kernels_of(tensors)}"
-        )
+        raise ValueError(f"{name!r} is {tuple(weight.shape)}, no depthwise square kernel (C, 1, k', k')")
     if (mask := tensors.get(name + MASK_SUFFIX)) is not None:
         weight = weight * mask
     grid = check_sharing_grid(grid or (1,) * weight.shape[-1])
@@ -185,10 +181,10 @@ def learnt_embedding(
         if mode == 'constant':
             raise ValueError("deployed, the term of positional_embedding='constant' is in the kernel's bias")
         name = f'stages.{stage}.{block}.mixer.embedding_table'
-        table = _tensor(tensors, name, 'embedding_table').double()  # differences of sums cancel
+        table = _tensor(tensors, name).double()  # differences of sums cancel
         weighted, term = table.diff(dim=-1).diff(dim=-2), positional_map(table, size)
         return LearntEmbedding(name, None, weighted.float(), term.float())
-    embedding = _tensor(tensors, name, 'positional_embedding').float()
+    embedding = _tensor(tensors, name).float()
     if embedding.shape != kernel.dense.shape:
         raise ValueError(
             f'{name!r} is {tuple(embedding.shape)} in the checkpoint, and the kernel is {tuple(kernel.dense.shape)}; '
@@ -203,10 +199,8 @@ def learnt_embedding(
 
 
 def _mixer(backbone: PeLK, stage: int, block: int) -> PeripheralMixer:
-    if not 0 <= stage < backbone.num_stages:
-        raise ValueError(f'there is no stage {stage}; they are counted from 0 to {backbone.num_stages - 1}')
-    if not 0 <= block < backbone.depths[stage]:
-        raise ValueError(f'stage {stage} has no block {block}; they are counted from 0 to {backbone.depths[stage] - 1}')
+    if not 0 <= stage < backbone.num_stages or not 0 <= block < backbone.depths[stage]:
+        raise ValueError(f'there is no block {block} in stage {stage}: counted from 0, {backbone.depths} in the stages')
     mixer = backbone.stages[stage][block].mixer
     if not isinstance(mixer, PeripheralMixer):
         raise ValueError(
@@ -215,16 +209,8 @@ def _mixer(backbone: PeLK, stage: int, block: int) -> PeripheralMixer:
     return mixer
 
 
-def _tensor(tensors: Mapping[str, Tensor], name: str, like: str = '') -> Tensor:
+def _tensor(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     if name not in tensors:
-        similar = [known for known in tensors if like and known.endswith(like)]
-        there = f'it has {shorten(similar)}' if similar else _kernels_of(tensors)
-        raise ValueError(f'the checkpoint has no {name!r}; {there}')
+        nearest = difflib.get_close_matches(name, tensors, 5, 0)
+        raise ValueError(f'the checkpoint has no {name!r}; its nearest: {", ".join(nearest)}')
     return tensors[name]
-
-
-def _kernels_of(tensors: Mapping[str, Tensor]) -> str:
-    """The kernels that could have been meant, or else whatever there is."""
-    kernels = [name for name, value in tensors.items() if value.dim() == 4 and value.shape[1] == 1]
-    kernels = [name for name in kernels if not name.endswith(MASK_SUFFIX)]
-    return f'its depthwise kernels: {shorten(kernels)}' if kernels else f'it has {shorten(list(tensors)) or "nothing"}'

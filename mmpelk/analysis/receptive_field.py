@@ -123,15 +123,14 @@ def last_map(model: nn.Module, images: Tensor) -> Tensor:
     """
     backbone: Any = getattr(model, 'backbone', model)
     seen: list[Any] = []
-    stages = getattr(backbone, 'stages', None)
+    stages, handle = getattr(backbone, 'stages', None), None
     if isinstance(stages, nn.ModuleList | nn.Sequential) and len(stages):
         handle = stages[-1].register_forward_hook(lambda _module, _args, output: seen.append(output))
-        try:
-            returned = backbone(images)
-        finally:
-            handle.remove()
-    else:
+    try:
         returned = backbone(images)
+    finally:
+        if handle:
+            handle.remove()
     outputs = list(returned) if isinstance(returned, list | tuple) else [returned]
     for output in [*reversed(seen), *reversed(outputs)]:
         if isinstance(output, Tensor) and output.dim() == 4:
@@ -257,8 +256,8 @@ def receptive_field_size(layers: Sequence[Layer]) -> int:
     return 1 + sum((layer.kernel_size - 1) * stride for layer, stride in zip(layers, strides, strict=True))
 
 
-def theoretical_receptive_field(layers: Sequence[Layer], extent: int, position: int | None = None) -> Interval:
-    """The input pixels that a position of the last map depends on, along one axis.
+def theoretical_receptive_field(layers: Sequence[Layer], extent: int) -> Interval:
+    """The input pixels that the central position of the last map depends on, along one axis.
 
     The interval is followed back layer by layer and cut off at every map's border, behind which there are zeros only:
     ``[a, b]`` comes from ``[s a - p, s b - p + k - 1]``. It is exact for even kernels, any stride, and extents that the
@@ -267,21 +266,15 @@ def theoretical_receptive_field(layers: Sequence[Layer], extent: int, position: 
     Args:
         layers: From the image on.
         extent: Height or width of the image.
-        position: Position in the last map; the central one, its extent ``// 2``, by default.
 
     Returns:
         First and last pixel.
-
-    Raises:
-        ValueError: If the last map has no such position.
     """
     extents = [extent]
     for layer in layers:
         steps = (extents[-1] + 2 * layer.padding - layer.kernel_size) // layer.stride
         extents.append(max(1, steps + 1))  # PeLK pads a map smaller than the kernel
-    first = last = extents[-1] // 2 if position is None else position
-    if not 0 <= first < extents[-1]:
-        raise ValueError(f'the last map has the positions 0 to {extents[-1] - 1} for {extent} pixels, got {position}')
+    first = last = extents[-1] // 2
     for layer, size in zip(reversed(layers), reversed(extents[:-1]), strict=True):
         first = max(0, first * layer.stride - layer.padding)
         last = min(size - 1, last * layer.stride - layer.padding + layer.kernel_size - 1)

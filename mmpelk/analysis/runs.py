@@ -78,7 +78,7 @@ def read_run(folder: Path, metric: str) -> TrainingRun:
         The run; one whose ``status`` is ``'missing'`` if nothing was ever started there.
     """
     # mmengine names each start's folder by its second, so that their order is that of time.
-    starts = sorted(path.parent.parent for path in folder.glob('*/vis_data/config.py'))
+    starts = sorted(path.parent.parent for path in folder.glob('????????_??????/vis_data/config.py'))
     if not starts:
         return TrainingRun(folder)
     cfg = Config.fromfile(starts[-1] / 'vis_data' / 'config.py')
@@ -96,8 +96,8 @@ def read_run(folder: Path, metric: str) -> TrainingRun:
             if first:
                 first, tested = False, {step: value for step, value in tested.items() if step < position}
             progress = position
-    machine, processes = _machine(starts[-1])
-    return TrainingRun(folder, planned, unit, progress, tested, machine, processes, _date(starts[-1]), cfg.to_dict())
+    date = datetime.strptime(starts[-1].name, '%Y%m%d_%H%M%S').date().isoformat()
+    return TrainingRun(folder, planned, unit, progress, tested, *_machine(starts[-1]), date, cfg.to_dict())
 
 
 def _lines(log: Path) -> Iterator[dict[str, Any]]:
@@ -119,10 +119,3 @@ def _machine(start: Path) -> tuple[str, int]:
         return '', 0
     names = re.findall(r'^ +GPU [\d,]+: (.+)$', head, re.MULTILINE) or ['CPU']
     return f'{processes[1]} x {" / ".join(names)}', int(processes[1])
-
-
-def _date(start: Path) -> str:
-    try:
-        return datetime.strptime(start.name, '%Y%m%d_%H%M%S').date().isoformat()
-    except ValueError:  # a folder that somebody renamed
-        return ''

@@ -29,17 +29,14 @@ class Table:
     notes: Sequence[str] = ()
     labels: int = 1
 
-    def __post_init__(self) -> None:
-        for row in self.rows:
-            self._check(row)
-
     def add(self, *cells: str) -> None:
         """Append a row.
 
         Raises:
             ValueError: If there are not as many cells as columns.
         """
-        self._check(cells)
+        if len(cells) != len(self.columns):
+            raise ValueError(f'{len(self.columns)} columns, but a row of {len(cells)} cells: {list(cells)}')
         self.rows.append(cells)
 
     def markdown(self) -> str:
@@ -61,7 +58,3 @@ class Table:
         for row in self.rows:
             drawn.add_row(*row)
         console.print(drawn, markup=False)
-
-    def _check(self, cells: Sequence[str]) -> None:
-        if len(cells) != len(self.columns):
-            raise ValueError(f'{len(self.columns)} columns, but a row of {len(cells)} cells: {list(cells)}')

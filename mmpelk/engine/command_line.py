@@ -3,9 +3,10 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
@@ -16,7 +17,15 @@ from mmpelk.errors import DataError, UserError
 
 from .checks import check_option_names
 
-__all__ = ['add_common_options', 'build_runner', 'exit_on_user_error', 'load_config', 'parse_options']
+__all__ = [
+    'add_common_options',
+    'build_runner',
+    'exit_on_user_error',
+    'load_config',
+    'parse_options',
+    'parse_settings',
+    'read_config',
+]
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
@@ -40,8 +49,44 @@ def parse_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
         args = parser.parse_args()
     except ValueError:  # mmengine's DictAction unpacks KEY=VALUE unchecked
         parser.error('--cfg-options takes KEY=VALUE pairs without spaces')
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    os.environ.setdefault('LOCAL_RANK', str(vars(args).get('local_rank', 0)))
     return args
+
+
+def parse_settings(words: Sequence[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` words as ``--cfg-options`` reads them.
+
+    Raises:
+        ValueError: If a word has no ``=``.
+    """
+    if wrong := [word for word in words if '=' not in word]:
+        raise ValueError(f'options are KEY=VALUE pairs without spaces, got {wrong[0]!r}')
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='*', action=DictAction)
+    return parser.parse_args(['--cfg-options', *words]).cfg_options
+
+
+def read_config(path: str, settings: Mapping[str, Any] | None = None) -> Config:
+    """A config with some settings changed.
+
+    Args:
+        path: Of the file.
+        settings: Dotted keys and values.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a key is misspelt, or the file cannot be read as a config.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no config '{path}'; the recipes under configs/: {', '.join(list_configs())}")
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:  # a config is code: anything can happen in it
+        raise ValueError(f"cannot read the config '{path}': {type(error).__name__}: {error}") from error
+    if settings:
+        check_option_names(cfg, settings)
+        cfg.merge_from_dict(dict(settings))
+    return cfg
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -51,18 +96,8 @@ def load_config(args: argparse.Namespace) -> Config:
         FileNotFoundError: If there is no such file.
         ValueError: If a key of ``--cfg-options`` is misspelt, or the file cannot be read as a config.
     """
-    if not Path(args.config).is_file():
-        raise FileNotFoundError(
-            f"there is no config '{args.config}'; the recipes under configs/: {', '.join(list_configs())}"
-        )
-    try:
-        cfg = Config.fromfile(args.config)
-    except Exception as error:  # a config is code: anything can happen in it
-        raise ValueError(f"cannot read the config '{args.config}': {type(error).__name__}: {error}") from error
+    cfg = read_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
-    if args.cfg_options:
-        check_option_names(cfg, args.cfg_options)
-        cfg.merge_from_dict(args.cfg_options)
     # Priority: command line, config, name of the config.
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'./work_dirs/{Path(args.config).stem}'
     return cfg

@@ -102,31 +102,23 @@ class TestLearntKernel:
         tensors = {'depthwise.weight': torch.rand(3, 1, 7, 7)}
         assert kernel_from_key(tensors, 'depthwise.weight').grid == (1,) * 7
 
-    def test_unknown_key_names_the_kernels(self) -> None:
-        with pytest.raises(
-            ValueError, match=r"no 'large.weight'; its depthwise kernels: stages.0.0.mixer.large.weight"
-        ):
-            kernel_from_key(backbone().state_dict(), 'large.weight')
-
-    def test_of_no_kernels_names_what_there_is(self) -> None:
-        with pytest.raises(ValueError, match=r"no 'large\.weight'; it has conv1\.weight"):
-            kernel_from_key({'conv1.weight': torch.rand(4, 3, 3, 3)}, 'large.weight')
-
-    def test_other_tensors_are_no_kernels(self) -> None:
-        with pytest.raises(ValueError, match=r'is \(8, 3, 4, 4\), no depthwise square kernel'):
-            kernel_from_key(backbone().state_dict(), 'downsample_layers.0.0.weight')
-
-    def test_another_grid(self) -> None:
-        with pytest.raises(ValueError, match=r'has 9 x 9 parameters, the sharing grid .* 11 x 11'):
-            kernel_from_key(backbone().state_dict(), 'stages.0.0.mixer.large.weight', sharing_grid(31))
-
     @pytest.mark.parametrize(
-        ('stage', 'block', 'message'),
-        [(2, 0, 'no stage 2; .* 0 to 1'), (-1, 0, 'no stage -1'), (1, 2, 'stage 1 has no block 2; .* 0 to 1')],
+        ('name', 'grid', 'message'),
+        [
+            ('large.weight', None, r"no 'large.weight'; its nearest: .*stages.0.0.mixer.large.weight"),
+            ('downsample_layers.0.0.weight', None, r'is \(8, 3, 4, 4\), no depthwise square kernel'),
+            ('stages.0.0.mixer.large.weight', sharing_grid(31), r'has 9 x 9 parameters, the sharing grid .* 11 x 11'),
+        ],
+        ids=['unknown', 'no-kernel', 'another-grid'],
     )
-    def test_of_no_block(self, stage: int, block: int, message: str) -> None:
-        model = backbone()
+    def test_wrong_keys(self, name: str, grid: tuple[int, ...] | None, message: str) -> None:
         with pytest.raises(ValueError, match=message):
+            kernel_from_key(backbone().state_dict(), name, grid)
+
+    @pytest.mark.parametrize(('stage', 'block'), [(2, 0), (-1, 0), (1, 2)])
+    def test_of_no_block(self, stage: int, block: int) -> None:
+        model = backbone()
+        with pytest.raises(ValueError, match=f'there is no block {block} in stage {stage}: counted from 0'):
             learnt_kernel(model, model.state_dict(), stage, block)
 
     def test_of_stripes(self) -> None:
@@ -178,30 +170,34 @@ class TestLearntEmbedding:
         torch.testing.assert_close(deployed.weighted, trained.weighted * scale, rtol=1e-4, atol=1e-3)
         torch.testing.assert_close(deployed.map, trained.map * scale, rtol=1e-4, atol=1e-3)
 
-    def test_without_one(self) -> None:
-        model = backbone(positional_embedding=None)
-        with pytest.raises(ValueError, match='positional_embedding=None'):
-            learnt_embedding(model, model.state_dict(), 0, 0, (8, 8))
-
-    def test_absent_from_the_checkpoint(self) -> None:
-        state = backbone().state_dict()
-        del state['stages.0.positional_embedding']
-        with pytest.raises(ValueError, match=r"no 'stages.0.positional_embedding'; it has stages.1.positional_embed"):
-            learnt_embedding(backbone(), state, 0, 0, (8, 8))
-
-    def test_of_another_kernel(self) -> None:
-        state = backbone().state_dict()
-        state['stages.0.positional_embedding'] = torch.rand(3, 11, 11)
-        with pytest.raises(ValueError, match=r'is \(3, 11, 11\) in the checkpoint, and the kernel is \(3, 13, 13\)'):
-            learnt_embedding(backbone(), state, 0, 0, (8, 8))
+    @pytest.mark.parametrize(
+        ('mode', 'change', 'size', 'message'),
+        [
+            (None, {}, 8, 'positional_embedding=None'),
+            (
+                'in_bounds',
+                {'stages.0.positional_embedding': None},
+                8,
+                "no 'stages.0.positional_embedding'; its nearest",
+            ),
+            (
+                'in_bounds',
+                {'stages.0.positional_embedding': torch.rand(3, 11, 11)},
+                8,
+                r'is \(3, 11, 11\) in the check',
+            ),
+            ('in_bounds', {}, 0, 'two positive integers'),
+        ],
+        ids=['without-one', 'absent', 'of-another-kernel', 'empty-map'],
+    )
+    def test_refuses(self, mode: Any, change: dict[str, Any], size: int, message: str) -> None:
+        model = backbone(positional_embedding=mode)
+        state = {name: value for name, value in (model.state_dict() | change).items() if value is not None}
+        with pytest.raises(ValueError, match=message):
+            learnt_embedding(model, state, 0, 0, (8, size))
 
     def test_in_a_bias(self) -> None:
         model = backbone(positional_embedding='constant')
         state = deploy_state_dict(model, model.state_dict())
         with pytest.raises(ValueError, match="in the kernel's bias"):
             learnt_embedding(backbone(positional_embedding='constant'), state, 0, 0, (8, 8))
-
-    def test_of_an_empty_map(self) -> None:
-        model = backbone()
-        with pytest.raises(ValueError, match='two positive integers'):
-            learnt_embedding(model, model.state_dict(), 0, 0, (8, 0))

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
@@ -23,7 +22,6 @@ from mmpelk.analysis.receptive_field import (
 )
 from mmpelk.models import PeLK
 from mmpelk.ops import force_backend
-from tests.paths import CONFIGS
 
 KERNELS = (13, 9)
 # Mixers with the share of channels and the kernels that they see with.
@@ -101,15 +99,6 @@ def test_measured_support_is_the_theoretical_one(mixer: str, shape: tuple[int, i
     assert support(scores) == theory(backbone, shape)
 
 
-def test_a_stripe_sees_a_cross() -> None:
-    arch = dict(depths=(1,), channels=(4,), kernel_sizes=(21,))
-    backbone = positive(PeLK(arch, mixer='stripe', conv_ratio=1.0, positional_embedding=None))
-    scores = contribution_scores(backbone, [image(128, 128)])
-    expected = np.zeros((128, 128), bool)  # position 16 sees the pixels from 64 on, stripes of 84 x 20
-    expected[24:108, 56:76] = expected[56:76, 24:108] = True
-    np.testing.assert_array_equal(scores > 0, expected)
-
-
 @pytest.mark.parametrize('mixer', MIXERS)
 def test_support_of_random_networks_with_all_norms(mixer: str) -> None:
     torch.manual_seed(0)
@@ -132,17 +121,17 @@ def test_deployed_network_sees_the_same() -> None:
     np.testing.assert_allclose(contribution_scores(backbone, [image(64, 64)]), before, rtol=1e-9, atol=1e-12)
 
 
-STACKS = [
-    ('patches', [Layer(4, 4), Layer(2, 2)]),
-    ('same', [Layer(5, 1, 2), Layer(3, 1, 1)]),
-    ('even kernels', [Layer(4, 1, 2), Layer(6, 2, 1), Layer(2, 1)]),
-    ('resnet-like', [Layer(7, 2, 3), Layer(3, 2, 1), Layer(3, 1, 1), Layer(3, 2, 1)]),
-    ('gaps', [Layer(2, 3), Layer(3, 1, 1)]),
-]
+STACKS = {
+    'patches': [Layer(4, 4), Layer(2, 2)],
+    'same': [Layer(5, 1, 2), Layer(3, 1, 1)],
+    'even kernels': [Layer(4, 1, 2), Layer(6, 2, 1), Layer(2, 1)],
+    'resnet-like': [Layer(7, 2, 3), Layer(3, 2, 1), Layer(3, 1, 1), Layer(3, 2, 1)],
+    'gaps': [Layer(2, 3), Layer(3, 1, 1)],
+}
 
 
-@pytest.mark.parametrize('extent', [40, 41, 43, 90])
-@pytest.mark.parametrize('layers', [layers for _, layers in STACKS], ids=[name for name, _ in STACKS])
+@pytest.mark.parametrize('extent', [5, 11, *range(40, 46), 90])
+@pytest.mark.parametrize('layers', STACKS.values(), ids=STACKS)
 def test_theory_of_any_stack(layers: Sequence[Layer], extent: int) -> None:
     def forward(x: Tensor) -> Tensor:
         for layer in layers:
@@ -150,14 +139,10 @@ def test_theory_of_any_stack(layers: Sequence[Layer], extent: int) -> None:
         return x
 
     pixels = torch.ones(1, 1, extent, dtype=torch.float64, requires_grad=True)
-    positions = forward(pixels).shape[-1]
-    for position in range(positions):
-        (gradient,) = torch.autograd.grad(forward(pixels)[0, 0, position], pixels)
-        seen = gradient[0, 0].nonzero().flatten()
-        assert theoretical_receptive_field(layers, extent, position) == (seen[0], seen[-1])
-    assert theoretical_receptive_field(layers, extent) == theoretical_receptive_field(layers, extent, positions // 2)
-    with pytest.raises(ValueError, match='positions 0 to'):
-        theoretical_receptive_field(layers, extent, positions)
+    out = forward(pixels)
+    (gradient,) = torch.autograd.grad(out[0, 0, out.shape[-1] // 2], pixels)
+    seen = gradient[0, 0].nonzero().flatten()
+    assert theoretical_receptive_field(layers, extent) == (seen[0], seen[-1])
 
 
 def test_published_receptive_fields() -> None:
@@ -213,15 +198,13 @@ def test_pooled_and_normed_outputs_are_measured_alike() -> None:
     np.testing.assert_array_equal(contribution_scores(segmentor, [image(48, 48)]), expected)
 
 
-FOREIGN = {
-    'ConvNeXt': dict(arch=dict(depths=[1, 1, 1, 1], channels=[4, 6, 8, 10])),
+FOREIGN = {  # tokens from its stages; a map from its own norm
     'SwinTransformer': dict(arch=dict(embed_dims=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2]), window_size=2),
     'RepLKNet': dict(
         arch=dict(
             large_kernel_sizes=[13, 11, 9, 7], layers=[1, 1, 1, 1], channels=[4, 6, 8, 10], small_kernel=5, dw_ratio=1
         )
     ),
-    'ResNet': dict(depth=18, stem_channels=4, base_channels=4),
 }
 
 
@@ -234,54 +217,50 @@ def test_backbones_of_mmpretrain(name: str) -> None:
     assert contribution_scores(backbone, [torch.rand(3, 64, 96)]).shape == (64, 96)
 
 
-def test_detector() -> None:
-    pytest.importorskip('mmdet')
-    cfg = Config.fromfile(CONFIGS / 'demo' / 'mask_rcnn_pelk_nano_synthetic.py')
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        model = MODELS.build(cfg.model)
-    assert contribution_scores(model, [torch.rand(3, 64, 64)]).any()
-
-
-def test_no_map() -> None:
+def test_what_cannot_be_measured() -> None:
     class Pooling(nn.Module):
         def forward(self, x: Tensor) -> tuple[Tensor]:
             return (x.mean((-2, -1)),)
 
     with pytest.raises(ValueError, match=r'Pooling returns no feature map .* but \[\(1, 3\)\]'):
         contribution_scores(Pooling(), [image(8, 8)])
-
-
-def test_images_are_checked() -> None:
     with pytest.raises(ValueError, match='no image'):
         contribution_scores(small_pelk(), [])
     with pytest.raises(ValueError, match=r'image 1 is \(32, 32\), those before \(32, 48\)'):
         contribution_scores(small_pelk(), [image(32, 48), image(32, 32)])
 
 
+# Area ratios
+
+
+def block(height: int, width: int, radius: int) -> np.ndarray:
+    """Ones in a square around the central pixel, in a map of zeros."""
+    scores = np.zeros((height, width))
+    rows, columns = (slice(extent // 2 - radius, extent // 2 + radius + 1) for extent in scores.shape)
+    scores[rows, columns] = 1
+    return scores
+
+
+@pytest.mark.parametrize(
+    ('scores', 'expected'),
+    [
+        (3 * block(101, 99, 0), [1, 1, 1, 1]),
+        (block(101, 101, 50), [47, 57, 73, 101]),  # 45^2 / 101^2 = 0.1985 and 47^2 / 101^2 = 0.2165, and so on
+        (block(64, 80, 10), [11, 13, 15, 21]),  # 9^2 / 21^2 = 0.18 and 11^2 / 21^2 = 0.27
+        (np.ones((8, 8)), [5, 5, 7, 8]),
+    ],
+    ids=['point', 'uniform', 'square', 'to-the-border'],
+)
+def test_ratios_of_known_maps(scores: np.ndarray, expected: list[int]) -> None:
+    ratios = area_ratios(scores)
+    assert [(ratio.threshold, ratio.side) for ratio in ratios] == list(
+        zip((0.2, 0.3, 0.5, 0.99), expected, strict=True)
+    )
+    assert [ratio.area_ratio for ratio in ratios] == [side**2 / scores.size for side in expected]
+
+
 def sides(scores: np.ndarray, **options: Any) -> list[int]:
     return [ratio.side for ratio in area_ratios(scores, **options)]
-
-
-def test_ratios_of_a_point() -> None:
-    scores = np.zeros((101, 99))
-    scores[50, 49] = 3.0
-    assert [(ratio.threshold, ratio.side) for ratio in area_ratios(scores)] == [(0.2, 1), (0.3, 1), (0.5, 1), (0.99, 1)]
-    assert {ratio.area_ratio for ratio in area_ratios(scores)} == {1 / (101 * 99)}
-
-
-def test_ratios_of_a_uniform_map() -> None:
-    # 45^2 / 101^2 = 0.1985 and 47^2 / 101^2 = 0.2165, and so on.
-    assert sides(np.full((101, 101), 0.7)) == [47, 57, 73, 101]
-    (even,) = area_ratios(np.ones((8, 8)), [0.99])
-    assert (even.side, even.area_ratio) == (8, 1.0)
-
-
-def test_ratios_of_a_square() -> None:
-    scores = np.zeros((64, 80))
-    scores[32 - 10 : 32 + 11, 40 - 10 : 40 + 11] = 1.0
-    # 9^2 / 21^2 = 0.18 and 11^2 / 21^2 = 0.27
-    assert sides(scores) == [11, 13, 15, 21]
-    assert area_ratios(scores)[-1].area_ratio == 441 / (64 * 80)
 
 
 def test_logarithm_depends_on_the_scale() -> None:
@@ -294,19 +273,16 @@ def test_logarithm_depends_on_the_scale() -> None:
 
 
 @pytest.mark.parametrize(
-    'scores',
-    [np.zeros((4, 4)), np.full((4, 4), np.nan), -np.ones((4, 4)), np.ones(4)],
-    ids=['zero', 'nan', '<0', '1-D'],
+    ('scores', 'thresholds', 'message'),
+    [
+        (np.zeros((4, 4)), [0.2], 'contribution scores'),
+        (np.full((4, 4), np.nan), [0.2], 'contribution scores'),
+        (-np.ones((4, 4)), [0.2], 'contribution scores'),
+        (np.ones(4), [0.2], 'contribution scores'),
+        (np.ones((4, 4)), [20], 'between 0 and 1'),
+    ],
+    ids=['zero', 'nan', '<0', '1-D', 'threshold'],
 )
-def test_scores_are_checked(scores: np.ndarray) -> None:
-    with pytest.raises(ValueError, match='contribution scores'):
-        area_ratios(scores)
-
-
-def test_thresholds_are_checked() -> None:
-    with pytest.raises(ValueError, match='between 0 and 1'):
-        area_ratios(np.ones((4, 4)), [20])
-
-
-def test_support_of_nothing() -> None:
-    assert support(np.zeros((3, 3))) is None
+def test_ratios_are_checked(scores: np.ndarray, thresholds: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        area_ratios(scores, thresholds)

@@ -1,5 +1,6 @@
 """The rows of the ablations: their recipes, their networks, and the printed values that follow from them."""
 
+import ast
 from typing import Any
 
 import pytest
@@ -9,16 +10,15 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from mmpelk.ops.sharing_grid import mirror_half_grid
-from reproduction.ablation_results import recipe
 from reproduction.ablations import (
     ABLATIONS,
     ROWS,
-    center_share,
     half_grid,
     network,
     recipe_text,
     trained_as,
 )
+from reproduction.collect_ablations import recipe
 from tests.configs.resolved import difference, flatten, resolved
 from tests.configs.test_recipes import LARGE_IMAGES
 from tests.paths import CONFIGS
@@ -145,33 +145,24 @@ def test_recipe_builds_and_segments(name: str) -> None:
 
 def test_computed_columns_are_the_printed_ones() -> None:
     columns = [
-        (row.name, row.printed[column.heading], round(column.value(row, table), column.digits))
+        (row.name, row.printed, round(value(row), digits))
         for table in ABLATIONS.values()
+        for digits, value in list(table.computed.values())[:1]
         for row in table.rows
-        for column in table.computed
-        if column.heading in row.printed
+        if row.printed is not None
     ]
     assert len(columns) == 6 + 4 + 2, 'Table 5, Table 6, Fig. 2'
     assert [printed for _, printed, _ in columns] == [value for *_, value in columns]
 
 
 def test_grids_are_the_printed_ones_except_where_those_do_not_sum_to_the_kernel() -> None:
-    printed = {name: row.printed_grid for name, row in ROWS.items() if row.printed_grid}
-    assert len(printed) == 5 + 4
-    different = {name for name, half in printed.items() if half_grid(name) != half}
+    grids = {row.name: row.label[1] for row in ABLATIONS['5'].rows[1:]}
+    printed = {name: ast.literal_eval(text) for name, text in grids.items()}
+    printed |= {row.name: ast.literal_eval(row.label[0]) for row in ABLATIONS['6'].rows}
     sums = {name: sum(mirror_half_grid(half)) for name, half in printed.items()}
+    different = {name for name, half in printed.items() if half_grid(name) != tuple(half)}
     assert {name: sums[name] for name in different} == {'table5_2_twos': 29, 'table5_3_twos_center5': 31}
     assert {total for name, total in sums.items() if name not in different} == {33, 51}
-
-
-@pytest.mark.parametrize('half', [(2, 1), (1,) * 4, (1, 1, 2, 4, 8, 1), (9, 1, 1), (3, 2)])
-def test_center_share_counts_the_positions_that_share_nothing(half: tuple[int, ...]) -> None:
-    """By looking at the positions, from the middle outwards."""
-    widths = [width for width in mirror_half_grid(half) for _ in range(width)]
-    radius = -1
-    while radius < len(widths) // 2 and widths[len(widths) // 2 + radius + 1 : len(widths) // 2 + radius + 2] == [1]:
-        radius += 1
-    assert center_share(half) == pytest.approx((2 * radius + 1) ** 2 / len(widths) ** 2 if radius >= 0 else 0)
 
 
 def test_labels_of_table_1_say_what_the_recipes_say() -> None:

@@ -7,7 +7,7 @@ import pytest
 from mmpelk import list_configs
 from mmpelk.models.pelk import ARCHITECTURES
 from mmpelk.ops import sharing_grid
-from reproduction.paper import FLOPS_DECIMALS, GROWTH, SHARING_GRIDS, SPEEDUP, TABLE_8, TABLES, PrintedGrid
+from reproduction.paper import FLOPS_DECIMALS, GROWTH, SHARING_GRIDS, TABLE_8, TABLES, PrintedGrid
 
 FAMILIES = sorted(
     {(number, row.method.partition('-')[0]) for number, rows in TABLES.items() for row in rows} - {(4, 'DeiT')}
@@ -44,7 +44,7 @@ def test_kernels_are_the_networks() -> None:
 
 def test_statements_follow_from_their_definition() -> None:
     assert {'dense': round((51 / 7) ** 2, 1), 'stripe': round(51 / 7, 1)} == GROWTH
-    assert round(TABLE_8['PeLK-T'] / TABLE_8['SLaK-T'], 1) == SPEEDUP
+    assert round(TABLE_8['PeLK-T'] / TABLE_8['SLaK-T'], 1) == 1.5, 'as stated'
 
 
 @pytest.mark.parametrize('grid', SHARING_GRIDS, ids=lambda grid: f'{grid.kernel_size}-centre-{grid.center_size}')

@@ -15,8 +15,8 @@ import pytest
 from mmpelk.analysis.runs import planned_steps
 from mmpelk.engine import trainings
 from reproduction import collect_ablations, run_ablations
-from reproduction.ablation_results import collect, load, recipe, run_folder
 from reproduction.ablations import METRICS, recipe_path
+from reproduction.collect_ablations import collect, load, recipe, run_folder, summary, values
 from reproduction.run_ablations import batch_options
 from tests.paths import CONFIGS, ROOT, TOOLS
 from tests.training_logs import write_start
@@ -69,20 +69,29 @@ def test_batch_is_made_up_as_the_documentation_says() -> None:
     assert options[32] == {}
 
 
-def test_batch_without_sparsity_and_of_other_sizes() -> None:
-    options = batch_options(recipe('cls', 'table5_5_exponential'), 8)
-    assert options == {'optim_wrapper.accumulative_counts': 4, 'custom_hooks.0.interval': 4}
-    halved = recipe('cls', 'pelk_t')
-    halved.merge_from_dict({'train_dataloader.batch_size': 64})
-    assert batch_options(halved, 8)['custom_hooks.0.update_interval'] == 16000
-    assert batch_options(halved, 8, ['optim_wrapper.accumulative_counts']) == {}
+COUNTS = 'optim_wrapper.accumulative_counts'
+HALVED = {'train_dataloader.batch_size': 64}
 
 
-def test_segmentation_keeps_its_iterations() -> None:
-    cfg = recipe('seg', 'table1_slak_51')
-    assert batch_options(cfg, 8) == {}
-    assert batch_options(cfg, 4) == {'train_dataloader.batch_size': 4}
-    assert batch_options(cfg, 16) == {'train_dataloader.batch_size': 1}
+@pytest.mark.parametrize(
+    ('recipe_of', 'changes', 'gpus', 'given', 'expected'),
+    [
+        (('cls', 'table5_5_exponential'), {}, 8, (), {COUNTS: 4, 'custom_hooks.0.interval': 4}),
+        (
+            *(('cls', 'pelk_t'), HALVED, 8, ()),
+            {COUNTS: 8, 'custom_hooks.0.update_interval': 16000, 'custom_hooks.1.interval': 8},
+        ),
+        (('cls', 'pelk_t'), HALVED, 8, (COUNTS,), {}),
+        (('seg', 'table1_slak_51'), {}, 8, (), {}),
+        (('seg', 'table1_slak_51'), {}, 4, (), {'train_dataloader.batch_size': 4}),
+        (('seg', 'table1_slak_51'), {}, 16, (), {'train_dataloader.batch_size': 1}),
+    ],
+    ids=['without-sparsity', 'fewer-images', 'given', 'segmentation', 'on-4', 'on-16'],
+)
+def test_batch_of_other_recipes(recipe_of: tuple, changes: dict, gpus: int, given: tuple, expected: dict) -> None:
+    cfg = recipe(*recipe_of)
+    cfg.merge_from_dict(changes)
+    assert batch_options(cfg, gpus, given) == expected
 
 
 @pytest.mark.parametrize(
@@ -302,8 +311,8 @@ def test_two_rows_from_the_first_start_to_the_table(
     assert capsys.readouterr().out.splitlines()[-3].startswith('1 trained, 0 finished before, 2 failed')
     assert (folders['cls'] / 'epoch_1.pth').exists()
     trained = collect([Path('w')])
-    assert trained['cls', 'fig2_stripe_7'].text() == 'seed 0: epoch 1 of 2'
-    assert trained['cls', 'table5_5_exponential'].finished
+    assert summary(trained['cls', 'fig2_stripe_7']) == 'seed 0: epoch 1 of 2'
+    assert values(trained['cls', 'table5_5_exponential'])
     assert not folders['seg'].exists()
 
     # The same command: resumed, then segmented from the end of the pre-training.
@@ -329,7 +338,7 @@ def test_two_rows_from_the_first_start_to_the_table(
     assert 'Table 6' not in printed
     stored = load(Path('out/ablations.json'))
     for stage in folders:
-        (seed,) = stored[stage, 'fig2_stripe_7'].seeds
+        (seed,) = stored[stage, 'fig2_stripe_7']
         assert f'{seed.final:.2f} (n = 1' in ' '.join(printed.split())
         # No hooks: the EMA's interval belongs to the number of processes. Segmentation is not in mixed precision here.
         changed = ['schedule', 'model', 'data', *(['optimizer'] if stage == 'seg' else []), 'test', 'batch']

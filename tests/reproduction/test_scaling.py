@@ -1,11 +1,13 @@
 """Fig. 6: what is read from built networks, and the growth of the rings."""
 
+import math
+
 import pytest
 from mmengine.registry import MODELS, DefaultScope
 
 from mmpelk.ops import sharing_grid
 from reproduction.paper import GROWTH
-from reproduction.scaling import CURVES, KERNEL_SIZES, growth_table, measure, ring_bound, size_table
+from reproduction.scaling import CURVES, growth_table, measure, size_table
 
 # ConvNeXt-T's, as published.
 DEPTHS, CHANNELS = (3, 3, 9, 3), (96, 192, 384, 768)
@@ -56,22 +58,20 @@ def test_the_embedding_is_quadratic() -> None:
     assert embedding > plain
 
 
-def test_peripheral_networks_are_the_smallest() -> None:
-    assert (KERNEL_SIZES[0], KERNEL_SIZES[-1]) == (7, 151)
-    for side in KERNEL_SIZES[1:]:
-        peripheral, stripe, dense = (measure(mixer, side).network for mixer in MIXERS)
-        assert peripheral < stripe < dense
-    assert [row[0] for row in size_table().rows] == list(map(str, KERNEL_SIZES))
+def test_table_of_sizes() -> None:
+    for side, rings, parameters, *sizes in size_table().rows:
+        peripheral, stripe, dense, _ = (float(cell.split()[0]) for cell in sizes)
+        assert side == '7' or peripheral < stripe < dense
+        assert int(rings.split()[0]) ** 2 == int(parameters.split()[0])
 
 
-def test_the_papers_multiples() -> None:
-    """Section 3, from 7 to 51; of whole networks they are smaller: the last stage goes to 13 only."""
-    rows = {row[0]: row for row in growth_table().rows}
-    for mixer in MIXERS:
+def test_growth_is_the_papers() -> None:
+    """Section 3, from 7 to 51; of whole networks it is smaller: the last stage goes to 13 only."""
+    for mixer, printed, ours, deviation, network in growth_table().rows:
         factor = measure(mixer, 51).kernel / measure(mixer, 7).kernel
-        assert rows[mixer][1:4:2] == ((f'{GROWTH[mixer]} (p)', '0.0 %') if mixer in GROWTH else ('-', '-'))
-        assert rows[mixer][2] == f'{factor:.1f} (c)'
-        assert float(rows[mixer][4].split()[0]) < factor
+        assert (printed, deviation) == ((f'{GROWTH[mixer]} (p)', '0.0 %') if mixer in GROWTH else ('-', '-'))
+        assert ours == f'{factor:.1f} (c)'
+        assert float(network.split()[0]) < factor
 
 
 @pytest.mark.parametrize('sides', [8, (7, 7)])
@@ -81,34 +81,16 @@ def test_wrong_sizes_are_refused(sides: int | tuple[int, ...]) -> None:
             measure(curve, sides)
 
 
-CENTERS = pytest.mark.parametrize('center_size', [1, 3, 5, 7, 11])
+@pytest.mark.parametrize('center_size', [1, 3, 5, 7, 11])
+def test_rings_grow_with_the_logarithm_of_the_kernel(center_size: int) -> None:
+    """On each side ``n`` rings of widths 2 to ``2**n`` hold ``2**(n + 1) - 2`` positions, a remainder is one at most.
 
-
-@CENTERS
-def test_rings_stay_below_their_bound(center_size: int) -> None:
-    for kernel_size in range(1, 2002, 2):
-        assert len(sharing_grid(kernel_size, center_size)) <= ring_bound(kernel_size, center_size)
-
-
-@CENTERS
-def test_the_bound_is_reached_beyond_every_size(center_size: int) -> None:
-    """Complete rings: 2 + 4 + ... + 2^n on each side."""
-    for rings in range(1, 10):
-        kernel_size = center_size + 2 * (2 ** (rings + 1) - 2)
-        expected = center_size + 2 * rings
-        assert len(sharing_grid(kernel_size, center_size)) == ring_bound(kernel_size, center_size) == expected
-
-
-@CENTERS
-def test_twice_the_periphery_takes_two_rings_more_at_most(center_size: int) -> None:
-    """What lies around the centre doubles, ``K - c``: no ring more, or one on each side. Never fewer."""
+    So the ``r = (K - c) / 2`` positions on a side take ``ceil(log2(r + 2)) - 1`` rings or fewer; complete ones all.
+    """
     for kernel_size in range(center_size + 2, 2002, 2):
         rings = len(sharing_grid(kernel_size, center_size))
+        assert rings <= center_size + 2 * (math.ceil(math.log2((kernel_size - center_size) // 2 + 2)) - 1)
+        # What lies around the centre doubles: no ring more, or one on each side. Never fewer.
         assert len(sharing_grid(2 * kernel_size - center_size, center_size)) - rings in (0, 2)
-
-
-def test_twice_the_kernel_takes_two_rings_more_at_most() -> None:
-    """The same of ``K`` itself, to either neighbour of ``2K``, with the default centre."""
-    for kernel_size in range(7, 2002, 2):
-        rings = len(sharing_grid(kernel_size))
-        assert all(len(sharing_grid(2 * kernel_size + one)) - rings in (0, 2) for one in (-1, 1))
+    for rings in range(1, 10):
+        assert len(sharing_grid(center_size + 2 * (2 ** (rings + 1) - 2), center_size)) == center_size + 2 * rings

@@ -19,7 +19,7 @@ import pytest
 from rich.console import Console
 from torch.distributed.run import get_args_parser
 
-from mmpelk.engine.command_line import load_config
+from mmpelk.engine.command_line import read_config
 from reproduction.page import TEMPLATE
 from reproduction.steps import STEPS, Step, run_steps
 from tests.commands import load_tool, run
@@ -54,54 +54,49 @@ def touch(name: str) -> str:
     return python(f'open({name!r}, "w")')
 
 
-class TestSteps:
-    def test_run_in_order_and_in_this_python_each_with_a_log(
-        self, run_steps: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """The commands themselves and, by the variable, what the launchers start."""
-        monkeypatch.setenv('PYTHON', 'another')
-        monkeypatch.setenv('PATH', '')
-        streams = (
-            'open("made", "w"); import os, sys; print(os.environ["PYTHON"]); print(sys.executable, file=sys.stderr)'
-        )
-        first, second = Step('first', python(streams)), Step('second', python('print(open("made").read() == "")'))
-        code, printed = run_steps(first, second)
-        assert code is None
-        logs = {log.stem: log.read_text().split() for log in (tmp_path / 'work_dirs' / 'report').iterdir()}
-        assert logs == dict(first=[sys.executable] * 2, second=['True'])
-        assert printed.index(f'1/2 {first.command}') < printed.index(f'2/2 {second.command}')
-
-    def test_is_skipped_once_its_file_is_there(self, run_steps: Steps, tmp_path: Path) -> None:
-        """What failed has not made its file; the finished ones before it are not repeated."""
-        once = Step('once', python('open("once", "a").write("x")'), makes='once')
-        assert run_steps(once, Step('again', python('raise SystemExit(1)'), makes='again'))[0] == 1
-        code, printed = run_steps(once, Step('again', touch('again'), makes='again'), Step('always', touch('always')))
-        assert code is None
-        assert (tmp_path / 'once').read_text() == 'x'
-        assert (tmp_path / 'again').exists()
-        assert '1/3' not in printed
-        (tmp_path / 'always').unlink()
-        run_steps(once, Step('always', touch('always')))
-        assert (tmp_path / 'always').exists(), 'a step without such a file runs every time'
-
-    def test_failing_stops_the_report_and_shows_the_end_of_its_log(self, run_steps: Steps, tmp_path: Path) -> None:
-        # Brackets, which rich would take for markup, in the log alone.
-        failing = 'import sys; print("beginning", "-" * 4000, chr(91) + "red" + chr(93) + "why"); sys.exit(3)'
-        code, printed = run_steps(
-            Step('before', touch('before')), Step('failing', python(failing)), Step('after', touch('after'))
-        )
-        assert code == 3
-        assert (tmp_path / 'before').exists()
-        assert not (tmp_path / 'after').exists()
-        end = printed[printed.index(failing) + len(failing) :]
-        assert '[red]why' in end, 'as it stands in the log'
-        assert 'beginning' not in end
-        assert 'failed with code 3; the whole log is in work_dirs/report/failing.log' in end
-        assert 'beginning' in (tmp_path / 'work_dirs' / 'report' / 'failing.log').read_text()
+def test_steps_run_in_order_and_in_this_python_each_with_a_log(
+    run_steps: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands themselves and, by the variable, what the launchers start."""
+    monkeypatch.setenv('PYTHON', 'another')
+    monkeypatch.setenv('PATH', '')
+    streams = 'open("made", "w"); import os, sys; print(os.environ["PYTHON"]); print(sys.executable, file=sys.stderr)'
+    first, second = Step('first', python(streams)), Step('second', python('print(open("made").read() == "")'))
+    code, printed = run_steps(first, second)
+    assert code is None
+    logs = {log.stem: log.read_text().split() for log in (tmp_path / 'work_dirs' / 'report').iterdir()}
+    assert logs == dict(first=[sys.executable] * 2, second=['True'])
+    assert printed.index(f'1/2 {first.command}') < printed.index(f'2/2 {second.command}')
 
 
-# Options of the page that the configs leave at their defaults; test_batch_of_table_4_... looks at what they do.
-NEW_KEYS = {'optim_wrapper.accumulative_counts', 'custom_hooks.1.interval'}
+def test_step_is_skipped_once_its_file_is_there(run_steps: Steps, tmp_path: Path) -> None:
+    """What failed has not made its file; the finished ones before it are not repeated."""
+    once = Step('once', python('open("once", "a").write("x")'), makes='once')
+    assert run_steps(once, Step('again', python('raise SystemExit(1)'), makes='again'))[0] == 1
+    code, printed = run_steps(once, Step('again', touch('again'), makes='again'), Step('always', touch('always')))
+    assert code is None
+    assert (tmp_path / 'once').read_text() == 'x'
+    assert (tmp_path / 'again').exists()
+    assert '1/3' not in printed
+    (tmp_path / 'always').unlink()
+    run_steps(once, Step('always', touch('always')))
+    assert (tmp_path / 'always').exists(), 'a step without such a file runs every time'
+
+
+def test_failing_step_stops_the_report_and_shows_the_end_of_its_log(run_steps: Steps, tmp_path: Path) -> None:
+    # Brackets, which rich would take for markup, in the log alone.
+    failing = 'import sys; print("beginning", "-" * 4000, chr(91) + "red" + chr(93) + "why"); sys.exit(3)'
+    code, printed = run_steps(
+        Step('before', touch('before')), Step('failing', python(failing)), Step('after', touch('after'))
+    )
+    assert code == 3
+    assert (tmp_path / 'before').exists()
+    assert not (tmp_path / 'after').exists()
+    end = printed[printed.index(failing) + len(failing) :]
+    assert '[red]why' in end, 'as it stands in the log'
+    assert 'beginning' not in end
+    assert 'failed with code 3; the whole log is in work_dirs/report/failing.log' in end
+    assert 'beginning' in (tmp_path / 'work_dirs' / 'report' / 'failing.log').read_text()
 
 
 class Parsed(Exception):
@@ -192,12 +187,10 @@ def test_command_is_understood(command: str, tmp_path: Path, monkeypatch: pytest
         if hasattr(args, 'cfg_options') and getattr(args, 'config', None):
             for toolbox in ('mmpretrain', 'mmdet', 'mmseg'):
                 pytest.importorskip(toolbox)
-            load_config(args)  # takes keys that resemble none of the config's, as every MM tool
-            cfg = load_config(argparse.Namespace(**vars(args) | dict(cfg_options=None)))
-            assert [key for key in args.cfg_options or () if key not in NEW_KEYS and not has(cfg, key)] == []
+            read_config(args.config, args.cfg_options)  # refuses keys that are nearly the config's
         if script == 'tools/analysis/erf.py':
             # Names, configs and options; the checkpoints are there after the report alone.
-            models = [[name, config, 'random', *options] for name, config, _, *options in args.model]
+            models = [[name, config, 'random', *options] for name, config, _, *options in args.model or ()]
             assert len(tool(script).read_requests(models)) == len(models)
 
 
@@ -210,21 +203,10 @@ def test_batch_of_table_4_reaches_the_hooks_that_count_iterations(
     ((script, words),) = launched(shlex.split(command), tmp_path)
     args = parse(script, words, monkeypatch)
     monkeypatch.chdir(ROOT)
-    cfg = load_config(args)
-    plain = load_config(argparse.Namespace(**vars(args) | dict(cfg_options=None)))
+    cfg, plain = read_config(args.config, args.cfg_options), read_config(args.config)
     counts = cfg.optim_wrapper.accumulative_counts
     for hook, before, key in zip(cfg.custom_hooks, plain.custom_hooks, ('update_interval', 'interval'), strict=True):
         assert hook.type == before.type == {'update_interval': 'mmpelk.SparsityHook', 'interval': 'EMAHook'}[key]
         assert hook[key] == counts * before.get(key, 1)
     processes = int(shlex.split(command)[2])
     assert counts * processes * cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size
-
-
-def has(cfg: Any, key: str) -> bool:
-    """Whether a config has a setting of this dotted name."""
-    for part in key.split('.'):
-        try:
-            cfg = cfg[int(part)] if part.isdigit() else cfg[part]
-        except (KeyError, IndexError, TypeError):
-            return False
-    return True

@@ -11,18 +11,16 @@ the first training step, with the images' statistics in its batch norms, except 
 their usual start, 1e-6, the blocks contribute next to nothing, and every network shows the dot that stem and
 downsampling see; --layer-scale init shows it.
 
-Without --model and --load-scores: PeLK-T, PeLK-101-T, SLaK-T, RepLK-51-T, ConvNeXt-T, and PeLK-T with large kernels on
+Without --model: PeLK-T, PeLK-101-T, SLaK-T, RepLK-51-T, ConvNeXt-T, and PeLK-T with large kernels on
 all channels instead of 3/8, with random weights.
 """
 
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
 
@@ -30,20 +28,16 @@ from mmpelk.analysis.erf import (
     RANDOM,
     Image,
     Measured,
-    describe,
     estimate_norms,
     load_model,
-    load_scores,
     measure,
+    ratio_table,
     read_images,
-    save_scores,
     set_layer_scales,
 )
 from mmpelk.analysis.erf_figure import draw_fields, save_with_palette
-from mmpelk.analysis.receptive_field import THRESHOLDS
-from mmpelk.analysis.table import Table
 from mmpelk.engine.checks import check_checkpoint
-from mmpelk.engine.command_line import exit_on_user_error, load_config
+from mmpelk.engine.command_line import exit_on_user_error, parse_settings, read_config
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / 'configs' / 'cls'
@@ -59,23 +53,6 @@ DEFAULT_MODELS = [
 ]
 
 
-@dataclass(frozen=True)
-class Request:
-    """A model of the command line.
-
-    Attributes:
-        name: As in table and figure.
-        config: Path of the config.
-        checkpoint: Path or URL of the weights, or ``'random'``.
-        options: Changes of the config, ``KEY=VALUE``.
-    """
-
-    name: str
-    config: str
-    checkpoint: str
-    options: tuple[str, ...]
-
-
 def layer_scale(word: str) -> float | None:
     """The value of ``--layer-scale``, ``None`` to leave the scales as the config has them."""
     try:
@@ -86,56 +63,30 @@ def layer_scale(word: str) -> float | None:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        '--model',
-        nargs='+',
-        action='append',
-        default=[],
-        metavar='WORD',
-        help='NAME CONFIG CHECKPOINT [KEY=VALUE ...]; repeat it for every model',
-    )
-    parser.add_argument(
-        '--images',
-        nargs='+',
-        type=Path,
-        default=[DEMO_IMAGES],
-        metavar='PATH',
-        help='image files and folders; the pictures of the segmentation demo by default',
-    )
-    parser.add_argument(
-        '--max-images',
-        type=int,
-        default=50,
-        help='take so many, spread evenly over the files in alphabetical order, and so over the folders of classes; '
-        '%(default)s, as the paper',
-    )
+    model = 'NAME CONFIG CHECKPOINT [KEY=VALUE ...]; repeat it for every model'
+    parser.add_argument('--model', nargs='+', action='append', metavar='WORD', help=model)
+    images = 'image files and folders; the pictures of the segmentation demo by default'
+    parser.add_argument('--images', nargs='+', type=Path, default=[DEMO_IMAGES], metavar='PATH', help=images)
+    count = 'take so many, spread evenly over the files in alphabetical order, and so over the folders of classes; '
+    parser.add_argument('--max-images', type=int, default=50, help=f'{count}%(default)s, as the paper')
     parser.add_argument('--size', type=int, default=1024, help='images are resized to this side; %(default)s')
     parser.add_argument('--seed', type=int, default=0, help='of random weights; %(default)s')
-    parser.add_argument(
-        '--layer-scale',
-        type=layer_scale,
-        default=1.0,
-        metavar='VALUE',
-        help="layer scales of random networks; %(default)s. 'init' leaves them as the config has them",
-    )
+    scale = "layer scales of random networks; %(default)s. 'init' leaves them as the config has them"
+    parser.add_argument('--layer-scale', type=layer_scale, default=1.0, metavar='VALUE', help=scale)
     parser.add_argument('--device', help="'cpu' or 'cuda:0', for example; a GPU by default, where there is one")
     parser.add_argument('--out', type=Path, default=Path('erf.png'), help='the figure; %(default)s')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the figures there, too')
-    parser.add_argument('--save-scores', type=Path, metavar='FILE.npz', help='keep the maps, to draw them with others')
-    parser.add_argument(
-        '--load-scores', nargs='+', type=Path, default=[], metavar='FILE.npz', help='draw these maps first'
-    )
     return parser.parse_args()
 
 
-def read_requests(models: Sequence[Sequence[str]]) -> list[Request]:
-    """The models of the command line, all checked before the first is measured.
+def read_requests(models: Sequence[Sequence[str]]) -> list[tuple[dict[str, object], Config]]:
+    """The models of the command line and their configs, all checked before the first is measured.
 
     Raises:
         FileNotFoundError: If a config or a checkpoint does not exist.
         ValueError: If words are missing, or two models have one name.
     """
-    requests = []
+    requests: dict[str, tuple[dict[str, object], Config]] = {}
     for words in models:
         if len(words) < 3:
             raise ValueError(
@@ -143,43 +94,28 @@ def read_requests(models: Sequence[Sequence[str]]) -> list[Request]:
                 '--model PeLK-T configs/cls/pelk_t_in1k.py random'
             )
         name, config, checkpoint, *options = words
-        for option in options:
-            if '=' not in option:
-                raise ValueError(f"--model {name}: '{option}' is no KEY=VALUE; each model needs a --model of its own")
+        if name in requests:
+            raise ValueError(f'two models are called {name}; give each a name of its own')
         if checkpoint != RANDOM:
             check_checkpoint(checkpoint)
-        if not Path(config).is_file():
-            raise FileNotFoundError(f"--model {name}: there is no config '{config}'")
-        requests.append(Request(name, config, checkpoint, tuple(options)))
-    return requests
+        cfg = read_config(config, parse_settings(options))
+        requests[name] = dict(name=name, config=shown(config), checkpoint=checkpoint, options=options), cfg
+    return list(requests.values())
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Refuse two models of one name."""
-    if twice := {name for name in names if list(names).count(name) > 1}:
-        raise ValueError(f'two models are called {", ".join(sorted(twice))}; give each a name of its own')
-
-
-def config_of(request: Request) -> Config:
-    """The config of a model, changed as its options say."""
-    options = argparse.ArgumentParser()
-    options.add_argument('--cfg-options', nargs='+', action=DictAction)
-    options.set_defaults(config=request.config, launcher='none', work_dir=None)
-    return load_config(options.parse_args(['--cfg-options', *request.options] if request.options else []))
-
-
-def measure_request(request: Request, images: Sequence[Image], args: argparse.Namespace) -> Measured:
+def measure_model(facts: dict, cfg: Config, images: Sequence[Image], args: argparse.Namespace) -> Measured:
     """Load a model, prepare it if its weights are random, and measure it."""
-    model = load_model(config_of(request), request.checkpoint, args.seed).to(args.device or get_device())
-    facts = dict(asdict(request), config=shown(request.config), weights=Path(request.checkpoint).name)
-    if request.checkpoint == RANDOM:
-        facts['weights'] = 'random weights'
+    checkpoint = facts['checkpoint']
+    model = load_model(cfg, checkpoint, args.seed).to(args.device or get_device())
+    weights = Path(checkpoint).name
+    if checkpoint == RANDOM:
+        weights = 'random weights'
         if args.layer_scale is not None and set_layer_scales(model.backbone, args.layer_scale):
-            facts['weights'] += f', layer scale {args.layer_scale:g}'
+            weights += f', layer scale {args.layer_scale:g}'
         estimate_norms(model, images)
-    elif '://' not in request.checkpoint:
-        facts['checkpoint'] = shown(request.checkpoint)
-    return measure(model, images, facts)
+    elif '://' not in checkpoint:
+        checkpoint = shown(checkpoint)
+    return measure(model, images, facts | dict(checkpoint=checkpoint, weights=weights))
 
 
 def shown(path: str) -> str:
@@ -188,48 +124,27 @@ def shown(path: str) -> str:
     return absolute.relative_to(ROOT).as_posix() if absolute.is_relative_to(ROOT) else path
 
 
-def ratio_table(described: Sequence[dict[str, Any]], size: int) -> Table:
-    """Area ratios of each model, of the raw scores and of their logarithm."""
-    title = f'Smallest centred square with a share of the contribution: side in pixels of {size}, area'
-    shares = [f'{100 * threshold:g} %' for threshold in THRESHOLDS]
-    table = Table(['model', 'weights', 'scores', *shares], title=title, labels=3)
-    for model in described:
-        for label, key in (('raw', 'area_ratios'), ('log10(s + 1)', 'area_ratios_log')):
-            cells = [f'{ratio["side"]}, {100 * ratio["area_ratio"]:.1f} %' for ratio in model[key]]
-            heads = (model['name'], model['weights']) if label == 'raw' else ('', '')
-            table.add(*heads, label, *cells)
-    return table
-
-
 def run(args: argparse.Namespace) -> None:
-    models = [measured for path in args.load_scores for measured in load_scores(path)]
-    requests = read_requests(args.model or ([] if models else DEFAULT_MODELS))
-    check_names([model.facts['name'] for model in models] + [request.name for request in requests])
-    images = read_images(args.images, args.max_images, args.size) if requests else {}
-    for request in requests:
-        models.append(measure_request(request, list(images.values()), args))
-        print(f'{request.name}: {len(images)} images in {models[-1].facts["seconds"]:.1f} s', flush=True)
-    if len({model.scores.shape for model in models}) > 1:
-        shapes = ', '.join(f'{model.facts["name"]} {model.scores.shape}' for model in models)
-        raise ValueError(f'the maps differ in size: {shapes}; measure all at one --size, a multiple of 32')
-    described = [describe(model) for model in models]
-    ratio_table(described, models[0].scores.shape[0]).print()
-    save_with_palette(draw_fields(models, described), args.out)
+    requests = read_requests(args.model or DEFAULT_MODELS)
+    images = list(read_images(args.images, args.max_images, args.size).values())
+    models = []
+    for facts, cfg in requests:
+        models.append(measure_model(facts, cfg, images, args))
+        print(f'{facts["name"]}: {len(images)} images in {models[-1].facts["seconds"]:.1f} s', flush=True)
+    ratio_table([model.facts for model in models]).print()
+    save_with_palette(draw_fields(models), args.out)
     print(args.out)
     if args.json:
         report = {
-            # Of what was measured now; else of the first loaded map. Each model has its own beside it.
-            'machine': (models[-1] if requests else models[0]).facts['machine'],
-            'size': models[0].scores.shape[0],
+            'machine': models[-1].facts['machine'],
+            'size': args.size,
             'images': [shown(str(path)) for path in args.images],
             'seed': args.seed,
             'layer_scale': 'init' if args.layer_scale is None else args.layer_scale,
-            'models': described,
+            'models': [model.facts for model in models],
         }
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(report, indent=2) + '\n')
-    if args.save_scores:
-        save_scores(args.save_scores, models)
 
 
 def main() -> None:

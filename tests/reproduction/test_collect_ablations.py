@@ -1,13 +1,21 @@
 """What is made of the trainings of the ablations: whether they are the paper's, the file, and the tables."""
 
-import statistics
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from reproduction.ablation_results import Trained, ablation_table, collect, load, merge, recipe, run_folder, save
 from reproduction.ablations import ABLATIONS, trained_as
+from reproduction.collect_ablations import (
+    ablation_table,
+    collect,
+    load,
+    merge,
+    recipe,
+    run_folder,
+    save,
+    summary,
+)
 from reproduction.marks import Results
 from tests.training_logs import epoch, write_start
 
@@ -30,8 +38,9 @@ def write_trained(
     write_start(run_folder(work, stage, name, seed), lines, config, gpus=gpus)
 
 
-def trained(work: Path, stage: str, name: str) -> Trained:
-    return collect([work]).get((stage, name), Trained())
+def text(work: Path, stage: str, name: str) -> str:
+    """What the table says of a recipe."""
+    return summary(collect([work]).get((stage, name), []))
 
 
 # Whether a run is the paper's experiment
@@ -75,23 +84,22 @@ def test_what_is_not_the_papers_experiment_says_so(
     options: dict[str, Any], gpus: int, told: tuple[str, ...], tmp_path: Path
 ) -> None:
     write_trained(tmp_path, 'cls', SLAK, 3.0, options, gpus)
-    found = trained(tmp_path, 'cls', SLAK)
-    assert found.seeds[0].changed == told
-    assert found.text() == (f'3.00 (n = 1, other {told[0]})' if told else '3.00 (n = 1)')
+    assert collect([tmp_path])['cls', SLAK][0].changed == told
+    assert text(tmp_path, 'cls', SLAK) == (f'3.00 (n = 1, other {told[0]})' if told else '3.00 (n = 1)')
 
 
 def test_dumped_recipe_is_the_recipe(tmp_path: Path) -> None:
     """As mmengine writes a config down."""
     write_trained(tmp_path, 'seg', SLAK, 46.0)
     recipe('seg', SLAK).dump(next(run_folder(tmp_path, 'seg', SLAK, 0).glob('*/vis_data/config.py')))
-    assert trained(tmp_path, 'seg', SLAK).text() == '46.00 (n = 1)'
+    assert text(tmp_path, 'seg', SLAK) == '46.00 (n = 1)'
 
 
 def test_segmentation_after_another_pretraining_says_so(tmp_path: Path) -> None:
     write_trained(tmp_path, 'seg', SLAK, 46.0)
     write_trained(tmp_path, 'cls', SLAK, 81.0, gpus=8)
-    assert trained(tmp_path, 'seg', SLAK).text() == '46.00 (n = 1, other pre-training)'
-    assert trained(tmp_path, 'cls', SLAK).text() == '81.00 (n = 1, other batch)'
+    assert text(tmp_path, 'seg', SLAK) == '46.00 (n = 1, other pre-training)'
+    assert text(tmp_path, 'cls', SLAK) == '81.00 (n = 1, other batch)'
 
 
 # Seeds and folders
@@ -99,19 +107,14 @@ def test_segmentation_after_another_pretraining_says_so(tmp_path: Path) -> None:
 
 def test_several_seeds_in_several_folders(tmp_path: Path) -> None:
     name, here, there = 'table5_5_exponential', tmp_path / 'here', tmp_path / 'there'
-    values = {0: 81.0, 1: 81.5, 2: 82.0}
-    for seed, value in values.items():
+    for seed, value in enumerate((81.0, 81.5, 82.0)):
         write_trained(here if seed else there, 'cls', name, value, seed=seed)
     for seed in (0, 3):  # of a seed that two folders have, the run that came furthest
         write_start(run_folder(here, 'cls', name, seed), epoch(7, 12.0), LONG)
     found = collect([here, there])['cls', name]
-    assert found.values == list(values.values())
-    assert found.mean == 81.5
-    assert found.deviation == statistics.stdev(values.values()) == 0.5
-    assert found.text() == '81.50 ± 0.50 (n = 3)'
-    assert [(seed.seed, seed.progress) for seed in found.seeds] == [(0, 120), (1, 120), (2, 120), (3, 7)]
-    assert trained(there, 'cls', name).deviation is None
-    assert trained(there, 'cls', name).text() == '81.00 (n = 1)'
+    assert summary(found) == '81.50 ± 0.50 (n = 3)'
+    assert [(seed.seed, seed.progress) for seed in found] == [(0, 120), (1, 120), (2, 120), (3, 7)]
+    assert text(there, 'cls', name) == '81.00 (n = 1)'
 
 
 def test_one_training_for_rows_that_share_it(tmp_path: Path) -> None:
@@ -143,12 +146,11 @@ def test_tables_of_what_was_trained(tmp_path: Path) -> None:
 def test_tables_of_nothing_hold_targets(key: str) -> None:
     table, results = ABLATIONS[key], Results()
     made = ablation_table(key, {}, results)
-    assert [row[: made.labels] for row in map(list, made.rows)] == [list(row.label) for row in table.rows]
-    stages = len(table.rows[0].paper)
     first = made.labels + 3 * len(table.computed)
     for row, cells in zip(table.rows, made.rows, strict=True):
         wanted = [f'{value} (target)' if value is not None else 'not printed' for value in row.paper.values()]
-        assert list(cells[first : first + stages]) == wanted
+        assert list(cells[: made.labels]) == list(row.label)
+        assert list(cells[first : first + len(wanted)]) == wanted
     assert results.runs == []
 
 
@@ -159,25 +161,22 @@ def test_file_holds_what_was_collected(tmp_path: Path) -> None:
     save(collect([tmp_path]), path)
     assert load(path) == collect([tmp_path])
     assert load(tmp_path / 'nothing.json') == {}
-    for text in ('earlier', '[1]', '{"trainings": [1]}'):
-        path.write_text(text)
+    for content in ('earlier', '[1]', '{"trainings": [1]}'):
+        path.write_text(content)
         with pytest.raises(ValueError, match='holds no results of ablations'):
             load(path)
 
 
 def test_what_was_measured_elsewhere_is_kept(tmp_path: Path) -> None:
-    there, here = tmp_path / 'there', tmp_path / 'here'
+    there, here, center = tmp_path / 'there', tmp_path / 'here', 'table6_center_1'
     write_trained(there, 'seg', SLAK, 46.0)
-    write_trained(there, 'cls', 'table6_center_1', 80.0)
     write_trained(here, 'seg', 'table1_replk_51', 46.75)
-    write_trained(here, 'cls', 'table6_center_1', 81.0)
+    for seed in (0, 2):
+        write_trained(there, 'cls', center, 80.0, seed=seed)
+    write_trained(here, 'cls', center, 81.0, seed=0)
     merged = merge(collect([here]), collect([there]))
-    assert {key: found.values for key, found in merged.items()} == {
-        ('seg', SLAK): [46.0],
-        ('seg', 'table1_replk_51'): [46.75],
-        ('cls', 'table6_center_1'): [81.0],
+    assert {key: [(seed.seed, seed.final) for seed in seeds] for key, seeds in merged.items()} == {
+        ('seg', SLAK): [(0, 46.0)],
+        ('seg', 'table1_replk_51'): [(0, 46.75)],
+        ('cls', center): [(0, 81.0), (2, 80.0)],
     }
-    for seed in (1, 2):
-        write_trained(there, 'cls', 'table6_center_1', 80.0, seed=seed)
-    with pytest.raises(ValueError, match=r'seeds of cls/table6_center_1 that these folders do not have: 1, 2; name'):
-        merge(collect([here]), collect([there]))
