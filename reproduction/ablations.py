@@ -27,33 +27,21 @@ METRICS = {'cls': ('accuracy/top1', 'top-1, %'), 'seg': ('mIoU', 'mIoU, %')}
 
 @dataclass(frozen=True)
 class AblationRow:
-    """One row of a table, or one bar of the figure.
+    """One row of a table, or one bar of the figure."""
 
-    Attributes:
-        name: Of its recipes.
-        label: What the paper prints in the columns that describe it.
-        paper: The printed metric in percent, by stage; ``None`` for one that the paper shows without its value.
-        backbone: Arguments of :class:`mmpelk.models.pelk.PeLK` in which it differs from its base.
-        sparse: Whether it is trained with sparsity; ``None`` for as its base.
-        base: The row that it varies, or the recipe that rows have in common.
-        printed: Printed value of its table's first computed column.
-        multiple_of: The row that this one's parameters are given as a multiple of.
-        gain_over: The row that the paper gives this one's gain in mIoU over.
-        paper_gain: That gain, in points.
-        note: What the recipe does that the print does not say.
-    """
-
-    name: str
-    label: tuple[str, ...]
+    name: str  # of its recipes
+    label: tuple[str, ...]  # what the paper prints in the columns that describe it
+    # the printed metric in percent, by stage; ``None`` for one that the paper shows without its value
     paper: Mapping[str, float | None]
+    # arguments of :class:`mmpelk.models.pelk.PeLK` in which it differs from its base
     backbone: Mapping[str, Any] = field(default_factory=dict)
-    sparse: bool | None = None
-    base: str = 'pelk_t'
-    printed: float | None = None
-    multiple_of: str = ''
-    gain_over: str | None = None
-    paper_gain: float | None = None
-    note: str = ''
+    sparse: bool | None = None  # whether it is trained with sparsity; ``None`` for as its base
+    base: str = 'pelk_t'  # the row that it varies, or the recipe that rows have in common
+    printed: float | None = None  # printed value of its table's first computed column
+    multiple_of: str = ''  # the row that this one's parameters are given as a multiple of
+    gain_over: str | None = None  # the row that the paper gives this one's gain in mIoU over
+    paper_gain: float | None = None  # that gain, in points
+    note: str = ''  # what the recipe does that the print does not say
 
     def own_changes(self) -> dict[str, Any]:
         """``backbone`` without what PeLK-T has, too."""
@@ -70,22 +58,15 @@ class AblationRow:
 
 @dataclass(frozen=True)
 class AblationTable:
-    """A table or figure of the paper.
+    """A table or figure of the paper."""
 
-    Attributes:
-        title: Its number and subject.
-        columns: Headings of the rows' labels.
-        rows: In the paper's order.
-        computed: Columns that follow from the networks, by heading: digits after the point that the paper prints, and
-            the value for a row.
-        notes: What differs from the paper's print, and why.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[AblationRow, ...]
+    title: str  # its number and subject
+    columns: tuple[str, ...]  # headings of the rows' labels
+    rows: tuple[AblationRow, ...]  # in the paper's order
+    # columns that follow from the networks, by heading: digits after the point that the paper prints, and the
+    # value for a row
     computed: Mapping[str, tuple[int, Callable[[AblationRow], float]]] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what differs from the paper's print, and why
 
 
 # What follows from the networks

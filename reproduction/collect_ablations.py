@@ -112,28 +112,18 @@ def _changed(stage: str, name: str, run: TrainingRun) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Seed:
-    """The training of a recipe with one seed.
-
-    Attributes:
-        seed: The seed.
-        final: The metric at the end, in percent; ``None`` before.
-        progress: Epochs or iterations so far.
-        planned: Epochs or iterations in all.
-        unit: ``'epoch'`` or ``'iteration'``.
-        changed: What makes it another experiment than the recipe, such as ``'schedule'``, ``'batch'``, or, of a
-            segmentation, ``'pre-training'``.
-        machine: GPUs or ``'CPU'`` with the number of processes, or ``''``.
-        date: Day of the newest start.
-    """
+    """The training of a recipe with one seed."""
 
     seed: int
-    final: float | None
-    progress: int
-    planned: int
-    unit: str
+    final: float | None  # the metric at the end, in percent; ``None`` before
+    progress: int  # epochs or iterations so far
+    planned: int  # epochs or iterations in all
+    unit: str  # ``'epoch'`` or ``'iteration'``
+    # what makes it another experiment than the recipe, such as ``'schedule'``, ``'batch'``, or, of a
+    # segmentation, ``'pre-training'``
     changed: tuple[str, ...]
-    machine: str
-    date: str
+    machine: str  # GPUs or ``'CPU'`` with the number of processes, or ``''``
+    date: str  # day of the newest start
 
 
 #: The seeds that were started, rising, by stage and by the name of the recipe that was trained

@@ -22,17 +22,11 @@ _METRICS = {'mIoU': 'mIoU', 'AP_box': 'box AP', 'AP_mask': 'mask AP', 'top1': 't
 
 
 class CountedRow(NamedTuple):
-    """A row of the paper beside what we count.
+    """A row of the paper beside what we count."""
 
-    Attributes:
-        published: The paper's row.
-        counted: For one image of the row's input size; ``None`` where the network could not be built.
-        note: Why the network was not built, how it was composed, or why it deviates. Can be empty.
-    """
-
-    published: PublishedRow
-    counted: Complexity | None
-    note: str
+    published: PublishedRow  # the paper's row
+    counted: Complexity | None  # for one image of the row's input size; ``None`` where the network could not be built
+    note: str  # why the network was not built, how it was composed, or why it deviates. Can be empty
 
 
 def count_table(number: int) -> tuple[CountedRow, ...]:

@@ -53,14 +53,10 @@ def deviation(ours: float | None, theirs: float | None, places: int = 1) -> str:
 
 @dataclass
 class Results:
-    """Results files, and their runs, numbered in the order in which the figures appear on the page.
+    """Results files, and their runs, numbered in the order in which the figures appear on the page."""
 
-    Attributes:
-        folder: Where the files are.
-        runs: What was measured, and on which machine; filled by :meth:`measured`.
-    """
-
-    folder: Path = RESULTS
+    folder: Path = RESULTS  # where the files are
+    # what was measured, and on which machine; filled by :meth:`measured`
     runs: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
 
     def read(self, name: str) -> Any:

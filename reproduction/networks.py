@@ -22,24 +22,16 @@ class UnavailableError(Exception):
 
 @dataclass(frozen=True, eq=False)  # compared by identity, so that counts can be remembered by recipe
 class Recipe:
-    """How the network of a row is built.
+    """How the network of a row is built."""
 
-    Attributes:
-        package: Whose folder of configs the recipe lies in: ``mmpelk``, ``mmseg``, ``mmdet`` or ``mmpretrain``; ``''``
-            for a network that nobody has, and ``note`` says so.
-        config: Its path there.
-        options: What is changed, with dotted keys.
-        needs: Toolbox that must be installed besides the package.
-        density: Share of live weights in the backbone and in a classifier.
-        note: What a reader has to know about the row.
-    """
-
+    # whose folder of configs the recipe lies in: ``mmpelk``, ``mmseg``, ``mmdet`` or ``mmpretrain``; ``''`` for a
+    # network that nobody has, and ``note`` says so
     package: str
-    config: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    needs: str | None = None
-    density: float = 1.0
-    note: str = ''
+    config: str  # its path there
+    options: Mapping[str, Any] = field(default_factory=dict)  # what is changed, with dotted keys
+    needs: str | None = None  # toolbox that must be installed besides the package
+    density: float = 1.0  # share of live weights in the backbone and in a classifier
+    note: str = ''  # what a reader has to know about the row
 
     @property
     def own_name(self) -> str | None:

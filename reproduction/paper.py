@@ -16,25 +16,15 @@ KernelSizes = tuple[int, int, int, int]  # of the four stages
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """A row of Tables 2 to 4.
+    """A row of Tables 2 to 4."""
 
-    Attributes:
-        method: Name of the network, without the citation.
-        input_size: Height and width, in that order; the paper prints width first in Tables 2 and 3.
-        params: In millions.
-        flops: In billions.
-        scores: In per cent, by metric: ``mIoU``; ``AP_box``, ``AP_mask``; ``top1``.
-        kernel_sizes: Where the table has that column.
-        network: What is built for the row; not the paper's.
-    """
-
-    method: str
-    input_size: tuple[int, int]
-    params: int
-    flops: float
-    scores: dict[str, float]
-    kernel_sizes: KernelSizes | None
-    network: Recipe
+    method: str  # name of the network, without the citation
+    input_size: tuple[int, int]  # height and width, in that order; the paper prints width first in Tables 2 and 3
+    params: int  # in millions
+    flops: float  # in billions
+    scores: dict[str, float]  # in per cent, by metric: ``mIoU``; ``AP_box``, ``AP_mask``; ``top1``
+    kernel_sizes: KernelSizes | None  # where the table has that column
+    network: Recipe  # what is built for the row; not the paper's
 
     @property
     def is_ours(self) -> bool:
@@ -44,21 +34,14 @@ class PublishedRow:
 
 @dataclass(frozen=True)
 class PrintedGrid:
-    """A sharing grid.
+    """A sharing grid."""
 
-    Attributes:
-        kernel_size: ``K``, the sum of the grid.
-        center_size: Side of the fine-grained centre; for an explicit grid the side of its parameters.
-        half: Ring widths as the paper's tables print them: from the rim to the centre, which is not doubled.
-        source: Where it is printed, or ``Eq. 2`` where it only follows from the rule.
-        follows_rule: Whether Eq. 2 gives it; an explicit grid need not.
-    """
-
-    kernel_size: int
-    center_size: int
+    kernel_size: int  # ``K``, the sum of the grid
+    center_size: int  # side of the fine-grained centre; for an explicit grid the side of its parameters
+    # ring widths as the paper's tables print them: from the rim to the centre, which is not doubled
     half: tuple[int, ...]
-    source: str
-    follows_rule: bool = True
+    source: str  # where it is printed, or ``Eq. 2`` where it only follows from the rule
+    follows_rule: bool = True  # whether Eq. 2 gives it; an explicit grid need not
 
     @property
     def grid(self) -> tuple[int, ...]:

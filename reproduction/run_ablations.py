@@ -30,15 +30,10 @@ SEG_GPUS = 8  # of the segmentation recipes, with two images each
 
 @dataclass(eq=False, kw_only=True)
 class Job(Training):
-    """The training of a recipe with a seed.
+    """The training of a recipe with a seed."""
 
-    Attributes:
-        stage: ``'cls'`` or ``'seg'``.
-        cfg: The recipe with all options.
-    """
-
-    stage: str
-    cfg: Config
+    stage: str  # ``'cls'`` or ``'seg'``
+    cfg: Config  # the recipe with all options
 
 
 def parse_args() -> argparse.Namespace:

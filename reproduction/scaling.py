@@ -53,17 +53,11 @@ CURVES: dict[str, tuple[str, str, dict[str, str]]] = {
 
 
 class Size(NamedTuple):
-    """Parameters of ConvNeXt-T with other kernels; biases and norms are no part of a kernel.
+    """Parameters of ConvNeXt-T with other kernels; biases and norms are no part of a kernel."""
 
-    Attributes:
-        kernel: Of one kernel of the first stage, per channel.
-        kernels: Of all kernels.
-        network: Of the whole network, classifier included.
-    """
-
-    kernel: int
-    kernels: int
-    network: int
+    kernel: int  # of one kernel of the first stage, per channel
+    kernels: int  # of all kernels
+    network: int  # of the whole network, classifier included
 
 
 @functools.cache

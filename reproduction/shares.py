@@ -36,20 +36,14 @@ _FILLS = [('0.25', ''), ('0.6', '//'), ('0.85', '..'), ('0.45', 'xx'), ('0.95', 
 
 @dataclass(frozen=True)
 class Share:
-    """A piece of Fig. 5.
+    """A piece of Fig. 5."""
 
-    Attributes:
-        whole: What it is a share of: :data:`MODEL` in Fig. 5a, :data:`BACKBONE` in Fig. 5b; :data:`BESIDE` for the
-            embedding, whose additions and look-ups are no convolution: the paper's totals come out without them.
-        name: As in the figure.
-        flops: Multiply-adds, each layer times its density; for the embedding, additions and multiplications.
-        percent: Of the whole.
-    """
-
+    # what it is a share of: :data:`MODEL` in Fig. 5a, :data:`BACKBONE` in Fig. 5b; :data:`BESIDE` for the
+    # embedding, whose additions and look-ups are no convolution: the paper's totals come out without them
     whole: str
-    name: str
-    flops: int
-    percent: float
+    name: str  # as in the figure
+    flops: int  # multiply-adds, each layer times its density; for the embedding, additions and multiplications
+    percent: float  # of the whole
 
 
 def flop_shares(complexity: Complexity) -> list[Share]:

@@ -22,17 +22,11 @@ _KERNELS_7X7 = '"model.backbone.kernel_sizes=(7,7)"'
 
 @dataclass(frozen=True)
 class Step:
-    """A command of the report.
+    """A command of the report."""
 
-    Attributes:
-        name: Placeholder of the command in the template.
-        command: As a user types it in the project's folder.
-        makes: A file that makes the step superfluous once it is there; ``None`` to run it every time.
-    """
-
-    name: str
-    command: str
-    makes: str | None = None
+    name: str  # placeholder of the command in the template
+    command: str  # as a user types it in the project's folder
+    makes: str | None = None  # a file that makes the step superfluous once it is there; ``None`` to run it every time
 
 
 STEPS = (

@@ -181,27 +181,19 @@ def measure(model: Any, images: Sequence[Image], facts: Mapping[str, Any]) -> Me
         facts: What is known of the model, at least its ``name`` and ``weights``.
 
     Returns:
-        The scores, and the facts with the machine, the seconds, support and area ratios, raw and of the logarithm, and
-        what the kernels say of the field: its size on an endless image and the interval that the central position sees,
-        both ``None`` for a backbone that is no PeLK.
+        The scores, and the facts with the machine, the seconds, area ratios, raw and of the logarithm, and the size of
+        the field that follows from the kernels, ``None`` for a backbone that is no PeLK.
     """
     start = time.perf_counter()
     scores = field.contribution_scores(model, preprocessed(model, images))
     seconds = time.perf_counter() - start
-    size = interval = None
-    if isinstance(model.backbone, PeLK):
-        layers = field.receptive_field_layers(model.backbone)
-        size = field.receptive_field_size(layers)
-        interval = field.theoretical_receptive_field(layers, scores.shape[0])
     found = dict(
         images=len(images),
         seconds=round(seconds, 2),
         machine=environment_info(next(model.parameters()).device.type),
-        theoretical_size=size,
-        theoretical_interval=interval,
+        theoretical_size=field.theoretical_size(model.backbone) if isinstance(model.backbone, PeLK) else None,
         total=float(scores.sum()),
         largest=float(scores.max()),
-        support=field.support(scores),
         area_ratios=list(map(asdict, field.area_ratios(scores))),
         area_ratios_log=list(map(asdict, field.area_ratios(scores / len(images), logarithm=True))),
     )

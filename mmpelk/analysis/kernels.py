@@ -19,7 +19,6 @@ __all__ = [
     'LearntKernel',
     'Region',
     'backbone_tensors',
-    'kernel_from_key',
     'learnt_embedding',
     'learnt_kernel',
     'regions',
@@ -124,31 +123,15 @@ def learnt_kernel(backbone: PeLK, tensors: Mapping[str, Tensor], stage: int, blo
     Raises:
         ValueError: If there is no such block, its kernel has no grid, or the checkpoint does not fit.
     """
-    grid = _mixer(backbone, stage, block).large.sharing_grid
-    return kernel_from_key(tensors, f'stages.{stage}.{block}.mixer.large.weight', grid)
-
-
-def kernel_from_key(tensors: Mapping[str, Tensor], name: str, grid: Sequence[int] | None = None) -> LearntKernel:
-    """A kernel by its name in a state dict.
-
-    Args:
-        tensors: By name.
-        name: Of a tensor ``(C, 1, k', k')``.
-        grid: Its sharing grid; ``None`` takes it for a dense kernel.
-
-    Raises:
-        ValueError: If there is no such tensor, or it is no depthwise square kernel of the grid.
-    """
+    name = f'stages.{stage}.{block}.mixer.large.weight'
+    grid = check_sharing_grid(_mixer(backbone, stage, block).large.sharing_grid)
     weight = _tensor(tensors, name).float()
-    if weight.dim() != 4 or weight.shape[1] != 1 or weight.shape[2] != weight.shape[3]:
-        raise ValueError(f"{name!r} is {tuple(weight.shape)}, no depthwise square kernel (C, 1, k', k')")
     if (mask := tensors.get(name + MASK_SUFFIX)) is not None:
         weight = weight * mask
-    grid = check_sharing_grid(grid or (1,) * weight.shape[-1])
     if weight.shape[-1] != len(grid):
         raise ValueError(
             f'{name!r} has {weight.shape[-1]} x {weight.shape[-1]} parameters, the sharing grid {list(grid)} '
-            f'{len(grid)} x {len(grid)}; give the config or the grid that the checkpoint was trained with'
+            f'{len(grid)} x {len(grid)}; give the config that the checkpoint was trained with'
         )
     deployed = f'{name.removesuffix(".weight")}_norm.weight' not in tensors
     return LearntKernel(name, weight[:, 0], grid, deployed)
@@ -203,9 +186,7 @@ def _mixer(backbone: PeLK, stage: int, block: int) -> PeripheralMixer:
         raise ValueError(f'there is no block {block} in stage {stage}: counted from 0, {backbone.depths} in the stages')
     mixer = backbone.stages[stage][block].mixer
     if not isinstance(mixer, PeripheralMixer):
-        raise ValueError(
-            f'{type(mixer).__name__} has neither sharing grid nor embedding; a square kernel can be drawn by its key'
-        )
+        raise ValueError(f'{type(mixer).__name__} has neither sharing grid nor embedding')
     return mixer
 
 

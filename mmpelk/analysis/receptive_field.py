@@ -23,21 +23,16 @@ from mmpelk.ops import force_backend
 __all__ = [
     'THRESHOLDS',
     'AreaRatio',
-    'Layer',
     'area_ratios',
     'contribution_scores',
     'last_map',
-    'receptive_field_layers',
-    'receptive_field_size',
-    'support',
-    'theoretical_receptive_field',
+    'theoretical_size',
 ]
 
 THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
 """RepLKNet's shares of the total contribution."""
 
 Scores = npt.NDArray[np.float64]
-Interval = tuple[int, int]
 
 
 def contribution_scores(model: nn.Module, images: Iterable[Tensor]) -> Scores:
@@ -200,82 +195,20 @@ def area_ratios(
     return tuple(ratios)
 
 
-def support(scores: Scores) -> tuple[Interval, Interval] | None:
-    """Bounding box of the scores that are not exactly zero.
+def theoretical_size(backbone: PeLK) -> int:
+    """Extent of the receptive field on an endless image: ``1 + sum_i (k_i - 1) prod_{j<i} s_j``, in pixels.
 
-    Args:
-        scores: ``(H, W)``.
-
-    Returns:
-        First and last row, first and last column; ``None`` if all scores are zero.
-    """
-    if not scores.any():
-        return None
-    rows, columns = (np.flatnonzero(scores.any(axis)) for axis in (1, 0))
-    return (int(rows[0]), int(rows[-1])), (int(columns[0]), int(columns[-1]))
-
-
-@dataclass(frozen=True)
-class Layer:
-    """What a convolution or pooling does to the receptive field along one axis.
-
-    Attributes:
-        kernel_size: Its extent.
-        stride: Its stride.
-        padding: Zeros before the first position, and as many after the last.
-    """
-
-    kernel_size: int
-    stride: int = 1
-    padding: int = 0
-
-
-def receptive_field_layers(backbone: PeLK) -> tuple[Layer, ...]:
-    """The layers of a backbone that widen its receptive field, in order, up to :func:`last_map`.
-
-    Small kernels run beside larger ones and do not count; stripes count with their long side, so that the result is
-    the bounding box of their cross.
+    The sum runs over the layers up to :func:`last_map`. Small kernels run beside larger ones and do not count; stripes
+    count with their long side, so that the result is the bounding box of their cross.
 
     Args:
         backbone: A PeLK with any of its mixers.
     """
-    layers = []
+    size, stride = 1, 1
     for downsample, stage in zip(backbone.downsample_layers, backbone.stages, strict=True):
-        layers += [Layer(conv.kernel_size[0], conv.stride[0]) for conv in downsample if isinstance(conv, nn.Conv2d)]
-        layers += [Layer(size, padding=size // 2) for size in (max(block.mixer.receptive_field) for block in stage)]
-    return tuple(layers)
-
-
-def receptive_field_size(layers: Sequence[Layer]) -> int:
-    """Extent of the receptive field on an endless image: ``1 + sum_i (k_i - 1) prod_{j<i} s_j``, in pixels.
-
-    Args:
-        layers: From the image on.
-    """
-    strides = [math.prod(layer.stride for layer in layers[:index]) for index in range(len(layers))]
-    return 1 + sum((layer.kernel_size - 1) * stride for layer, stride in zip(layers, strides, strict=True))
-
-
-def theoretical_receptive_field(layers: Sequence[Layer], extent: int) -> Interval:
-    """The input pixels that the central position of the last map depends on, along one axis.
-
-    The interval is followed back layer by layer and cut off at every map's border, behind which there are zeros only:
-    ``[a, b]`` comes from ``[s a - p, s b - p + k - 1]``. It is exact for even kernels, any stride, and extents that the
-    strides do not divide.
-
-    Args:
-        layers: From the image on.
-        extent: Height or width of the image.
-
-    Returns:
-        First and last pixel.
-    """
-    extents = [extent]
-    for layer in layers:
-        steps = (extents[-1] + 2 * layer.padding - layer.kernel_size) // layer.stride
-        extents.append(max(1, steps + 1))  # PeLK pads a map smaller than the kernel
-    first = last = extents[-1] // 2
-    for layer, size in zip(reversed(layers), reversed(extents[:-1]), strict=True):
-        first = max(0, first * layer.stride - layer.padding)
-        last = min(size - 1, last * layer.stride - layer.padding + layer.kernel_size - 1)
-    return first, last
+        for conv in downsample:
+            if isinstance(conv, nn.Conv2d):
+                size += (conv.kernel_size[0] - 1) * stride
+                stride *= conv.stride[0]
+        size += sum(max(block.mixer.receptive_field) - 1 for block in stage) * stride
+    return size

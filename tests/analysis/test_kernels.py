@@ -8,7 +8,6 @@ from torch import Tensor
 
 from mmpelk.analysis.kernels import (
     backbone_tensors,
-    kernel_from_key,
     learnt_embedding,
     learnt_kernel,
     regions,
@@ -96,24 +95,13 @@ class TestLearntKernel:
         state[f'{name}_mask'] = torch.rand_like(state[name]) < 0.6
         kernel = learnt_kernel(model, state, 0, 0)
         assert torch.equal(kernel.weight == 0, ~state[f'{name}_mask'][:, 0])
-        assert torch.equal(kernel_from_key(state, name, kernel.grid).weight, kernel.weight)
 
-    def test_by_key_without_a_grid_is_dense(self) -> None:
-        tensors = {'depthwise.weight': torch.rand(3, 1, 7, 7)}
-        assert kernel_from_key(tensors, 'depthwise.weight').grid == (1,) * 7
-
-    @pytest.mark.parametrize(
-        ('name', 'grid', 'message'),
-        [
-            ('large.weight', None, r"no 'large.weight'; its nearest: .*stages.0.0.mixer.large.weight"),
-            ('downsample_layers.0.0.weight', None, r'is \(8, 3, 4, 4\), no depthwise square kernel'),
-            ('stages.0.0.mixer.large.weight', sharing_grid(31), r'has 9 x 9 parameters, the sharing grid .* 11 x 11'),
-        ],
-        ids=['unknown', 'no-kernel', 'another-grid'],
-    )
-    def test_wrong_keys(self, name: str, grid: tuple[int, ...] | None, message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            kernel_from_key(backbone().state_dict(), name, grid)
+    def test_of_another_network(self) -> None:
+        state = backbone(kernel_sizes=(31, 9)).state_dict()
+        with pytest.raises(ValueError, match=r'has 11 x 11 parameters, the sharing grid .* 9 x 9'):
+            learnt_kernel(backbone(), state, 0, 0)
+        with pytest.raises(ValueError, match=r"no 'stages.0.0.mixer.large.weight'; its nearest: x.stages.0.0.mixer.la"):
+            learnt_kernel(backbone(), {f'x.{name}': value for name, value in state.items()}, 0, 0)
 
     @pytest.mark.parametrize(('stage', 'block'), [(2, 0), (-1, 0), (1, 2)])
     def test_of_no_block(self, stage: int, block: int) -> None:

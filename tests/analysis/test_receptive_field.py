@@ -1,6 +1,5 @@
 """The receptive field that is measured equals the one that follows from the kernels, for networks with known ones."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,14 +10,10 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
 from mmpelk.analysis.receptive_field import (
-    Layer,
     area_ratios,
     contribution_scores,
     last_map,
-    receptive_field_layers,
-    receptive_field_size,
-    support,
-    theoretical_receptive_field,
+    theoretical_size,
 )
 from mmpelk.models import PeLK
 from mmpelk.ops import force_backend
@@ -60,11 +55,6 @@ def image(height: int, width: int) -> Tensor:
     return torch.rand(3, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(height)) + 0.1
 
 
-def theory(backbone: PeLK, shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    rows, columns = (theoretical_receptive_field(receptive_field_layers(backbone), extent) for extent in shape)
-    return rows, columns
-
-
 def footprint(mixer: str, shape: tuple[int, int]) -> np.ndarray:
     """Pixels that the centre of the last map sees, by running kernels of ones backwards. Not by the formula."""
     layers: list[tuple[list[tuple[int, int]], int]] = []
@@ -96,7 +86,18 @@ def test_measured_support_is_the_theoretical_one(mixer: str, shape: tuple[int, i
     assert scores.shape == shape
     assert scores.dtype == np.float64
     np.testing.assert_array_equal(scores > 0, footprint(mixer, shape))
-    assert support(scores) == theory(backbone, shape)
+
+
+@pytest.mark.parametrize('mixer', MIXERS)
+def test_theoretical_size_is_that_of_the_footprint(mixer: str) -> None:
+    rows, columns = (np.flatnonzero(footprint(mixer, (204, 183)).any(axis)) for axis in (1, 0))
+    assert theoretical_size(small_pelk(mixer)) == np.ptp(rows) + 1 == np.ptp(columns) + 1
+
+
+def test_theoretical_size_of_pelk_t() -> None:
+    stem = 1 + 3
+    stages = [3 * 50 * 4, 4 + 3 * 48 * 8, 8 + 9 * 46 * 16, 16 + 3 * 12 * 32]
+    assert theoretical_size(PeLK('tiny')) == stem + sum(stages)
 
 
 @pytest.mark.parametrize('mixer', MIXERS)
@@ -105,9 +106,13 @@ def test_support_of_random_networks_with_all_norms(mixer: str) -> None:
     backbone = small_pelk(mixer).double()
     backbone.init_weights()
     # Contributions are cut off at zero: a single pixel may show nothing, but not a whole border of the field.
-    scores = contribution_scores(backbone, [image(192, 176), image(192, 176).flip(-1)])
-    assert support(scores) == theory(backbone, (192, 176))
-    assert not scores[~footprint(mixer, (192, 176))].any()
+    scores, field = (
+        contribution_scores(backbone, [image(192, 176), image(192, 176).flip(-1)]),
+        footprint(mixer, (192, 176)),
+    )
+    assert not scores[~field].any()
+    for axis in (0, 1):
+        np.testing.assert_array_equal(scores.any(axis), field.any(axis))
 
 
 def test_deployed_network_sees_the_same() -> None:
@@ -115,51 +120,10 @@ def test_deployed_network_sees_the_same() -> None:
     backbone = small_pelk().double().eval()
     backbone.init_weights()
     before = contribution_scores(backbone, [image(64, 64)])
-    layers = receptive_field_layers(backbone)
+    size = theoretical_size(backbone)
     backbone.switch_to_deploy()
-    assert receptive_field_layers(backbone) == layers
+    assert theoretical_size(backbone) == size
     np.testing.assert_allclose(contribution_scores(backbone, [image(64, 64)]), before, rtol=1e-9, atol=1e-12)
-
-
-STACKS = {
-    'patches': [Layer(4, 4), Layer(2, 2)],
-    'same': [Layer(5, 1, 2), Layer(3, 1, 1)],
-    'even kernels': [Layer(4, 1, 2), Layer(6, 2, 1), Layer(2, 1)],
-    'resnet-like': [Layer(7, 2, 3), Layer(3, 2, 1), Layer(3, 1, 1), Layer(3, 2, 1)],
-    'gaps': [Layer(2, 3), Layer(3, 1, 1)],
-}
-
-
-@pytest.mark.parametrize('extent', [5, 11, *range(40, 46), 90])
-@pytest.mark.parametrize('layers', STACKS.values(), ids=STACKS)
-def test_theory_of_any_stack(layers: Sequence[Layer], extent: int) -> None:
-    def forward(x: Tensor) -> Tensor:
-        for layer in layers:
-            x = F.conv1d(x, torch.ones(1, 1, layer.kernel_size).double(), stride=layer.stride, padding=layer.padding)
-        return x
-
-    pixels = torch.ones(1, 1, extent, dtype=torch.float64, requires_grad=True)
-    out = forward(pixels)
-    (gradient,) = torch.autograd.grad(out[0, 0, out.shape[-1] // 2], pixels)
-    seen = gradient[0, 0].nonzero().flatten()
-    assert theoretical_receptive_field(layers, extent) == (seen[0], seen[-1])
-
-
-def test_published_receptive_fields() -> None:
-    """Araujo et al., Computing Receptive Fields of Convolutional Neural Networks, Distill 2019."""
-    three, pool = Layer(3, 1, 1), Layer(2, 2)
-    alexnet = [Layer(11, 4), Layer(3, 2), Layer(5, 1, 2), Layer(3, 2), three, three, three, Layer(3, 2)]
-    vgg16 = [three, three, pool] * 2 + [three, three, three, pool] * 3
-    assert receptive_field_size(alexnet) == 195
-    assert receptive_field_size(vgg16) == 212
-
-
-def test_receptive_field_of_pelk_t() -> None:
-    stem = 1 + 3
-    stages = [3 * 50 * 4, 4 + 3 * 48 * 8, 8 + 9 * 46 * 16, 16 + 3 * 12 * 32]
-    backbone = PeLK('tiny')
-    assert receptive_field_size(receptive_field_layers(backbone)) == stem + sum(stages)
-    assert theory(backbone, (1024, 1024)) == ((0, 1023), (0, 1023))
 
 
 def test_images_accumulate() -> None:

@@ -3,11 +3,8 @@
 import argparse
 import importlib
 import io
-import json
-import os
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -17,7 +14,6 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from torch.distributed.run import get_args_parser
 
 from mmpelk.engine.command_line import read_config
 from reproduction.page import TEMPLATE
@@ -129,36 +125,20 @@ def parse(path: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> argpa
     return parsed.value.args[0]
 
 
-def launched(words: list[str], folder: Path) -> list[tuple[str, list[str]]]:
-    """The Python scripts that a shell script would run, with their words; torchrun's own are read by its parser.
-
-    Args:
-        words: The command, perhaps with ``env NAME=VALUE`` before it.
-        folder: An empty one, where a demo's data and work folder would be.
-    """
-    variables: dict[str, str] = {}
-    if words[0] == 'env':
-        script = next(index for index, word in enumerate(words[1:], start=1) if '=' not in word)
-        variables, words = dict(word.split('=', 1) for word in words[1:script]), words[script:]
-    stub, calls, last = folder / 'python', folder / 'calls', folder / 'last_checkpoint'
-    # Notes what it is called with. A demo asks for the number of its processes, and expects the name of a checkpoint.
-    stub.write_text(
-        f'#!{sys.executable}\nimport json, sys\nif sys.argv[1] == "-c": sys.exit(print(2))\n'
-        f'print(json.dumps(sys.argv[1:]), file=open({str(calls)!r}, "a"))\nopen({str(last)!r}, "w").write("last.pth")\n'
-    )
-    stub.chmod(0o700)
-    variables |= dict(PYTHON=str(stub), WORK_DIR=str(folder), DATA=str(folder / 'data'))
-    command = [str(ROOT / words[0]), *words[1:]]
-    done = subprocess.run(command, env=os.environ | variables, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = []
-    for script, *given in map(json.loads, calls.read_text().splitlines()):
-        if Path(script).name == 'torchrun.py':
-            args = get_args_parser().parse_args(given)
-            assert args.nproc_per_node.isdigit()
-            script, given = args.training_script, args.training_script_args
-        found.append(((ROOT / script).resolve().relative_to(ROOT).as_posix(), given))
-    return found
+def python_script(words: list[str]) -> tuple[str, list[str]]:
+    """The Python script that a command comes to, with its words; the launchers have tests of their own."""
+    if words[:2] == ['python', '-m']:
+        return words[2], words[3:]
+    if words[0] == 'python':
+        return words[1], words[2:]
+    assert (ROOT / words[0]).is_file()
+    launcher, config, *options = words
+    if Path(launcher).name == 'run_seg.sh':
+        return 'tools/train.py', ['configs/demo/upernet_pelk_nano_synthetic.py', '--cfg-options', config, *options]
+    train = Path(launcher).name == 'dist_train.sh'
+    processes = options.pop(0 if train else 1)
+    assert processes.isdigit()
+    return f'tools/{"train" if train else "test"}.py', [config, *options]
 
 
 def commands() -> list[str]:
@@ -169,40 +149,30 @@ def commands() -> list[str]:
 
 
 @pytest.mark.parametrize('command', commands(), ids=lambda command: ' '.join(command.split()[:3]))
-def test_command_is_understood(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = shlex.split(command)
-    for word in words:
-        if word.startswith('configs/'):
-            assert (ROOT / word).is_file()
+def test_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    words = [word for word in shlex.split(command) if word != 'env' and not word.startswith('WORK_DIR=')]
     if words[0] == 'make':
         assert run('make', '-n', words[1], cwd=ROOT)
         return
-    if words[:2] == ['python', '-m']:
-        del words[1]
-    scripts = [(words[1], words[2:])] if words[0] == 'python' else launched(words, tmp_path)
-    assert scripts
-    monkeypatch.chdir(ROOT)
-    for script, given in scripts:
-        args = parse(script, given, monkeypatch)
-        if hasattr(args, 'cfg_options') and getattr(args, 'config', None):
-            for toolbox in ('mmpretrain', 'mmdet', 'mmseg'):
-                pytest.importorskip(toolbox)
-            read_config(args.config, args.cfg_options)  # refuses keys that are nearly the config's
-        if script == 'tools/analysis/erf.py':
-            # Names, configs and options; the checkpoints are there after the report alone.
-            models = [[name, config, 'random', *options] for name, config, _, *options in args.model or ()]
-            assert len(tool(script).read_requests(models)) == len(models)
+    script, given = python_script(words)
+    args = parse(script, given, monkeypatch)
+    if hasattr(args, 'config'):
+        for toolbox in ('mmpretrain', 'mmdet', 'mmseg'):
+            pytest.importorskip(toolbox)
+        read_config(args.config, args.cfg_options)  # refuses keys that are nearly the config's
+    if script == 'tools/analysis/erf.py':
+        # Names, configs and options; the checkpoints are there after the report alone.
+        models = [[name, config, 'random', *options] for name, config, _, *options in args.model or ()]
+        assert len(tool(script).read_requests(models)) == len(models)
 
 
-def test_batch_of_table_4_reaches_the_hooks_that_count_iterations(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_batch_of_table_4_reaches_the_hooks_that_count_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
     """The page's command of Table 4 addresses hooks by their position."""
     pytest.importorskip('mmpretrain')
-    (command,) = [command for command in commands() if 'custom_hooks.' in command]
-    ((script, words),) = launched(shlex.split(command), tmp_path)
-    args = parse(script, words, monkeypatch)
     monkeypatch.chdir(ROOT)
+    (command,) = [command for command in commands() if 'custom_hooks.' in command]
+    args = parse(*python_script(shlex.split(command)), monkeypatch)
     cfg, plain = read_config(args.config, args.cfg_options), read_config(args.config)
     counts = cfg.optim_wrapper.accumulative_counts
     for hook, before, key in zip(cfg.custom_hooks, plain.custom_hooks, ('update_interval', 'interval'), strict=True):

@@ -2,7 +2,6 @@
 
 python tools/analysis/plot_kernels.py grid --grid 2 1 2 --kernel-size 31 --center-size 5
 python tools/analysis/plot_kernels.py kernel CHECKPOINT --config CONFIG --stage 0 --block 0 --channels 0 1 2
-python tools/analysis/plot_kernels.py kernel CHECKPOINT --key stages.0.0.mixer.large.weight --kernel-size 51
 python tools/analysis/plot_kernels.py embedding CHECKPOINT --config CONFIG --stage 0 --map-size 32 32
 """
 
@@ -13,10 +12,9 @@ from matplotlib.figure import Figure
 from mmengine.config import DictAction
 from mmengine.registry import MODELS
 from mmengine.runner import CheckpointLoader
-from torch import Tensor
 
 from mmpelk.analysis.kernel_figures import draw_embedding, draw_grids, draw_kernel
-from mmpelk.analysis.kernels import backbone_tensors, kernel_from_key, learnt_embedding, learnt_kernel
+from mmpelk.analysis.kernels import backbone_tensors, learnt_embedding, learnt_kernel
 from mmpelk.engine.checks import check_checkpoint
 from mmpelk.engine.command_line import exit_on_user_error, parse_options, read_config
 from mmpelk.models import PeLK
@@ -31,27 +29,22 @@ def parse_args() -> argparse.Namespace:
     grids = 'ring widths of a grid; may be repeated'
     grid.add_argument('--grid', nargs='+', type=int, action='append', metavar='S', help=grids)
     grid.add_argument('--kernel-size', nargs='+', type=int, default=[], metavar='K', help="sides of Eq. 2's grids")
+    grid.add_argument('--center-size', type=int, default=5, help='side of their fine-grained centre; 5 by default')
 
     kernel = commands.add_parser('kernel', help='learnt kernels, as parameters and expanded')
-    kernel.add_argument('--key', help='name of the kernel in the checkpoint, instead of --config, --stage and --block')
-    kernel.add_argument('--grid', nargs='+', type=int, metavar='S', help='with --key: its sharing grid')
-    kernel.add_argument('--kernel-size', type=int, metavar='K', help='with --key: side of the kernel, for the rule')
-
     embedding = commands.add_parser('embedding', help='h of a stage, and what it adds to a map')
     size = 'height and width of the feature map; as large as the kernel by default'
     embedding.add_argument('--map-size', nargs=2, type=int, metavar=('H', 'W'), help=size)
 
     for command in (kernel, embedding):
         command.add_argument('checkpoint', help='trained or deployed')
-        command.add_argument('--config', help='path of the config that it was trained with')
+        command.add_argument('--config', required=True, help='path of the config that it was trained with')
         command.add_argument('--stage', type=int, default=0, help='counted from 0, the default')
         command.add_argument('--block', type=int, default=0, help='of the stage, counted from 0, the default')
         channels = 'which ones; the first four by default'
         command.add_argument('--channels', nargs='+', type=int, metavar='C', help=channels)
         change = 'change the config'
         command.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help=change)
-    for command in (grid, kernel):
-        command.add_argument('--center-size', type=int, default=5, help="side of the rule's centre; 5 by default")
     for command, name in ((grid, 'sharing_grids'), (kernel, 'learnt_kernels'), (embedding, 'positional_embedding')):
         out = Path(f'work_dirs/analysis/{name}.png')
         command.add_argument('--out', type=Path, default=out, help='the figure; %(default)s by default')
@@ -67,8 +60,6 @@ def grids_of(args: argparse.Namespace) -> list[tuple[int, ...]]:
 
 def backbone_of(args: argparse.Namespace) -> PeLK:
     """The backbone of ``--config``, with no weights loaded."""
-    if not args.config:
-        raise ValueError('which sharing grid is it? Give --config CONFIG (or, for a kernel, its --key)')
     cfg = read_config(args.config, args.cfg_options)
     config = dict(cfg.model.get('backbone', cfg.model), init_cfg=None)
     backbone = MODELS.build(config) if config['type'] == 'mmpelk.PeLK' else None
@@ -79,21 +70,14 @@ def backbone_of(args: argparse.Namespace) -> PeLK:
     return backbone
 
 
-def tensors_of(args: argparse.Namespace) -> dict[str, Tensor]:
-    """Tensors of the checkpoint's backbone."""
-    check_checkpoint(args.checkpoint)
-    checkpoint = CheckpointLoader.load_checkpoint(args.checkpoint, map_location='cpu')
-    return backbone_tensors(checkpoint.get('state_dict', checkpoint))
-
-
 def figure_of(args: argparse.Namespace) -> Figure:
     """The figure that a command line asks for."""
     if args.command == 'grid':
         return draw_grids(grids_of(args))
-    if args.command == 'kernel' and args.key:
-        grid = args.grid or (sharing_grid(args.kernel_size, args.center_size) if args.kernel_size else None)
-        return draw_kernel(kernel_from_key(tensors_of(args), args.key.removeprefix('backbone.'), grid), args.channels)
-    backbone, tensors = backbone_of(args), tensors_of(args)
+    check_checkpoint(args.checkpoint)
+    backbone = backbone_of(args)
+    checkpoint = CheckpointLoader.load_checkpoint(args.checkpoint, map_location='cpu')
+    tensors = backbone_tensors(checkpoint.get('state_dict', checkpoint))
     kernel = learnt_kernel(backbone, tensors, args.stage, args.block)
     if args.command == 'kernel':
         return draw_kernel(kernel, args.channels)

@@ -61,21 +61,12 @@ def test_kernels(checkpoint: dict[str, Path], tmp_path: Path, command: str, form
     check_picture(tmp_path / 'figure.png')
 
 
-@pytest.mark.parametrize('grid', [['--kernel-size', 13], ['--grid', 2, 2, 1, 1, 1, 1, 1, 2, 2]])
-def test_kernel_by_key(checkpoint: dict[str, Path], tmp_path: Path, grid: list[object]) -> None:
-    key = 'backbone.stages.0.0.mixer.large.weight'
-    call(TOOL, 'kernel', checkpoint['trained'], '--key', key, *grid, '--out', 'figure.png', cwd=tmp_path)
-    check_picture(tmp_path / 'figure.png')
-
-
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
         (['grid', '--grid', '2', '1', '1'], 'a sharing grid is symmetric about its centre, got [2, 1, 1]'),
         (['grid', '--kernel-size', '30'], 'kernel_size must be an odd positive integer, got 30'),
-        (['kernel', 'absent.pth', '--key', 'k'], "the checkpoint 'absent.pth' does not exist"),
-        (['kernel', 'TRAINED'], 'which sharing grid is it? Give --config CONFIG'),
-        (['kernel', 'TRAINED', '--key', 'large'], "no 'large'; its nearest: "),
+        (['kernel', 'absent.pth', '--config', 'CONFIG'], "the checkpoint 'absent.pth' does not exist"),
         (['kernel', 'TRAINED', '--config', 'CONFIG', '--channels', '3'], 'the kernel has the channels 0 to 2'),
         (['kernel', 'TRAINED', '--config', 'CONFIG', '--stage', '2'], 'there is no block 0 in stage 2'),
         (['embedding', 'TRAINED', '--config', 'CONFIG', '--map-size', '0', '4'], 'two positive integers, got (0, 4)'),
