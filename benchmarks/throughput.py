@@ -3,7 +3,6 @@
 python benchmarks/throughput.py --quick                      # float32, eager, batch 1 and 8: for the report
 python benchmarks/throughput.py --plot throughput.png        # everything that a CPU can do
 python benchmarks/throughput.py --device cuda --resume       # goes on where a stopped run was
-python benchmarks/throughput.py --show --plot throughput.png # measures nothing: tables and figure of the file
 
 Deployed models with their classifier on random images, in eval mode and without gradients. All models of a setting take
 turns, so that a drifting clock meets all alike. Each is measured in two memory layouts, of which the faster one counts.
@@ -15,7 +14,7 @@ import copy
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from mmpelk import __version__
 from mmpelk.analysis.inference import InferenceForm, build_model
 from mmpelk.analysis.table import Table
 from mmpelk.analysis.timing import environment_info, interleaved_medians, peak_memory
-from mmpelk.engine.command_line import exit_on_user_error, load_config
+from mmpelk.engine.command_line import exit_on_user_error, read_config
 from mmpelk.models.pelk import PeLKStage
 from mmpelk.ops import force_backend
 
@@ -86,49 +85,15 @@ class Setting:
         return self.size, PRECISIONS.index(self.precision), self.compiled, self.batch
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """One model in one layout; ``peak_memory`` in bytes beyond weights and image, on CUDA alone."""
-
-    layout: str
-    images_per_second: float | None
-    peak_memory: int | None = None
-    failure: str | None = None
+#: All models in one setting, as the file has it: ``setting``, ``device``, ``machine``, ``rounds``, and ``rows`` of a
+#: ``model`` and its ``measurements``, one per layout: ``images_per_second``, ``peak_memory`` in bytes beyond weights
+#: and image (on CUDA alone), and why it failed, each of which can be ``None``.
+Run = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One model: a measurement per layout."""
-
-    model: str
-    measurements: tuple[Measurement, ...]
-
-    @property
-    def best(self) -> Measurement:
-        """The faster layout, which is the one that counts; the first if all failed."""
-        return max(self.measurements, key=lambda one: one.images_per_second or 0.0)
-
-
-@dataclass(frozen=True)
-class Run:
-    """All models in one setting."""
-
-    setting: Setting
-    device: str
-    machine: dict[str, Any]
-    rounds: int
-    rows: tuple[Row, ...]
-
-    def ratio(self, row: Row) -> float | None:
-        """Images per second of a model over those of the first; ``None`` if either failed."""
-        speed, first = row.best.images_per_second, self.rows[0].best.images_per_second
-        return speed / first if speed and first else None
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> 'Run':
-        """The run that :func:`dataclasses.asdict` gave the dictionary of."""
-        rows = (Row(row['model'], tuple(Measurement(**one) for one in row['measurements'])) for row in data['rows'])
-        return cls(Setting(**data['setting']), data['device'], data['machine'], data['rounds'], tuple(rows))
+def best_speed(row: Mapping[str, Any]) -> float | None:
+    """Images per second in the faster layout, which is the one that counts; ``None`` if both failed."""
+    return max((one['images_per_second'] or 0.0 for one in row['measurements']), default=0.0) or None
 
 
 def library_info(device: str) -> dict[str, Any]:
@@ -243,52 +208,36 @@ def measure_throughput(
         for name in calls:
             measured = []
             for call in calls[name]:
-                speed = setting.batch / seconds[f'{name} {call.layout}']
-                memory = peak_memory(call, device) if device == 'cuda' and call.failure is None else None
-                measured.append(Measurement(call.layout, None if call.failure else speed, memory, call.failure))
-            rows.append(Row(name, tuple(measured)))
-    return Run(setting, device, where, rounds, tuple(rows))
+                speed = None if call.failure else setting.batch / seconds[f'{name} {call.layout}']
+                memory = peak_memory(call, device) if device == 'cuda' and speed else None
+                one = dict(layout=call.layout, images_per_second=speed, peak_memory=memory, failure=call.failure)
+                measured.append(one)
+            rows.append(dict(model=name, measurements=measured))
+    return dict(setting=asdict(setting), device=device, machine=where, rounds=rounds, rows=rows)
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     parser.add_argument('--size', type=int, default=224, help='height and width of the images; 224 by default')
-    parser.add_argument(
-        '--batch', type=int, nargs='+', metavar='N', help='1 8 on a CPU, 1 8 32 64 128 on a GPU by default'
-    )
+    batch = '1 8 on a CPU, 1 8 32 64 128 on a GPU by default'
+    parser.add_argument('--batch', type=int, nargs='+', metavar='N', help=batch)
     parser.add_argument('--precision', nargs='+', choices=PRECISIONS, help='all that the device knows by default')
     parser.add_argument('--mode', nargs='+', choices=['eager', 'compiled'], default=['eager', 'compiled'])
-    parser.add_argument('--layout', nargs='+', choices=list(LAYOUTS), default=list(LAYOUTS), help='both by default')
-    parser.add_argument(
-        '--rounds',
-        type=int,
-        help=f'calls per model at least; {ROUNDS_OF["cpu"]} on a CPU, {ROUNDS_OF["cuda"]} on a GPU',
-    )
-    parser.add_argument(
-        '--models',
-        nargs='+',
-        metavar='NAME[=CONFIG]',
-        help=f'some of {", ".join(RECIPES)}, or recipes of classifiers; ratios refer to the first',
-    )
+    rounds = f'calls per model at least; {ROUNDS_OF["cpu"]} on a CPU, {ROUNDS_OF["cuda"]} on a GPU'
+    parser.add_argument('--rounds', type=int, help=rounds)
+    models = f'some of {", ".join(RECIPES)}, or recipes of classifiers; ratios refer to the first'
+    parser.add_argument('--models', nargs='+', metavar='NAME[=CONFIG]', help=models)
     parser.add_argument('--no-dense-kernels', action='store_true', help='leave out the row of the dense backend')
     parser.add_argument('--quick', action='store_true', help='float32, eager, batch 1 and 8: about two minutes')
     parser.add_argument('--resume', action='store_true', help='skip what the file has from this machine and versions')
-    parser.add_argument('--show', action='store_true', help='measure nothing, show what the file has')
-    parser.add_argument(
-        '--out',
-        type=Path,
-        help='JSON, in which the measured settings replace their earlier figures; by default '
-        'benchmarks/results/throughput_DEVICE.json, and with --models nothing',
-    )
+    out = 'JSON, in which the measured settings replace their earlier figures; by default '
+    out += 'benchmarks/results/throughput_DEVICE.json, and with --models nothing'
+    parser.add_argument('--out', type=Path, help=out)
     parser.add_argument('--plot', type=Path, metavar='FILE.png', help='draw throughput against batch')
     args = parser.parse_args()
     if args.out is None and args.models is None:
         args.out = ROOT / 'benchmarks' / 'results' / f'throughput_{args.device}.json'
-    if args.out is None and (args.resume or args.show):
-        parser.error('with --models, --resume and --show need --out')
-    if args.rounds is not None and args.rounds < 1:
-        parser.error('--rounds is at least 1')
     return args
 
 
@@ -320,8 +269,7 @@ def recipes(args: argparse.Namespace) -> Iterator[tuple[str, str, str | None]]:
 
 def build(config: str) -> nn.Module:
     """A recipe's classifier up to the logits, deployed, with random weights."""
-    options = argparse.Namespace(config=config, launcher='none', work_dir=None, cfg_options=None)
-    model: Any = build_model(load_config(options)).eval()
+    model: Any = build_model(read_config(config)).eval()
     if hasattr(model.backbone, 'switch_to_deploy'):
         model.backbone.switch_to_deploy()
     return InferenceForm(model)
@@ -336,41 +284,39 @@ def load_runs(path: Path) -> dict[Setting, Run]:
     if not path.exists():
         return {}
     try:
-        runs = [Run.from_dict(run) for run in json.loads(path.read_text())['runs']]
+        return {Setting(**run['setting']): run for run in json.loads(path.read_text())['runs']}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"'{path}' does not hold throughput results ({type(error).__name__}: {error}); "
             'name another file, or remove this one'
         ) from error
-    return {run.setting: run for run in runs}
 
 
-def save_runs(path: Path, runs: Iterable[Run]) -> None:
+def save_runs(path: Path, runs: Mapping[Setting, Run]) -> None:
     """Write runs as JSON, ``{"runs": [...]}``, in the order of their settings.
 
     The file is replaced in one step: whoever reads it, or stops the process, finds the old runs or the new ones.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'{path.name}.part')
-    ordered = sorted(runs, key=lambda run: run.setting.order())
-    part.write_text(json.dumps({'runs': [asdict(run) for run in ordered]}, indent=1) + '\n')
+    ordered = [runs[setting] for setting in sorted(runs, key=Setting.order)]
+    part.write_text(json.dumps({'runs': ordered}, indent=1) + '\n')
     os.replace(part, path)
 
 
-def is_current(run: Run, device: str, models: Sequence[str], rounds: int, layouts: Sequence[str]) -> bool:
-    """Whether a run of the same setting has the same models, layouts, machine and versions, and as many rounds."""
+def is_current(run: Run, device: str, models: Sequence[str], rounds: int) -> bool:
+    """Whether a run of the same setting has the same models, machine and versions, and as many rounds."""
     here = library_info(device)
     identity = ('device', 'threads', 'torch', 'python', 'mmpelk', 'cudnn')
     return (
-        run.device == device
-        and run.rounds >= rounds
-        and [row.model for row in run.rows] == list(models)
-        and all([one.layout for one in row.measurements] == list(layouts) for row in run.rows)
-        and all(run.machine.get(key) == here[key] for key in identity)
+        run['device'] == device
+        and run['rounds'] >= rounds
+        and [row['model'] for row in run['rows']] == list(models)
+        and all(run['machine'].get(key) == here[key] for key in identity)
     )
 
 
-def measure(args: argparse.Namespace) -> list[Run]:
+def measure(args: argparse.Namespace) -> dict[Setting, Run]:
     """Measure what the options ask for, writing after every setting; returns all runs of the file, or the new ones."""
     rounds = args.rounds or ROUNDS_OF[args.device]
     runs = load_runs(args.out) if args.out else {}
@@ -380,87 +326,72 @@ def measure(args: argparse.Namespace) -> list[Run]:
     models: dict[str, tuple[nn.Module, str | None]] = {}
     for number, setting in enumerate(wanted, 1):
         stored = runs.get(setting) if args.resume else None
-        if stored and is_current(stored, args.device, names, rounds, args.layout):
+        if stored and is_current(stored, args.device, names, rounds):
             print(f'[{number}/{len(wanted)}] {setting}: in the file already')
             continue
         models = models or {name: (build(config), backend) for name, config, backend in networks}
         print(f'[{number}/{len(wanted)}] {setting} ...', flush=True)
-        runs[setting] = measure_throughput(models, setting, args.device, rounds, args.layout)
+        runs[setting] = measure_throughput(models, setting, args.device, rounds)
         if args.out:
-            save_runs(args.out, runs.values())
+            save_runs(args.out, runs)
         run_table(runs[setting]).print()
-    return list(runs.values())
+    return runs
 
 
 def run_table(run: Run) -> Table:
     """One setting: images per second in every layout, and ratios to the first model."""
-    layouts = [layout.replace('_', ' ') for layout in LAYOUTS]
-    columns = ['model', *layouts, f'to {run.rows[0].model}', 'peak MB', 'failure']
-    table = Table(columns, title=f'Images per second: {run.setting}', notes=[_where(run)])
-    for row in run.rows:
-        ratio, memory = run.ratio(row), row.best.peak_memory
+    rows = run['rows']
+    layouts = [one['layout'].replace('_', ' ') for one in rows[0]['measurements']]
+    columns = ['model', *layouts, f'to {rows[0]["model"]}', 'peak MB', 'failure']
+    notes = [f'{_where(run)}, {run["machine"]["date"]}, median of {run["rounds"]} rounds or more']
+    table = Table(columns, title=f'Images per second: {Setting(**run["setting"])}', notes=notes)
+    first = best_speed(rows[0])
+    for row in rows:
+        measured, best = row['measurements'], best_speed(row)
+        memory = [one['peak_memory'] for one in measured if one['images_per_second'] == best]
         table.add(
-            row.model,
-            *(_speed([one for one in row.measurements if one.layout == layout]) for layout in LAYOUTS),
-            '-' if ratio is None else f'{ratio:.3f}',
-            '-' if memory is None else f'{memory / 2**20:.0f}',
-            '; '.join(dict.fromkeys(one.failure for one in row.measurements if one.failure)),
+            row['model'],
+            *(f'{one["images_per_second"]:.4g}' if one['images_per_second'] else 'failed' for one in measured),
+            f'{best / first:.3f}' if best and first else '-',
+            f'{memory[0] / 2**20:.0f}' if memory and memory[0] is not None else '-',
+            '; '.join(dict.fromkeys(one['failure'] for one in measured if one['failure'])),
         )
     return table
 
 
-def _speed(measured: Sequence[Measurement]) -> str:
-    if not measured:
-        return '-'
-    speed = measured[0].images_per_second
-    return 'failed' if speed is None else f'{speed:.2f}' if speed < 100 else f'{speed:.0f}'
-
-
 def _where(run: Run) -> str:
-    at = run.machine
-    threads = f', threads: {at["threads"]}' if run.device == 'cpu' else ''
-    return f'{at["device"]}{threads}, torch {at["torch"]}, {at["date"]}, median of {run.rounds} rounds or more'
+    at = run['machine']
+    threads = f', threads: {at["threads"]}' if run['device'] == 'cpu' else ''
+    return f'{at["device"]}{threads}, torch {at["torch"]}'
 
 
-def draw(runs: Sequence[Run]) -> Figure:
-    """Throughput against batch, a panel per precision and mode.
+def draw(runs: Mapping[Setting, Run]) -> Figure:
+    """Throughput against batch, a row of panels per mode, a column per precision.
 
     Args:
         runs: Of one image size.
     """
-    panels = sorted(
-        {(run.setting.precision, run.setting.compiled) for run in runs},
-        key=lambda panel: (panel[1], PRECISIONS.index(panel[0])),
-    )
-    names = list(dict.fromkeys(row.model for run in runs for row in run.rows))
-    batches = sorted({run.setting.batch for run in runs})
-    modes = sorted({compiled for _, compiled in panels})
-    columns = max(sum(compiled == mode for _, compiled in panels) for mode in modes)
-    figure = Figure(figsize=(4.6 * columns + 2.2, 3.9 * len(modes) + 0.6), layout='constrained')
-    grid = figure.subplots(len(modes), columns, squeeze=False, sharey=True)
+    modes = sorted({setting.compiled for setting in runs})
+    precisions = sorted({setting.precision for setting in runs}, key=PRECISIONS.index)
+    names = list(dict.fromkeys(row['model'] for run in runs.values() for row in run['rows']))
+    batches = sorted({setting.batch for setting in runs})
+    figure = Figure(figsize=(4.6 * len(precisions) + 2.2, 3.9 * len(modes) + 0.6), layout='constrained')
+    grid = figure.subplots(len(modes), len(precisions), squeeze=False, sharey=True)
     for mode, line in zip(modes, grid, strict=True):
-        in_line = [precision for precision, compiled in panels if compiled == mode]
-        for axes, precision in itertools.zip_longest(line, in_line):
-            if precision is None:
-                axes.set_visible(False)
-                continue
-            shown = [run for run in runs if (run.setting.precision, run.setting.compiled) == (precision, mode)]
-            _draw_panel(axes, sorted(shown, key=lambda run: run.setting.batch), names, batches)
+        for precision, axes in zip(precisions, line, strict=True):
+            shown = {one.batch: runs[one] for one in runs if (one.precision, one.compiled) == (precision, mode)}
+            _draw_panel(axes, dict(sorted(shown.items())), names, batches)
             axes.set_title(f'{precision}, {"compiled" if mode else "eager"}')
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc='outside right center')
-    where = ' and '.join(dict.fromkeys(_where(run).rpartition(', median')[0] for run in runs))
-    side = runs[0].setting.size
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc='outside right center')
+    where, side = ' and '.join(dict.fromkeys(map(_where, runs.values()))), next(iter(runs)).size
     figure.suptitle(f'Inference throughput at {side} x {side}, the faster of two memory layouts\n{where}', fontsize=10)
     return figure
 
 
-def _draw_panel(axes: Axes, runs: Sequence[Run], names: Sequence[str], batches: Sequence[int]) -> None:
+def _draw_panel(axes: Axes, runs: Mapping[int, Run], names: Sequence[str], batches: Sequence[int]) -> None:
     for name, style in zip(names, itertools.cycle(STYLES)):
-        rows = [
-            (run.setting.batch, row.best.images_per_second) for run in runs for row in run.rows if row.model == name
-        ]
-        speeds = {batch: speed for batch, speed in rows if speed}
+        found = [(batch, row) for batch, run in runs.items() for row in run['rows'] if row['model'] == name]
+        speeds = {batch: speed for batch, row in found if (speed := best_speed(row))}
         axes.plot(list(speeds), list(speeds.values()), label=name, markersize=5, **style)  # type: ignore[arg-type]
     axes.set(xlabel='batch, images', ylabel='throughput, images/s', xscale='log', yscale='log')
     axes.set_xticks(batches, [str(batch) for batch in batches])
@@ -475,24 +406,16 @@ def _draw_panel(axes: Axes, runs: Sequence[Run], names: Sequence[str], batches: 
 def main() -> None:
     args = parse_args()
     with exit_on_user_error():
-        if args.show:
-            runs = list(load_runs(args.out).values())
-            if not runs:
-                raise FileNotFoundError(f"nothing measured in '{args.out}'; run this command without --show")
-            for run in runs:
-                run_table(run).print()
-        elif args.device == 'cuda' and not torch.cuda.is_available():
+        if args.device == 'cuda' and not torch.cuda.is_available():
             raise ValueError('torch sees no GPU here; measure with --device cpu')
-        else:
-            runs = measure(args)
-            if args.out:
-                print(f'results are in {args.out}')
+        runs = measure(args)
+        if args.out:
+            print(f'results are in {args.out}')
         if args.plot:
-            shown = [run for run in runs if run.setting.size == args.size]
-            if not shown:
-                raise ValueError(f'no results at {args.size} x {args.size} to draw; name their size with --size')
             args.plot.parent.mkdir(parents=True, exist_ok=True)
-            draw(shown).savefig(args.plot, dpi=110)
+            draw({setting: run for setting, run in runs.items() if setting.size == args.size}).savefig(
+                args.plot, dpi=110
+            )
             print(f'figure: {args.plot}')
 
 

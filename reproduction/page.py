@@ -11,6 +11,7 @@ from string import Template
 from mmpelk.analysis.erf import ratio_table
 from mmpelk.analysis.table import Table
 from mmpelk.ops import sharing_grid
+from mmpelk.ops.sharing_grid import mirror_half_grid
 
 from . import RESULTS
 from .ablations import ABLATIONS
@@ -81,14 +82,14 @@ def states(results: Results, trainings: Trainings) -> dict[str, str]:
 def grids() -> Table:
     """Fig. 1 and Eq. 2: the sharing grids."""
     table = Table(['K', 'centre', 'expected', 'Eq. 2 here', 'deviation', 'source'])
-    for known in SHARING_GRIDS:
-        expected = ' '.join(map(str, known.grid))
+    for kernel_size, center_size, half, source, follows_rule in SHARING_GRIDS:
+        expected = ' '.join(map(str, mirror_half_grid(half)))
         cell, verdict = NOTHING, 'an explicit grid'
-        if known.follows_rule:
-            ours = sharing_grid(known.kernel_size, known.center_size)
-            cell, verdict = computed(' '.join(map(str, ours))), 'none' if ours == known.grid else '**another grid**'
-        shown = paper(expected) if known.is_printed else f'{expected} (by hand)'
-        table.add(str(known.kernel_size), str(known.center_size), shown, cell, verdict, known.source)
+        if follows_rule:
+            ours = ' '.join(map(str, sharing_grid(kernel_size, center_size)))
+            cell, verdict = computed(ours), 'none' if ours == expected else '**another grid**'
+        shown = f'{expected} (by hand)' if source.startswith('Eq.') else paper(expected)
+        table.add(str(kernel_size), str(center_size), shown, cell, verdict, source)
     return table
 
 

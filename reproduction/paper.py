@@ -7,6 +7,7 @@ its rule, and say so. The ablations of Tables 1, 5, 6 and 7 lie with their recip
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from . import networks as net
 from .networks import Recipe
@@ -32,26 +33,14 @@ class PublishedRow:
         return self.method.startswith('PeLK')
 
 
-@dataclass(frozen=True)
-class PrintedGrid:
+class PrintedGrid(NamedTuple):
     """A sharing grid."""
 
-    kernel_size: int  # ``K``, the sum of the grid
+    kernel_size: int
     center_size: int  # side of the fine-grained centre; for an explicit grid the side of its parameters
-    # ring widths as the paper's tables print them: from the rim to the centre, which is not doubled
-    half: tuple[int, ...]
+    half: tuple[int, ...]  # as the paper's tables print them: from the rim to the centre, which is not doubled
     source: str  # where it is printed, or ``Eq. 2`` where it only follows from the rule
     follows_rule: bool = True  # whether Eq. 2 gives it; an explicit grid need not
-
-    @property
-    def grid(self) -> tuple[int, ...]:
-        """Ring widths from rim to rim."""
-        return self.half + self.half[-2::-1]
-
-    @property
-    def is_printed(self) -> bool:
-        """Whether the paper prints the grid; the others were worked out by hand."""
-        return not self.source.startswith('Eq.')
 
 
 _NO_KERNEL = None  # printed as "N/A"

@@ -1,6 +1,7 @@
 """Commands as a user types them, in a folder outside the project, and scripts as modules."""
 
 import contextlib
+import importlib
 import importlib.util
 import io
 import os
@@ -36,13 +37,13 @@ def run(*command: object, cwd: Path, code: int = 0, **variables: object) -> str:
     return done.stdout
 
 
-def call(tool: Path, *arguments: object, cwd: Path, code: int = 0) -> str:
-    """Run a Python script in this process, which saves importing a toolbox anew, and return what it printed.
+def call(tool: Path | str, *arguments: object, cwd: Path, code: int = 0) -> str:
+    """Run a Python script or module in this process, which saves importing a toolbox anew, and return what it printed.
 
     It finds mmengine as in a process of its own: without the loggers, visualizers and scopes of others.
 
     Args:
-        tool: The script; its function ``main`` is called.
+        tool: The script, or the module's name; its function ``main`` is called.
         *arguments: The words after its name.
         cwd: Folder to run in.
         code: Exit code that it must have.
@@ -51,13 +52,13 @@ def call(tool: Path, *arguments: object, cwd: Path, code: int = 0) -> str:
     with (
         _inside(cwd),
         _without_instances(),
-        mock.patch.object(sys, 'argv', [tool.name, *map(str, arguments)]),
+        mock.patch.object(sys, 'argv', [str(tool), *map(str, arguments)]),
         mock.patch.dict(os.environ),  # the tools set LOCAL_RANK
         contextlib.redirect_stdout(printed),
         contextlib.redirect_stderr(printed),
     ):
         try:
-            load_tool(tool).main()
+            (importlib.import_module(tool) if isinstance(tool, str) else load_tool(tool)).main()
         except SystemExit as end:
             returned = end.code if isinstance(end.code, int) else int(end.code is not None)
     assert returned == code, printed.getvalue()[-6000:]

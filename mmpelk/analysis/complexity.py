@@ -65,23 +65,14 @@ _BACKBONE_COMPONENTS = (
 
 @dataclass(frozen=True)
 class Component:
-    """A row of Fig. 5's breakdown.
+    """A row of Fig. 5's breakdown."""
 
-    Attributes:
-        name: ``stem``, ``large_kernels``, ``ffn``, ... in the backbone, else the module's name in the model.
-        part: The part of the model that it belongs to: ``backbone``, ``neck``, ``decode_head``, ...
-        params: Number of parameters of the training form.
-        params_sparse: The same, each parameter times its density.
-        flops: Multiply-adds of the deployed form, dense.
-        flops_sparse: The same, each layer times the density of its weight.
-    """
-
-    name: str
-    part: str
-    params: int
-    params_sparse: int
-    flops: int
-    flops_sparse: int
+    name: str  # ``stem``, ``large_kernels``, ``ffn``, ... in the backbone, else the module's name in the model
+    part: str  # the part of the model that it belongs to: ``backbone``, ``neck``, ``decode_head``, ...
+    params: int  # number of parameters of the training form
+    params_sparse: int  # the same, each parameter times its density
+    flops: int  # multiply-adds of the deployed form, dense
+    flops_sparse: int  # the same, each layer times the density of its weight
 
 
 @dataclass(frozen=True)
@@ -96,19 +87,12 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class LargeKernelCall:
-    """One call of the operator.
+    """One call of the operator."""
 
-    Attributes:
-        shape: ``(N, C, H, W)`` of the convolved channels.
-        sharing_grid: Ring widths; their sum is ``K``.
-        backend: The backend that the call names, or that is chosen for it on a CPU.
-        has_map: Whether a positional term is added.
-    """
-
-    shape: tuple[int, ...]
-    sharing_grid: tuple[int, ...]
-    backend: str
-    has_map: bool
+    shape: tuple[int, ...]  # ``(N, C, H, W)`` of the convolved channels
+    sharing_grid: tuple[int, ...]  # ring widths; their sum is ``K``
+    backend: str  # the backend that the call names, or that is chosen for it on a CPU
+    has_map: bool  # whether a positional term is added
 
     @property
     def dense_flops(self) -> int:
@@ -127,17 +111,11 @@ class LargeKernelCall:
 
 @dataclass(frozen=True)
 class Complexity:
-    """What :func:`count_complexity` found. Totals are the sums over :attr:`components`.
+    """What :func:`count_complexity` found. Totals are the sums over :attr:`components`."""
 
-    Attributes:
-        components: In the order of the model.
-        left_out: What the convention does not count.
-        calls: Every call of the operator in one forward.
-    """
-
-    components: tuple[Component, ...]
-    left_out: tuple[LeftOut, ...]
-    calls: tuple[LargeKernelCall, ...]
+    components: tuple[Component, ...]  # in the order of the model
+    left_out: tuple[LeftOut, ...]  # what the convention does not count
+    calls: tuple[LargeKernelCall, ...]  # every call of the operator in one forward
 
     @property
     def params(self) -> int:

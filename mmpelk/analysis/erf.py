@@ -50,15 +50,10 @@ Image = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Measured:
-    """Scores of a model, and what is known of them.
+    """Scores of a model, and what is known of them."""
 
-    Attributes:
-        scores: ``(H, W)``, summed over the images.
-        facts: What the JSON says about the model.
-    """
-
-    scores: field.Scores
-    facts: dict[str, Any]
+    scores: field.Scores  # ``(H, W)``, summed over the images
+    facts: dict[str, Any]  # what the JSON says about the model
 
 
 def read_images(paths: Sequence[Path], count: int, size: int) -> dict[str, Image]:

@@ -1,7 +1,7 @@
 """Figures of sharing grids, learnt kernels and positional embeddings: the paper's Fig. 1 and 3."""
 
-from collections.abc import Iterator, Sequence
-from itertools import accumulate, takewhile
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from mmpelk.ops.sharing_grid import check_sharing_grid
 
-from .kernels import LearntEmbedding, LearntKernel, Region, regions
+from .kernels import LearntEmbedding, LearntKernel, regions
 
-__all__ = ['SIGNED', 'draw_embedding', 'draw_grids', 'draw_kernel']
+__all__ = ['draw_embedding', 'draw_grids', 'draw_kernel']
 
 _PANEL = 5.4  # inches of a grid's picture
-SIGNED = 'cividis'  # from dark to light all the way, so that grey prints keep the order; zero is in the middle
+_SIGNED = 'cividis'  # from dark to light all the way, so that grey prints keep the order; zero is in the middle
 _SMALLEST = 4.5  # points below which an index is left out
 
 
@@ -51,46 +51,20 @@ def _draw_grid(axes: Axes, grid: tuple[int, ...], norm: LogNorm) -> None:
             row[region.left : region.left + region.width] = [region.height * region.width] * region.width
     axes.imshow(areas, cmap='Greys', norm=norm, extent=(0, side, side, 0))
     _outline(axes, grid, color='black', linewidth=0.8)
-    position = 0.88 * _PANEL * 72 / side  # points
-    _number(axes, cut, position, norm)
-    ticks = dict(_ring_ticks(grid, position))
+    points = 0.88 * _PANEL * 72 / side  # of a position
+    for region in cut:
+        size = min(12.0, 0.7 * region.height * points, 1.3 * region.width * points / len(str(region.index)))
+        if size >= _SMALLEST:
+            middle = region.left + region.width / 2, region.top + region.height / 2
+            color = 'white' if norm(region.height * region.width) > 0.55 else 'black'
+            axes.text(*middle, str(region.index), size=size, color=color, ha='center', va='center')
+    ticks = {edge + width / 2: str(width) for edge, width in zip(accumulate(grid, initial=0), grid, strict=False)}
+    if points < 7:  # the rings of the centre would cover each other
+        ticks = {middle: width for middle, width in ticks.items() if width != '1'} | {side / 2: '1 each'}
     axes.set_xticks(list(ticks), ticks.values(), fontsize=8)
     axes.set_yticks(list(ticks), ticks.values(), fontsize=8)
     title = f'{side} x {side} positions by {len(grid)} x {len(grid)} parameters'
     axes.set(title=title, xlabel='ring widths $s_b$, positions', ylabel='ring widths $s_a$, positions')
-
-
-def _number(axes: Axes, cut: Sequence[Region], position: float, norm: LogNorm) -> None:
-    """Write its index into every region that has room for it, upright where that is larger."""
-    for region in cut:
-        width, height, digits = region.width * position, region.height * position, len(str(region.index))
-        lying, standing = (
-            min(12.0, 0.7 * tall, 1.3 * wide / digits) for wide, tall in ((width, height), (height, width))
-        )
-        upright = standing > 1.3 * lying
-        if max(lying, standing) < _SMALLEST:
-            continue
-        axes.text(
-            region.left + region.width / 2,
-            region.top + region.height / 2,
-            str(region.index),
-            size=standing if upright else lying,
-            rotation=90 if upright else 0,
-            color='white' if norm(region.height * region.width) > 0.55 else 'black',
-            ha='center',
-            va='center',
-        )
-
-
-def _ring_ticks(grid: tuple[int, ...], position: float) -> Iterator[tuple[float, str]]:
-    """Where the rings of a grid are and how wide; those too narrow for a label share one if they are the centre."""
-    edges = list(accumulate(grid, initial=0))
-    ones = 2 * len(list(takewhile(lambda width: width == 1, grid[len(grid) // 2 :]))) - 1
-    for edge, width in zip(edges, grid, strict=False):
-        if width * position >= 7:
-            yield edge + width / 2, str(width)
-    if position < 7 <= ones * position:
-        yield sum(grid) / 2, f'{ones} of 1'
 
 
 def _outline(axes: Axes, grid: Sequence[int], **style: Any) -> None:
@@ -159,7 +133,7 @@ def _draw_rows(
             array = values[channel].numpy()
             limit = float(abs(array).max()) or 1.0
             height, width = array.shape
-            image = axes.imshow(array, SIGNED, vmin=-limit, vmax=limit, extent=(0, width, height, 0))
+            image = axes.imshow(array, _SIGNED, vmin=-limit, vmax=limit, extent=(0, width, height, 0))
             figure.colorbar(image, ax=axes, label=unit if axes is line[-1] else '')
             for axis in (axes.xaxis, axes.yaxis):
                 axis.set_major_locator(MaxNLocator(5, integer=True))

@@ -26,21 +26,13 @@ __all__ = [
 
 
 class Region(NamedTuple):
-    """``Z_ab`` of Eq. 1: the positions of the dense kernel that share a parameter.
+    """``Z_ab`` of Eq. 1: the positions of the dense kernel that share a parameter."""
 
-    Attributes:
-        index: Of the parameter, row by row: ``a * k' + b``.
-        top: First row of positions.
-        left: First column.
-        height: Rows, the width ``s_a`` of ring ``a``.
-        width: Columns, ``s_b``.
-    """
-
-    index: int
-    top: int
-    left: int
-    height: int
-    width: int
+    index: int  # of the parameter, row by row: ``a * k' + b``
+    top: int  # first row of positions
+    left: int  # first column
+    height: int  # rows, the width ``s_a`` of ring ``a``
+    width: int  # columns, ``s_b``
 
 
 def regions(grid: Sequence[int]) -> tuple[Region, ...]:
@@ -61,19 +53,13 @@ def regions(grid: Sequence[int]) -> tuple[Region, ...]:
 
 @dataclass(frozen=True)
 class LearntKernel:
-    """The large kernel of a block.
+    """The large kernel of a block."""
 
-    Attributes:
-        name: Of the tensor in the checkpoint.
-        weight: Its parameters ``(C, k', k')``, masked weights being zero.
-        grid: Ring widths; their sum is ``K``.
-        deployed: Whether it has no norm of its own, because norms and small kernel are merged into it. As it is
-            trained, it is one of two branches.
-    """
-
-    name: str
-    weight: Tensor
-    grid: tuple[int, ...]
+    name: str  # of the tensor in the checkpoint
+    weight: Tensor  # its parameters ``(C, k', k')``, masked weights being zero
+    grid: tuple[int, ...]  # ring widths; their sum is ``K``
+    # whether it has no norm of its own, because norms and small kernel are merged into it. As it is trained, it
+    # is one of two branches
     deployed: bool
 
     @property
@@ -84,19 +70,13 @@ class LearntKernel:
 
 @dataclass(frozen=True)
 class LearntEmbedding:
-    """Eq. 3's embedding, as a block of its stage uses it.
+    """Eq. 3's embedding, as a block of its stage uses it."""
 
-    Attributes:
-        name: Of the tensor in the checkpoint.
-        embedding: ``h``, ``(C, K, K)``; ``None`` in a deployed checkpoint, which keeps the sums of ``W * h`` alone.
-        weighted: ``W * h``, ``(C, K, K)``.
-        map: ``M``, what the term adds to a map of the given size: ``(C, H, W)``.
-    """
-
-    name: str
+    name: str  # of the tensor in the checkpoint
+    # ``h``, ``(C, K, K)``; ``None`` in a deployed checkpoint, which keeps the sums of ``W * h`` alone
     embedding: Tensor | None
-    weighted: Tensor
-    map: Tensor
+    weighted: Tensor  # ``W * h``, ``(C, K, K)``
+    map: Tensor  # ``M``, what the term adds to a map of the given size: ``(C, H, W)``
 
 
 def backbone_tensors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -139,17 +139,11 @@ def last_map(model: nn.Module, images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AreaRatio:
-    """The high-contribution area of RepLKNet's tables.
+    """The high-contribution area of RepLKNet's tables."""
 
-    Attributes:
-        threshold: Share of the total contribution.
-        side: Side of the square in pixels, at most that of the image.
-        area_ratio: Its area over that of the image.
-    """
-
-    threshold: float
-    side: int
-    area_ratio: float
+    threshold: float  # share of the total contribution
+    side: int  # side of the square in pixels, at most that of the image
+    area_ratio: float  # its area over that of the image
 
 
 def area_ratios(

@@ -15,29 +15,17 @@ __all__ = ['TrainingRun', 'planned_steps', 'read_run']
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One training, put together from all the starts that it took.
+    """One training, put together from all the starts that it took."""
 
-    Attributes:
-        folder: Its work folder.
-        planned: Epochs or iterations that it was started for; 0 if it was never started.
-        unit: ``'epoch'`` or ``'iteration'``, of ``planned`` and of the keys of ``tested``.
-        progress: Epochs or iterations in which something was logged last; an epoch counts once it has begun.
-        tested: The metric after so many epochs or iterations.
-        machine: GPUs or ``'CPU'`` with the number of processes, as the newest log says, or ``''``.
-        processes: Their number; 0 if no log has it.
-        date: Day of the newest start, as ``YYYY-MM-DD``, or ``''``.
-        cfg: The newest start's config.
-    """
-
-    folder: Path
-    planned: int = 0
-    unit: str = 'epoch'
-    progress: int = 0
-    tested: dict[int, float] = field(default_factory=dict)
-    machine: str = ''
-    processes: int = 0
-    date: str = ''
-    cfg: dict[str, Any] = field(default_factory=dict)
+    folder: Path  # its work folder
+    planned: int = 0  # epochs or iterations that it was started for; 0 if it was never started
+    unit: str = 'epoch'  # ``'epoch'`` or ``'iteration'``, of ``planned`` and of the keys of ``tested``
+    progress: int = 0  # epochs or iterations in which something was logged last; an epoch counts once it has begun
+    tested: dict[int, float] = field(default_factory=dict)  # the metric after so many epochs or iterations
+    machine: str = ''  # GPUs or ``'CPU'`` with the number of processes, as the newest log says, or ``''``
+    processes: int = 0  # their number; 0 if no log has it
+    date: str = ''  # day of the newest start, as ``YYYY-MM-DD``, or ``''``
+    cfg: dict[str, Any] = field(default_factory=dict)  # the newest start's config
 
     @property
     def status(self) -> str:

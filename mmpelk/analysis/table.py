@@ -13,20 +13,13 @@ _WIDTH = 140  # characters, where the output is no terminal
 
 @dataclass
 class Table:
-    """Rows of text under headings.
+    """Rows of text under headings."""
 
-    Attributes:
-        columns: Headings.
-        rows: Cells of each row, as many as there are columns.
-        title: Printed above; Markdown leaves it to the page.
-        notes: Sentences below.
-        labels: Number of columns, from the left, that name the row; the others are aligned to the right on a terminal.
-    """
-
-    columns: Sequence[str]
-    rows: list[Sequence[str]] = field(default_factory=list)
-    title: str = ''
-    notes: Sequence[str] = ()
+    columns: Sequence[str]  # headings
+    rows: list[Sequence[str]] = field(default_factory=list)  # cells of each row, as many as there are columns
+    title: str = ''  # printed above; Markdown leaves it to the page
+    notes: Sequence[str] = ()  # sentences below
+    # number of columns, from the left, that name the row; the others are aligned to the right on a terminal
     labels: int = 1
 
     def add(self, *cells: str) -> None:

@@ -26,19 +26,12 @@ _ENVIRONMENT = dict(OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='', PYTHONWARNINGS
 
 @dataclass(frozen=True)
 class VariantRun:
-    """The training of a variant with a seed.
+    """The training of a variant with a seed."""
 
-    Attributes:
-        name: Of the variant.
-        seed: Of the run.
-        curve: ``(epoch or iteration, metric in percent)`` of every test, in order.
-        machine: Where and when it was trained, as :func:`.timing.environment_info` describes it.
-    """
-
-    name: str
-    seed: int
-    curve: tuple[tuple[int, float], ...]
-    machine: dict[str, Any]
+    name: str  # of the variant
+    seed: int  # of the run
+    curve: tuple[tuple[int, float], ...]  # ``(epoch or iteration, metric in percent)`` of every test, in order
+    machine: dict[str, Any]  # where and when it was trained, as :func:`.timing.environment_info` describes it
 
     @property
     def final(self) -> float:

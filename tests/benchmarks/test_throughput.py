@@ -66,14 +66,19 @@ def observe(look: Callable[..., Any], setting: Any, backend: str | None = None) 
     return seen
 
 
+def speeds(run: Any) -> list[list[float | None]]:
+    """Images per second by model and layout."""
+    return [[one['images_per_second'] for one in row['measurements']] for row in run['rows']]
+
+
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
 def test_every_model_in_every_layout(precision: str) -> None:
     run = measure(MODELS, Setting(precision, batch=2, size=32), rounds=1)
-    assert [row.model for row in run.rows] == list(MODELS)
-    for row in run.rows:
-        assert [one.layout for one in row.measurements] == LAYOUTS
-        assert all(one.failure is None and one.images_per_second for one in row.measurements)
-    assert (run.machine['torch'], run.setting.batch) == (torch.__version__, 2)
+    assert [row['model'] for row in run['rows']] == list(MODELS)
+    for row in run['rows']:
+        assert [one['layout'] for one in row['measurements']] == LAYOUTS
+        assert all(one['failure'] is None and one['images_per_second'] for one in row['measurements'])
+    assert (run['machine']['torch'], run['setting']['batch']) == (torch.__version__, 2)
 
 
 def test_figures_and_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,9 +92,8 @@ def test_figures_and_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(script, 'interleaved_medians', medians)
     run = measure(MODELS, Setting(batch=6, size=32))
     assert [len(names) for names in timed] == [4 * len(LAYOUTS)], 'all take turns in one measurement'
-    assert [row.measurements[0].images_per_second for row in run.rows] == [6.0, 3.0, 2.0, 1.5]
-    assert [row.best.images_per_second for row in run.rows] == [12.0, 6.0, 4.0, 3.0], 'the faster layout counts'
-    assert [run.ratio(row) for row in run.rows] == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])
+    assert speeds(run) == [[6.0, 12.0], [3.0, 6.0], [2.0, 4.0], [1.5, 3.0]]
+    assert [row[3] for row in script.run_table(run).rows] == ['1.000', '0.500', '0.333', '0.250'], 'the faster layout'
 
 
 @pytest.fixture(params=[(False, True), (True, False), (True, True)], ids=str)
@@ -118,16 +122,11 @@ def test_tf32_is_set_and_restored(precision: str, flags: tuple[bool, bool]) -> N
     assert torch.backends.cudnn.benchmark == benchmark
 
 
-def test_flags_hold_during_the_measurement(flags: tuple[bool, bool]) -> None:
-    seen = observe(lambda model, image: [getattr(*flag) for flag in FLAGS], Setting(size=4))
-    assert all(values == [False, False] for values in seen)
-
-
 @pytest.mark.parametrize(('precision', 'dtype'), [('float32', torch.float32), ('bfloat16', torch.bfloat16)])
 def test_precision_and_layout_of_what_runs(precision: str, dtype: torch.dtype) -> None:
     def look(model: Probe, image: Tensor) -> tuple[Any, ...]:
-        last = image.is_contiguous(memory_format=torch.channels_last)
-        return image.dtype, model.weight.dtype, last, model.training or torch.is_grad_enabled()
+        last, tf32 = image.is_contiguous(memory_format=torch.channels_last), any(getattr(*flag) for flag in FLAGS)
+        return image.dtype, model.weight.dtype, last, model.training or torch.is_grad_enabled() or tf32
 
     assert set(observe(look, Setting(precision, size=4))) == {(dtype, dtype, last, False) for last in (False, True)}
 
@@ -171,20 +170,13 @@ class GraphBreak(nn.Module):
 def test_failure_is_a_row(model: nn.Module, compiled: bool, message: str) -> None:
     models = {'well': (Probe([], lambda *_: 0), None), 'ill': (model, None)}
     run = measure(models, Setting(compiled=compiled, size=4), rounds=3)
-    well, ill = run.rows
-    assert ill.best.images_per_second is None
-    assert all(message in one.failure for one in ill.measurements)
-    assert '\n' not in ill.best.failure
-    assert run.ratio(ill) is None
-    assert compiled or well.best.images_per_second
-
-
-def test_interruption_is_not_a_row() -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        observe(interrupt, Setting(size=4))
+    well, ill = run['rows']
+    for one in ill['measurements']:
+        assert one['images_per_second'] is None
+        assert message in one['failure']
+        assert '\n' not in one['failure']
+    assert script.run_table(run).rows[1][1:4] == ('failed', 'failed', '-')
+    assert compiled or script.best_speed(well)
 
 
 def test_every_compiled_model_is_one_graph_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +185,7 @@ def test_every_compiled_model_is_one_graph_of_its_own(monkeypatch: pytest.Monkey
     counter, compile_ = CompileCounter(), torch.compile
     monkeypatch.setattr(torch, 'compile', lambda function, **options: compile_(function, backend=counter, **options))
     run = measure({name: (conv, None) for name, conv in convs.items()}, Setting('float32', True, 2, 8), rounds=2)
-    assert all(one.failure is None for row in run.rows for one in row.measurements)
+    assert all(one['failure'] is None for row in run['rows'] for one in row['measurements'])
     assert counter.frame_count == len(convs) * len(LAYOUTS)
 
 
@@ -204,7 +196,7 @@ def test_compiled_networks(monkeypatch: pytest.MonkeyPatch) -> None:
         torch, 'compile', lambda function, **options: compile_(function, backend='aot_eager', **options)
     )
     run = measure(MODELS, Setting(compiled=True, size=32), rounds=1, layouts=['channels_last'])
-    assert [row.best.failure for row in run.rows] == [None] * 4
+    assert all(script.best_speed(row) for row in run['rows'])
 
 
 # The results file, the command
@@ -223,24 +215,30 @@ def tiny_recipes(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def made_up(setting: Any, speed: float = 2.0, **machine: Any) -> Any:
-    ones = [
-        [dict(layout='channels_first', images_per_second=speed), dict(layout='channels_last', images_per_second=1.0)],
-        [
-            dict(layout='channels_first', images_per_second=None, failure='OutOfMemoryError'),
-            dict(layout='channels_last', images_per_second=speed / 4, peak_memory=1024),
-        ],
+    ones = [(speed, 1.0), (None, speed / 4)]
+    rows = [
+        dict(
+            model=name,
+            measurements=[
+                dict(
+                    layout=layout, images_per_second=one, peak_memory=None, failure=None if one else 'OutOfMemoryError'
+                )
+                for layout, one in zip(LAYOUTS, pair, strict=True)
+            ],
+        )
+        for name, pair in zip(('PeLK-T', 'SLaK-T'), ones, strict=True)
     ]
-    rows = [dict(model=name, measurements=measured) for name, measured in zip(('PeLK-T', 'SLaK-T'), ones, strict=True)]
     where = script.library_info('cpu') | machine
-    return script.Run.from_dict(dict(setting=vars(setting), device='cpu', machine=where, rounds=5, rows=rows))
+    return dict(setting=vars(setting), device='cpu', machine=where, rounds=5, rows=rows)
 
 
 def test_results_file_round_trip(tmp_path: Path) -> None:
     path = tmp_path / 'new' / 'results.json'
     assert script.load_runs(path) == {}
-    runs = [made_up(Setting('bfloat16')), made_up(Setting(batch=8)), made_up(Setting(batch=1))]
+    settings = [Setting('bfloat16'), Setting(batch=8), Setting(batch=1)]
+    runs = {setting: made_up(setting) for setting in settings}
     script.save_runs(path, runs)
-    assert list(script.load_runs(path).values()) == [runs[2], runs[1], runs[0]], 'in the order of the settings'
+    assert list(script.load_runs(path).items()) == list(runs.items())[::-1], 'in the order of the settings'
     assert [file.name for file in path.parent.iterdir()] == ['results.json']
     path.write_text('{"other": 1}')
     with pytest.raises(ValueError, match='does not hold throughput results'):
@@ -254,35 +252,29 @@ def test_results_of_the_repository_are_read() -> None:
 @pytest.mark.parametrize('change', ['torch', 'threads', 'device', 'mmpelk', 'cudnn'])
 def test_run_of_another_machine_or_version_is_measured_again(change: str) -> None:
     models, run = ['PeLK-T', 'SLaK-T'], made_up(Setting(batch=8), date='2000-01-01', tf32_conv='whatever')
-    assert script.is_current(run, 'cpu', models, 5, LAYOUTS)
-    assert not script.is_current(made_up(Setting(batch=8), **{change: 'other'}), 'cpu', models, 5, LAYOUTS)
-    assert not script.is_current(run, 'cpu', models, 6, LAYOUTS), 'fewer rounds than asked for'
-    assert not script.is_current(run, 'cpu', models[:1], 5, LAYOUTS)
-    assert not script.is_current(run, 'cpu', models, 5, LAYOUTS[:1])
+    assert script.is_current(run, 'cpu', models, 5)
+    assert not script.is_current(made_up(Setting(batch=8), **{change: 'other'}), 'cpu', models, 5)
+    assert not script.is_current(run, 'cpu', models, 6), 'fewer rounds than asked for'
+    assert not script.is_current(run, 'cpu', models[:1], 5)
 
 
 def test_measures_writes_and_draws(tiny_recipes: list[str], tmp_path: Path) -> None:
     out, plot = tmp_path / 'results.json', tmp_path / 'figures' / 'throughput.png'
-    other, again = made_up(Setting(batch=8)), made_up(Setting(batch=2, size=32))
-    script.save_runs(out, [other, again])
+    earlier = {setting: made_up(setting) for setting in (Setting(batch=8), Setting(batch=2, size=32))}
+    script.save_runs(out, earlier)
     options = ['--size', 32, '--rounds', 1, '--precision', 'float32', '--mode', 'eager', '--out', out, '--plot', plot]
     printed = call(SCRIPT, '--models', *tiny_recipes, '--batch', 1, 2, *options, cwd=tmp_path)
     assert 'Images per second: float32, eager, 2 x 32 x 32' in printed
     runs = script.load_runs(out)
-    assert runs.pop(other.setting) == other, 'settings that are not measured stay'
+    assert runs.pop(Setting(batch=8)) == earlier[Setting(batch=8)], 'settings that are not measured stay'
     assert list(runs) == [Setting(batch=batch, size=32) for batch in (1, 2)]
     for run in runs.values():
-        assert [row.model for row in run.rows] == ['Tiny', 'Tiny, dense kernels', 'Stripes']
-        assert all(row.best.images_per_second for row in run.rows)
+        assert [row['model'] for row in run['rows']] == ['Tiny', 'Tiny, dense kernels', 'Stripes']
+        assert all(script.best_speed(row) for row in run['rows'])
     assert plot.read_bytes().startswith(b'\x89PNG')
 
 
-def test_stopped_run_resumes(
-    tiny_recipes: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-) -> None:
+def test_stopped_run_resumes(tiny_recipes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, measured, small = tmp_path / 'results.json', [], ['--size', 32, '--rounds', 1]
 
     def main(*words: object) -> None:
@@ -306,23 +298,13 @@ def test_stopped_run_resumes(
     runs = script.load_runs(out)
     assert list(runs) == [Setting(batch=batch, size=32) for batch in (1, 8)]
     assert runs[Setting(batch=1, size=32)] == first[Setting(batch=1, size=32)]
-    capsys.readouterr()
-    monkeypatch.setattr(script, 'measure_throughput', None)
-    main('--show', '--out', out)
-    assert capsys.readouterr().out.count('Images per second') == 2
 
 
 def test_default_models_are_deployed_classifiers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, 'argv', ['throughput.py'])
     networks = list(script.recipes(script.parse_args()))
-    assert [name for name, _, _ in networks] == [
-        'PeLK-T',
-        'PeLK-T, dense kernels',
-        'PeLK-101-T',
-        'SLaK-T',
-        'RepLK-51-T',
-        'ConvNeXt-T',
-    ]
+    names = ['PeLK-T', 'PeLK-T, dense kernels', 'PeLK-101-T', 'SLaK-T', 'RepLK-51-T', 'ConvNeXt-T']
+    assert [name for name, _, _ in networks] == names
     assert [backend for _, _, backend in networks] == [None, 'dense', None, None, None, None]
     for _, config, _ in networks:
         with torch.device('meta'):  # shapes alone
@@ -334,21 +316,20 @@ def test_default_models_are_deployed_classifiers(monkeypatch: pytest.MonkeyPatch
 def test_table_shows_ratios_and_failures() -> None:
     table = script.run_table(made_up(Setting()))
     assert table.columns[1:4] == ['channels first', 'channels last', 'to PeLK-T']
-    assert list(table.rows[1]) == ['SLaK-T', 'failed', '0.50', '0.250', '0', 'OutOfMemoryError']
+    assert list(table.rows[1]) == ['SLaK-T', 'failed', '0.5', '0.250', '-', 'OutOfMemoryError']
     assert 'median of 5 rounds' in table.notes[0]
 
 
 def test_figure() -> None:
-    speeds = {1: 2.0, 8: 8.0}
-    settings = [Setting('float32', False, 1), Setting('float32', False, 8), Setting('bfloat16', True, 8)]
-    figure = script.draw([made_up(setting, speeds[setting.batch]) for setting in settings])
-    first, second = figure.axes
+    settings = [Setting(batch=1), Setting(batch=8), Setting('bfloat16', True, 8)]
+    figure = script.draw({setting: made_up(setting, float(setting.batch)) for setting in settings})
+    first, _, _, second = figure.axes
     assert (first.get_title(), second.get_title()) == ('float32, eager', 'bfloat16, compiled')
     assert second.get_xlabel() == 'batch, images'
     assert first.get_ylabel() == 'throughput, images/s'
     pelk, slak = first.get_lines()
-    assert (list(pelk.get_xdata()), list(pelk.get_ydata())) == ([1, 8], [2.0, 8.0])
-    assert list(slak.get_ydata()) == [0.5, 2.0]
+    assert (list(pelk.get_xdata()), list(pelk.get_ydata())) == ([1, 8], [1.0, 8.0])
+    assert list(slak.get_ydata()) == [0.25, 2.0]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ['PeLK-T', 'SLaK-T']
     assert '224 x 224' in figure.get_suptitle()
     assert len({(style['linestyle'], style['marker']) for style in script.STYLES}) == len(script.STYLES), (
@@ -363,12 +344,10 @@ def test_figure() -> None:
         (['--precision', 'tf32'], 'cpu has no tf32; take float32, bfloat16'),
         (['--batch', '0'], 'batch and size are positive'),
         (['--models', 'PeLK-T=nowhere.py'], "there is no config 'nowhere.py'"),
-        (['--show', '--out', 'nothing.json'], "nothing measured in 'nothing.json'"),
     ],
-    ids=['model', 'precision', 'batch', 'config', 'nothing to show'],
 )
 def test_mistakes_are_one_sentence(words: list[str], message: str, tmp_path: Path) -> None:
-    printed = call(SCRIPT, *words, *([] if '--out' in words else ['--out', 'results.json']), cwd=tmp_path, code=1)
+    printed = call(SCRIPT, *words, '--out', 'results.json', cwd=tmp_path, code=1)
     assert printed.startswith('error: ')
     assert message in printed
     assert len(printed.splitlines()) == 1

@@ -60,15 +60,15 @@ def test_pelk_is_the_papers(row: PublishedRow) -> None:
 @pytest.mark.parametrize(
     ('table', 'method', 'height'),
     [
-        (2, 'ConvNeXt-T', 512),
-        (3, 'ConvNeXt-T', 800),
-        (3, 'ConvNeXt-B', 800),  # the toolbox has no recipe
-        (4, 'ConvNeXt-T', 224),
-        (2, 'Swin-T', 512),
-        (3, 'Swin-T', 800),  # the toolbox has no recipe
-        (4, 'Swin-T', 224),
-        (3, 'RepLkNet-B', 800),
-        (4, 'RepLkNet-31B', 384),
+        *(
+            (2, 'ConvNeXt-T', 512),
+            (2, 'Swin-T', 512),
+            (3, 'ConvNeXt-T', 800),
+            (4, 'ConvNeXt-T', 224),
+            (4, 'Swin-T', 224),
+        ),
+        *((3, 'ConvNeXt-B', 800), (3, 'Swin-T', 800)),  # the toolbox has no recipe
+        *((3, 'RepLkNet-B', 800), (4, 'RepLkNet-31B', 384)),
         (4, 'DeiT-B/16', 224),  # fused attention
     ],
 )
@@ -112,7 +112,7 @@ def test_building_a_model_leaves_no_trace() -> None:
 
 @pytest.mark.parametrize(
     ('table', 'method', 'package'),
-    [(2, 'Swin-T', 'mmseg'), (2, 'ConvNeXt-T', 'mmpretrain'), (3, 'PeLK-T', 'mmdet'), (4, 'PeLK-T', 'mmpretrain')],
+    [(2, 'Swin-T', 'mmseg'), (2, 'ConvNeXt-T', 'mmpretrain'), (3, 'PeLK-T', 'mmdet')],
 )
 def test_row_without_its_toolbox(table: int, method: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of UperNet ConvNeXt-T, mmseg's recipe has mmpretrain's backbone."""

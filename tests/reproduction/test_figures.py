@@ -1,7 +1,5 @@
 """The pictures of Fig. 5 and 6 and of the mixers: what is on them, and that they can be read in grey."""
 
-import importlib
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from reproduction import mixers, scaling, shares
 from reproduction.counts import upernet
 from reproduction.marks import Results
 from reproduction.shares import BACKBONE, BESIDE, MODEL, Share, flop_shares
+from tests.commands import call
 
 GREY = 12  # levels of 255 by which neighbouring fills must differ at least, printed in grey
 SHARES = [
@@ -91,26 +90,16 @@ def test_figures_of_curves() -> None:
 @pytest.mark.parametrize(
     ('name', 'words'), [('shares', 'FFN large kernels'), ('scaling', "k' stripe"), ('mixers', 'dense, same widths')]
 )
-def test_commands_print_and_draw(
-    name: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_commands_print_and_draw(name: str, words: str, tmp_path: Path) -> None:
     pytest.importorskip('mmseg')
-    out = tmp_path / 'new' / 'figure.png'
-    monkeypatch.setattr(sys, 'argv', [name, '--out', str(out)])
-    importlib.import_module(f'reproduction.{name}').main()
-    printed = ' '.join(capsys.readouterr().out.split())
-    assert all(word in printed for word in words.split())
-    picture = cv2.imread(str(out), cv2.IMREAD_GRAYSCALE)
-    assert picture is not None
+    printed = call(f'reproduction.{name}', '--out', 'new/figure.png', cwd=tmp_path)
+    assert set(words.split()) <= set(printed.split())
+    picture = cv2.imread(str(tmp_path / 'new/figure.png'), cv2.IMREAD_GRAYSCALE)
     assert min(picture.shape) > 200
     assert picture.std() > 10
 
 
-def test_mixers_that_nobody_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_mixers_that_nobody_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mixers, 'Results', lambda: Results(tmp_path))
-    monkeypatch.setattr(sys, 'argv', ['mixers'])
-    with pytest.raises(SystemExit, match='1'):
-        mixers.main()
-    assert 'python benchmarks/mixer_comparison.py writes it' in capsys.readouterr().err
+    printed = call('reproduction.mixers', cwd=tmp_path, code=1)
+    assert 'python benchmarks/mixer_comparison.py writes it' in printed

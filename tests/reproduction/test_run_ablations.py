@@ -3,47 +3,40 @@
 import json
 import os
 import re
-import shlex
 import shutil
 import stat
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from mmpelk.analysis.runs import planned_steps
 from mmpelk.engine import trainings
-from reproduction import collect_ablations, run_ablations
+from reproduction import run_ablations
 from reproduction.ablations import METRICS, recipe_path
 from reproduction.collect_ablations import collect, load, recipe, run_folder, summary, values
 from reproduction.run_ablations import batch_options
+from tests.commands import call
 from tests.paths import CONFIGS, ROOT, TOOLS
 from tests.training_logs import write_start
 
 pytest.importorskip('mmpretrain')
 pytest.importorskip('mmseg')
 
-Driver = Callable[..., int]
+Driver = Callable[..., str]
 
 
 @pytest.fixture
 def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
-    """Run the command in an empty folder, in this process, and return its exit code."""
+    """Run the command in an empty folder, in this process; what was printed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('PYTHON', sys.executable)
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
     monkeypatch.setattr(trainings, '_POLL', 0.05)
-
-    def drive(*words: object) -> int:
-        monkeypatch.setattr(sys, 'argv', ['run_ablations', *map(str, words)])
-        try:
-            run_ablations.main()
-        except SystemExit as end:
-            return int(end.code or 0)
-        return 0
-
-    return drive
+    return partial(call, 'reproduction.run_ablations', cwd=tmp_path)
 
 
 def finish(folder: Path, stage: str, name: str) -> None:
@@ -70,27 +63,23 @@ def test_batch_is_made_up_as_the_documentation_says() -> None:
 
 
 COUNTS = 'optim_wrapper.accumulative_counts'
-HALVED = {'train_dataloader.batch_size': 64}
+SEG = 'upernet_pelk_t_80k'
 
 
 @pytest.mark.parametrize(
-    ('recipe_of', 'changes', 'gpus', 'given', 'expected'),
+    ('name', 'images', 'gpus', 'given', 'expected'),
     [
-        (('cls', 'table5_5_exponential'), {}, 8, (), {COUNTS: 4, 'custom_hooks.0.interval': 4}),
-        (
-            *(('cls', 'pelk_t'), HALVED, 8, ()),
-            {COUNTS: 8, 'custom_hooks.0.update_interval': 16000, 'custom_hooks.1.interval': 8},
-        ),
-        (('cls', 'pelk_t'), HALVED, 8, (COUNTS,), {}),
-        (('seg', 'table1_slak_51'), {}, 8, (), {}),
-        (('seg', 'table1_slak_51'), {}, 4, (), {'train_dataloader.batch_size': 4}),
-        (('seg', 'table1_slak_51'), {}, 16, (), {'train_dataloader.batch_size': 1}),
+        ('table5_5_exponential', 128, 8, (), {COUNTS: 4, 'custom_hooks.0.interval': 4}),
+        ('pelk_t', 64, 32, (), {COUNTS: 2, 'custom_hooks.0.update_interval': 4000, 'custom_hooks.1.interval': 2}),
+        ('pelk_t', 64, 8, (COUNTS,), {}),
+        (SEG, 2, 8, (), {}),
+        (SEG, 2, 4, (), {'train_dataloader.batch_size': 4}),
+        (SEG, 2, 16, (), {'train_dataloader.batch_size': 1}),
     ],
-    ids=['without-sparsity', 'fewer-images', 'given', 'segmentation', 'on-4', 'on-16'],
 )
-def test_batch_of_other_recipes(recipe_of: tuple, changes: dict, gpus: int, given: tuple, expected: dict) -> None:
-    cfg = recipe(*recipe_of)
-    cfg.merge_from_dict(changes)
+def test_batch_of_other_recipes(name: str, images: int, gpus: int, given: tuple[str, ...], expected: dict) -> None:
+    cfg = recipe('seg' if name == SEG else 'cls', name)
+    cfg.train_dataloader.batch_size = images
     assert batch_options(cfg, gpus, given) == expected
 
 
@@ -107,96 +96,63 @@ def test_batch_of_other_recipes(recipe_of: tuple, changes: dict, gpus: int, give
         (['--gpus', 8, '--cls-options', 'train_dataloader.batchsize=3'], "did you mean 'train_dataloader.batch_size'?"),
         (['--gpus', 8, '--tables', '5'], "the data 'data/imagenet' of train_dataloader.dataset does not exist"),
     ],
-    ids=['no_divisor', 'too_many', 'segmentation', 'row', 'partition', 'jobs', 'option', 'typing_error', 'no_data'],
-)  # fmt: skip
-def test_mistakes_are_told_in_a_sentence(
-    words: list[object], said: str, driver: Driver, capsys: pytest.CaptureFixture
-) -> None:
-    assert driver(*words) == 1
-    printed = capsys.readouterr()
-    assert printed.err.startswith('error: ')
-    assert said in printed.err
-    assert len(printed.err.splitlines()) == 1
-    assert printed.out == ''
+)
+def test_mistakes_are_told_in_a_sentence(words: list[object], said: str, driver: Driver) -> None:
+    printed = driver(*words, code=1)
+    assert printed.startswith('error: ')
+    assert said in printed
+    assert len(printed.splitlines()) == 1
 
 
 # The commands
 
 
-def test_dry_run_prints_the_commands_that_are_left(driver: Driver, capsys: pytest.CaptureFixture) -> None:
+def test_dry_run_prints_the_commands_that_are_left(driver: Driver) -> None:
     rows = ['table1_slak_51', 'table1_replk_51_no_sparsity', 'fig2_dense_51', 'table6_center_5', 'table7_51_224']
-    work = Path('work dirs')
-    command = ['--dry-run', '--gpus', 8, '--seeds', 0, 1, '--work-dir', work, '--rows', *rows]
-    finish(run_folder(work, 'cls', 'table1_slak_51', 0), 'cls', 'table1_slak_51')
-    finish(run_folder(work, 'cls', 'table6_center_5', 1), 'cls', 'table6_center_5')
-    before = sorted(work.rglob('*'))
-    assert driver(*command) == 0
-    printed = capsys.readouterr()
-    sparse = 'optim_wrapper.accumulative_counts=4 custom_hooks.0.update_interval=8000 custom_hooks.1.interval=4'
-
-    def train(stage: str, name: str, seed: int, options: str = '') -> str:
-        weights = f" 'model.backbone.init_cfg.checkpoint=work dirs/cls/{name}/seed_{seed}/epoch_120.pth'"
-        return (
-            f'{shlex.quote(str(TOOLS / "dist_train.sh"))} {CONFIGS}/{stage}/ablations/{name}.py 8 '
-            f"--work-dir 'work dirs/{stage}/{name}/seed_{seed}' --resume --cfg-options randomness.seed={seed}"
-            f'{" " + options if options else ""}{weights if stage == "seg" else ""}'
-        )
-
+    finish(run_folder(Path('w'), 'cls', 'table1_slak_51', 0), 'cls', 'table1_slak_51')
+    before = sorted(Path('w').rglob('*'))
     dense = 'table1_replk_51_no_sparsity'
-    dense_options = 'optim_wrapper.accumulative_counts=4 custom_hooks.0.interval=4'
-    assert printed.out.splitlines() == [
-        train('seg', 'table1_slak_51', 0),
-        train('cls', 'table1_slak_51', 1, sparse),
-        train('seg', 'table1_slak_51', 1),
-        train('cls', dense, 0, dense_options),
-        train('seg', dense, 0),
-        train('cls', dense, 1, dense_options),
-        train('seg', dense, 1),
-        train('cls', 'table6_center_5', 0, sparse),
+    seg = 'model.backbone.init_cfg.checkpoint=w/cls/{}/seed_0/epoch_120.pth'
+    sparse = f'{COUNTS}=4 custom_hooks.0.update_interval=8000 custom_hooks.1.interval=4'
+    assert driver('--dry-run', '--gpus', 8, '--work-dir', 'w', '--rows', *rows).splitlines() == [
+        f'{TOOLS / "dist_train.sh"} {CONFIGS}/{stage}/ablations/{name}.py 8 --work-dir w/{stage}/{name}/seed_0 '
+        f'--resume --cfg-options randomness.seed=0 {options}'
+        for stage, name, options in (
+            ('seg', 'table1_slak_51', seg.format('table1_slak_51')),
+            ('cls', dense, f'{COUNTS}=4 custom_hooks.0.interval=4'),
+            ('seg', dense, seg.format(dense)),
+            ('cls', 'table6_center_5', sparse),
+        )
     ]
-    assert printed.err == ''
-    assert sorted(work.rglob('*')) == before, 'nothing is started or changed'
+    assert sorted(Path('w').rglob('*')) == before, 'nothing is started or changed'
 
 
-def test_what_was_stopped_before_its_last_test_goes_on_one_epoch_before(
-    driver: Driver, capsys: pytest.CaptureFixture
-) -> None:
+ROW = 'table6_center_1'
+COMMAND = ['--gpus', 32, '--work-dir', 'w', '--rows', ROW]
+
+
+def test_what_was_stopped_before_its_last_test_goes_on_one_epoch_before(driver: Driver) -> None:
     """Its last checkpoint has nothing left to train, and so would never be tested."""
-    folder = run_folder(Path('work'), 'cls', 'table6_center_1', 0)
-    finish(folder, 'cls', 'table6_center_1')
-    log = next(folder.glob('*/vis_data/scalars.json'))
-    log.write_text(json.dumps({'accuracy/top1': 50.0, 'step': 119}))
-    command = ['--dry-run', '--gpus', 32, '--work-dir', 'work', '--rows', 'table6_center_1']
-    assert driver(*command) == 1
-    assert "to train again, remove 'work/cls/table6_center_1/seed_0/epoch_120.pth'" in capsys.readouterr().err
+    folder = run_folder(Path('w'), 'cls', ROW, 0)
+    finish(folder, 'cls', ROW)
+    next(folder.glob('*/vis_data/scalars.json')).write_text(json.dumps({'accuracy/top1': 50.0, 'step': 119}))
+    assert f"to train again, remove '{folder / 'epoch_120.pth'}'" in driver('--dry-run', *COMMAND, code=1)
     for number in (9, 119):
         (folder / f'epoch_{number}.pth').touch()
-    assert driver(*command) == 0
-    assert ' --resume work/cls/table6_center_1/seed_0/epoch_119.pth --cfg-options ' in capsys.readouterr().out
+    assert f' --resume {folder / "epoch_119.pth"} --cfg-options ' in driver('--dry-run', *COMMAND)
 
 
-@pytest.mark.parametrize(
-    ('option', 'said'),
-    [('train_cfg.max_epochs=10', 'another schedule'), ('model.head.in_channels=1', 'another model')],
-)
-def test_another_training_in_the_folder_is_refused(
-    option: str, said: str, driver: Driver, capsys: pytest.CaptureFixture
-) -> None:
-    finish(run_folder(Path('work'), 'cls', 'table6_center_1', 0), 'cls', 'table6_center_1')
-    command = ['--gpus', 32, '--work-dir', 'work', '--rows', 'table6_center_1', '--cls-options', option]
-    assert driver(*command) == 1
-    assert f'cls/table6_center_1 seed 0 was started with {said}; give another --work-dir' in capsys.readouterr().err
+@pytest.mark.parametrize(('option', 'said'), [('train_cfg.max_epochs=10', 'schedule'), ('model.head.topk=1', 'model')])
+def test_another_training_in_the_folder_is_refused(option: str, said: str, driver: Driver) -> None:
+    finish(run_folder(Path('w'), 'cls', ROW, 0), 'cls', ROW)
+    printed = driver(*COMMAND, '--cls-options', option, code=1)
+    assert f'cls/{ROW} seed 0 was started with another {said}; give another --work-dir' in printed
 
 
-def test_stopped_driver_says_how_to_go_on(
-    driver: Driver, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    def stopped(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(run_ablations, 'run_trainings', stopped)
-    assert driver('--gpus', 32, '--launcher', 'slurm', '--partition', 'gpu', '--rows', 'table6_center_1') == 130
-    assert capsys.readouterr().err == 'stopped; the same command goes on\n'
+def test_stopped_driver_says_how_to_go_on(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_ablations, 'run_trainings', mock.Mock(side_effect=KeyboardInterrupt))
+    printed = driver(*COMMAND, '--launcher', 'slurm', '--partition', 'gpu', code=130)
+    assert printed == 'stopped; the same command goes on\n'
 
 
 # Slurm
@@ -222,7 +178,7 @@ result = {{'accuracy/top1': 50.0, 'step': 120}} if name[:3] == 'cls' else dict(m
 
 @pytest.mark.slow
 def test_slurm_goes_on_with_the_others_when_one_fails(
-    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / 'srun').write_text(SRUN)
     (tmp_path / 'srun').chmod(stat.S_IRWXU)
@@ -232,8 +188,7 @@ def test_slurm_goes_on_with_the_others_when_one_fails(
     slurm = ('--launcher', 'slurm', '--partition', 'gpu', '--jobs', 2)
     command = ['--gpus', 32, *slurm, '--work-dir', 'w', '--rows', 'table1_slak_51', 'table1_replk_51']
 
-    assert driver(*command) == 1
-    assert capsys.readouterr().out.splitlines()[-3:] == [
+    assert driver(*command, code=1).splitlines()[-3:] == [
         '2 trained, 0 finished before, 2 failed',
         '  cls/table1_slak_51 seed 0: error: no luck; all of it: w/cls/table1_slak_51/seed_0/console.log',
         '  seg/table1_slak_51 seed 0: cls/table1_slak_51 seed 0 failed',
@@ -248,10 +203,8 @@ def test_slurm_goes_on_with_the_others_when_one_fails(
     assert all('--partition gpu' in line and ' --resume ' in line for line in given)
 
     monkeypatch.setenv('FAILS', '')
-    assert driver(*command) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == '2 trained, 2 finished before, 0 failed'
-    assert driver(*command) == 0
-    assert capsys.readouterr().out == '0 trained, 4 finished before, 0 failed\n'
+    assert driver(*command).splitlines()[-1] == '2 trained, 2 finished before, 0 failed'
+    assert driver(*command) == '0 trained, 4 finished before, 0 failed\n'
 
 
 # Training
@@ -288,12 +241,7 @@ SHRINK_SEG = [
 
 @pytest.mark.slow
 def test_two_rows_from_the_first_start_to_the_table(
-    tiny_imagenet: Path,
-    tiny_ade20k: Path,
-    driver: Driver,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
+    tiny_imagenet: Path, tiny_ade20k: Path, driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / 'dying.py').write_text(DYING)
     (tmp_path / 'die').touch()
@@ -307,8 +255,7 @@ def test_two_rows_from_the_first_start_to_the_table(
     folders = {stage: run_folder(Path('w'), stage, 'fig2_stripe_7', 0) for stage in ('cls', 'seg')}
 
     # Killed in its second epoch; the others go on, except what needs it.
-    assert driver(*command) == 1
-    assert capsys.readouterr().out.splitlines()[-3].startswith('1 trained, 0 finished before, 2 failed')
+    assert driver(*command, code=1).splitlines()[-3].startswith('1 trained, 0 finished before, 2 failed')
     assert (folders['cls'] / 'epoch_1.pth').exists()
     trained = collect([Path('w')])
     assert summary(trained['cls', 'fig2_stripe_7']) == 'seed 0: epoch 1 of 2'
@@ -317,8 +264,7 @@ def test_two_rows_from_the_first_start_to_the_table(
 
     # The same command: resumed, then segmented from the end of the pre-training.
     (tmp_path / 'die').unlink()
-    assert driver(*command) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == '2 trained, 1 finished before, 0 failed'
+    assert driver(*command).splitlines()[-1] == '2 trained, 1 finished before, 0 failed'
     log = (folders['cls'] / 'console.log').read_text()
     assert log.count('Epoch(train) [1][1/2]') == 1
     assert log.count('Epoch(train) [2][1/2]') == 1
@@ -328,12 +274,8 @@ def test_two_rows_from_the_first_start_to_the_table(
     assert 'accumulative_counts=2' in starts[-1].read_text()
 
     # The table and the JSON.
-    def print_tables(*words: str) -> str:
-        monkeypatch.setattr(sys, 'argv', ['collect_ablations', *words, '--out', 'out/ablations.json'])
-        collect_ablations.main()
-        return capsys.readouterr().out
-
-    printed = print_tables('w', '--tables', '5', 'fig2')
+    collected = partial(call, 'reproduction.collect_ablations', '--out', 'out/ablations.json', cwd=tmp_path)
+    printed = collected('w', '--tables', '5', 'fig2')
     assert 'Table 5' in printed
     assert 'Table 6' not in printed
     stored = load(Path('out/ablations.json'))
@@ -346,18 +288,14 @@ def test_two_rows_from_the_first_start_to_the_table(
         assert re.fullmatch(r'\d+ x .+', seed.machine)
     # Kept by a later call for other folders.
     shutil.copytree('w/cls/table5_5_exponential', 'v/cls/table5_5_exponential')
-    print_tables('v')
+    collected('v')
     assert load(Path('out/ablations.json')) == stored
 
 
-def test_nothing_measured_leaves_the_results_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_nothing_measured_leaves_the_results_alone(tmp_path: Path) -> None:
     out = tmp_path / 'ablations.json'
     out.write_text('earlier')
-    monkeypatch.setattr(sys, 'argv', ['collect_ablations', str(tmp_path / 'none'), '--out', str(out)])
-    collect_ablations.main()
-    printed = capsys.readouterr().out
+    printed = call('reproduction.collect_ablations', 'none', '--out', out, cwd=tmp_path)
     assert 'every figure is a target' in printed
     assert printed.count('(target)') == 6 + 4 + 6 + 4 * 2 + 2, 'of Tables 5, 6 and 7, of Table 1, and its gains'
     assert out.read_text() == 'earlier'

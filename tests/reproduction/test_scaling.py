@@ -3,7 +3,6 @@
 import math
 
 import pytest
-from mmengine.registry import MODELS, DefaultScope
 
 from mmpelk.ops import sharing_grid
 from reproduction.paper import GROWTH
@@ -20,27 +19,10 @@ def test_network_with_7x7_kernels_is_convnext_t(mixer: str) -> None:
     assert measure(mixer, 7).network == 28_589_128
 
 
-def test_network_with_7x7_kernels_is_the_toolboxes_convnext_t() -> None:
-    pytest.importorskip('mmpretrain')
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        backbone = MODELS.build(dict(type='ConvNeXt', arch='tiny'))
-    classifier = (CHANNELS[-1] + 1) * 1000
-    assert measure('dense', 7).network == sum(p.numel() for p in backbone.parameters()) + classifier
-
-
 @pytest.mark.parametrize(('side', 'kernels'), [(3, (9, 18, 9)), (51, (169, 510, 2601))])
 def test_parameters_per_kernel(side: int, kernels: tuple[int, ...]) -> None:
     """Below the width of a stripe both stripes are the whole kernel."""
     assert tuple(measure(mixer, side).kernel for mixer in MIXERS) == kernels
-
-
-@pytest.mark.parametrize('side', [9, 51, 69, 151])
-@pytest.mark.parametrize('mixer', MIXERS)
-def test_only_the_kernels_grow(mixer: str, side: int) -> None:
-    large, small = measure(mixer, side), measure(mixer, 7)
-    blocks = sum(depth * width for depth, width in zip(DEPTHS, CHANNELS, strict=True))
-    assert large.kernels == blocks * large.kernel
-    assert large.network - small.network == large.kernels - small.kernels
 
 
 def test_sizes_per_stage_and_another_centre() -> None:
