@@ -92,9 +92,9 @@ def counts_table(number: int, results: Results) -> Table:
     table = Table([*heads, *(f'{_METRICS[metric]} [%]' for metric in TABLES[number][0].scores)])
     notes: dict[str, int] = {}
     for published, counted, note in count_table(number):
-        params = counted and counted.params_as_published / 1e6
-        training = counted and counted.params_sparse / 1e6
-        flops = counted and counted.flops_sparse / 1e9
+        params = counted.params_as_published / 1e6 if counted else None
+        training = counted.params_sparse / 1e6 if counted else None
+        flops = counted.flops_sparse / 1e9 if counted else None
         name = published.method + (f', {published.input_size[0]}²' if number == 4 else '')
         if note:
             name += f' [{notes.setdefault(note, len(notes) + 1)}]'

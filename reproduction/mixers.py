@@ -94,7 +94,7 @@ def _draw_curves(axes: Axes, variants: Variants) -> None:
         # Shifted a little, so that the bars of different curves do not cover each other.
         steps = [step + 2 * index for step in variant['iterations']]
         label = f'{name}: {variant["parameters"] / 1e3:.1f} k parameters'
-        style = dict(linestyle=line, marker=marker, color=colour)
+        style: dict[str, Any] = dict(linestyle=line, marker=marker, color=colour)
         axes.errorbar(steps, means, spreads, label=label, markersize=5, capsize=2, elinewidth=0.8, **style)
     axes.grid(alpha=0.3)
     axes.legend(loc='lower right', fontsize=8)

@@ -4,7 +4,6 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -25,7 +24,8 @@ __all__ = [
 ]
 
 
-class Region(NamedTuple):
+@dataclass(frozen=True)
+class Region:
     """``Z_ab`` of Eq. 1: the positions of the dense kernel that share a parameter."""
 
     index: int  # of the parameter, row by row: ``a * k' + b``

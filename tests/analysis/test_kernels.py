@@ -1,5 +1,6 @@
 """Regions of a grid, and kernels and embeddings out of checkpoints in every form that they come in."""
 
+from dataclasses import astuple
 from typing import Any
 
 import pytest
@@ -42,7 +43,7 @@ def embedding_of(model: PeLK, size: tuple[int, int] = (8, 8), stage: int = 0, bl
 
 def test_regions_of_fig_1a() -> None:
     """[2, 1, 2]: nine parameters, and corners of 2 x 2."""
-    assert [tuple(region) for region in regions([2, 1, 2])] == [
+    assert [astuple(region) for region in regions([2, 1, 2])] == [
         (0, 0, 0, 2, 2), (1, 0, 2, 2, 1), (2, 0, 3, 2, 2),
         (3, 2, 0, 1, 2), (4, 2, 2, 1, 1), (5, 2, 3, 1, 2),
         (6, 3, 0, 2, 2), (7, 3, 2, 2, 1), (8, 3, 3, 2, 2),

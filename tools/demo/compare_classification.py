@@ -10,17 +10,14 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
-import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 from mmengine.registry import MODELS, init_default_scope
 
 import mmpelk
 from mmpelk.analysis.table import Table
 from mmpelk.analysis.variants import VariantRun, mean_and_deviation, train_variants
 from mmpelk.engine.command_line import exit_on_user_error
-
-matplotlib.use('Agg')  # no display needed
 
 # Recipe, and name in the figure.
 NETWORKS = {'pelk': 'peripheral', 'conv7': 'conv7 (ConvNeXt)', 'stripe': 'stripe (SLaK)'}
@@ -53,7 +50,8 @@ def make_table(results: Mapping[str, Sequence[VariantRun]]) -> Table:
 
 def plot(results: Mapping[str, Sequence[VariantRun]], out: Path) -> None:
     """Accuracy over the epochs, and at the end; bars are standard deviations over the seeds."""
-    figure, (curves, final) = plt.subplots(1, 2, figsize=(10, 4), layout='constrained')
+    figure = Figure(figsize=(10, 4), layout='constrained')
+    curves, final = figure.subplots(1, 2)
     for position, (network, runs) in enumerate(results.items()):
         epochs = [epoch for epoch, _ in runs[0].curve]
         over_seeds = zip(*([value for _, value in run.curve] for run in runs), strict=True)

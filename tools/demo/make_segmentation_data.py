@@ -30,6 +30,7 @@ FAR = SIZE - 2 * WALL - STRIP  # no tent is nearer to the wall that decides its 
 
 _VERSION = 1  # part of the stamp: raise it whenever the pictures change
 _OVERSAMPLING = 4
+_TRIES = 50  # to find room for an object
 _COLOURS = {'disc': (150, 80, 140), 'box': (80, 90, 110), 'tent': (235, 190, 60)}
 
 Array = npt.NDArray[np.float64]
@@ -83,7 +84,7 @@ def _sides(rng: np.random.Generator, walls: tuple[str, str]) -> list[Thing]:
     for left, own, other in ((WALL, walls[0], walls[1]), (SIZE - WALL - STRIP, walls[1], walls[0])):
         for _ in range(rng.integers(2, 5)):
             bounds = (left, 0, left + STRIP, SIZE)
-            _place(rng, things, bounds, f'tent_{other}', rng.uniform(10.5, 12.0), _colour(rng, 'tent'), tries=50)
+            _place(rng, things, bounds, f'tent_{other}', rng.uniform(10.5, 12.0))
         length, x = rng.uniform(0.55, 0.9) * SIZE, WALL / 2 if left == WALL else SIZE - WALL / 2
         y = rng.uniform(length / 2, SIZE - length / 2)
         things.append(Thing(f'wall_{own}', x, y, length / 2, WALL_COLOURS[own]))
@@ -95,32 +96,16 @@ def _fillers(rng: np.random.Generator) -> list[Thing]:
     things: list[Thing] = []
     for _ in range(rng.integers(2, 5)):
         name = 'disc' if rng.random() < 0.5 else 'box'
-        _place(
-            rng,
-            things,
-            (WALL + STRIP, 0, SIZE - WALL - STRIP, SIZE),
-            name,
-            rng.uniform(8.0, 12.0),
-            _colour(rng, name),
-            tries=50,
-        )
+        _place(rng, things, (WALL + STRIP, 0, SIZE - WALL - STRIP, SIZE), name, rng.uniform(8.0, 12.0))
     return things
 
 
-def _place(
-    rng: np.random.Generator,
-    things: list[Thing],
-    bounds: tuple[float, float, float, float],
-    name: str,
-    radius: float,
-    colour: tuple[int, int, int],
-    *,
-    tries: int,
-) -> None:
+def _place(rng: np.random.Generator, things: list[Thing], bounds: tuple[int, ...], name: str, radius: float) -> None:
     """Append an object inside ``bounds`` (left, top, right, bottom) that touches none, if there is room."""
     left, top, right, bottom = bounds
+    colour = _colour(rng, name.partition('_')[0])
     angle = rng.uniform(0, np.pi) if name == 'box' else 0.0
-    for _ in range(tries):
+    for _ in range(_TRIES):
         x, y = rng.uniform(left + radius, right - radius), rng.uniform(top + radius, bottom - radius)
         thing = Thing(name, x, y, radius, colour, angle)
         if not any(thing.touches(other) for other in things):
@@ -225,7 +210,6 @@ def write_dataset(root: Path, counts: dict[str, int], seed: int) -> bool:
 
 
 def main() -> None:
-    """Parse the command line and write the set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, default=Path('data/demo_segmentation'), help='folder of the set')
     parser.add_argument('--training', type=int, default=450, help='number of training pictures')

@@ -7,10 +7,8 @@ import argparse
 import json
 from pathlib import Path
 
-import matplotlib
-import matplotlib.pyplot as plt
-
-matplotlib.use('Agg')  # no display needed
+import matplotlib.image
+from matplotlib.figure import Figure
 
 CURVES = {'coco/bbox_mAP': 'box AP', 'coco/segm_mAP': 'mask AP'}
 COLUMNS = 4
@@ -39,15 +37,9 @@ def read_curves(work_dir: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def plot(curves: dict[str, list[tuple[int, float]]], drawings: list[Path], out: Path) -> None:
-    """Draw the picture.
-
-    Args:
-        curves: What :func:`read_curves` returns.
-        drawings: Images to show beside the curves.
-        out: The picture's file.
-    """
+    """Write the picture: what :func:`read_curves` returns, with drawings beside it."""
     rows = max(2, -(-len(drawings) // COLUMNS))
-    figure = plt.figure(figsize=(4 + 2 * COLUMNS, 2.2 * rows), layout='constrained')
+    figure = Figure(figsize=(4 + 2 * COLUMNS, 2.2 * rows), layout='constrained')
     grid = figure.add_gridspec(rows, 2 + COLUMNS)
     axes = figure.add_subplot(grid[:, :2])
     for name, points in curves.items():
@@ -58,7 +50,7 @@ def plot(curves: dict[str, list[tuple[int, float]]], drawings: list[Path], out: 
     axes.grid(alpha=0.3)
     for index, drawing in enumerate(drawings):
         cell = figure.add_subplot(grid[index // COLUMNS, 2 + index % COLUMNS])
-        cell.imshow(plt.imread(drawing))
+        cell.imshow(matplotlib.image.imread(drawing))
         cell.axis('off')
     figure.savefig(out, dpi=150)
 

@@ -9,16 +9,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use('Agg')  # no window: machines without a display
-
-import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import SubFigure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
 from mmengine.config import Config
 from mmseg.evaluation import IoUMetric
@@ -139,20 +134,17 @@ def _draw_pictures(
     figure.subplots_adjust(left=0.06, right=0.99, top=0.93, bottom=0.13, wspace=0.04, hspace=0.04)
 
 
-def _draw_curves(axes: Axes, curves: dict[str, list[tuple[int, float]]]) -> None:
-    axes.plot(*zip(*curves['loss'], strict=True), color='black', linewidth=1)
-    axes.set(title='Training loss', xlabel='iteration', ylabel='weighted cross-entropy [nats]', yscale='log')
-    axes.grid(alpha=0.3, which='both')
-
-
-def _draw_miou(axes: Axes, curves: dict[str, list[tuple[int, float]]], scores: Scores) -> None:
+def _draw_curves(loss: Axes, miou: Axes, curves: dict[str, list[tuple[int, float]]], scores: Scores) -> None:
+    loss.plot(*zip(*curves['loss'], strict=True), color='black', linewidth=1)
+    loss.set(title='Training loss', xlabel='iteration', ylabel='weighted cross-entropy [nats]', yscale='log')
+    loss.grid(alpha=0.3, which='both')
     steps, values = zip(*curves['mIoU'], strict=True)
-    axes.plot(steps, np.multiply(values, 100), 'k-o', markersize=4, label='PeLK')
-    axes.axhline(100 * scores.short_sighted, color='dimgray', linestyle='--', label='all right but the far cue')
-    axes.axhline(100 * scores.majority, color='dimgray', linestyle=':', label='majority class')
-    axes.set(title='Held-out mIoU', xlabel='iteration', ylabel='mIoU [%]', ylim=(0, 100))
-    axes.legend(fontsize=8, loc='center right')
-    axes.grid(alpha=0.3)
+    miou.plot(steps, np.multiply(values, 100), 'k-o', markersize=4, label='PeLK')
+    miou.axhline(100 * scores.short_sighted, color='dimgray', linestyle='--', label='all right but the far cue')
+    miou.axhline(100 * scores.majority, color='dimgray', linestyle=':', label='majority class')
+    miou.set(title='Held-out mIoU', xlabel='iteration', ylabel='mIoU [%]', ylim=(0, 100))
+    miou.legend(fontsize=8, loc='center right')
+    miou.grid(alpha=0.3)
 
 
 def _draw_classes(axes: Axes, scores: Scores) -> None:
@@ -165,31 +157,21 @@ def _draw_classes(axes: Axes, scores: Scores) -> None:
 
 
 def draw(
-    data: Path,
-    predictions: Path,
-    work_dir: Path,
-    out: Path,
-    names: list[str],
-    palette: dict[str, list[int]],
-    scores: Scores,
-) -> None:
-    """Write the picture of pictures and curves to ``out``."""
-    figure = plt.figure(figsize=(14, 9), dpi=100)
+    data: Path, predictions: Path, work_dir: Path, names: list[str], palette: dict[str, list[int]], scores: Scores
+) -> Figure:
+    """Pictures and curves."""
+    figure = Figure(figsize=(14, 9), dpi=100)
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.75, 1))[0]
     figure.suptitle(f'A nano PeLK after the demo: held-out mIoU {scores.miou:.1%}, majority {scores.majority:.1%}')
     _draw_pictures(left, data, predictions, names, palette)
     loss_axes, miou_axes, class_axes = right.subplots(3, 1)
-    curves = read_curves(work_dir)
-    _draw_curves(loss_axes, curves)
-    _draw_miou(miou_axes, curves, scores)
+    _draw_curves(loss_axes, miou_axes, read_curves(work_dir), scores)
     _draw_classes(class_axes, scores)
     right.subplots_adjust(left=0.2, right=0.97, top=0.91, bottom=0.07, hspace=0.5)
-    figure.savefig(out)
-    plt.close(figure)
+    return figure
 
 
 def main() -> None:
-    """Parse the command line, draw, print the line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config of the training')
     parser.add_argument('--data', type=Path, default=Path('data/demo_segmentation'), help='folder of the set')
@@ -202,7 +184,7 @@ def main() -> None:
     metainfo = Config.fromfile(args.config).metainfo
     palette = dict(zip(metainfo.classes, metainfo.palette, strict=True))
     scores = score(args.data, args.predictions, list(palette))
-    draw(args.data, args.predictions, args.work_dir, args.out, args.pictures, palette, scores)
+    draw(args.data, args.predictions, args.work_dir, args.pictures, palette, scores).savefig(args.out)
     print(f'picture: {args.out}')
     print(scores.line())
 

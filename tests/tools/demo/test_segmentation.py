@@ -188,7 +188,7 @@ def test_picture_is_written(tmp_path: Path) -> None:
     assert scores.majority < scores.short_sighted < 1
     metainfo = Config.fromfile(CONFIG).metainfo
     palette = dict(zip(metainfo.classes, metainfo.palette, strict=True))
-    plotter.draw(data, predictions, work_dir, tmp_path / 'demo.png', ['00000', '00001'], palette, scores)
+    plotter.draw(data, predictions, work_dir, ['00000', '00001'], palette, scores).savefig(tmp_path / 'demo.png')
     assert Image.open(tmp_path / 'demo.png').size == (1400, 900)
 
 
