@@ -2,7 +2,7 @@
 
 A row stands here alone. Its recipes, ``configs/cls/ablations/NAME.py`` and, of those that are segmented,
 ``configs/seg/ablations/NAME.py``, are written by ``python -m reproduction.ablations --write``.
-``python -m reproduction.run_ablations`` trains them, :mod:`.ablation_results` reads what it left.
+``python -m reproduction.run_ablations`` trains them, :mod:`.collect_ablations` reads what it left.
 """
 
 import argparse
