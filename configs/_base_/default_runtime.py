@@ -4,6 +4,9 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    progress_line=dict(type='mmpelk.ProgressLineHook'),  # on a terminal alone
+    run_estimate=dict(type='mmpelk.RunEstimateHook'),
+    progress_picture=dict(type='mmpelk.ProgressPictureHook'),
 )
 env_cfg = dict(
     cudnn_benchmark=True,
