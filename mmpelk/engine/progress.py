@@ -3,6 +3,7 @@
 import atexit
 import importlib.util
 import logging
+import math
 import os
 import resource
 import sys
@@ -15,7 +16,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -178,8 +179,11 @@ class RunEstimateHook(Hook):
     def _say(self, runner: Runner, seconds: float) -> None:
         left = runner.max_iters - runner.iter - 1
         loop: Any = runner.train_loop
-        unit = left if loop.__class__.__name__ != 'EpochBasedTrainLoop' else loop.max_epochs - runner.epoch
-        validations = unit // loop.val_interval if runner.val_loop is not None else 0
+        by_epoch = isinstance(loop, EpochBasedTrainLoop)
+        done, end = (runner.epoch, loop.max_epochs) if by_epoch else (runner.iter + 1, loop.max_iters)
+        validations = 0
+        if runner.val_loop is not None:  # mmengine validates at the end, too
+            validations = math.ceil(end / loop.val_interval) - done // loop.val_interval
         total, counted = left * seconds, ''
         if validations and self._validations:
             each = sum(self._validations) / len(self._validations)
@@ -187,10 +191,10 @@ class RunEstimateHook(Hook):
             counted = f' with validations of {each:.3g} s'
         elif validations:
             counted = ' without the validations'
-        end = datetime.now() + timedelta(seconds=total)
+        finish = datetime.now() + timedelta(seconds=total)
         runner.logger.info(
             f'estimate of the whole run: {seconds:.3g} s an iteration, {_duration(total)} for {left} more{counted}, so '
-            f'until {end:%Y-%m-%d %H:%M}; {_memory()}'
+            f'until {finish:%Y-%m-%d %H:%M}; {_memory()}'
         )
 
 

@@ -168,7 +168,7 @@ def _figure(
         axes.plot(*zip(*points, strict=True), marker='o', markersize=3, label=f'{name}: {points[-1][1]:.4g}')
     axes.set(title='Validation', xlabel='iteration')
     axes.grid(alpha=0.3)
-    if metrics:
+    if axes.lines:
         axes.legend(fontsize=8)
     for index, (path, image) in enumerate(painted.items()):
         axes = figure.add_subplot(grid[1 + index // 2, index % 2])
