@@ -44,7 +44,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--images', metavar='FOLDER', help='folder of the images in --data, where it is not found')
     parser.add_argument('--labels', metavar='FOLDER', help='segmentation: folder of the label maps in --data')
-    parser.add_argument('--annotations', nargs='+', metavar='FILE', help='detection: files in --data: all, or TRAIN VAL')
+    parser.add_argument(
+        '--annotations', nargs='+', metavar='FILE', help='detection: files in --data: all, or TRAIN VAL'
+    )
     parser.add_argument(
         '--val-share', type=float, default=0.2, help='share to validate on, where no folder says it; %(default)s'
     )
@@ -57,7 +59,9 @@ def parse_args() -> argparse.Namespace:
         '--size', choices=['nano', 'tiny'], help='network: PeLK-T, or one for a CPU; by default what the machine trains'
     )
     parser.add_argument('--batch-size', type=int, help='images of one process; by default what fits')
-    parser.add_argument('--gpu-memory', type=float, metavar='GB', help='fit it to a GPU of another machine; 0: to a CPU')
+    parser.add_argument(
+        '--gpu-memory', type=float, metavar='GB', help='fit it to a GPU of another machine; 0: to a CPU'
+    )
     return parser.parse_args()
 
 

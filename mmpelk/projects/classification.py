@@ -68,7 +68,9 @@ def read_classification(root: Path, val_share: float = 0.2, limit: int = 20000) 
         data.note('mistake', f'{len(few)} classes have a single picture: none is left to validate on', few)
     if not (depth and prefixes['val']):
         counts = f'{len(splits["train"])} to {len(splits["val"])}'
-        data.note('decision', f'no folder says which pictures to validate on: {counts} are drawn at random, always the same')
+        data.note(
+            'decision', f'no folder says which pictures to validate on: {counts} are drawn at random, always the same'
+        )
     data.splits = splits
     data.palette = make_palette(len(data.classes))
     for split, chosen in splits.items():

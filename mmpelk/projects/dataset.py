@@ -156,7 +156,9 @@ def map_files(function: Callable[[Item], Result], items: Sequence[Item], what: s
 def find_images(folder: Path) -> list[str]:
     """Pictures in a folder and below, relative to it, sorted; hidden ones and what macOS leaves are left out."""
     paths = (path.relative_to(folder) for path in folder.rglob('*') if path.suffix.lower() in IMAGE_SUFFIXES)
-    return sorted(path.as_posix() for path in paths if not any(part[0] == '.' or part == '__MACOSX' for part in path.parts))
+    return sorted(
+        path.as_posix() for path in paths if not any(part[0] == '.' or part == '__MACOSX' for part in path.parts)
+    )
 
 
 def split_of(folder: str) -> str | None:

@@ -54,14 +54,18 @@ def read_detection(
         folders['val'] = folders['train']
     for split, content in clean.items():
         if not content['annotations']:
-            raise UserError(f"no object of '{files.get(split, files['train'])}' is left to {'train' if split == 'train' else 'validate'} on")
+            raise UserError(
+                f"no object of '{files.get(split, files['train'])}' is left to {'train' if split == 'train' else 'validate'} on"
+            )
     data.splits = {split: [image['file_name'] for image in content['images']] for split, content in clean.items()}
     _count(data, clean, ids)
     data.palette = make_palette(len(data.classes) + 1)[1:]  # black is hard to see around a box
     objects = [entry for content in clean.values() for entry in content['annotations'] if not entry.get('iscrowd')]
     masks = sum(bool(entry.get('segmentation')) for entry in objects)
     if 0 < masks < len(objects):
-        data.note('mistake', f'{len(objects) - masks} of {len(objects)} objects have no outline: boxes alone are trained')
+        data.note(
+            'mistake', f'{len(objects) - masks} of {len(objects)} objects have no outline: boxes alone are trained'
+        )
     data.details |= dict(
         contents=clean,
         folders={split: folder.relative_to(root).as_posix() for split, folder in folders.items()},
@@ -165,12 +169,18 @@ def _check_sizes(data: DataSet, images: list[dict[str, Any]], headers: dict[int,
             upright.append(image['file_name'])
     if stored or upright:
         data.ignore_orientation |= len(stored) > len(upright)
-        done = 'is not in their annotations: the config ignores it' if data.ignore_orientation else 'is in their annotations, too'
-        data.note('decision', f'the rotation in the EXIF data of {len(stored or upright)} images {done}', stored or upright)
+        done = (
+            'is not in their annotations: the config ignores it'
+            if data.ignore_orientation
+            else 'is in their annotations, too'
+        )
+        data.note(
+            'decision', f'the rotation in the EXIF data of {len(stored or upright)} images {done}', stored or upright
+        )
     for image in images:
         header = headers[image['id']]
         expected = header.stored if data.ignore_orientation else header.upright
-        ((good if (image['width'], image['height']) == expected else wrong)).append(image)
+        (good if (image['width'], image['height']) == expected else wrong).append(image)
     if wrong:
         names = [image['file_name'] for image in wrong]
         data.note('mistake', f'{len(wrong)} images differ in size from their annotations and are left out', names)
@@ -233,7 +243,8 @@ def _split(data: DataSet, content: dict[str, Any], share: float) -> dict[str, An
 
 def _count(data: DataSet, clean: dict[str, Any], ids: dict[int, str]) -> None:
     counts = {
-        split: Counter(ids[entry['category_id']] for entry in content['annotations']) for split, content in clean.items()
+        split: Counter(ids[entry['category_id']] for entry in content['annotations'])
+        for split, content in clean.items()
     }
     data.counts = [sum(count[name] for count in counts.values()) for name in data.classes]
     for split, count in counts.items():

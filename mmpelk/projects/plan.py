@@ -19,7 +19,11 @@ _PER_MEGAPIXEL = {'seg': 5.8, 'det': 4.5, 'cls': 3.0}
 _FIXED = 2.5
 _LARGEST_BATCH = {'seg': 16, 'det': 16, 'cls': 128}
 # Recipe of every task, and the one whose backbone starts from ConvNeXt's weights.
-_RECIPES = {'seg': 'seg/upernet_pelk_t_ade20k.py', 'det': 'det/mask_rcnn_pelk_t_coco_1x.py', 'cls': 'cls/pelk_t_in1k.py'}
+_RECIPES = {
+    'seg': 'seg/upernet_pelk_t_ade20k.py',
+    'det': 'det/mask_rcnn_pelk_t_coco_1x.py',
+    'cls': 'cls/pelk_t_in1k.py',
+}
 _PUBLIC = 'seg/upernet_pelk_convnext_t_ade20k.py'  # names the address of those weights
 # Pictures that a training sees, as iterations of its batch: on a CPU a look at the whole, on a GPU a training.
 _CPU_ITERATIONS = 300
@@ -108,9 +112,7 @@ def make_plan(
         recipe = recipe.replace('pelk_t', 'pelk_convnext_t')
     epochs = max(1, round(wanted / steps))
     rate = _learning_rate(data.task, batch, nano, source is not None)
-    return Plan(
-        recipe, nano, source, shape, resized, batch, machine.workers, wanted, epochs, float(f'{rate:.2g}')
-    )
+    return Plan(recipe, nano, source, shape, resized, batch, machine.workers, wanted, epochs, float(f'{rate:.2g}'))
 
 
 def _fit_size(data: DataSet, gpu: bool, nano: bool) -> tuple[tuple[int, int], int]:

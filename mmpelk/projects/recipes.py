@@ -9,8 +9,12 @@ __all__ = ['config_text']
 
 _WIDTHS = {True: [96, 192, 384, 768], False: [124, 249, 499, 998]}  # of ConvNeXt-T and of PeLK-T
 _PALETTE = 40  # classes; more colours than that nobody tells apart, and the toolbox makes some itself
-_SCRATCH = "        # From scratch: there are no weights here. ConvNeXt-T's, and how to start from them: docs/inflation.md.\n"
-_NANO = "    # A nano network, which a CPU trains in minutes: to see that everything works, not what PeLK-T would reach.\n"
+_SCRATCH = (
+    "        # From scratch: there are no weights here. ConvNeXt-T's, and how to start from them: docs/inflation.md.\n"
+)
+_NANO = (
+    '    # A nano network, which a CPU trains in minutes: to see that everything works, not what PeLK-T would reach.\n'
+)
 
 
 def config_text(data: DataSet, plan: Plan, datasets: dict[str, list[dict[str, Any]]]) -> str:
@@ -66,8 +70,8 @@ def _start(plan: Plan, arch: bool = False) -> str:
 
 def _loaders(plan: Plan, datasets: dict[str, list[dict[str, Any]]], val_batch: int = 1) -> str:
     return (
-        f"{_loader(plan, 'train', datasets['train'], plan.batch_size)}"
-        f"{_loader(plan, 'val', datasets['val'], val_batch)}test_dataloader = val_dataloader\n"
+        f'{_loader(plan, "train", datasets["train"], plan.batch_size)}'
+        f'{_loader(plan, "val", datasets["val"], val_batch)}test_dataloader = val_dataloader\n'
     )
 
 

@@ -232,7 +232,9 @@ def _label_ends(labels: list[str], names: dict[str, str]) -> tuple[set[str], dic
         stem = path.rsplit('.', 1)[0]
         # The longest name that the file's begins with, cut at any place but in the middle of a number.
         for length in range(len(stem), 0, -1):
-            if stem[:length] in names and not (stem[length - 1 : length].isdigit() and stem[length : length + 1].isdigit()):
+            if stem[:length] in names and not (
+                stem[length - 1 : length].isdigit() and stem[length : length + 1].isdigit()
+            ):
                 owners[path] = stem[:length]
                 break
     ends = {path: path.removeprefix(name) for path, name in owners.items()}
@@ -328,13 +330,16 @@ def _interpret(
     if not names and (known := _known(pairs, used)):
         names, colours = list(known['classes']), [(r, g, b) for r, g, b in known['palette']]
         zero = len(names) == 150 if reduce_zero_label is None else reduce_zero_label
-        data.note('decision', f'the {len(names)} classes are taken to be {", ".join(names[:3])}, ...; --classes for others')
+        data.note(
+            'decision', f'the {len(names)} classes are taken to be {", ".join(names[:3])}, ...; --classes for others'
+        )
         return _Meaning(names, colours, zero)
     if names:
         return _interpret_named(used, names, colours, reduce_zero_label, values)
     if used == [0] and _IGNORED in values:
         data.note(
-            'decision', 'masks of 0 and 255 are rewritten: 255 means "no class" to MMSegmentation; here it is the foreground'
+            'decision',
+            'masks of 0 and 255 are rewritten: 255 means "no class" to MMSegmentation; here it is the foreground',
         )
         return _Meaning(['background', 'foreground'], make_palette(2), mapping={0: 0, _IGNORED: 1})
     if used[-1] >= 8 and 2 * len(used) <= used[-1] + 1:
@@ -388,7 +393,9 @@ def _interpret_colours(data: DataSet, values: Counter[int], names: list[str], co
         if unknown:
             share = sum(unknown.values()) / sum(values.values())
             shown = ', '.join(_hex(value) for value in list(unknown)[:5])
-            data.note('mistake', f'{share:.1%} of the pixels have colours of no class ({shown}): they are not trained on')
+            data.note(
+                'mistake', f'{share:.1%} of the pixels have colours of no class ({shown}): they are not trained on'
+            )
         meaning = _Meaning(names, colours, mapping=packed)
     else:
         found = sorted(values)
@@ -443,7 +450,9 @@ def _split(data: DataSet, folders: list[_Folders], pairs: list[_Pair], share: fl
         drawn = split_names(list(by_name), share)
         splits = {split: [by_name[name] for name in names] for split, names in drawn.items()}
         counts = f'{len(splits["train"])} to {len(splits["val"])}'
-        data.note('decision', f'no folder says which pictures to validate on: {counts} are drawn at random, always the same')
+        data.note(
+            'decision', f'no folder says which pictures to validate on: {counts} are drawn at random, always the same'
+        )
     data.details['splits'] = splits
     data.splits = {split: [pair.name for pair in chosen] for split, chosen in splits.items()}
 
@@ -455,7 +464,11 @@ def _count(data: DataSet, counts: dict[_Pair, dict[int, int]], meaning: _Meaning
             if meaning.mapping is not None:
                 index = meaning.mapping.get(value, _IGNORED)
             else:
-                index = _IGNORED if value == _IGNORED or (meaning.reduce_zero_label and value == 0) else value - meaning.reduce_zero_label
+                index = (
+                    _IGNORED
+                    if value == _IGNORED or (meaning.reduce_zero_label and value == 0)
+                    else value - meaning.reduce_zero_label
+                )
             total[split][index] += count
     together = sum(total.values(), np.zeros(_IGNORED + 1, np.int64))
     data.counts = together[: len(data.classes)].tolist()

@@ -20,7 +20,8 @@ from tests.paths import TOOLS
 
 
 @pytest.mark.parametrize(
-    ('seconds', 'text'), [(0, '0 s'), (59.6, '1 min 0 s'), (3700, '1 h 1 min'), (200_000, '2 d 7 h'), (86_400, '1 d 0 h')]
+    ('seconds', 'text'),
+    [(0, '0 s'), (59.6, '1 min 0 s'), (3700, '1 h 1 min'), (200_000, '2 d 7 h'), (86_400, '1 d 0 h')],
 )
 def test_duration(seconds: float, text: str) -> None:
     assert _duration(seconds) == text
@@ -48,12 +49,16 @@ def test_visualize_adds_a_backend_once_or_names_the_package(name: str, monkeypat
 def log(tiny_config: Path) -> str:
     """The log of a training whose output is no terminal, with an estimate after two iterations."""
     options = ['default_hooks.run_estimate.after=2', 'default_hooks.run_estimate.skipped=1']
-    return call(TOOLS / 'train.py', tiny_config, '--work-dir', 'progress', '--cfg-options', *options, cwd=tiny_config.parent)
+    return call(
+        TOOLS / 'train.py', tiny_config, '--work-dir', 'progress', '--cfg-options', *options, cwd=tiny_config.parent
+    )
 
 
 @pytest.mark.slow
 def test_estimate_is_said_once(log: str) -> None:
-    said = re.findall(r'estimate of the whole run: [\d.e-]+ s an iteration, (.+) for 2 more without the validations', log)
+    said = re.findall(
+        r'estimate of the whole run: [\d.e-]+ s an iteration, (.+) for 2 more without the validations', log
+    )
     assert len(said) == 1
     assert re.search(r'[\d.]+ of [\d.]+ GB of (GPU )?memory at most', log)
 

@@ -85,7 +85,11 @@ SPOILT: dict[str, tuple[Callable[[Content], Any], str, int]] = {
     'no box': (alter(bbox=[]), '1 objects have an empty box', 9),
     'category': (alter(category_id=99), '1 objects are of no listed category', 9),
     'image': (alter(image_id=99), '1 objects belong to no image', 9),
-    'missing file': (lambda d: d['images'].append(dict(id=1, file_name='x/none.jpg', width=4, height=4)), 'are not there', 10),
+    'missing file': (
+        lambda d: d['images'].append(dict(id=1, file_name='x/none.jpg', width=4, height=4)),
+        'are not there',
+        10,
+    ),
     'size': (lambda d: d['images'][0].update(width=60), 'differ in size from their annotations', 8),
     'no object': (lambda d: d['annotations'].__delitem__(slice(2)), '1 of 5 images have no object', 8),
     'some outlines': (alter(segmentation=[[2, 3, 12, 3, 12, 15]]), '9 of 10 objects have no outline', 10),

@@ -12,6 +12,7 @@ from mmpelk.projects.segmentation import write_labels
 from tests.paths import sample_data
 from tests.projects.pictures import SIZE, image, label, names, notes
 
+
 def write(root: Path, values: list[object], count: int = 4, images: str = 'images', labels: str = 'labels') -> Path:
     for index in range(count):
         image(root / images / f'{index}.jpg')
@@ -145,8 +146,16 @@ SPOILT = {
     'image without label': (lambda r: (r / 'labels/0.png').unlink(), '1 images without a label map', '0.jpg'),
     'label without image': (lambda r: (r / 'images/0.jpg').unlink(), '1 label maps without an image', '0.png'),
     'sizes differ': (lambda r: label(r / 'labels/0.png', [0], (20, 20)), 'differ in size', '48x32 against 20x20'),
-    'truncated': (lambda r: (r / 'images/0.jpg').write_bytes((r / 'images/1.jpg').read_bytes()[:600]), 'cannot be read', '0'),
-    'no image at all': (lambda r: (r / 'images/0.jpg').write_text('<html>'), 'cannot be read', 'UnidentifiedImageError'),
+    'truncated': (
+        lambda r: (r / 'images/0.jpg').write_bytes((r / 'images/1.jpg').read_bytes()[:600]),
+        'cannot be read',
+        '0',
+    ),
+    'no image at all': (
+        lambda r: (r / 'images/0.jpg').write_text('<html>'),
+        'cannot be read',
+        'UnidentifiedImageError',
+    ),
 }
 
 
