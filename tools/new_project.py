@@ -4,7 +4,7 @@ python tools/new_project.py flowers --task seg --data FOLDER     images and labe
 python tools/new_project.py flowers --task det --data FOLDER     images and annotations in COCO's format
 python tools/new_project.py flowers --task cls --data FOLDER     a folder of images for every class
 
-It writes projects/flowers/flowers.py, the split into training and validation, and what it found, and prints the commands
+It writes projects/flowers/flowers.py, the split into training and validation, what it found, and prints the commands
 to train and to look at the result. docs/your_own_data.md says more.
 """
 

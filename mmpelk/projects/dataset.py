@@ -191,8 +191,8 @@ def read_classes(given: str | None, root: Path) -> tuple[list[str], list[tuple[i
     """Names of classes, and their colours if the list has them.
 
     Args:
-        given: Path of a list with a class a line, ``name`` or ``name,R,G,B`` (also CVAT's ``name:R,G,B::``); or the names
-            themselves, with commas between them; or ``None``: look for one of ``CLASS_FILES`` in ``root``.
+        given: Path of a list with a class a line, ``name`` or ``name,R,G,B`` (CVAT's ``name:R,G,B::``, too); or the
+            names themselves, with commas between them; or ``None``: look for one of ``CLASS_FILES`` in ``root``.
         root: Folder of the data set.
 
     Raises:
@@ -225,7 +225,8 @@ def known_metainfo(name: str) -> dict[str, Any]:
 
 def make_palette(count: int) -> list[tuple[int, int, int]]:
     """Pascal VOC's colours: the bits of the index, the lowest to the highest bits of red, green and blue."""
-    return [
-        tuple(sum(((index >> 3 * bit + channel) & 1) << (7 - bit) for bit in range(8)) for channel in range(3))  # type: ignore[misc]
-        for index in range(count)
-    ]
+
+    def channel(index: int, offset: int) -> int:
+        return sum(((index >> 3 * bit + offset) & 1) << (7 - bit) for bit in range(8))
+
+    return [(channel(index, 0), channel(index, 1), channel(index, 2)) for index in range(count)]

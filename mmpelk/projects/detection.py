@@ -54,9 +54,7 @@ def read_detection(
         folders['val'] = folders['train']
     for split, content in clean.items():
         if not content['annotations']:
-            raise UserError(
-                f"no object of '{files.get(split, files['train'])}' is left to {'train' if split == 'train' else 'validate'} on"
-            )
+            raise UserError(f"no object of '{files.get(split, files['train'])}' is left for the split '{split}'")
     data.splits = {split: [image['file_name'] for image in content['images']] for split, content in clean.items()}
     _count(data, clean, ids)
     data.palette = make_palette(len(data.classes) + 1)[1:]  # black is hard to see around a box
@@ -84,7 +82,7 @@ def _find_files(root: Path, given: list[str] | None) -> dict[str, Path]:
         files = [path for path in sorted(root.rglob('*.json')) if _is_coco(path)]
     if not files:
         raise UserError(
-            f"'{root}' holds no annotation file in COCO's format, a .json with {', '.join(_LISTS)}; name it with --annotations"
+            f"'{root}' holds no annotation file in COCO's format, a .json with {', '.join(_LISTS)}: --annotations FILE"
         )
     if unreadable := [path for path in files if not _is_coco(path)]:
         raise UserError(f"'{unreadable[0]}' is not in COCO's format: a .json with the lists {', '.join(_LISTS)}")
@@ -145,7 +143,9 @@ def _check(data: DataSet, content: dict[str, Any], folder: Path, ids: dict[int, 
     checked = {image['id'] for image in spread(present, limit)}
     headers = dict(zip(
         (image['id'] for image in present),
-        map_files(lambda image: read_header(folder / image['file_name'], image['id'] in checked), present, 'Reading images'),
+        map_files(
+            lambda image: read_header(folder / image['file_name'], image['id'] in checked), present, 'Reading images'
+        ),
         strict=True,
     ))  # fmt: skip
     if broken := [image['file_name'] for image in present if headers[image['id']].error]:
@@ -229,7 +229,7 @@ def _split(data: DataSet, content: dict[str, Any], share: float) -> dict[str, An
     drawn = split_names([image['file_name'] for image in content['images'] if image['id'] in with_objects], share)
     data.note(
         'decision',
-        f'one annotation file: {len(drawn["train"])} to {len(drawn["val"])} images are drawn at random, always the same',
+        f'one annotation file: {len(drawn["train"])} to {len(drawn["val"])} are drawn at random, always the same',
     )
     held_out = set(drawn['val'])
     result = {}

@@ -247,7 +247,8 @@ def _classification(data: DataSet, plan: Plan, datasets: dict[str, list[dict[str
     norm = "        norm_cfg=dict(type='BN'),\n"
     if plan.nano and side <= 64:
         note, head = _NANO, 80
-        backbone = '        depths=(1, 1),\n        channels=(40, 80),\n        kernel_sizes=(13, 7),\n        stem_patch_size=2,\n'
+        backbone = '        depths=(1, 1),\n        channels=(40, 80),\n        kernel_sizes=(13, 7),\n'
+        backbone += '        stem_patch_size=2,\n'
     elif plan.nano:
         note, head = _NANO, 128
         backbone = '        depths=(1, 1, 2),\n        channels=(32, 64, 128),\n        kernel_sizes=(31, 15, 7),\n'
@@ -259,6 +260,7 @@ def _classification(data: DataSet, plan: Plan, datasets: dict[str, list[dict[str
     warm_up = max(1, plan.epochs // 20)
     interval = max(1, plan.epochs // 10)
     crop_scale = '(0.6, 1.0)' if side <= 64 else '(0.25, 1.0)'
+    edge = side if side <= 64 else round(side * 256 / 224)
     flip = "    dict(type='RandomFlip', prob=0.5, direction='horizontal'),\n"
     return f"""
 model = dict(
@@ -270,14 +272,15 @@ model = dict(
 )
 custom_hooks = []  # these weights are dense
 
+_resize = dict(backend='pillow', interpolation='bicubic')
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale={side}, crop_ratio_range={crop_scale}, backend='pillow', interpolation='bicubic'),
+    dict(type='RandomResizedCrop', scale={side}, crop_ratio_range={crop_scale}, **_resize),
 {flip}    dict(type='PackInputs'),
 ]
 val_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='ResizeEdge', scale={side if side <= 64 else round(side * 256 / 224)}, edge='short', backend='pillow', interpolation='bicubic'),
+    dict(type='ResizeEdge', scale={edge}, edge='short', **_resize),
     dict(type='CenterCrop', crop_size={side}),
     dict(type='PackInputs'),
 ]

@@ -180,9 +180,9 @@ def _find_folders(root: Path, images: str | None, labels: str | None) -> list[_F
             found.append(_Folders(f'{name}/{pair[0]}', f'{name}/{pair[1]}', split))
     if not found:
         raise UserError(
-            f"'{root}' holds {', '.join(sorted(children.values())) or 'no folders'}: neither images and labels (such as "
-            'images/ and annotations/, JPEGImages/ and SegmentationClass/, leftImg8bit/ and gtFine/) nor train/ and val/ '
-            'with those inside. Name them: --images FOLDER --labels FOLDER'
+            f"'{root}' holds {', '.join(sorted(children.values())) or 'no folders'}: neither images and labels ("
+            'such as images/ and annotations/, JPEGImages/ and SegmentationClass/, leftImg8bit/ and gtFine/) nor train/ '
+            'and val/ with those inside. Name them: --images FOLDER --labels FOLDER'
         )
     return found
 
@@ -226,7 +226,7 @@ def _find_pairs(data: DataSet, folders: list[_Folders]) -> list[_Pair]:
 
 
 def _label_ends(labels: list[str], names: dict[str, str]) -> tuple[set[str], dict[str, str]]:
-    """Ends of the label maps to take, such as ``'.png'`` or ``'_mask.png'``, and the image that each file belongs to."""
+    """Ends of the label maps to take, such as ``'.png'`` or ``'_mask.png'``, and each file's image."""
     owners: dict[str, str] = {}
     for path in labels:
         stem = path.rsplit('.', 1)[0]
@@ -303,7 +303,7 @@ def _is_colour_coded(data: DataSet, labels: dict[_Pair, _Label]) -> bool:
     coded = [pair for pair, label in labels.items() if label.mode in ('RGB', 'RGBA', 'CMYK', 'YCbCr', 'LA', 'PA')]
     if coded and len(coded) < len(labels):
         raise UserError(
-            f'{len(coded)} of {len(labels)} label maps are colour pictures, such as {coded[0].name}: convert all to one kind'
+            f'{len(coded)} of {len(labels)} label maps are colour pictures, such as {coded[0].name}: convert all'
         )
     if any(pair.label_end.lower().endswith(('.jpg', '.jpeg')) for pair in labels):
         data.note('mistake', 'label maps are JPEGs, which blur the values at every contour: export them as PNG')
@@ -345,8 +345,8 @@ def _interpret(
     if used[-1] >= 8 and 2 * len(used) <= used[-1] + 1:
         data.note(
             'decision',
-            f'the values {_shorten(used)} are taken for grey levels of {len(used)} classes and rewritten as indices; if '
-            'they are indices, give the names of all classes with --classes',
+            f'the values {_shorten(used)} are taken for grey levels of {len(used)} classes and rewritten as indices; '
+            'if they are indices, give the names of all classes with --classes',
         )
         mapping = {value: index for index, value in enumerate(used)} | {_IGNORED: _IGNORED}
         return _Meaning([f'grey_{value}' for value in used], make_palette(len(used)), mapping=mapping)
@@ -375,8 +375,8 @@ def _interpret_named(
     if beyond:
         share = sum(values[value] for value in beyond) / sum(values.values())
         raise UserError(
-            f'{len(names)} classes have names, but the label maps hold the values {_shorten(beyond)} beyond them ({share:.1%} '
-            f'of the pixels): name all classes in their order, or correct the label maps'
+            f'{len(names)} classes have names, but the label maps hold the values {_shorten(beyond)} beyond them '
+            f'({share:.1%} of the pixels): name all classes in their order, or correct the label maps'
         )
     return _Meaning(names, colours or make_palette(len(names)), zero)
 
@@ -384,8 +384,8 @@ def _interpret_named(
 def _interpret_colours(data: DataSet, values: Counter[int], names: list[str], colours: list[Colour]) -> _Meaning:
     if len(values) > _MOST_COLOURS:
         raise UserError(
-            f'the label maps hold {len(values)} colours, so they are photographs or were smoothed (JPEG, resizing): export '
-            'one colour a class as PNG'
+            f'the label maps hold {len(values)} colours, so they are photographs or were smoothed (JPEG, resizing): '
+            'export one colour a class as PNG'
         )
     if colours:
         packed = {r << 16 | g << 8 | b: index for index, (r, g, b) in enumerate(colours)}

@@ -26,6 +26,9 @@ PELK: Changes = {
     'custom_hooks': (ABSENT, [dict(type='mmpelk.SparsityHook', mode='fixed')]),
     'model.backbone.norm_cfg': (ABSENT, SYNC_BN),
     'model.backbone.type': ('mmpretrain.ConvNeXt', 'mmpelk.PeLK'),
+    'default_hooks.progress_line.type': (ABSENT, 'mmpelk.ProgressLineHook'),
+    'default_hooks.progress_picture.type': (ABSENT, 'mmpelk.ProgressPictureHook'),
+    'default_hooks.run_estimate.type': (ABSENT, 'mmpelk.RunEstimateHook'),
     'optim_wrapper.constructor': (
         'LearningRateDecayOptimizerConstructor',
         'mmpelk.LayerDecayOptimWrapperConstructor',

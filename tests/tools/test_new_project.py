@@ -1,4 +1,4 @@
-"""``tools/new_project.py`` as a user types it: every config that it writes builds, and trains on real and drawn pictures."""
+"""``tools/new_project.py`` as a user types it: its configs build, and train on real and drawn pictures."""
 
 import json
 import re
