@@ -31,7 +31,7 @@ def test_wheel_holds_recipes_and_tools(installed: Path) -> None:
     assert not any(path.is_symlink() for path in installed.rglob('*'))
     for name in RECIPES:
         assert (installed / 'mmpelk' / '.mim' / 'configs' / name).is_file()
-    for name in ('tools/train.py', 'tools/dist_train.sh', 'configs/_base_/seg_runtime.py', 'model-index.yml'):
+    for name in ('tools/train.py', 'tools/dist_train.sh', 'configs/_base_/default_runtime.py', 'model-index.yml'):
         assert (installed / 'mmpelk' / '.mim' / name).is_file()
     assert (installed / 'mmpelk' / 'py.typed').is_file()
     assert not any((installed / name).exists() for name in ('tests', 'reproduction', 'benchmarks'))

@@ -14,6 +14,7 @@ from mmpelk.engine.command_line import (
     parse_options,
 )
 from mmpelk.engine.distributed import adapt_to_machine
+from mmpelk.engine.progress import VISUALIZERS, add_vis_backend
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,6 +31,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size of all processes'
     )
+    parser.add_argument('--visualize', choices=sorted(VISUALIZERS), help='send curves there, too')
     add_common_options(parser)
     return parse_options(parser)
 
@@ -43,6 +45,8 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise ValueError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config')
         cfg.auto_scale_lr.enable = True
+    if args.visualize:
+        add_vis_backend(cfg, args.visualize)
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume

@@ -1,4 +1,8 @@
-_base_ = 'mmpretrain::_base_/default_runtime.py'
+_base_ = './default_runtime.py'
 
-default_hooks = dict(logger=dict(interval=50), checkpoint=dict(max_keep_ckpts=3))
-env_cfg = dict(cudnn_benchmark=True)
+default_scope = 'mmpretrain'
+default_hooks = dict(
+    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3),
+    visualization=dict(type='VisualizationHook', enable=False),
+)
+visualizer = dict(type='UniversalVisualizer', vis_backends={{_base_.vis_backends}})

@@ -3,7 +3,7 @@ _base_ = [
     '../_base_/models/mask_rcnn_pelk.py',
     'mmdet::_base_/datasets/coco_instance.py',
     '../_base_/schedules/det_adamw_3x.py',
-    'mmdet::_base_/default_runtime.py',
+    '../_base_/det_runtime.py',
 ]
 classes = ('disc', 'square', 'triangle')
 palette = [(220, 20, 60), (0, 128, 255), (60, 180, 75)]

@@ -3,7 +3,7 @@ _base_ = [
     '../_base_/models/cascade_mask_rcnn_pelk.py',
     '../_base_/datasets/coco_instance_ms_crop.py',
     '../_base_/schedules/det_adamw_3x.py',
-    'mmdet::_base_/default_runtime.py',
+    '../_base_/det_runtime.py',
     '../_base_/sparsity_fixed.py',
 ]
 

@@ -5,7 +5,7 @@ _base_ = [
     '../_base_/models/mask_rcnn_pelk.py',
     'mmdet::_base_/datasets/coco_instance.py',
     '../_base_/schedules/det_adamw_3x.py',
-    'mmdet::_base_/default_runtime.py',
+    '../_base_/det_runtime.py',
     '../_base_/sparsity_fixed.py',
 ]
 

@@ -26,6 +26,9 @@ PELK: Changes = {
     'custom_hooks': (ABSENT, [dict(type='mmpelk.SparsityHook', mode='fixed')]),
     'model.backbone.norm_cfg': (ABSENT, SYNC_BN),
     'model.backbone.type': ('mmpretrain.ConvNeXt', 'mmpelk.PeLK'),
+    'default_hooks.progress_line.type': (ABSENT, 'mmpelk.ProgressLineHook'),
+    'default_hooks.progress_picture.type': (ABSENT, 'mmpelk.ProgressPictureHook'),
+    'default_hooks.run_estimate.type': (ABSENT, 'mmpelk.RunEstimateHook'),
     'optim_wrapper.constructor': (
         'LearningRateDecayOptimizerConstructor',
         'mmpelk.LayerDecayOptimWrapperConstructor',
@@ -203,6 +206,8 @@ DIFFERENCES: dict[str, tuple[str | tuple[str, ...], Changes]] = {
             'param_scheduler.1.eta_min': (1e-5, 1e-6),
             'param_scheduler.1.convert_to_iter_based': (ABSENT, True),
             'param_scheduler.1.end': (ABSENT, 300),
+            'randomness.deterministic': (False, ABSENT),
+            'randomness.seed': (None, ABSENT),
             'val_dataloader.batch_size': (64, 128),
             **{f'{split}_dataloader.num_workers': (5, 8) for split in ('train', 'val')},
             **{f'{split}_dataloader.persistent_workers': (ABSENT, True) for split in ('train', 'val')},

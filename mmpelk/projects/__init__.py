@@ -1,0 +1,23 @@
+"""A data set of one's own: what is in it, what is wrong with it, and a config that fits it and the machine."""
+
+from .classification import read_classification
+from .dataset import DataSet, Note
+from .detection import read_detection
+from .machine import Machine
+from .plan import Plan, make_plan
+from .report import print_report
+from .segmentation import read_segmentation
+from .writing import write_project
+
+__all__ = [
+    'DataSet',
+    'Machine',
+    'Note',
+    'Plan',
+    'make_plan',
+    'print_report',
+    'read_classification',
+    'read_detection',
+    'read_segmentation',
+    'write_project',
+]

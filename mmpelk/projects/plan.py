@@ -1,0 +1,148 @@
+"""Crop, batch, length and learning rate of a training, from the data and the machine."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmpelk.config import get_config
+from mmpelk.errors import UserError
+
+from .dataset import DataSet
+from .machine import Machine
+
+__all__ = ['Plan', 'make_plan']
+
+# GB that a megapixel takes in training, and GB of weights, gradients, optimizer and CUDA. The first are the activations
+# that PeLK-T's recipes save in float32, counted on the CPU by torch.autograd.graph.saved_tensors_hooks (5.7 with
+# UperNet, 3.2 without a detector's region heads, 3.0 with a classifier); mixed precision takes less. Not measured on a
+# GPU: the training itself says after 50 iterations how much memory it takes.
+_PER_MEGAPIXEL = {'seg': 5.8, 'det': 4.5, 'cls': 3.0}
+_FIXED = 2.5
+_LARGEST_BATCH = {'seg': 16, 'det': 16, 'cls': 128}
+# Recipe of every task, and the one whose backbone starts from ConvNeXt's weights.
+_RECIPES = {
+    'seg': 'seg/upernet_pelk_t_ade20k.py',
+    'det': 'det/mask_rcnn_pelk_t_coco_1x.py',
+    'cls': 'cls/pelk_t_in1k.py',
+}
+_PUBLIC = 'seg/upernet_pelk_convnext_t_ade20k.py'  # names the address of those weights
+# Pictures that a training sees, as iterations of its batch: on a CPU a look at the whole, on a GPU a training.
+_CPU_ITERATIONS = 300
+_GPU_ITERATIONS = (3000, 80000)
+_GPU_EPOCHS = {'seg': 120, 'det': 24, 'cls': 100}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the config says beyond the data.
+
+    Attributes:
+        recipe: The recipe to inherit.
+        nano: A network that a CPU trains in minutes stands in for PeLK-T.
+        weights: File or URL of ConvNeXt-T's weights to start from, or ``None``: from scratch.
+        size: Width and height that training sees: the crop, the longest and shortest side, or the input.
+        resized: Short side that pictures are resized to before the crop.
+        batch_size: Pictures of one process.
+        workers: Processes that load data.
+        iterations: Length.
+        epochs: The same in epochs.
+        lr: Learning rate for ``batch_size``.
+    """
+
+    recipe: str
+    nano: bool
+    weights: str | None
+    size: tuple[int, int]
+    resized: int
+    batch_size: int
+    workers: int
+    iterations: int
+    epochs: int
+    lr: float
+
+    def summary(self, machine: Machine) -> str:
+        """One sentence for whoever starts the training."""
+        network = 'a nano PeLK' if self.nano else 'PeLK-T' if self.weights is None else "ConvNeXt-T with PeLK's kernels"
+        start = 'from scratch, without weights' if self.weights is None else f'from {self.weights}'
+        return (
+            f'{network} {start}, {self.size[0]}x{self.size[1]}, {self.iterations} iterations of {self.batch_size} '
+            f'images, for {machine.name}'
+        )
+
+
+def make_plan(
+    data: DataSet, machine: Machine, weights: str = 'none', size: str | None = None, batch_size: int | None = None
+) -> Plan:
+    """Fit a training to data and machine.
+
+    Args:
+        data: The data set.
+        machine: The machine.
+        weights: ``'none'``; ``'public'``, ConvNeXt-T's, downloaded when the training starts; or a file of them.
+        size: ``'nano'`` or ``'tiny'``; by default the first on a CPU without weights.
+        batch_size: Pictures of one process, instead of what fits.
+
+    Raises:
+        UserError: If there is no such file, or weights are wanted for a network that they do not fit.
+    """
+    source = None
+    if weights == 'public':
+        source = get_config(_PUBLIC).model.backbone.init_cfg.checkpoint
+    elif weights != 'none':
+        if '://' not in weights and not Path(weights).is_file():
+            raise UserError(f"there are no weights '{weights}'; --weights takes a file, a URL, 'public' or 'none'")
+        source = weights if '://' in weights else str(Path(weights).resolve())
+    nano = size == 'nano' or (size is None and not machine.gpu_memory and source is None)
+    if nano and source:
+        raise UserError('the weights are those of ConvNeXt-T: give --size tiny, or no --weights')
+    shape, resized = _fit_size(data, bool(machine.gpu_memory), nano)
+    area = shape[0] * shape[1] / 1e6
+    largest = _LARGEST_BATCH[data.task] if machine.gpu_memory else 32 if data.task == 'cls' else 4
+    largest = min(largest, max(2, len(data.splits['train'])))
+    if machine.gpu_memory:
+        fitted = machine.batch_size(area * _PER_MEGAPIXEL[data.task], _FIXED, largest)
+    else:
+        fitted = largest
+    batch = batch_size or fitted
+    steps = max(1, len(data.splits['train']) // batch)  # of an epoch
+    wanted = _CPU_ITERATIONS
+    if machine.gpu_memory:
+        wanted = min(max(_GPU_EPOCHS[data.task] * steps, _GPU_ITERATIONS[0]), _GPU_ITERATIONS[1])
+    recipe = _RECIPES[data.task]
+    if source and data.task != 'det':
+        recipe = recipe.replace('pelk_t', 'pelk_convnext_t')
+    epochs = max(1, round(wanted / steps))
+    rate = _learning_rate(data.task, batch, nano, source is not None)
+    return Plan(recipe, nano, source, shape, resized, batch, machine.workers, wanted, epochs, float(f'{rate:.2g}'))
+
+
+def _fit_size(data: DataSet, gpu: bool, nano: bool) -> tuple[tuple[int, int], int]:
+    """What training sees, and the short side that pictures are resized to."""
+    short, long = sorted(data.median_size)
+    if data.task == 'cls':
+        side = next((side for side in (32, 64, 128) if short <= 1.25 * side), 224)
+        side = min(side, 128) if nano else max(side, 64)
+        return (side, side), side
+    if data.task == 'det':
+        resized = min(_multiple(short), 800 if gpu else 256)
+        return (min(_multiple(long * resized / short), 1333 if gpu else 448), resized), resized
+    # A crop of half the picture's short side at least, and nothing larger than the recipe's.
+    largest = 512 if gpu else 192
+    resized = min(_multiple(short), 2 * largest if gpu else largest)
+    crop = min(largest, resized)
+    return (crop, crop), resized
+
+
+def _multiple(value: float, of: int = 32) -> int:
+    return max(of, round(value / of) * of)
+
+
+def _learning_rate(task: str, batch: int, nano: bool, pretrained: bool) -> float:
+    """The recipe's at its batch, in proportion to the batch; larger where nothing is pre-trained.
+
+    From scratch, AdamW takes the rates of the demos, whose networks are as small.
+    """
+    if nano:
+        return {'seg': 2e-3 * batch / 4, 'det': 1e-3 * batch / 8, 'cls': 3e-3 * batch / 64}[task]
+    if task == 'cls':
+        return (5e-5 if pretrained else 5e-4) * batch / 64
+    return (1e-4 if pretrained else 4e-4) * batch / 16

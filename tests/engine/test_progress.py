@@ -1,0 +1,92 @@
+"""What a training says while it runs: in a terminal and in a log, once, and never at the training's cost."""
+
+import importlib.util
+import io
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from mmpelk.engine import RunEstimateHook
+from mmpelk.engine.progress import _duration, add_vis_backend
+from mmpelk.errors import UserError
+from tests.commands import call
+from tests.paths import TOOLS
+
+
+@pytest.mark.parametrize(
+    ('seconds', 'text'),
+    [(0, '0 s'), (59.6, '1 min 0 s'), (3700, '1 h 1 min'), (200_000, '2 d 7 h'), (86_400, '1 d 0 h')],
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert _duration(seconds) == text
+
+
+def test_estimate_needs_iterations() -> None:
+    with pytest.raises(ValueError, match='fewer than after=5'):
+        RunEstimateHook(after=5, skipped=5)
+
+
+@pytest.mark.parametrize('name', ['tensorboard', 'wandb'])
+def test_visualize_adds_a_backend_once_or_names_the_package(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = Config(dict(visualizer=dict(vis_backends=[dict(type='LocalVisBackend')])))
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda package: None)
+    with pytest.raises(UserError, match=f'pip install {name}'):
+        add_vis_backend(cfg, name)
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda package: object())
+    for _ in range(2):
+        add_vis_backend(cfg, name)
+    kinds = [backend['type'] for backend in cfg.visualizer.vis_backends]
+    assert kinds == ['LocalVisBackend', f'{name.capitalize()}VisBackend']
+
+
+@pytest.fixture(scope='module')
+def log(tiny_config: Path) -> str:
+    """The log of a training whose output is no terminal, with an estimate after two iterations."""
+    options = ['default_hooks.run_estimate.after=2', 'default_hooks.run_estimate.skipped=1']
+    return call(
+        TOOLS / 'train.py', tiny_config, '--work-dir', 'progress', '--cfg-options', *options, cwd=tiny_config.parent
+    )
+
+
+@pytest.mark.slow
+def test_estimate_is_said_once(log: str) -> None:
+    said = re.findall(
+        r'estimate of the whole run: [\d.e-]+ s an iteration, (.+) for 2 more without the validations', log
+    )
+    assert len(said) == 1
+    assert re.search(r'[\d.]+ of [\d.]+ GB of (GPU )?memory at most', log)
+
+
+@pytest.mark.slow
+def test_a_log_has_no_progress_line(log: str) -> None:
+    assert 'Iter(train) [4/4]' in log
+    assert '━' not in log
+    assert 'training' not in log.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_terminal_has_one(tiny_config: Path) -> None:
+    """In a terminal of its own; log lines stay whole above the line, and the cursor comes back."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, str(TOOLS / 'train.py'), str(tiny_config), '--work-dir', 'terminal']
+    env = os.environ | {'TERM': 'xterm', 'COLUMNS': '200', 'OMP_NUM_THREADS': '1'}
+    process = subprocess.Popen(command, cwd=tiny_config.parent, stdout=theirs, stderr=theirs, env=env)
+    os.close(theirs)
+    printed = io.BytesIO()
+    while True:
+        try:
+            printed.write(os.read(ours, 65536))
+        except OSError:  # Linux's end of a terminal
+            break
+    os.close(ours)
+    text = printed.getvalue().decode(errors='replace')
+    assert process.wait() == 0, text[-3000:]
+    assert re.search(r'training .*━.* 4/4 .*loss [\d.]+', re.sub(r'\x1b\[[\d;?]*[a-zA-Z]', '', text))
+    assert text.rfind('\x1b[?25h') > text.rfind('\x1b[?25l') >= 0
+    assert re.search(r'Iter\(train\) \[4/4\]', text)

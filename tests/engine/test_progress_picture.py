@@ -1,0 +1,112 @@
+"""The picture of a training: drawn from every task's validation, resumed, and harmless when it fails."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from mmengine.logging import MessageHub
+from PIL import Image
+
+from mmpelk.engine import ProgressPictureHook, progress_picture
+
+
+class Painter:
+    """Stands in for the toolboxes' visualizers."""
+
+    def add_datasample(self, name: str, image: np.ndarray, out_file: str, **_: Any) -> None:
+        Image.fromarray(np.concatenate([image, image], axis=1)).save(out_file)
+
+
+class Runner(SimpleNamespace):
+    """What the hook asks of mmengine's runner."""
+
+    def __init__(self, folder: Path, batches: int = 9) -> None:
+        hub = MessageHub('progress')
+        for index in range(1000):
+            hub.update_scalar('train/loss', 1000.0 - index)
+        warnings: list[str] = []
+        super().__init__(
+            work_dir=str(folder), message_hub=hub, val_dataloader=range(batches), iter=1000, warnings=warnings,
+            experiment_name='tiny', visualizer=Painter(), logger=SimpleNamespace(warning=warnings.append),
+        )  # fmt: skip
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / 'cat.png'
+    Image.fromarray(np.zeros((600, 900, 3), np.uint8)).save(path)
+    return path
+
+
+def validate(hook: ProgressPictureHook, runner: Runner, image: Path, **metrics: float) -> list[int]:
+    """Run a validation; which batches were painted."""
+    painted = []
+    with mock.patch.object(progress_picture, '_paint', wraps=progress_picture._paint) as paint:
+        hook.before_val_epoch(runner)
+        for batch in range(len(runner.val_dataloader)):
+            before = paint.call_count
+            hook.after_val_iter(runner, batch, outputs=[SimpleNamespace(img_path=str(image))])
+            painted += [batch] * (paint.call_count > before)
+        hook.after_val_epoch(runner, metrics)
+    return painted
+
+
+def test_it_is_written_after_a_validation(image: Path, tmp_path: Path) -> None:
+    runner, hook = Runner(tmp_path), ProgressPictureHook(images=3)
+    assert validate(hook, runner, image, mIoU=40.0, mIoU_50=1.0, nothing=float('nan')) == [1, 4, 7]
+    assert not runner.warnings
+    with Image.open(tmp_path / 'progress.png') as picture:
+        assert picture.size[0] == 1200
+        assert picture.size[1] > 600  # curves, and a row of images
+        assert len(picture.convert('RGB').getcolors(1 << 20)) > 10
+    assert runner.message_hub.get_info('progress_metrics') == [[1000, {'mIoU': 40.0}]]
+    assert not list(tmp_path.glob('.progress*'))
+
+
+def test_a_resumed_training_has_the_whole_curve(image: Path, tmp_path: Path) -> None:
+    first = Runner(tmp_path)
+    validate(ProgressPictureHook(), first, image, mIoU=40.0)
+    second = Runner(tmp_path)
+    second.message_hub.load_state_dict(first.message_hub.state_dict())
+    second.iter = 1200
+    with mock.patch.object(progress_picture, '_figure', return_value=b'') as figure:
+        validate(ProgressPictureHook(), second, image, mIoU=50.0)
+    _, iteration, losses, metrics, _ = figure.call_args.args
+    assert iteration == 1200
+    assert len(losses['loss']) == 1000
+    assert metrics == [[1000, {'mIoU': 40.0}], [1200, {'mIoU': 50.0}]]
+
+
+def test_its_failure_is_said_once_and_stops_nothing(image: Path, tmp_path: Path) -> None:
+    runner, hook = Runner(tmp_path / 'not there'), ProgressPictureHook()
+    validate(hook, runner, image, mIoU=40.0)
+    validate(hook, runner, image, mIoU=40.0)
+    hook.after_train(runner)
+    assert len(runner.warnings) == 1
+    assert 'no more pictures of the progress: FileNotFoundError' in runner.warnings[0]
+
+
+def test_only_rank_0_draws(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress_picture, 'is_main_process', lambda: False)
+    assert validate(ProgressPictureHook(), Runner(tmp_path), image, mIoU=40.0) == []
+    assert not (tmp_path / 'progress.png').exists()
+
+
+def test_curves_are_drawn_between_validations_when_they_are_old(tmp_path: Path) -> None:
+    runner, hook = Runner(tmp_path), ProgressPictureHook(minutes=5)
+    hook.after_train_iter(runner, 0)
+    assert not (tmp_path / 'progress.png').exists()
+    hook._drawn -= 301
+    hook.after_train_iter(runner, 0)
+    assert (tmp_path / 'progress.png').exists()
+
+
+def test_long_curves_are_averaged() -> None:
+    steps, means = progress_picture._averages(np.arange(1001.0), 2001)
+    assert len(means) <= 400
+    # Iterations 1001 to 2001 had the values 0 to 1000.
+    np.testing.assert_allclose(steps - means, 1001)
+    assert steps[-1] > 2000 - 3
