@@ -408,7 +408,7 @@ def checkpoint_densities(model: nn.Module, state_dict: Mapping[str, Tensor]) -> 
             )
         # A weight that has just been grown is live and may still be zero: the mask knows.
         live = state_dict.get(name + MASK_SUFFIX, state_dict[name])
-        densities[name] = int(torch.count_nonzero(live)) / parameter.numel()
+        densities[name] = int(torch.count_nonzero(live)) / live.numel()
     return densities
 
 
