@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmpelk.errors import UserError
 
-__all__ = ['PAIRS', 'HiddenUnits', 'find_hidden_units', 'fit_hidden_units']
+__all__ = ['PAIRS', 'HiddenUnits', 'find_hidden_units', 'fit_hidden_units', 'shrink_hidden_units']
 
 PAIRS = (
     ('pointwise_conv1', 'pointwise_conv2'),  # PeLK, mmpretrain's ConvNeXt
@@ -156,3 +156,39 @@ def fit_hidden_units(units: HiddenUnits, state_dict: Mapping[str, Tensor], prefi
         # Of another width in its other dimensions, it is no checkpoint of this network: whoever loads it says so.
         if first.shape[0] == second.shape[1] != own[0] and first.shape[1:] == own[1:]:
             units.resize(first.shape[0])
+
+
+def shrink_hidden_units(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Take the dead units, whose column is zero, out of every block, by the rule of :func:`find_hidden_units`.
+
+    Args:
+        state_dict: Of a model, with masks folded in; it is not changed.
+
+    Returns:
+        State dict of the same function with narrower blocks, and the number of units of every block that became so.
+    """
+    shrunk, counts = dict(state_dict), {}
+    for key, first in state_dict.items():
+        for first_name, second_name in PAIRS:
+            block = key.removesuffix(f'{first_name}.weight')
+            second = state_dict.get(f'{block}{second_name}.weight')
+            if block == key or (block and block[-1] != '.') or second is None or not _fit(first, second):
+                continue
+            bias = f'{block}{first_name}.bias'
+            others = {name for name in state_dict if name.startswith(block) and name.count('.') == block.count('.') + 1}
+            per_unit = {name for name in others - {bias} if tuple(state_dict[name].shape) == (len(first),)}
+            live = second.flatten(2).any(-1).any(0) if second.dim() > 2 else second.any(0)
+            if live.all() or (per_unit and len(first) != first.shape[1]):
+                continue
+            live[0] |= ~live.any()  # a layer has at least one
+            shrunk[key], shrunk[f'{block}{second_name}.weight'] = first[live], second[:, live]
+            if bias in state_dict:
+                shrunk[bias] = state_dict[bias][live]
+            counts[block.removesuffix('.')] = int(live.sum())
+    return shrunk, counts
+
+
+def _fit(first: Tensor, second: Tensor) -> bool:
+    """Whether two weights can be those of a pair: linear layers or 1 x 1 convolutions."""
+    shapes = first.dim() == second.dim() in (2, 4) and first.shape[2:].numel() == second.shape[2:].numel() == 1
+    return shapes and len(first) == second.shape[1]
