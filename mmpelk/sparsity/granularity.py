@@ -134,8 +134,7 @@ class UnitLayer(Layer):
         return row.flatten(1).norm(dim=1) * column.transpose(0, 1).flatten(1).norm(dim=1)
 
     def update(self, prune_rate: float, generator: torch.Generator) -> int:
-        before = self.mask
-        after = before.clone()
+        before, after = self.mask.clone(), self.mask.clone()
         count = prune_and_grow(self.saliency(), after, prune_rate, generator)
         self._born, self.mask = before, after
         return count * self.shape[1]

@@ -31,7 +31,7 @@ def random_two_of_four(shape: tuple[int, int], generator: torch.Generator) -> Te
         shape: Outputs and inputs.
         generator: On the CPU, so that the same seed gives the same mask on every machine.
     """
-    order = _grouped(torch.rand(shape, generator=generator), fill=1.0).argsort(-1, stable=True)
+    order = _grouped(torch.rand(shape, generator=generator), fill=1.0).argsort(dim=-1, stable=True)
     live = torch.zeros(order.shape, dtype=torch.bool).scatter_(-1, order[..., :_LIVE], True)
     return live.flatten(1)[:, : shape[1]].contiguous()
 
@@ -53,7 +53,7 @@ def prune_and_grow_two_of_four(weight: Tensor, mask: Tensor, prune_rate: float, 
     """
     live, dead = _grouped(mask, False), _grouped(~mask, False)
     magnitude = torch.where(live, _grouped(weight.detach().abs(), 0.0), torch.inf)
-    drop = magnitude.argsort(-1, stable=True)[..., :1]
+    drop = magnitude.argsort(dim=-1, stable=True)[..., :1]
     grow = torch.where(dead, torch.rand(dead.shape, generator=generator, device=dead.device), -1.0).argmax(-1, True)
     smallest = torch.where(dead.any(-1) & live.any(-1), magnitude.gather(-1, drop).squeeze(-1), torch.inf).flatten()
     count = min(round(prune_rate * int(mask.sum())), int(smallest.isfinite().sum()))
