@@ -434,7 +434,8 @@ def _resolve_hidden(
         state = backbone_state_dict(pretrained['checkpoint'], pretrained.get('prefix') or '') if pretrained else {}
         names = [[f'stages.{i}.{j}.pointwise_conv1.weight' for j in range(depth)] for i, depth in enumerate(depths)]
         return [[state[name].shape[0] if name in state else None for name in stage] for stage in names]
-    if isinstance(given, str) or [len(stage) for stage in given] != list(depths):
+    nested = not isinstance(given, str) and all(isinstance(stage, Sequence) for stage in given)
+    if not nested or [len(stage) for stage in given] != list(depths):
         raise ValueError(
             f"hidden_channels is None, 'pretrained', or a sequence for each stage with a number for each of its "
             f'{tuple(depths)} blocks, got {given!r}'

@@ -169,3 +169,91 @@ def test_a_model_with_averages_of_its_own_is_refused(make_runner):
     model.teacher = ExponentialMovingAverage(model.backbone)
     with pytest.raises(ValueError, match='averaged copies of its own parts'):
         make_runner({}, model=model).train()
+
+
+@pytest.fixture
+def unit_checkpoint(make_runner, tmp_path) -> Path:
+    """Of four iterations with units."""
+    sparsity = {'granularity': 'unit', 'update_interval': 2}
+    make_runner(sparsity, 'units', model=TinyModel(bottleneck=True), max_iters=4).train()
+    return tmp_path / 'units' / 'iter_4.pth'
+
+
+@HOW
+@pytest.mark.parametrize('granularity', ['weight', 'unit'])
+def test_fixed_masks_may_be_those_of_units(make_runner, unit_checkpoint, how, granularity):
+    """The recipes of segmentation and detection name no granularity; where the file has no masks, weights are dense."""
+
+    def look(runner):
+        assert all(not values.any() for values in dead_values(runner))
+
+    init = {'type': 'Pretrained', 'checkpoint': str(unit_checkpoint), 'prefix': 'backbone.'}
+    source = {'load_from': str(unit_checkpoint)} if how == 'load_from' else {}
+    model = TinyModel(backbone_init=None if source else init, bottleneck=True)
+    hooks = ({'type': 'EMAHook', 'momentum': 0.3}, Watch(look))
+    runner = make_runner({'mode': 'fixed', 'granularity': granularity}, 'tuned', model=model, hooks=hooks, **source)
+    runner.train()
+    expected = load_masks(unit_checkpoint)
+    for entry in masked(runner):
+        known = expected.get(f'{entry.name}_mask')
+        assert entry.mask.all() if known is None else torch.equal(entry.mask, known.expand_as(entry.mask))
+    assert len(masked(runner)) == (5 if granularity == 'weight' else 3)
+    assert not model.backbone.bottleneck.pointwise_conv1.weight_mask.all()
+
+
+@pytest.mark.parametrize(
+    ('sparsity', 'message'),
+    [
+        ({'granularity': 'unit'}, "granularity='unit', but the checkpoint's masks are of another one: backbone.b"),
+        ({'granularity': '2:4'}, "granularity='2:4', but the checkpoint's masks are of another one: more than two of"),
+        ({'granularity': '2:4', 'mode': 'fixed'}, 'another one'),
+    ],
+    ids=['unit', '2:4', '2:4-fixed'],
+)
+def test_masks_of_another_granularity_are_an_explained_error(make_runner, tmp_path, sparsity, message):
+    make_runner({}, 'weights', model=TinyModel(bottleneck=True), max_iters=4).train()
+    path = str(tmp_path / 'weights' / 'iter_4.pth')
+    runner = make_runner(sparsity, 'tuned', model=TinyModel(bottleneck=True), load_from=path)
+    with pytest.raises(ValueError, match=message):
+        runner.train()
+
+
+@pytest.mark.parametrize(
+    'sparsity',
+    [{'mode': 'dense'}, {'mode': 'fixed'}, {'mode': 'fixed', 'granularity': 'unit'}],
+    ids=['dense', 'fixed', 'units'],
+)
+@pytest.mark.parametrize('ema', [False, True], ids=['plain', 'ema'])
+def test_a_shrunk_checkpoint_is_evaluated_in_any_mode(make_runner, unit_checkpoint, tmp_path, sparsity, ema):
+    from mmpelk.sparsity.export import export_checkpoint
+
+    checkpoint = torch.load(unit_checkpoint, weights_only=False)
+    torch.save(export_checkpoint(checkpoint, shrink=True), tmp_path / 'shrunk.pth')
+    hooks = ({'type': 'EMAHook'},) if ema else ()
+    model = TinyModel(bottleneck=True)
+    path = str(tmp_path / 'shrunk.pth')
+    runner = make_runner(sparsity, 'test', model=model, hooks=hooks, load_from=path)
+    runner.call_hook('before_run')
+    runner.load_or_resume()
+    runner.call_hook('before_test')
+    whole = TinyModel(bottleneck=True).eval()
+    whole.load_state_dict(fold_masks(checkpoint['state_dict']))
+    images = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    assert model.backbone.bottleneck.pointwise_conv1.out_features < 40
+    torch.testing.assert_close(model.eval()(images, None)[0], whole(images, None)[0], rtol=0, atol=1e-5)
+
+
+def test_a_shrunk_checkpoint_is_trained_with_its_average(make_runner, unit_checkpoint, tmp_path):
+    from mmpelk.sparsity.export import export_checkpoint
+
+    torch.save(export_checkpoint(torch.load(unit_checkpoint, weights_only=False), shrink=True), tmp_path / 'shrunk.pth')
+    model = TinyModel(bottleneck=True)
+    runner = make_runner({'mode': 'dense'}, 'tuned', model=model, hooks=({'type': 'EMAHook', 'momentum': 0.3},),
+                         load_from=str(tmp_path / 'shrunk.pth'), max_iters=4)  # fmt: skip
+    runner.train()
+    before = torch.load(tmp_path / 'shrunk.pth', weights_only=False)['state_dict']
+    tuned = torch.load(tmp_path / 'tuned' / 'iter_4.pth', weights_only=False)
+    for part, prefix in (('state_dict', ''), ('ema_state_dict', 'module.')):
+        weight = tuned[part][f'{prefix}backbone.bottleneck.pointwise_conv1.weight']
+        assert weight.shape == before['backbone.bottleneck.pointwise_conv1.weight'].shape
+        assert not torch.equal(weight, before['backbone.bottleneck.pointwise_conv1.weight'])
