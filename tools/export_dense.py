@@ -29,7 +29,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--shrink',
         action='store_true',
-        help="take dead hidden units (granularity='unit') out: the same outputs from fewer weights, with the same config",
+        help="take dead hidden units (granularity='unit') out: the same outputs from fewer weights, same config",
     )
     parser.add_argument('--hash', action='store_true', help='add the beginning of its SHA-256 to the name of each file')
     return parser.parse_args()
@@ -54,7 +54,9 @@ def main() -> None:
             sparsity = exported['meta']['sparsity']
             print(f'{written}: density {sparsity["density"]:.4f} of the masked parameters')
             if counts := sparsity.get('hidden_channels'):
-                print(f'  {sum(counts.values())} hidden units left in {len(counts)} blocks; it loads with the same config')
+                print(
+                    f'  {sum(counts.values())} hidden units left in {len(counts)} blocks; it loads with the same config'
+                )
 
 
 if __name__ == '__main__':

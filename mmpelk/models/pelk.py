@@ -426,7 +426,8 @@ def _resolve_arch(arch: str | dict, **overrides: Any) -> dict[str, Any]:
 
 def _resolve_hidden(
     given: Sequence[Sequence[int]] | str | None, depths: Sequence[int], pretrained: dict | None
-) -> Sequence[Sequence[int | None]]:
+) -> list[list[int | None]]:
+    """Hidden units of every block; ``None`` for the default."""
     if given is None:
         return [[None] * depth for depth in depths]
     if given == 'pretrained':
@@ -434,15 +435,14 @@ def _resolve_hidden(
         state = backbone_state_dict(pretrained['checkpoint'], pretrained.get('prefix') or '') if pretrained else {}
         names = [[f'stages.{i}.{j}.pointwise_conv1.weight' for j in range(depth)] for i, depth in enumerate(depths)]
         return [[state[name].shape[0] if name in state else None for name in stage] for stage in names]
-    nested = not isinstance(given, str) and all(isinstance(stage, Sequence) for stage in given)
-    if not nested or [len(stage) for stage in given] != list(depths):
+    widths = [list(stage) if isinstance(stage, Sequence) else [] for stage in given]
+    positive = all(isinstance(width, int) and width > 0 for stage in widths for width in stage)
+    if [len(stage) for stage in widths] != list(depths) or not positive:
         raise ValueError(
-            f"hidden_channels is None, 'pretrained', or a sequence for each stage with a number for each of its "
-            f'{tuple(depths)} blocks, got {given!r}'
+            f"hidden_channels is None, 'pretrained', or a sequence for each stage with a positive number for each of "
+            f'its {tuple(depths)} blocks, got {given!r}'
         )
-    if min(width for stage in given for width in stage) < 1:
-        raise ValueError(f'hidden_channels are positive, got {given!r}')
-    return given
+    return widths
 
 
 def _resolve_out_indices(out_indices: int | Sequence[int], stages: int) -> tuple[int, ...]:

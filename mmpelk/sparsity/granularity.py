@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
+from mmengine.dist import broadcast
 from mmengine.model import BaseAveragedModel
 from torch import Tensor, nn
 
@@ -147,9 +148,12 @@ class UnitLayer(Layer):
         with torch.no_grad():
             scale = weight[before].square().mean().sqrt()
             rows = torch.randn((int(grown.sum()), *weight.shape[1:]), generator=generator).to(weight) * scale
+            broadcast(rows, src=0)  # each rank would draw the same, but its own scale may differ in the last digit
             for model in (None, *averages):
                 # An average over a life that begins now; from zero it would take all of its horizon to get there.
-                first = self.units.first if model is None else model.module.get_submodule(self.parameters[0].module_name)
+                first = (
+                    self.units.first if model is None else model.module.get_submodule(self.parameters[0].module_name)
+                )
                 first.get_parameter('weight')[grown] = rows
 
 
@@ -182,4 +186,3 @@ GRANULARITIES: Mapping[str, Callable[[nn.Module, Target, Collection[str]], list[
     '2:4': _two_of_four,
 }
 """What finds the layers of a model, by the granularity's name; it takes the model, the target and what to exclude."""
-

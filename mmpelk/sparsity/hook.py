@@ -189,7 +189,9 @@ class SparsityHook(Hook):
             )
         if loaded.masks and loaded.without_masks and self.mode == 'fixed' and not self.adopt_zeros:
             names = sorted(loaded.without_masks)
-            logger.info(f'{len(names)} parameters, such as {names[:3]}, have no masks in the checkpoint: they are dense.')
+            logger.info(
+                f'{len(names)} parameters, such as {names[:3]}, have no masks in the checkpoint: they are dense.'
+            )
             for entry in self.parameters:
                 if entry.name in loaded.without_masks:
                     entry.mask.fill_(True)

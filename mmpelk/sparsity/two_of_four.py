@@ -38,7 +38,7 @@ def random_two_of_four(shape: tuple[int, int], generator: torch.Generator) -> Te
 
 @torch.no_grad()
 def prune_and_grow_two_of_four(weight: Tensor, mask: Tensor, prune_rate: float, generator: torch.Generator) -> int:
-    """As :func:`.update.prune_and_grow`, within groups: where the smaller live weight dies, a dead one of its group lives.
+    """As :func:`.update.prune_and_grow`, within groups: where the smaller live weight dies, a dead one comes alive.
 
     One weight of a group can be replaced at a time, so that at most half of the live ones are.
 

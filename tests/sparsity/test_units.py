@@ -173,9 +173,7 @@ def test_a_grown_unit_changes_no_output_and_learns(conv):
 def test_scores_of_a_unit_are_the_mean_of_its_weights():
     layer = layer_of(Pair(hidden=3))
     scores = [torch.arange(float(entry.weight.numel())).view_as(entry.weight) for entry in layer.parameters]
-    expected = [
-        (scores[0][unit].sum() + scores[1][unit] + scores[2][:, unit].sum()) / (4 + 1 + 5) for unit in range(3)
-    ]
+    expected = [(scores[0][unit].sum() + scores[1][unit] + scores[2][:, unit].sum()) / (4 + 1 + 5) for unit in range(3)]
     found = layer.score(scores)
     assert found.shape == layer.shape == (3, 10)
     torch.testing.assert_close(found, torch.stack(expected)[:, None].expand(3, 10))

@@ -152,7 +152,9 @@ def is_of_granularity(granularity: str, model: nn.Module, density: float = 0.6) 
     if granularity == 'weight':
         return sum(int(mask.sum()) for mask in masks.values()) == live_total(whole, density)
     if granularity == '2:4':
-        return len(masks) == 3 and all(2 * mask.sum() == mask.numel() and is_two_of_four(mask) for mask in masks.values())
+        return len(masks) == 3 and all(
+            2 * mask.sum() == mask.numel() and is_two_of_four(mask) for mask in masks.values()
+        )
     row, bias, column = (masks[f'bottleneck.pointwise_conv{name}_mask'] for name in ('1.weight', '1.bias', '2.weight'))
     dead = (8 + 1 + 8) * int((~bias).sum())
     same = torch.equal(row[:, 0], bias) and torch.equal(column[0], bias)
