@@ -29,8 +29,7 @@ from mmpelk.analysis.inference import build_model
 from mmpelk.analysis.table import Table
 from mmpelk.analysis.variants import VariantRun, mean_and_deviation, train_variants, trained_on
 from mmpelk.engine.command_line import exit_on_user_error
-from mmpelk.models.hidden_units import find_hidden_units
-from mmpelk.sparsity import find_parameters, live_total, uniform
+from mmpelk.sparsity import find_parameters, live_total, uniform_units
 
 RESULTS = Path(__file__).resolve().parent / 'results' / 'sparsity_accuracy.json'
 DENSITY = 0.6
@@ -75,12 +74,7 @@ class Task:
 
     def widths(self) -> list[list[int]]:
         """Hidden units of every block that make the live weights those of :data:`DENSITY`, as ``SparsityHook`` does."""
-        model = build_model(self.config())
-        sizes = [entry.weight.numel() for entry in find_parameters(model, self.target)]
-        blocks = find_hidden_units(model, self.target)
-        costs = [sum(p.numel() for p in (*b.first.parameters(), b.second.get_parameter('weight'))) for b in blocks]
-        shares = uniform(costs, sum(costs) - sum(sizes) + live_total(sizes, DENSITY))
-        units = iter(round(live * block.count / cost) for live, block, cost in zip(shares, blocks, costs, strict=True))
+        units = iter(uniform_units(build_model(self.config()), DENSITY, self.target).values())
         return [[next(units) for _ in range(depth)] for depth in self.config().model.backbone.depths]
 
     def variants(self) -> dict[str, Config]:

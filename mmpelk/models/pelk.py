@@ -435,7 +435,7 @@ def _resolve_hidden(
         state = backbone_state_dict(pretrained['checkpoint'], pretrained.get('prefix') or '') if pretrained else {}
         names = [[f'stages.{i}.{j}.pointwise_conv1.weight' for j in range(depth)] for i, depth in enumerate(depths)]
         return [[state[name].shape[0] if name in state else None for name in stage] for stage in names]
-    widths = [list(stage) if isinstance(stage, Sequence) else [] for stage in given]
+    widths: list[list[Any]] = [list(stage) if isinstance(stage, Sequence) else [] for stage in given]
     positive = all(isinstance(width, int) and width > 0 for stage in widths for width in stage)
     if [len(stage) for stage in widths] != list(depths) or not positive:
         raise ValueError(

@@ -1,7 +1,7 @@
 """Dynamic sparsity: masks that belong to the model, their initialisation, prune and grow, and the hook for MMEngine."""
 
 from .enforce import StepMasker, mask_average
-from .granularity import GRANULARITIES, Layer, UnitLayer
+from .granularity import GRANULARITIES, Layer, UnitLayer, uniform_units
 from .hook import SparsityHook
 from .initialisation import INITIALISATIONS, erk, live_total, random_mask, snip, uniform
 from .masks import (
@@ -53,5 +53,6 @@ __all__ = [
     'state_dict_densities',
     'to_semi_structured',
     'uniform',
+    'uniform_units',
     'unwrap_model',
 ]

@@ -1,5 +1,6 @@
 """What lives and dies together: single weights, hidden units, or weights in groups of four of which two live."""
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
@@ -10,12 +11,12 @@ from torch import Tensor, nn
 from mmpelk.errors import UserError
 from mmpelk.models.hidden_units import PAIRS, HiddenUnits, find_hidden_units
 
-from .initialisation import random_mask
+from .initialisation import live_total, random_mask, uniform
 from .masks import MaskedParameter, find_parameters
 from .two_of_four import is_two_of_four, prune_and_grow_two_of_four, random_two_of_four
 from .update import prune_and_grow
 
-__all__ = ['GRANULARITIES', 'Layer', 'TwoOfFourLayer', 'UnitLayer', 'WeightLayer']
+__all__ = ['GRANULARITIES', 'Layer', 'TwoOfFourLayer', 'UnitLayer', 'WeightLayer', 'live_in_units', 'uniform_units']
 
 Target = str | Sequence[str] | None
 
@@ -125,9 +126,13 @@ class UnitLayer(Layer):
         assert isinstance(per_unit, Tensor)
         return (per_unit / self.shape[1])[:, None].expand(self.shape)
 
-    def draw(self, live: int, generator: torch.Generator) -> None:
+    def units_of(self, weights: int) -> int:
+        """How many units have about so many weights; at least one."""
         count, cost = self.shape
-        self.mask = random_mask((count,), min(max(1, round(live / cost)), count), generator)
+        return min(max(1, round(weights / cost)), count)
+
+    def draw(self, live: int, generator: torch.Generator) -> None:
+        self.mask = random_mask(self.shape[:1], self.units_of(live), generator)
 
     def saliency(self) -> Tensor:
         """Norm of the row times norm of the column of every unit, ``(hidden,)``."""
@@ -186,3 +191,45 @@ GRANULARITIES: Mapping[str, Callable[[nn.Module, Target, Collection[str]], list[
     '2:4': _two_of_four,
 }
 """What finds the layers of a model, by the granularity's name; it takes the model, the target and what to exclude."""
+
+
+def live_in_units(
+    layers: Sequence[Layer], model: nn.Module, density: float, target: Target = None, exclude: Collection[str] = ()
+) -> int:
+    """Weights of hidden units that live when all that single weights would let die is found among them.
+
+    Args:
+        layers: The model's :class:`UnitLayer`, within the target.
+        model: The model.
+        density: Share of the weights of the whole target that live.
+        target: As :func:`.masks.find_parameters` takes it.
+        exclude: Likewise.
+
+    Raises:
+        ValueError: If the units have too few weights.
+    """
+    whole = [entry.weight.numel() for entry in find_parameters(model, target, exclude)]
+    inside = sum(math.prod(layer.shape) for layer in layers)
+    live = inside - sum(whole) + live_total(whole, density)
+    if live < sum(layer.shape[1] for layer in layers):
+        raise UserError(
+            f'density={density} is too low for units: they hold {inside / sum(whole):.0%} of the weights of the '
+            "target, and the others all live; raise it, or take granularity='weight'"
+        )
+    return live
+
+
+def uniform_units(model: nn.Module, density: float, target: Target = None) -> dict[str, int]:
+    """Hidden units of every block that ``SparsityHook(granularity='unit', initialisation='uniform')`` keeps alive.
+
+    Args:
+        model: The model.
+        density: Share of the weights of the whole target that live.
+        target: As :func:`.masks.find_parameters` takes it.
+
+    Returns:
+        The numbers by the names of the blocks, in the model's order.
+    """
+    layers = [layer for layer in _units(model, target, ()) if isinstance(layer, UnitLayer)]
+    live = uniform([math.prod(layer.shape) for layer in layers], live_in_units(layers, model, density, target))
+    return {layer.name: layer.units_of(weights) for layer, weights in zip(layers, live, strict=True)}

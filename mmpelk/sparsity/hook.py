@@ -16,10 +16,10 @@ from mmpelk.models.hidden_units import find_hidden_units
 from mmpelk.registry import HOOKS
 
 from .enforce import StepMasker, mask_average
-from .granularity import GRANULARITIES, Layer
+from .granularity import GRANULARITIES, Layer, live_in_units
 from .initialisation import INITIALISATIONS, erk, live_total, snip, uniform
 from .loading import Loaded, LoadTracker
-from .masks import MaskedParameter, apply_masks, attach_masks, broadcast_masks, find_parameters, unwrap_model
+from .masks import MaskedParameter, apply_masks, attach_masks, broadcast_masks, unwrap_model
 from .probe import snip_scores
 from .randomness import make_generator
 from .report import density_table, layer_densities, overall_density
@@ -260,14 +260,7 @@ class SparsityHook(Hook):
         if self.granularity == '2:4':
             return uniform(sizes, total)  # which the pattern overrides
         if self.granularity == 'unit':
-            # All that `weight` would let die in the whole target has to be found in the units.
-            whole = [entry.weight.numel() for entry in find_parameters(model, self.target, self.exclude)]
-            total = sum(sizes) - sum(whole) + live_total(whole, self.density)
-            if total < max(cost for _, cost in (layer.shape for layer in self.layers)):
-                raise UserError(
-                    f'density={self.density} is too low for units: they hold {sum(sizes) / sum(whole):.0%} of the '
-                    "weights of the target, and the others all live; raise it, or take granularity='weight'"
-                )
+            total = live_in_units(self.layers, model, self.density, self.target, self.exclude)
         if self.initialisation == 'erk':
             return erk([layer.shape for layer in self.layers], total)
         if self.initialisation == 'uniform':

@@ -12,7 +12,7 @@ from torch import nn
 
 from mmpelk.models import PeLK
 from mmpelk.models.hidden_units import HiddenUnits, find_hidden_units
-from mmpelk.sparsity import UnitLayer, attach_masks, find_parameters, layer_densities, live_total
+from mmpelk.sparsity import UnitLayer, attach_masks, find_parameters, layer_densities, live_total, uniform_units
 from tests.sparsity.tiny import TinyModel, is_of_granularity, masked
 
 NANO = dict(depths=(1, 2), channels=(8, 12), kernel_sizes=(9, 7))
@@ -95,20 +95,14 @@ def test_as_many_weights_live_as_without_units(make_runner, initialisation, dens
 
 def test_every_block_keeps_the_same_share():
     """And PeLK-T as many weights as with single ones dead, to a thousandth."""
-    from mmpelk.sparsity import uniform
-
     with torch.device('meta'):
         model = PeLK('tiny')
-    layers = [UnitLayer(units) for units in find_hidden_units(model)]
-    whole = [entry.weight.numel() for entry in find_parameters(model, None)]
-    sizes = [count * cost for count, cost in (layer.shape for layer in layers)]
-    live = live_total(whole, 0.6)
-    counts = uniform(sizes, sum(sizes) - sum(whole) + live)
-    units = [round(count / layer.shape[1]) for count, layer in zip(counts, layers, strict=True)]
-    shares = [count / layer.shape[0] for count, layer in zip(units, layers, strict=True)]
+    units, blocks = uniform_units(model, 0.6), find_hidden_units(model)
+    shares = [units[block.block_name] / block.count for block in blocks]
     assert max(shares) - min(shares) < 1 / 496
-    dead = sum((layer.shape[0] - count) * layer.shape[1] for layer, count in zip(layers, units, strict=True))
-    assert (sum(whole) - dead) / live == pytest.approx(1, abs=1e-3)
+    dead = sum((block.count - units[block.block_name]) * UnitLayer(block).shape[1] for block in blocks)
+    whole = [entry.weight.numel() for entry in find_parameters(model, None)]
+    assert (sum(whole) - dead) / live_total(whole, 0.6) == pytest.approx(1, abs=1e-3)
 
 
 def test_a_density_that_units_cannot_give_is_an_error(make_runner):
