@@ -91,7 +91,7 @@ def measure(batch: int, size: int, rounds: int, device: str) -> dict[str, Any]:
         for name in RECIPES:
             model = build(name).to(device)
             for layout, memory_format in LAYOUTS.items():
-                placed = copy.deepcopy(model).to(memory_format=memory_format)
+                placed = copy.deepcopy(model).to(memory_format=memory_format)  # type: ignore[call-overload]
                 calls[name, layout] = make(placed, images.to(memory_format=memory_format))
         seconds = interleaved_medians({', '.join(key): call for key, call in calls.items()}, device, rounds)
         modes[mode] = {
