@@ -1,4 +1,4 @@
-"""A shrunk checkpoint in every tool: the whole one's results, with the same config; and trained, by one process or two."""
+"""A shrunk checkpoint in every tool: the whole one's results with the same config; trained by one process or two."""
 
 import re
 from pathlib import Path
