@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from mmpelk.models import PeLK
+from mmpelk.sparsity import GRANULARITIES, apply_masks, attach_masks, find_parameters, uniform_units
+from mmpelk.sparsity.export import export_checkpoint
 from tests.commands import call
 from tests.paths import TOOLS
 
@@ -26,3 +28,35 @@ def test_writes_what_it_counts(tmp_path: Path, options: list[object]) -> None:
         assert report[key] == sum(component[key] for component in report['components'])
     factor = 0.5 if '--density' in options else 1
     assert report['flops_sparse'] == pytest.approx(factor * report['flops'], abs=10)
+    large = report['large_kernels']
+    assert report['flops_executed'] == report['flops'] - large['dense_form'] + large['chosen_on_cpu']['executed']
+
+
+@pytest.mark.parametrize('source', ['--units', 'masks', 'shrunk'])
+def test_dense_live_and_executed_counts_of_units(tmp_path: Path, source: str) -> None:
+    """Dead units count as dense, are not live, and are executed as long as they are in the tensors."""
+    model = PeLK(NANO)
+    config, size = tmp_path / 'nano.py', ('--shape', 64, 64, '--json', 'flops.json')
+    config.write_text(f"model = dict(type='mmpelk.PeLK', arch={NANO!r}, norm_cfg=dict(type='BN'))\n")
+    units = uniform_units(model, 0.6)
+    layers = {layer.name: layer for layer in GRANULARITIES['unit'](model, None, ())}
+    for name, layer in layers.items():
+        attach_masks(layer.parameters)
+        layer.draw(units[name] * layer.shape[1], torch.Generator().manual_seed(0))
+        apply_masks(layer.parameters)
+    checkpoint = dict(state_dict=model.state_dict())
+    torch.save(export_checkpoint(checkpoint, shrink=True) if source == 'shrunk' else checkpoint, tmp_path / 'nano.pth')
+    options = ['--density', 0.6, '--units'] if source == '--units' else ['--checkpoint', 'nano.pth']
+    call(TOOLS / 'get_flops.py', config, *size, *options, cwd=tmp_path)
+    report = json.loads((tmp_path / 'flops.json').read_text())
+    dead = [(layer.shape[0] - units[name]) * layer.shape[1] for name, layer in layers.items()]
+    assert report['params'] == sum(parameter.numel() for parameter in model.parameters())
+    assert report['params_sparse'] == pytest.approx(report['params'] - sum(dead), abs=3)  # rounded by component
+    whole = [entry.weight.numel() for entry in find_parameters(model, None)]
+    assert report['params'] - report['params_sparse'] == pytest.approx(0.4 * sum(whole), rel=0.01)
+    large = report['large_kernels']
+    stored = report['flops'] if source == 'masks' else report['flops_sparse']
+    assert report['flops_sparse'] < 0.8 * report['flops']
+    assert report['flops_executed'] == pytest.approx(
+        stored - large['dense_form'] + large['chosen_on_cpu']['executed'], abs=3
+    )
