@@ -182,10 +182,12 @@ class SparsityHook(Hook):
     def _settle(self, runner: Runner, loaded: Loaded) -> None:
         """Masks from the checkpoint if there is one, else drawn."""
         logger = runner.logger
-        if loaded.misfits or (misfits := [reason for layer in self.layers if (reason := layer.misfit())]):
+        brought = [layer for layer in self.layers if layer.parameters[0].name in loaded.masks]
+        misfits = [*sorted(loaded.misfits), *filter(None, (layer.misfit() for layer in brought))]
+        if misfits:
             raise UserError(
-                f"granularity={self.granularity!r}, but the checkpoint's masks are of another one: "
-                f'{next(iter(loaded.misfits), None) or misfits[0]}. Give the granularity that it was trained with'
+                f"granularity={self.granularity!r}, but the checkpoint's masks are of another one: {misfits[0]}. Give "
+                'the granularity that it was trained with'
             )
         if loaded.masks and loaded.without_masks and self.mode == 'fixed' and not self.adopt_zeros:
             names = sorted(loaded.without_masks)
