@@ -2,15 +2,19 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from mmpelk import get_config
+from mmpelk.analysis.complexity import count_complexity
+from mmpelk.analysis.inference import build_model
 from mmpelk.models import PeLK
 from mmpelk.sparsity import GRANULARITIES, apply_masks, attach_masks, find_parameters, uniform_units
 from mmpelk.sparsity.export import export_checkpoint
-from tests.commands import call
-from tests.paths import TOOLS
+from tests.commands import call, load_tool
+from tests.paths import ROOT, TOOLS
 
 NANO = dict(depths=(1, 1, 1, 1), channels=(8, 12, 16, 20), kernel_sizes=(13, 11, 9, 7))
 
@@ -60,3 +64,24 @@ def test_dense_live_and_executed_counts_of_units(tmp_path: Path, source: str) ->
     assert report['flops_executed'] == pytest.approx(
         stored - large['dense_form'] + large['chosen_on_cpu']['executed'], abs=3
     )
+
+
+@pytest.mark.slow
+@pytest.mark.scope('mmpretrain')
+def test_page_has_the_counts_of_pelk_t() -> None:
+    tool = load_tool(TOOLS / 'get_flops.py')
+    model = build_model(get_config('cls/pelk_t_unit_in1k'))
+    counts = {}
+    for units in (False, True):
+        densities, stored = tool.sparse_form(model, SimpleNamespace(checkpoint=None, density=0.6, units=units))
+        live = count_complexity(model, (224, 224), densities)
+        counts[units] = live, tool.total(count_complexity(stored, (224, 224)).executed_by_component())
+    (weights, executed), (units, executed_units) = counts[False], counts[True]
+    cells = [f'{count / 1e6:.2f} M' for count in (weights.params, weights.params_sparse)] + ['29 M']
+    cells += [f'{count / 1e9:.2f} G' for count in (weights.flops, weights.flops_sparse)] + ['5.6 G']
+    cells += [f'{count / 1e9:.2f} G' for count in (executed, executed_units)]
+    page = (ROOT / 'docs' / 'complexity.md').read_text()
+    assert f'| PeLK-T | {" | ".join(cells)} |' in page
+    assert f'{units.flops_sparse / 1e9:.2f} G, ' in page
+    assert units.params_sparse == pytest.approx(weights.params_sparse, rel=2e-4)
+    assert executed_units < 1.05 * 5.6e9, "the paper's column"
