@@ -80,7 +80,7 @@ def test_it_is_deployed(tiny_config: Path, files: tuple[Path, Path], tmp_path: P
 
 @pytest.mark.parametrize('processes', [1, 2])
 def test_it_is_trained(tiny_config: Path, files: tuple[Path, Path], tmp_path: Path, processes: int) -> None:
-    """Two processes have to know its widths beforehand; tests/models/test_hidden_units.py has what happens otherwise."""
+    """Two processes have to know its widths beforehand (tests/models/test_hidden_units.py: otherwise they refuse)."""
     config = tmp_path / 'tuned.py'
     config.write_text(
         f"""
