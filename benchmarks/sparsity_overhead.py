@@ -7,6 +7,7 @@ python benchmarks/sparsity_overhead.py --arch tiny --size 224 --batch 2
 """
 
 import argparse
+import math
 from collections.abc import Callable
 
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 
 from mmpelk.analysis.timing import interleaved_medians
 from mmpelk.models import PeLK
-from mmpelk.sparsity import StepMasker, attach_masks, find_parameters, prune_and_grow, random_mask
+from mmpelk.sparsity import GRANULARITIES, StepMasker, attach_masks
 
 
 def parse_args() -> argparse.Namespace:
@@ -23,6 +24,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--arch', default='tiny', help='architecture of PeLK; %(default)s')
     parser.add_argument('--size', type=int, default=224, help='height and width of the images; %(default)s')
     parser.add_argument('--batch', type=int, default=2, help='images per step; %(default)s')
+    parser.add_argument('--granularity', choices=list(GRANULARITIES), default='weight', help='%(default)s')
     parser.add_argument('--amp', action='store_true', help='autocast to bfloat16')
     parser.add_argument('--steps', type=int, default=10, help='steps to time, after two for warming up; %(default)s')
     parser.add_argument('--update-interval', type=int, default=2000, help='iterations per update; %(default)s')
@@ -39,11 +41,12 @@ def main() -> None:
     args = parse_args()
     torch.manual_seed(0)
     model: nn.Module = PeLK(arch=args.arch).to(args.device).train()
-    parameters = find_parameters(model, target=None)
+    layers = GRANULARITIES[args.granularity](model, None, ())
+    parameters = [entry for layer in layers for entry in layer.parameters]
     attach_masks(parameters)
     generator = torch.Generator().manual_seed(0)
-    for entry in parameters:
-        entry.mask.copy_(random_mask(entry.mask.shape, round(0.6 * entry.mask.numel()), generator))
+    for layer in layers:
+        layer.draw(round(0.6 * math.prod(layer.shape)), generator)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
     images = torch.randn(args.batch, 3, args.size, args.size, device=args.device)
 
@@ -60,15 +63,17 @@ def main() -> None:
 
     def update() -> None:
         growth = torch.Generator(args.device).manual_seed(0)
-        for entry in parameters:
-            prune_and_grow(entry.weight, entry.mask, 0.3, growth)
+        for layer in layers:
+            layer.update(0.3, growth)
+            layer.start_grown([], generator)
         masker.refresh()
 
     update_ms = median_ms(update, 3, args.device)
     per_step = update_ms / args.update_interval
-    masked = sum(entry.mask.numel() for entry in parameters) / 1e6
+    masked = sum(entry.weight.numel() for entry in parameters) / 1e6
     print(
-        f'PeLK {args.arch}, batch {args.batch}, {args.size} x {args.size}, {args.device}, {masked:.1f} M masked weights'
+        f'PeLK {args.arch}, batch {args.batch}, {args.size} x {args.size}, {args.device}, {args.granularity}, '
+        f'{masked:.1f} M masked weights'
     )
     print(f'training step without masks    {step_ms:10.2f} ms')
     print(f'one update of the masks        {update_ms:10.2f} ms')

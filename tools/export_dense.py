@@ -1,6 +1,7 @@
 """Turn a training checkpoint into one for publishing: masks folded in, EMA or last weights, no optimizer state.
 
 python tools/export_dense.py work_dirs/run/iter_160000.pth pelk_t_ade20k.pth pelk_t_ade20k.safetensors --hash
+python tools/export_dense.py work_dirs/pelk_t_unit_in1k/epoch_300.pth pelk_t_unit_in1k.pth --shrink
 """
 
 import argparse
@@ -25,6 +26,11 @@ def parse_args() -> argparse.Namespace:
         '--keep-masks', action='store_true', help='keep the masks beside the weights, for sparse fine-tuning'
     )
     parser.add_argument('--keep-optimizer', action='store_true', help='keep what resuming needs; .pth only')
+    parser.add_argument(
+        '--shrink',
+        action='store_true',
+        help="take dead hidden units (granularity='unit') out: the same outputs from fewer weights, same config",
+    )
     parser.add_argument('--hash', action='store_true', help='add the beginning of its SHA-256 to the name of each file')
     return parser.parse_args()
 
@@ -40,12 +46,17 @@ def main() -> None:
             if path.resolve() == args.checkpoint.resolve():
                 raise ValueError(f"'{path}' is the checkpoint itself: choose another name")
         checkpoint = CheckpointLoader.load_checkpoint(str(args.checkpoint), map_location='cpu')
-        exported = export_checkpoint(checkpoint, args.weights, args.keep_masks, args.keep_optimizer)
+        exported = export_checkpoint(checkpoint, args.weights, args.keep_masks, args.keep_optimizer, args.shrink)
         for path in args.out:
             path.parent.mkdir(parents=True, exist_ok=True)
             WRITERS[path.suffix](exported, path)
             written = add_hash(path) if args.hash else path
-            print(f'{written}: density {exported["meta"]["sparsity"]["density"]:.4f} of the masked parameters')
+            sparsity = exported['meta']['sparsity']
+            print(f'{written}: density {sparsity["density"]:.4f} of the masked parameters')
+            if counts := sparsity.get('hidden_channels'):
+                print(
+                    f'  {sum(counts.values())} hidden units left in {len(counts)} blocks; it loads with the same config'
+                )
 
 
 if __name__ == '__main__':

@@ -1,7 +1,9 @@
-"""Parameters and FLOPs of any recipe, dense and sparse, by component, beside what the operator really executes."""
+"""Parameters and FLOPs of any recipe, by component: dense, live (not masked), and what a device really executes."""
 
 import argparse
+import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from mmpelk.analysis.complexity import Complexity, checkpoint_densities, count_c
 from mmpelk.analysis.inference import build_model
 from mmpelk.analysis.table import Table
 from mmpelk.engine.command_line import exit_on_user_error, parse_options, read_config
+from mmpelk.models.hidden_units import find_hidden_units, fit_hidden_units
+from mmpelk.sparsity import uniform_units
 
 
 def parse_args() -> argparse.Namespace:
@@ -29,21 +33,43 @@ def parse_args() -> argparse.Namespace:
         help="share of live weights in the backbone's and a classifier's 2-D and 4-D parameters; 0.6 in the paper",
     )
     density.add_argument('--checkpoint', help="take the density of every layer from this checkpoint's masks or zeros")
+    parser.add_argument(
+        '--units',
+        action='store_true',
+        help='the density is that of whole hidden units, taken out (export_dense --shrink)',
+    )
     parser.add_argument('--json', metavar='FILE', help='write everything there, too')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config')
     return parse_options(parser)
 
 
-def densities(model: nn.Module, args: argparse.Namespace) -> dict[str, float]:
-    if args.checkpoint is None:
-        return uniform_densities(model, args.density)
-    checkpoint = CheckpointLoader.load_checkpoint(args.checkpoint, map_location='cpu')
-    state_dict = checkpoint.get('state_dict', checkpoint)
-    return checkpoint_densities(model, {name.removeprefix('module.'): value for name, value in state_dict.items()})
+def sparse_form(model: nn.Module, args: argparse.Namespace) -> tuple[dict[str, float], nn.Module]:
+    """Densities of the model, and the model as it is stored: narrower, if its dead hidden units are taken out."""
+    stored = copy.deepcopy(model)
+    blocks = find_hidden_units(stored)
+    if args.checkpoint is not None:
+        checkpoint = CheckpointLoader.load_checkpoint(args.checkpoint, map_location='cpu')
+        state = {k.removeprefix('module.'): v for k, v in checkpoint.get('state_dict', checkpoint).items()}
+        for units in blocks:
+            fit_hidden_units(units, state, f'{units.block_name}.'.lstrip('.'))
+        densities = checkpoint_densities(stored, state)
+    elif args.units:
+        parts = [part for part in ('backbone', 'head') if part in dict(model.named_children())]
+        counts = uniform_units(model, args.density, parts if 'backbone' in parts else None)
+        for units in blocks:
+            units.resize(counts.get(units.block_name, units.count))
+        densities = {}
+    else:
+        return uniform_densities(model, args.density), model
+    sizes = {name: parameter.numel() for name, parameter in stored.named_parameters()}
+    for name, parameter in model.named_parameters():
+        if sizes[name] != parameter.numel():
+            densities[name] = densities.get(name, 1.0) * sizes[name] / parameter.numel()
+    return densities, stored
 
 
-def component_table(complexity: Complexity) -> Table:
-    columns = ['part', 'component', 'params', 'sparse', 'FLOPs', 'sparse', '% of all', '% of part']
+def component_table(complexity: Complexity, executed: Mapping[tuple[str, str], int | None]) -> Table:
+    columns = ['part', 'component', 'params', 'live', 'FLOPs', 'live', 'executed', '% of live', '% of part']
     title = 'Parameters (training form) and FLOPs (deployed form, one per multiply-add)'
     table = Table(columns, title=title, labels=2)
     for component in complexity.components:
@@ -53,11 +79,18 @@ def component_table(complexity: Complexity) -> Table:
             component.part,
             component.name,
             *(_readable(count) for count in counts),
+            _readable(executed[component.part, component.name]),
             *(f'{100 * component.flops_sparse / whole:.2f}' if whole else '' for whole in shares),
         )
     totals = (complexity.params, complexity.params_sparse, complexity.flops, complexity.flops_sparse)
-    table.add('all', '', *(_readable(count) for count in totals), '100', '')
+    table.add('all', '', *(_readable(count) for count in (*totals, total(executed))), '100', '')
     return table
+
+
+def total(executed: Mapping[tuple[str, str], int | None]) -> int | None:
+    """Sum over the components; ``None`` if one of them is unknown."""
+    counts = [count for count in executed.values() if count is not None]
+    return sum(counts) if len(counts) == len(executed) else None
 
 
 def operator_table(report: dict[str, Any]) -> Table:
@@ -76,10 +109,13 @@ def operator_table(report: dict[str, Any]) -> Table:
     return table
 
 
-def print_report(complexity: Complexity, report: dict[str, Any]) -> None:
-    component_table(complexity).print()
+def print_report(
+    complexity: Complexity, executed: Mapping[tuple[str, str], int | None], report: dict[str, Any]
+) -> None:
+    component_table(complexity, executed).print()
+    print('live: not masked, as papers count; executed: on a CPU, zeros multiplied like any other weight')
     published = _readable(complexity.params_as_published)
-    print(f'parameters, sparse, without small kernels and embeddings, with auxiliary heads: {published}')
+    print(f'parameters, live, without small kernels and embeddings, with auxiliary heads: {published}')
     for left_out in complexity.left_out:
         counts = [f'{_readable(left_out.params)} parameters'] if left_out.params else []
         counts += [f'{_readable(left_out.flops)} operations'] if left_out.flops else []
@@ -88,7 +124,9 @@ def print_report(complexity: Complexity, report: dict[str, Any]) -> None:
         operator_table(report).print()
 
 
-def _readable(count: float) -> str:
+def _readable(count: float | None) -> str:
+    if count is None:
+        return 'unknown'
     for factor, unit in ((1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
         if count >= factor:
             return f'{count / factor:.2f} {unit}'
@@ -99,12 +137,15 @@ def main() -> None:
     args = parse_args()
     with exit_on_user_error():
         model = build_model(read_config(args.config, args.cfg_options))
-        complexity = count_complexity(model, tuple(args.shape), densities(model, args))
+        densities, stored = sparse_form(model, args)
+        complexity = count_complexity(model, tuple(args.shape), densities)
+        executed = count_complexity(stored, tuple(args.shape)).executed_by_component()
         report = (
             dict(config=args.config, shape=args.shape, density=None if args.checkpoint else args.density)
             | complexity.to_dict()
+            | dict(flops_executed=total(executed))
         )
-        print_report(complexity, report)
+        print_report(complexity, executed, report)
         if args.json:
             Path(args.json).write_text(json.dumps(report, indent=2) + '\n')
 

@@ -29,7 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmpelk.ops.backends import BACKENDS
 from mmpelk.ops.custom_op import HAS_CUSTOM_OP
-from mmpelk.sparsity.masks import MASK_SUFFIX, MaskedParameter, find_parameters
+from mmpelk.sparsity import state_dict_densities
+from mmpelk.sparsity.masks import MaskedParameter, find_parameters
 
 from .executed import backend_on_cpu, executed_operations
 from .inference import InferenceForm
@@ -159,6 +160,17 @@ class Complexity:
             backend: ``None`` for each call's own :attr:`LargeKernelCall.backend`.
         """
         return executed_operations((backend or call.backend, call.shape, call.sharing_grid) for call in self.calls)
+
+    def executed_by_component(self) -> dict[tuple[str, str], int | None]:
+        """By part and component, what a CPU executes: masked weights are multiplied, large kernels computed faster."""
+        dense_form, executed = sum(call.dense_flops for call in self.calls), self.executed()
+        faster = None if executed is None else executed - dense_form
+        return {
+            (c.part, c.name): None
+            if c.name == 'large_kernels' and faster is None
+            else c.flops + (faster or 0) * (c.name == 'large_kernels')
+            for c in self.components
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers, lists and dictionaries, for JSON."""
@@ -361,10 +373,11 @@ def checkpoint_densities(model: nn.Module, state_dict: Mapping[str, Tensor]) -> 
                 f'{name!r} is {tuple(state_dict[name].shape)} in the checkpoint and {tuple(parameter.shape)} in the '
                 'model; give the config that the checkpoint was trained with'
             )
-        # A weight that has just been grown is live and may still be zero: the mask knows.
-        live = state_dict.get(name + MASK_SUFFIX, state_dict[name])
-        densities[name] = int(torch.count_nonzero(live)) / parameter.numel()
-    return densities
+        densities[name] = int(torch.count_nonzero(state_dict[name])) / parameter.numel()
+    # A weight that has just been grown is live and may still be zero: the mask knows.
+    known = set(dict(model.named_parameters()))
+    masks = state_dict_densities(state_dict)
+    return densities | {layer.name: layer.density for layer in masks if layer.name in known}
 
 
 def _flop_handle(inputs: list[Any], outputs: list[Any]) -> int:

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from mmpelk.errors import UserError
 
+from .hidden_units import find_hidden_units, fit_hidden_units
+
 __all__ = ['MASK_SUFFIX', 'backbone_state_dict', 'check_pretrained', 'refuse_misfit', 'shorten']
 
 MASK_SUFFIX = '_mask'
@@ -51,6 +53,8 @@ def backbone_state_dict(path: str, prefix: str = '') -> dict[str, Tensor]:
 def check_pretrained(backbone: nn.Module, path: str, prefix: str = '') -> dict[str, Tensor]:
     """Check that a checkpoint fits a backbone before it is loaded into it.
 
+    A shrunk one (``tools/export_dense.py --shrink``) fits: the backbone becomes as narrow in place.
+
     The norms of the output stages (``norm0`` to ``norm3``) may be absent, since classification trains only the last,
     and so may sparsity masks, which the sparsity hook judges; what the checkpoint holds beyond the backbone's own keys
     is left alone.
@@ -67,6 +71,8 @@ def check_pretrained(backbone: nn.Module, path: str, prefix: str = '') -> dict[s
         'Take the checkpoint of the same arch, kernel sizes and positional_embedding, in the same (trained or '
         'deployed) form'
     )
+    for units in find_hidden_units(backbone):
+        fit_hidden_units(units, state, f'{units.block_name}.')
     refuse_misfit(backbone.state_dict(), state, f"'{path}'", remedy)
     return state
 

@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from mmpelk.registry import MODELS
 
-from .checkpoint import check_pretrained, shorten
+from .checkpoint import backbone_state_dict, check_pretrained, shorten
+from .hidden_units import HiddenUnits, fit_hidden_units
 from .mixers import MIXERS, EmbeddingMode, Mixer, MixerSpec
 
 __all__ = ['ARCHITECTURES', 'PeLK', 'PeLKBlock', 'PeLKStage']
@@ -75,6 +76,7 @@ class PeLKBlock(BaseModule):
         drop_path_rate: Stochastic depth of the residual branch.
         layer_scale_init_value: Initial value of the layer scale; 0 leaves it out.
         act_cfg: Activation between the two linear layers.
+        hidden_channels: Units between them; ``None`` for ``4C``. Loading a checkpoint with fewer changes it.
         with_cp: Recompute the block in the backward pass instead of keeping its activations.
     """
 
@@ -86,20 +88,27 @@ class PeLKBlock(BaseModule):
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float = 1e-6,
         act_cfg: dict | None = None,
+        hidden_channels: int | None = None,
         with_cp: bool = False,
     ) -> None:
         super().__init__()
+        hidden_channels = hidden_channels or 4 * channels
         self.mixer = mixer
         self.mixed_channels = mixed_channels
         self.with_cp = with_cp
         self.norm = nn.LayerNorm(channels, eps=1e-6)
-        self.pointwise_conv1 = nn.Linear(channels, 4 * channels)
+        self.pointwise_conv1 = nn.Linear(channels, hidden_channels)
         self.act = build_activation_layer(act_cfg or dict(type='GELU'))
-        self.pointwise_conv2 = nn.Linear(4 * channels, channels)
+        self.pointwise_conv2 = nn.Linear(hidden_channels, channels)
         self.gamma = (
             nn.Parameter(torch.full((channels,), float(layer_scale_init_value))) if layer_scale_init_value else None
         )
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        # Before the layers load: a shrunk checkpoint says how many hidden units they have.
+        fit_hidden_units(HiddenUnits('', self, 'pointwise_conv1', 'pointwise_conv2'), state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         """``(N, C, H, W)`` to the same shape; ``embedding`` is the stage's ``(g, K, K)``."""
@@ -175,6 +184,9 @@ class PeLK(BaseModule):
             trainable. It has neither small kernel nor embedding.
         norm_cfg: Norm of the convolution branches (``BN`` or ``SyncBN``).
         act_cfg: Activation of the blocks.
+        hidden_channels: Units between the two linear layers, a sequence for each stage with a number for each block;
+            ``None`` for ``4C``; ``'pretrained'`` for what ``init_cfg``'s checkpoint has. A shrunk checkpoint changes
+            them on loading as well, but several processes can train it only if they are known here.
         drop_path_rate: Stochastic depth of the last block, rising linearly from 0.
         layer_scale_init_value: Initial layer scale; 0 for none.
         out_indices: Stages whose normed maps are returned, in ``range(-stages, stages)``.
@@ -213,6 +225,7 @@ class PeLK(BaseModule):
         branch_norms: bool | None = None,
         norm_cfg: dict | None = None,
         act_cfg: dict | None = None,
+        hidden_channels: Sequence[Sequence[int]] | Literal['pretrained'] | None = None,
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float = 1e-6,
         out_indices: int | Sequence[int] = -1,
@@ -223,6 +236,7 @@ class PeLK(BaseModule):
         deploy: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
+        pretrained = init_cfg if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained' else None
         if init_cfg is None:
             init_cfg = dict(type='TruncNormal', layer=['Conv2d', 'Linear', 'PeripheralConv2d'], std=0.02, bias=0.0)
         super().__init__(init_cfg)
@@ -253,6 +267,7 @@ class PeLK(BaseModule):
             raise ValueError(f'conv_ratio is in (0, 1], got {conv_ratio}')
         self.depths, self.channels = tuple(arch['depths']), tuple(arch['channels'])
         self.num_stages = len(self.depths)
+        hidden = _resolve_hidden(hidden_channels, self.depths, pretrained)
         self.out_indices = _resolve_out_indices(out_indices, self.num_stages)
         if not 0 <= frozen_stages <= self.num_stages:
             raise ValueError(f'frozen_stages is in [0, {self.num_stages}], got {frozen_stages}')
@@ -286,6 +301,7 @@ class PeLK(BaseModule):
                     drop_path_rate=drop_path_rates[first_block[i] + j],
                     layer_scale_init_value=layer_scale_init_value,
                     act_cfg=act_cfg,
+                    hidden_channels=hidden[i][j],
                     with_cp=with_cp,
                 )
                 for j in range(depth)
@@ -406,6 +422,27 @@ def _resolve_arch(arch: str | dict, **overrides: Any) -> dict[str, Any]:
             'give a centre of at most the kernel'
         )
     return _BLOCK | dict(sharing_grids=(None,) * stages) | given
+
+
+def _resolve_hidden(
+    given: Sequence[Sequence[int]] | str | None, depths: Sequence[int], pretrained: dict | None
+) -> list[list[int | None]]:
+    """Hidden units of every block; ``None`` for the default."""
+    if given is None:
+        return [[None] * depth for depth in depths]
+    if given == 'pretrained':
+        # Without a checkpoint to begin with, such as in a test, loading changes the widths.
+        state = backbone_state_dict(pretrained['checkpoint'], pretrained.get('prefix') or '') if pretrained else {}
+        names = [[f'stages.{i}.{j}.pointwise_conv1.weight' for j in range(depth)] for i, depth in enumerate(depths)]
+        return [[state[name].shape[0] if name in state else None for name in stage] for stage in names]
+    widths: list[list[Any]] = [list(stage) if isinstance(stage, Sequence) else [] for stage in given]
+    positive = all(isinstance(width, int) and width > 0 for stage in widths for width in stage)
+    if [len(stage) for stage in widths] != list(depths) or not positive:
+        raise ValueError(
+            f"hidden_channels is None, 'pretrained', or a sequence for each stage with a positive number for each of "
+            f'its {tuple(depths)} blocks, got {given!r}'
+        )
+    return widths
 
 
 def _resolve_out_indices(out_indices: int | Sequence[int], stages: int) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """Keep dead weights, their optimizer moments and their averaged copies exactly zero."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -76,10 +77,7 @@ def mask_average(average: BaseAveragedModel, parameters: Sequence[MaskedParamete
         average: The averaged model, of the same structure as the model.
         parameters: The masked parameters of the model.
     """
-    copies = [
-        MaskedParameter(entry.module_name, average.module.get_submodule(entry.module_name), entry.attribute)
-        for entry in parameters
-    ]
+    copies = [replace(entry, module=average.module.get_submodule(entry.module_name)) for entry in parameters]
     attach_masks(copies)
     for copy, entry in zip(copies, parameters, strict=True):
         copy.mask.copy_(entry.mask)

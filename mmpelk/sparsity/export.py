@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mmpelk.models.hidden_units import shrink_hidden_units
+
 from .masks import fold_masks
 from .report import overall_density, state_dict_densities
 
@@ -22,6 +24,7 @@ def export_checkpoint(
     weights: Literal['ema', 'last'] | None = None,
     keep_masks: bool = False,
     keep_optimizer: bool = False,
+    shrink: bool = False,
 ) -> dict[str, Any]:
     """Choose what of a checkpoint is published.
 
@@ -34,12 +37,15 @@ def export_checkpoint(
         keep_masks: Keep the masks beside the weights, as a sparse fine-tuning wants them, instead of leaving them out.
             The dead weights are zero either way.
         keep_optimizer: Keep what resuming needs: optimizer, schedulers and the history of the scalars.
+        shrink: Take dead hidden units out of the tensors.
 
     Returns:
-        A checkpoint with ``meta`` (with ``meta['sparsity']``: ``density``, ``masks``) and ``state_dict``.
+        A checkpoint with ``meta`` (with ``meta['sparsity']``: ``density``, ``masks``, and of a shrunk one
+        ``hidden_channels``, the units left in each block) and ``state_dict``.
 
     Raises:
-        ValueError: If the weights asked for are not in the checkpoint, or do not belong to its optimizer state.
+        ValueError: If the weights asked for are not in the checkpoint, or do not belong to its optimizer state; if it
+            is to be shrunk and has no dead unit.
     """
     if 'state_dict' not in checkpoint:
         raise ValueError(f'no state_dict in the checkpoint: its keys are {list(checkpoint)}. Was it saved by mmengine?')
@@ -54,6 +60,8 @@ def export_checkpoint(
         state = {k.removeprefix(prefix): v for k, v in checkpoint['ema_state_dict'].items() if k.startswith(prefix)}
     if keep_optimizer and averaged and weights != 'last':
         raise ValueError("the optimizer state belongs to the weights of the last step: take weights='last' with it")
+    if shrink and (keep_masks or keep_optimizer):
+        raise ValueError('a shrunk network has neither masks nor the optimizer state of the whole one: leave them out')
     layers = state_dict_densities(state)
     density = overall_density(layers) if layers else 1.0
     folded = fold_masks(state)
@@ -61,6 +69,14 @@ def export_checkpoint(
         'meta': {**checkpoint.get('meta', {}), 'sparsity': {'density': density, 'masks': bool(layers) and keep_masks}},
         'state_dict': {key: folded.get(key, value) for key, value in state.items()} if keep_masks else folded,
     }
+    if shrink:
+        exported['state_dict'], counts = shrink_hidden_units(folded)
+        exported['meta']['sparsity']['hidden_channels'] = counts
+        if not counts:
+            raise ValueError(
+                "no hidden unit of the checkpoint is dead, so nothing can be taken out: train with SparsityHook's "
+                "granularity='unit', or export without shrinking"
+            )
     if keep_optimizer:
         exported |= {key: checkpoint[key] for key in _RESUME_KEYS if key in checkpoint}
     return exported

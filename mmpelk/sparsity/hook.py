@@ -1,5 +1,6 @@
 """The hook that makes a training run sparse, in any project of the MM family."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -11,22 +12,24 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mmpelk.errors import UserError
+from mmpelk.models.hidden_units import find_hidden_units
 from mmpelk.registry import HOOKS
 
 from .enforce import StepMasker, mask_average
-from .initialisation import INITIALISATIONS, erk, live_total, random_mask, snip, uniform
+from .granularity import GRANULARITIES, Layer, live_in_units
+from .initialisation import INITIALISATIONS, erk, live_total, snip, uniform
 from .loading import Loaded, LoadTracker
-from .masks import MaskedParameter, apply_masks, attach_masks, broadcast_masks, find_parameters, unwrap_model
+from .masks import MaskedParameter, apply_masks, attach_masks, broadcast_masks, unwrap_model
 from .probe import snip_scores
 from .randomness import make_generator
 from .report import density_table, layer_densities, overall_density
-from .update import cosine_prune_rate, prune_and_grow
+from .update import cosine_prune_rate
 
 __all__ = ['SparsityHook']
 
 Mode = Literal['dense', 'fixed', 'dynamic']
 
-_INITIAL_TAG, _UPDATE_TAG = 0, 1
+_INITIAL_TAG, _UPDATE_TAG, _GROWTH_TAG = 0, 1, 3  # 2 is the probe's
 
 
 @HOOKS.register_module()
@@ -41,12 +44,20 @@ class SparsityHook(Hook):
     - ``fixed`` (fine-tuning): the masks stay as the checkpoint brings them, or as the initialisation drew them.
     - ``dense``: no masks. The hook then only guards against training a sparse checkpoint densely by accident.
 
+    Granularities, in what lives and dies together:
+
+    - ``weight`` (SLaK, PeLK): every weight for itself. It lowers counts, not memory or time.
+    - ``unit``: hidden units of blocks with two linear layers, as many as make the live weights of the whole ``target``
+      those of ``weight``; its other weights all live. ``tools/export_dense.py --shrink`` takes the dead ones out.
+    - ``2:4``: two of every four weights along the input of each linear layer, whatever the ``density``.
+
     A run without a checkpoint draws its masks from ``initialisation``; one with a checkpoint (``load_from``,
     ``resume``, or ``init_cfg=dict(type='Pretrained', ...)``) takes the masks in it. After every optimizer step the
     dead weights, their optimizer moments and their EMA copies are exactly zero.
 
     Args:
         mode: ``'dynamic'``, ``'fixed'`` or ``'dense'``.
+        granularity: ``'weight'``, ``'unit'`` or ``'2:4'``. With ``mode='fixed'`` the default takes masks of any.
         density: Share of the weights that live when masks are drawn. PeLK: 0.6.
         initialisation: What decides each layer's share: ``'snip'`` (one batch), ``'erk'`` or ``'uniform'``.
         target: Submodule to make sparse, or several; None for the whole model.
@@ -72,6 +83,7 @@ class SparsityHook(Hook):
     def __init__(
         self,
         mode: Mode = 'dynamic',
+        granularity: Literal['weight', 'unit', '2:4'] = 'weight',
         density: float = 0.6,
         initialisation: Literal['snip', 'erk', 'uniform'] = 'snip',
         target: str | Sequence[str] | None = 'backbone',
@@ -86,6 +98,8 @@ class SparsityHook(Hook):
     ) -> None:
         if mode not in get_args(Mode):
             raise UserError(f'mode must be one of {get_args(Mode)}, but is {mode!r}')
+        if granularity not in GRANULARITIES:
+            raise UserError(f'granularity must be one of {tuple(GRANULARITIES)}, but is {granularity!r}')
         if initialisation not in INITIALISATIONS:
             raise UserError(f'initialisation must be one of {INITIALISATIONS}, but is {initialisation!r}')
         if not 0 < density <= 1:
@@ -99,6 +113,7 @@ class SparsityHook(Hook):
         if isinstance(exclude, str):
             raise UserError(f'exclude must be a list of strings, but is the string {exclude!r}')
         self.mode = mode
+        self.granularity = granularity
         self.density = density
         self.initialisation = initialisation
         self.target = target
@@ -110,6 +125,7 @@ class SparsityHook(Hook):
         self.snip_batch_size = snip_batch_size
         self.seed = seed
         self.table_interval = table_interval
+        self.layers: list[Layer] = []
         self.parameters: list[MaskedParameter] = []
         self._tracker: LoadTracker | None = None
         self._maskers: list[StepMasker] = []
@@ -119,13 +135,14 @@ class SparsityHook(Hook):
     def before_run(self, runner: Runner) -> None:
         """Register the masks, so that checkpoints and the copies of the model find them; watch what is loaded."""
         model = unwrap_model(runner.model)
-        self.parameters = find_parameters(model, self.target, self.exclude)
+        self.layers = GRANULARITIES[self.granularity](model, self.target, self.exclude)
+        self.parameters = [entry for layer in self.layers for entry in layer.parameters]
         if self._tracker is not None:
             self._tracker.close()
         if self.mode != 'dense':
             _refuse_inner_averages(model)
             attach_masks(self.parameters)
-        self._tracker = LoadTracker(self.parameters, drop_masks=self.mode == 'dense')
+        self._tracker = LoadTracker(self.parameters, find_hidden_units(model))
 
     def before_train(self, runner: Runner) -> None:
         """Settle the masks: from the checkpoint, or drawn; start to enforce them."""
@@ -165,7 +182,22 @@ class SparsityHook(Hook):
     def _settle(self, runner: Runner, loaded: Loaded) -> None:
         """Masks from the checkpoint if there is one, else drawn."""
         logger = runner.logger
-        if loaded.without_masks:
+        brought = [layer for layer in self.layers if layer.parameters[0].name in loaded.masks]
+        misfits = [*sorted(loaded.misfits), *filter(None, (layer.misfit() for layer in brought))]
+        if misfits:
+            raise UserError(
+                f"granularity={self.granularity!r}, but the checkpoint's masks are of another one: {misfits[0]}. Give "
+                'the granularity that it was trained with'
+            )
+        if loaded.masks and loaded.without_masks and self.mode == 'fixed' and not self.adopt_zeros:
+            names = sorted(loaded.without_masks)
+            logger.info(
+                f'{len(names)} parameters, such as {names[:3]}, have no masks in the checkpoint: they are dense.'
+            )
+            for entry in self.parameters:
+                if entry.name in loaded.without_masks:
+                    entry.mask.fill_(True)
+        elif loaded.without_masks:
             self._adopt_zeros(loaded, logger)
         if loaded.weights:
             fresh = [entry.name for entry in self.parameters if entry.name not in loaded.weights]
@@ -210,39 +242,45 @@ class SparsityHook(Hook):
                 ' for by training: '
                 'name them in `exclude`, or freeze nothing'
             )
-        shapes = [tuple(entry.weight.shape) for entry in self.parameters]
-        sizes = [entry.weight.numel() for entry in self.parameters]
-        total = live_total(sizes, self.density)
         seed = self._seed(runner)
-        if self.initialisation == 'snip':
-            scores = snip_scores(
-                unwrap_model(runner.model), self.parameters, runner.train_dataloader, seed, self.snip_batch_size
-            )
-            counts = snip(scores, total)
-        elif self.initialisation == 'erk':
-            counts = erk(shapes, total)
-        else:
-            counts = uniform(sizes, total)
+        counts = self._counts(runner, seed)
         generator = make_generator(seed, _INITIAL_TAG)
-        for entry, live in zip(self.parameters, counts, strict=True):
-            entry.mask.copy_(random_mask(entry.weight.shape, live, generator))
-        empty = [entry.name for entry, live in zip(self.parameters, counts, strict=True) if live == 0]
+        for layer, live in zip(self.layers, counts, strict=True):
+            layer.draw(live, generator)
+        empty = [layer.name for layer, live in zip(self.layers, counts, strict=True) if live == 0]
         if empty:
             runner.logger.warning(
                 f'{self.initialisation} leaves no live weight in {empty}: consider `exclude`, a higher `density` or'
                 ' "erk".'
             )
 
+    def _counts(self, runner: Runner, seed: int) -> list[int]:
+        """Weights that live in each layer, by the initialisation."""
+        model = unwrap_model(runner.model)
+        sizes = [math.prod(layer.shape) for layer in self.layers]
+        total = live_total(sizes, self.density)
+        if self.granularity == '2:4':
+            return uniform(sizes, total)  # which the pattern overrides
+        if self.granularity == 'unit':
+            total = live_in_units(self.layers, model, self.density, self.target, self.exclude)
+        if self.initialisation == 'erk':
+            return erk([layer.shape for layer in self.layers], total)
+        if self.initialisation == 'uniform':
+            return uniform(sizes, total)
+        flat = iter(snip_scores(model, self.parameters, runner.train_dataloader, seed, self.snip_batch_size))
+        return snip([layer.score([next(flat) for _ in layer.parameters]) for layer in self.layers], total)
+
     def _update(self, runner: Runner, done: int) -> None:
         rate = cosine_prune_rate(done, runner.max_iters, self.prune_rate, self.prune_rate_end)
         device = self.parameters[0].mask.device
         generator = make_generator(self._seed(runner), _UPDATE_TAG, done, device=device)
-        grown = {
-            entry.name: prune_and_grow(entry.weight, entry.mask, rate, generator)
-            for entry in self.parameters
-            if entry.weight.requires_grad  # what is frozen could only lose: a grown weight would stay zero
-        }
+        # What is frozen could only lose: a grown weight would stay zero.
+        free = [layer for layer in self.layers if all(entry.weight.requires_grad for entry in layer.parameters)]
+        grown = {layer.name: layer.update(rate, generator) for layer in free}
         broadcast_masks(self.parameters)
+        values = make_generator(self._seed(runner), _GROWTH_TAG, done)  # on the CPU: equal on all ranks
+        for layer in free:
+            layer.start_grown(_averages(runner), values)
         self._enforce(runner)
         runner.message_hub.update_scalar('train/prune_rate', rate)
         runner.message_hub.update_scalar('train/grown_weights', sum(grown.values()))
@@ -253,10 +291,8 @@ class SparsityHook(Hook):
         apply_masks(self.parameters)
         for masker in self._maskers:
             masker.refresh()
-        for hook in runner.hooks:
-            average = getattr(hook, 'ema_model', None)
-            if isinstance(average, BaseAveragedModel):
-                mask_average(average, self.parameters)
+        for average in _averages(runner):
+            mask_average(average, self.parameters)
 
     def _report(self, runner: Runner, headline: str, grown: Mapping[str, int] | None = None) -> None:
         layers = layer_densities(self.parameters)
@@ -295,6 +331,12 @@ def _optimizers(optim_wrapper: Any) -> list[Optimizer]:
     """The optimizers of an ``OptimWrapper`` or of each in an ``OptimWrapperDict``."""
     wrappers = [optim_wrapper] if hasattr(optim_wrapper, 'optimizer') else list(optim_wrapper.values())
     return [wrapper.optimizer for wrapper in wrappers]
+
+
+def _averages(runner: Runner) -> list[BaseAveragedModel]:
+    """The averaged copies of the model that hooks such as ``EMAHook`` keep."""
+    averages = [getattr(hook, 'ema_model', None) for hook in runner.hooks]
+    return [average for average in averages if isinstance(average, BaseAveragedModel)]
 
 
 def _refuse_inner_averages(model: nn.Module) -> None:

@@ -3,6 +3,7 @@
 The mask of ``module.weight`` is the boolean buffer ``module.weight_mask``. Being a buffer, it is saved in and restored
 from checkpoints, moved by ``.to()`` and copied with the model (``EMAHook`` deep-copies it). Being boolean, it costs
 one byte a weight, survives ``.half()``, and is never averaged by an EMA that also averages floating-point buffers.
+A mask of whole rows or columns has the size 1 along the others.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -23,6 +24,7 @@ __all__ = [
     'broadcast_masks',
     'find_parameters',
     'fold_masks',
+    'is_mask_of',
     'mask_keys',
     'remove_masks',
     'unwrap_model',
@@ -37,11 +39,13 @@ class MaskedParameter:
         module_name: Name of the owner in the model, such as ``'backbone.stages.0.0.pointwise_conv1'``.
         module: The owner.
         attribute: Name of the parameter in its owner, such as ``'weight'``.
+        unit_dim: Dimension along which hidden units lie, each of which has one mask; None if every weight has its own.
     """
 
     module_name: str
     module: nn.Module
     attribute: str
+    unit_dim: int | None = None
 
     @property
     def name(self) -> str:
@@ -55,12 +59,17 @@ class MaskedParameter:
 
     @property
     def weight(self) -> nn.Parameter:
-        """The parameter, of any 2-D or 4-D shape."""
+        """The parameter."""
         return self.module.get_parameter(self.attribute)
 
     @property
+    def mask_shape(self) -> tuple[int, ...]:
+        """Shape of the mask: the parameter's, or 1 in all dimensions but :attr:`unit_dim`."""
+        return tuple(size if self.unit_dim in (None, dim) else 1 for dim, size in enumerate(self.weight.shape))
+
+    @property
     def mask(self) -> Tensor:
-        """The mask: boolean, of the parameter's shape, true where the weight lives."""
+        """The mask: boolean, of the shape :attr:`mask_shape`, true where the weight lives."""
         return self.module.get_buffer(self.mask_attribute)
 
 
@@ -123,7 +132,7 @@ def attach_masks(parameters: Iterable[MaskedParameter]) -> None:
     """
     for parameter in parameters:
         if parameter.mask_attribute not in dict(parameter.module.named_buffers(recurse=False)):
-            ones = torch.ones_like(parameter.weight, dtype=torch.bool, requires_grad=False)
+            ones = torch.ones(parameter.mask_shape, dtype=torch.bool, device=parameter.weight.device)
             parameter.module.register_buffer(parameter.mask_attribute, ones)
 
 
@@ -146,7 +155,7 @@ def remove_masks(model: nn.Module) -> None:
         masks = dict(module.named_buffers(recurse=False))
         for attribute, weight in list(module.named_parameters(recurse=False)):
             mask = masks.get(attribute + MASK_SUFFIX)
-            if mask is not None and mask.dtype == torch.bool and mask.shape == weight.shape:
+            if mask is not None and is_mask_of(mask, weight):
                 apply_masks([MaskedParameter('', module, attribute)])
                 delattr(module, attribute + MASK_SUFFIX)
 
@@ -166,6 +175,15 @@ def broadcast_masks(parameters: Sequence[MaskedParameter]) -> None:
         parameter.mask.copy_(values.view_as(parameter.mask))
 
 
+def is_mask_of(mask: Tensor, weight: Tensor) -> bool:
+    """Whether a tensor can be the mask of a parameter: boolean, and as large or 1 in every dimension."""
+    return (
+        mask.dtype == torch.bool
+        and mask.dim() == weight.dim()
+        and all(size in (1, whole) for size, whole in zip(mask.shape, weight.shape, strict=True))
+    )
+
+
 def mask_keys(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
     """The masks in a state dict.
 
@@ -174,17 +192,12 @@ def mask_keys(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
 
     Returns:
         From each mask's key to the key of its parameter. A boolean entry of another sort, such as the attention mask of
-        a transformer, is not among them: a mask has a parameter of its shape beside it.
+        a transformer, is not among them: a mask has a parameter that it fits beside it.
     """
     keys: dict[str, str] = {}
     for key, value in state_dict.items():
         owner = key.removesuffix(MASK_SUFFIX)
-        if (
-            owner != key
-            and owner in state_dict
-            and value.dtype == torch.bool
-            and state_dict[owner].shape == value.shape
-        ):
+        if owner != key and owner in state_dict and is_mask_of(value, state_dict[owner]):
             keys[key] = owner
     return keys
 

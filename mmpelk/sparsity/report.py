@@ -38,19 +38,25 @@ class LayerDensity:
 
 def layer_densities(parameters: Sequence[MaskedParameter]) -> list[LayerDensity]:
     """Count the live weights of each parameter. Waits for the device, once."""
-    live = torch.stack([entry.mask.sum() for entry in parameters]).tolist()
+    live = torch.stack([_count(entry.mask, entry.weight) for entry in parameters]).tolist()
     return [
-        LayerDensity(entry.name, tuple(entry.mask.shape), count, entry.mask.numel())
+        LayerDensity(entry.name, tuple(entry.weight.shape), count, entry.weight.numel())
         for entry, count in zip(parameters, live, strict=True)
     ]
 
 
 def state_dict_densities(state_dict: Mapping[str, Tensor]) -> list[LayerDensity]:
     """Count the live weights of each parameter of a checkpoint that has a mask in it."""
+    layers = [(owner, state_dict[owner], state_dict[mask]) for mask, owner in mask_keys(state_dict).items()]
     return [
-        LayerDensity(owner, tuple(state_dict[mask].shape), int(state_dict[mask].sum()), state_dict[mask].numel())
-        for mask, owner in mask_keys(state_dict).items()
+        LayerDensity(owner, tuple(weight.shape), int(_count(mask, weight)), weight.numel())
+        for owner, weight, mask in layers
     ]
+
+
+def _count(mask: Tensor, weight: Tensor) -> Tensor:
+    """Live weights: those of a unit live or die together."""
+    return mask.sum() * (weight.numel() // mask.numel())
 
 
 def overall_density(layers: Sequence[LayerDensity]) -> float:

@@ -13,6 +13,7 @@ from tests.paths import CONFIGS, RECIPES, ROOT
 Changes = dict[str, tuple[Any, Any]]
 
 SYNC_BN = dict(type='SyncBN', requires_grad=True)
+UNITS = dict(granularity='unit', initialisation='uniform')
 EMA = dict(type='EMAHook', momentum=1e-4)
 T, B = (124, 249, 499, 998), (166, 332, 665, 1331)
 
@@ -223,6 +224,17 @@ DIFFERENCES: dict[str, tuple[str | tuple[str, ...], Changes]] = {
     ),
     'cls/pelk_s_in1k': ('cls/pelk_t_in1k', SMALL),
     'cls/pelk_b_in1k': ('cls/pelk_t_in1k', BASE),
+    **{
+        f'cls/pelk_{size}_unit_in1k': (
+            f'cls/pelk_{size}_in1k',
+            {'custom_hooks': ([sparsity(**rate), EMA], [sparsity(**rate, **UNITS), EMA])},
+        )
+        for size, rate in (
+            ('t', dict(update_interval=2000, prune_rate=0.5)),
+            ('s', dict(update_interval=100, prune_rate=0.3)),
+            ('b', dict(update_interval=100, prune_rate=0.3)),
+        )
+    },
     'cls/pelk_b_in1k_384': (
         'cls/pelk_b_in1k',
         LARGE_IMAGES

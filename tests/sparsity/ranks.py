@@ -1,4 +1,4 @@
-"""One rank of a two-process training on the CPU: ``torchrun -m tests.sparsity.ranks FOLDER``."""
+"""One rank of a two-process training on the CPU: ``torchrun -m tests.sparsity.ranks FOLDER GRANULARITY``."""
 
 import sys
 from pathlib import Path
@@ -9,16 +9,25 @@ from mmengine.model import MMDistributedDataParallel
 
 from mmpelk.sparsity import hook
 from mmpelk.sparsity.randomness import make_generator
-from tests.sparsity.tiny import TinyModel, Watch, build_runner, dead_values, masked, scores_of_global_batch
+from tests.sparsity.tiny import (
+    TinyModel,
+    Watch,
+    build_runner,
+    dead_values,
+    is_of_granularity,
+    masked,
+    scores_of_global_batch,
+)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, granularity: str) -> None:
     torch.distributed.init_process_group('gloo')
     rank = torch.distributed.get_rank()
     masks = []
 
     def look(runner):
         assert all(not values.any() for values in dead_values(runner))
+        assert is_of_granularity(granularity, runner.model.module)
         masks.append(torch.cat([entry.mask.flatten() for entry in masked(runner)]))
 
     # Each rank draws masks of its own: they are the same on both because those of rank 0 are broadcast.
@@ -27,9 +36,9 @@ def main(folder: Path) -> None:
     torch.manual_seed(rank)
     runner = build_runner(
         folder / 'run',
-        {'update_interval': 2, 'prune_rate': 0.5},
+        {'granularity': granularity, 'update_interval': 2, 'prune_rate': 0.5},
         max_iters=6,
-        model=MMDistributedDataParallel(TinyModel(dropout=0.3)),
+        model=MMDistributedDataParallel(TinyModel(dropout=0.3, bottleneck=True)),
         hooks=({'type': 'EMAHook', 'momentum': 0.3}, Watch(look)),
         wrapper={'accumulative_counts': 2},
         launcher='pytorch',  # the process group exists already, so mmengine starts none
@@ -42,4 +51,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == '__main__':
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -11,9 +11,15 @@ import torch
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 
 from mmpelk.sparsity import cosine_prune_rate, live_total
-from tests.sparsity.tiny import TinyData, TinyModel, Watch, dead_values, masked
+from tests.sparsity.tiny import TinyData, TinyModel, Watch, dead_values, is_of_granularity, masked
 
 DYNAMIC = {'update_interval': 3, 'prune_rate': 0.5}
+GRANULARITIES = ('weight', 'unit', '2:4')
+GRANULARITY = pytest.mark.parametrize('granularity', GRANULARITIES)
+# With fixed masks nothing depends on what lives and dies together.
+MODES = pytest.mark.parametrize(
+    ('mode', 'granularity'), [('fixed', 'unit'), *(('dynamic', granularity) for granularity in GRANULARITIES)]
+)
 
 RUNS = {
     'plain': {},
@@ -50,43 +56,48 @@ def amp_on_cpu(monkeypatch):
 
 @pytest.mark.usefixtures('amp_on_cpu')
 @pytest.mark.parametrize('run', RUNS)
-@pytest.mark.parametrize('mode', ['dynamic', 'fixed'])
-def test_dead_weights_moments_and_averages_are_zero_after_every_step(make_runner, run, mode):
+@MODES
+def test_dead_weights_moments_and_averages_are_zero_after_every_step(make_runner, run, mode, granularity):
     settings = dict(RUNS[run])
     history = []
 
     def look(runner):
         assert all(not values.any() for values in dead_values(runner))
-        masks = torch.cat([entry.mask.flatten() for entry in masked(runner)])
-        history.append(masks)
-        assert int(masks.sum()) == live_total([masks.numel()], 0.6)
+        history.append(torch.cat([entry.mask.flatten() for entry in masked(runner)]))
+        assert is_of_granularity(granularity, runner.model)
 
-    model = TinyModel(**settings.pop('model', {}))
-    initial = model.backbone.linear.weight.clone()
+    model = TinyModel(bottleneck=True, **settings.pop('model', {}))
+    initial = model.backbone.bottleneck.pointwise_conv1.weight.clone()
     hooks = (*settings.pop('hooks', ()), Watch(look))
-    runner = make_runner({'mode': mode, **DYNAMIC}, model=model, hooks=hooks, max_iters=9, **settings)
+    sparsity = {'mode': mode, 'granularity': granularity, **DYNAMIC}
+    runner = make_runner(sparsity, model=model, hooks=hooks, max_iters=9, **settings)
     runner.train()
     assert len(history) == 9
     changed = [i + 2 for i, (old, new) in enumerate(pairwise(history)) if not old.equal(new)]
     assert changed == ([3, 6] if mode == 'dynamic' else [])  # not in the last iteration
-    live = model.backbone.linear.weight_mask
-    assert (model.backbone.linear.weight[live] != initial[live]).all(), 'the live weights are trained'
-    assert not model.backbone.linear.weight[~live].any()
+    layer = model.backbone.bottleneck.pointwise_conv1
+    live = layer.weight_mask.expand_as(initial)
+    assert (layer.weight[live] != initial[live]).all(), 'the live weights are trained'
+    assert not layer.weight[~live].any()
 
 
-def test_each_layer_keeps_its_count(make_runner):
+@GRANULARITY
+def test_each_layer_keeps_its_count(make_runner, granularity):
     counts = []
     look = Watch(lambda runner: counts.append([int(entry.mask.sum()) for entry in masked(runner)]))
-    make_runner(DYNAMIC, hooks=(look,)).train()
+    make_runner({'granularity': granularity, **DYNAMIC}, model=TinyModel(bottleneck=True), hooks=(look,)).train()
     assert all(count == counts[0] for count in counts)
 
 
+@pytest.mark.parametrize('granularity', ['weight', 'unit'])
 @pytest.mark.parametrize('initialisation', ['snip', 'erk', 'uniform'])
-def test_a_density_of_one_is_the_dense_run_bit_for_bit(make_runner, initialisation):
+def test_a_density_of_one_is_the_dense_run_bit_for_bit(make_runner, initialisation, granularity):
     """So the batch for SNIP moves neither the order of the data nor any random number, though both are drawn from."""
     runs = []
-    for folder, sparsity in {'dense': None, 'sparse': {'density': 1.0, 'initialisation': initialisation}}.items():
-        runner = make_runner(sparsity, folder)
+    whole = {'density': 1.0, 'initialisation': initialisation, 'granularity': granularity}
+    for folder, sparsity in {'dense': None, 'sparse': whole}.items():
+        torch.manual_seed(7)
+        runner = make_runner(sparsity, folder, model=TinyModel(bottleneck=True))
         random.seed(0)
         np.random.seed(0)
         runner.train()
@@ -105,17 +116,18 @@ def test_a_density_of_one_is_the_dense_run_bit_for_bit(make_runner, initialisati
     [(), ({'type': 'EMAHook', 'momentum': 0.3},), ({'type': 'EMAHook', 'update_buffers': True, 'momentum': 0.3},)],
     ids=['plain', 'ema', 'ema-buffers'],
 )
-@pytest.mark.parametrize('mode', ['dynamic', 'fixed'])
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(make_runner, mode, hooks):
+@MODES
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(make_runner, mode, granularity, hooks):
     # mmengine saves no generator states: dropout and augmentation would differ after a resume, dense or sparse.
     settings = {'max_iters': 12, 'data': TinyData(noise=0.0), 'hooks': hooks}
-    sparsity = {'mode': mode, **DYNAMIC}
-    whole = make_runner(sparsity, 'whole', model=TinyModel(dropout=0.0), **settings)
+    sparsity = {'mode': mode, 'granularity': granularity, **DYNAMIC}
+    torch.manual_seed(7)
+    whole = make_runner(sparsity, 'whole', model=TinyModel(dropout=0.0, bottleneck=True), **settings)
     whole.train()
     resumed = make_runner(
         sparsity,
         'resumed',
-        model=TinyModel(dropout=0.0),
+        model=TinyModel(dropout=0.0, bottleneck=True),
         load_from=str(Path(whole.work_dir) / 'iter_4.pth'),
         resume=True,
         **settings,
@@ -220,6 +232,7 @@ def test_snip_names_parameters_without_a_gradient(make_runner):
     [
         ({'mode': 'sparse'}, 'mode must be one of'),
         ({'initialisation': 'random'}, "'snip', 'erk', 'uniform'"),
+        ({'granularity': 'channel'}, "'weight', 'unit', '2:4'"),
         ({'density': 40}, 'share of weights that live'),
         ({'prune_rate': 0.001}, 'prune_rate_end <= prune_rate'),
         ({'update_interval': 0}, 'at least 1'),

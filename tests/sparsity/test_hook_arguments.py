@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mmpelk.sparsity import cosine_prune_rate, hook
+from mmpelk.sparsity import cosine_prune_rate, granularity
 from tests.sparsity.tiny import TinyData
 
 
@@ -17,7 +17,7 @@ def test_prune_rate_ends_where_it_is_told(make_runner):
 def test_every_update_has_random_numbers_of_its_own(make_runner, monkeypatch):
     seeds = []
     monkeypatch.setattr(
-        hook, 'prune_and_grow', lambda weight, mask, rate, generator: seeds.append(generator.initial_seed()) or 0
+        granularity, 'prune_and_grow', lambda weight, mask, rate, generator: seeds.append(generator.initial_seed()) or 0
     )
     make_runner({'update_interval': 2}, max_iters=8).train()
     assert len(set(seeds)) == len(seeds) / 3 == 3, 'one of each update, for all three parameters'

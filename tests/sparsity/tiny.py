@@ -13,16 +13,28 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
 
-from mmpelk.sparsity import find_parameters, unwrap_model
+from mmpelk.sparsity import SparsityHook, find_parameters, is_two_of_four, live_total
 from mmpelk.sparsity.probe import snip_scores
 
 _run_numbers = itertools.count()
 
 
+class Bottleneck(nn.Module):
+    """Hidden units, named as in PeLK and ConvNeXt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pointwise_conv1 = nn.Linear(8, 40)
+        self.pointwise_conv2 = nn.Linear(40, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.pointwise_conv2(nn.functional.gelu(self.pointwise_conv1(x)))
+
+
 class TinyBackbone(BaseModule):
     """Two 4-D and one 2-D weight to mask; a 3-D embedding, norm, biases and a scale to leave dense; dropout draws."""
 
-    def __init__(self, with_cp: bool, dropout: float, init_cfg: dict[str, Any] | None) -> None:
+    def __init__(self, with_cp: bool, dropout: float, init_cfg: dict[str, Any] | None, bottleneck: bool) -> None:
         super().__init__(init_cfg)
         self.with_cp = with_cp
         self.stem = nn.Conv2d(3, 8, 3, padding=1)
@@ -31,6 +43,7 @@ class TinyBackbone(BaseModule):
         self.embedding = nn.Parameter(torch.zeros(8, 5, 5))
         self.gamma = nn.Parameter(torch.ones(8))
         self.linear = nn.Linear(8, 16)
+        self.bottleneck = Bottleneck() if bottleneck else nn.Identity()
         self.dropout = nn.Dropout(dropout)
 
     def _block(self, x: Tensor) -> Tensor:
@@ -39,17 +52,21 @@ class TinyBackbone(BaseModule):
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.stem(x)).relu()
         x = checkpoint(self._block, x, use_reentrant=False) if self.with_cp else self._block(x)
-        return self.dropout(self.linear(x.mean((2, 3))))
+        return self.dropout(self.linear(self.bottleneck(x.mean((2, 3)))))
 
 
 class TinyModel(BaseModel):
     """A classifier of three classes."""
 
     def __init__(
-        self, with_cp: bool = False, dropout: float = 0.1, backbone_init: dict[str, Any] | None = None
+        self,
+        with_cp: bool = False,
+        dropout: float = 0.1,
+        backbone_init: dict[str, Any] | None = None,
+        bottleneck: bool = False,
     ) -> None:
         super().__init__(data_preprocessor=BaseDataPreprocessor())
-        self.backbone = TinyBackbone(with_cp, dropout, backbone_init)
+        self.backbone = TinyBackbone(with_cp, dropout, backbone_init, bottleneck)
         self.head = nn.Linear(16, 3)
 
     def forward(self, inputs: Tensor, label: Tensor, mode: str = 'tensor') -> Any:
@@ -125,7 +142,23 @@ def build_runner(
 
 def masked(runner: Runner) -> list[Any]:
     """The masked parameters of the runner's model."""
-    return find_parameters(unwrap_model(runner.model))
+    return next(hook.parameters for hook in runner.hooks if isinstance(hook, SparsityHook))
+
+
+def is_of_granularity(granularity: str, model: nn.Module, density: float = 0.6) -> bool:
+    """Whether the masks of a tiny model with a bottleneck are as the granularity and the density say."""
+    masks = {name.removeprefix('backbone.'): mask for name, mask in model.named_buffers() if name.endswith('_mask')}
+    whole = [entry.weight.numel() for entry in find_parameters(model)]
+    if granularity == 'weight':
+        return sum(int(mask.sum()) for mask in masks.values()) == live_total(whole, density)
+    if granularity == '2:4':
+        return len(masks) == 3 and all(
+            2 * mask.sum() == mask.numel() and is_two_of_four(mask) for mask in masks.values()
+        )
+    row, bias, column = (masks[f'bottleneck.pointwise_conv{name}_mask'] for name in ('1.weight', '1.bias', '2.weight'))
+    dead = (8 + 1 + 8) * int((~bias).sum())
+    same = torch.equal(row[:, 0], bias) and torch.equal(column[0], bias)
+    return same and len(masks) == 3 and abs(dead - (sum(whole) - live_total(whole, density))) <= 17 / 2
 
 
 def dead_values(runner: Runner) -> list[Tensor]:
@@ -136,7 +169,8 @@ def dead_values(runner: Runner) -> list[Tensor]:
         state = runner.optim_wrapper.optimizer.state.get(entry.weight, {})
         moments = [value for value in state.values() if value.shape == entry.weight.shape]
         copies = [average.get_parameter(entry.name) for average in averages]
-        values += [tensor[~entry.mask] for tensor in (entry.weight, *moments, *copies)]
+        dead = ~entry.mask.expand_as(entry.weight)
+        values += [tensor[dead] for tensor in (entry.weight, *moments, *copies)]
         for average in averages:
             assert torch.equal(average.get_buffer(f'{entry.name}_mask'), entry.mask)
     return values

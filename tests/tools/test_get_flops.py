@@ -2,13 +2,19 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from mmpelk import get_config
+from mmpelk.analysis.complexity import count_complexity
+from mmpelk.analysis.inference import build_model
 from mmpelk.models import PeLK
-from tests.commands import call
-from tests.paths import TOOLS
+from mmpelk.sparsity import GRANULARITIES, apply_masks, attach_masks, find_parameters, uniform_units
+from mmpelk.sparsity.export import export_checkpoint
+from tests.commands import call, load_tool
+from tests.paths import ROOT, TOOLS
 
 NANO = dict(depths=(1, 1, 1, 1), channels=(8, 12, 16, 20), kernel_sizes=(13, 11, 9, 7))
 
@@ -26,3 +32,56 @@ def test_writes_what_it_counts(tmp_path: Path, options: list[object]) -> None:
         assert report[key] == sum(component[key] for component in report['components'])
     factor = 0.5 if '--density' in options else 1
     assert report['flops_sparse'] == pytest.approx(factor * report['flops'], abs=10)
+    large = report['large_kernels']
+    assert report['flops_executed'] == report['flops'] - large['dense_form'] + large['chosen_on_cpu']['executed']
+
+
+@pytest.mark.parametrize('source', ['--units', 'masks', 'shrunk'])
+def test_dense_live_and_executed_counts_of_units(tmp_path: Path, source: str) -> None:
+    """Dead units count as dense, are not live, and are executed as long as they are in the tensors."""
+    model = PeLK(NANO)
+    config, size = tmp_path / 'nano.py', ('--shape', 64, 64, '--json', 'flops.json')
+    config.write_text(f"model = dict(type='mmpelk.PeLK', arch={NANO!r}, norm_cfg=dict(type='BN'))\n")
+    units = uniform_units(model, 0.6)
+    layers = {layer.name: layer for layer in GRANULARITIES['unit'](model, None, ())}
+    for name, layer in layers.items():
+        attach_masks(layer.parameters)
+        layer.draw(units[name] * layer.shape[1], torch.Generator().manual_seed(0))
+        apply_masks(layer.parameters)
+    checkpoint = dict(state_dict=model.state_dict())
+    torch.save(export_checkpoint(checkpoint, shrink=True) if source == 'shrunk' else checkpoint, tmp_path / 'nano.pth')
+    options = ['--density', 0.6, '--units'] if source == '--units' else ['--checkpoint', 'nano.pth']
+    call(TOOLS / 'get_flops.py', config, *size, *options, cwd=tmp_path)
+    report = json.loads((tmp_path / 'flops.json').read_text())
+    dead = [(layer.shape[0] - units[name]) * layer.shape[1] for name, layer in layers.items()]
+    assert report['params'] == sum(parameter.numel() for parameter in model.parameters())
+    assert report['params_sparse'] == pytest.approx(report['params'] - sum(dead), abs=3)  # rounded by component
+    whole = [entry.weight.numel() for entry in find_parameters(model, None)]
+    assert report['params'] - report['params_sparse'] == pytest.approx(0.4 * sum(whole), rel=0.01)
+    large = report['large_kernels']
+    stored = report['flops'] if source == 'masks' else report['flops_sparse']
+    assert report['flops_sparse'] < 0.8 * report['flops']
+    assert report['flops_executed'] == pytest.approx(
+        stored - large['dense_form'] + large['chosen_on_cpu']['executed'], abs=3
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.scope('mmpretrain')
+def test_page_has_the_counts_of_pelk_t() -> None:
+    tool = load_tool(TOOLS / 'get_flops.py')
+    model = build_model(get_config('cls/pelk_t_unit_in1k'))
+    counts = {}
+    for units in (False, True):
+        densities, stored = tool.sparse_form(model, SimpleNamespace(checkpoint=None, density=0.6, units=units))
+        live = count_complexity(model, (224, 224), densities)
+        counts[units] = live, tool.total(count_complexity(stored, (224, 224)).executed_by_component())
+    (weights, executed), (units, executed_units) = counts[False], counts[True]
+    cells = [f'{count / 1e6:.2f} M' for count in (weights.params, weights.params_sparse)] + ['29 M']
+    cells += [f'{count / 1e9:.2f} G' for count in (weights.flops, weights.flops_sparse)] + ['5.6 G']
+    cells += [f'{count / 1e9:.2f} G' for count in (executed, executed_units)]
+    page = (ROOT / 'docs' / 'complexity.md').read_text()
+    assert f'| PeLK-T | {" | ".join(cells)} |' in page
+    assert f'{units.flops_sparse / 1e9:.2f} G, ' in page
+    assert units.params_sparse == pytest.approx(weights.params_sparse, rel=2e-4)
+    assert executed_units < 1.05 * 5.6e9, "the paper's column"

@@ -1,0 +1,6 @@
+# PeLK-T with as many live weights as pelk_t_in1k.py, but whole hidden units dead, the same share in every block:
+# tools/export_dense.py --shrink takes them out. Beyond the paper, and nobody has trained it; the schedule is SLaK-T's.
+_base_ = './pelk_t_in1k.py'
+
+_units = dict(granularity='unit', initialisation='uniform', update_interval=2000, prune_rate=0.5)
+custom_hooks = [dict(**_units, **_base_.sparsity), _base_.ema]

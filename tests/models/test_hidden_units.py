@@ -1,0 +1,132 @@
+"""PeLK with fewer hidden units: as told, as its pretrained weights have them, and as a checkpoint that it loads."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mmpelk.models import PeLK
+from mmpelk.models import hidden_units as module
+from mmpelk.models.deploy import deploy_state_dict
+from mmpelk.models.hidden_units import find_hidden_units, shrink_hidden_units
+
+NANO = dict(depths=(1, 2), channels=(8, 12), kernel_sizes=(9, 7))
+WIDTHS = [[5], [48, 7]]
+
+
+def sparse(dead: bool = True) -> PeLK:
+    """A network with layer scales of 1 and random norms, most units of two of its blocks dead."""
+    torch.manual_seed(0)
+    model = PeLK(NANO, layer_scale_init_value=1.0, out_indices=(0, 1)).eval()
+    for name, value in model.state_dict().items():
+        if 'norm' in name and value.dim() == 1:
+            value.uniform_(0.5, 1.5)
+    for units, width in zip(find_hidden_units(model), [5, 48, 7] if dead else [], strict=False):
+        columns = torch.randperm(units.count)[width:]
+        units.second.weight.data[:, columns] = 0
+    return model
+
+
+def widths(model: nn.Module) -> list[int]:
+    return [units.count for units in find_hidden_units(model)]
+
+
+@pytest.fixture(scope='module')
+def shrunk() -> dict[str, torch.Tensor]:
+    state, counts = shrink_hidden_units(sparse().state_dict())
+    assert counts == {'stages.0.0': 5, 'stages.1.1': 7}
+    return state
+
+
+@pytest.fixture
+def file(shrunk, tmp_path) -> Path:
+    torch.save(dict(state_dict={f'backbone.{name}': value for name, value in shrunk.items()}), tmp_path / 'shrunk.pth')
+    return tmp_path / 'shrunk.pth'
+
+
+def pretrained(file: Path) -> dict[str, str]:
+    return dict(type='Pretrained', checkpoint=str(file), prefix='backbone.')
+
+
+@pytest.mark.parametrize('given', [None, WIDTHS], ids=['full', 'narrow'])
+def test_a_shrunk_network_computes_the_same(shrunk, given):
+    model = PeLK(NANO, layer_scale_init_value=1.0, out_indices=(0, 1), hidden_channels=given).eval()
+    model.load_state_dict(shrunk)  # strictly
+    assert widths(model) == [5, 48, 7]
+    images = torch.randn(2, 3, 40, 36)
+    for found, expected in zip(model(images), sparse()(images), strict=True):
+        # Float32 sums with fewer zeros in them.
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('given', [None, 'pretrained'])
+def test_a_backbone_starts_from_a_shrunk_file(file, shrunk, given):
+    model = PeLK(NANO, hidden_channels=given, init_cfg=pretrained(file))
+    assert widths(model) == ([5, 48, 7] if given else [32, 48, 48])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.init_weights()
+    assert widths(model) == [5, 48, 7]
+    model(torch.randn(2, 3, 40, 36))[0].sum().backward()
+    assert {id(p) for group in optimizer.param_groups for p in group['params']} == {id(p) for p in model.parameters()}
+    optimizer.step()
+    assert not torch.equal(model.stages[0][0].pointwise_conv1.weight, shrunk['stages.0.0.pointwise_conv1.weight'])
+
+
+def test_widths_of_the_weights_need_no_weights_to_test():
+    assert widths(PeLK(NANO, hidden_channels='pretrained')) == [32, 48, 48]
+
+
+def test_a_missing_file_is_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'init_cfg\.checkpoint=PATH'):
+        PeLK(NANO, hidden_channels='pretrained', init_cfg=pretrained(tmp_path / 'none.pth'))
+
+
+@pytest.mark.parametrize('given', ['pretraind', [5, 7], [[5], [7]], [[5], [0, 7]]], ids=str)
+def test_wrong_widths_are_explained(given):
+    with pytest.raises(ValueError, match='hidden_channels'):
+        PeLK(NANO, hidden_channels=given)
+
+
+def test_a_network_of_other_widths_is_still_refused(file):
+    with pytest.raises(ValueError, match='does not fit this backbone'):
+        PeLK(NANO | dict(channels=(8, 16)), init_cfg=pretrained(file)).init_weights()
+
+
+def test_several_processes_refuse_to_train_what_was_resized(shrunk, monkeypatch):
+    monkeypatch.setattr(module, 'get_world_size', lambda: 2)
+    model = PeLK(NANO)
+    model.load_state_dict(shrunk, strict=False)
+    with pytest.raises(ValueError, match=r"hidden_channels='pretrained'"):
+        model(torch.randn(1, 3, 32, 32))
+    model.eval()(torch.randn(1, 3, 32, 32))
+    narrow = PeLK(NANO, hidden_channels=WIDTHS)
+    narrow.load_state_dict(shrunk, strict=False)
+    narrow(torch.randn(2, 3, 32, 32))
+
+
+def test_deployed_form_of_a_shrunk_network(shrunk):
+    deployed = PeLK(NANO, layer_scale_init_value=1.0, out_indices=(0, 1), deploy=True).eval()
+    trained = PeLK(NANO, layer_scale_init_value=1.0, out_indices=(0, 1))
+    deployed.load_state_dict(deploy_state_dict(trained, shrunk))
+    images = torch.randn(1, 3, 40, 36)
+    for found, expected in zip(deployed(images), sparse()(images), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_network_without_dead_units_is_not_shrunk():
+    state = sparse(dead=False).state_dict()
+    same, counts = shrink_hidden_units(state)
+    assert not counts
+    assert all(same[name] is value for name, value in state.items())
+
+
+def test_a_block_keeps_one_unit_and_those_with_a_norm_keep_all():
+    block = nn.ModuleDict(dict(fc1=nn.Linear(4, 6), fc2=nn.Linear(6, 4)))
+    nn.init.zeros_(block['fc2'].weight)
+    for prefix in ('', 'a.'):
+        state = {prefix + name: value for name, value in block.state_dict().items()}
+        shrunk, counts = shrink_hidden_units(state)
+        assert counts == {prefix.rstrip('.'): 1}
+        assert shrunk[f'{prefix}fc1.weight'].shape == (1, 4)
+        assert shrink_hidden_units(state | {f'{prefix}grn.gamma': torch.ones(6)})[1] == {}

@@ -1,0 +1,206 @@
+"""Hidden units: where they are found, how many live, what drops and grows, and what a grown one does to the outputs."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from mmengine.model import ExponentialMovingAverage
+from mmengine.registry import MODELS
+from torch import nn
+
+from mmpelk.models import PeLK
+from mmpelk.models.hidden_units import HiddenUnits, find_hidden_units
+from mmpelk.sparsity import UnitLayer, attach_masks, find_parameters, layer_densities, live_total, uniform_units
+from tests.sparsity.tiny import TinyModel, is_of_granularity, masked
+
+NANO = dict(depths=(1, 2), channels=(8, 12), kernel_sizes=(9, 7))
+
+
+class Pair(nn.Module):
+    """Linear layers or 1 x 1 convolutions, and perhaps something between them."""
+
+    def __init__(self, names=('fc1', 'fc2'), conv=False, hidden=12, bias=True, **between: nn.Module) -> None:
+        super().__init__()
+        make = (lambda i, o, b: nn.Conv2d(i, o, 1, bias=b)) if conv else (lambda i, o, b: nn.Linear(i, o, bias=b))
+        self.add_module(names[0], make(4, hidden, bias))
+        self.add_module(names[1], make(hidden, 5, True))
+        for name, module in between.items():
+            self.add_module(name, module)
+        self.names = names
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second = (self.get_submodule(name) for name in self.names)
+        return second(nn.functional.gelu(first(x)))
+
+
+def layer_of(block: nn.Module) -> UnitLayer:
+    torch.manual_seed(0)
+    (units,) = find_hidden_units(block)
+    layer = UnitLayer(units)
+    attach_masks(layer.parameters)
+    return layer
+
+
+BACKBONES = {
+    'pelk': (dict(type='mmpelk.PeLK', arch=NANO), 3),
+    'convnext': (dict(type='mmpretrain.ConvNeXt', arch=dict(depths=[1, 1, 2, 1], channels=[8, 8, 8, 8])), 5),
+    'convnext-convolutions': (
+        dict(type='mmpretrain.ConvNeXt', arch=dict(depths=[1, 1, 2, 1], channels=[8, 8, 8, 8]), linear_pw_conv=False),
+        5,
+    ),
+    'convnext-v2': (dict(type='mmpretrain.ConvNeXt', arch='atto', use_grn=True, layer_scale_init_value=0), 0),
+    'swin': (dict(type='mmpretrain.SwinTransformer', arch='tiny'), 12),
+    'resnet': (dict(type='mmpretrain.ResNet', depth=50, base_channels=8, stem_channels=8), 0),
+}
+
+
+@pytest.mark.scope('mmpretrain')
+@pytest.mark.parametrize('name', BACKBONES)
+def test_units_are_found_in_backbones(name):
+    backbone, count = BACKBONES[name]
+    found = find_hidden_units(MODELS.build(backbone))
+    assert len(found) == count
+    assert all(units.count == 4 * units.first.weight.shape[1] for units in found)
+
+
+@pytest.mark.parametrize(
+    ('block', 'count'),
+    [
+        (Pair(), 1),
+        (Pair(conv=True), 1),
+        (Pair(bias=False), 1),
+        (Pair(('linear1', 'linear2'), dropout=nn.Dropout()), 1),
+        (Pair(norm=nn.LayerNorm(12)), 0),
+        (Pair(norm=nn.LayerNorm(5)), 1),
+        (Pair(('a', 'b')), 0),
+    ],
+    ids=['linear', 'conv', 'no-bias', 'torch', 'norm-over-the-units', 'norm-after', 'other-names'],
+)
+def test_the_rule(block, count):
+    assert len(find_hidden_units(block)) == count
+    assert len(find_hidden_units(nn.ModuleDict({'a': block, 'b': nn.Sequential(block)}), ['a', 'b'])) == count
+    assert not find_hidden_units(block, exclude=['2.weight'])[: not count or block.names[1][-1] != '2']
+
+
+@pytest.mark.parametrize('initialisation', ['snip', 'erk', 'uniform'])
+@pytest.mark.parametrize('density', [0.5, 0.6, 0.9])
+def test_as_many_weights_live_as_without_units(make_runner, initialisation, density):
+    sparsity = {'granularity': 'unit', 'density': density, 'initialisation': initialisation}
+    runner = make_runner(sparsity, model=TinyModel(bottleneck=True), max_iters=1)
+    runner.train()
+    assert is_of_granularity('unit', runner.model, density)
+
+
+def test_every_block_keeps_the_same_share():
+    """And PeLK-T as many weights as with single ones dead, to a thousandth."""
+    with torch.device('meta'):
+        model = PeLK('tiny')
+    units, blocks = uniform_units(model, 0.6), find_hidden_units(model)
+    shares = [units[block.block_name] / block.count for block in blocks]
+    assert max(shares) - min(shares) < 1 / 496
+    dead = sum((block.count - units[block.block_name]) * UnitLayer(block).shape[1] for block in blocks)
+    whole = [entry.weight.numel() for entry in find_parameters(model, None)]
+    assert (sum(whole) - dead) / live_total(whole, 0.6) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_density_that_units_cannot_give_is_an_error(make_runner):
+    with pytest.raises(ValueError, match=r'density=0.3 is too low for units: they hold 57%'):
+        make_runner({'granularity': 'unit', 'density': 0.3}, model=TinyModel(bottleneck=True)).train()
+
+
+@pytest.mark.parametrize(('granularity', 'target'), [('unit', 'backbone'), ('2:4', 'backbone.stem')])
+def test_a_network_without_such_layers_is_an_error(make_runner, granularity, target):
+    with pytest.raises(ValueError, match=r"take granularity='weight'"):
+        make_runner({'granularity': granularity, 'target': target}).train()
+
+
+@given(live=st.integers(1, 12), rate=st.floats(0, 1), conv=st.booleans(), seed=st.integers(0, 99))
+def test_update_drops_the_least_salient_and_grows_the_dead(live, rate, conv, seed):
+    layer = layer_of(Pair(conv=conv))
+    layer.draw(live * layer.shape[1], torch.Generator().manual_seed(seed))
+    before = layer.mask.clone()
+    row, column = (layer.parameters[i].weight.detach() for i in (0, 2))
+    saliency = row.flatten(1).norm(dim=1) * column.transpose(0, 1).flatten(1).norm(dim=1)
+    count = layer.update(rate, torch.Generator().manual_seed(seed)) // layer.shape[1]
+    dropped, grown, kept = before & ~layer.mask, layer.mask & ~before, before & layer.mask
+    assert int(dropped.sum()) == int(grown.sum()) == count == min(round(rate * live), 12 - live)
+    if count and kept.any():
+        assert saliency[dropped].max() <= saliency[kept].min()
+    for entry in layer.parameters:
+        assert entry.mask.shape == entry.mask_shape
+        assert torch.equal(entry.mask.flatten(), layer.mask)
+
+
+@pytest.mark.parametrize('conv', [False, True], ids=['linear', 'conv'])
+def test_a_grown_unit_changes_no_output_and_learns(conv):
+    from mmpelk.sparsity import apply_masks, mask_average
+
+    block = Pair(conv=conv)
+    layer = layer_of(block)
+    layer.draw(6 * layer.shape[1], torch.Generator().manual_seed(0))
+    apply_masks(layer.parameters)
+    average = ExponentialMovingAverage(nn.Sequential(block))
+    average.module = copy.deepcopy(block)
+    layer.update(0.5, torch.Generator().manual_seed(0))
+    without = copy.deepcopy(block)  # of those that are dropped, but grown ones are zero
+    for entry in layer.parameters:
+        without.get_submodule(entry.module_name).get_parameter(entry.attribute).data.mul_(entry.mask)
+    before = layer.parameters[0].weight.detach().flatten(1)[layer.mask]
+    layer.start_grown([average], torch.Generator().manual_seed(0))
+    apply_masks(layer.parameters)
+    mask_average(average, layer.parameters)
+    x = torch.randn(3, 4, 2, 2) if conv else torch.randn(3, 4)
+    assert torch.equal(block(x), without(x))
+    grown = ~layer.parameters[2].weight.detach().transpose(0, 1).flatten(1).any(1) & layer.mask
+    assert int(grown.sum()) == 3
+    rows = layer.parameters[0].weight.detach().flatten(1)
+    assert rows[grown].any(1).all()
+    assert 0.3 < rows[grown].std() / before[before.any(1)].std() < 3
+    assert torch.equal(average.module.get_submodule(layer.parameters[0].module_name).weight.detach().flatten(1)[grown],
+                       rows[grown])  # fmt: skip
+    block(x).square().sum().backward()
+    assert layer.parameters[2].weight.grad.transpose(0, 1).flatten(1)[grown].any(1).all(), 'the column learns'
+
+
+def test_scores_of_a_unit_are_the_mean_of_its_weights():
+    layer = layer_of(Pair(hidden=3))
+    scores = [torch.arange(float(entry.weight.numel())).view_as(entry.weight) for entry in layer.parameters]
+    expected = [(scores[0][unit].sum() + scores[1][unit] + scores[2][:, unit].sum()) / (4 + 1 + 5) for unit in range(3)]
+    found = layer.score(scores)
+    assert found.shape == layer.shape == (3, 10)
+    torch.testing.assert_close(found, torch.stack(expected)[:, None].expand(3, 10))
+
+
+def test_densities_count_the_weights_of_a_unit():
+    layer = layer_of(Pair())
+    layer.draw(3 * layer.shape[1], torch.Generator().manual_seed(0))
+    assert [(found.live, found.size) for found in layer_densities(layer.parameters)] == [(12, 48), (3, 12), (15, 60)]
+
+
+@pytest.mark.parametrize('count', [1, 7, 12, 20])
+@pytest.mark.parametrize('conv', [False, True], ids=['linear', 'conv'])
+def test_resized_units_keep_their_parameters(count, conv):
+    block = Pair(conv=conv)
+    layer = layer_of(block)
+    optimizer = torch.optim.SGD(block.parameters(), lr=0.1)
+    HiddenUnits('', block, 'fc1', 'fc2').resize(count)
+    assert layer.units.count == count
+    assert all(entry.mask.shape == entry.mask_shape for entry in layer.parameters)
+    block(torch.randn(3, 4, 2, 2) if conv else torch.randn(3, 4)).sum().backward()
+    before = [parameter.clone() for parameter in block.parameters()]
+    optimizer.step()
+    assert all(not torch.equal(old, new) for old, new in zip(before, block.parameters(), strict=True))
+    assert (block.fc1.out_channels if conv else block.fc1.out_features) == count
+
+
+def test_a_frozen_block_keeps_its_units(make_runner, tmp_path):
+    make_runner({'granularity': 'unit'}, 'first', model=TinyModel(bottleneck=True), max_iters=4).train()
+    model = TinyModel(bottleneck=True)
+    model.backbone.bottleneck.pointwise_conv2.requires_grad_(False)
+    sparsity = {'granularity': 'unit', 'update_interval': 1}
+    runner = make_runner(sparsity, model=model, max_iters=4, load_from=str(tmp_path / 'first/iter_4.pth'))
+    before = torch.load(tmp_path / 'first/iter_4.pth', weights_only=False)['state_dict']
+    runner.train()
+    assert all(torch.equal(entry.mask, before[f'{entry.name}_mask']) for entry in masked(runner))
