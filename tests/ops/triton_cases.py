@@ -32,6 +32,7 @@ def _few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every program costs the interpreter a fixed time; and small problems have to reach the code for large ones."""
     monkeypatch.setattr(launch, 'PROGRAMS', 4)
     monkeypatch.setattr(launch, 'PAIR_FROM', 2)
+    monkeypatch.setattr(launch, 'PACK_FROM', 2)
 
 
 def _relative_error(value: Tensor, exact: Tensor) -> float:
