@@ -55,24 +55,31 @@ def _split(value, dtype: tl.constexpr):
     """
     if dtype == tl.bfloat16:
         bits = value.to(tl.int32, bitcast=True) & -65536
-        return (bits >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True), value - bits.to(tl.float32, bitcast=True)
-    high = value.to(dtype)
-    return high, value - high.to(tl.float32)
+        high = (bits >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+        whole = bits.to(tl.float32, bitcast=True)
+    else:
+        high = value.to(dtype)
+        whole = high.to(tl.float32)
+    return high, value - whole
 
 
 @triton.jit
 def _parts(value, dtype: tl.constexpr, PARTS: tl.constexpr):
     """``value`` as the sum of ``PARTS`` numbers of ``dtype``, largest first; always three, the rest unused."""
     if value.dtype == dtype:
-        return value, value, value
-    if PARTS == 1:
+        high = value
+        middle = value
+        low = value
+    elif PARTS == 1:
         high = _narrow(value, dtype)
-        return high, high, high
-    high, rest = _split(value, dtype)
-    middle, rest = _split(rest, dtype)
-    low = middle
-    if PARTS > 2:
-        low, rest = _split(rest, dtype)
+        middle = high
+        low = high
+    else:
+        high, rest = _split(value, dtype)
+        middle, rest = _split(rest, dtype)
+        low = middle
+        if PARTS > 2:
+            low, rest = _split(rest, dtype)
     return high, middle, low
 
 
@@ -91,19 +98,20 @@ def _product(a, b, b_middle, b_low, acc, A_PARTS: tl.constexpr, B_PARTS: tl.cons
             acc = _dot(a_middle, b, acc)
         if B_PARTS > 1:
             acc = _dot(a, b_middle, acc)
-        return acc
-    small = tl.zeros(acc.shape, tl.float32)
-    if A_PARTS > 2:
-        small = _dot(a_low, b, small)
-    if B_PARTS > 2:
-        small = _dot(a, b_low, small)
-    if A_PARTS > 1 and B_PARTS > 1:
-        small = _dot(a_middle, b_middle, small)
-    if A_PARTS > 1:
-        small = _dot(a_middle, b, small)
-    if B_PARTS > 1:
-        small = _dot(a, b_middle, small)
-    return acc + (small + _dot(a, b, tl.zeros(acc.shape, tl.float32)))
+    else:
+        small = tl.zeros(acc.shape, tl.float32)
+        if A_PARTS > 2:
+            small = _dot(a_low, b, small)
+        if B_PARTS > 2:
+            small = _dot(a, b_low, small)
+        if A_PARTS > 1 and B_PARTS > 1:
+            small = _dot(a_middle, b_middle, small)
+        if A_PARTS > 1:
+            small = _dot(a_middle, b, small)
+        if B_PARTS > 1:
+            small = _dot(a, b_middle, small)
+        acc += small + _dot(a, b, tl.zeros(acc.shape, tl.float32))
+    return acc
 
 
 @triton.jit
@@ -186,8 +194,10 @@ def _ring_matrix(distance, low, ring_width, dtype: tl.constexpr):
     """1 where ``distance``, in rows from an output to an input, lies in the ring that begins at ``low``; else 0."""
     inside = (distance >= low) & (distance < low + ring_width)
     if _INTERPRETED:  # which has no constants of bfloat16
-        return inside.to(tl.float32).to(dtype)
-    return tl.where(inside, tl.full((), 1.0, dtype), tl.full((), 0.0, dtype))  # a selection, not a conversion
+        matrix = inside.to(tl.float32).to(dtype)
+    else:  # a selection, not a conversion
+        matrix = tl.where(inside, tl.full((), 1.0, dtype), tl.full((), 0.0, dtype))
+    return matrix
 
 
 @triton.jit
@@ -309,15 +319,15 @@ def _add_window(
 
 @triton.jit(
     do_not_specialize=[
-        'images', 'height', 'width', 'x_n', 'x_c', 'x_h', 'out_n', 'out_c', 'out_h', 'bias_c', 'bias_h', 'bias_w',
-        'groups', 'row_tiles', 'col_tiles', 'in_tiles', 'left',
+        'images', 'height', 'width', 'x_n', 'x_c', 'x_h', 'out_n', 'out_c', 'out_h', 'bias_c', 'bias_h',
+        'wide_rings', 'rings', 'groups', 'row_tiles', 'col_tiles', 'in_tiles', 'left',
     ]
 )  # fmt: skip
 def conv_kernel(
     x, toeplitz, bias, out,
     images, height, width, x_n, x_c, x_h, x_w, out_n, out_c, out_h, bias_c, bias_h, bias_w,
-    groups, row_tiles, col_tiles, in_tiles, left,
-    ROW_LOWS: tl.constexpr, ROW_WIDTHS: tl.constexpr, WIDE_RINGS: tl.constexpr,
+    wide_rings, rings, groups, row_tiles, col_tiles, in_tiles, left,
+    ROW_LOWS: tl.constexpr, ROW_WIDTHS: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, TAIL: tl.constexpr, IMAGES: tl.constexpr, WHOLE: tl.constexpr,
     PARTS: tl.constexpr, ALIGN: tl.constexpr, PAIR: tl.constexpr, BIAS: tl.constexpr, ALIGN_OUT: tl.constexpr,
 ):  # fmt: skip
@@ -325,14 +335,15 @@ def conv_kernel(
 
     ``WHOLE``: the map has at most ``ROWS`` rows; a tile holds all rows of ``IMAGES`` images and is read once. Otherwise
     a tile is part of one image, and each ring reads the rows that it reaches: ``ROWS`` of them and, if the ring is
-    wider than one row, up to ``TAIL`` more. The first ``WIDE_RINGS`` rings are wider than one row.
+    wider than one row, up to ``TAIL`` more. The first ``wide_rings`` of the ``rings`` are wider than
+    one row; both are arguments, because loops of constant length are unrolled, which takes too many registers.
     """
-    rings: tl.constexpr = len(ROW_LOWS)
     dtype: tl.constexpr = toeplitz.dtype.element_ty
     BOX_PARTS: tl.constexpr = PARTS if PARTS > 1 else 2
     SIZE: tl.constexpr = COLS * COLS * PARTS
     width, x_n, x_c, x_h = _multiple(width, ALIGN), _multiple(x_n, ALIGN), _multiple(x_c, ALIGN), _multiple(x_h, ALIGN)
     out_n, out_c, out_h = _multiple(out_n, ALIGN_OUT), _multiple(out_c, ALIGN_OUT), _multiple(out_h, ALIGN_OUT)
+    left = _multiple(left, 16)
     program = tl.program_id(0)
     first_col = program % col_tiles * COLS
     row = program // col_tiles % row_tiles * ROWS
@@ -366,7 +377,7 @@ def conv_kernel(
                 x_b = _load_images(x, next_image, cols, images, height, width, x_n, x_h, x_w, ROWS, IMAGES, False)
                 x_b, broken_b = _quarantine(x_b, broken_b, ROWS, IMAGES)
                 x_b0, x_b1, x_b2 = _parts(x_b, dtype, PARTS)
-        for ring in range(0, WIDE_RINGS):
+        for ring in range(0, wide_rings):
             t0, t1, t2 = _load_matrix(matrices + ring * SIZE, COLS, PARTS)
             low = _pick(ring, ROW_LOWS)
             ring_width = _pick(ring, ROW_WIDTHS)
@@ -386,7 +397,7 @@ def conv_kernel(
                         acc_b, plane_b, row + low, ring_width, distance, cols, height_b, width, x_h, x_w, t0, t1, t2,
                         scale, ROWS, TAIL, PARTS, BOX_PARTS, True,
                     )  # fmt: skip
-        for ring in range(WIDE_RINGS, rings):
+        for ring in range(wide_rings, rings):
             t0, t1, t2 = _load_matrix(matrices + ring * SIZE, COLS, PARTS)
             low = _pick(ring, ROW_LOWS)
             if WHOLE:
@@ -486,6 +497,7 @@ def weight_grad_kernel(
     BOX_PARTS: tl.constexpr = 2 if PARTS == 1 else PARTS
     width, x_n, x_c, x_h = _multiple(width, ALIGN), _multiple(x_n, ALIGN), _multiple(x_c, ALIGN), _multiple(x_h, ALIGN)
     grad_n, grad_c, grad_h = _multiple(grad_n, ALIGN_GRAD), _multiple(grad_c, ALIGN_GRAD), _multiple(grad_h, ALIGN_GRAD)
+    left = _multiple(left, 16)
     program = tl.program_id(0)
     rings: tl.constexpr = len(ROW_RINGS)
     wide_pairs: tl.constexpr = (WIDE_RINGS + 1) // 2
