@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...layout import empty_as
 from ...sharing_grid import reachable_rings
-from . import kernels
+from . import interpreted, kernels
 from .kernels import ROWS
 
 __all__ = ['PACK_FROM', 'PAIR_FROM', 'PROGRAMS', 'WORKSPACE', 'forward', 'weight_grad']
@@ -146,19 +147,50 @@ def _parts(dtype: torch.dtype) -> int:
     return 2 if tf32 else 3
 
 
-def _launch_options(dtype: torch.dtype) -> dict[str, int]:
-    """One warp group, and as many stages of the load pipeline as leave room for several programs per multiprocessor."""
-    return dict(num_warps=4, num_stages=2 if dtype == torch.float32 else 3)
+_HOPPER = (9, 0)
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int]) -> Tensor:
+@lru_cache(maxsize=64)
+def _launch_options(dtype: torch.dtype, device: torch.device, whole: bool) -> dict[str, int]:
+    """Warps of a program, and stages of its load pipeline that leave room for several programs per multiprocessor.
+
+    On Hopper one warp group. Older tensor cores keep their factors in registers: maps higher than a tile, whose rings
+    load rows of their own, then need the registers of eight warps.
+    """
+    eight = not interpreted() and not whole and torch.cuda.get_device_capability(device) < _HOPPER
+    return dict(num_warps=8 if eight else 4, num_stages=2 if dtype == torch.float32 else 3)
+
+
+_stages_that_fit: dict[tuple[Any, ...], int] = {}
+
+
+def _launch(kernel: Any, programs: int, *args: Any, num_stages: int, **options: Any) -> None:
+    """Launch ``kernel``; where a GPU has too little shared memory for the load pipeline, with fewer of its stages."""
+    from triton.runtime.errors import OutOfResources
+
+    key = (kernel, args[0].device, args[0].dtype, *options.values())
+    stages = _stages_that_fit.get(key, num_stages)
+    while True:
+        try:
+            kernel[(programs,)](*args, **options, num_stages=stages)
+            return
+        except OutOfResources:
+            if stages == 1:
+                raise
+            stages -= 1
+            _stages_that_fit[key] = stages
+
+
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], out: Tensor | None = None
+) -> Tensor:
     """The convolution. Shapes as in :func:`mmpelk.ops.peripheral_conv2d`; any strides.
 
     float32 keeps its precision, unless ``torch.backends.cuda.matmul.allow_tf32`` is set: then products have a relative
     error of 2**-16, better than TF32's own 2**-11, for half the work. That flag, off by default, and not the one of
     cuDNN, on by default, because PyTorch's depthwise kernels never use TF32 either.
     """
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    out = empty_as(x) if out is None else out
     if out.numel() == 0:
         return out
     channels, height, width = x.shape[1:]
@@ -204,7 +236,9 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, plan: Pla
         groups = math.ceil(groups / 2)
     bias_strides = (0, 0, 0) if bias is None else (*bias.stride(), 0, 0)[:3]
     align_out = _alignment(out, *([] if bias is None or bias.dim() == 1 else [bias]))
-    kernels.conv_kernel[(tiles * groups,)](
+    _launch(
+        kernels.conv_kernel,
+        tiles * groups,
         x,
         _toeplitz(weight, plan),
         x if bias is None else bias,
@@ -213,7 +247,7 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, plan: Pla
         height,
         width,
         *x.stride(),
-        *out.stride()[:3],
+        *out.stride(),
         *bias_strides,
         plan.wide,
         len(plan.row_rings),
@@ -230,7 +264,7 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, plan: Pla
         PAIR=pair,
         BIAS=0 if bias is None else 1 if bias.dim() == 1 else 2,
         ALIGN_OUT=align_out,
-        **_launch_options(x.dtype),
+        **_launch_options(x.dtype, x.device, plan.row_tiles == 1),
     )
 
 
@@ -251,7 +285,9 @@ def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int]) -> Tensor:
     # Rings that meet no map keep their zeros.
     partial = x.new_zeros(channels, splits, plan.in_tiles, rings, rings, dtype=torch.float32)
     with torch.cuda.device_of(x):
-        kernels.weight_grad_kernel[(channels * splits * plan.in_tiles * pairs,)](
+        _launch(
+            kernels.weight_grad_kernel,
+            channels * splits * plan.in_tiles * pairs,
             x,
             grad_out,
             partial,
@@ -277,6 +313,6 @@ def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int]) -> Tensor:
             PARTS=_parts(x.dtype),
             ALIGN=_alignment(x),
             ALIGN_GRAD=_alignment(grad_out),
-            **_launch_options(x.dtype),
+            **_launch_options(x.dtype, x.device, plan.row_tiles == 1),
         )
     return partial.sum((1, 2)).to(x.dtype).unsqueeze(1)
