@@ -22,7 +22,7 @@ WORKSPACE = 64 << 20
 PAIR_FROM = 1024
 """A program multiplies two tiles by each Toeplitz matrix once there are this many tiles, enough to fill a large GPU.
 
-Only in 16 bits: the parts of float32 leave no registers for a second tile. And only from ``PACK_FROM`` images on, so
+Only in 16 bits on Hopper: the parts of float32, and older tensor cores, leave no registers for a second tile. And only from ``PACK_FROM`` images on, so
 that a small batch of many sizes needs one kernel."""
 
 PACK_FROM = 8
@@ -122,19 +122,19 @@ def _power_of_two(number: int) -> int:
 
 
 def _alignment(*tensors: Tensor) -> int:
-    """How many elements every row of these maps can be read at a time: 16 bytes of them, or one.
+    """How many elements every row of these maps can be read at a time: 16 bytes of them, two, or one.
 
-    Not the steps between: each would be another kernel to compile.
+    Not the step between: each would be another kernel to compile.
     """
+    if any(tensor.stride(-1) != 1 for tensor in tensors):
+        return 1
     size = tensors[0].element_size()
-    vector = 16 // size
-    aligned = all(
-        tensor.stride(-1) == 1
-        and tensor.data_ptr() % 16 == 0
-        and all(number % vector == 0 for number in (tensor.shape[-1], *tensor.stride()[:-1]))
+    numbers = [
+        number
         for tensor in tensors
-    )
-    return vector if aligned else 1
+        for number in (tensor.data_ptr() // size, tensor.shape[-1], *tensor.stride()[:-1])
+    ]
+    return max(step for step in (16 // size, 2, 1) if math.gcd(step, *numbers) == step)
 
 
 def _parts(dtype: torch.dtype) -> int:
@@ -147,18 +147,20 @@ def _parts(dtype: torch.dtype) -> int:
     return 2 if tf32 else 3
 
 
-_HOPPER = (9, 0)
+_HOPPER = 9  # compute capability
 
 
 @lru_cache(maxsize=64)
-def _launch_options(dtype: torch.dtype, device: torch.device, whole: bool) -> dict[str, int]:
+def _is_hopper(device: torch.device) -> bool:
+    return interpreted() or torch.cuda.get_device_capability(device)[0] == _HOPPER
+
+
+def _launch_options(dtype: torch.dtype, device: torch.device) -> dict[str, int]:
     """Warps of a program, and stages of its load pipeline that leave room for several programs per multiprocessor.
 
-    On Hopper one warp group. Older tensor cores keep their factors in registers: maps higher than a tile, whose rings
-    load rows of their own, then need the registers of eight warps.
+    On Hopper one warp group. Older tensor cores keep their factors in registers, which takes those of eight warps.
     """
-    eight = not interpreted() and not whole and torch.cuda.get_device_capability(device) < _HOPPER
-    return dict(num_warps=8 if eight else 4, num_stages=2 if dtype == torch.float32 else 3)
+    return dict(num_warps=4 if _is_hopper(device) else 8, num_stages=2 if dtype == torch.float32 else 3)
 
 
 _stages_that_fit: dict[tuple[Any, ...], int] = {}
@@ -231,7 +233,13 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, plan: Pla
     images, channels, height, width = x.shape
     tiles = channels * plan.row_tiles * plan.col_tiles
     groups = math.ceil(images / plan.images_per_tile(images))
-    pair = images >= PACK_FROM and groups > 1 and tiles * groups >= PAIR_FROM and x.dtype != torch.float32
+    pair = (
+        images >= PACK_FROM
+        and groups > 1
+        and tiles * groups >= PAIR_FROM
+        and x.dtype != torch.float32
+        and _is_hopper(x.device)
+    )
     if pair:
         groups = math.ceil(groups / 2)
     bias_strides = (0, 0, 0) if bias is None else (*bias.stride(), 0, 0)[:3]
@@ -264,7 +272,7 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, plan: Pla
         PAIR=pair,
         BIAS=0 if bias is None else 1 if bias.dim() == 1 else 2,
         ALIGN_OUT=align_out,
-        **_launch_options(x.dtype, x.device, plan.row_tiles == 1),
+        **_launch_options(x.dtype, x.device),
     )
 
 
@@ -313,6 +321,6 @@ def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int]) -> Tensor:
             PARTS=_parts(x.dtype),
             ALIGN=_alignment(x),
             ALIGN_GRAD=_alignment(grad_out),
-            **_launch_options(x.dtype, x.device, plan.row_tiles == 1),
+            **_launch_options(x.dtype, x.device),
         )
     return partial.sum((1, 2)).to(x.dtype).unsqueeze(1)
