@@ -36,7 +36,8 @@ CLASS_FILES = ('labelmap.txt', 'class_dict.csv', 'classes.txt', 'labels.txt', 'n
 SPLITS = {'train': ('train', 'training', 'train2017'), 'val': ('val', 'valid', 'validation', 'val2017', 'test')}
 _ORIENTATION = 0x0112  # the EXIF tag
 _SHOWN = 5  # files named in a message
-Item, Result = TypeVar('Item'), TypeVar('Result')
+Item = TypeVar('Item')
+Result = TypeVar('Result')
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ def _few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every program costs the interpreter a fixed time; and small problems have to reach the code for large ones."""
     monkeypatch.setattr(launch, 'PROGRAMS', 4)
     monkeypatch.setattr(launch, 'PAIR_FROM', 2)
+    monkeypatch.setattr(launch, 'PACK_FROM', 2)
 
 
 def _inputs(shape: Sequence[int], rings: int, bias: str, dtype: torch.dtype, mean: float) -> tuple[list[Any], Tensor]:
@@ -81,6 +82,7 @@ TILED = {
     '65x3-k151': ((1, 1, 65, 3), sharing_grid(151, 7), 'map'),
     '66x2-ring_of_36': ((1, 1, 66, 2), (36, 1, 36), 'none'),
 }
+TRUNCATED = {'24x31-k51': ((2, 1, 24, 31), sharing_grid(51), 'map'), '67x20-k17-high': TILED['67x20-k17-high']}
 
 
 @pytest.mark.parametrize('case', [*WHOLE, *TILED])
@@ -203,6 +205,26 @@ def test_tf32_flag_takes_fewer_products() -> None:
         torch.backends.cuda.matmul.allow_tf32 = before
     for value, target in ((out, exact), (grad, exact_grad)):
         assert torch.finfo(torch.float32).eps < relative_error(value, target) < 2**-14
+
+
+@pytest.mark.skipif(DEVICE != 'cpu', reason='on a GPU the tensor cores are the real ones')
+def test_float32_where_tensor_cores_truncate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensor cores cut off the bits below the accumulator's where the interpreter rounds."""
+    import numpy as np
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def dot(self: Any, a: Any, b: Any, d: Any, *_: Any) -> Any:
+        acc = d.data.astype(np.float64)
+        for k in range(0, a.data.shape[1], 16):  # one instruction
+            acc = acc + a.data[:, k : k + 16].astype(np.float64) @ b.data[k : k + 16].astype(np.float64)
+            nearest = acc.astype(np.float32)
+            too_far = np.abs(nearest) > np.abs(acc)
+            acc = np.where(too_far, np.nextafter(nearest, np.float32(0)), nearest).astype(np.float64)
+        return TensorHandle(acc.astype(np.float32), d.dtype.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, 'create_dot', dot)
+    for case in ('24x31-k51', '67x20-k17-high'):
+        _check(*TRUNCATED[case], torch.float32, 0.0)
 
 
 @pytest.mark.parametrize('shape', [(0, 2, 5, 5), (2, 0, 5, 5), (2, 2, 0, 5)])

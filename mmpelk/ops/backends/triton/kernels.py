@@ -47,36 +47,70 @@ def _dot(a, b, acc):
 
 
 @triton.jit
+def _split(value, dtype: tl.constexpr):
+    """``value`` in float32 as a number of ``dtype`` and what is left of it.
+
+    bfloat16 takes the upper 16 bits as they are: bit masks are cheap where conversions share a slow pipe, and three
+    such parts are all 24 bits of a float32 number.
+    """
+    if dtype == tl.bfloat16:
+        bits = value.to(tl.int32, bitcast=True) & -65536
+        high = (bits >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+        whole = bits.to(tl.float32, bitcast=True)
+    else:
+        high = value.to(dtype)
+        whole = high.to(tl.float32)
+    return high, value - whole
+
+
+@triton.jit
 def _parts(value, dtype: tl.constexpr, PARTS: tl.constexpr):
     """``value`` as the sum of ``PARTS`` numbers of ``dtype``, largest first; always three, the rest unused."""
     if value.dtype == dtype:
-        return value, value, value
-    high = _narrow(value, dtype)
-    middle = high
-    low = high
-    if PARTS > 1:
-        rest = value - high.to(tl.float32)
-        middle = _narrow(rest, dtype)
+        high = value
+        middle = value
+        low = value
+    elif PARTS == 1:
+        high = _narrow(value, dtype)
+        middle = high
+        low = high
+    else:
+        high, rest = _split(value, dtype)
+        middle, rest = _split(rest, dtype)
+        low = middle
         if PARTS > 2:
-            low = _narrow(rest - middle.to(tl.float32), dtype)
+            low, rest = _split(rest, dtype)
     return high, middle, low
 
 
 @triton.jit
 def _product(a, b, b_middle, b_low, acc, A_PARTS: tl.constexpr, B_PARTS: tl.constexpr):
-    """``acc + a @ b`` with ``a`` to be split, ``b`` already split, and of the products of parts all that matter."""
+    """``acc + a @ b`` with ``a`` to be split, ``b`` already split, and of the products of parts all that matter.
+
+    Tensor cores cut off what they add up, at the size of the accumulator. With three parts, which stand for float32,
+    the small products therefore have an accumulator of their own, the large one another, and both are added to ``acc``
+    by additions that round.
+    """
     a, a_middle, a_low = _parts(a, b.dtype, A_PARTS)
-    acc = _dot(a, b, acc)
-    if A_PARTS > 1:
-        acc = _dot(a_middle, b, acc)
-    if B_PARTS > 1:
-        acc = _dot(a, b_middle, acc)
-    if A_PARTS > 2:
-        acc = _dot(a_low, b, acc)
-    if B_PARTS > 2:
-        acc = _dot(a, b_low, acc)
+    if A_PARTS < 3 and B_PARTS < 3:
+        acc = _dot(a, b, acc)
         if A_PARTS > 1:
-            acc = _dot(a_middle, b_middle, acc)
+            acc = _dot(a_middle, b, acc)
+        if B_PARTS > 1:
+            acc = _dot(a, b_middle, acc)
+    else:
+        small = tl.zeros(acc.shape, tl.float32)
+        if A_PARTS > 2:
+            small = _dot(a_low, b, small)
+        if B_PARTS > 2:
+            small = _dot(a, b_low, small)
+        if A_PARTS > 1 and B_PARTS > 1:
+            small = _dot(a_middle, b_middle, small)
+        if A_PARTS > 1:
+            small = _dot(a_middle, b, small)
+        if B_PARTS > 1:
+            small = _dot(a, b_middle, small)
+        acc += small + _dot(a, b, tl.zeros(acc.shape, tl.float32))
     return acc
 
 
@@ -158,32 +192,59 @@ def _image_distance(ROWS: tl.constexpr, IMAGES: tl.constexpr):
 @triton.jit
 def _ring_matrix(distance, low, ring_width, dtype: tl.constexpr):
     """1 where ``distance``, in rows from an output to an input, lies in the ring that begins at ``low``; else 0."""
-    return ((distance >= low) & (distance < low + ring_width)).to(tl.float32).to(dtype)
+    inside = (distance >= low) & (distance < low + ring_width)
+    if _INTERPRETED:  # which has no constants of bfloat16
+        matrix = inside.to(tl.float32).to(dtype)
+    else:  # a selection, not a conversion
+        matrix = tl.where(inside, tl.full((), 1.0, dtype), tl.full((), 0.0, dtype))
+    return matrix
 
 
 @triton.jit
-def _ring_of_distance(ring_of_tap, first_tap, taps, first_distance, COLS: tl.constexpr):
+def _pick(index, VALUES: tl.constexpr):
+    """``VALUES[index]``, by comparisons: a table in memory would have to be copied to the device and kept alive."""
+    value = index * 0 + VALUES[0]
+    for other in tl.static_range(1, len(VALUES)):
+        value = tl.where(index == other, VALUES[other], value)
+    return value
+
+
+@triton.jit
+def _scale(ring_width):
+    """A power of two that brings the box sums of a ring, in float16, to the size of one input."""
+    # The exponent of the width as a float32 number, negated: 2 ** -floor(log2(width)).
+    exponent = 254 - (ring_width.to(tl.float32).to(tl.int32, bitcast=True) >> 23)
+    return (exponent << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _ring_of_distance(first_distance, COL_EDGES: tl.constexpr, FIRST_COL_RING: tl.constexpr, COLS: tl.constexpr):
     """Ring of ``x' - x`` for a ``COLS x COLS`` matrix that begins with ``first_distance``; -1 outside the kernel."""
-    tap = first_distance - first_tap + tl.arange(0, COLS)[:, None] - tl.arange(0, COLS)[None, :]
-    return tl.load(ring_of_tap + tap, mask=(tap >= 0) & (tap < taps), other=-1)
+    distance = first_distance + tl.arange(0, COLS)[:, None] - tl.arange(0, COLS)[None, :]
+    ring = tl.where(distance >= COL_EDGES[0], FIRST_COL_RING, -1)
+    for edge in tl.static_range(1, len(COL_EDGES) - 1):
+        ring = tl.where(distance >= COL_EDGES[edge], FIRST_COL_RING + edge, ring)
+    return tl.where(distance < COL_EDGES[len(COL_EDGES) - 1], ring, -1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['weight_c', 'weight_a', 'weight_b', 'in_tiles', 'left'])
 def toeplitz_kernel(
-    weight, toeplitz, row_rings, scales, ring_of_tap, weight_c, weight_a, weight_b,
-    rings, in_tiles, left, first_tap, taps, COLS: tl.constexpr, PARTS: tl.constexpr,
+    weight, toeplitz, weight_c, weight_a, weight_b, in_tiles, left,
+    ROW_RINGS: tl.constexpr, ROW_WIDTHS: tl.constexpr, COL_EDGES: tl.constexpr, FIRST_COL_RING: tl.constexpr,
+    COLS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Write the matrices ``T``, ``(C, in_tiles, rings, PARTS, COLS, COLS)``; one program for each and all its parts."""
     dtype: tl.constexpr = toeplitz.dtype.element_ty
+    rings: tl.constexpr = len(ROW_RINGS)
     program = tl.program_id(0)
     ring = program % rings
     tile = program // rings % in_tiles
     channel = (program // rings // in_tiles).to(tl.int64)
-    columns = _ring_of_distance(ring_of_tap, first_tap, taps, tile * COLS - left, COLS)
-    row = tl.load(row_rings + 3 * ring)
+    columns = _ring_of_distance(tile * COLS - left, COL_EDGES, FIRST_COL_RING, COLS)
+    row = _pick(ring, ROW_RINGS)
     value = tl.load(weight + channel * weight_c + row * weight_a + columns * weight_b, mask=columns >= 0, other=0.0)
     if dtype == tl.float16:
-        value = _narrow(value.to(tl.float32) / tl.load(scales + ring), dtype)
+        value = _narrow(value.to(tl.float32) / _scale(_pick(ring, ROW_WIDTHS)), dtype)
     entry = tl.arange(0, COLS)[:, None] * COLS + tl.arange(0, COLS)[None, :]
     toeplitz += program.to(tl.int64) * (PARTS * COLS * COLS) + entry
     high, middle, low = _parts(value, dtype, PARTS)
@@ -209,7 +270,7 @@ def _load_matrix(matrices, COLS: tl.constexpr, PARTS: tl.constexpr):
 
 @triton.jit
 def _store_tile(
-    acc, out, bias, first_image, row, cols, images, height, width, out_n, out_h, bias_h, bias_w,
+    acc, out, bias, first_image, row, cols, images, height, width, out_n, out_h, out_w, bias_h, bias_w,
     ROWS: tl.constexpr, IMAGES: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
     """Add the bias (0: none, 1: a number, 2: a map) and store. ``out`` and ``bias`` point at the channel."""
@@ -222,7 +283,7 @@ def _store_tile(
     elif BIAS == 2:
         acc += tl.load(bias + (y[:, None] * bias_h + cols[None, :] * bias_w), mask=mask, other=0.0).to(tl.float32)
     rows = image.to(tl.int64) * out_n + y * out_h
-    tl.store(out + (rows[:, None] + cols[None, :]), _narrow(acc, out.dtype.element_ty), mask=mask)
+    tl.store(out + (rows[:, None] + cols.to(tl.int64)[None, :] * out_w), _narrow(acc, out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -256,11 +317,17 @@ def _add_window(
     return _product(box, t, t_middle, t_low, acc, BOX_PARTS, PARTS)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        'images', 'height', 'width', 'x_n', 'x_c', 'x_h', 'out_n', 'out_c', 'out_h', 'bias_c', 'bias_h',
+        'wide_rings', 'rings', 'groups', 'row_tiles', 'col_tiles', 'in_tiles', 'left',
+    ]
+)  # fmt: skip
 def conv_kernel(
-    x, toeplitz, bias, out, row_rings, scales,
-    images, height, width, x_n, x_c, x_h, x_w, out_n, out_c, out_h, bias_c, bias_h, bias_w,
-    wide, rings, groups, row_tiles, col_tiles, in_tiles, left,
+    x, toeplitz, bias, out,
+    images, height, width, x_n, x_c, x_h, x_w, out_n, out_c, out_h, out_w, bias_c, bias_h, bias_w,
+    wide_rings, rings, groups, row_tiles, col_tiles, in_tiles, left,
+    ROW_LOWS: tl.constexpr, ROW_WIDTHS: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, TAIL: tl.constexpr, IMAGES: tl.constexpr, WHOLE: tl.constexpr,
     PARTS: tl.constexpr, ALIGN: tl.constexpr, PAIR: tl.constexpr, BIAS: tl.constexpr, ALIGN_OUT: tl.constexpr,
 ):  # fmt: skip
@@ -268,13 +335,15 @@ def conv_kernel(
 
     ``WHOLE``: the map has at most ``ROWS`` rows; a tile holds all rows of ``IMAGES`` images and is read once. Otherwise
     a tile is part of one image, and each ring reads the rows that it reaches: ``ROWS`` of them and, if the ring is
-    wider than one row, up to ``TAIL`` more. The first ``wide`` of the ``rings`` are wider than one row.
+    wider than one row, up to ``TAIL`` more. The first ``wide_rings`` of the ``rings`` are wider than
+    one row; both are arguments, because loops of constant length are unrolled, which takes too many registers.
     """
     dtype: tl.constexpr = toeplitz.dtype.element_ty
     BOX_PARTS: tl.constexpr = PARTS if PARTS > 1 else 2
     SIZE: tl.constexpr = COLS * COLS * PARTS
     width, x_n, x_c, x_h = _multiple(width, ALIGN), _multiple(x_n, ALIGN), _multiple(x_c, ALIGN), _multiple(x_h, ALIGN)
     out_n, out_c, out_h = _multiple(out_n, ALIGN_OUT), _multiple(out_c, ALIGN_OUT), _multiple(out_h, ALIGN_OUT)
+    left = _multiple(left, 16)
     program = tl.program_id(0)
     first_col = program % col_tiles * COLS
     row = program // col_tiles % row_tiles * ROWS
@@ -308,11 +377,11 @@ def conv_kernel(
                 x_b = _load_images(x, next_image, cols, images, height, width, x_n, x_h, x_w, ROWS, IMAGES, False)
                 x_b, broken_b = _quarantine(x_b, broken_b, ROWS, IMAGES)
                 x_b0, x_b1, x_b2 = _parts(x_b, dtype, PARTS)
-        for ring in range(0, wide):
+        for ring in range(0, wide_rings):
             t0, t1, t2 = _load_matrix(matrices + ring * SIZE, COLS, PARTS)
-            low = tl.load(row_rings + 3 * ring + 1)
-            ring_width = tl.load(row_rings + 3 * ring + 2)
-            scale = tl.load(scales + ring)
+            low = _pick(ring, ROW_LOWS)
+            ring_width = _pick(ring, ROW_WIDTHS)
+            scale = _scale(ring_width)
             if WHOLE:
                 sums = _ring_matrix(distance, low, ring_width, dtype)
                 acc_a = _add_whole(acc_a, sums, x_a0, x_a1, x_a2, t0, t1, t2, scale, PARTS, BOX_PARTS)
@@ -328,9 +397,9 @@ def conv_kernel(
                         acc_b, plane_b, row + low, ring_width, distance, cols, height_b, width, x_h, x_w, t0, t1, t2,
                         scale, ROWS, TAIL, PARTS, BOX_PARTS, True,
                     )  # fmt: skip
-        for ring in range(wide, rings):
+        for ring in range(wide_rings, rings):
             t0, t1, t2 = _load_matrix(matrices + ring * SIZE, COLS, PARTS)
-            low = tl.load(row_rings + 3 * ring + 1)
+            low = _pick(ring, ROW_LOWS)
             if WHOLE:
                 shift = _ring_matrix(distance, low, 1, dtype)
                 acc_a = _add_whole(acc_a, shift, x_a0, x_a1, x_a2, t0, t1, t2, 1.0, PARTS, PARTS)
@@ -357,12 +426,12 @@ def conv_kernel(
         acc_a = tl.where(broken_a[:, None] > 0, float('nan'), acc_a)
         acc_b = tl.where(broken_b[:, None] > 0, float('nan'), acc_b)
     _store_tile(
-        acc_a, out, bias, first_image, row, cols, images, height, width, out_n, out_h, bias_h, bias_w,
+        acc_a, out, bias, first_image, row, cols, images, height, width, out_n, out_h, out_w, bias_h, bias_w,
         ROWS, IMAGES, BIAS,
     )  # fmt: skip
     if PAIR:
         _store_tile(
-            acc_b, out, bias, next_image, row, cols, images, height, width, out_n, out_h, bias_h, bias_w,
+            acc_b, out, bias, next_image, row, cols, images, height, width, out_n, out_h, out_w, bias_h, bias_w,
             ROWS, IMAGES, BIAS,
         )  # fmt: skip
 
@@ -401,29 +470,44 @@ def _add_window_grad(
     return _product(box, grad, grad_middle, grad_low, acc, BOX_PARTS, PARTS)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        'images', 'height', 'width', 'x_n', 'x_c', 'x_h', 'grad_n', 'grad_c', 'grad_h',
+        'row_tiles', 'col_tiles', 'in_tiles', 'left', 'steps', 'splits',
+    ]
+)  # fmt: skip
 def weight_grad_kernel(
-    x, grad_out, partial, row_rings, scales, ring_of_tap,
+    x, grad_out, partial,
     images, height, width, x_n, x_c, x_h, x_w, grad_n, grad_c, grad_h, grad_w,
-    first_ring, last_ring, all_rings, row_tiles, col_tiles, in_tiles, left, first_tap, taps, steps, splits,
+    row_tiles, col_tiles, in_tiles, left, steps, splits,
+    ROW_RINGS: tl.constexpr, ROW_LOWS: tl.constexpr, ROW_WIDTHS: tl.constexpr,
+    WIDE_RINGS: tl.constexpr, ALL_RINGS: tl.constexpr,
+    COL_EDGES: tl.constexpr, FIRST_COL_RING: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, TAIL: tl.constexpr, IMAGES: tl.constexpr, WHOLE: tl.constexpr,
-    PARTS: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr, ALIGN_GRAD: tl.constexpr,
+    PARTS: tl.constexpr, ALIGN: tl.constexpr, ALIGN_GRAD: tl.constexpr,
 ):  # fmt: skip
     """Two rows of one channel's weight gradient, from one share of the tiles.
 
     ``D_a``, the sum over tiles of ``(G_a X)^T dY``, is the gradient of ``T_a``; the sums of its bands are that of
-    ``w[a, :]``. The shares are added afterwards, in order: ``partial`` is ``(C, splits, in_tiles, k', k')``. Covers the
-    rings ``first_ring`` to ``last_ring``, of which all (``WIDE``) or none are wider than one row.
+    ``w[a, :]``. The shares are added afterwards, in order: ``partial`` is ``(C, splits, in_tiles, k', k')``. The first
+    ``WIDE_RINGS`` of the rings are wider than one row; the two rows of a program both are, or neither.
     """
     float32: tl.constexpr = x.dtype.element_ty == tl.float32
     dtype: tl.constexpr = tl.bfloat16 if float32 else x.dtype.element_ty
-    BOX_PARTS: tl.constexpr = 2 if WIDE and PARTS == 1 else PARTS
+    BOX_PARTS: tl.constexpr = 2 if PARTS == 1 else PARTS
     width, x_n, x_c, x_h = _multiple(width, ALIGN), _multiple(x_n, ALIGN), _multiple(x_c, ALIGN), _multiple(x_h, ALIGN)
     grad_n, grad_c, grad_h = _multiple(grad_n, ALIGN_GRAD), _multiple(grad_c, ALIGN_GRAD), _multiple(grad_h, ALIGN_GRAD)
+    left = _multiple(left, 16)
     program = tl.program_id(0)
-    pairs = tl.cdiv(last_ring - first_ring, 2)
-    ring_a = first_ring + program % pairs * 2
-    ring_b = tl.minimum(ring_a + 1, last_ring - 1)  # without a partner the same row is computed and written twice
+    rings: tl.constexpr = len(ROW_RINGS)
+    wide_pairs: tl.constexpr = (WIDE_RINGS + 1) // 2
+    pairs: tl.constexpr = wide_pairs + (rings - WIDE_RINGS + 1) // 2
+    pair = program % pairs
+    wide = pair < wide_pairs
+    ring_a = tl.where(wide, pair * 2, WIDE_RINGS + (pair - wide_pairs) * 2)
+    ring_b = tl.minimum(
+        ring_a + 1, tl.where(wide, WIDE_RINGS, rings) - 1
+    )  # without a partner the same row is computed and written twice
     tile = program // pairs % in_tiles
     program = program // pairs // in_tiles
     split = program % splits
@@ -431,12 +515,12 @@ def weight_grad_kernel(
     x += channel * x_c
     grad_out += channel * grad_c
 
-    low_a = tl.load(row_rings + 3 * ring_a + 1)
-    low_b = tl.load(row_rings + 3 * ring_b + 1)
-    width_a = tl.load(row_rings + 3 * ring_a + 2)
-    width_b = tl.load(row_rings + 3 * ring_b + 2)
-    scale_a = tl.load(scales + ring_a)
-    scale_b = tl.load(scales + ring_b)
+    low_a = _pick(ring_a, ROW_LOWS)
+    low_b = _pick(ring_b, ROW_LOWS)
+    width_a = _pick(ring_a, ROW_WIDTHS)
+    width_b = _pick(ring_b, ROW_WIDTHS)
+    scale_a = _scale(width_a)
+    scale_b = _scale(width_b)
     distance = tl.trans(_image_distance(ROWS, IMAGES))
     distance_tail = ROWS + tl.arange(0, TAIL)[:, None] - tl.arange(0, ROWS)[None, :]
     # A window begins where its ring does.
@@ -467,19 +551,29 @@ def weight_grad_kernel(
             plane = x + first_image.to(tl.int64) * x_n
             grad = _load_window(grad_plane, row, out_cols, height, width, grad_h, grad_w, ROWS, False)
             g0, g1, g2 = _parts(grad, dtype, PARTS)
-            acc_a = _add_window_grad(
-                acc_a, plane, row + low_a, sums_a, tail_a, cols, height, width, x_h, x_w, g0, g1, g2, scale_a,
-                ROWS, TAIL, PARTS, BOX_PARTS, WIDE,
-            )  # fmt: skip
-            acc_b = _add_window_grad(
-                acc_b, plane, row + low_b, sums_b, tail_b, cols, height, width, x_h, x_w, g0, g1, g2, scale_b,
-                ROWS, TAIL, PARTS, BOX_PARTS, WIDE,
-            )  # fmt: skip
+            if wide:
+                acc_a = _add_window_grad(
+                    acc_a, plane, row + low_a, sums_a, tail_a, cols, height, width, x_h, x_w, g0, g1, g2, scale_a,
+                    ROWS, TAIL, PARTS, BOX_PARTS, True,
+                )  # fmt: skip
+                acc_b = _add_window_grad(
+                    acc_b, plane, row + low_b, sums_b, tail_b, cols, height, width, x_h, x_w, g0, g1, g2, scale_b,
+                    ROWS, TAIL, PARTS, BOX_PARTS, True,
+                )  # fmt: skip
+            else:
+                acc_a = _add_window_grad(
+                    acc_a, plane, row + low_a, sums_a, tail_a, cols, height, width, x_h, x_w, g0, g1, g2, scale_a,
+                    ROWS, TAIL, PARTS, PARTS, False,
+                )  # fmt: skip
+                acc_b = _add_window_grad(
+                    acc_b, plane, row + low_b, sums_b, tail_b, cols, height, width, x_h, x_w, g0, g1, g2, scale_b,
+                    ROWS, TAIL, PARTS, PARTS, False,
+                )  # fmt: skip
 
     if dtype != tl.float16:  # nothing was scaled
         scale_a = 1.0
         scale_b = 1.0
-    columns = _ring_of_distance(ring_of_tap, first_tap, taps, tile * COLS - left, COLS)
-    partial += ((channel * splits + split) * in_tiles + tile) * all_rings * all_rings
-    _store_band_sums(acc_a, partial + tl.load(row_rings + 3 * ring_a) * all_rings, columns, scale_a, all_rings)
-    _store_band_sums(acc_b, partial + tl.load(row_rings + 3 * ring_b) * all_rings, columns, scale_b, all_rings)
+    columns = _ring_of_distance(tile * COLS - left, COL_EDGES, FIRST_COL_RING, COLS)
+    partial += ((channel * splits + split) * in_tiles + tile) * ALL_RINGS * ALL_RINGS
+    _store_band_sums(acc_a, partial + _pick(ring_a, ROW_RINGS) * ALL_RINGS, columns, scale_a, ALL_RINGS)
+    _store_band_sums(acc_b, partial + _pick(ring_b, ROW_RINGS) * ALL_RINGS, columns, scale_b, ALL_RINGS)

@@ -1,4 +1,4 @@
-"""Tiles, tables and launches of the kernels."""
+"""Tiles and launches of the kernels."""
 
 import math
 from collections.abc import Sequence
@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...layout import empty_as
 from ...sharing_grid import reachable_rings
-from . import kernels
+from . import interpreted, kernels
 from .kernels import ROWS
 
-__all__ = ['PAIR_FROM', 'PROGRAMS', 'WORKSPACE', 'forward', 'weight_grad']
+__all__ = ['PACK_FROM', 'PAIR_FROM', 'PROGRAMS', 'WORKSPACE', 'forward', 'weight_grad']
 
 WORKSPACE = 64 << 20
 """Bytes of Toeplitz matrices at a time; more channels than fit are worked through in chunks."""
@@ -21,7 +22,12 @@ WORKSPACE = 64 << 20
 PAIR_FROM = 1024
 """A program multiplies two tiles by each Toeplitz matrix once there are this many tiles, enough to fill a large GPU.
 
-Only in 16 bits: the parts of float32 leave no registers for a second tile."""
+Only in 16 bits on Hopper: the parts of float32, and older tensor cores, leave no registers for a second tile. And only from ``PACK_FROM`` images on, so
+that a small batch of many sizes needs one kernel."""
+
+PACK_FROM = 8
+"""Images of a batch from which on several low maps share a tile. Fewer images do not fill a GPU either way, and then
+every height would be another kernel to compile: detection has batches of two and hundreds of sizes."""
 
 PROGRAMS = 2048
 """The sum of a weight gradient is split over programs until there are about this many: several waves on a large GPU."""
@@ -31,86 +37,83 @@ PROGRAMS = 2048
 class Plan:
     """How a grid is laid over a map: everything that depends on neither the batch nor the tensors.
 
+    The rings are compile-time constants of the kernels, so nothing of a plan lies on the device: no copies, and no
+    pointers that a captured CUDA graph could outlive. Maps larger than the kernel have the same rings at every size.
+
     Attributes:
-        row_rings: ``(rings, 3)`` int32: for each ring of rows that meets the map its index in the grid, its first row
-            relative to the output, its number of rows. Rings wider than one row come first.
-        wide: Number of rings wider than one row.
-        scales: ``(rings,)`` float32 powers of two that bring a ring's box sums to the size of one input.
-        ring_of_tap: ``(taps,)`` int32: ring of each column of the kernel that meets the map.
-        first_tap: Column of the first of them relative to the output.
+        row_rings: Index in the grid of each ring of rows that meets the map. Rings wider than one row come first.
+        row_lows: First row of each of them relative to the output.
+        row_widths: Rows of each of them.
+        first_col_ring: Index in the grid of the first ring of columns that meets the map.
+        col_edges: Edges of these rings relative to the output: one more than there are rings.
         cols: Side of a Toeplitz matrix, and columns of a tile.
         left: Columns by which the first input tile lies to the left of its output tile; a multiple of 16, so that loads
             stay aligned.
         in_tiles: Input tiles that an output tile needs.
         tail: Rows past ``ROWS`` that a window needs for the widest ring, if the map is higher than ``ROWS``.
-        images: Images whose rows share a tile; 1 if the map is higher than half a tile.
+        most_images_per_tile: Images whose rows fit into a tile; 1 if the map is higher than half a tile.
         row_tiles: Tiles from top to bottom of the map.
         col_tiles: Tiles from left to right of the map.
     """
 
-    row_rings: Tensor
-    wide: int
-    scales: Tensor
-    ring_of_tap: Tensor
-    first_tap: int
+    row_rings: tuple[int, ...]
+    row_lows: tuple[int, ...]
+    row_widths: tuple[int, ...]
+    first_col_ring: int
+    col_edges: tuple[int, ...]
     cols: int
     left: int
     in_tiles: int
     tail: int
-    images: int
+    most_images_per_tile: int
     row_tiles: int
     col_tiles: int
 
     @property
-    def rings(self) -> int:
-        return len(self.row_rings)
+    def wide(self) -> int:
+        """Number of rings wider than one row."""
+        return sum(width > 1 for width in self.row_widths)
 
-    def tile_options(self) -> dict[str, Any]:
-        """The compile-time constants that describe a tile."""
+    def images_per_tile(self, images: int) -> int:
+        """Images whose rows share a tile, for a batch of ``images``."""
+        return self.most_images_per_tile if images >= PACK_FROM else 1
+
+    def tile_options(self, images: int) -> dict[str, Any]:
+        """The compile-time constants that describe a tile, for a batch of ``images``."""
         whole = self.row_tiles == 1
-        return dict(ROWS=ROWS, COLS=self.cols, TAIL=self.tail, IMAGES=self.images, WHOLE=whole)
+        return dict(ROWS=ROWS, COLS=self.cols, TAIL=self.tail, IMAGES=self.images_per_tile(images), WHOLE=whole)
 
 
-@lru_cache(maxsize=256)
-def make_plan(grid: tuple[int, ...], height: int, width: int, device: torch.device) -> Plan:
-    """Lay a grid over a map. The tables are small and stay on the device."""
+@lru_cache(maxsize=4096)
+def make_plan(grid: tuple[int, ...], height: int, width: int) -> Plan:
+    """Lay a grid over a map."""
     kept_rows, row_edges = reachable_rings(grid, height)
     rows = [
         (ring, low, high - low)
         for ring, low, high in zip(range(kept_rows.start, kept_rows.stop), row_edges[:-1], row_edges[1:], strict=True)
     ]
     rows.sort(key=lambda row: row[2] == 1)
-    widest = max(ring_width for *_, ring_width in rows)
-
+    row_rings, row_lows, row_widths = zip(*rows, strict=True)
     kept_cols, col_edges = reachable_rings(grid, width)
-    taps = [
-        ring
-        for ring, low, high in zip(range(kept_cols.start, kept_cols.stop), col_edges[:-1], col_edges[1:], strict=True)
-        for _ in range(high - low)
-    ]
     if width <= ROWS:
         cols, left, in_tiles = max(16, _power_of_two(width)), 0, 1
     else:
         cols, left = ROWS, math.ceil(-col_edges[0] / 16) * 16
         in_tiles = math.ceil((left + cols + col_edges[-1] - 1) / cols)
-
-    with torch.inference_mode(False):  # the tables outlive the call
-        return Plan(
-            row_rings=torch.tensor(rows, dtype=torch.int32, device=device),
-            wide=sum(ring_width > 1 for *_, ring_width in rows),
-            scales=torch.tensor(
-                [0.5 ** (ring_width.bit_length() - 1) for *_, ring_width in rows], dtype=torch.float32, device=device
-            ),
-            ring_of_tap=torch.tensor(taps, dtype=torch.int32, device=device),
-            first_tap=col_edges[0],
-            cols=cols,
-            left=left,
-            in_tiles=in_tiles,
-            tail=max(16, _power_of_two(widest - 1)),
-            images=ROWS // _power_of_two(height) if height <= ROWS else 1,
-            row_tiles=math.ceil(height / ROWS),
-            col_tiles=math.ceil(width / cols),
-        )
+    return Plan(
+        row_rings=row_rings,
+        row_lows=row_lows,
+        row_widths=row_widths,
+        first_col_ring=kept_cols.start,
+        col_edges=col_edges,
+        cols=cols,
+        left=left,
+        in_tiles=in_tiles,
+        tail=max(16, _power_of_two(max(row_widths) - 1)),
+        most_images_per_tile=ROWS // _power_of_two(height) if height <= ROWS else 1,
+        row_tiles=math.ceil(height / ROWS),
+        col_tiles=math.ceil(width / cols),
+    )
 
 
 def _power_of_two(number: int) -> int:
@@ -118,12 +121,18 @@ def _power_of_two(number: int) -> int:
     return 1 << max(number - 1, 0).bit_length()
 
 
-def _alignment(tensor: Tensor) -> int:
-    """How many elements, up to 16 bytes, every row of a map can be read at a time."""
-    if tensor.stride(-1) != 1:
+def _alignment(*tensors: Tensor) -> int:
+    """How many elements every row of these maps can be read at a time: 16 bytes of them, two, or one.
+
+    Not the step between: each would be another kernel to compile.
+    """
+    if any(tensor.stride(-1) != 1 for tensor in tensors):
         return 1
-    size = tensor.element_size()
-    return math.gcd(16 // size, tensor.data_ptr() // size, tensor.shape[-1], *tensor.stride()[:-1])
+    size = tensors[0].element_size()
+    numbers = [
+        number for tensor in tensors for number in (tensor.data_ptr() // size, tensor.shape[-1], *tensor.stride()[:-1])
+    ]
+    return max(step for step in (16 // size, 2, 1) if math.gcd(step, *numbers) == step)
 
 
 def _parts(dtype: torch.dtype) -> int:
@@ -136,24 +145,55 @@ def _parts(dtype: torch.dtype) -> int:
     return 2 if tf32 else 3
 
 
-def _launch_options(dtype: torch.dtype) -> dict[str, int]:
-    """One warp group, and as many stages of the load pipeline as leave room for several programs per multiprocessor."""
-    return dict(num_warps=4, num_stages=2 if dtype == torch.float32 else 3)
+_HOPPER = 9  # compute capability
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int]) -> Tensor:
+@lru_cache(maxsize=64)
+def _is_hopper(device: torch.device) -> bool:
+    return interpreted() or torch.cuda.get_device_capability(device)[0] == _HOPPER
+
+
+def _launch_options(dtype: torch.dtype, device: torch.device) -> dict[str, int]:
+    """Warps of a program, and stages of its load pipeline that leave room for several programs per multiprocessor.
+
+    On Hopper one warp group. Older tensor cores keep their factors in registers, which takes those of eight warps.
+    """
+    return dict(num_warps=4 if _is_hopper(device) else 8, num_stages=2 if dtype == torch.float32 else 3)
+
+
+_stages_that_fit: dict[tuple[Any, ...], int] = {}
+
+
+def _launch(kernel: Any, programs: int, *args: Any, num_stages: int, **options: Any) -> None:
+    """Launch ``kernel``; where a GPU has too little shared memory for the load pipeline, with fewer of its stages."""
+    from triton.runtime.errors import OutOfResources
+
+    key = (kernel, args[0].device, args[0].dtype, *options.values())
+    stages = _stages_that_fit.get(key, num_stages)
+    while True:
+        try:
+            kernel[(programs,)](*args, **options, num_stages=stages)
+            return
+        except OutOfResources:
+            if stages == 1:
+                raise
+            stages -= 1
+            _stages_that_fit[key] = stages
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], out: Tensor | None = None) -> Tensor:
     """The convolution. Shapes as in :func:`mmpelk.ops.peripheral_conv2d`; any strides.
 
     float32 keeps its precision, unless ``torch.backends.cuda.matmul.allow_tf32`` is set: then products have a relative
     error of 2**-16, better than TF32's own 2**-11, for half the work. That flag, off by default, and not the one of
     cuDNN, on by default, because PyTorch's depthwise kernels never use TF32 either.
     """
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    out = empty_as(x) if out is None else out
     if out.numel() == 0:
         return out
     channels, height, width = x.shape[1:]
-    plan = make_plan(tuple(grid), height, width, x.device)
-    matrix_bytes = 2 * _parts(x.dtype) * plan.rings * plan.in_tiles * plan.cols**2
+    plan = make_plan(tuple(grid), height, width)
+    matrix_bytes = 2 * _parts(x.dtype) * len(plan.row_rings) * plan.in_tiles * plan.cols**2
     chunk = max(1, WORKSPACE // matrix_bytes)
     with torch.cuda.device_of(x):
         for start in range(0, channels, chunk):
@@ -166,21 +206,19 @@ def _toeplitz(weight: Tensor, plan: Plan) -> Tensor:
     """The matrices ``T``, ``(C, in_tiles, rings, parts, cols, cols)``."""
     channels, parts = weight.shape[0], _parts(weight.dtype)
     toeplitz = weight.new_empty(
-        (channels, plan.in_tiles, plan.rings, parts, plan.cols, plan.cols),
+        (channels, plan.in_tiles, len(plan.row_rings), parts, plan.cols, plan.cols),
         dtype=torch.bfloat16 if weight.dtype == torch.float32 else weight.dtype,
     )
-    kernels.toeplitz_kernel[(channels * plan.in_tiles * plan.rings,)](
+    kernels.toeplitz_kernel[(channels * plan.in_tiles * len(plan.row_rings),)](
         weight,
         toeplitz,
-        plan.row_rings,
-        plan.scales,
-        plan.ring_of_tap,
         *(weight.stride(dim) for dim in (0, 2, 3)),
-        plan.rings,
         plan.in_tiles,
         plan.left,
-        plan.first_tap,
-        len(plan.ring_of_tap),
+        ROW_RINGS=plan.row_rings,
+        ROW_WIDTHS=plan.row_widths,
+        COL_EDGES=plan.col_edges,
+        FIRST_COL_RING=plan.first_col_ring,
         COLS=plan.cols,
         PARTS=parts,
     )
@@ -190,39 +228,47 @@ def _toeplitz(weight: Tensor, plan: Plan) -> Tensor:
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, plan: Plan) -> None:
     images, channels, height, width = x.shape
     tiles = channels * plan.row_tiles * plan.col_tiles
-    groups = math.ceil(images / plan.images)
-    pair = groups > 1 and tiles * groups >= PAIR_FROM and x.dtype != torch.float32
+    groups = math.ceil(images / plan.images_per_tile(images))
+    pair = (
+        images >= PACK_FROM
+        and groups > 1
+        and tiles * groups >= PAIR_FROM
+        and x.dtype != torch.float32
+        and _is_hopper(x.device)
+    )
     if pair:
-        groups = math.ceil(images / (2 * plan.images))
+        groups = math.ceil(groups / 2)
     bias_strides = (0, 0, 0) if bias is None else (*bias.stride(), 0, 0)[:3]
-    align_out = _alignment(out) if bias is None or bias.dim() == 1 else math.gcd(_alignment(out), _alignment(bias))
-    kernels.conv_kernel[(tiles * groups,)](
+    align_out = _alignment(out, *([] if bias is None or bias.dim() == 1 else [bias]))
+    _launch(
+        kernels.conv_kernel,
+        tiles * groups,
         x,
         _toeplitz(weight, plan),
         x if bias is None else bias,
         out,
-        plan.row_rings,
-        plan.scales,
         images,
         height,
         width,
         *x.stride(),
-        *out.stride()[:3],
+        *out.stride(),
         *bias_strides,
         plan.wide,
-        plan.rings,
+        len(plan.row_rings),
         groups,
         plan.row_tiles,
         plan.col_tiles,
         plan.in_tiles,
         plan.left,
-        **plan.tile_options(),
+        ROW_LOWS=plan.row_lows,
+        ROW_WIDTHS=plan.row_widths,
+        **plan.tile_options(images),
         PARTS=_parts(x.dtype),
         ALIGN=_alignment(x),
         PAIR=pair,
         BIAS=0 if bias is None else 1 if bias.dim() == 1 else 2,
         ALIGN_OUT=align_out,
-        **_launch_options(x.dtype),
+        **_launch_options(x.dtype, x.device),
     )
 
 
@@ -235,43 +281,42 @@ def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int]) -> Tensor:
     rings = len(grid)
     if x.numel() == 0:
         return x.new_zeros(channels, 1, rings, rings)
-    plan = make_plan(tuple(grid), height, width, x.device)
-    steps = math.ceil(images / plan.images) * plan.row_tiles * plan.col_tiles
-    splits = min(steps, math.ceil(PROGRAMS / (channels * plan.in_tiles * math.ceil(plan.rings / 2))))
+    plan = make_plan(tuple(grid), height, width)
+    steps = math.ceil(images / plan.images_per_tile(images)) * plan.row_tiles * plan.col_tiles
+    # Pairs of rings: those wider than one row first.
+    pairs = math.ceil(plan.wide / 2) + math.ceil((len(plan.row_rings) - plan.wide) / 2)
+    splits = min(steps, math.ceil(PROGRAMS / (channels * plan.in_tiles * pairs)))
     # Rings that meet no map keep their zeros.
     partial = x.new_zeros(channels, splits, plan.in_tiles, rings, rings, dtype=torch.float32)
     with torch.cuda.device_of(x):
-        for first, last, wide in ((0, plan.wide, True), (plan.wide, plan.rings, False)):
-            if first == last:
-                continue
-            kernels.weight_grad_kernel[(channels * splits * plan.in_tiles * math.ceil((last - first) / 2),)](
-                x,
-                grad_out,
-                partial,
-                plan.row_rings,
-                plan.scales,
-                plan.ring_of_tap,
-                images,
-                height,
-                width,
-                *x.stride(),
-                *grad_out.stride(),
-                first,
-                last,
-                rings,
-                plan.row_tiles,
-                plan.col_tiles,
-                plan.in_tiles,
-                plan.left,
-                plan.first_tap,
-                len(plan.ring_of_tap),
-                steps,
-                splits,
-                **plan.tile_options(),
-                PARTS=_parts(x.dtype),
-                ALIGN=_alignment(x),
-                WIDE=wide,
-                ALIGN_GRAD=_alignment(grad_out),
-                **_launch_options(x.dtype),
-            )
+        _launch(
+            kernels.weight_grad_kernel,
+            channels * splits * plan.in_tiles * pairs,
+            x,
+            grad_out,
+            partial,
+            images,
+            height,
+            width,
+            *x.stride(),
+            *grad_out.stride(),
+            plan.row_tiles,
+            plan.col_tiles,
+            plan.in_tiles,
+            plan.left,
+            steps,
+            splits,
+            ROW_RINGS=plan.row_rings,
+            ROW_LOWS=plan.row_lows,
+            ROW_WIDTHS=plan.row_widths,
+            WIDE_RINGS=plan.wide,
+            ALL_RINGS=rings,
+            COL_EDGES=plan.col_edges,
+            FIRST_COL_RING=plan.first_col_ring,
+            **plan.tile_options(images),
+            PARTS=_parts(x.dtype),
+            ALIGN=_alignment(x),
+            ALIGN_GRAD=_alignment(grad_out),
+            **_launch_options(x.dtype, x.device),
+        )
     return partial.sum((1, 2)).to(x.dtype).unsqueeze(1)
