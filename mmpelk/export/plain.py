@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from mmpelk.models import PeripheralConv2d
 from mmpelk.ops import expand_kernel
 
-from .fourier import Spectrum, Waves, convolve, even_length, fourier_conv2d, kernel_spectrum, map_waves
+from .fourier import Spectrum, Waves, convolve, even_length, kernel_spectrum, map_waves
+from .tables import LARGEST_DENSE
 
-__all__ = ['DenseForm', 'FixedFourierForm', 'FourierForm', 'PlainAveragePool', 'make_plain']
+__all__ = ['DenseForm', 'FourierForm', 'PlainAveragePool', 'make_plain']
 
-# Side up to which a depthwise convolution is faster in onnxruntime than the transform.
-_LARGEST_DENSE = 13
 # onnxruntime's and OpenVINO's fast layouts hold channels in blocks of 8 or 16; a count between falls back to slow code.
 _BLOCK = 16
 
@@ -47,25 +46,6 @@ class DenseForm(nn.Module):
 
 
 class FourierForm(nn.Module):
-    """By :func:`fourier_conv2d`, for maps of any size.
-
-    Args:
-        conv: What to compute.
-    """
-
-    def __init__(self, conv: PeripheralConv2d) -> None:
-        super().__init__()
-        self.sharing_grid = conv.sharing_grid
-        self.weight, self.bias = conv.weight, conv.bias
-
-    def forward(self, x: Tensor, bias_map: Tensor | None = None) -> Tensor:
-        out = fourier_conv2d(x, self.weight, self.sharing_grid)
-        if bias_map is not None:
-            out = out + bias_map.to(out.dtype)
-        return out if self.bias is None else out + self.bias[:, None, None]
-
-
-class FixedFourierForm(nn.Module):
     """For maps of one size: the kernel's spectrum, the waves and the bias are computed once, in float64.
 
     Args:
@@ -130,11 +110,14 @@ def _means(bins: int | None, extent: int, like: Tensor) -> Tensor:
 def make_plain(network: nn.Module, image: Tensor | None = None) -> nn.Module:
     """Put standard operators in place of ours, and of those that exporters lack; in place, for inference.
 
-    Small kernels become dense ones; large ones a Fourier transform by products of matrices.
+    Small kernels become dense ones; large ones a Fourier transform by products of matrices, all of whose constants are
+    computed here.
 
     Args:
         network: A deployed network in eval mode.
-        image: An input, for a network that shall take this size only and compute less; ``None`` for any size.
+        image: An input of the one size that the network shall take; with ``None`` it takes any, and large kernels stay
+            the operator that :func:`~mmpelk.export.onnx_translation_table` and
+            :func:`~mmpelk.export.decomposition_table` stand for.
 
     Returns:
         The network.
@@ -155,14 +138,10 @@ def make_plain(network: nn.Module, image: Tensor | None = None) -> nn.Module:
             handle.remove()
     for name, conv in convs.items():
         size, bias_map = calls.get(conv, (None, None))
-        plain: nn.Module
-        if conv.kernel_size <= _LARGEST_DENSE:
-            plain = DenseForm(conv, bias_map)
-        elif size is None:
-            plain = FourierForm(conv)
-        else:
-            plain = FixedFourierForm(conv, size, bias_map)
-        _replace(network, name, plain)
+        if conv.kernel_size <= LARGEST_DENSE:
+            _replace(network, name, DenseForm(conv, bias_map))
+        elif size is not None:
+            _replace(network, name, FourierForm(conv, size, bias_map))
     for name, module in modules.items():
         if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size not in (1, (1, 1)):
             _replace(network, name, PlainAveragePool(module))
