@@ -21,6 +21,7 @@ ALLOWED = {
     'models': {'models', 'ops', 'registry', 'errors'},
     'sparsity': {'sparsity', 'models', 'ops', 'registry', 'errors'},
     'engine': {'engine', 'sparsity', 'models', 'ops', 'registry', 'config', 'errors'},
+    'export': {'export', 'engine', 'sparsity', 'models', 'ops', 'registry', 'config', 'errors'},
     'analysis': {'analysis', 'engine', 'sparsity', 'models', 'ops', 'registry', 'config'},
 }
 # The folders beside the package: nothing of each other's, and the package nothing of theirs.

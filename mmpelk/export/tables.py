@@ -54,7 +54,13 @@ def onnx_translation_table() -> dict[Any, Callable[..., Any]]:
             'exporting to ONNX takes the packages onnx and onnxscript: pip install "mmpelk[export]"'
         ) from error
     builder = _OnnxBuilder(onnxscript.opset18)
-    return {torch.ops.mmpelk.peripheral_conv2d.default: builder.peripheral_conv2d}
+
+    def peripheral_conv2d(
+        x: Any, weight: Any, bias: Any = None, grid: Sequence[int] = (), backend: str | None = None
+    ) -> Any:
+        return builder.convolution(x, weight, bias, grid)
+
+    return {torch.ops.mmpelk.peripheral_conv2d.default: peripheral_conv2d}  # the exporter writes to it: no method
 
 
 class _OnnxBuilder:
@@ -63,10 +69,8 @@ class _OnnxBuilder:
     def __init__(self, op: Any) -> None:
         self.op = op
 
-    def peripheral_conv2d(
-        self, x: Any, weight: Any, bias: Any = None, grid: Sequence[int] = (), backend: str | None = None
-    ) -> Any:
-        """Translation of ``mmpelk::peripheral_conv2d``; the arguments are those of its schema."""
+    def convolution(self, x: Any, weight: Any, bias: Any, grid: Sequence[int]) -> Any:
+        """Translation of ``mmpelk::peripheral_conv2d``."""
         op = self.op
         channels = int(weight.shape[0])
         if sum(grid) <= LARGEST_DENSE:
