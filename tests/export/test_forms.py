@@ -1,6 +1,8 @@
 """The forms of the peripheral convolution in standard operators, against the operator itself."""
 
 import copy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from mmpelk.export.plain import DenseForm, FourierForm, PlainAveragePool, make_p
 from mmpelk.export.tables import decomposition_table
 from mmpelk.models import PeLK, PeripheralConv2d
 from mmpelk.ops import expand_kernel
+from tests.commands import run
 
 # Channels, height, width, kernel size: odd, smaller than the kernel's reach, and single rows.
 SHAPES = [(5, 9, 13, 31), (3, 40, 33, 51), (4, 7, 7, 13), (2, 1, 1, 31), (2, 2, 1, 31)]
@@ -78,3 +81,20 @@ def test_program_is_decomposed_to_aten() -> None:
     with torch.no_grad():
         for out, want in zip(program.module()(image), model(image), strict=True):
             torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_saved_program_runs_without_mmpelk(tmp_path: Path) -> None:
+    model, image = small_backbone(), torch.randn(1, 3, 64, 48)
+    with torch.no_grad():
+        want = model(image)
+        program = torch.export.export(make_plain(copy.deepcopy(model), image), (image,))
+    torch.export.save(program, tmp_path / 'model.pt2')
+    torch.save((image, want), tmp_path / 'outputs.pt')
+    code = (
+        'import sys\nfor name in ("mmpelk", "mmengine", "mmcv"): sys.modules[name] = None\n'
+        'import torch\nimage, want = torch.load("outputs.pt")\n'
+        'for out, expected in zip(torch.export.load("model.pt2").module()(image), want, strict=True):\n'
+        '    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)'
+    )
+    run(sys.executable, '-c', code, cwd=tmp_path)
