@@ -3,7 +3,7 @@
 python tools/export_onnx.py configs/seg/upernet_pelk_t_ade20k.py model.pth model.onnx --shape 512 512
 python tools/export_onnx.py configs/cls/pelk_t_in1k.py model.pth model.onnx --dynamic --shape 224 224 --shape 333 500
 
-A segmentor and a classifier are exported whole, a detector's backbone with its neck. A file of one size is the faster one.
+A segmentor and a classifier are exported whole, a detector's backbone with its neck. A file of one size is faster.
 """
 
 import argparse

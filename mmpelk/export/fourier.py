@@ -1,9 +1,9 @@
-"""The peripheral convolution by products with cosine and sine matrices: standard operators that every runtime is good at.
+"""The peripheral convolution by products with cosine and sine matrices: standard operators that every runtime knows.
 
-A map has at most a few hundred rows and columns, where a discrete Fourier transform as a product of matrices is faster
-than runtimes' own transforms, and far cheaper than a large kernel. Only frequencies that are not conjugate to others are
-computed: ``f >= 0`` along the rows and both signs of ``g >= 0`` along the columns, from one quarter plane of real sums.
-Channels are innermost, so that each step is one large product.
+A map has at most a few hundred rows and columns. There a discrete Fourier transform as a product of matrices is faster
+than runtimes' own transforms, and far cheaper than a large kernel. Only frequencies that are not conjugate to others
+are computed: ``f >= 0`` along the rows and both signs of ``g >= 0`` along the columns, from one quarter plane of real
+sums. Channels are innermost, so that each step is one large product.
 """
 
 import math

@@ -44,7 +44,7 @@ def export_onnx(exported: ExportedNetwork, image: Tensor, path: Path, opset: int
     table = onnx_translation_table()
     network = make_plain(copy.deepcopy(exported.network), None if dynamic else image)
     channels_last = image.shape[-1] == 3
-    vary = {axis: torch.export.Dim.DYNAMIC for axis in ((0, 1, 2) if channels_last else (0, 2, 3))}
+    vary = dict.fromkeys((0, 1, 2) if channels_last else (0, 2, 3), torch.export.Dim.DYNAMIC)
     if dynamic:
         image = image[:1].repeat(2, 1, 1, 1)  # a batch of one would be taken for a constant
     with warnings.catch_warnings(), torch.no_grad():

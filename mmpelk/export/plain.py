@@ -17,6 +17,7 @@ __all__ = ['DenseForm', 'FourierForm', 'PlainAveragePool', 'make_plain']
 
 # onnxruntime's and OpenVINO's fast layouts hold channels in blocks of 8 or 16; a count between falls back to slow code.
 _BLOCK = 16
+_AXES = ('rows', 'columns')
 
 
 class DenseForm(nn.Module):
@@ -62,7 +63,7 @@ class FourierForm(nn.Module):
         waves = [map_waves(*axis, torch.float64, conv.weight.device) for axis in zip(size, length, strict=True)]
         for name, value in zip(Spectrum._fields, kernel, strict=True):
             self.register_buffer(f'kernel_{name}', value.float())
-        for axis, pair in zip(('rows', 'columns'), waves, strict=True):
+        for axis, pair in zip(_AXES, waves, strict=True):
             for name, value in zip(Waves._fields, pair, strict=True):
                 self.register_buffer(f'{axis}_{name}', value.float())
         bias = torch.zeros(1) if bias_map is None else bias_map.permute(1, 2, 0)
@@ -72,12 +73,9 @@ class FourierForm(nn.Module):
     def forward(self, x: Tensor, bias_map: Tensor | None = None) -> Tensor:
         buffers: Any = self
         kernel = Spectrum(*(getattr(buffers, f'kernel_{name}') for name in Spectrum._fields))
-        rows, columns = (Waves(getattr(buffers, f'{axis}_cos'), getattr(buffers, f'{axis}_sin')) for axis in AXES)
+        rows, columns = (Waves(getattr(buffers, f'{axis}_cos'), getattr(buffers, f'{axis}_sin')) for axis in _AXES)
         out = convolve(x.float().permute(0, 2, 3, 1), kernel, rows, columns) + buffers.bias
         return out.to(x.dtype).permute(0, 3, 1, 2)
-
-
-AXES = ('rows', 'columns')
 
 
 class PlainAveragePool(nn.Module):

@@ -31,9 +31,7 @@ def test_forms_compute_the_convolution(shape: tuple[int, ...]) -> None:
     with torch.no_grad():
         torch.testing.assert_close(DenseForm(conv)(x, bias_map), want, rtol=1e-10, atol=1e-10)
         transformed = fourier_conv2d(x, conv.weight, conv.sharing_grid)
-        torch.testing.assert_close(
-            transformed + conv.bias[:, None, None] + bias_map, want, rtol=1e-10, atol=1e-10
-        )
+        torch.testing.assert_close(transformed + conv.bias[:, None, None] + bias_map, want, rtol=1e-10, atol=1e-10)
         # float32 inside.
         torch.testing.assert_close(FourierForm(conv, (height, width), bias_map)(x), want, rtol=1e-5, atol=1e-5)
 
@@ -55,7 +53,9 @@ def test_pooling(bins: int | tuple[int, None]) -> None:
 
 def small_backbone() -> PeLK:
     torch.manual_seed(0)
-    model = PeLK(depths=(1, 1), channels=(8, 12), kernel_sizes=(31, 13), out_indices=(0, 1), gap_before_final_norm=False)
+    model = PeLK(
+        depths=(1, 1), channels=(8, 12), kernel_sizes=(31, 13), out_indices=(0, 1), gap_before_final_norm=False
+    )
     for stage in model.stages:
         for block in stage:
             nn.init.constant_(block.gamma, 1.0)

@@ -40,7 +40,8 @@ def requires_the_extra() -> None:
 
 def test_file_of_one_size_runs_with_onnxruntime_and_numpy_alone(checkpoint: Path, tmp_path: Path) -> None:
     requires_the_extra()
-    printed = call(TOOL, RECIPE, checkpoint, 'demo.onnx', *'--shape 61 83 --fold-preprocessing'.split(), cwd=tmp_path)
+    options = ['--shape', '61', '83', '--fold-preprocessing']
+    printed = call(TOOL, RECIPE, checkpoint, 'demo.onnx', *options, cwd=tmp_path)
     assert '61 x 83: differs by' in printed
     # The program of the documentation, with everything but onnxruntime and numpy out of reach.
     page = (ROOT / 'docs' / 'deployment.md').read_text()
@@ -56,7 +57,7 @@ def test_dynamic_file_takes_other_sizes_and_batches(checkpoint: Path, tmp_path: 
     requires_the_extra()
     import onnxruntime
 
-    shapes = '--dynamic --shape 96 96 --shape 70 101'.split()
+    shapes = ['--dynamic', '--shape', '96', '96', '--shape', '70', '101']
     printed = call(TOOL, RECIPE, checkpoint, 'demo.onnx', *shapes, cwd=tmp_path)
     assert printed.count('differs by') == 2
     session = onnxruntime.InferenceSession(str(tmp_path / 'demo.onnx'))
