@@ -8,14 +8,22 @@ sums. Channels are innermost, so that each step is one large product.
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mmpelk.ops import expand_kernel
-
-__all__ = ['Spectrum', 'Waves', 'convolve', 'even_length', 'fourier_conv2d', 'kernel_spectrum', 'map_waves']
+__all__ = [
+    'Spectrum',
+    'Waves',
+    'convolve',
+    'even_length',
+    'fourier_conv2d',
+    'kernel_spectrum',
+    'map_waves',
+    'ring_matrix',
+]
 
 
 class Waves(NamedTuple):
@@ -55,15 +63,21 @@ def map_waves(extent: int, length: int, dtype: torch.dtype = torch.float32, devi
     return _waves(torch.arange(extent, device=device), length, dtype)
 
 
+def ring_matrix(grid: Sequence[int], dtype: torch.dtype, device: Any = None) -> Tensor:
+    """``(K, k')`` of 0 and 1: which ring a tap belongs to. From a range, as exporters refuse constants in a trace."""
+    tap = torch.arange(sum(grid), device=device)
+    edges = pairwise(accumulate(grid, initial=0))
+    return torch.stack([(tap >= low) & (tap < high) for low, high in edges], 1).to(dtype)
+
+
 def _ring_waves(grid: Sequence[int], reach: int, length: int, dtype: torch.dtype, device: Any) -> Waves:
     """Waves summed over the rings of a kernel, weighted as the way back wants: ``(frequencies, k')``.
 
     Taps further than ``reach`` from the centre are left out.
     """
     taps = torch.arange(-reach, reach + 1, device=device)
-    rings = expand_kernel(torch.eye(len(grid), dtype=dtype, device=device)[:, None].expand(-1, len(grid), -1), grid)
     margin = sum(grid) // 2 - reach
-    rings = rings[:, 0, margin : sum(grid) - margin].T  # (taps, k'): which ring a tap belongs to
+    rings = ring_matrix(grid, dtype, device)[margin : sum(grid) - margin]
     frequencies = torch.arange(length // 2 + 1, device=device)[:, None]
     # All but the first and the last frequency stand for their conjugates, too.
     ends = (frequencies == 0) | (frequencies == length // 2)

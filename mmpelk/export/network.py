@@ -1,5 +1,6 @@
 """From a recipe and its checkpoint to one function of one image: what is exported."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,10 +37,10 @@ def load_deployed(cfg: Config, checkpoint: str) -> nn.Module:
     state = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
     meta = state.get('meta', {})
     state = fold_masks(state.get('state_dict', state))
-    arguments = cfg.model.to_dict()
+    arguments = copy.deepcopy(cfg.model)  # mmdet reads its parts as attributes
     arguments.pop('train_cfg', None)
     backbone = arguments.get('backbone', {})
-    backbone |= dict(init_cfg=None, deploy=any(name.endswith('.embedding_table') for name in state))
+    backbone.update(init_cfg=None, deploy=any(name.endswith('.embedding_table') for name in state))
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):
         model = revert_sync_batchnorm(MODELS.build(arguments))
     if not isinstance(getattr(model, 'backbone', None), PeLK):

@@ -8,9 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmpelk.ops import expand_kernel
-
-from .fourier import fourier_conv2d
+from .fourier import fourier_conv2d, ring_matrix
 
 __all__ = ['LARGEST_DENSE', 'decomposition_table', 'onnx_translation_table']
 
@@ -22,7 +20,8 @@ def _decomposition(
     x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], backend: str | None = None
 ) -> Tensor:
     if sum(grid) <= LARGEST_DENSE:
-        dense = expand_kernel(weight, grid)
+        rings = ring_matrix(grid, weight.dtype, weight.device)
+        dense = rings @ weight @ rings.transpose(0, 1)
         out = torch.nn.functional.conv2d(x, dense, padding=sum(grid) // 2, groups=x.shape[1])
     else:
         out = fourier_conv2d(x, weight, grid)
