@@ -22,6 +22,7 @@ ALLOWED = {
     'sparsity': {'sparsity', 'models', 'ops', 'registry', 'errors'},
     'engine': {'engine', 'sparsity', 'models', 'ops', 'registry', 'config', 'errors'},
     'projects': {'projects', 'analysis', 'config', 'errors'},
+    'export': {'export', 'engine', 'sparsity', 'models', 'ops', 'registry', 'config', 'errors'},
     'analysis': {'analysis', 'engine', 'sparsity', 'models', 'ops', 'registry', 'config'},
 }
 # The folders beside the package: nothing of each other's, and the package nothing of theirs.

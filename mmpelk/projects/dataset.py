@@ -138,13 +138,13 @@ def read_header(path: Path, pixels: bool = True) -> Header:
     """
     try:
         with Image.open(path) as image:
-            size, orientation = image.size, image.getexif().get(_ORIENTATION, 1)
+            (width, height), orientation = image.size, image.getexif().get(_ORIENTATION, 1)
             if pixels:
-                image.draft('RGB', (size[0] // 8 or 1, size[1] // 8 or 1))
+                image.draft('RGB', (width // 8 or 1, height // 8 or 1))
                 image.load()
     except Exception as error:  # Pillow's readers raise whatever the damage leads to
         return Header(error=f'{type(error).__name__}: {error}'.splitlines()[0])
-    return Header(*size, orientation if orientation in range(1, 9) else 1)
+    return Header(width, height, orientation if orientation in range(1, 9) else 1)
 
 
 def map_files(function: Callable[[Item], Result], items: Sequence[Item], what: str) -> list[Result]:

@@ -160,7 +160,9 @@ def _check(data: DataSet, content: dict[str, Any], folder: Path, ids: dict[int, 
 
 
 def _check_sizes(data: DataSet, images: list[dict[str, Any]], headers: dict[int, Header]) -> list[dict[str, Any]]:
-    stored, upright, good, wrong = [], [], [], []
+    stored, upright = [], []
+    good: list[dict[str, Any]] = []
+    wrong: list[dict[str, Any]] = []
     for image in images:
         header, size = headers[image['id']], (image['width'], image['height'])
         if header.stored != header.upright and size == header.stored:

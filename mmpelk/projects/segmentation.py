@@ -181,8 +181,8 @@ def _find_folders(root: Path, images: str | None, labels: str | None) -> list[_F
     if not found:
         raise UserError(
             f"'{root}' holds {', '.join(sorted(children.values())) or 'no folders'}: neither images and labels ("
-            'such as images/ and annotations/, JPEGImages/ and SegmentationClass/, leftImg8bit/ and gtFine/) nor train/ '
-            'and val/ with those inside. Name them: --images FOLDER --labels FOLDER'
+            'such as images/ and annotations/, JPEGImages/ and SegmentationClass/, leftImg8bit/ and gtFine/) nor '
+            'train/ and val/ with those inside. Name them: --images FOLDER --labels FOLDER'
         )
     return found
 
@@ -285,7 +285,8 @@ def _check_pairs(data: DataSet, found: dict[_Pair, tuple[Header, _Label]]) -> li
         applied = 'ignored' if data.ignore_orientation else 'applied'
         text = f'{len(undecided)} pictures are rotated by EXIF in a way that their sizes do not tell: it is {applied}'
         data.note('decision', text, undecided)
-    good, different = [], []
+    good: list[Pair] = []
+    different: list[Pair] = []
     for pair, (image, label) in readable.items():
         fits = label.header.stored == (image.stored if data.ignore_orientation else image.upright)
         (good if fits else different).append(pair)

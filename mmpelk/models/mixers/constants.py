@@ -1,6 +1,5 @@
 """What a deployed mixer computes once and keeps: functions of its tensors and of the map's size."""
 
-import operator
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +45,7 @@ class DeployedConstants:
         if any(tensor is not None and tensor.is_inference() for tensor in tensors):  # which count no writes
             return self._prepare(mixer, x)(x)
         versions = [None if tensor is None else (tensor.data_ptr(), tensor._version) for tensor in tensors]
-        same = len(tensors) == len(self._tensors) and all(map(operator.is_, tensors, self._tensors))
+        same = len(tensors) == len(self._tensors) and all(a is b for a, b in zip(tensors, self._tensors, strict=True))
         if not same or versions != self._versions:
             self._kept.clear()
             self._tensors, self._versions = tensors, versions

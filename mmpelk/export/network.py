@@ -1,0 +1,212 @@
+"""From a recipe and its checkpoint to one function of one image: what is exported."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import CheckpointLoader
+from torch import Tensor, nn
+
+from mmpelk.errors import UserError
+from mmpelk.models import PeLK
+from mmpelk.models.checkpoint import shorten
+from mmpelk.sparsity import fold_masks
+
+__all__ = ['ExportedNetwork', 'Preprocessing', 'load_deployed', 'real_image']
+
+
+def load_deployed(cfg: Config, checkpoint: str) -> nn.Module:
+    """A recipe's model with trained weights, masks folded in, norms and small kernels merged, in eval mode on the CPU.
+
+    Args:
+        cfg: The recipe; it is not changed. Its pretrained weights are not loaded.
+        checkpoint: Trained, or already deployed, weights of the whole model.
+
+    Raises:
+        FileNotFoundError: If the checkpoint does not exist.
+        UserError: If it is one of another network, or the recipe's backbone is none of ours.
+    """
+    state = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    meta = state.get('meta', {})
+    state = fold_masks(state.get('state_dict', state))
+    arguments = copy.deepcopy(cfg.model)  # mmdet reads its parts as attributes
+    arguments.pop('train_cfg', None)
+    backbone = arguments.get('backbone', {})
+    backbone.update(init_cfg=None, deploy=any(name.endswith('.embedding_table') for name in state))
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):
+        model = revert_sync_batchnorm(MODELS.build(arguments))
+    if not isinstance(getattr(model, 'backbone', None), PeLK):
+        raise UserError(f"only networks with a PeLK backbone are exported; the config's is {backbone.get('type')}")
+    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items() if not name.startswith('data_preprocessor.')}
+    wrong = [name for name in {**own, **found} if own.get(name) != found.get(name)]
+    if wrong:
+        raise UserError(
+            f"'{checkpoint}' is not a checkpoint of this recipe: they differ in {shorten(wrong)}. Give the recipe that "
+            'it was trained with'
+        )
+    model.load_state_dict(state)
+    model.eval().requires_grad_(False)
+    model.backbone.switch_to_deploy()
+    model.dataset_meta = meta.get('dataset_meta') or {}
+    return model
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a recipe does to the pixels of an image before its network sees them.
+
+    Attributes:
+        mean: Per channel, in the network's order.
+        std: Per channel, likewise.
+        rgb: Whether the network's order is red, green, blue.
+    """
+
+    mean: Sequence[float] = (0.0, 0.0, 0.0)
+    std: Sequence[float] = (1.0, 1.0, 1.0)
+    rgb: bool = True
+
+    @classmethod
+    def of(cls, cfg: Config) -> 'Preprocessing':
+        """A recipe's."""
+        given: Mapping[str, Any] = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+        rgb = given.get('bgr_to_rgb', given.get('to_rgb', False)) and not given.get('rgb_to_bgr', False)
+        return cls(given.get('mean') or cls.mean, given.get('std') or cls.std, bool(rgb))
+
+    def apply(self, pixels: Tensor) -> Tensor:
+        """``(N, H, W, 3)`` of red, green, blue from 0 to 255 to the network's ``(N, 3, H, W)``, float32."""
+        pixels = pixels.permute(0, 3, 1, 2).float()
+        pixels = pixels if self.rgb else pixels.flip(1)
+        mean, std = (torch.tensor(value).view(1, -1, 1, 1) for value in (self.mean, self.std))
+        return (pixels - mean) / std
+
+    def of_image(self, image: np.ndarray) -> Tensor:
+        """:meth:`apply` for one ``(H, W, 3)`` of uint8, red, green, blue."""
+        return self.apply(torch.from_numpy(np.ascontiguousarray(image))[None])
+
+
+@dataclass
+class ExportedNetwork:
+    """A model's inference as a module of one input, ``image``.
+
+    Attributes:
+        network: Takes ``(N, 3, H, W)`` and returns a tuple of tensors.
+        outputs: Their names.
+        task: ``'segmentation'``, ``'classification'`` or ``'detection'``.
+        preprocessing: Of the recipe.
+        smallest: Side of the smallest image, that of the stem's patch.
+        meta: Names and colours of the classes, where they are known.
+    """
+
+    network: nn.Module
+    outputs: tuple[str, ...]
+    task: str
+    preprocessing: Preprocessing
+    smallest: int
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, cfg: Config, model: nn.Module) -> 'ExportedNetwork':
+        """Of what :func:`load_deployed` returned.
+
+        A segmentor gives ``logits`` ``(N, classes, H, W)`` of the whole image and ``labels`` ``(N, H, W)``, a
+        classifier ``logits`` ``(N, classes)``, and a detector the maps of its neck: what follows them depends on the
+        image.
+
+        Raises:
+            UserError: If the model is none of the three.
+        """
+        task = _task_of(model)
+        names = {'segmentation': ('logits', 'labels'), 'classification': ('logits',), 'detection': ()}[task]
+        if task == 'detection':
+            levels = cast(Any, model).neck.num_outs if hasattr(model, 'neck') else len(cast(Any, model).backbone.depths)
+            names = tuple(f'level{level}' for level in range(levels))
+        stem = cast(Any, model).backbone.downsample_layers[0][0].kernel_size[0]
+        meta = {key: value for key, value in cast(Any, model).dataset_meta.items() if key in ('classes', 'palette')}
+        return cls(_Inference(model, task), names, task, Preprocessing.of(cfg), stem, meta)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse images that the stem has no patch for.
+
+        Raises:
+            UserError: If a side is too small.
+        """
+        if min(height, width) < self.smallest:
+            raise UserError(
+                f'{height} x {width} is smaller than the {self.smallest} x {self.smallest} patch of the stem; give '
+                'larger sides with --shape'
+            )
+
+    def folded(self) -> 'ExportedNetwork':
+        """The same that takes ``(N, H, W, 3)`` of uint8, red, green, blue."""
+        network = _WithPreprocessing(self.network, self.preprocessing)
+        return ExportedNetwork(network, self.outputs, self.task, self.preprocessing, self.smallest, self.meta)
+
+
+def _task_of(model: nn.Module) -> str:
+    if hasattr(model, 'rpn_head') or hasattr(model, 'bbox_head'):
+        return 'detection'
+    if hasattr(model, 'decode_head') and not isinstance(model.decode_head, nn.ModuleList):
+        return 'segmentation'
+    if hasattr(model, 'head'):
+        return 'classification'
+    raise UserError(f'{type(model).__name__} is no segmentor, classifier or detector that can be exported')
+
+
+class _Inference(nn.Module):
+    """Runs a model of a toolbox on normalised images."""
+
+    def __init__(self, model: nn.Module, task: str) -> None:
+        super().__init__()
+        self.model = model
+        self.task = task
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        model: Any = self.model
+        features = model.extract_feat(image)
+        if self.task == 'detection':
+            return tuple(features)
+        if self.task == 'classification':
+            return (model.head(features),)
+        align = model.align_corners
+        logits = F.interpolate(model.decode_head(features), image.shape[-2:], mode='bilinear', align_corners=align)
+        if logits.shape[1] > 1:
+            return logits, logits.argmax(1)
+        return logits, (logits[:, 0].sigmoid() > model.decode_head.threshold).long()
+
+
+class _WithPreprocessing(nn.Module):
+    def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.network, self.preprocessing = network, preprocessing
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        dtype = next(self.network.parameters()).dtype
+        return self.network(self.preprocessing.apply(image).to(dtype))
+
+
+def real_image(path: Path | None, size: tuple[int, int]) -> np.ndarray:
+    """A photograph, stretched to ``(H, W)``: ``(H, W, 3)`` of uint8, red, green, blue.
+
+    Args:
+        path: The image; ``None`` takes matplotlib's portrait of Grace Hopper.
+        size: ``(H, W)``.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    import mmcv
+    from matplotlib import cbook
+
+    image = mmcv.imread(str(path or cbook.get_sample_data('grace_hopper.jpg', asfileobj=False)), channel_order='rgb')
+    if image is None:
+        raise UserError(f"'{path}' is not readable as an image")
+    return mmcv.imresize(image, size[::-1])

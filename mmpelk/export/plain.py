@@ -1,0 +1,151 @@
+"""A network in standard operators alone: what every exporter, runtime and compiler takes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmpelk.models import PeripheralConv2d
+from mmpelk.ops import expand_kernel
+
+from .fourier import Spectrum, Waves, convolve, even_length, kernel_spectrum, map_waves
+from .tables import LARGEST_DENSE
+
+__all__ = ['DenseForm', 'FourierForm', 'PlainAveragePool', 'make_plain']
+
+# onnxruntime's and OpenVINO's fast layouts hold channels in blocks of 8 or 16; a count between falls back to slow code.
+_BLOCK = 16
+_AXES = ('rows', 'columns')
+
+
+class DenseForm(nn.Module):
+    """The kernel expanded, and channels of zeros up to a multiple of 16.
+
+    Args:
+        conv: What to compute.
+        bias: ``(C, H, W)`` to add, for a network of one image size.
+    """
+
+    def __init__(self, conv: PeripheralConv2d, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.channels, size = conv.weight.shape[0], conv.kernel_size
+        self.padding = -self.channels % _BLOCK
+        total = self.channels + self.padding
+        self.dense = nn.Conv2d(total, total, size, padding=size // 2, groups=total, bias=conv.bias is not None)
+        weight = expand_kernel(conv.weight.detach(), conv.sharing_grid)
+        self.dense.weight = nn.Parameter(F.pad(weight, (0, 0, 0, 0, 0, 0, 0, self.padding)), requires_grad=False)
+        if conv.bias is not None:
+            self.dense.bias = nn.Parameter(F.pad(conv.bias.detach(), (0, self.padding)), requires_grad=False)
+        self.register_buffer('bias_map', bias)
+
+    def forward(self, x: Tensor, bias_map: Tensor | None = None) -> Tensor:
+        out = self.dense(F.pad(x, (0, 0, 0, 0, 0, self.padding)))[:, : self.channels]
+        bias = bias_map if self.bias_map is None else self.bias_map
+        return out if bias is None else out + bias.to(out.dtype)
+
+
+class FourierForm(nn.Module):
+    """For maps of one size: the kernel's spectrum, the waves and the bias are computed once, in float64.
+
+    Args:
+        conv: What to compute.
+        size: ``(H, W)`` of the map.
+        bias_map: ``(C, H, W)`` that the caller adds, or ``None``.
+    """
+
+    def __init__(self, conv: PeripheralConv2d, size: Sequence[int], bias_map: Tensor | None) -> None:
+        super().__init__()
+        reach = min(conv.kernel_size // 2, size[0] - 1), min(conv.kernel_size // 2, size[1] - 1)
+        length = even_length(size[0], reach[0]), even_length(size[1], reach[1])
+        kernel = kernel_spectrum(conv.weight.detach(), conv.sharing_grid, reach, length, torch.float64)
+        waves = [map_waves(*axis, torch.float64, conv.weight.device) for axis in zip(size, length, strict=True)]
+        for name, value in zip(Spectrum._fields, kernel, strict=True):
+            self.register_buffer(f'kernel_{name}', value.float())
+        for axis, pair in zip(_AXES, waves, strict=True):
+            for name, value in zip(Waves._fields, pair, strict=True):
+                self.register_buffer(f'{axis}_{name}', value.float())
+        bias = torch.zeros(1) if bias_map is None else bias_map.permute(1, 2, 0)
+        bias = bias if conv.bias is None else bias + conv.bias.detach()
+        self.register_buffer('bias', bias.float().contiguous())
+
+    def forward(self, x: Tensor, bias_map: Tensor | None = None) -> Tensor:
+        buffers: Any = self
+        kernel = Spectrum(*(getattr(buffers, f'kernel_{name}') for name in Spectrum._fields))
+        rows, columns = (Waves(getattr(buffers, f'{axis}_cos'), getattr(buffers, f'{axis}_sin')) for axis in _AXES)
+        out = convolve(x.float().permute(0, 2, 3, 1), kernel, rows, columns) + buffers.bias
+        return out.to(x.dtype).permute(0, 3, 1, 2)
+
+
+class PlainAveragePool(nn.Module):
+    """Adaptive average pooling as two products of matrices: ONNX has no operator for it.
+
+    Args:
+        pool: What to compute.
+    """
+
+    def __init__(self, pool: nn.AdaptiveAvgPool2d) -> None:
+        super().__init__()
+        size = pool.output_size
+        self.size = tuple(size) if isinstance(size, Sequence) else (size, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = (_means(*axis, x) for axis in zip(self.size, x.shape[-2:], strict=True))
+        return rows @ x @ columns.transpose(0, 1)
+
+
+def _means(bins: int | None, extent: int, like: Tensor) -> Tensor:
+    """``(bins, extent)``: the share that each position has in each bin."""
+    position = torch.arange(extent, device=like.device)
+    index = torch.arange(extent if bins is None else bins, device=like.device)[:, None]
+    count = index.shape[0]
+    first, last = index * extent // count, ((index + 1) * extent + count - 1) // count
+    inside = ((position >= first) & (position < last)).to(like.dtype)
+    return inside / inside.sum(1, keepdim=True)
+
+
+def make_plain(network: nn.Module, image: Tensor | None = None) -> nn.Module:
+    """Put standard operators in place of ours, and of those that exporters lack; in place, for inference.
+
+    Small kernels become dense ones; large ones a Fourier transform by products of matrices, all of whose constants are
+    computed here.
+
+    Args:
+        network: A deployed network in eval mode.
+        image: An input of the one size that the network shall take; with ``None`` it takes any, and large kernels stay
+            the operator that :func:`~mmpelk.export.onnx_translation_table` and
+            :func:`~mmpelk.export.decomposition_table` stand for.
+
+    Returns:
+        The network.
+    """
+    calls: dict[nn.Module, tuple[torch.Size, Tensor | None]] = {}
+
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        bias_map = args[1] if len(args) > 1 else kwargs.get('bias_map')
+        calls[module] = args[0].shape[-2:], None if bias_map is None else bias_map.clone()
+
+    modules = dict(network.named_modules())
+    convs = {name: module for name, module in modules.items() if isinstance(module, PeripheralConv2d)}
+    if image is not None:
+        handles = [conv.register_forward_pre_hook(record, with_kwargs=True) for conv in convs.values()]
+        with torch.no_grad():
+            network(image)
+        for handle in handles:
+            handle.remove()
+    for name, conv in convs.items():
+        size, bias_map = calls.get(conv, (None, None))
+        if conv.kernel_size <= LARGEST_DENSE:
+            _replace(network, name, DenseForm(conv, bias_map))
+        elif size is not None:
+            _replace(network, name, FourierForm(conv, size, bias_map))
+    for name, module in modules.items():
+        if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size not in (1, (1, 1)):
+            _replace(network, name, PlainAveragePool(module))
+    return network.eval()
+
+
+def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
+    owner, _, attribute = name.rpartition('.')
+    setattr(network.get_submodule(owner), attribute, module)

@@ -1,0 +1,100 @@
+"""The forms of the peripheral convolution in standard operators, against the operator itself."""
+
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mmpelk.export.fourier import fourier_conv2d
+from mmpelk.export.plain import DenseForm, FourierForm, PlainAveragePool, make_plain
+from mmpelk.export.tables import decomposition_table
+from mmpelk.models import PeLK, PeripheralConv2d
+from mmpelk.ops import expand_kernel
+from tests.commands import run
+
+# Channels, height, width, kernel size: odd, smaller than the kernel's reach, and single rows.
+SHAPES = [(5, 9, 13, 31), (3, 40, 33, 51), (4, 7, 7, 13), (2, 1, 1, 31), (2, 2, 1, 31)]
+
+
+@pytest.mark.parametrize('shape', SHAPES, ids=str)
+def test_forms_compute_the_convolution(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    channels, height, width, size = shape
+    conv = PeripheralConv2d(channels, size, bias=True).double()
+    nn.init.normal_(conv.bias)
+    x, bias_map = (torch.randn(*batch, channels, height, width, dtype=torch.float64) for batch in ((2,), ()))
+    dense = expand_kernel(conv.weight, conv.sharing_grid)
+    want = nn.functional.conv2d(x, dense, conv.bias, padding=size // 2, groups=channels) + bias_map
+    with torch.no_grad():
+        torch.testing.assert_close(DenseForm(conv)(x, bias_map), want, rtol=1e-10, atol=1e-10)
+        transformed = fourier_conv2d(x, conv.weight, conv.sharing_grid)
+        torch.testing.assert_close(transformed + conv.bias[:, None, None] + bias_map, want, rtol=1e-10, atol=1e-10)
+        # float32 inside.
+        torch.testing.assert_close(FourierForm(conv, (height, width), bias_map)(x), want, rtol=1e-5, atol=1e-5)
+
+
+def test_half_precision_keeps_large_sums() -> None:
+    conv = PeripheralConv2d(2, 31)
+    x = torch.full((1, 2, 64, 64), 100.0)  # the sum over the map is beyond float16
+    with torch.no_grad():
+        out = FourierForm(conv, (64, 64), None)(x.half())
+        torch.testing.assert_close(out.float(), conv(x), rtol=2e-3, atol=0.1)
+    assert out.dtype == torch.float16
+
+
+@pytest.mark.parametrize('bins', [2, 3, (3, None)], ids=str)
+def test_pooling(bins: int | tuple[int, None]) -> None:
+    pool, x = nn.AdaptiveAvgPool2d(bins), torch.randn(2, 3, 16, 7)
+    torch.testing.assert_close(PlainAveragePool(pool)(x), pool(x))
+
+
+def small_backbone() -> PeLK:
+    torch.manual_seed(0)
+    model = PeLK(
+        depths=(1, 1), channels=(8, 12), kernel_sizes=(31, 13), out_indices=(0, 1), gap_before_final_norm=False
+    )
+    for stage in model.stages:
+        for block in stage:
+            nn.init.constant_(block.gamma, 1.0)
+    model.eval().switch_to_deploy()
+    return model
+
+
+def test_network_of_one_size_has_no_operator_of_ours() -> None:
+    model, image = small_backbone(), torch.randn(1, 3, 67, 45)
+    plain = make_plain(copy.deepcopy(model), image)
+    assert not any(isinstance(module, PeripheralConv2d) for module in plain.modules())
+    with torch.no_grad():
+        for out, want in zip(plain(image), model(image), strict=True):
+            torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_program_is_decomposed_to_aten() -> None:
+    model, image = small_backbone(), torch.randn(1, 3, 64, 48)
+    program = torch.export.export(model, (image,)).run_decompositions(decomposition_table())
+    targets = {str(node.target) for node in program.graph.nodes if node.op == 'call_function'}
+    assert not any('mmpelk' in target for target in targets)
+    with torch.no_grad():
+        for out, want in zip(program.module()(image), model(image), strict=True):
+            torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_saved_program_runs_without_mmpelk(tmp_path: Path) -> None:
+    model, image = small_backbone(), torch.randn(1, 3, 64, 48)
+    with torch.no_grad():
+        want = model(image)
+        program = torch.export.export(make_plain(copy.deepcopy(model), image), (image,))
+    torch.export.save(program, tmp_path / 'model.pt2')
+    torch.save((image, want), tmp_path / 'outputs.pt')
+    code = (
+        'import sys\nfor name in ("mmpelk", "mmengine", "mmcv"): sys.modules[name] = None\n'
+        'import torch\nimage, want = torch.load("outputs.pt")\n'
+        'for out, expected in zip(torch.export.load("model.pt2").module()(image), want, strict=True):\n'
+        '    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)'
+    )
+    run(sys.executable, '-c', code, cwd=tmp_path)
