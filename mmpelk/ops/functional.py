@@ -18,6 +18,7 @@ def peripheral_conv2d(
     bias: Tensor | None = None,
     *,
     backend: str | None = None,
+    partial: bool = False,
 ) -> Tensor:
     """Depthwise convolution whose ``K x K`` kernel is constant on the regions of a sharing grid (Eq. 1).
 
@@ -27,13 +28,15 @@ def peripheral_conv2d(
 
     Args:
         x: ``(N, C, H, W)``, floating point, any strides.
-        weight: ``(C, 1, k', k')``, of the dtype of ``x``.
+        weight: ``(C, 1, k', k')``, of the dtype of ``x``; with ``partial`` of fewer channels.
         sharing_grid: ``k'`` ring widths along either axis; their sum is the odd kernel size ``K``.
-        bias: ``(C,)``, or ``(C, H, W)`` for a map that is added to every image.
+        bias: ``(C,)``, or ``(C, H, W)`` for a map that is added to every image; ``C`` is the weight's.
         backend: ``None`` takes the fastest for the inputs; a name of :func:`available_backends` forces it.
+        partial: Let the channels of ``x`` beyond the weight's pass unchanged (Eq. 4).
 
     Returns:
-        ``(N, C, H, W)``, contiguous.
+        ``(N, C, H, W)`` in the memory format of ``x``, as ``F.conv2d`` keeps it: channels last also for a slice of the
+        channels of such a tensor, else contiguous.
 
     Raises:
         ValueError: If shapes, dtypes or the grid do not fit together, or the backend is unknown or refuses the inputs.
@@ -41,8 +44,9 @@ def peripheral_conv2d(
     """
     grid = [int(width) for width in sharing_grid]
     x, weight, bias = cast_under_autocast(x, weight, bias)
-    _check(x, weight, grid, bias)
-    return conv(x, weight, bias, grid, requested_backend(x, weight, grid, backend))
+    mixed = x[:, : weight.shape[0]] if partial else x
+    _check(mixed, weight, grid, bias)
+    return conv(x, weight, bias, grid, requested_backend(mixed, weight, grid, backend))
 
 
 def _check(x: Tensor, weight: Tensor, grid: list[int], bias: Tensor | None) -> None:

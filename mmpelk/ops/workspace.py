@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-__all__ = ['channel_chunks', 'image_chunks', 'set_workspace_limit', 'workspace_limit']
+__all__ = ['channel_chunks', 'image_chunks', 'piece_sizes', 'set_workspace_limit', 'workspace_limit']
 
 _ENVIRONMENT_VARIABLE = 'MMPELK_WORKSPACE_MB'
 _DEFAULT_MB = {'cpu': 64}
@@ -68,3 +68,14 @@ def image_chunks(x: Tensor, plane_bytes: int) -> Iterator[slice]:
     """Slices of the images of a channel slice ``(N, c, H, W)`` that fit the budget, or one image each."""
     size = max(1, _budget(x) // (plane_bytes * max(1, x.shape[1])))
     return (slice(start, start + size) for start in range(0, x.shape[0], size))
+
+
+def piece_sizes(x: Tensor, plane_bytes: int) -> tuple[int, int]:
+    """Images and channels of ``(N, C, H, W)`` at a time: all channels of a few images, or some channels of one."""
+    planes = max(1, workspace_limit(x.device.type) // plane_bytes)
+    channels = min(x.shape[1], planes)
+    if channels < x.shape[1]:
+        channels -= channels % 8 if channels > 8 else 0  # whole vectors
+    # All channels of one image reuse the matrices; images beyond what the cache holds only take its room.
+    images = max(1, _budget(x) // (plane_bytes * max(1, channels)))
+    return images, max(1, channels)

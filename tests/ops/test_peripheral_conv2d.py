@@ -137,7 +137,9 @@ def test_any_strides(backend: str, layout: str) -> None:
     assert torch.equal(strided, x)
     grad = LAYOUTS[layout](torch.ones_like(x))
     got = output_and_gradients(convolve(grid, backend), (strided, weight), grad)
-    assert got[0].is_contiguous()
+    native = F.conv2d(strided, torch.zeros(3, 1, 1, 1, dtype=x.dtype), groups=3)
+    # The memory format of conv2d's result, which keeps the input's; that of the input's gradient follows grad's.
+    assert [tensor.stride() for tensor in got[:2]] == [native.stride()] * 2
     torch.testing.assert_close(got, output_and_gradients(convolve(grid, backend), (x, weight), grad))
 
 
@@ -203,3 +205,26 @@ def test_refuses(change: dict, message: str) -> None:
     good = dict(x=torch.zeros(2, 3, 6, 6), weight=torch.zeros(3, 1, 5, 5), sharing_grid=(1,) * 5)
     with pytest.raises(ValueError, match=message):
         peripheral_conv2d(**(good | change))
+
+
+@pytest.mark.parametrize('bias_dims', [None, 1, 3])
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_further_channels_pass_unchanged(backend: str, bias_dims: int | None) -> None:
+    """And so do their gradients; the others are those of the slice, to any order."""
+    grid = sharing_grid(9, 3)
+    x, weight, bias = make_inputs(grid, 6, 7)
+    wide = torch.cat([x, x[:, :2]], 1).contiguous(memory_format=torch.channels_last)
+    biases = [] if bias_dims is None else [bias if bias_dims == 3 else bias[:, 0, 0]]
+
+    def partial(x: Tensor, weight: Tensor, *bias: Tensor) -> Tensor:
+        return peripheral_conv2d(x, weight, grid, *bias, backend=backend, partial=True)
+
+    def sliced(x: Tensor, weight: Tensor, *bias: Tensor) -> Tensor:
+        return torch.cat([peripheral_conv2d(x[:, :3], weight, grid, *bias, backend=backend), x[:, 3:]], 1)
+
+    grad = torch.randn(wide.shape, dtype=wide.dtype, generator=torch.Generator().manual_seed(0))
+    results = [output_and_gradients(function, (wide, weight, *biases), grad) for function in (partial, sliced)]
+    torch.testing.assert_close(*results)
+    assert results[0][0].is_contiguous(memory_format=torch.channels_last)
+    inputs = [tensor.detach()[:1, ..., :3, :3].requires_grad_() for tensor in (wide, weight.repeat(1, 1, 1, 1))]
+    assert torch.autograd.gradgradcheck(lambda x, w: partial(x, weight * w.sum()), inputs)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import dense, fft, matmul, triton
+from . import dense, dft, fft, matmul, triton
 
 __all__ = ['BACKENDS', 'Backend', 'available_backends', 'fastest_backend', 'force_backend', 'requested_backend']
 
@@ -40,24 +40,29 @@ class Backend:
 
     Attributes:
         name: What ``backend=`` takes.
-        forward: ``(x, weight, bias, grid) -> out``; shapes as in :func:`mmpelk.ops.peripheral_conv2d`. The gradient of
-            the input is the same function of the output's gradient with the kernel flipped.
+        forward: ``(x, weight, bias, grid, out) -> out``; shapes as in :func:`mmpelk.ops.peripheral_conv2d`. It writes
+            into ``out``, of any strides, or makes it if ``None``. The gradient of the input is the same function of
+            the output's gradient with the kernel flipped.
         weight_grad: ``(x, grad_out, grid) -> (C, 1, k', k')``.
         unavailable_reason: Says what this machine lacks to run it, or ``None``.
         unsupported_reason: ``(x, weight, grid)``; says why it cannot take these inputs, or ``None``.
+        prepare: ``(weight, grid, x) -> kernel``: what ``forward`` can take as ``kernel`` instead of computing it from
+            the weight again, for maps of the size of ``x``; ``None`` if it computes nothing worth keeping.
     """
 
     name: str
-    forward: Callable[[Tensor, Tensor, Tensor | None, Sequence[int]], Tensor]
+    forward: Callable[..., Tensor]
     weight_grad: Callable[[Tensor, Tensor, Sequence[int]], Tensor]
     unavailable_reason: Callable[[], str | None] = _no_reason
     unsupported_reason: Callable[[Tensor, Tensor, Sequence[int]], str | None] = _no_reason
+    prepare: Callable[[Tensor, Sequence[int], Tensor], Tensor] | None = None
 
 
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
         Backend('dense', dense.forward, dense.weight_grad),
+        Backend('dft', dft.forward, dft.weight_grad, prepare=dft.prepare),
         Backend('fft', fft.forward, fft.weight_grad),
         Backend('matmul', matmul.forward, matmul.weight_grad),
         # Cached: every call asks, and the answer takes longer than a kernel.

@@ -12,6 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ..layout import empty_as
 from ..sharing_grid import reachable_rings
 from ..workspace import channel_chunks, image_chunks
 
@@ -23,10 +24,12 @@ _FEW = 256
 _COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int]) -> Tensor:
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], out: Tensor | None = None
+) -> Tensor:
     """Correlate through the frequency domain. Shapes as in :func:`mmpelk.ops.peripheral_conv2d`."""
     plan = _Plan(x, grid, torch.float64 if x.shape[-2] * x.shape[-1] < _FEW else torch.float32)
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    out = empty_as(x) if out is None else out
     for channels in channel_chunks(x, plan.plane_bytes):
         kernel = plan.kernel_spectrum(weight[channels])
         added = None if bias is None else bias[channels] if bias.dim() == 3 else bias[channels, None, None]

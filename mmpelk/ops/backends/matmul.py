@@ -12,6 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ..layout import empty_as
 from ..prefix import prefix_sum
 from ..sharing_grid import reachable_rings
 from ..workspace import channel_chunks, image_chunks
@@ -21,10 +22,12 @@ __all__ = ['forward', 'weight_grad']
 _TILE = 64  # output columns that share one Toeplitz matrix of 64 x (K + 63)
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int]) -> Tensor:
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], out: Tensor | None = None
+) -> Tensor:
     """Sum of box-filtered maps times Toeplitz matrices. Shapes as in :func:`mmpelk.ops.peripheral_conv2d`."""
     (row_rings, row_edges), columns = reachable_rings(grid, x.shape[-2]), _Columns(grid, x, torch.float32)
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    out = empty_as(x) if out is None else out
     for channels, images in _pieces(x):
         boxes = _VerticalBoxes(x[images, channels], row_edges, columns.dtype)
         rows = weight[channels, 0, row_rings, columns.rings].to(columns.dtype)

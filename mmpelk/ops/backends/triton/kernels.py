@@ -209,7 +209,7 @@ def _load_matrix(matrices, COLS: tl.constexpr, PARTS: tl.constexpr):
 
 @triton.jit
 def _store_tile(
-    acc, out, bias, first_image, row, cols, images, height, width, out_n, out_h, bias_h, bias_w,
+    acc, out, bias, first_image, row, cols, images, height, width, out_n, out_h, out_w, bias_h, bias_w,
     ROWS: tl.constexpr, IMAGES: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
     """Add the bias (0: none, 1: a number, 2: a map) and store. ``out`` and ``bias`` point at the channel."""
@@ -222,7 +222,7 @@ def _store_tile(
     elif BIAS == 2:
         acc += tl.load(bias + (y[:, None] * bias_h + cols[None, :] * bias_w), mask=mask, other=0.0).to(tl.float32)
     rows = image.to(tl.int64) * out_n + y * out_h
-    tl.store(out + (rows[:, None] + cols[None, :]), _narrow(acc, out.dtype.element_ty), mask=mask)
+    tl.store(out + (rows[:, None] + cols.to(tl.int64)[None, :] * out_w), _narrow(acc, out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -259,7 +259,7 @@ def _add_window(
 @triton.jit
 def conv_kernel(
     x, toeplitz, bias, out, row_rings, scales,
-    images, height, width, x_n, x_c, x_h, x_w, out_n, out_c, out_h, bias_c, bias_h, bias_w,
+    images, height, width, x_n, x_c, x_h, x_w, out_n, out_c, out_h, out_w, bias_c, bias_h, bias_w,
     wide, rings, groups, row_tiles, col_tiles, in_tiles, left,
     ROWS: tl.constexpr, COLS: tl.constexpr, TAIL: tl.constexpr, IMAGES: tl.constexpr, WHOLE: tl.constexpr,
     PARTS: tl.constexpr, ALIGN: tl.constexpr, PAIR: tl.constexpr, BIAS: tl.constexpr, ALIGN_OUT: tl.constexpr,
@@ -357,12 +357,12 @@ def conv_kernel(
         acc_a = tl.where(broken_a[:, None] > 0, float('nan'), acc_a)
         acc_b = tl.where(broken_b[:, None] > 0, float('nan'), acc_b)
     _store_tile(
-        acc_a, out, bias, first_image, row, cols, images, height, width, out_n, out_h, bias_h, bias_w,
+        acc_a, out, bias, first_image, row, cols, images, height, width, out_n, out_h, out_w, bias_h, bias_w,
         ROWS, IMAGES, BIAS,
     )  # fmt: skip
     if PAIR:
         _store_tile(
-            acc_b, out, bias, next_image, row, cols, images, height, width, out_n, out_h, bias_h, bias_w,
+            acc_b, out, bias, next_image, row, cols, images, height, width, out_n, out_h, out_w, bias_h, bias_w,
             ROWS, IMAGES, BIAS,
         )  # fmt: skip
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...layout import empty_as
 from ...sharing_grid import reachable_rings
 from . import kernels
 from .kernels import ROWS
@@ -141,14 +142,16 @@ def _launch_options(dtype: torch.dtype) -> dict[str, int]:
     return dict(num_warps=4, num_stages=2 if dtype == torch.float32 else 3)
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int]) -> Tensor:
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], out: Tensor | None = None
+) -> Tensor:
     """The convolution. Shapes as in :func:`mmpelk.ops.peripheral_conv2d`; any strides.
 
     float32 keeps its precision, unless ``torch.backends.cuda.matmul.allow_tf32`` is set: then products have a relative
     error of 2**-16, better than TF32's own 2**-11, for half the work. That flag, off by default, and not the one of
     cuDNN, on by default, because PyTorch's depthwise kernels never use TF32 either.
     """
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    out = empty_as(x) if out is None else out
     if out.numel() == 0:
         return out
     channels, height, width = x.shape[1:]
@@ -207,7 +210,7 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, plan: Pla
         height,
         width,
         *x.stride(),
-        *out.stride()[:3],
+        *out.stride(),
         *bias_strides,
         plan.wide,
         plan.rings,

@@ -1,0 +1,248 @@
+"""The DFT backend: Fourier transforms as products of matrices, channels last.
+
+On small and middling maps a product with a matrix of sines and cosines runs closer to the machine's peak than a fast
+transform, and along an axis that is not the last it needs no transposition. Three things make it cheap:
+
+- The spectrum is real, a cosine and a sine part along either axis. About the middle of the map a cosine sees the even
+  part of a row only and a sine the odd part: with both taken apart first, each product has half the size.
+- The frequencies are the odd multiples of half a step, so that there are as many sines as cosines. What would wrap
+  around comes back with the other sign, and nothing wraps around into the map.
+- A peripheral kernel's spectrum is a product of small matrices with the spectra of the rings, as in :mod:`.fft`.
+
+Along one axis the spectrum of a correlation is ``Yc = Kc Xc + Ks Xs`` and ``Ys = Kc Xs - Ks Xc``.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ..layout import empty_as
+from ..sharing_grid import reachable_rings
+from ..workspace import piece_sizes
+
+__all__ = ['forward', 'prepare', 'weight_grad']
+
+# Below so many positions dense sums so few terms that float32 would be the less exact of the two.
+_FEW = 100
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    grid: Sequence[int],
+    out: Tensor | None = None,
+    kernel: Tensor | None = None,
+) -> Tensor:
+    """Correlate through the frequency domain. Shapes as in :func:`mmpelk.ops.peripheral_conv2d`.
+
+    Args:
+        x: The maps; any strides, fastest channels last.
+        weight: The parameters.
+        bias: To be added.
+        grid: The sharing grid.
+        out: Where the result goes, of the shape of ``x``; ``None`` allocates it.
+        kernel: What :func:`prepare` made of ``weight``.
+    """
+    out = empty_as(x) if out is None else out
+    plan = _plan(x, grid, torch.float32)
+    for images, channels in plan.pieces(x):
+        spectrum = plan.kernel_spectrum(weight[channels]) if kernel is None else kernel[..., channels]
+        target = out[images, channels].permute(0, 2, 3, 1)
+        product = _product(plan.spectrum(x[images, channels]), spectrum)
+        added = None if bias is None else bias[channels]
+        if added is not None and added.dim() == 3:
+            added = added.permute(1, 2, 0)
+        plan.inverse(product, target, added)
+    return out
+
+
+def prepare(weight: Tensor, grid: Sequence[int], x: Tensor) -> Tensor:
+    """The kernel's spectrum for maps of the size of ``x``, ``(2, F, 2, G, C)``: of use while ``weight`` stays."""
+    return _plan(x, grid, torch.float32).kernel_spectrum(weight)
+
+
+def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int]) -> Tensor:
+    """Gradient of the ``(C, 1, k', k')`` weight from ``x`` and the output's gradient, both ``(N, C, H, W)``."""
+    # A sum over all positions, which dense accumulates to the last bit of float32 where the maps have a mean.
+    plan = _plan(x, grid, torch.float64)
+    grad = torch.zeros(x.shape[1], 1, len(grid), len(grid), dtype=plan.dtype, device=x.device)
+    for images, channels in plan.pieces(x):
+        cross = _cross(plan.spectrum(x[images, channels]), plan.spectrum(grad_out[images, channels]))
+        grad[channels, 0, plan.rows.rings, plan.columns.rings] += plan.ring_sums(cross)
+    return grad.to(x.dtype)
+
+
+def _product(x: Tensor, kernel: Tensor) -> Tensor:
+    """Spectrum of the correlation, from ``(2w, 2h, n, F, G * c)`` and the kernel's ``(2h, F, 2w, G, c)``."""
+    kernel = kernel.permute(2, 0, 1, 3, 4)  # cosine or sine along the columns, along the rows
+    cc, cs, sc, ss = kernel[0, 0], kernel[1, 0], kernel[0, 1], kernel[1, 1]  # along the rows, along the columns
+    x = x.view(*x.shape[:4], *kernel.shape[3:])
+    out = x * cc
+    out[0].addcmul_(x[1], cs)
+    out[1].addcmul_(x[0], cs, value=-1)
+    out[:, 0].addcmul_(x[:, 1], sc)
+    out[:, 1].addcmul_(x[:, 0], sc, value=-1)
+    out[0, 0].addcmul_(x[1, 1], ss)
+    out[1, 1].addcmul_(x[0, 0], ss)
+    out[0, 1].addcmul_(x[1, 0], ss, value=-1)
+    out[1, 0].addcmul_(x[0, 1], ss, value=-1)
+    return out
+
+
+def _cross(x: Tensor, grad: Tensor) -> Tensor:
+    """Gradient of the kernel's spectrum, ``(2w, 2h, F, G * c)``: the adjoint of :func:`_product`, over the images."""
+    cross = x.new_zeros(2, 2, *x.shape[3:])
+    for n in range(x.shape[2]):
+        for w, h in ((0, 0), (0, 1), (1, 0), (1, 1)):  # of the kernel
+            for v, g in ((0, 0), (0, 1), (1, 0), (1, 1)):  # of the gradient; the input's is their difference
+                sign = -1 if (w & v) ^ (h & g) else 1
+                cross[w, h].addcmul_(x[w ^ v, h ^ g, n], grad[v, g, n], value=sign)
+    return cross
+
+
+class _Axis:
+    """The matrices along one axis; ``half`` is half the map's extent, with the middle, and ``frequencies`` half as many
+    as the transform is long: long enough that nothing wraps around into the map."""
+
+    def __init__(self, grid: Sequence[int], extent: int) -> None:
+        self.rings, self.edges = reachable_rings(grid, extent)
+        radius = max(-self.edges[0], self.edges[-1] - 1)
+        self.extent, self.half, self.frequencies = extent, (extent + 1) // 2, (extent + radius + 1) // 2
+
+    def waves(self, doubled: Tensor) -> Tensor:
+        """Cosines and sines ``(2, frequencies, n)`` at ``n`` positions, given times two."""
+        period = 8 * self.frequencies
+        angle = torch.pi / period * 2 * ((2 * torch.arange(self.frequencies)[:, None] + 1) * doubled % period).double()
+        return torch.stack([angle.cos(), angle.sin()])
+
+    def matrices(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Transform ``(2, frequencies, half)``, inverse ``(2, half, frequencies)``, spectra of the rings
+        ``(2 * frequencies, rings)``."""
+        inverse = self.waves(2 * torch.arange(self.half) - (self.extent - 1))
+        transform = inverse.clone()
+        if self.extent % 2:
+            transform[..., -1] /= 2  # the middle comes from both sides
+        rings = [self.waves(2 * torch.arange(low, high)).sum(-1) for low, high in pairwise(self.edges)]
+        return transform, inverse.mT / self.frequencies, torch.stack(rings, -1).flatten(0, 1)
+
+
+class _Plan:
+    """Everything about a call that does not depend on the values."""
+
+    def __init__(self, grid: Sequence[int], height: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.rows, self.columns, self.dtype = _Axis(grid, height), _Axis(grid, width), dtype
+        self.row_matrices, self.column_matrices = (
+            [matrix.to(device=device, dtype=dtype).contiguous() for matrix in axis.matrices()]
+            for axis in (self.rows, self.columns)
+        )
+        self.scale = 1 / (self.rows.frequencies * self.columns.frequencies)
+        # The spectrum and its product with the kernel's, or the other spectrum; what a transform begins with.
+        self.plane_bytes = 10 * self.rows.frequencies * self.columns.frequencies * (torch.finfo(dtype).bits // 8)
+
+    def pieces(self, x: Tensor) -> Iterator[tuple[slice, slice]]:
+        """Images and channels to work on at a time: all channels, if they fit, so that the products are large."""
+        images, channels = piece_sizes(x, self.plane_bytes)
+        for channel in range(0, x.shape[1], channels):
+            for image in range(0, x.shape[0], images):
+                yield slice(image, image + images), slice(channel, channel + channels)
+
+    def spectrum(self, planes: Tensor) -> Tensor:
+        """``(n, c, H, W)`` to ``(2, 2, n, F, G * c)``: cosine or sine along the columns, then along the rows."""
+        x = planes.permute(0, 2, 3, 1)
+        x = x.to(self.dtype) if x.stride(-1) == 1 or x.shape[-1] == 1 else x.to(self.dtype).contiguous()
+        images, height, width, channels = x.shape
+        rows, columns = self.rows, self.columns
+        parts = x.new_empty(2, images, height, columns.half, channels)
+        _fold(x, 2, parts[0], parts[1])
+        quarters = x.new_empty(2, 2, images, rows.half, columns.half, channels)
+        _fold(parts, 2, quarters[:, 0], quarters[:, 1])
+        half = x.new_empty(2, 2, images, rows.half, columns.frequencies * channels)
+        for w in (0, 1):
+            _products(
+                self.column_matrices[0][w],
+                quarters[w].view(-1, columns.half, channels),
+                half[w].view(-1, columns.frequencies, channels),
+            )
+        out = x.new_empty(2, 2, images, rows.frequencies, half.shape[-1])
+        for w, h in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            _products(self.row_matrices[0][h], half[w, h], out[w, h])
+        return out
+
+    def inverse(self, spectrum: Tensor, out: Tensor, bias: Tensor | None) -> None:
+        """:meth:`spectrum` backwards, plus ``bias``, into ``(n, H, W, c)``."""
+        images, channels = out.shape[0], out.shape[-1]
+        rows, columns = self.rows, self.columns
+        spectrum = spectrum.flatten(4)
+        half = spectrum.new_empty(2, 2, images, rows.half, spectrum.shape[-1])
+        for w, h in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            _products(self.row_matrices[1][h], spectrum[w, h], half[w, h])
+        quarters = spectrum.new_empty(2, 2, images, rows.half, columns.half, channels)
+        for w in (0, 1):
+            _products(
+                self.column_matrices[1][w],
+                half[w].view(-1, columns.frequencies, channels),
+                quarters[w].view(-1, columns.half, channels),
+            )
+        parts = spectrum.new_empty(2, images, rows.extent, columns.half, channels)
+        _unfold(quarters[:, 0], quarters[:, 1], 2, parts)
+        if bias is not None and bias.dim() == 3:  # even and odd part of a map, too: no pass over the whole output
+            _fold(bias.to(self.dtype), 1, even := torch.empty_like(parts[0, 0]), odd := torch.empty_like(even))
+            parts.add_(torch.stack([even, odd])[:, None], alpha=0.5)
+        elif bias is not None:
+            parts[0].add_(bias)
+        _unfold(parts[0], parts[1], 2, out)
+
+    def kernel_spectrum(self, weight: Tensor) -> Tensor:
+        """Of the expanded kernel, ``(2, F, 2, G, c)``, from ``(c, 1, k', k')``."""
+        reachable = weight[:, 0, self.rows.rings, self.columns.rings].to(self.dtype).permute(1, 2, 0)
+        rings, others, channels = reachable.shape
+        half = self.row_matrices[2] @ reachable.reshape(rings, others * channels)
+        spectrum = half.new_empty(half.shape[0], len(self.column_matrices[2]), channels)
+        _products(self.column_matrices[2], half.view(-1, others, channels), spectrum)
+        return spectrum.view(2, self.rows.frequencies, 2, self.columns.frequencies, channels)
+
+    def ring_sums(self, cross: Tensor) -> Tensor:
+        """Adjoint of :meth:`kernel_spectrum` and of the inverse's scale: ``(2w, 2h, F, G * c)`` to ``(c, k', k')``."""
+        columns = self.columns.frequencies
+        channels = cross.shape[-1] // columns
+        cross = cross.view(2, 2, self.rows.frequencies, columns, channels).permute(1, 2, 0, 3, 4)
+        cross = cross.reshape(-1, 2 * columns, channels)
+        half = torch.matmul(self.column_matrices[2].mT, cross)
+        sums = self.row_matrices[2].mT @ half.flatten(1)
+        return sums.view(sums.shape[0], *half.shape[1:]).permute(2, 0, 1) * self.scale
+
+
+def _fold(x: Tensor, dim: int, even: Tensor, odd: Tensor) -> None:
+    """Sums and differences of the positions at the same distance from the middle; the middle counts twice."""
+    half = even.shape[dim]
+    mirrored = x.narrow(dim, x.shape[dim] - half, half).flip(dim)
+    torch.add(x.narrow(dim, 0, half), mirrored, out=even)
+    torch.sub(x.narrow(dim, 0, half), mirrored, out=odd)
+
+
+def _unfold(even: Tensor, odd: Tensor, dim: int, out: Tensor) -> None:
+    """The map from its even and its odd part about the middle."""
+    half, extent = even.shape[dim], out.shape[dim]
+    out.narrow(dim, extent - half, half).copy_((even - odd).flip(dim))
+    out.narrow(dim, 0, half).copy_(even + odd)
+
+
+def _products(matrix: Tensor, x: Tensor, out: Tensor) -> None:
+    """``out[i] = matrix @ x[i]``."""
+    torch.bmm(matrix.expand(len(x), -1, -1), x, out=out)
+
+
+def _plan(x: Tensor, grid: Sequence[int], dtype: torch.dtype) -> _Plan:
+    height, width = x.shape[-2:]
+    dtype = torch.promote_types(x.dtype, torch.float64 if height * width < _FEW else dtype)
+    return _cached_plan(tuple(grid), height, width, dtype, x.device)
+
+
+@lru_cache(maxsize=128)
+def _cached_plan(grid: tuple[int, ...], height: int, width: int, dtype: torch.dtype, device: torch.device) -> _Plan:
+    with torch.inference_mode(False):  # it outlives the call
+        return _Plan(grid, height, width, dtype, device)

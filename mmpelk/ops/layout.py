@@ -1,0 +1,19 @@
+"""The memory format of a result: that of the input, as ``F.conv2d`` keeps it."""
+
+import torch
+from torch import Tensor
+
+__all__ = ['empty_as', 'is_channels_last']
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether the channels of ``(N, C, H, W)`` lie next to each other in memory; also those of a slice of channels."""
+    _, channels, _, columns = x.stride()
+    return x.shape[1] > 1 and channels == 1 and columns >= x.shape[1] and x.stride(2) >= columns
+
+
+def empty_as(x: Tensor, channels: int | None = None) -> Tensor:
+    """An uninitialised map of the size and memory format of ``x``, dense, of ``channels`` channels (as many)."""
+    size = (x.shape[0], channels or x.shape[1], *x.shape[2:])
+    memory_format = torch.channels_last if is_channels_last(x) else torch.contiguous_format
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format)
