@@ -109,13 +109,20 @@ class PeLKBlock(BaseModule):
 
     def _forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         # Channels last from the mixer to the residual sum: what the layer norm and the linear layers want.
-        out = self.mixer(x[:, : self.mixed_channels], embedding).permute(0, 2, 3, 1)
-        if self.mixed_channels < x.shape[1]:
-            out = torch.cat([out, x[:, self.mixed_channels :].permute(0, 2, 3, 1)], dim=-1)
+        out = self._mix(x, embedding).permute(0, 2, 3, 1)
         out = self.pointwise_conv2(self.act(self.pointwise_conv1(self.norm(out))))
         if self.gamma is not None:
             out = out * self.gamma
         return x + self.drop_path(out.permute(0, 3, 1, 2))
+
+    def _mix(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        """The first channels mixed, the others as they are (Eq. 4)."""
+        rest = x.shape[1] - self.mixed_channels
+        if not rest or getattr(self.mixer, 'passes_rest', False):
+            return self.mixer(x, embedding)
+        mixed, others = x.split([self.mixed_channels, rest], 1)  # the gradient of a split is one concatenation
+        parts = [self.mixer(mixed, embedding), others]
+        return torch.cat([part.permute(0, 2, 3, 1) for part in parts], -1).permute(0, 3, 1, 2)
 
 
 class PeLKStage(Sequential):

@@ -5,10 +5,10 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-__all__ = ['cast_under_autocast', 'without_autocast']
+__all__ = ['autocast_dtype', 'cast_under_autocast', 'without_autocast']
 
 
-def _autocast_dtype(device_type: str) -> torch.dtype | None:
+def autocast_dtype(device_type: str) -> torch.dtype | None:
     """What autocast casts to on a device, or ``None`` where it is off."""
     if hasattr(torch, 'get_autocast_dtype'):  # torch 2.4
         has_autocast = device_type != 'meta' and torch.is_autocast_enabled(device_type)
@@ -20,7 +20,7 @@ def _autocast_dtype(device_type: str) -> torch.dtype | None:
 
 def cast_under_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """The inputs as autocast hands them to ``conv2d``: in its dtype, but float64 as it is."""
-    dtype = _autocast_dtype(x.device.type)
+    dtype = autocast_dtype(x.device.type)
     if dtype is None or x.dtype == torch.float64:
         return x, weight, bias
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -28,4 +28,4 @@ def cast_under_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple
 
 def without_autocast(device_type: str) -> AbstractContextManager:
     """The backends choose their own precision; autocast would round their intermediate results."""
-    return nullcontext() if _autocast_dtype(device_type) is None else torch.autocast(device_type, enabled=False)
+    return nullcontext() if autocast_dtype(device_type) is None else torch.autocast(device_type, enabled=False)

@@ -22,7 +22,7 @@ from .autocast import cast_under_autocast, without_autocast
 from .backends import BACKENDS, fastest_backend
 from .layout import empty_as
 
-__all__ = ['HAS_CUSTOM_OP', 'conv', 'conv_prepared', 'weight_grad']
+__all__ = ['HAS_CUSTOM_OP', 'conv', 'conv_prepared', 'register', 'weight_grad']
 
 HAS_CUSTOM_OP = hasattr(torch.library, 'custom_op') and hasattr(torch.library, 'register_autograd')
 
@@ -110,9 +110,10 @@ def _weight_grad_fake(x: Tensor, grad_out: Tensor, channels: int, grid: Sequence
     return x.new_empty(channels, 1, len(grid), len(grid))
 
 
-def _register(
+def register(
     name: str, schema: str, function: Callable, fake: Callable, setup: Callable, backward: Callable
 ) -> Callable[..., Any]:
+    """An operator with its gradients: ``torch.ops.mmpelk.<name>``, or before torch 2.4 a plain function."""
     if not HAS_CUSTOM_OP:
         return _autograd_function(name, function, setup, backward)
     operator = torch.library.custom_op(f'mmpelk::{name}', function, mutates_args=(), schema=schema)
@@ -127,7 +128,7 @@ def _autograd_function(name: str, function: Callable, setup: Callable, backward:
     return subclass.apply
 
 
-conv = _register(
+conv = register(
     'peripheral_conv2d',
     '(Tensor x, Tensor weight, Tensor? bias, int[] grid, str? backend) -> Tensor',
     _conv,
@@ -135,7 +136,7 @@ conv = _register(
     _conv_setup,
     _conv_backward,
 )
-weight_grad = _register(
+weight_grad = register(
     'peripheral_conv2d_weight_grad',
     '(Tensor x, Tensor grad_out, int channels, int[] grid, str? backend) -> Tensor',
     _weight_grad,

@@ -8,7 +8,7 @@ from .autocast import cast_under_autocast
 from .backends import requested_backend
 from .custom_op import conv
 
-__all__ = ['peripheral_conv2d']
+__all__ = ['check', 'peripheral_conv2d']
 
 
 def peripheral_conv2d(
@@ -45,11 +45,12 @@ def peripheral_conv2d(
     grid = [int(width) for width in sharing_grid]
     x, weight, bias = cast_under_autocast(x, weight, bias)
     mixed = x[:, : weight.shape[0]] if partial else x
-    _check(mixed, weight, grid, bias)
+    check(mixed, weight, grid, bias)
     return conv(x, weight, bias, grid, requested_backend(mixed, weight, grid, backend))
 
 
-def _check(x: Tensor, weight: Tensor, grid: list[int], bias: Tensor | None) -> None:
+def check(x: Tensor, weight: Tensor, grid: list[int], bias: Tensor | None) -> None:
+    """Refuse what does not fit together, as :func:`peripheral_conv2d` says."""
     if min(grid, default=0) < 1 or sum(grid) % 2 == 0:
         raise ValueError(f'a sharing grid holds positive integers with an odd sum, got {grid} with sum {sum(grid)}')
     if x.dim() != 4 or not x.is_floating_point():

@@ -13,7 +13,7 @@ from torch import Tensor
 from .prefix import prefix_sum
 from .sharing_grid import expand_kernel
 
-__all__ = ['positional_constant', 'positional_map', 'summed_area_table']
+__all__ = ['inside', 'positional_constant', 'positional_map', 'summed_area_table']
 
 
 def _weighted_embedding(weight: Tensor, grid: Sequence[int], embedding: Tensor) -> Tensor:
@@ -46,12 +46,12 @@ def positional_map(table: Tensor, size: Sequence[int]) -> Tensor:
         ``(C, H, W)``.
     """
     kernel_size = table.shape[-1] - 1
-    (top, bottom), (left, right) = (_inside(extent, kernel_size, table.device) for extent in size)
+    (top, bottom), (left, right) = (inside(extent, kernel_size, table.device) for extent in size)
     rows = table.index_select(-2, bottom) - table.index_select(-2, top)
     return rows.index_select(-1, right) - rows.index_select(-1, left)
 
 
-def _inside(extent: int, kernel_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def inside(extent: int, kernel_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """First kernel position inside a map of ``extent`` and the one past the last, for every output along an axis."""
     first = kernel_size // 2 - torch.arange(extent, device=device)
     return first.clamp(0, kernel_size), (first + extent).clamp(0, kernel_size)

@@ -93,6 +93,11 @@ class Mixer(nn.Module):
         """
         raise NotImplementedError
 
+    @property
+    def passes_rest(self) -> bool:
+        """Whether ``forward`` takes maps of more channels than it mixes, and passes the others unchanged."""
+        return False
+
     def switch_to_deploy(self, embedding: Tensor | None = None) -> None:
         """Merge what can be merged, in place: the same function in eval mode. A second call changes nothing.
 

@@ -1,14 +1,17 @@
 """The paper's mixer: a peripheral kernel beside a small one, merged into one kernel for deployment."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmpelk.ops.positional import positional_constant, positional_map, summed_area_table
+from mmpelk.ops.positional_op import positional_term
 from mmpelk.ops.sharing_grid import resolve_sharing_grid
 
 from ..peripheral_conv import PeripheralConv2d
+from .constants import DeployedConstants
 from .base import Mixer, MixerSpec, build_norm, drop_masks, norm_as_affine
 
 __all__ = ['PeripheralMixer']
@@ -30,6 +33,7 @@ class PeripheralMixer(Mixer):
         super().__init__(spec)
         channels, size = spec.channels, spec.kernel_size
         self.embedding_mode = spec.positional_embedding
+        self._constants = DeployedConstants()
         self.large = PeripheralConv2d(channels, size, self.grid_of(spec), bias=spec.deploy)
         if spec.deploy:
             if self.embedding_mode == 'in_bounds':
@@ -45,6 +49,8 @@ class PeripheralMixer(Mixer):
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         if self.deployed:
+            if self.passes_rest:
+                return self._constants.mix(self, x)
             return self.large(x, self._deployed_map(x))
         out = self.large_norm(self.large(x, self._embedding_map(x, embedding)))
         if self.small_kernel_size:
@@ -57,7 +63,26 @@ class PeripheralMixer(Mixer):
         weight, grid = self.large.weight, self.large.sharing_grid
         if self.embedding_mode == 'constant':
             return positional_constant(weight, grid, embedding)[:, None, None].expand(x.shape[1:])
-        return positional_map(summed_area_table(weight, grid, embedding), x.shape[-2:])
+        return positional_term(weight, embedding, grid, *x.shape[-2:])
+
+    @property
+    def passes_rest(self) -> bool:
+        """Deployed, for inference: the operator writes the whole map. Traced and exported graphs keep the plain form."""
+        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        return self.deployed and not torch.is_grad_enabled() and not is_traced
+
+    def deployed_bias(self, x: Tensor) -> Tensor | None:
+        """What is added to the convolution of maps of the size of ``x``: a number or a map per channel."""
+        table = self._deployed_map(x)
+        if table is None or self.large.bias is None:
+            return self.large.bias if table is None else table.to(x.dtype)
+        total = table.to(x.dtype) + self.large.bias.to(x.dtype)[:, None, None]
+        return total.permute(1, 2, 0).contiguous().permute(2, 0, 1)  # channels last, as the network's maps
+
+    def _apply(self, *args: Any, **kwargs: Any) -> 'PeripheralMixer':
+        """Moves and casts exchange the memory of parameters without a count."""
+        self._constants.clear()
+        return super()._apply(*args, **kwargs)
 
     def _deployed_map(self, x: Tensor) -> Tensor | None:
         return positional_map(self.embedding_table, x.shape[-2:]) if self.embedding_mode == 'in_bounds' else None

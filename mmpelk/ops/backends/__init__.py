@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import dense, dft, fft, matmul, triton
 
-__all__ = ['BACKENDS', 'Backend', 'available_backends', 'fastest_backend', 'force_backend', 'requested_backend']
+__all__ = ['BACKENDS', 'Backend', 'available_backends', 'fastest_backend', 'force_backend', 'forced_backend', 'requested_backend']
 
 _ENVIRONMENT_VARIABLE = 'MMPELK_BACKEND'
 _LOGGER = logging.getLogger('mmpelk.ops')
@@ -121,6 +121,11 @@ def force_backend(name: str | None) -> Iterator[None]:
         yield
     finally:
         _forced = before
+
+
+def forced_backend() -> str | None:
+    """The name that :func:`force_backend` or the environment gives."""
+    return _forced
 
 
 def requested_backend(x: Tensor, weight: Tensor, grid: Sequence[int], backend: str | None) -> str | None:
