@@ -110,6 +110,7 @@ _FORMULAS: dict[str, Callable[[Sequence[Any], Tensor], float]] = {
     'baddbmm': _product_of(1),
     'convolution': _convolution,
     'mul': _multiplication,
+    'addcmul': _multiplication,
     'add': _addition,
     'sub': _addition,
     'cumsum': _addition,

@@ -8,7 +8,13 @@ from mmpelk.models import PeLK
 
 
 @pytest.mark.parametrize(
-    ('step', 'deploy', 'most'), [(inference, True, 1.3), (training_step, False, 1.6)], ids=['inference', 'training']
+    ('step', 'deploy', 'most'),
+    [
+        (inference, True, 1.0),
+        # Beside convolution, small kernel and embedding two batch norms, which dispatch three operators each in forward.
+        (training_step, False, 2.0),
+    ],
+    ids=['inference', 'training'],
 )
 def test_operators_over_those_of_the_network_without_mixers(step, deploy: bool, most: float) -> None:
     """All but views, after a first call, which fills the caches."""

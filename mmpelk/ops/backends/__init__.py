@@ -102,9 +102,9 @@ class Costs:
 
 # Two cores of an AMD EPYC (Zen 3), torch 2.11. Those with AVX-512 have faster depthwise kernels: dense and fft as
 # measured on one for release 0.1.0, dft as much faster there as fft, which is a guess.
-_AVX2 = Costs(dense_tap=0.060, dft_product=0.025, dft_number=4.0, fft_number=18.0)
-_AVX512 = Costs(dense_tap=1 / 88, dft_product=0.0076, dft_number=1.2, fft_number=5.5)
-COSTS = _AVX512 if torch.backends.cpu.get_cpu_capability() == 'AVX512' else _AVX2
+AVX2 = Costs(dense_tap=0.060, dft_product=0.025, dft_number=4.0, fft_number=18.0)
+AVX512 = Costs(dense_tap=1 / 88, dft_product=0.0076, dft_number=1.2, fft_number=5.5)
+COSTS = AVX512 if torch.backends.cpu.get_cpu_capability() == 'AVX512' else AVX2
 
 _forced: str | None = os.environ.get(_ENVIRONMENT_VARIABLE) or None
 
