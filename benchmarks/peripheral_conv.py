@@ -3,10 +3,9 @@
     python benchmarks/peripheral_conv.py                      # CPU, some minutes
     python benchmarks/peripheral_conv.py --device cuda --dtype bfloat16 --batch 64
     python benchmarks/peripheral_conv.py --stages             # the choice against its peers at every stage
-    python benchmarks/peripheral_conv.py --calibrate          # the costs that the choice on a CPU goes by
 
-Peers: ``F.conv2d`` with the dense kernel, in NCHW, channels last, and with the channels filled up to a multiple of 16, a
-plain FFT convolution (both transforms in full, the kernel expanded), the plain Fourier transform as products of matrices
+Peers: ``F.conv2d`` with the dense kernel, in NCHW, channels last, and with the channels filled up to a multiple of 16,
+a plain FFT convolution (both transforms in full, the kernel expanded), the Fourier transform as products of matrices
 (complex, from both sides, the kernel's spectrum given), SLaK's pair of stripes (K x 5 and 5 x K), and ConvNeXt's 7 x 7.
 Peers that compute another function are there for their cost. Ours runs in both layouts.
 Writes a table, ``benchmarks/results/peripheral_conv_*.json`` and a plot of time against kernel size.
@@ -130,9 +129,7 @@ def dft_matrices(size: Sequence[int], side: int) -> tuple[list[Tensor], tuple[in
     (row_cos, row_sin), (column_cos, column_sin) = (
         (torch.cos(angle), torch.sin(angle))
         for extent, length in zip(size, lengths, strict=True)
-        for angle in [
-            2 * torch.pi / length * (torch.arange(length)[:, None] * torch.arange(extent) % length).double()
-        ]
+        for angle in [2 * torch.pi / length * (torch.arange(length)[:, None] * torch.arange(extent) % length).double()]
     )
     half = lengths[1] // 2 + 1
     weights = torch.full((half, 1), 2.0, dtype=torch.float64)

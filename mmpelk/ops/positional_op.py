@@ -50,9 +50,7 @@ def _term_fake(weight: Tensor, embedding: Tensor, grid: Sequence[int], height: i
     return weight.new_empty(height, width, weight.shape[0], dtype=_dtype(weight)).permute(2, 0, 1)
 
 
-def _grads(
-    grad: Tensor, weight: Tensor, embedding: Tensor, grid: Sequence[int]
-) -> tuple[Tensor, Tensor]:
+def _grads(grad: Tensor, weight: Tensor, embedding: Tensor, grid: Sequence[int]) -> tuple[Tensor, Tensor]:
     dtype = _dtype(weight)
     rows, columns = _matrices(grad.shape[1:], embedding, dtype)
     half = (rows.mT @ grad.to(dtype).permute(1, 2, 0).flatten(1)).view(-1, grad.shape[2], grad.shape[0])
@@ -100,7 +98,7 @@ positional_term = register(
     _term_setup,
     _term_backward,
 )
-"""``M`` ``(C, H, W)`` in at least float32, from weight ``(C, 1, k', k')``, embedding ``(C, K, K)``, grid, ``H``, ``W``."""
+"""``M`` ``(C, H, W)`` in at least float32, from weight, embedding ``(C, K, K)``, grid, ``H`` and ``W``."""
 _term_grads = register(
     'positional_term_grads',
     '(Tensor grad, Tensor weight, Tensor embedding, int[] grid) -> (Tensor, Tensor)',

@@ -11,7 +11,7 @@ from mmpelk.models import PeLK
     ('step', 'deploy', 'most'),
     [
         (inference, True, 1.0),
-        # Beside convolution, small kernel and embedding two batch norms, which dispatch three operators each in forward.
+        # Beside convolution, small kernel and embedding two batch norms, of three operators each in forward.
         (training_step, False, 2.0),
     ],
     ids=['inference', 'training'],

@@ -9,8 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mmpelk.ops import backends
-from mmpelk.ops import available_backends, force_backend, peripheral_conv2d, sharing_grid
+from mmpelk.ops import available_backends, backends, force_backend, peripheral_conv2d, sharing_grid
 from mmpelk.ops.backends import BACKENDS as TABLE
 from mmpelk.ops.backends import fastest_backend
 from tests.ops.inputs import BACKENDS, make_inputs

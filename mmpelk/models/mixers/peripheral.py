@@ -11,8 +11,8 @@ from mmpelk.ops.positional_op import positional_term
 from mmpelk.ops.sharing_grid import resolve_sharing_grid
 
 from ..peripheral_conv import PeripheralConv2d
-from .constants import DeployedConstants
 from .base import Mixer, MixerSpec, build_norm, drop_masks, norm_as_affine
+from .constants import DeployedConstants
 
 __all__ = ['PeripheralMixer']
 
@@ -67,7 +67,7 @@ class PeripheralMixer(Mixer):
 
     @property
     def passes_rest(self) -> bool:
-        """Deployed, for inference: the operator writes the whole map. Traced and exported graphs keep the plain form."""
+        """Deployed, for inference: the operator writes the whole map. Traced graphs keep the plain form."""
         is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
         return self.deployed and not torch.is_grad_enabled() and not is_traced
 

@@ -13,7 +13,15 @@ from torch import Tensor
 
 from . import dense, dft, fft, matmul, triton
 
-__all__ = ['BACKENDS', 'Backend', 'available_backends', 'fastest_backend', 'force_backend', 'forced_backend', 'requested_backend']
+__all__ = [
+    'BACKENDS',
+    'Backend',
+    'available_backends',
+    'fastest_backend',
+    'force_backend',
+    'forced_backend',
+    'requested_backend',
+]
 
 _ENVIRONMENT_VARIABLE = 'MMPELK_BACKEND'
 _LOGGER = logging.getLogger('mmpelk.ops')
@@ -83,7 +91,7 @@ _DENSE_UP_TO = 5
 
 @dataclass(frozen=True)
 class Costs:
-    """Nanoseconds of the parts of a call in float32 on a CPU, fitted by ``benchmarks/peripheral_conv.py --calibrate``.
+    """Nanoseconds of the parts of a call in float32 on a CPU, fitted to one run of every stage of PeLK-T and PeLK-B.
 
     Attributes:
         dense_tap: A multiply-add of the dense kernel, channels last.

@@ -23,9 +23,7 @@ def reach(kernel_size: int, extent: int) -> int:
     return min(kernel_size // 2, max(extent - 1, 0))
 
 
-def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], out: Tensor | None = None
-) -> Tensor:
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], out: Tensor | None = None) -> Tensor:
     """``F.conv2d`` with the expanded kernel, cut to what the map's size can reach.
 
     Shapes as in :func:`mmpelk.ops.peripheral_conv2d`.
@@ -57,5 +55,7 @@ def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int]) -> Tensor:
 
 
 def _crop(kernel: Tensor, taken: tuple[int, int]) -> Tensor:
-    rows, columns = (slice(size // 2 - side, size // 2 + side + 1) for size, side in zip(kernel.shape[-2:], taken, strict=True))
+    rows, columns = (
+        slice(size // 2 - side, size // 2 + side + 1) for size, side in zip(kernel.shape[-2:], taken, strict=True)
+    )
     return kernel[..., rows, columns]

@@ -162,7 +162,7 @@ class _Plan:
         """``(n, c, H, W)`` to ``(2, 2, n, F, G, c)``: cosine or sine along the columns, then along the rows."""
         x = planes.permute(0, 2, 3, 1)
         x = x.to(self.dtype) if x.stride(-1) == 1 or x.shape[-1] == 1 else x.to(self.dtype).contiguous()
-        images, height, width, channels = x.shape
+        images, height, _, channels = x.shape
         rows, columns = self.rows, self.columns
         if self.whole:
             size = images, 2, rows.frequencies, 2, columns.frequencies, channels
@@ -195,7 +195,9 @@ class _Plan:
             if bias is None:
                 out.copy_(planes)
             else:
-                torch.add(planes, bias, out=out) if out.dtype == planes.dtype == bias.dtype else out.copy_(planes + bias)
+                torch.add(planes, bias, out=out) if out.dtype == planes.dtype == bias.dtype else out.copy_(
+                    planes + bias
+                )
             return
         spectrum = spectrum.flatten(4)
         half = spectrum.new_empty(2, 2, images, rows.half, spectrum.shape[-1])

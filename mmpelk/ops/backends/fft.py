@@ -24,9 +24,7 @@ _FEW = 256
 _COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 
 
-def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], out: Tensor | None = None
-) -> Tensor:
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], out: Tensor | None = None) -> Tensor:
     """Correlate through the frequency domain. Shapes as in :func:`mmpelk.ops.peripheral_conv2d`."""
     plan = _Plan(x, grid, torch.float64 if x.shape[-2] * x.shape[-1] < _FEW else torch.float32)
     out = empty_as(x) if out is None else out

@@ -22,9 +22,7 @@ __all__ = ['forward', 'weight_grad']
 _TILE = 64  # output columns that share one Toeplitz matrix of 64 x (K + 63)
 
 
-def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], out: Tensor | None = None
-) -> Tensor:
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], out: Tensor | None = None) -> Tensor:
     """Sum of box-filtered maps times Toeplitz matrices. Shapes as in :func:`mmpelk.ops.peripheral_conv2d`."""
     (row_rings, row_edges), columns = reachable_rings(grid, x.shape[-2]), _Columns(grid, x, torch.float32)
     out = empty_as(x) if out is None else out

@@ -142,9 +142,7 @@ def _launch_options(dtype: torch.dtype) -> dict[str, int]:
     return dict(num_warps=4, num_stages=2 if dtype == torch.float32 else 3)
 
 
-def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], out: Tensor | None = None
-) -> Tensor:
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], out: Tensor | None = None) -> Tensor:
     """The convolution. Shapes as in :func:`mmpelk.ops.peripheral_conv2d`; any strides.
 
     float32 keeps its precision, unless ``torch.backends.cuda.matmul.allow_tf32`` is set: then products have a relative
