@@ -4,7 +4,7 @@
     python benchmarks/backbone.py --device cuda --dtype bfloat16 --batch 64
 
 PeLK-T and PeLK-101-T as deployed for inference, the same PeLK-T on the dense backend, with the convolution left out
-(the ceiling that no operator can pass), and mmpretrain's ConvNeXt-T.
+(the ceiling that no operator can pass), SLaK-T, and mmpretrain's ConvNeXt-T.
 """
 
 import argparse
@@ -53,6 +53,7 @@ def models(device: str, *, deploy: bool) -> dict[str, tuple[nn.Module, str | Non
         'PeLK-101-T': (PeLK('tiny-101', deploy=deploy), None),
         'PeLK-T, dense backend': (PeLK('tiny', deploy=deploy), 'dense'),
         'PeLK-T without convolution': (without_mixer(PeLK('tiny')), None),
+        'SLaK-T': (PeLK('tiny', mixer='stripe', conv_ratio=1.0, positional_embedding=None, deploy=deploy), None),
         'ConvNeXt-T': (ConvNeXt('tiny'), None),
     }
     for model, _ in table.values():
@@ -112,6 +113,7 @@ def measure(step: Callable[..., None], args: argparse.Namespace, batch: int, siz
         name: {
             'images_per_second': batch / seconds[name],
             'share_of_ceiling': ceiling / seconds[name],
+            'dispatched_operators': dispatched_operators(call),
             'peak_memory': peak_memory(call, args.device) if seconds[name] < 20 else None,
         }
         for name, call in calls.items()

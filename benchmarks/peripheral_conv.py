@@ -123,7 +123,7 @@ def matrix_dft(x: Tensor, spectrum: Tensor, matrices: Sequence[Tensor]) -> Tenso
     return torch.cat((back_rows @ product).chunk(2, -2), -1) @ back_columns
 
 
-def dft_matrices(size: Sequence[int], side: int) -> tuple[list[Tensor], tuple[int, int]]:
+def dft_matrices(size: Sequence[int], side: int) -> tuple[list[Tensor], tuple[int, ...]]:
     """Matrices of :func:`matrix_dft` along columns, rows, and back, and the lengths of the transforms."""
     lengths = tuple(extent + min(side // 2, extent - 1) for extent in size)
     (row_cos, row_sin), (column_cos, column_sin) = (
