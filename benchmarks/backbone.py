@@ -4,7 +4,7 @@
     python benchmarks/backbone.py --device cuda --dtype bfloat16 --batch 64
 
 PeLK-T and PeLK-101-T as deployed for inference, the same PeLK-T on the dense backend, with the convolution left out
-(the ceiling that no operator can pass), and mmpretrain's ConvNeXt-T.
+(the ceiling that no operator can pass), SLaK-T, and mmpretrain's ConvNeXt-T.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import torch
 from mmpretrain.models import ConvNeXt
 from rich.console import Console
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode  # as torch.utils.flop_counter: there is no public alias
 
 from mmpelk.analysis.table import Table
 from mmpelk.analysis.timing import environment_info, interleaved_medians, peak_memory
@@ -36,7 +37,8 @@ class _Unmixed(nn.Module):
         return x
 
 
-def _without_mixer(model: PeLK) -> PeLK:
+def without_mixer(model: PeLK) -> PeLK:
+    """The network with identities as mixers: the ceiling that no operator can pass."""
     for stage in model.stages:
         stage.positional_embedding = None
         for block in stage:
@@ -50,13 +52,33 @@ def models(device: str, *, deploy: bool) -> dict[str, tuple[nn.Module, str | Non
         'PeLK-T': (PeLK('tiny', deploy=deploy), None),
         'PeLK-101-T': (PeLK('tiny-101', deploy=deploy), None),
         'PeLK-T, dense backend': (PeLK('tiny', deploy=deploy), 'dense'),
-        'PeLK-T without convolution': (_without_mixer(PeLK('tiny')), None),
+        'PeLK-T without convolution': (without_mixer(PeLK('tiny')), None),
+        'SLaK-T': (PeLK('tiny', mixer='stripe', conv_ratio=1.0, positional_embedding=None, deploy=deploy), None),
         'ConvNeXt-T': (ConvNeXt('tiny'), None),
     }
     for model, _ in table.values():
         model.to(device)
         model.train(not deploy)
     return table
+
+
+class _Counter(TorchDispatchMode):
+    """Counts the operators that are no views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def dispatched_operators(call: Callable[[], Any]) -> int:
+    """How many operators a call dispatches, views left out."""
+    with _Counter() as counter:
+        call()
+    return counter.count
 
 
 def inference(model: nn.Module, backend: str | None, x: Tensor, dtype: torch.dtype) -> None:
@@ -91,6 +113,7 @@ def measure(step: Callable[..., None], args: argparse.Namespace, batch: int, siz
         name: {
             'images_per_second': batch / seconds[name],
             'share_of_ceiling': ceiling / seconds[name],
+            'dispatched_operators': dispatched_operators(call),
             'peak_memory': peak_memory(call, args.device) if seconds[name] < 20 else None,
         }
         for name, call in calls.items()

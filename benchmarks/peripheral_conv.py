@@ -2,11 +2,12 @@
 
     python benchmarks/peripheral_conv.py                      # CPU, some minutes
     python benchmarks/peripheral_conv.py --device cuda --dtype bfloat16 --batch 64
-    python benchmarks/peripheral_conv.py --stages             # the choice against the dense backend at every stage
+    python benchmarks/peripheral_conv.py --stages             # the choice against its peers at every stage
 
-Peers: ``F.conv2d`` with the dense kernel, in NCHW and channels last, a plain FFT convolution (both transforms in full,
-the kernel expanded), SLaK's pair of stripes (K x 5 and 5 x K), and ConvNeXt's 7 x 7. Peers that compute another
-function are there for their cost.
+Peers: ``F.conv2d`` with the dense kernel, in NCHW, channels last, and with the channels filled up to a multiple of 16,
+a plain FFT convolution (both transforms in full, the kernel expanded), the Fourier transform as products of matrices
+(complex, from both sides, the kernel's spectrum given), SLaK's pair of stripes (K x 5 and 5 x K), and ConvNeXt's 7 x 7.
+Peers that compute another function are there for their cost. Ours runs in both layouts.
 Writes a table, ``benchmarks/results/peripheral_conv_*.json`` and a plot of time against kernel size.
 """
 
@@ -104,16 +105,66 @@ def plain_fft(x: Tensor, dense: Tensor) -> Tensor:
     return out[..., :height, :width].to(x.dtype)
 
 
+def matrix_dft(x: Tensor, spectrum: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+    """The transform as onnxruntime runs it: real products for the real and imaginary parts, in NCHW.
+
+    Args:
+        x: ``(N, C, H, W)``.
+        spectrum: Real and imaginary part of the kernel's, ``(2, C, F, G)``.
+        matrices: Of :func:`dft_matrices`.
+    """
+    columns, rows, back_rows, back_columns = matrices
+    half = x @ columns  # (N, C, H, 2 G): real and imaginary
+    half = torch.cat(half.chunk(2, -1), -2)  # (N, C, 2 H, G)
+    real, imaginary = (rows @ half).chunk(2, -2)
+    product = torch.cat(
+        [real * spectrum[0] - imaginary * spectrum[1], real * spectrum[1] + imaginary * spectrum[0]], -2
+    )
+    return torch.cat((back_rows @ product).chunk(2, -2), -1) @ back_columns
+
+
+def dft_matrices(size: Sequence[int], side: int) -> tuple[list[Tensor], tuple[int, ...]]:
+    """Matrices of :func:`matrix_dft` along columns, rows, and back, and the lengths of the transforms."""
+    lengths = tuple(extent + min(side // 2, extent - 1) for extent in size)
+    (row_cos, row_sin), (column_cos, column_sin) = (
+        (torch.cos(angle), torch.sin(angle))
+        for extent, length in zip(size, lengths, strict=True)
+        for angle in [2 * torch.pi / length * (torch.arange(length)[:, None] * torch.arange(extent) % length).double()]
+    )
+    half = lengths[1] // 2 + 1
+    weights = torch.full((half, 1), 2.0, dtype=torch.float64)
+    weights[0] = 1
+    if lengths[1] % 2 == 0:
+        weights[-1] = 1
+    columns = torch.cat([column_cos[:half], -column_sin[:half]]).mT
+    rows = torch.cat([torch.cat([row_cos, row_sin], 1), torch.cat([-row_sin, row_cos], 1)])
+    back_rows = torch.cat([torch.cat([row_cos.mT, -row_sin.mT], 1), torch.cat([row_sin.mT, row_cos.mT], 1)])
+    back_columns = torch.cat([weights * column_cos[:half], -weights * column_sin[:half]]) / (lengths[0] * lengths[1])
+    return [matrix.float().contiguous() for matrix in (columns, rows, back_rows, back_columns)], lengths
+
+
 def methods(case: Case) -> Methods:
     """Name to forward function and the tensors that its backward differentiates."""
     x, channels, side = case.x, case.x.shape[1], case.kernel_size
     conv = partial(F.conv2d, x, groups=channels)
+    padded, padded_dense = fill_channels(case)
+    matrices, lengths = dft_matrices(x.shape[-2:], side)
+    matrices = [matrix.to(x) for matrix in matrices]
+    transform = torch.fft.rfft2(trimmed(case.dense.detach().float(), x)[:, 0], s=lengths)
+    radii = [min(side // 2, extent - 1) for extent in x.shape[-2:]]
+    shift = torch.polar(*torch.broadcast_tensors(torch.ones(()).to(transform.real), phase(lengths, radii, x.device)))
+    spectrum = torch.view_as_real((transform * shift).conj().resolve_conj()).movedim(-1, 0).contiguous().to(x)
     table: Methods = {
         'conv2d': (lambda: conv(case.dense, padding=side // 2), (x, case.dense)),
         'conv2d channels last': (
             lambda: F.conv2d(case.channels_last, case.dense, padding=side // 2, groups=channels),
             (case.channels_last, case.dense),
         ),
+        'conv2d channels last, padded': (
+            lambda: F.conv2d(padded, padded_dense, padding=side // 2, groups=padded.shape[1]),
+            (padded, padded_dense),
+        ),
+        'matrix dft': (lambda: matrix_dft(x, spectrum, matrices), (x, spectrum.requires_grad_())),
         'plain fft': (lambda: plain_fft(x, case.dense), (x, case.dense)),
         'stripes': (
             lambda: conv(case.stripes[0], padding=(side // 2, 2)) + conv(case.stripes[1], padding=(2, side // 2)),
@@ -121,12 +172,35 @@ def methods(case: Case) -> Methods:
         ),
         '7x7': (lambda: conv(case.seven, padding=3), (x, case.seven)),
         'mmpelk': (lambda: peripheral_conv2d(x, case.weight, case.grid), (x, case.weight)),
+        'mmpelk channels last': (
+            lambda: peripheral_conv2d(case.channels_last, case.weight, case.grid),
+            (case.channels_last, case.weight),
+        ),
     }
     for name in available_backends():
         if name != 'dense':
-            call = partial(peripheral_conv2d, x, case.weight, case.grid, backend=name)
-            table[f'mmpelk {name}'] = (call, (x, case.weight))
+            call = partial(peripheral_conv2d, case.channels_last, case.weight, case.grid, backend=name)
+            table[f'mmpelk {name}, channels last'] = (call, (case.channels_last, case.weight))
     return table
+
+
+def trimmed(dense: Tensor, x: Tensor) -> Tensor:
+    """The taps of a kernel that reach a map of the size of ``x``."""
+    margins = [-max(0, dense.shape[-1] // 2 - (extent - 1)) for extent in reversed(x.shape[-2:]) for _ in range(2)]
+    return F.pad(dense, margins)
+
+
+def phase(lengths: Sequence[int], radii: Sequence[int], device: torch.device) -> Tensor:
+    """Angles that move a kernel's middle to the origin."""
+    rows = torch.arange(lengths[0], device=device)[:, None] * (2 * torch.pi * radii[0] / lengths[0])
+    return rows + torch.arange(lengths[1] // 2 + 1, device=device) * (2 * torch.pi * radii[1] / lengths[1])
+
+
+def fill_channels(case: Case) -> tuple[Tensor, Tensor]:
+    """Input channels last and dense kernel with the channels filled up to a multiple of 16."""
+    fill = -case.x.shape[1] % 16
+    x = F.pad(case.x.detach(), (0, 0, 0, 0, 0, fill)).contiguous(memory_format=torch.channels_last)
+    return x.requires_grad_(), F.pad(case.dense.detach(), (0, 0, 0, 0, 0, 0, 0, fill)).requires_grad_()
 
 
 def no_grad(function: Callable[[], Tensor]) -> None:
@@ -137,7 +211,9 @@ def no_grad(function: Callable[[], Tensor]) -> None:
 
 def backward(function: Callable[[], Tensor], inputs: tuple[Tensor, ...], grad: Tensor) -> None:
     """Forward and the gradients of input and weights."""
-    torch.autograd.grad(function(), inputs, grad)
+    out = function()
+    fill = out.shape[1] - grad.shape[1]
+    torch.autograd.grad(out, inputs, F.pad(grad, (0, 0, 0, 0, 0, fill)) if fill else grad)
 
 
 def relative_error(function: Callable[[], Tensor], case: Case) -> float:

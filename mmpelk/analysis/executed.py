@@ -33,8 +33,13 @@ def executed_operations(calls: Iterable[tuple[str, Sequence[int], Sequence[int]]
         Their operations; ``None`` if one's backend is missing on this machine, refuses it, or hides its work in
         kernels of its own (Triton's).
     """
-    counts = [_operations(name, tuple(shape), tuple(grid)) for name, shape, grid in calls]
-    return None if None in counts else sum(filter(None, counts))
+    total = 0
+    for name, shape, grid in calls:
+        operations = _operations(name, tuple(shape), tuple(grid))
+        if operations is None:
+            return None
+        total += operations
+    return total
 
 
 @lru_cache(maxsize=256)
@@ -66,6 +71,31 @@ class _OperationCounter(TorchDispatchMode):
         return out
 
 
+def _product_of(position: int) -> Callable[[Sequence[Any], Tensor], float]:
+    """A matrix product whose left factor is argument ``position``."""
+
+    def formula(args: Sequence[Any], out: Tensor) -> float:
+        return out.numel() * args[position].shape[-1] * (4 if out.is_complex() else 1)
+
+    return formula
+
+
+def _convolution(args: Sequence[Any], out: Tensor) -> float:
+    return out.numel() * args[1][0].numel()
+
+
+def _multiplication(args: Sequence[Any], out: Tensor) -> float:
+    return out.numel() * (4 if out.is_complex() else 1)
+
+
+def _addition(args: Sequence[Any], out: Tensor) -> float:
+    return out.numel() * (2 if out.is_complex() else 1)
+
+
+def _sum(args: Sequence[Any], out: Tensor) -> float:
+    return args[0].numel() * (2 if out.is_complex() else 1)
+
+
 def _transform(real: Tensor | None, complex_side: Tensor, dims: Sequence[int]) -> float:
     """``5 n log2 n`` for a complex transform of all ``n`` points, half for a real one."""
     signal = complex_side if real is None else real
@@ -73,18 +103,18 @@ def _transform(real: Tensor | None, complex_side: Tensor, dims: Sequence[int]) -
     return (5.0 if real is None else 2.5) * signal.numel() * math.log2(max(length, 2))
 
 
-def _complex(out: Tensor, operations: int) -> int:
-    """The real operations of one complex operation, and 1 for a real one."""
-    return operations if out.is_complex() else 1
-
-
 _FORMULAS: dict[str, Callable[[Sequence[Any], Tensor], float]] = {
-    **dict.fromkeys(('mm', 'bmm'), lambda args, out: out.numel() * args[0].shape[-1] * _complex(out, 4)),
-    **dict.fromkeys(('addmm', 'baddbmm'), lambda args, out: out.numel() * args[1].shape[-1] * _complex(out, 4)),
-    'convolution': lambda args, out: out.numel() * args[1][0].numel(),
-    'mul': lambda args, out: out.numel() * _complex(out, 4),
-    **dict.fromkeys(('add', 'sub', 'cumsum'), lambda args, out: out.numel() * _complex(out, 2)),
-    'sum': lambda args, out: args[0].numel() * _complex(out, 2),
+    'mm': _product_of(0),
+    'bmm': _product_of(0),
+    'addmm': _product_of(1),
+    'baddbmm': _product_of(1),
+    'convolution': _convolution,
+    'mul': _multiplication,
+    'addcmul': _multiplication,
+    'add': _addition,
+    'sub': _addition,
+    'cumsum': _addition,
+    'sum': _sum,
     '_fft_r2c': lambda args, out: _transform(args[0], out, args[1]),
     '_fft_c2r': lambda args, out: _transform(out, args[0], args[1]),
     '_fft_c2c': lambda args, out: _transform(None, out, args[1]),

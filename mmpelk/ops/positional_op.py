@@ -98,7 +98,7 @@ positional_term = register(
     _term_setup,
     _term_backward,
 )
-"""``M`` ``(C, H, W)`` in at least float32, from weight ``(C, 1, k', k')``, embedding ``(C, K, K)``, grid, ``H``, ``W``."""
+"""``M`` ``(C, H, W)`` in at least float32, from weight, embedding ``(C, K, K)``, grid, ``H`` and ``W``."""
 _term_grads = register(
     'positional_term_grads',
     '(Tensor grad, Tensor weight, Tensor embedding, int[] grid) -> (Tensor, Tensor)',

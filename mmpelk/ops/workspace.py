@@ -77,5 +77,6 @@ def piece_sizes(x: Tensor, plane_bytes: int) -> tuple[int, int]:
     if channels < x.shape[1]:
         channels -= channels % 8 if channels > 8 else 0  # whole vectors
     # All channels of one image reuse the matrices; images beyond what the cache holds only take its room.
-    images = max(1, _budget(x) // (plane_bytes * max(1, channels)))
+    limit = min(workspace_limit(x.device.type), 4 * _budget(x))
+    images = max(1, limit // (plane_bytes * max(1, channels)))
     return images, max(1, channels)

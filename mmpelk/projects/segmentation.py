@@ -285,8 +285,8 @@ def _check_pairs(data: DataSet, found: dict[_Pair, tuple[Header, _Label]]) -> li
         applied = 'ignored' if data.ignore_orientation else 'applied'
         text = f'{len(undecided)} pictures are rotated by EXIF in a way that their sizes do not tell: it is {applied}'
         data.note('decision', text, undecided)
-    good: list[Pair] = []
-    different: list[Pair] = []
+    good: list[_Pair] = []
+    different: list[_Pair] = []
     for pair, (image, label) in readable.items():
         fits = label.header.stored == (image.stored if data.ignore_orientation else image.upright)
         (good if fits else different).append(pair)

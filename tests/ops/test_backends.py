@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mmpelk.ops import available_backends, force_backend, peripheral_conv2d, sharing_grid
+from mmpelk.ops import available_backends, backends, force_backend, peripheral_conv2d, sharing_grid
 from mmpelk.ops.backends import BACKENDS as TABLE
 from mmpelk.ops.backends import fastest_backend
 from tests.ops.inputs import BACKENDS, make_inputs
@@ -74,25 +74,38 @@ def _recording(used: list[str]):
 
 
 @pytest.mark.parametrize(
-    ('size', 'kernel_size', 'dtype', 'output', 'weight_grad'),
+    ('channels', 'size', 'kernel_size', 'dtype', 'output', 'weight_grad'),
     [
-        (56, 51, torch.float32, 'fft', 'fft'),
-        (28, 49, torch.float32, 'fft', 'fft'),
-        (28, 15, torch.float32, 'dense', 'fft'),
-        (14, 47, torch.float32, 'dense', 'fft'),
-        (14, 47, torch.bfloat16, 'matmul', 'fft'),
-        (14, 47, torch.float64, 'matmul', 'fft'),
-        (7, 13, torch.float32, 'dense', 'fft'),
-        (128, 13, torch.bfloat16, 'dense', 'fft'),
-        (56, 13, torch.float64, 'fft', 'fft'),
-        (56, 5, torch.float32, 'dense', 'dense'),
+        (46, 56, 51, torch.float32, 'dft', 'dft'),
+        (46, 256, 51, torch.float32, 'fft', 'fft'),
+        (93, 28, 49, torch.float32, 'dft', 'dft'),
+        (187, 14, 47, torch.float32, 'dft', 'dft'),
+        (187, 14, 47, torch.bfloat16, 'dft', 'dft'),
+        (374, 7, 13, torch.float32, 'dense', 'dft'),
+        (46, 128, 13, torch.bfloat16, 'dense', 'fft'),
+        (46, 56, 13, torch.float64, 'dft', 'dft'),
+        (46, 56, 5, torch.float32, 'dense', 'dense'),
     ],
 )
-def test_choice_on_a_cpu(size: int, kernel_size: int, dtype: torch.dtype, output: str, weight_grad: str) -> None:
-    x, grid = torch.empty(1, 1, size, size, dtype=dtype), sharing_grid(kernel_size, 1)
+def test_choice_on_a_cpu(
+    channels: int,
+    size: int,
+    kernel_size: int,
+    dtype: torch.dtype,
+    output: str,
+    weight_grad: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(backends, 'COSTS', backends.AVX2)
+    x, grid = torch.empty(1, dtype=dtype).expand(1, channels, size, size), sharing_grid(kernel_size, 1)
     assert fastest_backend(x, grid) == output
     assert fastest_backend(x, grid, weight_grad=True) == weight_grad
-    assert {'dense', 'fft', 'matmul'} <= set(available_backends())
+    assert {'dense', 'dft', 'fft', 'matmul'} <= set(available_backends())
+
+
+def test_choice_where_depthwise_kernels_are_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, 'COSTS', backends.AVX512)
+    assert fastest_backend(torch.empty(1).expand(1, 187, 14, 14), sharing_grid(47)) == 'dense'
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The Triton kernels through the compiler, without a GPU: registers, shared memory, loads, and how many kernels there are."""
+"""The Triton kernels through the compiler, without a GPU: registers, shared memory, loads, number of kernels."""
 
 import math
 import random
@@ -146,7 +146,7 @@ def test_no_gpu_runs_out_of_shared_memory_or_registers(
     kernel_size: int,
     tmp_path: Path,
 ) -> None:
-    """In the layout of the networks, in bfloat16. A few registers, of addresses outside of the loops, may be spilled."""
+    """In the layout of the networks, in bfloat16. A few registers, of addresses outside of the loops, may spill."""
     compiled = pretend(capability)
     _call(shape, kernel_size, torch.bfloat16, True, 46)
     for name, kernel in compiled.items():

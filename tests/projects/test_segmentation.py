@@ -192,7 +192,7 @@ def test_exif_orientation(
 REFUSED = {
     'beyond the classes': (lambda r: write(r, [0, 1, 7]), dict(classes='a,b'), 'hold the values 7 beyond them'),
     'nothing labelled': (lambda r: write(r, [255]), {}, "every pixel .* is 255, which means 'no class'"),
-    'photographs as labels': (lambda r: [image(r / f'{folder}/{i}.png') for folder in ('images', 'labels') for i in (0, 1)],
+    'photographs as labels': (lambda r: [image(r / f'{kind}/{i}.png') for kind in ('images', 'labels') for i in (0, 1)],
                               {}, r'\d+ colours, so they are photographs'),
     'mixed': (lambda r: (write(r, [0, 1]), label(r / 'labels/0.png', [[0, 0, 0]])), {}, '1 of 4 label maps are colour'),
     'no folders': (lambda r: image(r / '0.jpg'), {}, '--images FOLDER --labels FOLDER'),

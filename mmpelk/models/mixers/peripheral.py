@@ -67,7 +67,7 @@ class PeripheralMixer(Mixer):
 
     @property
     def passes_rest(self) -> bool:
-        """Deployed, for inference: the operator writes the whole map. Traced and exported graphs keep the plain form."""
+        """Deployed, for inference: the operator writes the whole map. Traced graphs keep the plain form."""
         is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
         return self.deployed and not torch.is_grad_enabled() and not is_traced
 

@@ -87,12 +87,32 @@ BACKENDS: dict[str, Backend] = {
 # Largest kernel for which dense is the fastest where torch has no fast depthwise kernels of its own: in float64, for
 # the gradient of the weight, on CUDA.
 _DENSE_UP_TO = 5
-# Below this many positions a map is cheaper to multiply by Toeplitz matrices than to transform.
-_MATMUL_BELOW = 16 * 16
-# Nanoseconds on two x86 cores with torch 2.11, of which only the ratio matters: a tap of the dense kernel in float32,
-# and a number of the spectrum through both transforms and the product.
-_DENSE_TAP_NS = 1 / 88
-_SPECTRUM_NS = 5.5
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Nanoseconds of the parts of a call in float32 on a CPU, fitted to one run of every stage of PeLK-T and PeLK-B.
+
+    Attributes:
+        dense_tap: A multiply-add of the dense kernel, channels last.
+        dft_product: A multiply-add of the transforms' matrix products.
+        dft_number: A number of the real spectrum through the kernel's product and the passes over it.
+        fft_number: A complex number of the half spectrum through both transforms and the product.
+        calls: Bookkeeping of a call: dense, dft, fft.
+    """
+
+    dense_tap: float
+    dft_product: float
+    dft_number: float
+    fft_number: float
+    calls: tuple[float, float, float] = (1e5, 2e5, 3e5)
+
+
+# Two cores of an AMD EPYC (Zen 3), torch 2.11. Those with AVX-512 have faster depthwise kernels: dense and fft as
+# measured on one for release 0.1.0, dft as much faster there as fft, which is a guess.
+AVX2 = Costs(dense_tap=0.060, dft_product=0.025, dft_number=4.0, fft_number=18.0)
+AVX512 = Costs(dense_tap=1 / 88, dft_product=0.0076, dft_number=1.2, fft_number=5.5)
+COSTS = AVX512 if torch.backends.cpu.get_cpu_capability() == 'AVX512' else AVX2
 
 _forced: str | None = os.environ.get(_ENVIRONMENT_VARIABLE) or None
 
@@ -170,29 +190,36 @@ def _say_choice(name: str, what: str, shape: torch.Size, dtype: torch.dtype, dev
 
 
 def _fastest_on_cpu(x: Tensor, kernel_size: int, weight_grad: bool) -> str:
-    height, width = x.shape[-2:]
-    if x.dtype == torch.float64 or weight_grad:
-        if kernel_size <= _DENSE_UP_TO:
-            return 'dense'
-        return 'matmul' if not weight_grad and height * width < _MATMUL_BELOW else 'fft'
-    if kernel_size <= dense.NCHW_UP_TO:
+    if kernel_size <= _DENSE_UP_TO and (x.dtype == torch.float64 or weight_grad):
         return 'dense'
-    if x.dtype == torch.float32 and _dense_ns(height, width, kernel_size) < _fft_ns(height, width, kernel_size):
-        return 'dense'
-    return 'matmul' if x.dtype != torch.float32 and height * width < _MATMUL_BELOW else 'fft'
+    size, planes = (int(x.shape[-2]), int(x.shape[-1])), int(x.shape[0] * x.shape[1])
+    costs = {
+        'dft': COSTS.calls[1] + planes * dft_ns(*size, kernel_size, 2 if weight_grad else 1),
+        'fft': COSTS.calls[2] + planes * fft_ns(*size, kernel_size),
+    }
+    if x.dtype != torch.float64 and not weight_grad and (x.dtype == torch.float32 or kernel_size <= dense.NCHW_UP_TO):
+        costs['dense'] = COSTS.calls[0] + planes * dense_ns(*size, kernel_size)
+    return min(costs, key=lambda name: costs[name])
 
 
-def _dense_ns(height: int, width: int, kernel_size: int) -> float:
-    """Cost of the dense kernel on a plane: kernel rows outside the map are skipped, columns are not."""
-    radius = min(kernel_size // 2, height - 1)
+def dense_ns(height: int, width: int, kernel_size: int) -> float:
+    """Cost of the dense kernel on a plane: kernel rows outside the map are skipped, columns where none is inside."""
+    radius = dense.reach(kernel_size, height)
     rows = height + 2 * radius * height - radius * (radius + 1)  # inside the map, summed over the output rows
-    return _DENSE_TAP_NS * rows * width * kernel_size
+    return COSTS.dense_tap * rows * width * (2 * dense.reach(kernel_size, width) + 1)
 
 
-def _fft_ns(height: int, width: int, kernel_size: int) -> float:
+def dft_ns(height: int, width: int, kernel_size: int, product_factor: float = 1) -> float:
+    """Cost of the matrix products of a plane and of the passes over its spectrum."""
+    rows, columns = ((extent + dense.reach(kernel_size, extent) + 1) // 2 for extent in (height, width))
+    products = 2 * height * columns * (width + 2 * rows)
+    return COSTS.dft_product * product_factor * products + COSTS.dft_number * 4 * rows * columns
+
+
+def fft_ns(height: int, width: int, kernel_size: int) -> float:
     """Cost of the transforms of a plane."""
-    rows, columns = (extent + min(kernel_size // 2, extent - 1) for extent in (height, width))
-    return _SPECTRUM_NS * rows * (columns // 2 + 1)
+    rows, columns = (fft.fast_length(extent + dense.reach(kernel_size, extent)) for extent in (height, width))
+    return COSTS.fft_number * rows * (columns // 2 + 1)
 
 
 def _fastest_on_cuda(x: Tensor, grid: Sequence[int]) -> str:

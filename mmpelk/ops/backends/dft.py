@@ -4,7 +4,8 @@ On small and middling maps a product with a matrix of sines and cosines runs clo
 transform, and along an axis that is not the last it needs no transposition. Three things make it cheap:
 
 - The spectrum is real, a cosine and a sine part along either axis. About the middle of the map a cosine sees the even
-  part of a row only and a sine the odd part: with both taken apart first, each product has half the size.
+  part of a row only and a sine the odd part: with both taken apart first, each product has half the size. (On the
+  smallest maps that is not worth its operations.)
 - The frequencies are the odd multiples of half a step, so that there are as many sines as cosines. What would wrap
   around comes back with the other sign, and nothing wraps around into the map.
 - A peripheral kernel's spectrum is a product of small matrices with the spectra of the rings, as in :mod:`.fft`.
@@ -27,6 +28,8 @@ __all__ = ['forward', 'prepare', 'weight_grad']
 
 # Below so many positions dense sums so few terms that float32 would be the less exact of the two.
 _FEW = 100
+# Largest map whose products are cheaper than taking even and odd parts apart.
+_WHOLE_UP_TO = 32 * 32
 
 
 def forward(
@@ -77,10 +80,9 @@ def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int]) -> Tensor:
 
 
 def _product(x: Tensor, kernel: Tensor) -> Tensor:
-    """Spectrum of the correlation, from ``(2w, 2h, n, F, G * c)`` and the kernel's ``(2h, F, 2w, G, c)``."""
+    """Spectrum of the correlation, from ``(2w, 2h, n, F, G, c)`` and the kernel's ``(2h, F, 2w, G, c)``."""
     kernel = kernel.permute(2, 0, 1, 3, 4)  # cosine or sine along the columns, along the rows
     cc, cs, sc, ss = kernel[0, 0], kernel[1, 0], kernel[0, 1], kernel[1, 1]  # along the rows, along the columns
-    x = x.view(*x.shape[:4], *kernel.shape[3:])
     out = x * cc
     out[0].addcmul_(x[1], cs)
     out[1].addcmul_(x[0], cs, value=-1)
@@ -94,7 +96,7 @@ def _product(x: Tensor, kernel: Tensor) -> Tensor:
 
 
 def _cross(x: Tensor, grad: Tensor) -> Tensor:
-    """Gradient of the kernel's spectrum, ``(2w, 2h, F, G * c)``: the adjoint of :func:`_product`, over the images."""
+    """Gradient of the kernel's spectrum, ``(2w, 2h, F, G, c)``: the adjoint of :func:`_product`, over the images."""
     cross = x.new_zeros(2, 2, *x.shape[3:])
     for n in range(x.shape[2]):
         for w, h in ((0, 0), (0, 1), (1, 0), (1, 1)):  # of the kernel
@@ -119,15 +121,20 @@ class _Axis:
         angle = torch.pi / period * 2 * ((2 * torch.arange(self.frequencies)[:, None] + 1) * doubled % period).double()
         return torch.stack([angle.cos(), angle.sin()])
 
-    def matrices(self) -> tuple[Tensor, Tensor, Tensor]:
+    def matrices(self, whole: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Transform ``(2, frequencies, half)``, inverse ``(2, half, frequencies)``, spectra of the rings
-        ``(2 * frequencies, rings)``."""
-        inverse = self.waves(2 * torch.arange(self.half) - (self.extent - 1))
+        ``(2 * frequencies, rings)``; ``whole``: the first two of all positions, cosines and sines in one."""
+        rings = torch.stack(
+            [self.waves(2 * torch.arange(low, high)).sum(-1) for low, high in pairwise(self.edges)], -1
+        ).flatten(0, 1)
+        inverse = self.waves(2 * torch.arange(self.extent if whole else self.half) - (self.extent - 1))
+        if whole:
+            inverse = inverse.flatten(0, 1)
+            return inverse, inverse.mT / self.frequencies, rings
         transform = inverse.clone()
         if self.extent % 2:
             transform[..., -1] /= 2  # the middle comes from both sides
-        rings = [self.waves(2 * torch.arange(low, high)).sum(-1) for low, high in pairwise(self.edges)]
-        return transform, inverse.mT / self.frequencies, torch.stack(rings, -1).flatten(0, 1)
+        return transform, inverse.mT / self.frequencies, rings
 
 
 class _Plan:
@@ -135,8 +142,9 @@ class _Plan:
 
     def __init__(self, grid: Sequence[int], height: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
         self.rows, self.columns, self.dtype = _Axis(grid, height), _Axis(grid, width), dtype
+        self.whole = height * width <= _WHOLE_UP_TO
         self.row_matrices, self.column_matrices = (
-            [matrix.to(device=device, dtype=dtype).contiguous() for matrix in axis.matrices()]
+            [matrix.to(device=device, dtype=dtype).contiguous() for matrix in axis.matrices(self.whole)]
             for axis in (self.rows, self.columns)
         )
         self.scale = 1 / (self.rows.frequencies * self.columns.frequencies)
@@ -151,11 +159,15 @@ class _Plan:
                 yield slice(image, image + images), slice(channel, channel + channels)
 
     def spectrum(self, planes: Tensor) -> Tensor:
-        """``(n, c, H, W)`` to ``(2, 2, n, F, G * c)``: cosine or sine along the columns, then along the rows."""
+        """``(n, c, H, W)`` to ``(2, 2, n, F, G, c)``: cosine or sine along the columns, then along the rows."""
         x = planes.permute(0, 2, 3, 1)
         x = x.to(self.dtype) if x.stride(-1) == 1 or x.shape[-1] == 1 else x.to(self.dtype).contiguous()
-        images, height, width, channels = x.shape
+        images, height, _, channels = x.shape
         rows, columns = self.rows, self.columns
+        if self.whole:
+            size = images, 2, rows.frequencies, 2, columns.frequencies, channels
+            half = torch.matmul(self.column_matrices[0], x)
+            return torch.matmul(self.row_matrices[0], half.flatten(2)).view(size).permute(3, 1, 0, 2, 4, 5)
         parts = x.new_empty(2, images, height, columns.half, channels)
         _fold(x, 2, parts[0], parts[1])
         quarters = x.new_empty(2, 2, images, rows.half, columns.half, channels)
@@ -170,12 +182,23 @@ class _Plan:
         out = x.new_empty(2, 2, images, rows.frequencies, half.shape[-1])
         for w, h in ((0, 0), (0, 1), (1, 0), (1, 1)):
             _products(self.row_matrices[0][h], half[w, h], out[w, h])
-        return out
+        return out.view(*out.shape[:4], columns.frequencies, channels)
 
     def inverse(self, spectrum: Tensor, out: Tensor, bias: Tensor | None) -> None:
         """:meth:`spectrum` backwards, plus ``bias``, into ``(n, H, W, c)``."""
         images, channels = out.shape[0], out.shape[-1]
         rows, columns = self.rows, self.columns
+        if self.whole:
+            spectrum = spectrum.permute(2, 1, 3, 0, 4, 5)
+            half = torch.matmul(self.row_matrices[1], spectrum.reshape(images, 2 * rows.frequencies, -1))
+            planes = torch.matmul(self.column_matrices[1], half.view(images, rows.extent, -1, channels))
+            if bias is None:
+                out.copy_(planes)
+            else:
+                torch.add(planes, bias, out=out) if out.dtype == planes.dtype == bias.dtype else out.copy_(
+                    planes + bias
+                )
+            return
         spectrum = spectrum.flatten(4)
         half = spectrum.new_empty(2, 2, images, rows.half, spectrum.shape[-1])
         for w, h in ((0, 0), (0, 1), (1, 0), (1, 1)):
@@ -206,11 +229,9 @@ class _Plan:
         return spectrum.view(2, self.rows.frequencies, 2, self.columns.frequencies, channels)
 
     def ring_sums(self, cross: Tensor) -> Tensor:
-        """Adjoint of :meth:`kernel_spectrum` and of the inverse's scale: ``(2w, 2h, F, G * c)`` to ``(c, k', k')``."""
-        columns = self.columns.frequencies
-        channels = cross.shape[-1] // columns
-        cross = cross.view(2, 2, self.rows.frequencies, columns, channels).permute(1, 2, 0, 3, 4)
-        cross = cross.reshape(-1, 2 * columns, channels)
+        """Adjoint of :meth:`kernel_spectrum` and of the inverse's scale: ``(2w, 2h, F, G, c)`` to ``(c, k', k')``."""
+        columns, channels = cross.shape[-2:]
+        cross = cross.permute(1, 2, 0, 3, 4).reshape(-1, 2 * columns, channels)
         half = torch.matmul(self.column_matrices[2].mT, cross)
         sums = self.row_matrices[2].mT @ half.flatten(1)
         return sums.view(sums.shape[0], *half.shape[1:]).permute(2, 0, 1) * self.scale

@@ -505,9 +505,8 @@ def weight_grad_kernel(
     pair = program % pairs
     wide = pair < wide_pairs
     ring_a = tl.where(wide, pair * 2, WIDE_RINGS + (pair - wide_pairs) * 2)
-    ring_b = tl.minimum(
-        ring_a + 1, tl.where(wide, WIDE_RINGS, rings) - 1
-    )  # without a partner the same row is computed and written twice
+    # Without a partner the same row is computed and written twice.
+    ring_b = tl.minimum(ring_a + 1, tl.where(wide, WIDE_RINGS, rings) - 1)
     tile = program // pairs % in_tiles
     program = program // pairs // in_tiles
     split = program % splits

@@ -22,8 +22,8 @@ WORKSPACE = 64 << 20
 PAIR_FROM = 1024
 """A program multiplies two tiles by each Toeplitz matrix once there are this many tiles, enough to fill a large GPU.
 
-Only in 16 bits on Hopper: the parts of float32, and older tensor cores, leave no registers for a second tile. And only from ``PACK_FROM`` images on, so
-that a small batch of many sizes needs one kernel."""
+Only in 16 bits on Hopper: the parts of float32, and older tensor cores, leave no registers for a second tile. And
+only from ``PACK_FROM`` images on, so that a small batch of many sizes needs one kernel."""
 
 PACK_FROM = 8
 """Images of a batch from which on several low maps share a tile. Fewer images do not fill a GPU either way, and then

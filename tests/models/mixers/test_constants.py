@@ -1,0 +1,59 @@
+"""What a deployed mixer keeps is made again once its tensors change."""
+
+import copy
+
+import pytest
+import torch
+
+from mmpelk.models import MixerSpec, PeripheralMixer
+
+
+@pytest.fixture
+def mixer() -> PeripheralMixer:
+    torch.manual_seed(0)
+    mixer = PeripheralMixer(MixerSpec(3, 13, positional_embedding='in_bounds', deploy=True)).eval()
+    torch.nn.init.normal_(mixer.embedding_table)
+    torch.nn.init.normal_(mixer.large.bias)
+    return mixer
+
+
+def _plain(mixer: PeripheralMixer, x: torch.Tensor) -> torch.Tensor:
+    """Without anything kept, as under autograd."""
+    with torch.enable_grad():
+        return torch.cat([mixer(x[:, :3]), x[:, 3:]], 1).detach()
+
+
+CHANGES = {
+    'nothing': lambda mixer: mixer,
+    'a write to the weight': lambda mixer: mixer.large.weight.mul_(2),
+    'a write to the bias': lambda mixer: mixer.large.bias.add_(1),
+    'a write to the table': lambda mixer: mixer.embedding_table.mul_(3),
+    'another parameter': lambda mixer: setattr(mixer.large, 'bias', torch.nn.Parameter(torch.ones(3))),
+    'a state dict': lambda mixer: mixer.load_state_dict({k: 2 * v for k, v in mixer.state_dict().items()}),
+    'a state dict, assigned': lambda mixer: mixer.load_state_dict(
+        {k: 2 * v for k, v in mixer.state_dict().items()}, assign=True
+    ),
+    'half and back': lambda mixer: mixer.bfloat16().float(),
+}
+
+
+@pytest.mark.parametrize('change', CHANGES)
+@torch.no_grad()
+def test_follows_every_change(mixer: PeripheralMixer, change: str) -> None:
+    for size in ((9, 12), (40, 33)):
+        x = torch.randn(2, 5, *size).contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(mixer(x), _plain(mixer, x))
+    CHANGES[change](mixer)
+    for _ in range(2):
+        torch.testing.assert_close(mixer(x), _plain(mixer, x))
+    assert mixer(x).is_contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def test_settings_and_copies(mixer: PeripheralMixer) -> None:
+    x = torch.randn(2, 5, 9, 12)
+    single = mixer(x)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert mixer(x).dtype == torch.bfloat16
+    assert torch.equal(copy.deepcopy(mixer)(x), single)
+    assert mixer(x.mT.contiguous().mT).is_contiguous()
