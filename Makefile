@@ -1,6 +1,6 @@
 # The two commands are `make demo` and `make test`; both set up everything that they need.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-det demo-cls report test test-fast test-torch21 lint format types bench clean
+.PHONY: help setup setup-det setup-test demo demo-det demo-cls report test test-fast test-torch21 lint format types bench clean
 
 PYTHON_ENV := .venv/bin/python
 # Tests start processes of their own: not more workers than cores. What a file's fixtures have made is used by one worker.
@@ -14,24 +14,30 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:  ## the environment in .venv (the others call it)
-	@tools/setup_env.sh
+	@tools/setup_env.sh base
+
+setup-det:  ## with mmcv's operators, which detection needs
+	@tools/setup_env.sh det
+
+setup-test:  ## with the tests' tools, too
+	@tools/setup_env.sh test
 
 demo: setup  ## draw a small data set, train a nano PeLK on two processes, test it, draw the result
 	@$(RUN) tools/demo/run_seg.sh
 
-demo-det: setup  ## the same for instance segmentation: a nano PeLK Mask R-CNN, boxes and masks
+demo-det: setup-det  ## the same for instance segmentation: a nano PeLK Mask R-CNN, boxes and masks
 	@$(RUN) tools/demo/run_det.sh
 
 demo-cls: setup  ## three mixers on small digits, three seeds each
 	@$(RUN) tools/demo/run_cls.sh
 
-report: setup  ## every table and figure of the paper that a CPU can make in ten minutes, and docs/reproduction.md
+report: setup-det  ## every table and figure of the paper that a CPU can make in ten minutes, and docs/reproduction.md
 	@PYTHONWARNINGS=ignore $(PYTHON_ENV) -m reproduction
 
 test: lint types  ## style, types, and all tests
 	@$(PYTEST)
 
-test-fast: setup  ## the tests that start no process and train nothing, in a minute or two
+test-fast: setup-test  ## the tests that start no process and train nothing, in a minute or two
 	@$(PYTEST) -m 'not slow'
 
 test-torch21:  ## the operator's tests with torch 2.1, the oldest it runs on, in an environment of their own
@@ -47,7 +53,7 @@ format: $(PRE_COMMIT)  ## let ruff format the code and fix what it can
 	@$(PRE_COMMIT) run --all-files ruff-format || true
 	@$(PRE_COMMIT) run --all-files ruff
 
-types: setup  ## mypy
+types: setup-test  ## mypy
 	@$(PYTHON_ENV) -m mypy
 
 bench: setup  ## time the operator on this machine

@@ -1,23 +1,37 @@
 #!/usr/bin/env bash
-# Set up .venv with the tested set of requirements.txt and the project itself.
+# Set up .venv with the tested set of requirements.txt and the project itself, as far as it is needed:
 #
-#   [PYTHON=python3.11] [VENV=.venv] tools/setup_env.sh
+#   [PYTHON=python3.11] [VENV=.venv] tools/setup_env.sh [base|det|test]
+#
+#   base   segmentation and classification (the default)
+#   det    mmcv's operators, too, which detection needs
+#   test   what the tests need, too
 #
 # Finished steps are not repeated, so a second run takes no time, and after a failure it goes on where it stopped.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 VENV=${VENV:-.venv}
 LOG=$VENV/setup.log
-STEPS=6
+STAGE=${1:-base}
+case $STAGE in
+    base) STEPS=5 ;;
+    det) STEPS=6 ;;
+    test) STEPS=7 ;;
+    *)
+        sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0" >&2
+        exit 2
+        ;;
+esac
 unset PYTHONPATH PIP_USER # neither belongs into an environment of its own
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_PROGRESS_BAR=off
 
 # Everything that was installed is a function of these.
-state() { { cat requirements.txt requirements/dev.txt pyproject.toml tools/setup_env.sh && pwd; } | sha256sum | cut -d' ' -f1; }
-STATE=$(state)
-[ "$(cat "$VENV/setup.done" 2> /dev/null)" != "$STATE" ] || exit 0
+STATE=$( (cat requirements.txt requirements/*.txt pyproject.toml tools/setup_env.sh tools/mmcv_operators.py && pwd) |
+    sha256sum | cut -d' ' -f1)
+[ "$(cat "$VENV/setup.$STAGE" 2> /dev/null)" != "$STATE" ] || exit 0
 
-say() { printf '%s\n' "$*" >&2; }
+exec 3>&2 # the terminal, for steps whose output goes to the log
+say() { printf '%s\n' "$*" >&3; }
 
 die() { # what failed, remedy
     say "" "FAILED: $1" "Remedy: $2"
@@ -26,20 +40,25 @@ die() { # what failed, remedy
 
 clock() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
 
+forget() { # step: neither it nor what came after it stands
+    local number
+    for ((number = $1; number <= 7; number++)); do rm -f "$VENV/setup.step$number"; done
+    rm -f "$VENV"/setup.{base,det,test}
+}
+
 step() { # number, sentence, remedy, command...: run it with its output in the log and the time on the terminal
     local number=$1 sentence=$2 remedy=$3 start=$SECONDS shown=0 elapsed
     shift 3
     local stamp=$VENV/setup.step$number
-    # A step stands when it was done with the same command, and no step before it has been done anew. The last two install
-    # what the files say.
-    local key
-    key=$( (printf '%s\n' "$*" && [ "$number" -lt 5 ] || echo "$STATE") | sha256sum | cut -d' ' -f1)
-    if [ -z "${ANEW:-}" ] && [ "$(cat "$stamp" 2> /dev/null)" = "$key" ]; then
+    # A step stands when it was done with the same command, and no step before it has been done anew. Steps 4, 5 and 7
+    # install what the files say.
+    local key=$*
+    case $number in 4 | 5 | 7) key+=$STATE ;; esac
+    if [ "$(cat "$stamp" 2> /dev/null)" = "$key" ]; then
         say "[$number/$STEPS] $sentence: done before"
         return
     fi
-    ANEW=1
-    rm -f "$stamp"
+    forget "$number"
     say "[$number/$STEPS] $sentence ..."
     printf '\n== %s: %s\n' "$(date)" "$*" >> "$LOG"
     set -m # a process group of its own, so that Ctrl-C ends the compilers too
@@ -91,40 +110,91 @@ check_machine() { # what cannot be installed by pip
     header=$("$PY" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')/Python.h
     [ -f "$header" ] || missing+=("$PY_NAME-dev")
     [ ${#missing[@]} -eq 0 ] || die "this machine lacks ${missing[*]}" "apt-get install ${missing[*]}, as root."
-    if [ ! -e "$VENV/setup.step3" ]; then
-        local free
-        free=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')
-        [ "$free" -ge 10 ] || die "$free GB free here" "torch and what it brings need 10 GB: free some, or clone elsewhere."
-    fi
+    local free need=1
+    [ -e "$VENV/setup.step3" ] || need=10 # torch and what it brings, packed and unpacked
+    free=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')
+    [ "$free" -ge "$need" ] || die "$free GB free here" "the set-up needs $need GB: free some, or clone elsewhere."
 }
 
 create_venv() { # $1 is there for the stamp: another version is another environment
     rm -rf "$VENV/bin" "$VENV/lib" "$VENV/lib64" "$VENV/include" "$VENV/pyvenv.cfg"
     "$PY" -m venv "$VENV"
-    "$VENV/bin/python" -m pip install --upgrade pip
 }
 
 pip_install() { "$VENV/bin/python" -m pip install "$@"; }
 
-compile_mmcv() { # mmcv, opencv-python-headless, what else it needs...
-    local mmcv=$1 headless=$2
+check_network() { # pip alone would try again for minutes, at every step; its own settings decide where it asks
+    local number missing= answer
+    for ((number = 2; number <= STEPS; number++)); do [ -e "$VENV/setup.step$number" ] || missing=1; done
+    [ -n "$missing" ] || return 0
+    if ! answer=$("$VENV/bin/python" -m pip download --quiet --retries 0 --timeout 20 --no-cache-dir --no-deps \
+        --dest "$VENV/probe" "$(pinned wheel)" 2>&1); then
+        say "" "$(tail -n 3 <<< "$answer" | cut -c1-200 | sed 's/^/    /')"
+        die "pip cannot download from its package index" "$NETWORK"
+    fi
+    rm -rf "$VENV/probe"
+}
+
+install_builders() {
+    pip_install --upgrade pip
+    pip_install "$@"
+}
+
+install_openmmlab() { # mmcv, opencv-python-headless, what mmcv needs...
+    # Built in isolation mmcv does not see torch and leaves its operators out. Without the cache, which may hold a wheel that has
+    # operators, compiled for another torch.
+    pip_install --constraint requirements.txt "${@:3}"
+    pip_install --constraint requirements.txt --no-cache-dir "$1"
+    # opencv-python, which mmcv asks for, wants libGL from the system; the headless build is the same without windows. Both
+    # write the same folder, so the last one stands.
+    pip_install --force-reinstall --no-deps "$2"
+    pip_install --no-build-isolation --requirement requirements.txt
+}
+
+operators_work() { "$VENV/bin/python" tools/mmcv_operators.py check; }
+
+joined_wheel() { # folder, mmcv: mmcv with its operators, their C++ files joined into a few
+    "$VENV/bin/python" -m pip download --no-build-isolation --no-deps --no-binary onedl-mmcv --dest "$1" "$2" &&
+        tar -xzf "$1"/*.tar.gz -C "$1" &&
+        "$VENV/bin/python" tools/mmcv_operators.py join "$1"/*/ &&
+        "$VENV/bin/python" -m pip wheel --no-build-isolation --no-deps --no-cache-dir --wheel-dir "$1" "$1"/*/
+}
+
+compile_operators() { # mmcv
     # -g0: debug symbols would double the time. With a GPU but no compiler for it the build would stop.
     export CFLAGS="-g0 -O2" MAX_JOBS=$JOBS
     [ -n "$NVCC" ] || export CUDA_VISIBLE_DEVICES=
-    pip_install --no-build-isolation "$mmcv" "${@:3}"
-    # opencv-python, which mmcv asks for, wants libGL from the system; the headless build is the same without windows. Both
-    # write the same folder, so the last one stands.
-    pip_install --force-reinstall --no-deps "$headless"
-    # pip's cache may hold operators compiled for another torch.
-    if ! "$VENV/bin/python" -c "import mmcv.ops"; then
-        pip_install --no-build-isolation --no-deps --force-reinstall --no-cache-dir "$mmcv"
-        "$VENV/bin/python" -c "import mmcv.ops"
+    ! operators_work || return 0 # there, and for this torch
+    local build=$VENV/mmcv-build stamp
+    stamp=$(cat "$VENV/setup.step4")
+    rm -rf "$build"
+    if [ -n "$NVCC" ] && { [ "${FORCE_CUDA:-0}" = 1 ] || command -v nvidia-smi > /dev/null; }; then
+        say "      for the GPU, from every file: about half an hour"
+    elif joined_wheel "$build" "$1"; then
+        # Stopped here there may be no mmcv, which step 4 installs.
+        rm "$VENV/setup.step4"
+        pip_install --force-reinstall --no-deps "$build"/*.whl
+        printf '%s\n' "$stamp" > "$VENV/setup.step4"
+        rm -rf "$build"
+        ! operators_work || return 0
+        say "      compiled from joined files they do not work here: from every file, about $((24 / JOBS > 3 ? 24 / JOBS : 3)) minutes"
+    else
+        say "      joined files do not compile here: from every file, about $((24 / JOBS > 3 ? 24 / JOBS : 3)) minutes"
     fi
+    rm "$VENV/setup.step4"
+    pip_install --no-build-isolation --no-deps --force-reinstall --no-cache-dir "$1"
+    printf '%s\n' "$stamp" > "$VENV/setup.step4"
+    operators_work
+}
+
+install_operators() { # mmcv
+    compile_operators "$1"
+    "$VENV/bin/python" -c "import mmdet.models"
 }
 
 install_project() {
     pip_install --no-build-isolation --no-deps --editable .
-    "$VENV/bin/python" -c "import mmcv.ops, mmdet, mmpelk.models, mmpretrain, mmseg"
+    "$VENV/bin/python" -c "import mmpelk.models, mmpretrain.models, mmseg.models"
 }
 
 NETWORK="Check the network, and the proxy or mirror that pip uses (pip config list)."
@@ -136,24 +206,33 @@ mkdir -p "$VENV"
 JOBS=$(awk -v cores="$(nproc)" '/MemAvailable/ { jobs = int($2 / 2097152); print jobs < 1 ? 1 : jobs < cores ? jobs : cores }' \
     /proc/meminfo)
 NVCC=$(command -v nvcc || ls "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" 2> /dev/null || true)
-if command -v nvidia-smi > /dev/null && [ -z "$NVCC" ]; then
-    say "note: a GPU but no nvcc: mmcv's operators are compiled for the CPU alone. Segmentation and classification need none" \
-        "      of them on the GPU; detection does: install the CUDA toolkit, remove $VENV, and run this again."
-fi
 say "Setting up $VENV with $("$PY" -V); the whole output goes to $LOG"
 
 step 1 "creating $VENV" "Remove $VENV if it is broken." create_venv "$PY_NAME"
+check_network
 step 2 "installing what builds the others" "$NETWORK" \
-    pip_install $(pinned 'setuptools|wheel|ninja|psutil')
+    install_builders $(pinned 'setuptools|wheel|ninja|psutil')
 step 3 "installing torch, 5.5 GB on disk, about 2 minutes" "$NETWORK" \
     pip_install $(pinned 'torch|torchvision')
-step 4 "compiling mmcv's operators, about $((24 / JOBS > 3 ? 24 / JOBS : 3)) minutes, once" \
-    "If a line above says 'Killed', memory ran out: run this again with other programs closed. Without 'error:', it is the network." \
-    compile_mmcv "$(pinned onedl-mmcv)" "$(pinned opencv-python | sed 's/==/-headless==/')" $(pinned 'numpy|opencv-python')
-step 5 "installing the OpenMMLab toolboxes and the test tools, about 2 minutes" "$NETWORK" \
-    pip_install --no-build-isolation --requirement requirements.txt
-step 6 "installing mmpelk and importing everything once" "Look for the first 'Error' in $LOG." \
+step 4 "installing the OpenMMLab toolboxes, about a minute" "$NETWORK" \
+    install_openmmlab "$(pinned onedl-mmcv)" "$(pinned opencv-python | sed 's/==/-headless==/')" $(pinned 'numpy|opencv-python')
+step 5 "installing mmpelk and importing everything once" "Look for the first 'Error' in $LOG." \
     install_project
+if [ "$STEPS" -ge 6 ]; then
+    if command -v nvidia-smi > /dev/null && [ -z "$NVCC" ]; then
+        say "note: a GPU but no nvcc: mmcv's operators are compiled for the CPU alone. Detection needs them on the GPU: install the" \
+            "      CUDA toolkit, remove $VENV, and run this again."
+    fi
+    step 6 "compiling mmcv's operators, 1 to 3 minutes, once" \
+        "If a line above says 'Killed', memory ran out: run this again with other programs closed. Without 'error:', it is the network." \
+        install_operators "$(pinned onedl-mmcv)"
+fi
+if [ "$STEPS" -ge 7 ]; then
+    step 7 "installing the test tools" "$NETWORK" pip_install --requirement requirements/dev.txt
+fi
 
-printf '%s\n' "$STATE" > "$VENV/setup.done"
+for stage in base det test; do
+    printf '%s\n' "$STATE" > "$VENV/setup.$stage"
+    [ "$stage" != "$STAGE" ] || break
+done
 say "$VENV is ready"
