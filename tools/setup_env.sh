@@ -228,7 +228,8 @@ if [ "$STEPS" -ge 6 ]; then
         install_operators "$(pinned onedl-mmcv)"
 fi
 if [ "$STEPS" -ge 7 ]; then
-    step 7 "installing the test tools" "$NETWORK" pip_install --requirement requirements/dev.txt
+    step 7 "installing the test tools" "$NETWORK" \
+        pip_install --constraint requirements.txt --requirement requirements/dev.txt --requirement requirements/export.txt
 fi
 
 for stage in base det test; do
