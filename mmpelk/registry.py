@@ -23,7 +23,7 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     scope='mmpelk',
     locations=['mmpelk.engine'],
 )
-HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmpelk', locations=['mmpelk.sparsity'])
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmpelk', locations=['mmpelk.sparsity', 'mmpelk.engine'])
 WEIGHT_INITIALIZERS = Registry(
     'weight initializer', parent=MMENGINE_WEIGHT_INITIALIZERS, scope='mmpelk', locations=['mmpelk.models']
 )
