@@ -2,7 +2,7 @@ _base_ = './default_runtime.py'
 
 default_scope = 'mmdet'
 default_hooks = dict(
-    checkpoint=dict(type='CheckpointHook', interval=1),
+    checkpoint=dict(type='mmpelk.CheckpointHook', interval=1),
     visualization=dict(type='DetVisualizationHook'),
 )
 env_cfg = dict(cudnn_benchmark=False)  # nearly every batch has a size of its own

@@ -1,15 +1,23 @@
-"""What the MM training loop needs from us: optimizer groups, training without a GPU, and word of how it goes."""
+"""What the MM training loop needs from us: optimizer groups, no GPU, word of how it goes, and that nothing is lost."""
 
+from .checkpoint_hook import CheckpointHook
 from .distributed import CPUDistributedDataParallel, adapt_to_machine
+from .divergence import DivergenceHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
+from .preemption import PreemptionHook
 from .progress import ProgressLineHook, RunEstimateHook
 from .progress_picture import ProgressPictureHook
+from .resume import ResumeHook
 
 __all__ = [
     'CPUDistributedDataParallel',
+    'CheckpointHook',
+    'DivergenceHook',
     'LayerDecayOptimWrapperConstructor',
+    'PreemptionHook',
     'ProgressLineHook',
     'ProgressPictureHook',
+    'ResumeHook',
     'RunEstimateHook',
     'adapt_to_machine',
 ]
