@@ -82,8 +82,9 @@ class CheckpointHook(MMEngineCheckpointHook):
     def _candidates(self, folders: list[Path], pointed: str) -> list[Path]:
         """Every checkpoint of the training that could be resumed from."""
         # `iter_{}.pth`, or `epoch_{}.pth` with the iteration behind it if it was written in the middle of an epoch.
-        stem, suffix = osp.splitext(re.sub(r'\\\{[^}]*\}', r'\\d+', re.escape(self.filename_tmpl)))
-        name = re.compile(rf'{stem}(_iter_\d+)?{suffix}')
+        stem, suffix = osp.splitext(self.filename_tmpl)
+        stem = re.sub(r'\\\{.*?\\\}', r'\\d+', re.escape(stem))
+        name = re.compile(rf'{stem}(_iter_\d+)?{re.escape(suffix)}')
         paths = [path for folder in folders if folder.is_dir() for path in folder.iterdir() if name.fullmatch(path.name)]
         # The same file under two names is one.
         return sorted({path.resolve(): path for path in [*([Path(pointed)] if pointed else []), *paths]}.values())

@@ -187,38 +187,6 @@ class NumberedBatches(Sampler):
         return len(self.batch_sampler)
 
 
-class _Seeded:
-    """Mixed into the class of a data set: what is drawn for a batch depends on the batch alone."""
-
-    __slots__ = ()  # an object may change its class if it looks the same in memory
-
-    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        seed = getattr(indices, 'seed', None)
-        if seed is None:
-            return self._load(indices)
-        if get_worker_info() is not None:
-            _seed_cpu(seed)
-            return self._load(indices)
-        # In the training process, whose own numbers go on as if there were no data.
-        python, numpy, state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        _seed_cpu(seed)
-        try:
-            return self._load(indices)
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
-            torch.set_rng_state(state)
-
-    def _load(self, indices: Sequence[int]) -> list[Any]:
-        parent: Any = super()
-        if hasattr(parent, '__getitems__'):
-            return parent.__getitems__(list(indices))
-        return [self[index] for index in indices]  # type: ignore[index]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _restore_dataset, (type(self).__mro__[2], self.__dict__)
-
-
 def _seed_cpu(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
@@ -226,10 +194,42 @@ def _seed_cpu(seed: int) -> None:
 
 
 def _seeded(dataset: Any) -> Any:
-    """The same object: who holds it, or sets its pipeline later, still reaches what is loaded from."""
-    if not isinstance(dataset, _Seeded):
-        kind = type(dataset)
-        dataset.__class__ = type(kind.__name__, (_Seeded, kind), {'__module__': kind.__module__})
+    """The same object, of a class in which what is drawn for a batch depends on the batch alone.
+
+    Who holds it, or sets its pipeline later, still reaches what is loaded from.
+    """
+    kind = type(dataset)
+    if getattr(kind, 'draws_by_batch', False):
+        return dataset
+
+    def load(self: Any, indices: Sequence[int]) -> list[Any]:
+        if hasattr(kind, '__getitems__'):
+            return kind.__getitems__(self, list(indices))
+        return [self[index] for index in indices]
+
+    def getitems(self: Any, indices: Sequence[int]) -> list[Any]:
+        seed = getattr(indices, 'seed', None)
+        if seed is None:
+            return load(self, indices)
+        if get_worker_info() is not None:
+            _seed_cpu(seed)
+            return load(self, indices)
+        # In the training process, whose own numbers go on as if there were no data.
+        python, numpy, state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        _seed_cpu(seed)
+        try:
+            return load(self, indices)
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+            torch.set_rng_state(state)
+
+    def reduce(self: Any) -> tuple[Any, ...]:
+        return _restore_dataset, (kind, self.__dict__)
+
+    # One base, so that objects of both look the same in memory: Python asks for that before an object changes its class.
+    members = dict(__module__=kind.__module__, draws_by_batch=True, __getitems__=getitems, __reduce__=reduce)
+    dataset.__class__ = type(kind.__name__, (kind,), members)
     return dataset
 
 

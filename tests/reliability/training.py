@@ -135,8 +135,8 @@ def _bits(tensor: Any) -> Any:
     return tensor.contiguous().view(-1).view(torch.uint8) if tensor.numel() else tensor
 
 
-# What tells one process from another: clocks, paths, and the names of files.
-_OF_THE_PROCESS = ('time', 'experiment_name', 'cfg', 'eta', 'memory', '_ckpt', 'keep_ckpt_ids', 'interrupted')
+# What tells one process from another: clocks, paths, names of files, and the density, which is said at every start.
+_OF_THE_PROCESS = ('time', 'experiment_name', 'density', 'cfg', 'eta', 'memory', '_ckpt', 'keep_ckpt_ids', 'interrupted')
 
 
 def _is_of_the_process(key: str) -> bool:
