@@ -22,14 +22,16 @@ def sparsity(**settings: Any) -> dict[str, Any]:
     return dict(settings, type='mmpelk.SparsityHook', mode='dynamic', density=0.6, target=['backbone', 'head'])
 
 
-# What a backbone of PeLK brings: our class and constructor, its norm, its weights and masks.
-PELK: Changes = {
-    'custom_hooks': (ABSENT, [dict(type='mmpelk.SparsityHook', mode='fixed')]),
-    'model.backbone.norm_cfg': (ABSENT, SYNC_BN),
-    'model.backbone.type': ('mmpretrain.ConvNeXt', 'mmpelk.PeLK'),
+HOOKS: Changes = {
     'default_hooks.progress_line.type': (ABSENT, 'mmpelk.ProgressLineHook'),
     'default_hooks.progress_picture.type': (ABSENT, 'mmpelk.ProgressPictureHook'),
     'default_hooks.run_estimate.type': (ABSENT, 'mmpelk.RunEstimateHook'),
+}
+# What a backbone of PeLK brings: our class and constructor, its norm, its weights and masks.
+PELK: Changes = HOOKS | {
+    'custom_hooks': (ABSENT, [dict(type='mmpelk.SparsityHook', mode='fixed')]),
+    'model.backbone.norm_cfg': (ABSENT, SYNC_BN),
+    'model.backbone.type': ('mmpretrain.ConvNeXt', 'mmpelk.PeLK'),
     'optim_wrapper.constructor': (
         'LearningRateDecayOptimizerConstructor',
         'mmpelk.LayerDecayOptimWrapperConstructor',
@@ -181,7 +183,8 @@ DIFFERENCES: dict[str, tuple[str | tuple[str, ...], Changes]] = {
     ),
     'cls/pelk_t_in1k': (
         'mmpretrain::convnext/convnext-tiny_32xb128_in1k',
-        {
+        HOOKS
+        | {
             'auto_scale_lr.enable': (ABSENT, False),
             'custom_hooks': (
                 [EMA | dict(priority='ABOVE_NORMAL')],
