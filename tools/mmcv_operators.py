@@ -95,7 +95,9 @@ def check() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest='command', required=True)
-    commands.add_parser('join', help='join the C++ files').add_argument('source', type=Path, help='unpacked source of mmcv')
+    commands.add_parser('join', help='join the C++ files').add_argument(
+        'source', type=Path, help='unpacked source of mmcv'
+    )
     commands.add_parser('check', help="compare with torchvision's operators")
     args = parser.parse_args()
     try:

@@ -274,6 +274,7 @@ def _count_layers(
         x: list[int], weight: list[int], bias: list[int] | None, grid: list[int], backend: str | None, **_: Any
     ) -> int:
         name = backend or backend_on_cpu(x, grid)
+        x = [x[0], weight[0], *x[2:]]  # the channels that are convolved; others may pass
         calls.append(LargeKernelCall(tuple(x), tuple(grid), name, bias is not None and len(bias) == 3))
         return 2 * calls[-1].dense_flops  # as torch's own formulas, which count two operations per multiply-add
 

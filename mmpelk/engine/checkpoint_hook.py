@@ -85,7 +85,9 @@ class CheckpointHook(MMEngineCheckpointHook):
         stem, suffix = osp.splitext(self.filename_tmpl)
         stem = re.sub(r'\\\{.*?\\\}', r'\\d+', re.escape(stem))
         name = re.compile(rf'{stem}(_iter_\d+)?{re.escape(suffix)}')
-        paths = [path for folder in folders if folder.is_dir() for path in folder.iterdir() if name.fullmatch(path.name)]
+        paths = [
+            path for folder in folders if folder.is_dir() for path in folder.iterdir() if name.fullmatch(path.name)
+        ]
         # The same file under two names is one.
         return sorted({path.resolve(): path for path in [*([Path(pointed)] if pointed else []), *paths]}.values())
 

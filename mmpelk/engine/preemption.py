@@ -90,5 +90,7 @@ class PreemptionHook(Hook):
 
 def _has_stepped(runner: Runner) -> bool:
     """Whether no gradients are being accumulated, which a checkpoint would lose."""
-    wrappers = [runner.optim_wrapper] if hasattr(runner.optim_wrapper, 'optimizer') else [*runner.optim_wrapper.values()]
+    wrappers = (
+        [runner.optim_wrapper] if hasattr(runner.optim_wrapper, 'optimizer') else [*runner.optim_wrapper.values()]
+    )
     return all(wrapper.should_update() for wrapper in wrappers)

@@ -124,13 +124,13 @@ def make_plain(network: nn.Module, image: Tensor | None = None) -> nn.Module:
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         bias_map = args[1] if len(args) > 1 else kwargs.get('bias_map')
-        calls[module] = args[0].shape[-2:], None if bias_map is None else bias_map.clone()
+        calls[module] = args[0].shape[-2:], None if bias_map is None else bias_map.detach().clone()
 
     modules = dict(network.named_modules())
     convs = {name: module for name, module in modules.items() if isinstance(module, PeripheralConv2d)}
     if image is not None:
         handles = [conv.register_forward_pre_hook(record, with_kwargs=True) for conv in convs.values()]
-        with torch.no_grad():
+        with torch.enable_grad():  # for inference alone a mixer calls the operator past its convolution
             network(image)
         for handle in handles:
             handle.remove()

@@ -23,6 +23,10 @@ def sparsity(**settings: Any) -> dict[str, Any]:
 
 
 HOOKS: Changes = {
+    'default_hooks.checkpoint.type': ('CheckpointHook', 'mmpelk.CheckpointHook'),
+    'default_hooks.divergence.type': (ABSENT, 'mmpelk.DivergenceHook'),
+    'default_hooks.preemption.type': (ABSENT, 'mmpelk.PreemptionHook'),
+    'default_hooks.resume.type': (ABSENT, 'mmpelk.ResumeHook'),
     'default_hooks.progress_line.type': (ABSENT, 'mmpelk.ProgressLineHook'),
     'default_hooks.progress_picture.type': (ABSENT, 'mmpelk.ProgressPictureHook'),
     'default_hooks.run_estimate.type': (ABSENT, 'mmpelk.RunEstimateHook'),

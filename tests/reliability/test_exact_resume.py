@@ -2,6 +2,7 @@
 
 import random
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -38,21 +39,35 @@ def kill_when(running: Running, path: Path) -> None:
     running.wait()
 
 
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
+
+
 def final(folder: Path, task: str) -> dict:
     return torch.load(folder / LAST[task], weights_only=False)
 
 
 @pytest.mark.parametrize(
     ('task', 'ranks', 'workers', 'point'),
-    [('seg', 1, 0, 'iter_4.pth'), ('seg', 2, 2, 'iter_2.pth'), ('cls', 2, 2, 'epoch_1.pth'), ('det', 1, 2, 'epoch_2.pth')],
+    [
+        ('seg', 1, 0, 'iter_4.pth'),
+        ('seg', 2, 2, 'iter_2.pth'),
+        ('cls', 2, 2, 'epoch_1.pth'),
+        ('det', 1, 2, 'epoch_2.pth'),
+    ],
 )
-def test_killed_and_resumed(tmp_path, data, free_port, task, ranks, workers, point):
-    recipe = write_recipe(task, data[task], tmp_path / f'{task}.py', workers, randomness=dict(seed=random.randrange(999)))
+def test_killed_and_resumed(tmp_path, data, task, ranks, workers, point):
+    recipe = write_recipe(
+        task, data[task], tmp_path / f'{task}.py', workers, randomness=dict(seed=random.randrange(999))
+    )
+    ports = [_free_port() for _ in range(3)]  # what loaded data for a killed process holds its port for a while
     words = {name: [recipe, '--work-dir', tmp_path / name] for name in ('whole', 'killed')}
-    whole = start(tmp_path, words['whole'], ranks, port=free_port)
+    whole = start(tmp_path, words['whole'], ranks, port=ports[0])
     assert whole.wait() == [0] * ranks, whole.printed()[-3000:]
-    kill_when(start(tmp_path, words['killed'], ranks, port=free_port), tmp_path / 'killed' / point)
-    resumed = start(tmp_path, [*words['killed'], '--resume'], ranks, port=free_port)
+    kill_when(start(tmp_path, words['killed'], ranks, port=ports[1]), tmp_path / 'killed' / point)
+    resumed = start(tmp_path, [*words['killed'], '--resume'], ranks, port=ports[2])
     assert resumed.wait() == [0] * ranks, resumed.printed()[-3000:]
     first, second = final(tmp_path / 'whole', task), final(tmp_path / 'killed', task)
     assert {'state_dict', 'ema_state_dict', 'optimizer', 'message_hub', 'run_state'} <= first.keys()

@@ -115,7 +115,9 @@ def difference(first: Any, second: Any, at: str = '') -> list[str]:
             where
             for key in sorted(keys, key=str)
             for where in (
-                difference(first[key], second[key], f'{at}/{key}') if key in first and key in second else [f'{at}/{key}']
+                difference(first[key], second[key], f'{at}/{key}')
+                if key in first and key in second
+                else [f'{at}/{key}']
             )
         ]
     if isinstance(first, list | tuple):
@@ -136,7 +138,17 @@ def _bits(tensor: Any) -> Any:
 
 
 # What tells one process from another: clocks, paths, names of files, and the density, which is said at every start.
-_OF_THE_PROCESS = ('time', 'experiment_name', 'density', 'cfg', 'eta', 'memory', '_ckpt', 'keep_ckpt_ids', 'interrupted')
+_OF_THE_PROCESS = (
+    'time',
+    'experiment_name',
+    'density',
+    'cfg',
+    'eta',
+    'memory',
+    '_ckpt',
+    'keep_ckpt_ids',
+    'interrupted',
+)
 
 
 def _is_of_the_process(key: str) -> bool:

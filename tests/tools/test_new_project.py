@@ -58,7 +58,7 @@ def test_config_builds_and_reads_its_data(task: str, options: tuple, tmp_path: P
     assert 'mine' not in cfg.model  # nothing but the recipe's keys
     with torch.device('meta'):
         model = MODELS.build(cfg.model)
-    assert sum(parameter.numel() for parameter in model.parameters()) > (2e7 if options else 1e5)
+    assert sum(parameter.numel() for parameter in model.parameters()) > (2e7 if options else 8e4)
     for split, count in (('train', 2 if task == 'cls' else 3), ('val', 2 if task == 'cls' else 1)):
         dataset = DATASETS.build(cfg[f'{split}_dataloader'].dataset)
         assert len(dataset) == count

@@ -69,7 +69,9 @@ class PeripheralMixer(Mixer):
     def passes_rest(self) -> bool:
         """Deployed, for inference: the operator writes the whole map. Traced graphs keep the plain form."""
         is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        return self.deployed and not torch.is_grad_enabled() and not is_traced
+        # An exporter may have put another module in place of the convolution.
+        is_ours = isinstance(self.large, PeripheralConv2d)
+        return self.deployed and is_ours and not torch.is_grad_enabled() and not is_traced
 
     def deployed_bias(self, x: Tensor) -> Tensor | None:
         """What is added to the convolution of maps of the size of ``x``: a number or a map per channel."""
