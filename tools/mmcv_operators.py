@@ -1,16 +1,16 @@
 """mmcv's operators: compile them in a fraction of the time, and check what was compiled.
 
-``join`` takes the unpacked source distribution and joins its C++ files into a few. Nearly all of the ordinary build's time
-goes into torch's headers, which each of its 79 files reads anew. ``check`` compares operators with torchvision's, on the
-GPU too where torch has one.
+``join`` takes the unpacked source distribution and joins its C++ files into a few. Nearly all of the ordinary build's
+time goes into torch's headers, which each of its 79 files reads anew. ``check`` compares operators with torchvision's,
+on the GPU too where torch has one.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-# Files of csrc/pytorch/cpu that define names which another one defines, too, and where they go instead. The last one of a
-# unit may define the macros min and max.
+# Files of csrc/pytorch/cpu that define names which another one defines, too, and where they go instead. The last one
+# of a unit may define the macros min and max.
 APART = {'dispatch': ('pixel_group', 'roi_align_rotated', 'rotated_feature_align', 'psamask'), 'pybind': ('roi_align',)}
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of which one that is good stands at any moment, whatever happens to the process, the disk or the files."""
+"""Checkpoints of which a good one stands at any moment, whatever happens to the process, the disk or the files."""
 
 import contextlib
 import hashlib
@@ -39,6 +39,13 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     Folders in a remote store (``out_dir='s3://…'``) are written as mmengine writes them.
     """
+
+    # mmengine's own, of which it says no types.
+    backend_args: Any
+    best_ckpt_path: Any
+    best_ckpt_path_dict: Any
+    keep_ckpt_ids: Any
+    last_ckpt: Any
 
     _run_state: dict[str, Any] | None = None
     _place = 0  # batches of the current epoch that were trained on
@@ -304,6 +311,6 @@ def _told(path: str, last_good: str | None) -> Iterator[None]:
         good = f"the last good one is '{last_good}'" if last_good else 'there is none before it'
         raise UserError(
             f"the checkpoint '{path}' cannot be written: {reason}; {good}. Make room (one checkpoint more than "
-            'max_keep_ckpts has to fit), or write elsewhere with --cfg-options default_hooks.checkpoint.out_dir=FOLDER, '
+            'max_keep_ckpts has to fit), or write elsewhere with --cfg-options default_hooks.checkpoint.out_dir=FOLDER '
             'and go on with --resume'
         ) from error

@@ -66,7 +66,7 @@ class ResumeHook(Hook):
                 f'{type(loop).__name__} with {type(loader).__name__}: a resume will not draw the same data again'
             )
             return
-        sampler = getattr(loader.batch_sampler, 'sampler', None)
+        sampler: Any = getattr(loader.batch_sampler, 'sampler', None)
         if len(loader.dataset) == 0 or (not isinstance(sampler, InfiniteSampler) and len(loader) == 0):
             raise UserError(
                 'the training set is empty, or smaller than a batch: check train_dataloader.dataset (its annotation '
@@ -227,14 +227,14 @@ def _seeded(dataset: Any) -> Any:
     def reduce(self: Any) -> tuple[Any, ...]:
         return _restore_dataset, (kind, self.__dict__)
 
-    # One base, so that objects of both look the same in memory: Python asks for that before an object changes its class.
+    # One base, so that objects of both look the same in memory, which Python asks for before a class changes.
     members = dict(__module__=kind.__module__, draws_by_batch=True, __getitems__=getitems, __reduce__=reduce)
     dataset.__class__ = type(kind.__name__, (kind,), members)
     return dataset
 
 
 def _restore_dataset(kind: type, content: dict[str, Any]) -> Any:
-    dataset = kind.__new__(kind)
+    dataset: Any = object.__new__(kind)
     dataset.__dict__.update(content)
     return _seeded(dataset)
 
