@@ -102,7 +102,7 @@ class _Guard:
         self._reason = ''
         self._backward, self._step = wrapper.backward, wrapper.step
         # On the instance: mmengine and the toolboxes have wrappers of many classes.
-        wrapper.backward, wrapper.step = self._look_and_go_back, self._step_if_finite  # type: ignore[method-assign]
+        wrapper.backward, wrapper.step = self._look_and_go_back, self._step_if_finite
         self._bad: Tensor | None = None
         # A gradient scaler that finds no scale lets the optimizer never step.
         self._unscaled = 0
@@ -110,7 +110,7 @@ class _Guard:
 
     def close(self) -> None:
         self._handle.remove()
-        del self.wrapper.backward, self.wrapper.step  # type: ignore[attr-defined]
+        del self.wrapper.backward, self.wrapper.step
 
     def found(self) -> str:
         """What was wrong since the last call, or nothing."""
