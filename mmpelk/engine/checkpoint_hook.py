@@ -21,6 +21,7 @@ from mmpelk.registry import HOOKS
 from mmpelk.sparsity.masks import unwrap_model
 
 from .random_state import get_random_state
+from .resume import ResumeHook
 
 __all__ = ['CheckpointHook', 'find_fault', 'find_newest']
 
@@ -157,8 +158,9 @@ class CheckpointHook(MMEngineCheckpointHook):
         previous = runner.message_hub.runtime_info.get('interrupted_ckpt')
         interrupted = name if self.by_epoch and name != self.filename_tmpl.format(meta['epoch']) else None
         runner.message_hub.update_info('interrupted_ckpt', interrupted)
+        resuming = next((hook for hook in runner.hooks if isinstance(hook, ResumeHook)), None)
         self._run_state = dict(
-            ranks=all_gather_object(get_random_state()),
+            ranks=all_gather_object(resuming.training_state() if resuming else get_random_state()),
             batch_size=getattr(runner.train_dataloader.batch_sampler, 'batch_size', None),
             batches=len(runner.train_dataloader),
             place=self._place,

@@ -110,6 +110,10 @@ class ResumeHook(Hook):
             set_random_state(self._before_val)
             self._before_val = None
 
+    def training_state(self) -> dict[str, Any]:
+        """The random state that training goes on with, during a validation, too, which may save."""
+        return self._before_val or get_random_state()
+
     def _restore(self, runner: Runner) -> None:
         assert self._pending is not None
         states, self._pending = self._pending['ranks'], None

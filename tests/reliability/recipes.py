@@ -99,6 +99,6 @@ def write_recipe(task: str, data_root: Path, out: Path, workers: int = 0, **chan
             settings[f'{part}_dataloader.dataset.data_root'] = str(data_root)
     settings |= {'train_dataloader.num_workers': workers, 'train_dataloader.persistent_workers': workers > 0}
     cfg.merge_from_dict(settings)
-    cfg.randomness = cfg.get('randomness') if 'randomness' in settings else {}
+    cfg.randomness = settings.get('randomness', dict(seed=None))
     cfg.dump(out)
     return out

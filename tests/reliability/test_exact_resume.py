@@ -1,14 +1,17 @@
 """A training that was killed and resumed ends as the one that was not, to the bit."""
 
 import random
+import re
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
+from mmpelk.engine.preemption import PREEMPTED
 from tests.commands import call
 from tests.paths import TOOLS
 from tests.reliability.recipes import write_recipe
@@ -16,6 +19,8 @@ from tests.reliability.training import Running, difference, preload, start
 
 pytestmark = pytest.mark.slow
 LAST = {'seg': 'iter_8.pth', 'cls': 'epoch_3.pth', 'det': 'epoch_3.pth'}
+# Long enough for a signal to arrive in it, and no validation before the end, which mmengine does not run again.
+LONG = dict(train_cfg__max_iters=40, train_cfg__val_interval=100)
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -30,12 +35,14 @@ def data(tmp_path_factory, tiny_ade20k: Path, tiny_imagenet: Path) -> dict[str, 
     return dict(seg=tiny_ade20k, cls=tiny_imagenet, det=shapes)
 
 
-def kill_when(running: Running, path: Path) -> None:
-    """SIGKILL to all processes as soon as a file is there."""
+def kill_when(
+    running: Running, path: Path, number: signal.Signals = signal.SIGKILL, ranks: Sequence[int] | None = None
+) -> None:
+    """A signal to all processes, or to some, as soon as a file is there."""
     while not path.exists():
         assert any(process.is_alive() for process in running.processes), running.printed()[-3000:]
         time.sleep(0.01)
-    running.kill(signal.SIGKILL)
+    running.kill(number, ranks)
     running.wait()
 
 
@@ -45,8 +52,8 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def final(folder: Path, task: str) -> dict:
-    return torch.load(folder / LAST[task], weights_only=False)
+def final(folder: Path, name: str) -> dict:
+    return torch.load(folder / LAST.get(name, name), weights_only=False)
 
 
 @pytest.mark.parametrize(
@@ -72,3 +79,40 @@ def test_killed_and_resumed(tmp_path, data, task, ranks, workers, point):
     first, second = final(tmp_path / 'whole', task), final(tmp_path / 'killed', task)
     assert {'state_dict', 'ema_state_dict', 'optimizer', 'message_hub', 'run_state'} <= first.keys()
     assert not difference(first, second)
+
+
+def test_stopped_by_a_signal_to_one_of_two_processes(tmp_path, data):
+    """Both finish the iteration, save and leave with the code that a scheduler starts them again on."""
+    recipe = write_recipe('seg', data['seg'], tmp_path / 'seg.py', randomness=dict(seed=7), **LONG)
+    words = {name: [recipe, '--work-dir', tmp_path / name] for name in ('whole', 'stopped')}
+    whole = start(tmp_path, words['whole'], 2, port=_free_port())
+    assert whole.wait() == [0, 0], whole.printed()[-3000:]
+    stopped = start(tmp_path, words['stopped'], 2, port=_free_port())
+    kill_when(stopped, tmp_path / 'stopped' / 'iter_2.pth', signal.SIGTERM, ranks=[1])
+    assert stopped.wait() == [PREEMPTED, PREEMPTED], stopped.printed()[-3000:]
+    assert '--resume goes on from there' in stopped.printed()
+    resumed = start(tmp_path, [*words['stopped'], '--resume'], 2, port=_free_port())
+    assert resumed.wait() == [0, 0], resumed.printed()[-3000:]
+    assert not difference(final(tmp_path / 'whole', 'iter_40.pth'), final(tmp_path / 'stopped', 'iter_40.pth'))
+
+
+def test_newest_that_loads_is_resumed_from(tmp_path, data):
+    recipe = write_recipe('seg', data['seg'], tmp_path / 'seg.py', randomness=dict(seed=7), train_cfg__val_interval=7)
+    words = [recipe, '--work-dir', tmp_path / 'run']
+    first = start(tmp_path, words)
+    assert first.wait() == [0], first.printed()[-3000:]
+    newest = tmp_path / 'run' / 'iter_8.pth'
+    expected = final(tmp_path / 'run', 'seg')
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    again = start(tmp_path, [*words, '--resume'])
+    assert again.wait() == [0], again.printed()[-3000:]
+    assert re.search(r'Not resumed from: .*iter_8\.pth', again.printed())
+    assert not difference(expected, final(tmp_path / 'run', 'seg'))
+
+
+def test_training_that_diverges_stops_with_the_files_and_the_remedy(tmp_path, data):
+    recipe = write_recipe('seg', data['seg'], tmp_path / 'seg.py', train_cfg__max_iters=40)
+    run = start(tmp_path, [recipe, '--work-dir', tmp_path / 'run', '--cfg-options', 'optim_wrapper.optimizer.lr=1e30'])
+    assert run.wait() == [1]
+    assert 'Traceback' not in run.printed()
+    assert re.search(r'not finite.*Look at these files.*lower learning rate', run.printed(), re.DOTALL)
