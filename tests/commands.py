@@ -5,6 +5,8 @@ import importlib
 import importlib.util
 import io
 import os
+import random
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -108,3 +110,13 @@ def load_tool(path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+def find_free_port() -> int:
+    """A TCP port that nobody listens on, below those that the system gives to connections, so that none takes it."""
+    ports = random.sample(range(12_000, 32_000), 100)
+    for port in ports:
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(('127.0.0.1', port))
+            return port
+    pytest.fail(f'none of the ports {ports} is free')

@@ -1,9 +1,6 @@
 """The two tiers of tests, and tiny data sets and networks for those in which the recipe is not the point."""
 
-import contextlib
 import functools
-import random
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +14,7 @@ import pytest
 from mmengine.config import utils as config_utils
 from mmengine.registry import DefaultScope, init_default_scope
 
+from tests.commands import find_free_port
 from tests.paths import CONFIGS
 
 # For every `_base_ = 'mmdet::...'` mmengine reads the toolbox's hundred metafiles again, a third of a second.
@@ -138,10 +136,5 @@ def tiny_imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def free_port() -> int:
-    """A TCP port that nobody listens on, below those that the system gives to connections, so that none takes it."""
-    ports = random.sample(range(12_000, 32_000), 100)
-    for port in ports:
-        with socket.socket() as sock, contextlib.suppress(OSError):
-            sock.bind(('127.0.0.1', port))
-            return port
-    pytest.fail(f'none of the ports {ports} is free')
+    """A TCP port that nobody listens on."""
+    return find_free_port()

@@ -28,8 +28,8 @@ class PreemptionHook(Hook):
     every iteration whether it has got one, and learns at the end of the next whether any has, so that none waits. With
     accumulated gradients they stop after the next step of the optimizer. A second signal ends a process at once.
 
-    ``tools/slurm_train.sh`` requeues on the exit code, and ``--resume`` goes on where training stopped. It needs
-    :class:`~mmpelk.engine.CheckpointHook`.
+    In a batch job ``REQUEUE=1 tools/slurm_train.sh`` requeues on the exit code, and ``--resume`` goes on where training
+    stopped. It needs :class:`~mmpelk.engine.CheckpointHook`.
     """
 
     # After CheckpointHook, which may just have saved.

@@ -1,4 +1,4 @@
-"""The Triton backend: its cases in the interpreter, its kernels through the compiler for Hopper, its refusals."""
+"""The Triton backend: its cases in the interpreter, and its refusals."""
 
 import importlib.metadata
 import os
@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,12 +13,6 @@ import torch
 from mmpelk.ops.backends import triton as backend
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def _import_triton() -> Any:
-    if backend.interpreted():
-        pytest.skip("the kernels are the interpreter's in this process; run without TRITON_INTERPRET")
-    return pytest.importorskip('triton', minversion='3.0')
 
 
 @pytest.mark.slow

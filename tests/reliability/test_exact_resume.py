@@ -3,7 +3,6 @@
 import random
 import re
 import signal
-import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 import torch
 
 from mmpelk.engine.preemption import PREEMPTED
-from tests.commands import call
+from tests.commands import call, find_free_port
 from tests.paths import TOOLS
 from tests.reliability.recipes import write_recipe
 from tests.reliability.training import Running, difference, preload, start
@@ -46,12 +45,6 @@ def kill_when(
     running.wait()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return probe.getsockname()[1]
-
-
 def final(folder: Path, name: str) -> dict:
     return torch.load(folder / LAST.get(name, name), weights_only=False)
 
@@ -69,7 +62,7 @@ def test_killed_and_resumed(tmp_path, data, task, ranks, workers, point):
     recipe = write_recipe(
         task, data[task], tmp_path / f'{task}.py', workers, randomness=dict(seed=random.randrange(999))
     )
-    ports = [_free_port() for _ in range(3)]  # what loaded data for a killed process holds its port for a while
+    ports = [find_free_port() for _ in range(3)]  # what loaded data for a killed process holds its port for a while
     words = {name: [recipe, '--work-dir', tmp_path / name] for name in ('whole', 'killed')}
     whole = start(tmp_path, words['whole'], ranks, port=ports[0])
     assert whole.wait() == [0] * ranks, whole.printed()[-3000:]
@@ -85,13 +78,13 @@ def test_stopped_by_a_signal_to_one_of_two_processes(tmp_path, data):
     """Both finish the iteration, save and leave with the code that a scheduler starts them again on."""
     recipe = write_recipe('seg', data['seg'], tmp_path / 'seg.py', randomness=dict(seed=7), **LONG)
     words = {name: [recipe, '--work-dir', tmp_path / name] for name in ('whole', 'stopped')}
-    whole = start(tmp_path, words['whole'], 2, port=_free_port())
+    whole = start(tmp_path, words['whole'], 2, port=find_free_port())
     assert whole.wait() == [0, 0], whole.printed()[-3000:]
-    stopped = start(tmp_path, words['stopped'], 2, port=_free_port())
+    stopped = start(tmp_path, words['stopped'], 2, port=find_free_port())
     kill_when(stopped, tmp_path / 'stopped' / 'iter_2.pth', signal.SIGTERM, ranks=[1])
     assert stopped.wait() == [PREEMPTED, PREEMPTED], stopped.printed()[-3000:]
     assert '--resume goes on from there' in stopped.printed()
-    resumed = start(tmp_path, [*words['stopped'], '--resume'], 2, port=_free_port())
+    resumed = start(tmp_path, [*words['stopped'], '--resume'], 2, port=find_free_port())
     assert resumed.wait() == [0, 0], resumed.printed()[-3000:]
     assert not difference(final(tmp_path / 'whole', 'iter_40.pth'), final(tmp_path / 'stopped', 'iter_40.pth'))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 
 from ...layout import empty_as
 from ...sharing_grid import reachable_rings
@@ -166,8 +167,6 @@ _stages_that_fit: dict[tuple[Any, ...], int] = {}
 
 def _launch(kernel: Any, programs: int, *args: Any, num_stages: int, **options: Any) -> None:
     """Launch ``kernel``; where a GPU has too little shared memory for the load pipeline, with fewer of its stages."""
-    from triton.runtime.errors import OutOfResources
-
     key = (kernel, args[0].device, args[0].dtype, *options.values())
     stages = _stages_that_fit.get(key, num_stages)
     while True:
