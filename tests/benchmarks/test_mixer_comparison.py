@@ -36,6 +36,7 @@ def stored() -> dict[str, Any]:
     return json.loads((ROOT / 'benchmarks/results/mixer_comparison.json').read_text())
 
 
+@pytest.mark.slow
 def test_matched_variants_have_the_bases_parameters(tool: ModuleType, widths: dict[str, tuple[int, ...]]) -> None:
     parameters = {name: tool.count_parameters(tool.VARIANTS[name], widths[name]) for name in tool.VARIANTS}
     base = parameters[tool.BASE]

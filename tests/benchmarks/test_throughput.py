@@ -179,6 +179,7 @@ def test_failure_is_a_row(model: nn.Module, compiled: bool, message: str) -> Non
     assert compiled or script.best_speed(well)
 
 
+@pytest.mark.slow
 def test_every_compiled_model_is_one_graph_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     # More than the eight variants after which torch.compile runs a function as it is.
     convs = {str(width): nn.Sequential(nn.Conv2d(3, width, 3), nn.Conv2d(width, 2, 1)) for width in range(1, 11)}
@@ -189,6 +190,7 @@ def test_every_compiled_model_is_one_graph_of_its_own(monkeypatch: pytest.Monkey
     assert counter.frame_count == len(convs) * len(LAYOUTS)
 
 
+@pytest.mark.slow
 def test_compiled_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     # Traced and lowered; generating code, which takes minutes, is torch's business.
     compile_ = torch.compile
@@ -300,6 +302,7 @@ def test_stopped_run_resumes(tiny_recipes: list[str], tmp_path: Path, monkeypatc
     assert runs[Setting(batch=1, size=32)] == first[Setting(batch=1, size=32)]
 
 
+@pytest.mark.slow
 def test_default_models_are_deployed_classifiers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, 'argv', ['throughput.py'])
     networks = list(script.recipes(script.parse_args()))

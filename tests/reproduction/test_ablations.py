@@ -103,6 +103,7 @@ def shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in model.named_parameters() if not name.startswith('norm')}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('stage', 'name'), EVERY)
 def test_network_is_that_of_the_recipe(stage: str, name: str) -> None:
     with torch.device('meta'):

@@ -31,6 +31,7 @@ def check_labels(axes: Axes) -> None:
     assert axes.get_legend() is not None
 
 
+@pytest.mark.slow
 def test_shares_of_the_papers_figure() -> None:
     pytest.importorskip('mmseg')
     complexity = upernet('PeLK-T')[1]
@@ -74,6 +75,7 @@ def test_figure_of_shares() -> None:
         assert below.get_hatch() != above.get_hatch()
 
 
+@pytest.mark.slow
 def test_figures_of_curves() -> None:
     figure = scaling.draw()
     for axes in [*figure.axes, *mixers.draw(mixers.read_schedules(Results())).axes]:
@@ -87,6 +89,7 @@ def test_figures_of_curves() -> None:
     assert dense.get_ydata()[-1] == scaling.measure('dense', 151).network / 1e6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('name', 'words'), [('shares', 'FFN large kernels'), ('scaling', "k' stripe"), ('mixers', 'dense, same widths')]
 )

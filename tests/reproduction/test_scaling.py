@@ -40,6 +40,7 @@ def test_the_embedding_is_quadratic() -> None:
     assert embedding > plain
 
 
+@pytest.mark.slow
 def test_table_of_sizes() -> None:
     for side, rings, parameters, *sizes in size_table().rows:
         peripheral, stripe, dense, _ = (float(cell.split()[0]) for cell in sizes)

@@ -226,6 +226,7 @@ def test_export_with_timms_names(convert: Tool, tmp_path: Path) -> None:
     assert torch.equal(state['stages.2.blocks.1.conv_dw.weight'], model.backbone.stages[2][1].mixer.large.weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['pelk_t', 'slak_t', 'replk_51_t', 'convnext_t'])
 def test_export_and_import_again(name: str, convert: Tool, tmp_path: Path) -> None:
     recipe = config(name, tmp_path)
@@ -247,6 +248,7 @@ def test_export_and_import_again(name: str, convert: Tool, tmp_path: Path) -> No
 # The deployed form
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['pelk_t', 'slak_t', 'replk_51_t', 'convnext_t'])
 def test_deployed_classifier(name: str, deploy: Tool, tmp_path: Path) -> None:
     recipe = config(name, tmp_path)

@@ -69,6 +69,7 @@ DEFAULTS: dict[str, tuple[str, list[int], int]] = {
 }
 
 
+@pytest.mark.slow
 def test_default_models_are_what_they_are_called(tool: ModuleType) -> None:
     """Their configs exist and their options are read; built without memory."""
     pytest.importorskip('mmpretrain')
@@ -85,6 +86,7 @@ def test_default_models_are_what_they_are_called(tool: ModuleType) -> None:
     assert list(found) == list(DEFAULTS), 'in the order of the figure'
 
 
+@pytest.mark.slow
 def test_measures_and_draws(options: list[object], tmp_path: Path) -> None:
     conv7 = ['model.backbone.mixer=conv7', 'model.backbone.positional_embedding=None']
     models = ['--model', 'peripheral', NANO, 'random', '--model', '7x7', NANO, 'random', *conv7]
@@ -104,6 +106,7 @@ def test_measures_and_draws(options: list[object], tmp_path: Path) -> None:
     assert min(picture.shape[:2]) > 300
 
 
+@pytest.mark.slow
 def test_layer_scales_as_they_are(tool: ModuleType, options: list[object], tmp_path: Path) -> None:
     pytest.importorskip('mmpretrain')
     words = tool.DEFAULT_MODELS[-1]

@@ -40,6 +40,7 @@ def check_picture(path: Path) -> None:
     assert picture.std() > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'options',
     [[], ['--kernel-size', 101, '--center-size', 7], ['--grid', 2, 1, 2], ['--grid', 1, '--kernel-size', 3]],
@@ -51,6 +52,7 @@ def test_grids(tmp_path: Path, options: list[object]) -> None:
     check_picture(tmp_path / printed.strip())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('form', 'options'), [('trained', ['--stage', 1, '--block', 1]), ('deployed', ['--channels', 2])]
 )

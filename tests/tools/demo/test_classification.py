@@ -22,6 +22,7 @@ def test_demo_data(tmp_path: Path) -> None:
     assert image.max() > 200
 
 
+@pytest.mark.slow
 @pytest.mark.scope('mmpretrain')
 def test_demo_figure(tmp_path: Path) -> None:
     module = load_tool(TOOLS / 'demo' / 'compare_classification.py')

@@ -141,6 +141,7 @@ def test_small_kernels_cannot_see_the_far_wall_and_large_ones_can() -> None:
     assert _reach(_network(large), range(maker.SIZE, maker.SIZE + 1)) >= maker.SIZE - 1
 
 
+@pytest.mark.slow
 def test_config_fits_the_set(tmp_path: Path) -> None:
     maker.write_dataset(tmp_path / 'set', dict(training=2, validation=1), seed=0)
     cfg = Config.fromfile(CONFIG)
@@ -167,6 +168,7 @@ def test_yardsticks() -> None:
     assert scores.short_sighted == pytest.approx((1 + 2 * 10 / 30) / 3)
 
 
+@pytest.mark.slow
 def test_picture_is_written(tmp_path: Path) -> None:
     data, work_dir = tmp_path / 'set', tmp_path / 'work'
     maker.write_dataset(data, dict(training=1, validation=2), seed=0)
