@@ -13,7 +13,7 @@ Writes a table, ``benchmarks/results/peripheral_conv_*.json`` and a plot of time
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,6 +52,10 @@ GPU_CASES = [
 ]
 SWEEP = [7, 13, 21, 31, 51, 71, 101, 151]
 RESOLUTIONS = [(224, 224), (384, 384), (512, 512), (800, 1280), (512, 2048)]
+
+# Those that compute the same function, and ours; a network's layout first.
+PEERS = ('conv2d channels last', 'conv2d channels last, padded', 'matrix dft', 'conv2d')
+OURS = ('mmpelk channels last', 'mmpelk')
 
 Methods = dict[str, tuple[Callable[[], Tensor], tuple[Tensor, ...]]]
 
@@ -224,24 +228,27 @@ def relative_error(function: Callable[[], Tensor], case: Case) -> float:
         return ((function()[:1, :few].double() - want).norm() / want.norm()).item()
 
 
-def measure(case: Case, device: str, rounds: int) -> dict[str, dict[str, Any]]:
-    """Times, memory and error of every method on one case."""
-    table = methods(case)
-    forward = {name: partial(no_grad, function) for name, (function, _) in table.items()}
+def measure(case: Case, device: str, rounds: int, names: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """Times, memory and error of methods on one case, of all by default.
+
+    The backward is left out of peers whose forward alone takes longer than ours takes for both: minutes, for some.
+    """
+    table = {name: entry for name, entry in methods(case).items() if name in names or not names}
     both = {name: partial(backward, function, inputs, case.grad) for name, (function, inputs) in table.items()}
-    seconds, seconds_both = (interleaved_medians(functions, device, rounds) for functions in (forward, both))
-    result = {}
-    for name, (function, _) in table.items():
-        slow = seconds_both[name] > 10
-        result[name] = {
+    forward = {name: partial(no_grad, function) for name, (function, _) in table.items()}
+    seconds = interleaved_medians(forward, device, rounds)
+    limit = min(interleaved_medians({name: both[name] for name in OURS}, device, 1).values())
+    both = {name: call for name, call in both.items() if name.startswith('mmpelk') or seconds[name] < limit}
+    seconds_both = interleaved_medians(both, device, rounds)
+    return {
+        name: {
             'forward_ms': 1e3 * seconds[name],
-            'forward_backward_ms': 1e3 * seconds_both[name],
-            'forward_ratio': seconds['conv2d'] / seconds[name],
-            'forward_backward_ratio': seconds_both['conv2d'] / seconds_both[name],
-            'peak_memory': None if slow else peak_memory(both[name], device),
+            'forward_backward_ms': 1e3 * seconds_both[name] if name in both else None,
+            'peak_memory': peak_memory(both[name], device) if seconds_both.get(name, 11) < 10 else None,
             'error': relative_error(function, case) if name not in ('stripes', '7x7') else None,
         }
-    return result
+        for name, (function, _) in table.items()
+    }
 
 
 def sweep(device: str, dtype: torch.dtype, batch: int, rounds: int) -> dict[str, list[float]]:
@@ -268,38 +275,61 @@ def stage_cases() -> list[tuple[str, tuple[int, ...]]]:
 
 
 def compare_stages(device: str, dtype: torch.dtype, rounds: int) -> list[dict[str, Any]]:
-    """Speed-up of the automatic choice over expanding the kernel and ``F.conv2d``, forward and forward+backward."""
-    rows = []
-    for label, spec in track(stage_cases(), 'stages', transient=True):
-        case = make_case(spec, device, dtype)
-        table: Methods = {
-            'dense': (
-                partial(peripheral_conv2d, case.x, case.weight, case.grid, backend='dense'),
-                (case.x, case.weight),
-            ),
-            'mmpelk': methods(case)['mmpelk'],
-        }
-        row: dict[str, Any] = {'stage': label, 'case': spec}
-        for key, functions in (
-            ('forward', {name: partial(no_grad, function) for name, (function, _) in table.items()}),
-            ('forward_backward', {name: partial(backward, *entry, case.grad) for name, entry in table.items()}),
-        ):
-            seconds = interleaved_medians(functions, device, rounds)
-            row[f'{key}_ratio'] = seconds['dense'] / seconds['mmpelk']
-            row[f'{key}_ms'] = {name: 1e3 * value for name, value in seconds.items()}
-        rows.append(row)
-    return rows
+    """Ours and the peers that compute the same function; see :func:`measure`."""
+    names = (*PEERS, *OURS)
+    return [
+        {'stage': label, 'case': spec, 'methods': measure(make_case(spec, device, dtype), device, rounds, names)}
+        for label, spec in track(stage_cases(), 'stages', transient=True)
+    ]
 
 
-def print_stages(console: Console, rows: list[dict[str, Any]]) -> None:
-    """The comparison as a table."""
-    columns = ('stage', 'map and kernel', 'forward', 'forward+backward')
-    table = Table(columns, title='times as fast as the dense backend', labels=2)
+def milliseconds(methods: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, float]:
+    """A figure of the methods that have it."""
+    return {name: figures[key] for name, figures in methods.items() if figures[key] is not None}
+
+
+def fastest_peer(times: Mapping[str, float]) -> str | None:
+    """The fastest of those that compute the same function, of those that were timed."""
+    return min((name for name in PEERS if name in times), key=lambda name: times[name], default=None)
+
+
+def stages_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """How many times as fast as the fastest peer the automatic choice is, in either layout."""
+    columns = ['stage', 'map and kernel']
+    for what in ('forward', 'with backward'):
+        columns += [f'{what}, channels last', f'{what}, NCHW', 'peer']
+    table = Table(columns, title='times as fast as the fastest peer', labels=2)
     for row in rows:
         _, channels, height, width, side, _ = row['case']
-        ratios = (f'{row["forward_ratio"]:.2f}', f'{row["forward_backward_ratio"]:.2f}')
-        table.add(row['stage'], f'{channels}x{height}x{width}, K = {side}', *ratios)
-    table.print(console)
+        cells: list[str] = []
+        for key in ('forward_ms', 'forward_backward_ms'):
+            times = milliseconds(row['methods'], key)
+            peer = fastest_peer(times)
+            cells += [f'{times[peer] / times[name]:.2f}' if peer else '-' for name in OURS] + [peer or 'none']
+        table.add(row['stage'], f'{channels}x{height}x{width}, K = {side}', *cells)
+    return table
+
+
+def make_table(cases: Sequence[Mapping[str, Any]]) -> Table:
+    """The measured cases: ours, channels last as networks have it, and the peers; ``-`` of a backward left out."""
+    ratio = 'times as fast as the fastest'
+    table = Table(['input', 'K', 'ours', *PEERS, ratio, 'with backward: ours', *PEERS[:3], ratio], labels=2)
+    for one in cases:
+        *shape, side, _ = one['case']
+        cells = ['\N{MULTIPLICATION SIGN}'.join(map(str, shape)), str(side)]
+        for key, peers in (('forward_ms', PEERS), ('forward_backward_ms', PEERS[:3])):
+            times = milliseconds(one['methods'], key)
+            peer, ours = fastest_peer(times), times[OURS[0]]
+            cells += [_time(times.get(name)) for name in (OURS[0], *peers)]
+            cells.append(f'{times[peer] / ours:.1f}' if peer else '-')
+        table.add(*cells)
+    return table
+
+
+def _time(milliseconds: float | None) -> str:
+    if milliseconds is None:
+        return '-'
+    return f'{milliseconds / 1e3:.1f} s' if milliseconds >= 1e3 else f'{milliseconds:.1f} ms'
 
 
 def plot(curves: dict[str, list[float]], title: str, path: str) -> None:
@@ -322,19 +352,12 @@ def plot(curves: dict[str, list[float]], title: str, path: str) -> None:
 def print_case(console: Console, spec: Sequence[int], result: dict[str, dict[str, Any]]) -> None:
     """One table."""
     batch, channels, height, width, kernel_size, _ = spec
-    columns = ('', 'forward ms', 'x conv2d', 'fwd+bwd ms', 'x conv2d', 'peak MB', 'error')
+    columns = ('', 'forward', 'forward and backward', 'peak MB', 'error')
     table = Table(columns, title=f'{batch}x{channels}x{height}x{width}, K = {kernel_size}')
     for name, row in result.items():
         memory = '-' if row['peak_memory'] is None else f'{row["peak_memory"] / 2**20:.1f}'
-        table.add(
-            name,
-            f'{row["forward_ms"]:.2f}',
-            f'{row["forward_ratio"]:.1f}',
-            f'{row["forward_backward_ms"]:.2f}',
-            f'{row["forward_backward_ratio"]:.1f}',
-            memory,
-            '-' if row['error'] is None else f'{row["error"]:.1e}',
-        )
+        error = '-' if row['error'] is None else f'{row["error"]:.1e}'
+        table.add(name, _time(row['forward_ms']), _time(row['forward_backward_ms']), memory, error)
     table.print(console)
 
 
@@ -366,7 +389,7 @@ def main() -> None:
     data: dict[str, Any] = {'machine': where, 'dtype': args.dtype, 'rounds': rounds}
     if args.stages:
         data['stages'] = compare_stages(args.device, dtype, rounds)
-        print_stages(console, data['stages'])
+        stages_table(data['stages']).print(console)
         write(RESULTS / f'{name}_stages.json', data)
         return
     data['cases'] = []
