@@ -12,12 +12,15 @@ from mmengine.registry import DefaultScope
 from mmpelk import get_config
 from mmpelk.analysis.complexity import Complexity
 from mmpelk.analysis.inference import build_model
+from mmpelk.ops import backends
 from reproduction import counts, networks
 from reproduction.counts import RESULT_FILES, CountedRow, count_row, count_table, measured_scores
 from reproduction.marks import Results
 from reproduction.paper import FLOPS_DECIMALS, TABLES, PublishedRow
+from tests.paths import ROOT
 
 OURS = [(number, row) for number, rows in TABLES.items() for row in rows if row.is_ours]
+README = (ROOT / 'README.md').read_text().splitlines()
 # Rows that the convention misses, with the deviation in per cent. They are shown, not tuned away.
 FLOPS_OFF = {('PeLK-T', 224): 4.0, ('PeLK-S', 224): 2.0}
 PARAMS_OFF = {('PeLK-S', 224): 3.2}
@@ -54,6 +57,18 @@ def test_pelk_is_the_papers(row: PublishedRow) -> None:
     as_published = complexity.params_as_published / 1e6
     assert round(as_published) == row.params + (key in PARAMS_OFF)
     assert abs(as_published / row.params - 1) < (0.015 if key in PARAMS_OFF else 0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('row', [row for _, row in OURS], ids=[f'{n}-{r.method}-{r.input_size[0]}' for n, r in OURS])
+def test_front_page_has_the_counts(row: PublishedRow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, 'COSTS', backends.AVX2)  # the choice of a backend is the machine's
+    complexity = counted(row)[1]
+    executed = sum(count or 0 for count in complexity.executed_by_component().values())
+    params = f'{complexity.params / 1e6:.1f} / {complexity.params_sparse / 1e6:.1f}'
+    flops = ' / '.join(f'{count / 1e9:.1f}' for count in (complexity.flops, complexity.flops_sparse, executed))
+    shown = next(line for line in README if f'(configs/{row.network.own_name})' in line)
+    assert shown.split(' | ')[2:4] == [params, flops]
 
 
 @pytest.mark.slow
