@@ -95,14 +95,18 @@ def _check_fast_backends(grid: Sequence[int], inputs: Sequence[Tensor], grad: Te
     height=st.integers(6, 30),
     width=st.integers(6, 30),
     mean=st.sampled_from([0, 3]),
+    layout=st.sampled_from([torch.contiguous_format, torch.channels_last]),
     seed=st.integers(0, 99),
 )
 @settings(max_examples=10)
-def test_no_less_exact_than_dense_anywhere(kernel_size: int, height: int, width: int, mean: float, seed: int) -> None:
+def test_no_less_exact_than_dense_anywhere(
+    kernel_size: int, height: int, width: int, mean: float, layout: torch.memory_format, seed: int
+) -> None:
     """From K = 15 on, where dense is not the choice; channels enough that the norms do not hang on a few numbers."""
     grid = sharing_grid(kernel_size, 5)
     generator = torch.Generator().manual_seed(seed)
     x, grad = (torch.randn(2, 8, height, width, generator=generator) + mean for _ in range(2))
+    x, grad = (tensor.contiguous(memory_format=layout) for tensor in (x, grad))
     weight = torch.randn(8, 1, len(grid), len(grid), generator=generator)
     _check_fast_backends(grid, [x, weight], grad)
 
