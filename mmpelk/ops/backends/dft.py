@@ -26,8 +26,8 @@ from ..workspace import piece_sizes
 
 __all__ = ['forward', 'prepare', 'weight_grad']
 
-# Below so many positions dense sums so few terms that float32 would be the less exact of the two.
-_FEW = 100
+# Where dense sums fewer terms than these, transforms in float32 would be the less exact of the two.
+_FEW = 128
 # Largest map whose products are cheaper than taking even and odd parts apart.
 _WHOLE_UP_TO = 32 * 32
 
@@ -259,7 +259,8 @@ def _products(matrix: Tensor, x: Tensor, out: Tensor) -> None:
 
 def _plan(x: Tensor, grid: Sequence[int], dtype: torch.dtype) -> _Plan:
     height, width = x.shape[-2:]
-    dtype = torch.promote_types(x.dtype, torch.float64 if height * width < _FEW else dtype)
+    terms = min(height, sum(grid)) * min(width, sum(grid))
+    dtype = torch.promote_types(x.dtype, torch.float64 if terms < _FEW else dtype)
     return _cached_plan(tuple(grid), height, width, dtype, x.device)
 
 
