@@ -130,3 +130,29 @@ def test_a_block_keeps_one_unit_and_those_with_a_norm_keep_all():
         assert counts == {prefix.rstrip('.'): 1}
         assert shrunk[f'{prefix}fc1.weight'].shape == (1, 4)
         assert shrink_hidden_units(state | {f'{prefix}grn.gamma': torch.ones(6)})[1] == {}
+
+
+class Block(nn.Module):
+    """Two layers under names of a pair, and a norm."""
+
+    def __init__(self, first: nn.Module, second: nn.Module, norm: nn.Module) -> None:
+        super().__init__()
+        self.pointwise_conv1, self.pointwise_conv2, self.norm = first, second, norm
+
+
+@pytest.mark.parametrize(
+    ('block', 'found'),
+    [
+        (Block(nn.Linear(8, 16), nn.Linear(16, 8), nn.LayerNorm(8)), True),
+        (Block(nn.Linear(8, 16), nn.Linear(16, 8), nn.LayerNorm(16)), False),
+        # As many units as channels: a norm of that size is taken for one over the channels.
+        (Block(nn.Linear(8, 8), nn.Linear(8, 8), nn.LayerNorm(8)), True),
+        (Block(nn.Conv2d(8, 16, 1), nn.Conv2d(16, 8, 1), nn.BatchNorm2d(8)), True),
+        (Block(nn.Conv2d(8, 16, 1, stride=2), nn.Conv2d(16, 8, 1), nn.BatchNorm2d(8)), False),
+        (Block(nn.Conv2d(8, 16, 1, groups=2), nn.Conv2d(16, 8, 1), nn.BatchNorm2d(8)), False),
+        (Block(nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(16, 8, 1), nn.BatchNorm2d(8)), False),
+    ],
+    ids=['linear', 'norm over units', 'as many units', 'convolutions', 'strided', 'grouped', '3 x 3'],
+)
+def test_which_blocks_have_units(block: nn.Module, found: bool) -> None:
+    assert widths(block) == ([block.pointwise_conv1.weight.shape[0]] if found else [])
