@@ -1,6 +1,6 @@
 # The two commands are `make demo` and `make test`; both set up everything that they need.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-det setup-test demo demo-det demo-cls report test test-fast test-torch21 lint format types bench clean
+.PHONY: help setup setup-det setup-test demo demo-det demo-cls report test test-fast test-torch21 test-stock lint format types bench docs dist clean
 
 PYTHON_ENV := .venv/bin/python
 # Tests start processes of their own: not more workers than cores. What a file's fixtures have made is used by one worker.
@@ -46,6 +46,9 @@ test-torch21:  ## the operator's tests with torch 2.1, the oldest it runs on, in
 	    .venv-torch21/bin/pip install -q torch==2.1.2 'numpy<2' pytest==9.2.0 hypothesis==6.168.5; }
 	@OMP_NUM_THREADS=1 .venv-torch21/bin/python -m pytest -q --confcutdir=tests/ops tests/ops
 
+test-stock: dist  ## use the wheel in an environment of OpenMMLab's stock line with torch 2.1, .venv-stock
+	@tests/packaging/stock_line.sh
+
 lint: $(PRE_COMMIT)  ## style, spelling and links; needs no set-up
 	@$(PRE_COMMIT) run --all-files
 
@@ -58,6 +61,20 @@ types: setup-test  ## mypy
 
 bench: setup  ## time the operator on this machine
 	@$(PYTHON_ENV) benchmarks/peripheral_conv.py
+
+docs: .venv-docs/installed  ## the documentation as a site, build/docs/index.html; links are checked
+	@.venv-docs/bin/mkdocs build --quiet --strict
+
+dist: .venv-dist/installed  ## source distribution and wheel, in dist/
+	@rm -rf dist && .venv-dist/bin/python -m build --outdir dist . > .venv-dist/build.log || { tail -20 .venv-dist/build.log; exit 1; }
+	@.venv-dist/bin/twine check --strict dist/*
+
+.venv-docs/installed: docs/requirements.txt
+.venv-dist/installed: requirements/dist.txt
+.venv-docs/installed .venv-dist/installed:
+	@$${PYTHON:-python3} -m venv $(@D)
+	@$(@D)/bin/pip install -q --disable-pip-version-check -r $<
+	@touch $@
 
 $(PRE_COMMIT): requirements/dev.txt
 	@$${PYTHON:-python3} -m venv .venv-lint

@@ -211,7 +211,7 @@ class PeLK(BaseModule):
     Inputs:
         ``(N, 3, H, W)`` of any size from the stem's patch on.
 
-    Returns:
+    Outputs:
         A tuple with ``(N, C_i, H_i, W_i)`` per output stage, or ``(N, C_i)`` with ``gap_before_final_norm``.
     """
 
