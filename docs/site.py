@@ -21,17 +21,22 @@ ELSEWHERE = {
     'changelog.md': 'CHANGELOG.md',
     'backends.md': 'mmpelk/ops/backends/README.md',
 }
-# Modules of a page of the API; the first one's docstring is its introduction.
+# What is on the pages of the API: the first module's docstring is the introduction, the others follow under their names.
 API = {
     'mmpelk': ['mmpelk', 'mmpelk.registry', 'mmpelk.checkpoint_io', 'mmpelk.errors'],
-    'ops': ['mmpelk.ops'],
+    # griffe takes the name for the submodule's.
+    'ops': ['mmpelk.ops', 'mmpelk.ops.sharing_grid.sharing_grid'],
     'models': ['mmpelk.models'],
     'engine': ['mmpelk.engine'],
     'sparsity': ['mmpelk.sparsity'],
-    'analysis': [f'mmpelk.analysis.{name}' for name in ('complexity', 'erf', 'receptive_field', 'kernels', 'timing')],
+    'analysis': [
+        'mmpelk.analysis',
+        *(f'mmpelk.analysis.{name}' for name in ('complexity', 'executed', 'erf', 'receptive_field', 'kernels', 'timing')),
+    ],
     'export': ['mmpelk.export'],
     'projects': ['mmpelk.projects'],
 }
+HEADING = '\n    options: {show_root_heading: true, show_root_toc_entry: true}'
 # [text](target) and ![text](target) of a page; a text may hold an image's brackets.
 LINK = re.compile(r'(!?\[(?:[^\[\]]|\[[^\]]*\])*\])\(([^()\s]+)\)')
 CODE_BLOCK = re.compile(r'(^ *```.*?^ *```\s*$)', re.MULTILINE | re.DOTALL)
@@ -43,9 +48,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for page, path in ELSEWHERE.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / path)))
     for name, modules in API.items():
-        blocks = [f'# {modules[0].rpartition(".")[0] if len(modules) > 1 and name != "mmpelk" else modules[0]}\n']
-        blocks += [f'## {each}\n\n::: {each}\n' if len(modules) > 1 else f'::: {each}\n' for each in modules]
-        files.append(File.generated(config, f'api/{name}.md', content='\n'.join(blocks)))
+        blocks = [f'# {modules[0]}', f'::: {modules[0]}', *(f'::: {each}{HEADING}' for each in modules[1:])]
+        files.append(File.generated(config, f'api/{name}.md', content='\n\n'.join(blocks)))
     return files
 
 
