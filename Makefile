@@ -1,6 +1,6 @@
 # The two commands are `make demo` and `make test`; both set up everything that they need.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-det setup-test demo demo-det demo-cls report test test-fast test-torch21 test-stock lint format types bench docs dist clean
+.PHONY: help setup setup-det setup-test demo demo-det demo-cls report test test-fast test-torch21 test-wheel test-stock lint format types bench docs dist clean
 
 PYTHON_ENV := .venv/bin/python
 # Tests start processes of their own: not more workers than cores. What a file's fixtures have made is used by one worker.
@@ -45,6 +45,10 @@ test-torch21:  ## the operator's tests with torch 2.1, the oldest it runs on, in
 	    $${PYTHON:-python3} -m venv .venv-torch21 && \
 	    .venv-torch21/bin/pip install -q torch==2.1.2 'numpy<2' pytest==9.2.0 hypothesis==6.168.5; }
 	@OMP_NUM_THREADS=1 .venv-torch21/bin/python -m pytest -q --confcutdir=tests/ops tests/ops
+
+test-wheel: dist setup-det  ## use the wheel as a project elsewhere would, with the toolboxes of .venv
+	@rm -rf build/wheel && $(PYTHON_ENV) -m pip install -q --no-deps --target build/wheel dist/*.whl
+	@cd build && PYTHONPATH=$(CURDIR)/build/wheel $(CURDIR)/$(PYTHON_ENV) ../tests/packaging/use_wheel.py mmseg mmdet mmpretrain
 
 test-stock: dist  ## use the wheel in an environment of OpenMMLab's stock line with torch 2.1, .venv-stock
 	@tests/packaging/stock_line.sh

@@ -21,7 +21,7 @@ ELSEWHERE = {
     'changelog.md': 'CHANGELOG.md',
     'backends.md': 'mmpelk/ops/backends/README.md',
 }
-# What is on the pages of the API: the first module's docstring is the introduction, the others follow under their names.
+# Pages of the API: the first module's docstring is the introduction, the others follow under their names.
 API = {
     'mmpelk': ['mmpelk', 'mmpelk.registry', 'mmpelk.checkpoint_io', 'mmpelk.errors'],
     # griffe takes the name for the submodule's.
@@ -31,7 +31,10 @@ API = {
     'sparsity': ['mmpelk.sparsity'],
     'analysis': [
         'mmpelk.analysis',
-        *(f'mmpelk.analysis.{name}' for name in ('complexity', 'executed', 'erf', 'receptive_field', 'kernels', 'timing')),
+        *(
+            f'mmpelk.analysis.{name}'
+            for name in ('complexity', 'executed', 'erf', 'receptive_field', 'kernels', 'timing')
+        ),
     ],
     'export': ['mmpelk.export'],
     'projects': ['mmpelk.projects'],

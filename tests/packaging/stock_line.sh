@@ -20,7 +20,7 @@ if [ "$(cat "$VENV/installed" 2> /dev/null)" != "$STATE" ]; then
         exit 1
     fi
     echo "installing OpenMMLab's stock line in $VENV, once"
-    rm -rf "$VENV"
+    rm -rf "$VENV/mmcv"
     "${PYTHON:-python3}" -m venv "$VENV"
     # What builds mmcv has to be there before it.
     pip install -q $(pinned 'torch|torchvision|numpy|setuptools|wheel|ninja|psutil')
