@@ -30,7 +30,8 @@ _REFRESH = 0.5  # seconds
 # What an option of tools/train.py calls them: mmengine's backend, the package that it wants, and its arguments.
 VISUALIZERS = {
     'tensorboard': ('TensorboardVisBackend', ('tensorboard', 'tensorboardX'), {}),
-    'wandb': ('WandbVisBackend', ('wandb',), {'init_kwargs': {'project': 'mmpelk'}}),
+    # What is passed to wandb goes before its own variable.
+    'wandb': ('WandbVisBackend', ('wandb',), {'init_kwargs': {'project': os.environ.get('WANDB_PROJECT', 'mmpelk')}}),
 }
 
 
