@@ -62,4 +62,3 @@ def test_wandb_gets_the_curves(tiny_config: Path, tmp_path: Path, monkeypatch: p
     assert Path(arguments['dir']).is_relative_to(tmp_path)
     assert sum('loss' in values for values in stand_in.logged) == 4
     assert any('mIoU' in values for values in stand_in.logged)
-
