@@ -66,8 +66,9 @@ types: setup-test  ## mypy
 bench: setup  ## time the operator on this machine
 	@$(PYTHON_ENV) benchmarks/peripheral_conv.py
 
+# Not with --quiet, which leaves --strict nothing to refuse.
 docs: .venv-docs/installed  ## the documentation as a site, build/docs/index.html; links are checked
-	@.venv-docs/bin/mkdocs build --quiet --strict
+	@.venv-docs/bin/mkdocs build --strict
 
 dist: .venv-dist/installed  ## source distribution and wheel, in dist/
 	@rm -rf dist && .venv-dist/bin/python -m build --outdir dist . > .venv-dist/build.log || { tail -20 .venv-dist/build.log; exit 1; }
