@@ -48,7 +48,7 @@ test-torch21:  ## the operator's tests with torch 2.1, the oldest it runs on, in
 
 test-wheel: dist setup-det  ## use the wheel as a project elsewhere would, with the toolboxes of .venv
 	@rm -rf build/wheel && $(PYTHON_ENV) -m pip install -q --no-deps --target build/wheel dist/*.whl
-	@cd build && PYTHONPATH=$(CURDIR)/build/wheel $(CURDIR)/$(PYTHON_ENV) ../tests/packaging/use_wheel.py mmseg mmdet mmpretrain
+	@cd build && PYTHONWARNINGS=ignore PYTHONPATH=$(CURDIR)/build/wheel $(CURDIR)/$(PYTHON_ENV) ../tests/packaging/use_wheel.py mmseg mmdet mmpretrain
 
 test-stock: dist  ## use the wheel in an environment of OpenMMLab's stock line with torch 2.1, .venv-stock
 	@tests/packaging/stock_line.sh
