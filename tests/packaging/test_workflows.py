@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+import mmpelk
 from tests.paths import ROOT
 
 GITHUB = ROOT / '.github'
@@ -86,3 +87,10 @@ def test_every_page_is_in_the_navigation() -> None:
     navigation = (ROOT / 'mkdocs.yml').read_text().partition('\nnav:')[2]
     pages = {path.name for path in (ROOT / 'docs').glob('*.md')}
     assert pages <= set(re.findall(r'[\w/]+\.md', navigation))
+
+
+def test_version_is_the_same_everywhere() -> None:
+    citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())['version']
+    changes = re.search(r'^## (\S+)', (ROOT / 'CHANGELOG.md').read_text(), re.MULTILINE)
+    assert changes is not None
+    assert citation == changes[1] == mmpelk.__version__
