@@ -68,10 +68,10 @@ bench: setup  ## time the operator on this machine
 
 # Not with --quiet, which leaves --strict nothing to refuse.
 docs: .venv-docs/installed  ## the documentation as a site, build/docs/index.html; links are checked
-	@.venv-docs/bin/mkdocs build --strict
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 dist: .venv-dist/installed  ## source distribution and wheel, in dist/
-	@rm -rf dist && .venv-dist/bin/python -m build --outdir dist . > .venv-dist/build.log || { tail -20 .venv-dist/build.log; exit 1; }
+	@rm -rf dist && .venv-dist/bin/python -m build --outdir dist . > .venv-dist/build.log 2>&1 || { tail -20 .venv-dist/build.log; exit 1; }
 	@.venv-dist/bin/twine check --strict dist/*
 
 .venv-docs/installed: docs/requirements.txt
