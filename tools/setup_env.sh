@@ -229,7 +229,8 @@ if [ "$STEPS" -ge 6 ]; then
 fi
 if [ "$STEPS" -ge 7 ]; then
     step 7 "installing the test tools" "$NETWORK" \
-        pip_install --constraint requirements.txt --requirement requirements/dev.txt --requirement requirements/export.txt
+        pip_install --constraint requirements.txt --requirement requirements/dev.txt --requirement requirements/export.txt \
+        --requirement requirements/hub.txt --requirement requirements/timm.txt
 fi
 
 for stage in base det test; do

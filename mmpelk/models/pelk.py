@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from mmpelk.registry import MODELS
 from .checkpoint import backbone_state_dict, check_pretrained, shorten
 from .hidden_units import HiddenUnits, fit_hidden_units
 from .mixers import MIXERS, EmbeddingMode, Mixer, MixerSpec
+from .pretrained import Pretrained
 
 __all__ = ['ARCHITECTURES', 'PeLK', 'PeLKBlock', 'PeLKStage']
 
@@ -163,7 +164,7 @@ class PeLKStage(Sequential):
 
 
 @MODELS.register_module()
-class PeLK(BaseModule):
+class PeLK(Pretrained, BaseModule):
     """Parameter-efficient Large Kernel Network, CVPR 2024, https://arxiv.org/abs/2403.07589.
 
     Module names follow ConvNeXt's: ``downsample_layers.i``, ``stages.i.j``, ``norm{i}``.
@@ -243,10 +244,12 @@ class PeLK(BaseModule):
         deploy: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
+        arguments = dict(locals())
         pretrained = init_cfg if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained' else None
         if init_cfg is None:
             init_cfg = dict(type='TruncNormal', layer=['Conv2d', 'Linear', 'PeripheralConv2d'], std=0.02, bias=0.0)
         super().__init__(init_cfg)
+        self._arguments = {name: arguments[name] for name in arguments.keys() - {'self', '__class__', 'init_cfg'}}
         arch = _resolve_arch(
             arch,
             depths=depths,
@@ -372,6 +375,14 @@ class PeLK(BaseModule):
         """Fold norms and small kernels in place; the kernels stay peripheral. Call it in eval mode."""
         for stage in self.stages:
             stage.switch_to_deploy()
+
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments, but ``init_cfg``, that build the network as it is now: deployed, shrunk."""
+        blocks = [[cast(PeLKBlock, block) for block in stage] for stage in self.stages]
+        hidden = [[block.pointwise_conv1.out_features for block in stage] for stage in blocks]
+        is_default = hidden == [[4 * width] * depth for width, depth in zip(self.channels, self.depths, strict=True)]
+        deployed = all(block.mixer.deployed for stage in blocks for block in stage)
+        return self._arguments | dict(hidden_channels=None if is_default else hidden, deploy=deployed)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Layer id of a parameter and the number of layers, for layer-wise learning-rate decay.

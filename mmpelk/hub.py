@@ -1,0 +1,167 @@
+"""Whole networks by name: segmentors, detectors and classifiers in folders and repositories of the Hugging Face Hub.
+
+    from mmpelk.hub import from_pretrained, save_pretrained
+
+    save_pretrained(model, 'my_model')           # of init_model, init_detector, get_model
+    model = from_pretrained('my_model')          # or 'user/my_model', of the Hub
+    result = inference_model(model, 'photo.jpg')
+
+A folder holds ``config.py``, the resolved recipe, ``model.safetensors`` and ``config.json``. Any OpenMMLab tool takes the
+first two as config and checkpoint. Here the recipe is read as data: no file of a repository runs code. A backbone alone
+has methods of the same names, :class:`mmpelk.models.PeLK`'s. All of this takes the extra ``hub``.
+"""
+
+import ast
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from pprint import pformat
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+
+from mmpelk.errors import UserError
+from mmpelk.models import PeLK
+from mmpelk.models.hidden_units import find_hidden_units, fit_hidden_units
+from mmpelk.models.publication import Publication, attach_masks, check_types, fetch, refuse_unknown
+
+__all__ = ['from_pretrained', 'push_to_hub', 'save_pretrained']
+
+RECIPE = 'config.py'
+_KIND = 'recipe'
+_OF_THE_RUN = ('work_dir', 'load_from', 'resume', 'launcher')
+_USAGE = """from mmpelk.hub import from_pretrained
+
+model = from_pretrained('REPOSITORY')"""
+
+
+def save_pretrained(
+    model: nn.Module, folder: str | Path, cfg: Config | None = None, dataset_meta: Mapping[str, Any] | None = None
+) -> None:
+    """Write a trained network, masks included, and its recipe into a folder.
+
+    Args:
+        model: Of a toolbox; its backbone may be deployed or shrunk.
+        folder: It is created where there is none.
+        cfg: Its recipe; by default what the toolbox's ``init_model`` left in the model.
+        dataset_meta: ``classes`` and ``palette``; likewise.
+
+    Raises:
+        UserError: If there is no recipe, or it holds something that cannot be written as text.
+    """
+    _published(model, cfg, dataset_meta).save(folder, _USAGE.replace('REPOSITORY', Path(folder).name))
+
+
+def push_to_hub(
+    model: nn.Module,
+    repo_id: str,
+    cfg: Config | None = None,
+    dataset_meta: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> str:
+    """The same as :func:`save_pretrained` into a repository of the Hugging Face Hub.
+
+    Args:
+        model: As there.
+        repo_id: Such as ``'user/name'``; created where there is none.
+        cfg: As there.
+        dataset_meta: As there.
+        **options: Of huggingface_hub's ``ModelHubMixin.push_to_hub``: ``private``, ``token``, ``commit_message`` ...
+
+    Returns:
+        Address of the commit.
+    """
+    return _published(model, cfg, dataset_meta).push(repo_id, _USAGE, **options)
+
+
+def from_pretrained(name: str | Path, device: str = 'cpu', **options: Any) -> nn.Module:
+    """A network that :func:`save_pretrained` or :func:`push_to_hub` wrote, in eval mode.
+
+    It has what its toolbox's ``init_model`` leaves in a model, so that ``inference_model``, ``inference_detector`` and
+    mmpretrain's inferencers take it.
+
+    Args:
+        name: A folder, or a repository such as ``'user/name'``.
+        device: Where it shall run.
+        **options: Of huggingface_hub: ``revision``, ``cache_dir``, ``token``, ``force_download``,
+            ``local_files_only``.
+
+    Raises:
+        UserError: If it cannot be read, its recipe would run code, or its weights are of another network.
+    """
+    found = fetch(name, _KIND, [RECIPE], **options)
+    content = _read_recipe(found.files[RECIPE], found.name)
+    check_types(content, found.name)
+    if not isinstance(content.get('model'), dict):
+        raise UserError(f"'{found.name}' has no model in its {RECIPE}")
+    cfg = Config(content)
+    if cfg.get('data_preprocessor'):  # mmengine's runner gives it to the model
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):
+        model: Any = revert_sync_batchnorm(MODELS.build(cfg.model))
+    attach_masks(model, found.state)
+    for units in find_hidden_units(model):
+        fit_hidden_units(units, found.state, f'{units.block_name}.')
+    own = model.state_dict()
+    refuse_unknown(own, found.state, found.name)
+    wrong = [key for key in own if key not in found.state or found.state[key].shape != own[key].shape]
+    if wrong:
+        raise UserError(
+            f"the weights of '{found.name}' are not of its {RECIPE}: {wrong[0]} is missing or has another shape"
+        )
+    model.load_state_dict(found.state)
+    model.cfg = model._config = cfg  # as mmseg and mmdet call it, and as mmpretrain does
+    model.dataset_meta = model._dataset_meta = found.meta.get('dataset_meta') or {}
+    return model.to(device).eval()
+
+
+def _published(model: Any, cfg: Config | None, dataset_meta: Mapping[str, Any] | None) -> Publication:
+    recipe = cfg or getattr(model, 'cfg', None) or getattr(model, '_config', None)
+    if recipe is None:
+        raise UserError(
+            "the model does not know its recipe: give it, save_pretrained(model, folder, cfg=get_config('...'))"
+        )
+    meta = dataset_meta or getattr(model, 'dataset_meta', None) or getattr(model, '_dataset_meta', None) or {}
+    content = {key: value for key, value in _plain(recipe.to_dict()).items() if key not in _OF_THE_RUN}
+    if isinstance(model.backbone, PeLK):
+        now = model.backbone.arguments()
+        content['model']['backbone'] |= {'init_cfg': None, 'deploy': now['deploy']}
+        if now['hidden_channels']:
+            content['model']['backbone']['hidden_channels'] = now['hidden_channels']
+    found = Publication()
+    found.config = {'type': _KIND, 'default_scope': content.get('default_scope'), 'model': type(model).__name__}
+    found.state = model.state_dict()
+    found.header = {'dataset_meta': json.dumps(_plain(meta))}
+    lines = (f'{key} = {pformat(value, width=120, sort_dicts=False)}\n' for key, value in content.items())
+    found.files = {RECIPE: ''.join(lines)}
+    _read_recipe(found.files[RECIPE], 'the recipe')
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """A part of a config in Python's own containers; classes, which pure-Python configs have, by registered name."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(item) for item in value)
+    if isinstance(value, type):
+        return f'{value.__module__.partition(".")[0]}.{value.__name__}'
+    return value
+
+
+def _read_recipe(text: str, name: str) -> dict[str, Any]:
+    """Variables of a config that consists of literals; nothing is run."""
+    try:
+        statements = ast.parse(text).body
+        return {
+            statement.targets[0].id: ast.literal_eval(statement.value)  # type: ignore[attr-defined]
+            for statement in statements
+        }
+    except (AttributeError, SyntaxError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{RECIPE} of '{name}' is refused: it holds more than names and literal values ({error}). "
+            'mmpelk.hub.save_pretrained writes none such'
+        ) from error

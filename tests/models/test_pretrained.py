@@ -1,0 +1,186 @@
+"""``PeLK.from_pretrained``, ``save_pretrained`` and ``push_to_hub``."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from torch import nn
+
+from mmpelk.models import PeLK
+from mmpelk.models.deploy import deploy_state_dict
+from mmpelk.sparsity import apply_masks, attach_masks, find_parameters
+from tests.paths import ROOT
+
+pytest.importorskip('huggingface_hub', reason='pip install -e .[hub]')
+SMALL: dict[str, Any] = dict(depths=(1, 2), channels=(8, 12), kernel_sizes=(13, 7))
+
+
+def network(**arguments: Any) -> PeLK:
+    """A small one with everything away from its initial value."""
+    torch.manual_seed(0)
+    model = PeLK(**SMALL | arguments)
+    for value in (*model.parameters(), *model.buffers()):
+        if value.is_floating_point():
+            nn.init.uniform_(value, 0.1, 0.9)
+    return model.eval()
+
+
+def assert_comes_back(model: PeLK, folder: Path, **arguments: Any) -> PeLK:
+    model.save_pretrained(folder)
+    other = PeLK.from_pretrained(folder, **arguments)
+    assert not other.training
+    want, got = model.state_dict(), other.state_dict()
+    assert want.keys() == got.keys()
+    assert all(torch.equal(value, got[key]) for key, value in want.items())
+    image = torch.rand(1, model.downsample_layers[0][0].in_channels, 37, 50)
+    for out, expected in zip(other(image), model(image), strict=True):
+        torch.testing.assert_close(out, expected, rtol=0, atol=0)
+    return other
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        {},
+        dict(in_channels=1, stem_patch_size=2, out_indices=(0, 1), gap_before_final_norm=False),
+        dict(mixer='stripe', positional_embedding=None, conv_ratio=1),
+        dict(mixer='conv7', positional_embedding=None, norm_cfg=dict(type='SyncBN'), layer_scale_init_value=0),
+        dict(branch_norms=False, small_kernel_size=0, positional_embedding=None),
+        dict(sharing_grids=((1, 2, 7, 2, 1), None), drop_path_rate=0.3, frozen_stages=1),
+    ],
+    ids=['default', 'features of grey images', 'stripes', 'conv7', 'one branch', 'grids'],
+)
+def test_trained_network_comes_back(arguments: dict[str, Any], tmp_path: Path) -> None:
+    assert_comes_back(network(**arguments), tmp_path)
+
+
+def test_arguments_from_a_config(tmp_path: Path) -> None:
+    arch = ConfigDict(depths=[1, 1], channels=[8, 12], kernel_sizes=[13, 7])
+    torch.manual_seed(0)
+    assert_comes_back(PeLK(arch=arch, norm_cfg=ConfigDict(type='BN', eps=1e-3)).eval(), tmp_path)
+
+
+@pytest.mark.parametrize('mixer', ['peripheral', 'stripe'])
+def test_deployed_network_comes_back(mixer: str, tmp_path: Path) -> None:
+    model = network(mixer=mixer, positional_embedding='in_bounds' if mixer == 'peripheral' else None)
+    model.switch_to_deploy()
+    assert_comes_back(model, tmp_path)
+
+
+def test_shrunk_network_comes_back(tmp_path: Path) -> None:
+    model = network()
+    state = model.state_dict()
+    for name in ('weight', 'bias'):
+        key = f'stages.0.0.pointwise_conv1.{name}'
+        state[key] = state[key][:5]
+    state['stages.0.0.pointwise_conv2.weight'] = state['stages.0.0.pointwise_conv2.weight'][:, :5]
+    model.load_state_dict(state)  # which makes the block as narrow
+    assert assert_comes_back(model, tmp_path).arguments()['hidden_channels'] == [[5], [48, 48]]
+
+
+def test_sparse_network_comes_back_with_its_masks(tmp_path: Path) -> None:
+    model = network()
+    parameters = find_parameters(model, target=None)
+    attach_masks(parameters)
+    for entry in parameters:
+        entry.mask.copy_(torch.rand(entry.mask.shape) < 0.5)
+    apply_masks(parameters)
+    assert_comes_back(model, tmp_path)
+
+
+def test_features_of_a_classifiers_backbone(tmp_path: Path) -> None:
+    model = network()
+    model.save_pretrained(tmp_path)
+    features = PeLK.from_pretrained(tmp_path, out_indices=(0, 1), gap_before_final_norm=False)
+    assert [tuple(out.shape) for out in features(torch.rand(1, 3, 64, 64))] == [(1, 8, 16, 16), (1, 12, 8, 8)]
+    assert torch.equal(features.norm1.weight, model.norm1.weight)
+
+
+def test_folder_is_a_checkpoint_for_recipes_and_deployment(tmp_path: Path) -> None:
+    model = network()
+    model.save_pretrained(tmp_path)
+    other = PeLK(**SMALL, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'model.safetensors')))
+    other.init_weights()
+    deployed = PeLK(**SMALL, deploy=True)
+    deployed.load_state_dict(deploy_state_dict(PeLK(**SMALL), other.state_dict()))
+
+
+def test_misfits_and_damage_are_told(tmp_path: Path) -> None:
+    network().save_pretrained(tmp_path / 'model')
+    other = network(depths=(1, 3))
+
+    def refuses(message: str, folder: str = 'model', **arguments: Any) -> None:
+        with pytest.raises(ValueError, match=message) as caught:
+            PeLK.from_pretrained(tmp_path / folder, **arguments)
+        assert folder in str(caught.value)
+
+    refuses('misses stages.1.2.gamma', depths=(1, 3))
+    refuses('no place for stages.1.1', depths=(1, 1))
+    refuses('instead of', kernel_sizes=(15, 7))
+    refuses('neither a folder', folder='nowhere')
+    config = json.loads((tmp_path / 'model' / 'config.json').read_text())
+    for changed, message in (
+        (config | dict(type='ResNet'), "holds 'ResNet'"),
+        (config | dict(window=7), r"does not know: \['window'\]"),
+        (config | dict(depths=[1, 3]), 'misses stages.1.2'),
+        (config | dict(act_cfg=dict(type='os.system', command='touch pwned')), "wants 'os.system'"),
+        ([], 'neither a folder'),
+    ):
+        (tmp_path / 'model' / 'config.json').write_text(json.dumps(changed))
+        refuses(message)
+    (tmp_path / 'model' / 'config.json').write_text('{')
+    refuses('neither a folder')
+    other.save_pretrained(tmp_path / 'model')
+    weights = tmp_path / 'model' / 'model.safetensors'
+    weights.write_bytes(weights.read_bytes()[:1000])
+    refuses('incomplete')
+    weights.unlink()
+    refuses('does not exist')
+
+
+def test_repository_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'nobody/nothing' is neither"):
+        PeLK.from_pretrained('nobody/nothing', local_files_only=True, cache_dir=tmp_path)
+
+
+def test_push_sends_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sent: dict[str, Any] = {}
+
+    class Api:
+        def __init__(self, token: str | None = None) -> None:
+            sent['token'] = token
+
+        def create_repo(self, repo_id: str, private: bool | None, exist_ok: bool) -> Any:
+            sent.update(private=private)
+            return type('Url', (), dict(repo_id=repo_id))()
+
+        def upload_folder(self, repo_id: str, folder_path: Path, **options: Any) -> str:
+            sent.update(repo=repo_id, message=options['commit_message'])
+            for file in folder_path.iterdir():
+                (tmp_path / file.name).write_bytes(file.read_bytes())
+            return f'https://example.org/{repo_id}/commit/1'
+
+    monkeypatch.setattr('huggingface_hub.hub_mixin.HfApi', Api)
+    model = network()
+    address = model.push_to_hub('me/pelk', private=True, token='hf_1', commit_message='Weights')
+    assert address == 'https://example.org/me/pelk/commit/1'
+    assert sent == dict(token='hf_1', private=True, repo='me/pelk', message='Weights')
+    assert "PeLK.from_pretrained('me/pelk')" in (tmp_path / 'README.md').read_text()
+    assert torch.equal(PeLK.from_pretrained(tmp_path).norm1.weight, model.norm1.weight)
+
+
+@pytest.mark.slow
+def test_huggingface_hub_is_wanted_only_when_asked_for() -> None:
+    code = (
+        'import sys\nsys.modules["huggingface_hub"] = None\n'
+        'from mmpelk.models import PeLK\n'
+        'model = PeLK(depths=(1,), channels=(8,), kernel_sizes=(7,))\n'
+        'try:\n    model.save_pretrained("nowhere")\nexcept ImportError as error:\n    print(error)'
+    )
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert "pip install 'mmpelk[hub]'" in done.stdout, done.stderr
