@@ -6,12 +6,13 @@
     model = from_pretrained('my_model')          # or 'user/my_model', of the Hub
     result = inference_model(model, 'photo.jpg')
 
-A folder holds ``config.py``, the resolved recipe, ``model.safetensors`` and ``config.json``. Any OpenMMLab tool takes the
+A folder holds ``config.py``, the resolved recipe, ``model.safetensors`` and ``config.json``. OpenMMLab's tools take the
 first two as config and checkpoint. Here the recipe is read as data: no file of a repository runs code. A backbone alone
 has methods of the same names, :class:`mmpelk.models.PeLK`'s. All of this takes the extra ``hub``.
 """
 
 import ast
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmpelk.errors import UserError
@@ -28,7 +29,7 @@ from mmpelk.models import PeLK
 from mmpelk.models.hidden_units import find_hidden_units, fit_hidden_units
 from mmpelk.models.publication import Publication, attach_masks, check_types, fetch, refuse_unknown
 
-__all__ = ['from_pretrained', 'push_to_hub', 'save_pretrained']
+__all__ = ['from_pretrained', 'push_to_hub', 'read_recipe', 'save_pretrained', 'write_recipe']
 
 RECIPE = 'config.py'
 _KIND = 'recipe'
@@ -69,7 +70,7 @@ def push_to_hub(
         repo_id: Such as ``'user/name'``; created where there is none.
         cfg: As there.
         dataset_meta: As there.
-        **options: Of huggingface_hub's ``ModelHubMixin.push_to_hub``: ``private``, ``token``, ``commit_message`` ...
+        **options: Of huggingface_hub's ``push_to_hub``: ``private``, ``token``, ``commit_message``, ``branch`` ...
 
     Returns:
         Address of the commit.
@@ -93,15 +94,15 @@ def from_pretrained(name: str | Path, device: str = 'cpu', **options: Any) -> nn
         UserError: If it cannot be read, its recipe would run code, or its weights are of another network.
     """
     found = fetch(name, _KIND, [RECIPE], **options)
-    content = _read_recipe(found.files[RECIPE], found.name)
+    content = read_recipe(found.files[RECIPE], found.name)
     check_types(content, found.name)
     if not isinstance(content.get('model'), dict):
         raise UserError(f"'{found.name}' has no model in its {RECIPE}")
     cfg = Config(content)
     if cfg.get('data_preprocessor'):  # mmengine's runner gives it to the model
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):
-        model: Any = revert_sync_batchnorm(MODELS.build(cfg.model))
+    init_default_scope(cfg.get('default_scope') or 'mmengine')  # for good, as inference_model wants it
+    model: Any = revert_sync_batchnorm(MODELS.build(cfg.model))
     attach_masks(model, found.state)
     for units in find_hidden_units(model):
         fit_hidden_units(units, found.state, f'{units.block_name}.')
@@ -125,20 +126,30 @@ def _published(model: Any, cfg: Config | None, dataset_meta: Mapping[str, Any] |
             "the model does not know its recipe: give it, save_pretrained(model, folder, cfg=get_config('...'))"
         )
     meta = dataset_meta or getattr(model, 'dataset_meta', None) or getattr(model, '_dataset_meta', None) or {}
-    content = {key: value for key, value in _plain(recipe.to_dict()).items() if key not in _OF_THE_RUN}
+    recipe = Config(copy.deepcopy(recipe.to_dict()))
     if isinstance(model.backbone, PeLK):
         now = model.backbone.arguments()
-        content['model']['backbone'] |= {'init_cfg': None, 'deploy': now['deploy']}
+        recipe.model.backbone.update(init_cfg=None, deploy=now['deploy'])
         if now['hidden_channels']:
-            content['model']['backbone']['hidden_channels'] = now['hidden_channels']
+            recipe.model.backbone.hidden_channels = now['hidden_channels']
     found = Publication()
-    found.config = {'type': _KIND, 'default_scope': content.get('default_scope'), 'model': type(model).__name__}
+    found.config = {'type': _KIND, 'default_scope': recipe.get('default_scope'), 'model': type(model).__name__}
     found.state = model.state_dict()
     found.header = {'dataset_meta': json.dumps(_plain(meta))}
-    lines = (f'{key} = {pformat(value, width=120, sort_dicts=False)}\n' for key, value in content.items())
-    found.files = {RECIPE: ''.join(lines)}
-    _read_recipe(found.files[RECIPE], 'the recipe')
+    found.files = {RECIPE: write_recipe(recipe)}
     return found
+
+
+def write_recipe(cfg: Config) -> str:
+    """A recipe as assignments of literals, without what belongs to one run of it.
+
+    Raises:
+        UserError: If it holds something that has no literal.
+    """
+    content = {key: value for key, value in _plain(cfg.to_dict()).items() if key not in _OF_THE_RUN}
+    text = ''.join(f'{key} = {pformat(value, width=120, sort_dicts=False)}\n' for key, value in content.items())
+    read_recipe(text, cfg.filename or 'the recipe')
+    return text
 
 
 def _plain(value: Any) -> Any:
@@ -152,8 +163,12 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _read_recipe(text: str, name: str) -> dict[str, Any]:
-    """Variables of a config that consists of literals; nothing is run."""
+def read_recipe(text: str, name: str) -> dict[str, Any]:
+    """Variables of a config that consists of literals; nothing is run.
+
+    Raises:
+        UserError: If it holds anything else.
+    """
     try:
         statements = ast.parse(text).body
         return {
@@ -162,6 +177,5 @@ def _read_recipe(text: str, name: str) -> dict[str, Any]:
         }
     except (AttributeError, SyntaxError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{RECIPE} of '{name}' is refused: it holds more than names and literal values ({error}). "
-            'mmpelk.hub.save_pretrained writes none such'
+            f"the recipe of '{name}' is refused: it holds more than names and literal values ({error})"
         ) from error

@@ -347,13 +347,18 @@ class PeLK(Pretrained, BaseModule):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         outs = []
-        for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages, strict=True)):
-            x = stage(downsample(_pad_to(x, downsample)))
+        for i in range(self.num_stages):
+            x = self.forward_stage(i, x)
             if i in self.out_indices:
                 norm = getattr(self, f'norm{i}')
                 # Contiguous: mmcv's RoIAlign reads its input as such, whatever the strides.
                 outs.append(norm(x.mean((-2, -1))) if self.gap_before_final_norm else norm(x).contiguous())
         return tuple(outs)
+
+    def forward_stage(self, index: int, x: Tensor) -> Tensor:
+        """Image, or map of the stage before, ``(N, C, H, W)`` to the map of a stage, before its norm."""
+        downsample = self.downsample_layers[index]
+        return self.stages[index](downsample(_pad_to(x, downsample)))
 
     def _freeze(self) -> None:
         for module in (*self.downsample_layers[: self.frozen_stages], *self.stages[: self.frozen_stages]):

@@ -1,4 +1,4 @@
-"""PeLK's ``from_pretrained``, ``save_pretrained`` and ``push_to_hub``. huggingface_hub is imported when they are called.
+"""``from_pretrained``, ``save_pretrained`` and ``push_to_hub`` of PeLK, which import huggingface_hub when called.
 
 The folder holds ``config.json``, the arguments of the constructor, and ``model.safetensors``.
 """
@@ -48,7 +48,7 @@ class Pretrained:
 
         Args:
             repo_id: Such as ``'user/name'``; created where there is none.
-            **options: Of huggingface_hub's ``ModelHubMixin.push_to_hub``: ``private``, ``token``, ``commit_message`` ...
+            **options: Of huggingface_hub's ``push_to_hub``: ``private``, ``token``, ``commit_message``, ``branch`` ...
 
         Returns:
             Address of the commit.

@@ -1,0 +1,199 @@
+"""``mmpelk.hub``: whole networks of all three toolboxes in folders that their own tools take, too."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+
+import mmpelk
+from mmpelk.sparsity import apply_masks, attach_masks, find_parameters
+from tests.paths import CONFIGS, sample_data
+
+pytest.importorskip('huggingface_hub', reason='pip install -e .[hub]')
+from mmpelk import hub
+
+NANO = {
+    'mmseg': 'upernet_pelk_nano_synthetic',
+    'mmdet': 'mask_rcnn_pelk_nano_synthetic',
+    'mmpretrain': 'pelk_nano_digits',
+}
+
+
+def network(scope: str) -> tuple[Any, Config, dict[str, Any]]:
+    """A random nano network, its recipe, and the data of its classes."""
+    pytest.importorskip(scope)
+    cfg = Config.fromfile(CONFIGS / 'demo' / f'{NANO[scope]}.py')
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope(scope):
+        cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
+        model = MODELS.build(cfg.model)
+        model.init_weights()
+    for name, value in model.state_dict().items():
+        if name.endswith('running_mean'):
+            torch.nn.init.normal_(value)
+    classes = tuple(f'class {index}' for index in range(11))
+    return model.eval(), cfg, dict(classes=classes, palette=[[index, 0, 0] for index in range(11)])
+
+
+def photograph() -> str:
+    return str(next((sample_data('ade20k_sample') / 'images').rglob('*.jpg')))
+
+
+def assert_same_state(model: Any, other: Any) -> None:
+    want, got = model.state_dict(), other.state_dict()
+    assert want.keys() == got.keys()
+    assert all(torch.equal(value, got[key]) for key, value in want.items())
+
+
+@pytest.mark.parametrize('form', ['trained', 'deployed', 'sparse'])
+@pytest.mark.parametrize('scope', NANO)
+def test_network_comes_back(scope: str, form: str, tmp_path: Path) -> None:
+    model, cfg, meta = network(scope)
+    if form == 'deployed':
+        model.backbone.switch_to_deploy()
+    if form == 'sparse':
+        parameters = find_parameters(model)
+        attach_masks(parameters)
+        for entry in parameters:
+            entry.mask.copy_(torch.rand(entry.mask.shape) < 0.5)
+        apply_masks(parameters)
+    hub.save_pretrained(model, tmp_path, cfg, meta)
+    other = hub.from_pretrained(tmp_path)
+    assert_same_state(model, other)
+    assert other.dataset_meta['classes'] == list(meta['classes'])
+    assert other.cfg.test_dataloader.dataset.pipeline == cfg.test_dataloader.dataset.pipeline
+    hub.save_pretrained(other, tmp_path / 'again')  # which now knows its recipe
+    assert (tmp_path / 'again' / 'config.py').read_text() == (tmp_path / 'config.py').read_text()
+    features = torch.rand(1, 3, 64, 96)
+    for out, want in zip(other.extract_feat(features), model.extract_feat(features), strict=True):
+        assert torch.equal(out, want)
+
+
+def test_shrunk_network_comes_back(tmp_path: Path) -> None:
+    model, cfg, meta = network('mmseg')
+    block = model.backbone.stages[0][0]
+    state = model.state_dict()
+    prefix = 'backbone.stages.0.0.pointwise_conv'
+    state[f'{prefix}1.weight'], state[f'{prefix}1.bias'] = (
+        block.pointwise_conv1.weight[:7],
+        block.pointwise_conv1.bias[:7],
+    )
+    state[f'{prefix}2.weight'] = block.pointwise_conv2.weight[:, :7]
+    model.load_state_dict(state)
+    hub.save_pretrained(model, tmp_path, cfg, meta)
+    other = hub.from_pretrained(tmp_path)
+    assert_same_state(model, other)
+    assert other.cfg.model.backbone.hidden_channels[0] == [7]
+
+
+def test_toolboxes_take_the_folder_and_the_network(tmp_path: Path) -> None:
+    model, cfg, meta = network('mmseg')
+    hub.save_pretrained(model, tmp_path, cfg, meta)
+    from mmseg.apis import inference_model, init_model
+
+    image = photograph()
+    own = inference_model(hub.from_pretrained(tmp_path), image)
+    theirs = init_model(str(tmp_path / 'config.py'), str(tmp_path / 'model.safetensors'), device='cpu')
+    assert theirs.dataset_meta['classes'] == list(meta['classes'])
+    assert torch.equal(own.pred_sem_seg.data, inference_model(theirs, image).pred_sem_seg.data)
+
+
+def test_detector_runs_on_an_image(tmp_path: Path) -> None:
+    model, cfg, meta = network('mmdet')
+    hub.save_pretrained(model, tmp_path, cfg, meta)
+    from mmdet.apis import inference_detector
+
+    assert 'pred_instances' in inference_detector(hub.from_pretrained(tmp_path), photograph())
+
+
+def test_classifier_runs_in_its_inferencer(tmp_path: Path) -> None:
+    model, cfg, meta = network('mmpretrain')
+    hub.save_pretrained(model, tmp_path, cfg, meta)
+    from mmpretrain import ImageClassificationInferencer
+
+    (result,) = ImageClassificationInferencer(hub.from_pretrained(tmp_path))(photograph())
+    assert result['pred_class'].startswith('class ')
+
+
+@pytest.mark.parametrize('name', mmpelk.list_configs())
+def test_every_recipe_can_be_written_and_read_as_data(name: str) -> None:
+    cfg = mmpelk.get_config(name)
+    text = hub.write_recipe(cfg)
+    content = hub.read_recipe(text, name)
+    hub.check_types(content, name)
+    assert Config(content).model == cfg.model
+    assert content['test_dataloader'] == cfg.test_dataloader.to_dict()
+
+
+@pytest.mark.parametrize(
+    ('recipe', 'message'),
+    [
+        ('import os\nos.system("touch pwned")\n', 'more than names and literal values'),
+        ('model = dict(type=print("x"))\n', 'more than names and literal values'),
+        ('model = {"type": "os.system", "command": "touch pwned"}\n', "wants 'os.system'"),
+        ('model = {"type": "EncoderDecoder", "backbone": [{"type": "mmengine.load"}]}\n', "wants 'mmengine.load'"),
+        ('default_scope = "mmseg"\n', 'has no model'),
+    ],
+    ids=['statement', 'call', 'type', 'function', 'none'],
+)
+def test_recipes_run_no_code(recipe: str, message: str, tmp_path: Path) -> None:
+    model, cfg, meta = network('mmseg')
+    hub.save_pretrained(model, tmp_path, cfg, meta)
+    (tmp_path / 'config.py').write_text(recipe)
+    with pytest.raises(ValueError, match=message):
+        hub.from_pretrained(tmp_path)
+    assert not Path('pwned').exists()
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    model, cfg, meta = network('mmseg')
+    hub.save_pretrained(model, tmp_path, cfg, meta)
+    recipe = tmp_path / 'config.py'
+    text = recipe.read_text()
+    recipe.write_text(text.replace("'depths': (1, 1)", "'depths': (1, 2)"))
+    with pytest.raises(ValueError, match=r'stages\.1\.1.* is missing'):
+        hub.from_pretrained(tmp_path)
+    model.backbone.save_pretrained(tmp_path / 'backbone')
+    with pytest.raises(ValueError, match="holds 'PeLK'"):
+        hub.from_pretrained(tmp_path / 'backbone')
+    with pytest.raises(ValueError, match="holds 'recipe'"):
+        type(model.backbone).from_pretrained(tmp_path)
+
+
+def test_network_without_a_recipe_is_not_written(tmp_path: Path) -> None:
+    model, cfg, _ = network('mmseg')
+    with pytest.raises(ValueError, match='does not know its recipe'):
+        hub.save_pretrained(model, tmp_path)
+    cfg.model.test_cfg.when = torch.float32
+    with pytest.raises(ValueError, match='literal'):
+        hub.save_pretrained(model, tmp_path, cfg)
+
+
+def test_push_sends_recipe_and_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: dict[str, Any] = {}
+
+    class Api:
+        def __init__(self, token: str | None = None) -> None:
+            pass
+
+        def create_repo(self, repo_id: str, **_: Any) -> Any:
+            return type('Url', (), dict(repo_id=repo_id))()
+
+        def upload_folder(self, folder_path: Path, **_: Any) -> str:
+            sent.update({file.name: file.read_bytes() for file in folder_path.iterdir()})
+            return 'https://example.org/commit/1'
+
+    monkeypatch.setattr('huggingface_hub.hub_mixin.HfApi', Api)
+    model, cfg, meta = network('mmpretrain')
+    assert hub.push_to_hub(model, 'me/digits', cfg, meta) == 'https://example.org/commit/1'
+    assert sent.keys() == {'README.md', 'config.json', 'config.py', 'model.safetensors'}
+    assert b"from_pretrained('me/digits')" in sent['README.md']
+    assert json.loads(sent['config.json']) == {
+        'type': 'recipe',
+        'default_scope': 'mmpretrain',
+        'model': 'ImageClassifier',
+    }

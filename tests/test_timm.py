@@ -1,0 +1,168 @@
+"""``mmpelk.timm``: PeLK in timm's registry, used as timm's users do."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.registry import MODELS, DefaultScope
+
+from mmpelk.models import ARCHITECTURES
+from tests.paths import ROOT
+
+timm = pytest.importorskip('timm', reason='pip install -e .[timm]')
+from mmpelk.timm import NAMES
+
+SMALL: dict[str, Any] = dict(depths=(1, 2, 1), channels=(8, 12, 16), kernel_sizes=(13, 9, 7))
+
+
+def create(**arguments: Any) -> Any:
+    torch.manual_seed(0)
+    return timm.create_model('pelk_tiny', **SMALL | arguments).eval()
+
+
+def test_every_architecture_is_listed() -> None:
+    assert {'pelk_tiny', 'pelk_small', 'pelk_base', 'pelk_base_101'} <= set(timm.list_models('pelk*'))
+    assert len(timm.list_models('pelk*')) == len(ARCHITECTURES)
+    assert not timm.list_models('pelk*', pretrained=True)
+
+
+@pytest.mark.parametrize('name', ['pelk_tiny', 'pelk_small', 'pelk_base'])
+def test_features_are_of_the_architecture(name: str) -> None:
+    with torch.device('meta'):
+        model = timm.create_model(name, features_only=True, out_indices=(1, 3))
+    arch = ARCHITECTURES[NAMES[name]]
+    assert model.feature_info.channels() == [arch['channels'][1], arch['channels'][3]]
+    assert model.feature_info.reduction() == [8, 32]
+    assert [len(stage) for stage in model.model.backbone.stages] == list(arch['depths'])
+
+
+@pytest.mark.parametrize(
+    ('out_indices', 'stages'), [((0, 1, 2), [0, 1, 2]), ((0, 1), [0, 1]), ([-1], [2]), (2, [1, 2])], ids=str
+)
+def test_features(out_indices: Any, stages: list[int]) -> None:
+    model = create(features_only=True, out_indices=out_indices)
+    image = torch.rand(2, 3, 64, 48)
+    maps = model(image)
+    assert [tuple(out.shape) for out in maps] == [
+        (2, channels, 64 // reduction, 48 // reduction)
+        for channels, reduction in zip(model.feature_info.channels(), model.feature_info.reduction(), strict=True)
+    ]
+    assert model.feature_info.channels() == [SMALL['channels'][stage] for stage in stages]
+    # What was pruned is gone, and what is left computes what the whole network does.
+    assert len(model.model.backbone.stages) == stages[-1] + 1
+    _, want = create().forward_intermediates(image, indices=stages)
+    for out, expected in zip(maps, want, strict=True):
+        assert torch.equal(out, expected)
+
+
+def test_stages_that_are_not_there() -> None:
+    with pytest.raises(ValueError, match='of 3 stages'):
+        create(features_only=True, out_indices=(0, 7))
+
+
+def test_classifier() -> None:
+    model = create(num_classes=5, in_chans=1, drop_path_rate=0.3, drop_rate=0.1)
+    image = torch.rand(2, 1, 40, 56)
+    assert model(image).shape == (2, 5)
+    assert model.forward_features(image).shape == (2, 16, 3, 4)
+    assert torch.equal(model.forward_head(model.forward_features(image)), model(image))
+    assert model.forward_head(model.forward_features(image), pre_logits=True).shape == (2, model.num_features)
+    assert model.backbone.stages[2][0].drop_path.drop_prob == pytest.approx(0.3)
+    assert model.get_classifier().out_features == 5
+    assert model.default_cfg['input_size'] == (3, 224, 224)
+    for key in ('first_conv', 'classifier'):
+        assert f'{model.default_cfg[key]}.weight' in model.state_dict()
+    # Random, as timm's models are when they are created.
+    assert model.backbone.stages[0][0].pointwise_conv1.weight.std() == pytest.approx(0.02, rel=0.2)
+
+
+def test_head_is_reset() -> None:
+    model, image = create(), torch.rand(2, 3, 32, 32)
+    model.reset_classifier(7)
+    assert model(image).shape == (2, 7)
+    model.reset_classifier(0)
+    assert model(image).shape == (2, 16)
+    model.reset_classifier(0, '')
+    assert model(image).shape == (2, 16, 2, 2)
+    assert create(num_classes=0).get_classifier()(image) is image
+
+
+def test_learning_and_recomputing_give_the_same_gradients() -> None:
+    gradients = []
+    for recompute in (False, True):
+        model = create(num_classes=3).train()
+        model.set_grad_checkpointing(recompute)
+        model(torch.ones(2, 3, 32, 32)).square().sum().backward()
+        gradients.append([value.grad for value in model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_layer_groups_hold_every_parameter() -> None:
+    from timm.models import group_parameters
+
+    model = create()
+    for coarse in (False, True):
+        groups = group_parameters(model, model.group_matcher(coarse))
+        names = [name for group in groups.values() for name in group]
+        assert sorted(names) == sorted(name for name, _ in model.named_parameters())
+        assert len(groups) > 3
+    from timm.optim import param_groups_weight_decay
+
+    undecayed = param_groups_weight_decay(model, 0.05, model.no_weight_decay())[0]['params']
+    assert any(value is model.backbone.stages[0].positional_embedding for value in undecayed)
+
+
+def test_reparameterised_by_timm() -> None:
+    model, image = create(), torch.rand(1, 3, 48, 32)
+    for name, value in model.named_buffers():
+        if name.endswith('running_var'):
+            torch.nn.init.uniform_(value, 0.5, 2.0)
+    deployed = timm.utils.reparameterize_model(model)
+    assert deployed.backbone.stages[0].positional_embedding is None
+    torch.testing.assert_close(deployed(image), model(image), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_of_an_mmpretrain_classifier(tmp_path: Path) -> None:
+    pytest.importorskip('mmpretrain')
+    from safetensors.torch import save_file
+
+    head = dict(type='LinearClsHead', num_classes=5, in_channels=16)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        trained = MODELS.build(
+            dict(type='ImageClassifier', backbone=dict(type='mmpelk.PeLK', **SMALL), neck=None, head=head)
+        ).eval()
+    for value in trained.parameters():
+        torch.nn.init.uniform_(value, -0.2, 0.3)
+    file = tmp_path / 'model.safetensors'
+    save_file(trained.state_dict(), str(file))
+    model = create(num_classes=5, pretrained=True, pretrained_cfg_overlay=dict(file=str(file), num_classes=5))
+    image = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model(image), trained.head(trained.extract_feat(image)), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_that_nobody_published() -> None:
+    with pytest.raises(ValueError, match='published weights of pelk_tiny yet'):
+        timm.create_model('pelk_tiny', pretrained=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'code',
+    [
+        'import sys, mmpelk, mmpelk.models, mmpelk.engine, mmpelk.sparsity, mmpelk.analysis, mmpelk.export\n'
+        'print(sorted({"timm", "huggingface_hub"} & set(sys.modules)))',
+        'import sys\nsys.modules["timm"] = None\ntry:\n    import mmpelk.timm\nexcept ImportError as error: print(error)',
+    ],
+    ids=['never unasked', 'missing'],
+)
+def test_timm_is_wanted_only_when_asked_for(code: str) -> None:
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() in (
+        '[]',
+        "PeLK in timm's registry takes the package timm: pip install 'mmpelk[timm]'",
+    ), done.stderr
