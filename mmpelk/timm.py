@@ -9,8 +9,8 @@
 One model for each of :data:`mmpelk.models.ARCHITECTURES`. Arguments that timm does not know are :class:`PeLK`'s.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from mmengine.model import initialize
@@ -58,7 +58,7 @@ class PeLKClassifier(nn.Module):
         **arguments: Any,
     ) -> None:
         super().__init__()
-        self.backbone = PeLK(in_channels=in_chans, out_indices=(), **arguments)
+        self.backbone: Any = PeLK(in_channels=in_chans, out_indices=(), **arguments)
         initialize(self.backbone, self.backbone.init_cfg)  # as init_weights() does, which prints every name
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
         self.num_features = self.head_hidden_size = self.backbone.channels[-1]
@@ -67,12 +67,15 @@ class PeLKClassifier(nn.Module):
             dict(num_chs=width, reduction=patch * 2**stage, module=f'backbone.stages.{stage}')
             for stage, width in enumerate(self.backbone.channels)
         ]
-        self.head = NormMlpClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate)
+        self.head: Any = NormMlpClassifierHead(
+            self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate
+        )
         if num_classes:
-            nn.init.trunc_normal_(self.head.fc.weight, std=0.02)
-            nn.init.zeros_(self.head.fc.bias)
+            classifier = cast(nn.Linear, self.head.fc)
+            nn.init.trunc_normal_(classifier.weight, std=0.02)
+            nn.init.zeros_(classifier.bias)
             with torch.no_grad():
-                self.head.fc.weight.mul_(head_init_scale)
+                classifier.weight.mul_(head_init_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W)`` to ``(N, num_classes)``."""
@@ -176,7 +179,7 @@ class PeLKClassifier(nn.Module):
                 block.with_cp = enable
 
 
-def names_of_timm(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def names_of_timm(state: Mapping[str, Any], model: PeLKClassifier) -> dict[str, Tensor]:
     """Weights of an MMPreTrain classifier by the names that they have here."""
     state = state.get('state_dict', state)
     norm = f'backbone.norm{len(model.backbone.channels) - 1}.'

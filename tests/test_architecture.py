@@ -103,3 +103,24 @@ def test_importing_the_package_is_light() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert 'upernet_pelk_t_ade20k.py' in done.stdout
+
+
+@pytest.mark.slow
+def test_extras_are_imported_only_when_asked_for() -> None:
+    code = (
+        'import sys, mmpelk.analysis, mmpelk.engine, mmpelk.export, mmpelk.sparsity\n'
+        'from mmpelk.models import PeLK\n'
+        'print(sorted({"huggingface_hub", "onnx", "onnxruntime", "timm"} & set(sys.modules)))\n'
+        'sys.modules |= dict.fromkeys(("huggingface_hub", "timm"))\n'
+        'def want_mixin(): PeLK(depths=(1,), channels=(8,), kernel_sizes=(7,)).save_pretrained("nowhere")\n'
+        'def want_hub(): import mmpelk.hub\n'
+        'def want_timm(): import mmpelk.timm\n'
+        'for want in (want_mixin, want_hub, want_timm):\n'
+        '    try:\n        want()\n'
+        '    except ImportError as error:\n        print(error)\n'
+    )
+    done = run_blocked(TOOLBOXES, code)
+    assert done.returncode == 0, done.stderr
+    unasked, *messages = done.stdout.splitlines()
+    assert unasked == '[]'
+    assert [message.rpartition(' ')[2] for message in messages] == ["'mmpelk[hub]'", "'mmpelk[hub]'", "'mmpelk[timm]'"]

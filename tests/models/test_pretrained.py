@@ -1,8 +1,6 @@
 """``PeLK.from_pretrained``, ``save_pretrained`` and ``push_to_hub``."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ from torch import nn
 from mmpelk.models import PeLK
 from mmpelk.models.deploy import deploy_state_dict
 from mmpelk.sparsity import apply_masks, attach_masks, find_parameters
-from tests.paths import ROOT
 
 pytest.importorskip('huggingface_hub', reason='pip install -e .[hub]')
 SMALL: dict[str, Any] = dict(depths=(1, 2), channels=(8, 12), kernel_sizes=(13, 7))
@@ -172,15 +169,3 @@ def test_push_sends_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert sent == dict(token='hf_1', private=True, repo='me/pelk', message='Weights')
     assert "PeLK.from_pretrained('me/pelk')" in (tmp_path / 'README.md').read_text()
     assert torch.equal(PeLK.from_pretrained(tmp_path).norm1.weight, model.norm1.weight)
-
-
-@pytest.mark.slow
-def test_huggingface_hub_is_wanted_only_when_asked_for() -> None:
-    code = (
-        'import sys\nsys.modules["huggingface_hub"] = None\n'
-        'from mmpelk.models import PeLK\n'
-        'model = PeLK(depths=(1,), channels=(8,), kernel_sizes=(7,))\n'
-        'try:\n    model.save_pretrained("nowhere")\nexcept ImportError as error:\n    print(error)'
-    )
-    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
-    assert "pip install 'mmpelk[hub]'" in done.stdout, done.stderr
