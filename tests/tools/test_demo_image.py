@@ -1,17 +1,18 @@
-"""``tools/demo_image.py`` for both tasks."""
+"""``tools/demo_image.py`` for both tasks, with checkpoints and with an ONNX file."""
 
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import save_checkpoint
 
 from tests.commands import call
 from tests.paths import CONFIGS, TOOLS
-from tools.demo_image import find_images, load_model
+from tools.demo_image import load_model
 
 TASKS = {
     'mmdet': ('demo/mask_rcnn_pelk_nano_synthetic.py', ('disc', 'square', 'triangle')),
@@ -45,6 +46,14 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return ['--config', CONFIGS / config, '--checkpoint', checkpoint, '--device', 'cpu']
 
 
+def write_video(path: Path, frames: int = 5, size: tuple[int, int] = (64, 96)) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'MJPG'), 10, size[::-1])
+    for index in range(frames):
+        writer.write(np.full((*size, 3), 40 * index, np.uint8))
+    writer.release()
+    return path
+
+
 def test_files_and_folders_are_drawn_in_their_own_size(trained: list[object], tmp_path: Path) -> None:
     single = write_image(tmp_path / 'one.png')
     nested = write_image(tmp_path / 'folder' / 'deeper' / 'two.jpg', (70, 50))
@@ -71,23 +80,43 @@ def test_other_toolboxes_are_refused() -> None:
         load_model(Config(dict(default_scope='mmpose')), 'model.pth', 'cpu')
 
 
-def test_images_that_cannot_be_found(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match='nowhere'):
-        find_images([tmp_path / 'nowhere.jpg'], tmp_path / 'out')
-    with pytest.raises(FileNotFoundError, match='no image in the folder'):
-        find_images([tmp_path], tmp_path / 'out')
+def test_video_becomes_a_video(trained: list[object], tmp_path: Path) -> None:
+    video = write_video(tmp_path / 'street.avi')
+    assert '1 drawings' in call(TOOLS / 'demo_image.py', video, *trained, '--out', tmp_path / 'out', cwd=tmp_path)
+    drawn = cv2.VideoCapture(str(tmp_path / 'out' / 'street.mp4'))
+    assert drawn.get(cv2.CAP_PROP_FPS) == 10
+    frames = []
+    while (frame := drawn.read()[1]) is not None:
+        frames.append(frame)
+    assert len(frames) == 5
+    assert frames[0].shape == (64, 96, 3)
 
 
-def test_no_drawing_overwrites_an_image_or_another_drawing(tmp_path: Path) -> None:
-    one, other = write_image(tmp_path / 'a' / 'x.png'), write_image(tmp_path / 'b' / 'x.png')
-    with pytest.raises(ValueError, match='both be drawn'):
-        find_images([one, other], tmp_path / 'out')
-    with pytest.raises(ValueError, match='overwritten'):
-        find_images([one], tmp_path / 'a')
-    assert find_images([one, one], tmp_path / 'out') == {tmp_path / 'out' / 'x.png': one}
+@pytest.mark.slow  # an export takes seconds
+def test_onnx_file_draws_as_its_checkpoint(tmp_path: Path) -> None:
+    for name in ('onnx', 'onnxscript', 'onnxruntime'):
+        pytest.importorskip(name, reason='pip install -e .[export]')
+    pytest.importorskip('mmseg')
+    from mmengine.registry import MODELS
+
+    cfg = Config.fromfile(CONFIGS / TASKS['mmseg'][0])
+    init_default_scope('mmseg')
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(cfg.metainfo))), tmp_path / 'model.pth')
+    image = write_image(tmp_path / 'photo.png')
+    recipe = CONFIGS / TASKS['mmseg'][0]
+    call(TOOLS / 'export_onnx.py', recipe, 'model.pth', 'model.onnx', '--shape', 64, 96, cwd=tmp_path)
+    tool, options = TOOLS / 'demo_image.py', ['--opacity', 1]
+    call(tool, image, '--checkpoint', 'model.onnx', '--out', 'onnx', *options, cwd=tmp_path)
+    call(tool, image, '--checkpoint', 'model.pth', '--config', recipe, '--out', 'pth', *options, cwd=tmp_path)
+    drawn, want = (cv2.imread(str(tmp_path / folder / 'photo.png')) for folder in ('onnx', 'pth'))
+    palette = np.array(cfg.metainfo.palette)
+    assert {tuple(colour) for colour in np.unique(drawn[..., ::-1].reshape(-1, 3), axis=0)} <= set(map(tuple, palette))
+    # mmseg writes the classes' names into its drawing.
+    assert (drawn == want).all(-1).mean() > 0.7
 
 
-def test_earlier_drawings_are_no_input(tmp_path: Path) -> None:
-    image, out = write_image(tmp_path / 'x.png'), tmp_path / 'out'
-    write_image(out / 'x.png')
-    assert find_images([tmp_path], out) == {out / 'x.png': image}
+def test_config_is_wanted_with_a_checkpoint(tmp_path: Path) -> None:
+    printed = call(TOOLS / 'demo_image.py', tmp_path, '--checkpoint', 'model.pth', cwd=tmp_path, code=2)
+    assert '--config, except with an .onnx file' in printed

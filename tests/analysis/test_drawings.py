@@ -1,0 +1,56 @@
+"""Which pictures are drawn to which files, and what cannot be read."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from mmpelk.analysis.drawings import Drawing, find_drawings
+
+
+def write_image(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), np.zeros((8, 8, 3), np.uint8))
+    return path
+
+
+def test_files_that_cannot_be_found(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match='nowhere'):
+        find_drawings([tmp_path / 'nowhere.jpg'], tmp_path / 'out')
+    with pytest.raises(FileNotFoundError, match='no image or video in the folder'):
+        find_drawings([tmp_path], tmp_path / 'out')
+
+
+def test_no_drawing_overwrites_an_image_or_another_drawing(tmp_path: Path) -> None:
+    one, other = write_image(tmp_path / 'a' / 'x.png'), write_image(tmp_path / 'b' / 'x.png')
+    with pytest.raises(ValueError, match='both be drawn'):
+        find_drawings([one, other], tmp_path / 'out')
+    with pytest.raises(ValueError, match='overwritten'):
+        find_drawings([one], tmp_path / 'a')
+    assert find_drawings([one, one], tmp_path / 'out') == [Drawing(one, tmp_path / 'out' / 'x.png')]
+
+
+def test_videos_become_mp4_and_do_not_collide(tmp_path: Path) -> None:
+    for name in ('x.mov', 'x.avi', 'y.mov'):
+        (tmp_path / name).write_bytes(b'')
+    assert find_drawings([tmp_path / 'y.mov'], tmp_path / 'out') == [
+        Drawing(tmp_path / 'y.mov', tmp_path / 'out' / 'y.mp4')
+    ]
+    with pytest.raises(ValueError, match='both be drawn'):
+        find_drawings([tmp_path], tmp_path / 'out')
+
+
+def test_earlier_drawings_are_no_input(tmp_path: Path) -> None:
+    image, out = write_image(tmp_path / 'x.png'), tmp_path / 'out'
+    write_image(out / 'x.png')
+    assert find_drawings([tmp_path], out) == [Drawing(image, out / 'x.png')]
+
+
+@pytest.mark.parametrize(('name', 'kind'), [('x.png', 'an image'), ('x.mp4', 'a video')])
+def test_unreadable_files_are_told(name: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b'nothing of the kind')
+    (drawing,) = find_drawings([tmp_path / name], tmp_path / 'out')
+    assert drawing.frames() == 1
+    with pytest.raises(ValueError, match=f'not readable as {kind}'):
+        list(drawing.draw(lambda image: image))

@@ -1,0 +1,114 @@
+"""``OnnxPainter``: what it feeds to a file and draws of its outputs, with files of a few nodes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip('onnx', reason='pip install -e .[export]')
+pytest.importorskip('onnxruntime', reason='pip install -e .[export]')
+import onnx
+from onnx import TensorProto, helper
+
+from mmpelk.export.onnx_painter import OnnxPainter
+
+MEAN, STD = [10.0, 20.0, 30.0], [2.0, 4.0, 5.0]
+PALETTE = [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
+
+
+def write(path: Path, nodes: list[Any], shape: list[Any], outputs: list[Any], kind: int, **meta: Any) -> Path:
+    graph = helper.make_graph(nodes, 'g', [helper.make_tensor_value_info('image', kind, shape)], outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 18)], ir_version=9)
+    given = dict(task='segmentation', mean=MEAN, std=STD, channel_order='rgb', palette=PALETTE) | meta
+    helper.set_model_props(model, {key: json.dumps(value) for key, value in given.items() if value is not None})
+    onnx.save(model, str(path))
+    return path
+
+
+def segmentor(path: Path, height: Any = 'H', width: Any = 'W', kind: int = TensorProto.FLOAT, **meta: Any) -> Path:
+    """The logits are the normalised channels, so that the label is the brightest of them."""
+    nodes = [
+        helper.make_node('Identity', ['image'], ['logits']),
+        helper.make_node('ArgMax', ['logits'], ['labels'], axis=1, keepdims=0),
+    ]
+    shape = ['N', 3, height, width]
+    outputs = [helper.make_tensor_value_info('logits', kind, shape)]
+    outputs += [helper.make_tensor_value_info('labels', TensorProto.INT64, None)]
+    return write(path, nodes, shape, outputs, kind, **meta)
+
+
+def picture(height: int = 9, width: int = 14) -> np.ndarray:
+    """Blue, green, red."""
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize('kind', [TensorProto.FLOAT, TensorProto.FLOAT16], ids=['float32', 'float16'])
+@pytest.mark.parametrize('order', ['rgb', 'bgr'])
+def test_label_map_of_the_normalised_picture(order: str, kind: int, tmp_path: Path) -> None:
+    image = picture()
+    seen = image[..., ::-1] if order == 'rgb' else image
+    labels = ((seen - np.array(MEAN)) / STD).astype(np.float16 if kind == TensorProto.FLOAT16 else float).argmax(-1)
+    drawn = OnnxPainter(segmentor(tmp_path / 'm.onnx', kind=kind, channel_order=order), opacity=1.0)(image)
+    assert np.array_equal(drawn, np.array(PALETTE, np.uint8)[labels][..., ::-1])
+    half = OnnxPainter(tmp_path / 'm.onnx', opacity=0.5)(image)
+    assert np.abs(half - (image / 2 + drawn / 2)).max() <= 0.5
+
+
+def test_file_of_one_size_draws_in_the_pictures_own(tmp_path: Path) -> None:
+    path = segmentor(tmp_path / 'm.onnx', 4, 6, mean=[0.0] * 3, std=[1.0] * 3)
+    image = np.zeros((8, 12, 3), np.uint8)
+    image[:, :6, 2], image[:, 6:, 0] = 200, 200  # red on the left, blue on the right
+    drawn = OnnxPainter(path, opacity=1.0)(image)
+    assert np.array_equal(drawn[:, :5, 2], np.full((8, 5), 255))
+    assert np.array_equal(drawn[:, 7:, 0], np.full((8, 5), 255))
+
+
+def test_preprocessing_in_the_file(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node('Cast', ['image'], ['float'], to=TensorProto.FLOAT),
+        helper.make_node('Transpose', ['float'], ['logits'], perm=[0, 3, 1, 2]),
+        helper.make_node('ArgMax', ['logits'], ['labels'], axis=1, keepdims=0),
+    ]
+    outputs = [helper.make_tensor_value_info('logits', TensorProto.FLOAT, ['N', 3, 'H', 'W'])]
+    outputs += [helper.make_tensor_value_info('labels', TensorProto.INT64, None)]
+    path = write(tmp_path / 'm.onnx', nodes, ['N', 'H', 'W', 3], outputs, TensorProto.UINT8)
+    image = picture()
+    drawn = OnnxPainter(path, opacity=1.0)(image)
+    assert np.array_equal(drawn[..., ::-1], np.array(PALETTE, np.uint8)[image[..., ::-1].argmax(-1)])
+
+
+def test_classes_without_colours_get_some(tmp_path: Path) -> None:
+    path = segmentor(tmp_path / 'm.onnx', palette=None)
+    drawn = OnnxPainter(path, opacity=1.0)(picture())
+    assert len(np.unique(drawn.reshape(-1, 3), axis=0)) == 3
+    assert np.array_equal(drawn, OnnxPainter(path, opacity=1.0)(picture()))
+
+
+@pytest.mark.parametrize('classes', [['cat', 'dog', 'owl'], None], ids=['named', 'unnamed'])
+def test_class_is_written_into_the_picture(classes: list[str] | None, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node('Constant', [], ['axes'], value_ints=[2, 3]),
+        helper.make_node('ReduceMean', ['image', 'axes'], ['logits'], keepdims=0),
+    ]
+    outputs = [helper.make_tensor_value_info('logits', TensorProto.FLOAT, ['N', 3])]
+    meta = dict(task='classification', classes=classes, palette=None)
+    path = write(tmp_path / 'm.onnx', nodes, ['N', 3, 64, 64], outputs, TensorProto.FLOAT, **meta)
+    image = np.zeros((120, 160, 3), np.uint8)
+    drawn = OnnxPainter(path)(image)
+    assert drawn.shape == image.shape
+    assert drawn[:60].any()
+    assert not drawn[60:].any()
+
+
+def test_files_that_it_cannot_draw(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match='nowhere'):
+        OnnxPainter(tmp_path / 'nowhere.onnx')
+    (tmp_path / 'text.onnx').write_text('no model')
+    with pytest.raises(ValueError, match='not readable as an ONNX file'):
+        OnnxPainter(tmp_path / 'text.onnx')
+    with pytest.raises(ValueError, match='does not say what it takes'):
+        OnnxPainter(segmentor(tmp_path / 'other.onnx', mean=None))
+    with pytest.raises(ValueError, match='of the task detection'):
+        OnnxPainter(segmentor(tmp_path / 'detector.onnx', task='detection'))
