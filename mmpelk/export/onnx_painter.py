@@ -48,7 +48,7 @@ class OnnxPainter:
             ) from error
         if self.meta['task'] not in ('segmentation', 'classification'):
             raise UserError(
-                f"'{path}' is of the task {self.meta['task']}, and gives maps without boxes: draw with --config and the "
+                f"'{path}' is of the task {self.meta['task']} and gives no boxes: draw with --config and the "
                 'checkpoint that it was exported from'
             )
         self.classes: list[str] = json.loads(meta.get('classes', 'null')) or []
