@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from mmpelk.errors import UserError
 from mmpelk.models import ARCHITECTURES, PeLK
+from mmpelk.models.key_maps import from_source
+from mmpelk.sparsity import fold_masks
 
 try:
     from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -180,8 +182,13 @@ class PeLKClassifier(nn.Module):
 
 
 def names_of_timm(state: Mapping[str, Any], model: PeLKClassifier) -> dict[str, Tensor]:
-    """Weights of an MMPreTrain classifier by the names that they have here."""
-    state = state.get('state_dict', state)
+    """Weights of a classification recipe, by the names that they have here, masks folded in.
+
+    Those that ``tools/convert_checkpoint.py export`` has renamed as timm's ConvNeXt are are taken, too.
+    """
+    state = fold_masks(state.get('state_dict', state))
+    if any(key.startswith('stem.') for key in state):
+        state = {key: state[name] for name, key in from_source(state, 'timm').items()}
     norm = f'backbone.norm{len(model.backbone.channels) - 1}.'
     return {key.replace(norm, 'head.norm.'): value for key, value in state.items()}
 

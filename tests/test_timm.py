@@ -8,6 +8,7 @@ import torch
 from mmengine.registry import MODELS, DefaultScope
 
 from mmpelk.models import ARCHITECTURES
+from mmpelk.models.key_maps import to_timm
 
 pytest.importorskip('timm', reason='pip install -e .[timm]')
 import timm
@@ -126,23 +127,28 @@ def test_reparameterised_by_timm() -> None:
     torch.testing.assert_close(deployed(image), model(image), rtol=1e-4, atol=1e-5)
 
 
-def test_weights_of_an_mmpretrain_classifier(tmp_path: Path) -> None:
+@pytest.mark.parametrize('names', ['of the recipe', "of timm's ConvNeXt"])
+def test_weights_of_a_classification_recipe(names: str, tmp_path: Path) -> None:
     pytest.importorskip('mmpretrain')
     from safetensors.torch import save_file
 
+    four = {key: (*value, value[-1]) for key, value in SMALL.items()}  # as many stages as the names are of
     head = dict(type='LinearClsHead', num_classes=5, in_channels=16)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         trained = MODELS.build(
-            dict(type='ImageClassifier', backbone=dict(type='mmpelk.PeLK', **SMALL), neck=None, head=head)
+            dict(type='ImageClassifier', backbone=dict(type='mmpelk.PeLK', **four), head=head)
         ).eval()
     for value in trained.parameters():
         torch.nn.init.uniform_(value, -0.2, 0.3)
-    file = tmp_path / 'model.safetensors'
-    save_file(trained.state_dict(), str(file))
-    model = create(num_classes=5, pretrained=True, pretrained_cfg_overlay=dict(file=str(file), num_classes=5))
+    state = trained.state_dict()
+    if names != 'of the recipe':
+        state = {to_timm(trained)[key]: value for key, value in state.items()}
+    save_file(state, str(tmp_path / 'model.safetensors'))
+    overlay = dict(file=str(tmp_path / 'model.safetensors'), num_classes=5)
+    model = create(**four, num_classes=5, pretrained=True, pretrained_cfg_overlay=overlay)
     image = torch.rand(2, 3, 64, 64)
-    with torch.no_grad():
-        torch.testing.assert_close(model(image), trained.head(trained.extract_feat(image)), rtol=1e-4, atol=1e-5)
+    want = trained.head(trained.extract_feat(image))
+    torch.testing.assert_close(model(image), want, rtol=1e-4, atol=1e-5)
 
 
 def test_weights_that_nobody_published() -> None:
