@@ -23,7 +23,7 @@ ALLOWED = {
     'engine': {'engine', 'sparsity', 'models', 'ops', 'registry', 'config', 'errors', 'checkpoint_io'},
     'projects': {'projects', 'analysis', 'config', 'errors'},
     'export': {'export', 'engine', 'sparsity', 'models', 'ops', 'registry', 'config', 'errors'},
-    'analysis': {'analysis', 'engine', 'sparsity', 'models', 'ops', 'registry', 'config'},
+    'analysis': {'analysis', 'engine', 'sparsity', 'models', 'ops', 'registry', 'config', 'errors'},
 }
 # The folders beside the package: nothing of each other's, and the package nothing of theirs.
 BESIDE = {'tools', 'benchmarks', 'reproduction', 'tests'}

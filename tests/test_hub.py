@@ -136,9 +136,10 @@ def test_every_recipe_can_be_written_and_read_as_data(name: str) -> None:
         ('model = dict(type=print("x"))\n', 'more than names and literal values'),
         ('model = {"type": "os.system", "command": "touch pwned"}\n', "wants 'os.system'"),
         ('model = {"type": "EncoderDecoder", "backbone": [{"type": "mmengine.load"}]}\n', "wants 'mmengine.load'"),
+        ('default_scope = "evil"\nmodel = {}\n', "wants 'evil'"),
         ('default_scope = "mmseg"\n', 'has no model'),
     ],
-    ids=['statement', 'call', 'type', 'function', 'none'],
+    ids=['statement', 'call', 'type', 'function', 'scope', 'none'],
 )
 def test_recipes_run_no_code(recipe: str, message: str, tmp_path: Path) -> None:
     model, cfg, meta = network('mmseg')

@@ -22,7 +22,10 @@ __all__ = ['CONFIG', 'WEIGHTS', 'Publication', 'attach_masks', 'check_types', 'f
 
 CONFIG, WEIGHTS = 'config.json', 'model.safetensors'
 # A registered name, perhaps with its library. mmengine's registries import any other dotted name, and call it.
-_TYPE = re.compile(r'\w+|(mmpelk|mmengine|mmcv|mmseg|mmdet|mmpretrain)\.[A-Z]\w*')
+_LIBRARY = '(mmpelk|mmengine|mmcv|mmseg|mmdet|mmpretrain)'
+_NAMES = {'type': re.compile(rf'\w+|{_LIBRARY}\.[A-Z]\w*')} | dict.fromkeys(
+    ('_scope_', 'default_scope'), re.compile(_LIBRARY)
+)
 _CARD = """---
 {{ card_data }}
 ---
@@ -142,12 +145,12 @@ def check_types(config: Any, name: str) -> None:
         UserError: At the first such name.
     """
     if isinstance(config, Mapping):
-        kind = config.get('type', '')
-        if isinstance(kind, str) and kind and not _TYPE.fullmatch(kind):
-            raise UserError(
-                f"'{name}' is refused: its config wants '{kind}', which is no module of OpenMMLab's but code that the "
-                'config would run'
-            )
+        for key in _NAMES.keys() & config.keys():
+            if isinstance(config[key], str) and not _NAMES[key].fullmatch(config[key]):
+                raise UserError(
+                    f"'{name}' is refused: its config wants '{config[key]}', which is no module of OpenMMLab's but code "
+                    'that the config would run'
+                )
         config = list(config.values())
     if isinstance(config, list | tuple):
         for value in config:
