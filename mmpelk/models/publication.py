@@ -148,8 +148,8 @@ def check_types(config: Any, name: str) -> None:
         for key in _NAMES.keys() & config.keys():
             if isinstance(config[key], str) and not _NAMES[key].fullmatch(config[key]):
                 raise UserError(
-                    f"'{name}' is refused: its config wants '{config[key]}', which is no module of OpenMMLab's but code "
-                    'that the config would run'
+                    f"'{name}' is refused: its config wants '{config[key]}', which is no module of OpenMMLab's but "
+                    'code that it would run'
                 )
         config = list(config.values())
     if isinstance(config, list | tuple):
