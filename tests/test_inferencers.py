@@ -62,6 +62,7 @@ def test_detection(checkpoint: Checkpoint, tmp_path: Path) -> None:
     assert len(list((tmp_path / 'out' / 'vis').iterdir())) == 2
 
 
+@pytest.mark.scope('mmpretrain')
 def test_classification(checkpoint: Checkpoint, tmp_path: Path) -> None:
     name = 'demo/pelk_nano_digits'
     weights = checkpoint('mmpretrain', name)

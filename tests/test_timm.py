@@ -76,7 +76,7 @@ def test_classifier() -> None:
     for key in ('first_conv', 'classifier'):
         assert f'{model.default_cfg[key]}.weight' in model.state_dict()
     # Random, as timm's models are when they are created.
-    assert model.backbone.stages[0][0].pointwise_conv1.weight.std() == pytest.approx(0.02, rel=0.2)
+    assert model.backbone.stages[0][0].pointwise_conv1.weight.std().item() == pytest.approx(0.02, rel=0.2)
 
 
 def test_head_is_reset() -> None:

@@ -67,7 +67,7 @@ def test_files_and_folders_are_drawn_in_their_own_size(trained: list[object], tm
         code=1,  # for the broken image
     )
     assert '2 drawings' in output
-    assert 'not readable as images' in output
+    assert "broken.jpg' is not readable as an image" in output
     for source, drawing in ((single, 'one.png'), (nested, 'deeper/two.jpg')):
         drawn = cv2.imread(str(tmp_path / 'out' / drawing))
         assert drawn.shape == cv2.imread(str(source)).shape
