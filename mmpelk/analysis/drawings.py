@@ -63,7 +63,7 @@ class Drawing:
         if not video.opened or not video.width:
             raise UserError(f"'{self.source}' is not readable as a video")
         size = video.width, video.height
-        writer = cv2.VideoWriter(str(self.target), cv2.VideoWriter_fourcc(*'mp4v'), video.fps or 25, size)
+        writer = cv2.VideoWriter(str(self.target), cv2.VideoWriter.fourcc(*'mp4v'), video.fps or 25, size)
         if not writer.isOpened():
             raise UserError(f"OpenCV cannot write '{self.target}': its build has no MPEG-4 encoder")
         try:

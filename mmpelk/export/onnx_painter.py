@@ -57,7 +57,11 @@ class OnnxPainter:
         (self.input,) = self.session.get_inputs()
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """``(H, W, 3)`` of uint8, blue, green, red, to a drawing of the same size."""
+        """``(H, W, 3)`` of uint8, blue, green, red, to a drawing of the same size.
+
+        Raises:
+            UserError: If the file does not run on it, such as on one smaller than a patch of the stem.
+        """
         outputs = dict(zip((out.name for out in self.session.get_outputs()), self._run(image), strict=True))
         if self.meta['task'] == 'classification':
             return self._with_class(image, outputs['logits'][0].astype(np.float64))
@@ -77,7 +81,11 @@ class OnnxPainter:
             pixels = pixels if self.meta['channel_order'] == 'rgb' else image
             pixels = ((pixels - np.array(self.meta['mean'])) / np.array(self.meta['std'])).transpose(2, 0, 1)
             pixels = pixels.astype(np.float16 if self.input.type == 'tensor(float16)' else np.float32)
-        return self.session.run(None, {self.input.name: np.ascontiguousarray(pixels[None])})
+        try:
+            return self.session.run(None, {self.input.name: np.ascontiguousarray(pixels[None])})
+        except Exception as error:  # onnxruntime's own
+            reason = str(error).splitlines()[0]
+            raise UserError(f'a picture of {image.shape[0]} x {image.shape[1]} does not run: {reason}') from error
 
     def _colours(self, count: int) -> np.ndarray:
         """``(classes, 3)`` of red, green, blue; where the file has none, the same random ones every time."""

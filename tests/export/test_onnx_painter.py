@@ -112,3 +112,9 @@ def test_files_that_it_cannot_draw(tmp_path: Path) -> None:
         OnnxPainter(segmentor(tmp_path / 'other.onnx', mean=None))
     with pytest.raises(ValueError, match='of the task detection'):
         OnnxPainter(segmentor(tmp_path / 'detector.onnx', task='detection'))
+
+
+def test_picture_that_a_file_does_not_take(tmp_path: Path) -> None:
+    path = segmentor(tmp_path / 'm.onnx', 'H', 6)  # of one width, and of any height
+    with pytest.raises(ValueError, match='a picture of 9 x 14 does not run'):
+        OnnxPainter(path)(picture())

@@ -47,7 +47,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def write_video(path: Path, frames: int = 5, size: tuple[int, int] = (64, 96)) -> Path:
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'MJPG'), 10, size[::-1])
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*'MJPG'), 10, size[::-1])
     for index in range(frames):
         writer.write(np.full((*size, 3), 40 * index, np.uint8))
     writer.release()
