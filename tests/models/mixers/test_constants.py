@@ -1,11 +1,14 @@
-"""What a deployed mixer keeps is made again once its tensors change."""
+"""What a deployed mixer keeps: made once for a size, for few sizes, and made again once its tensors change."""
 
 import copy
+from unittest import mock
 
 import pytest
 import torch
 
 from mmpelk.models import MixerSpec, PeripheralMixer
+from mmpelk.models.mixers import constants
+from mmpelk.ops import force_backend
 
 
 @pytest.fixture
@@ -57,3 +60,18 @@ def test_settings_and_copies(mixer: PeripheralMixer) -> None:
         assert mixer(x).dtype == torch.bfloat16
     assert torch.equal(copy.deepcopy(mixer)(x), single)
     assert mixer(x.mT.contiguous().mT).is_contiguous()
+
+
+@torch.no_grad()
+def test_a_size_is_prepared_once_and_the_oldest_makes_room(mixer: PeripheralMixer) -> None:
+    images = [torch.randn(1, 5, 10 + extra, 9) for extra in range(constants._SIZES + 1)]
+    with mock.patch.object(constants, 'prepare', side_effect=constants.prepare) as prepared:
+        for x in images[:-1] * 3:
+            mixer(x)
+        assert prepared.call_count == constants._SIZES == 4
+        for x in (images[-1], images[-2], images[0]):  # one more than fit; the newest of the others; the oldest
+            mixer(x)
+        assert prepared.call_count == constants._SIZES + 2
+        with force_backend('fft'):
+            mixer(images[0])
+        assert prepared.call_count == constants._SIZES + 3
