@@ -21,6 +21,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode  # as torch.utils.flop_counter: there is no public alias
 
+from mmpelk.analysis.ceiling import without_mixer
 from mmpelk.analysis.table import Table
 from mmpelk.analysis.timing import environment_info, interleaved_medians, peak_memory
 from mmpelk.models import PeLK
@@ -28,22 +29,6 @@ from mmpelk.ops import force_backend
 
 RESULTS = Path(__file__).resolve().parent / 'results'
 INPUTS = {'cpu': [(4, 224), (1, 512)], 'cuda': [(64, 224), (8, 512)]}
-
-
-class _Unmixed(nn.Module):
-    """In place of the mixer: the channels as they are."""
-
-    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
-        return x
-
-
-def without_mixer(model: PeLK) -> PeLK:
-    """The network with identities as mixers: the ceiling that no operator can pass."""
-    for stage in model.stages:
-        stage.positional_embedding = None
-        for block in stage:
-            block.mixer = _Unmixed()
-    return model
 
 
 def models(device: str, *, deploy: bool) -> dict[str, tuple[nn.Module, str | None]]:

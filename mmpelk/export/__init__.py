@@ -1,22 +1,34 @@
-"""Trained networks out of Python: standard operators, ONNX."""
+"""Trained networks out of Python: standard operators, ONNX, torch.export."""
 
+from .comparison import Comparison, compare, in_half
 from .network import ExportedNetwork, Preprocessing, load_deployed, real_image
-from .onnx_file import OPSETS, Comparison, compare_onnx, export_onnx, in_half, open_onnx
+from .onnx_file import OPSETS, check_opset, export_onnx, onnx_operators, open_onnx, runner_of
 from .plain import make_plain
+from .quantisation import calibration_images, quantize_onnx, replace_weights
 from .tables import decomposition_table, onnx_translation_table
+from .torch_program import compile_program, export_program, load_program
 
 __all__ = [
     'OPSETS',
     'Comparison',
     'ExportedNetwork',
     'Preprocessing',
-    'compare_onnx',
+    'calibration_images',
+    'check_opset',
+    'compare',
+    'compile_program',
     'decomposition_table',
     'export_onnx',
+    'export_program',
     'in_half',
     'load_deployed',
+    'load_program',
     'make_plain',
+    'onnx_operators',
     'onnx_translation_table',
     'open_onnx',
+    'quantize_onnx',
     'real_image',
+    'replace_weights',
+    'runner_of',
 ]

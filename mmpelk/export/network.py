@@ -20,7 +20,7 @@ from mmpelk.models import PeLK
 from mmpelk.models.checkpoint import shorten
 from mmpelk.sparsity import fold_masks
 
-__all__ = ['ExportedNetwork', 'Preprocessing', 'load_deployed', 'real_image']
+__all__ = ['ExportedNetwork', 'Preprocessing', 'load_deployed', 'real_image', 'task_of']
 
 
 def load_deployed(cfg: Config, checkpoint: str) -> nn.Module:
@@ -124,7 +124,7 @@ class ExportedNetwork:
         Raises:
             UserError: If the model is none of the three.
         """
-        task = _task_of(model)
+        task = task_of(model)
         names = {'segmentation': ('logits', 'labels'), 'classification': ('logits',), 'detection': ()}[task]
         if task == 'detection':
             levels = cast(Any, model).neck.num_outs if hasattr(model, 'neck') else len(cast(Any, model).backbone.depths)
@@ -151,7 +151,12 @@ class ExportedNetwork:
         return ExportedNetwork(network, self.outputs, self.task, self.preprocessing, self.smallest, self.meta)
 
 
-def _task_of(model: nn.Module) -> str:
+def task_of(model: nn.Module) -> str:
+    """``'detection'``, ``'segmentation'`` or ``'classification'``.
+
+    Raises:
+        UserError: If the model of a toolbox is none of the three.
+    """
     if hasattr(model, 'rpn_head') or hasattr(model, 'bbox_head'):
         return 'detection'
     if hasattr(model, 'decode_head') and not isinstance(model.decode_head, nn.ModuleList):

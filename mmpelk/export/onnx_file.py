@@ -1,11 +1,9 @@
-"""An ONNX file of a network, and its comparison with the network."""
+"""An ONNX file of a network, and a session that runs it."""
 
 import copy
 import json
-import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +17,20 @@ from .network import ExportedNetwork
 from .plain import make_plain
 from .tables import onnx_translation_table
 
-__all__ = ['OPSETS', 'Comparison', 'compare_onnx', 'export_onnx', 'in_half', 'open_onnx']
+__all__ = ['OPSETS', 'check_opset', 'export_onnx', 'onnx_operators', 'open_onnx', 'runner_of']
 
 OPSETS = range(18, 24)
 """Opsets that files are written in: from the exporter's own on, as far as onnxruntime of the tested set reads."""
+
+
+def check_opset(opset: int) -> None:
+    """Refuse an opset that files are not written in.
+
+    Raises:
+        UserError: If it is none of :data:`OPSETS`.
+    """
+    if opset not in OPSETS:
+        raise UserError(f'opset {opset} is not supported; known: {OPSETS[0]} to {OPSETS[-1]}')
 
 
 def export_onnx(exported: ExportedNetwork, image: Tensor, path: Path, opset: int = 18, dynamic: bool = False) -> None:
@@ -39,8 +47,7 @@ def export_onnx(exported: ExportedNetwork, image: Tensor, path: Path, opset: int
         ImportError: If onnx or onnxscript are not installed.
         UserError: If the opset is none of ours.
     """
-    if opset not in OPSETS:
-        raise UserError(f'opset {opset} is not supported; known: {OPSETS[0]} to {OPSETS[-1]}')
+    check_opset(opset)
     table = onnx_translation_table()
     network = make_plain(copy.deepcopy(exported.network), None if dynamic else image)
     channels_last = image.shape[-1] == 3
@@ -74,12 +81,13 @@ def export_onnx(exported: ExportedNetwork, image: Tensor, path: Path, opset: int
     program.save(str(path))
 
 
-def open_onnx(path: Path, threads: int = 0) -> Any:
+def open_onnx(path: Path, threads: int = 0, spin: bool = True) -> Any:
     """An onnxruntime session of a file on the CPU.
 
     Args:
         path: The file.
         threads: Number of threads; 0 takes torch's.
+        spin: Let threads spin between runs, as onnxruntime does by default: faster, but they take time from others.
 
     Raises:
         ImportError: If onnxruntime is not installed.
@@ -90,61 +98,30 @@ def open_onnx(path: Path, threads: int = 0) -> Any:
         raise ImportError('running ONNX files takes the package onnxruntime: pip install "mmpelk[export]"') from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
+    if not spin:
+        options.add_session_config_entry('session.force_spinning_stop', '1')
     return onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A file beside its network, on one image.
-
-    Attributes:
-        difference: Largest of any output, relative to that output's largest value.
-        same_labels: Share of pixels, or images, whose best class agrees; 1 where there are no classes.
-        seconds: That the file takes in onnxruntime.
-        torch_seconds: That the network takes in eager torch.
-    """
-
-    difference: float
-    same_labels: float
-    seconds: float
-    torch_seconds: float
-
-
-def compare_onnx(session: Any, exported: ExportedNetwork, image: Tensor) -> Comparison:
-    """Run a file and its network on an image, each twice, the second time with a clock.
+def onnx_operators(path: Path) -> list[str]:
+    """Names of the operators in a file, sorted; all are ONNX's own, or the name has its domain in front.
 
     Args:
-        session: Of :func:`open_onnx`.
-        exported: The network that was exported, in the precision to compare with.
-        image: As the file takes it.
+        path: The file; its weights are not read.
     """
-    given = {session.get_inputs()[0].name: image.numpy()}
-    with torch.no_grad():
-        wanted = image if image.dtype == torch.uint8 else image.to(next(exported.network.parameters()).dtype)
-        (want, torch_seconds), (got, seconds) = (
-            _timed(call) for call in (lambda: exported.network(wanted), lambda: session.run(None, given))
-        )
-    floats = [
-        (np.asarray(out, np.float64), out_want.double().numpy())
-        for out, out_want in zip(got, want, strict=True)
-        if out_want.is_floating_point()
-    ]
-    difference = max(float(np.abs(out - out_want).max() / np.abs(out_want).max()) for out, out_want in floats)
-    same = 1.0
-    if exported.task == 'segmentation':
-        same = float((got[1] == want[1].numpy()).mean())
-    elif exported.task == 'classification':
-        same = float((floats[0][0].argmax(1) == floats[0][1].argmax(1)).mean())
-    return Comparison(difference, same, seconds, torch_seconds)
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    graphs = [model.graph, *model.functions]
+    names = set()
+    while graphs:
+        for node in graphs.pop().node:
+            names.add(f'{node.domain}.{node.op_type}' if node.domain else node.op_type)
+            graphs += [attribute.g for attribute in node.attribute if attribute.HasField('g')]
+    return sorted(names)
 
 
-def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    call()
-    start = time.perf_counter()
-    result = call()
-    return result, time.perf_counter() - start
-
-
-def in_half(exported: ExportedNetwork) -> ExportedNetwork:
-    """A copy in half precision; the transforms of large kernels stay in float32 inside."""
-    return replace(exported, network=copy.deepcopy(exported.network).half())
+def runner_of(session: Any) -> Callable[[np.ndarray], Sequence[np.ndarray]]:
+    """An onnxruntime session as a function of one image."""
+    name = session.get_inputs()[0].name
+    return lambda image: session.run(None, {name: image})

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from mmpelk.models import PeripheralConv2d
 from mmpelk.ops import expand_kernel
 
-from .fourier import Spectrum, Waves, convolve, even_length, kernel_spectrum, map_waves
+from .fourier import Spectrum, Waves, convolve, even_length, fourier_conv2d, kernel_spectrum, map_waves
 from .tables import LARGEST_DENSE
 
-__all__ = ['DenseForm', 'FourierForm', 'PlainAveragePool', 'make_plain']
+__all__ = ['AnySizeForm', 'DenseForm', 'FourierForm', 'PlainAveragePool', 'make_plain']
 
 # onnxruntime's and OpenVINO's fast layouts hold channels in blocks of 8 or 16; a count between falls back to slow code.
 _BLOCK = 16
@@ -78,6 +78,24 @@ class FourierForm(nn.Module):
         return out.to(x.dtype).permute(0, 3, 1, 2)
 
 
+class AnySizeForm(nn.Module):
+    """For maps of any size: the transform's matrices and the kernel's spectrum are computed from the map's size.
+
+    Args:
+        conv: What to compute.
+    """
+
+    def __init__(self, conv: PeripheralConv2d) -> None:
+        super().__init__()
+        self.weight, self.bias, self.grid = conv.weight, conv.bias, conv.sharing_grid
+
+    def forward(self, x: Tensor, bias_map: Tensor | None = None) -> Tensor:
+        out = fourier_conv2d(x, self.weight, self.grid)
+        for bias in (None if self.bias is None else self.bias[:, None, None], bias_map):
+            out = out if bias is None else out + bias.to(out.dtype)
+        return out
+
+
 class PlainAveragePool(nn.Module):
     """Adaptive average pooling as two products of matrices: ONNX has no operator for it.
 
@@ -105,7 +123,7 @@ def _means(bins: int | None, extent: int, like: Tensor) -> Tensor:
     return inside / inside.sum(1, keepdim=True)
 
 
-def make_plain(network: nn.Module, image: Tensor | None = None) -> nn.Module:
+def make_plain(network: nn.Module, image: Tensor | None = None, *, keep_operator: bool = True) -> nn.Module:
     """Put standard operators in place of ours, and of those that exporters lack; in place, for inference.
 
     Small kernels become dense ones; large ones a Fourier transform by products of matrices, all of whose constants are
@@ -116,6 +134,8 @@ def make_plain(network: nn.Module, image: Tensor | None = None) -> nn.Module:
         image: An input of the one size that the network shall take; with ``None`` it takes any, and large kernels stay
             the operator that :func:`~mmpelk.export.onnx_translation_table` and
             :func:`~mmpelk.export.decomposition_table` stand for.
+        keep_operator: Whether they do; otherwise they become torch's own operators, too, a little slower than for one
+            size.
 
     Returns:
         The network.
@@ -140,6 +160,8 @@ def make_plain(network: nn.Module, image: Tensor | None = None) -> nn.Module:
             _replace(network, name, DenseForm(conv, bias_map))
         elif size is not None:
             _replace(network, name, FourierForm(conv, size, bias_map))
+        elif not keep_operator:
+            _replace(network, name, AnySizeForm(conv))
     for name, module in modules.items():
         if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size not in (1, (1, 1)):
             _replace(network, name, PlainAveragePool(module))

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from benchmarks.backbone import dispatched_operators, inference, training_step, without_mixer
+from benchmarks.backbone import dispatched_operators, inference, training_step
+from mmpelk.analysis.ceiling import without_mixer
 from mmpelk.models import PeLK
 
 

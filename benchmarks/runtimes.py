@@ -1,0 +1,248 @@
+"""Exported networks in the runtimes that users deploy with: images per second, and how far from the network.
+
+    python benchmarks/runtimes.py --images PICTURES --demo work_dirs/demo_segmentation/iter_700.pth
+
+Writes each network as ONNX of one size and of any size and as a package of AOTInductor, into ``--files`` (kept there
+for the next run), compares onnxruntime and OpenVINO with eager torch on real pictures, and lets all of them take turns
+on one image. *Without convolution* is PeLK-T with identities as mixers, exported the same way: the ceiling that no form
+of the operator can pass. All but the demo's network have random weights: speed does not depend on them.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from rich.console import Console
+from torch import Tensor, nn
+
+from mmpelk.analysis.ceiling import without_mixer
+from mmpelk.analysis.inference import build_model
+from mmpelk.analysis.table import Table
+from mmpelk.analysis.timing import environment_info, interleaved_medians
+from mmpelk.export import (
+    ExportedNetwork,
+    Preprocessing,
+    compare,
+    compile_program,
+    export_onnx,
+    export_program,
+    load_deployed,
+    load_program,
+    onnx_operators,
+    open_onnx,
+    real_image,
+    runner_of,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / 'benchmarks' / 'results' / 'runtimes.json'
+SIZES = [(224, 224), (333, 500)]  # that files of any size are compared at, besides their own
+Run = Callable[[np.ndarray], Sequence[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network of the benchmark."""
+
+    name: str
+    recipe: str
+    size: tuple[int, int]
+    part: str = ''  # 'backbone' alone, or with identities as mixers
+
+
+SUBJECTS = {
+    'backbone': Subject('PeLK-T, backbone', 'cls/pelk_t_in1k', (224, 224), 'backbone'),
+    'ceiling': Subject('PeLK-T without convolution', 'cls/pelk_t_in1k', (224, 224), 'without convolution'),
+    'classifier': Subject('PeLK-T, classifier', 'cls/pelk_t_in1k', (224, 224)),
+    'demo': Subject("demo's UperNet PeLK-nano", 'demo/upernet_pelk_nano_synthetic', (128, 128)),
+    'detector': Subject(
+        'Cascade Mask R-CNN PeLK-T, backbone and neck', 'det/cascade_mask_rcnn_pelk_t_coco', (333, 500)
+    ),
+    'upernet': Subject('UperNet PeLK-T', 'seg/upernet_pelk_t_ade20k', (512, 512)),
+}
+
+
+def randomise(model: nn.Module) -> None:
+    """Give every norm and layer scale a value of a trained network's size: initial ones hide the mixers."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # there is no public name
+            cast(Tensor, module.running_mean).normal_(std=0.1)
+            cast(Tensor, module.running_var).uniform_(0.5, 1.5)
+        if isinstance(gamma := getattr(module, 'gamma', None), nn.Parameter) and 'stages' in name:
+            nn.init.uniform_(gamma, 0.2, 0.5)
+
+
+class _Backbone(nn.Module):
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.backbone(image))
+
+
+def build(subject: Subject, folder: Path, demo: Path) -> ExportedNetwork:
+    """A network as it is exported: the demo's trained, the others with random weights."""
+    cfg = Config.fromfile(ROOT / 'configs' / f'{subject.recipe}.py')
+    checkpoint = demo
+    if not subject.recipe.startswith('demo/'):
+        cfg.model.backbone.init_cfg = None
+        checkpoint = folder / f'{Path(subject.recipe).name}.pth'
+        if not checkpoint.exists():
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                model = build_model(cfg, seed=0)
+                randomise(model)
+            torch.save(dict(state_dict=model.state_dict()), checkpoint)
+    model = load_deployed(cfg, str(checkpoint))
+    if not subject.part:
+        return ExportedNetwork.of(cfg, model)
+    backbone = cast(Any, model).backbone
+    backbone = without_mixer(backbone) if subject.part == 'without convolution' else backbone
+    return ExportedNetwork(_Backbone(backbone), ('features',), 'detection', Preprocessing.of(cfg), 4)
+
+
+def run_openvino(path: Path, threads: int) -> Run:
+    """An ONNX file in OpenVINO as a function of one image, in float32."""
+    import openvino
+
+    settings = {
+        'PERFORMANCE_HINT': 'LATENCY',
+        'INFERENCE_NUM_THREADS': threads,
+        'INFERENCE_PRECISION_HINT': 'f32',
+    }
+    model = openvino.compile_model(path, 'CPU', settings)
+    return lambda image: list(model(image).values())
+
+
+def run_onnxruntime(path: Path, threads: int) -> Run:
+    """An ONNX file in onnxruntime as a function of one image; its threads do not spin into others' turns."""
+    return runner_of(open_onnx(path, threads, spin=False))
+
+
+def files_of(key: str, network: ExportedNetwork, image: Tensor, folder: Path) -> dict[str, Path]:
+    """Write what is not there yet: ONNX of one size, of any size, and AOTInductor's package."""
+    paths = {name: folder / f'{key}-{name}' for name in ('fixed.onnx', 'dynamic.onnx', 'compiled.pt2')}
+    for name in ('fixed.onnx', 'dynamic.onnx'):
+        if not paths[name].exists():
+            export_onnx(network, image, paths[name], dynamic=name == 'dynamic.onnx')
+    if not paths['compiled.pt2'].exists() and key in ('backbone', 'demo'):  # the others compile for many minutes
+        compile_program(export_program(network, image), paths['compiled.pt2'])
+    return paths
+
+
+def parity(
+    network: ExportedNetwork, runs: Mapping[str, Run], pictures: Sequence[Path], size: tuple[int, int]
+) -> dict[str, dict[str, Any]]:
+    """Largest difference and least share of the labels over pictures and sizes, by runtime."""
+    rows: dict[str, dict[str, Any]] = {name: dict(difference=0.0, same_labels=1.0, sizes=[]) for name in runs}
+    for name, run in runs.items():
+        sizes = list(dict.fromkeys([size, *SIZES])) if 'any size' in name else [size]
+        for shape in sizes:
+            for picture in pictures:
+                image = network.preprocessing.of_image(real_image(picture, shape))
+                found = compare(run, network, image)
+                rows[name]['difference'] = max(rows[name]['difference'], found.difference)
+                rows[name]['same_labels'] = min(rows[name]['same_labels'], found.same_labels)
+        rows[name].update(sizes=sizes, pictures=len(pictures))
+    return rows
+
+
+def measure(key: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Everything about one network."""
+    subject = SUBJECTS[key]
+    network = build(subject, args.files, args.demo)
+    image = network.preprocessing.of_image(real_image(None, subject.size))
+    paths = files_of(key, network, image, args.files)
+    result: dict[str, Any] = dict(network=subject.name, size=subject.size)
+    result['operators'] = {
+        form: onnx_operators(paths[name]) for form, name in (('fixed', 'fixed.onnx'), ('dynamic', 'dynamic.onnx'))
+    }
+    if args.export_only:
+        return result
+    runs: dict[str, Run] = {
+        'onnxruntime': run_onnxruntime(paths['fixed.onnx'], args.threads),
+        'onnxruntime, any size': run_onnxruntime(paths['dynamic.onnx'], args.threads),
+        'OpenVINO': run_openvino(paths['fixed.onnx'], args.threads),
+        'OpenVINO, any size': run_openvino(paths['dynamic.onnx'], args.threads),
+    }
+    if not args.speed_only:
+        result['parity'] = parity(network, runs, args.pictures, subject.size)
+    if args.parity_only:
+        return result
+    if paths['compiled.pt2'].exists():
+        runs['torch, AOTInductor'] = load_program(paths['compiled.pt2'], compiled=True)
+    given = image.numpy()
+
+    def eager() -> Any:
+        with torch.no_grad():
+            return network.network(image)
+
+    calls: dict[str, Callable[[], Any]] = {'torch, eager': eager}
+    calls |= {name: (lambda run=run: run(given)) for name, run in runs.items()}
+    seconds = interleaved_medians(calls, 'cpu', args.rounds)
+    result['images_per_second'] = {name: 1 / value for name, value in seconds.items()}
+    return result
+
+
+def speed_table(networks: Sequence[Mapping[str, Any]]) -> Table:
+    """Images per second of every network in every runtime."""
+    runtimes = list(dict.fromkeys(name for row in networks for name in row.get('images_per_second', ())))
+    table = Table(('one image', *runtimes), title='images per second')
+    for row in networks:
+        if speeds := row.get('images_per_second'):
+            cells = (f'{speeds[name]:.1f}' if name in speeds else '-' for name in runtimes)
+            table.add(f'{row["network"]}, {row["size"][0]} x {row["size"][1]}', *cells)
+    return table
+
+
+def parity_table(networks: Sequence[Mapping[str, Any]]) -> Table:
+    """How far the files are from the networks."""
+    table = Table(('network', 'runtime', 'sizes', 'pictures', 'difference', 'same labels'), labels=3)
+    for row in networks:
+        for runtime, found in row.get('parity', {}).items():
+            sizes = ', '.join(f'{height} x {width}' for height, width in found['sizes'])
+            labels = '-' if 'backbone' in row['network'] else f'{found["same_labels"]:.3%}'
+            table.add(row['network'], runtime, sizes, str(found['pictures']), f'{found["difference"]:.1e}', labels)
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('networks', nargs='*', choices=[*SUBJECTS, []], help='all by default')
+    parser.add_argument('--files', type=Path, default=Path('work_dirs/runtimes'), help='folder of exported files')
+    parser.add_argument(
+        '--demo', type=Path, default=Path('work_dirs/demo_segmentation/iter_700.pth'), help="the demo's checkpoint"
+    )
+    parser.add_argument('--images', type=Path, nargs='+', default=[], help='folders of real pictures to compare on')
+    parser.add_argument('--threads', type=int, default=2)
+    parser.add_argument('--rounds', type=int, default=7)
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument('--export-only', action='store_true', help='write the files, measure nothing')
+    only.add_argument('--parity-only', action='store_true', help='compare, on a machine that is not idle')
+    only.add_argument('--speed-only', action='store_true', help='keep what was compared before')
+    args = parser.parse_args()
+    args.files.mkdir(parents=True, exist_ok=True)
+    args.pictures = sorted(path for folder in args.images for path in folder.rglob('*.jpg')) or [None]
+    torch.set_num_threads(args.threads)
+    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else dict(networks={})
+    for key in args.networks or SUBJECTS:
+        results['networks'].setdefault(key, {}).update(measure(key, args))
+        if not args.export_only:
+            versions = {name: version(name) for name in ('onnxruntime', 'openvino')}
+            results['machine'] = environment_info('cpu') | versions
+            RESULTS.write_text(json.dumps(results, indent=1) + '\n')
+    console = Console()
+    for table in (speed_table, parity_table):
+        table([results['networks'][key] for key in SUBJECTS if key in results['networks']]).print(console)
+
+
+if __name__ == '__main__':
+    main()

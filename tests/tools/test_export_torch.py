@@ -1,0 +1,74 @@
+"""``tools/export_torch.py``: programs that run where mmpelk is not installed, from Python and from C++."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.commands import call, run
+from tests.documentation import program
+from tests.paths import TOOLS
+from tests.tools.conftest import DEMO_RECIPE as RECIPE
+
+pytestmark = pytest.mark.slow  # an export takes seconds
+TOOL = TOOLS / 'export_torch.py'
+WITHOUT = 'import sys\nfor name in ("mmpelk", "mmengine", "mmcv", "mmseg"): sys.modules[name] = None\n'
+
+
+def test_program_runs_where_mmpelk_is_not_installed(demo_checkpoint: Path, tmp_path: Path) -> None:
+    options = ['--shape', '61', '83', '--fold-preprocessing']
+    printed = call(TOOL, RECIPE, demo_checkpoint, 'demo.pt2', *options, cwd=tmp_path)
+    assert '61 x 83: differs by' in printed
+    np.save(tmp_path / 'image.npy', np.zeros((1, 61, 83, 3), np.uint8))
+    code = WITHOUT + program('torch.export.load')
+    assert '(1, 61, 83)' in run(sys.executable, '-c', code, cwd=tmp_path, PYTHONPATH='')
+
+
+def test_dynamic_program_takes_other_sizes_and_batches(demo_checkpoint: Path, tmp_path: Path) -> None:
+    shapes = ['--dynamic', '--shape', '96', '96', '--shape', '70', '101']
+    printed = call(TOOL, RECIPE, demo_checkpoint, 'demo.pt2', *shapes, cwd=tmp_path)
+    assert printed.count('differs by') == 2
+    saved = torch.export.load(tmp_path / 'demo.pt2')
+    assert not any('mmpelk' in str(node.target) for node in saved.graph.nodes)
+    logits, labels = saved.module()(torch.zeros(3, 3, 64, 93))
+    assert logits.shape == (3, 11, 64, 93)
+    assert labels.shape == (3, 64, 93)
+
+
+@pytest.mark.skipif(shutil.which('g++') is None, reason='no C++ compiler')
+def test_compiled_package_runs_from_python_and_from_cpp(demo_checkpoint: Path, tmp_path: Path) -> None:
+    options = ['--shape', '32', '48', '--fold-preprocessing', '--aot-inductor']
+    printed = call(TOOL, RECIPE, demo_checkpoint, 'demo_compiled.pt2', *options, cwd=tmp_path)
+    assert 'package of AOTInductor' in printed
+    np.save(tmp_path / 'image.npy', np.zeros((1, 32, 48, 3), np.uint8))
+    code = WITHOUT + program('aoti_load_package')
+    shown = run(sys.executable, '-c', code, cwd=tmp_path, PYTHONPATH='')
+    assert '(1, 32, 48)' in shown
+    source = program('AOTIModelPackageLoader', 'cpp').replace('{1, 128, 128, 3}', '{1, 32, 48, 3}')
+    (tmp_path / 'run.cpp').write_text(source)
+    path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
+    in_cpp = run('bash', '-ec', program('run.cpp -o', 'bash'), cwd=tmp_path, PATH=path)
+    assert '[1, 32, 48]' in in_cpp
+    assert float(in_cpp.split()[-1]) == pytest.approx(float(shown.split()[-1]), rel=1e-5), 'the mean of the labels'
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['--shape', '3', '64'], 'smaller than the 4 x 4 patch'),
+        (['--shape', '40', '64', '--dynamic'], 'a dynamic program takes images from 64 x 64 on'),
+        (['--shape', '64', '64', '--shape', '32', '32'], '--dynamic makes one for any'),
+        (['--cfg-options', 'model.backbone.kernel_sizes=(7,7)'], 'is not a checkpoint of this recipe'),
+    ],
+    ids=['below the stem', 'dynamic', 'two sizes', 'another network'],
+)
+def test_refusals(demo_checkpoint: Path, tmp_path: Path, options: list[str], message: str) -> None:
+    printed = call(TOOL, RECIPE, demo_checkpoint, 'demo.pt2', *options, cwd=tmp_path, code=1)
+    assert message in printed
+    assert 'Traceback' not in printed
+    assert 'nowhere.pth' in call(TOOL, RECIPE, 'nowhere.pth', 'demo.pt2', cwd=tmp_path, code=1)
+    assert not list(tmp_path.glob('*.pt2'))
