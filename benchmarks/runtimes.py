@@ -12,6 +12,7 @@ import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -26,24 +27,30 @@ from mmpelk.analysis.ceiling import without_mixer
 from mmpelk.analysis.inference import build_model
 from mmpelk.analysis.table import Table
 from mmpelk.analysis.timing import environment_info, interleaved_medians
+from mmpelk.engine.command_line import build_runner
 from mmpelk.export import (
     ExportedNetwork,
     Preprocessing,
+    calibration_images,
     compare,
     compile_program,
     export_onnx,
     export_program,
+    in_half,
     load_deployed,
     load_program,
     onnx_operators,
     open_onnx,
+    quantize_onnx,
     real_image,
+    replace_weights,
     runner_of,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / 'benchmarks' / 'results' / 'runtimes.json'
 SIZES = [(224, 224), (333, 500)]  # that files of any size are compared at, besides their own
+HALF, INT8 = 'onnxruntime, float16', 'onnxruntime, INT8'
 Run = Callable[[np.ndarray], Sequence[np.ndarray]]
 
 
@@ -155,6 +162,52 @@ def parity(
     return rows
 
 
+def precise_files(key: str, network: ExportedNetwork, args: argparse.Namespace) -> dict[str, Path]:
+    """Files of one size in half precision and in INT8; without a training set, calibrated on the pictures."""
+    subject, paths = SUBJECTS[key], {HALF: args.files / f'{key}-half.onnx', INT8: args.files / f'{key}-int8.onnx'}
+    if key not in ('demo', 'classifier'):
+        return {}
+    if not paths[HALF].exists():
+        image = network.preprocessing.of_image(real_image(None, subject.size))
+        export_onnx(in_half(network), image.half(), paths[HALF])
+    if not paths[INT8].exists():
+        images = (network.preprocessing.of_image(real_image(picture, subject.size)) for picture in args.pictures)
+        if key == 'demo':
+            images = calibration_images(demo_config(args), 64)
+        quantize_onnx(args.files / f'{key}-fixed.onnx', paths[INT8], images)
+    return paths
+
+
+def demo_config(args: argparse.Namespace) -> Config:
+    """The demo's recipe with its data."""
+    cfg = Config.fromfile(ROOT / 'configs' / f'{SUBJECTS["demo"].recipe}.py')
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        loader.dataset.data_root = str(args.demo_data)
+    cfg.work_dir = str(args.files / 'test')
+    return cfg
+
+
+def loss(key: str, network: ExportedNetwork, run: Run, path: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """What a precision costs: the difference on pictures, and the demo's mean IoU in percent."""
+    worst, same = 0.0, []
+    for picture in args.pictures:
+        image = network.preprocessing.of_image(real_image(picture, SUBJECTS[key].size))
+        found = compare(run, network, image.half() if 'half' in path.name else image)
+        worst, same = max(worst, found.difference), [*same, found.same_labels]
+    row = dict(difference=worst, same_labels=sum(same) / len(same), megabytes=path.stat().st_size / 2**20)
+    if key == 'demo':
+        row['mean_iou'] = mean_iou(path, args)
+        row['mean_iou_float32'] = mean_iou(args.files / 'demo-fixed.onnx', args)
+    return row
+
+
+def mean_iou(path: Path, args: argparse.Namespace) -> float:
+    """Of the demo's test set, in percent, computed from a file."""
+    runner = build_runner(demo_config(args))
+    replace_weights(runner.model, open_onnx(path, args.threads))
+    return float(runner.test()['mIoU'])
+
+
 def measure(key: str, args: argparse.Namespace) -> dict[str, Any]:
     """Everything about one network."""
     subject = SUBJECTS[key]
@@ -175,18 +228,24 @@ def measure(key: str, args: argparse.Namespace) -> dict[str, Any]:
     }
     if not args.speed_only:
         result['parity'] = parity(network, runs, args.pictures, subject.size)
+    for name, path in precise_files(key, network, args).items():
+        runs[name] = run_onnxruntime(path, args.threads)
+        if not args.speed_only:
+            result.setdefault('precision', {})[name] = loss(key, network, runs[name], path, args)
     if args.parity_only:
         return result
     if paths['compiled.pt2'].exists():
         runs['torch, AOTInductor'] = load_program(paths['compiled.pt2'], compiled=True)
     given = image.numpy()
+    if HALF in runs:
+        runs[HALF] = partial(lambda run, image: run(image.astype(np.float16)), runs[HALF])
 
     def eager() -> Any:
         with torch.no_grad():
             return network.network(image)
 
     calls: dict[str, Callable[[], Any]] = {'torch, eager': eager}
-    calls |= {name: (lambda run=run: run(given)) for name, run in runs.items()}
+    calls |= {name: partial(run, given) for name, run in runs.items()}
     seconds = interleaved_medians(calls, 'cpu', args.rounds)
     result['images_per_second'] = {name: 1 / value for name, value in seconds.items()}
     return result
@@ -214,6 +273,17 @@ def parity_table(networks: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def precision_table(networks: Sequence[Mapping[str, Any]]) -> Table:
+    """What half precision and INT8 cost."""
+    table = Table(('network', 'file', 'MB', 'difference', 'same labels', 'mIoU', 'of float32'), labels=2)
+    for row in networks:
+        for name, found in row.get('precision', {}).items():
+            scores = [f'{found[key]:.2f}' if key in found else '-' for key in ('mean_iou', 'mean_iou_float32')]
+            cells = f'{found["megabytes"]:.1f}', f'{found["difference"]:.1e}', f'{found["same_labels"]:.2%}'
+            table.add(row['network'], name, *cells, *scores)
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('networks', nargs='*', choices=[*SUBJECTS, []], help='all by default')
@@ -221,6 +291,7 @@ def main() -> None:
     parser.add_argument(
         '--demo', type=Path, default=Path('work_dirs/demo_segmentation/iter_700.pth'), help="the demo's checkpoint"
     )
+    parser.add_argument('--demo-data', type=Path, default=Path('data/demo_segmentation'), help="the demo's data set")
     parser.add_argument('--images', type=Path, nargs='+', default=[], help='folders of real pictures to compare on')
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--rounds', type=int, default=7)
@@ -240,7 +311,7 @@ def main() -> None:
             results['machine'] = environment_info('cpu') | versions
             RESULTS.write_text(json.dumps(results, indent=1) + '\n')
     console = Console()
-    for table in (speed_table, parity_table):
+    for table in (speed_table, parity_table, precision_table):
         table([results['networks'][key] for key in SUBJECTS if key in results['networks']]).print(console)
 
 

@@ -15,7 +15,7 @@ from mmpelk.errors import UserError
 
 from .network import ExportedNetwork
 from .plain import make_plain
-from .tables import onnx_translation_table
+from .tables import gelu_translation, onnx_translation_table
 
 __all__ = ['OPSETS', 'check_opset', 'export_onnx', 'onnx_operators', 'open_onnx', 'runner_of']
 
@@ -48,7 +48,7 @@ def export_onnx(exported: ExportedNetwork, image: Tensor, path: Path, opset: int
         UserError: If the opset is none of ours.
     """
     check_opset(opset)
-    table = onnx_translation_table()
+    table = onnx_translation_table() | {torch.ops.aten.gelu.default: gelu_translation}
     network = make_plain(copy.deepcopy(exported.network), None if dynamic else image)
     channels_last = image.shape[-1] == 3
     vary = dict.fromkeys((0, 1, 2) if channels_last else (0, 2, 3), torch.export.Dim.DYNAMIC)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpelk.models import PeripheralConv2d
+from mmpelk.models.pelk import PeLKBlock
 from mmpelk.ops import expand_kernel
 
 from .fourier import Spectrum, Waves, convolve, even_length, fourier_conv2d, kernel_spectrum, map_waves
@@ -127,7 +128,7 @@ def make_plain(network: nn.Module, image: Tensor | None = None, *, keep_operator
     """Put standard operators in place of ours, and of those that exporters lack; in place, for inference.
 
     Small kernels become dense ones; large ones a Fourier transform by products of matrices, all of whose constants are
-    computed here.
+    computed here. Layer scales are folded into the linear layers before them.
 
     Args:
         network: A deployed network in eval mode.
@@ -163,9 +164,21 @@ def make_plain(network: nn.Module, image: Tensor | None = None, *, keep_operator
         elif not keep_operator:
             _replace(network, name, AnySizeForm(conv))
     for name, module in modules.items():
+        if isinstance(module, PeLKBlock):
+            _fold_layer_scale(module)
         if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size not in (1, (1, 1)):
             _replace(network, name, PlainAveragePool(module))
     return network.eval()
+
+
+@torch.no_grad()
+def _fold_layer_scale(block: PeLKBlock) -> None:
+    """One product of maps less in each block."""
+    if block.gamma is not None:
+        linear = block.pointwise_conv2
+        linear.weight = nn.Parameter(linear.weight * block.gamma[:, None], requires_grad=False)
+        linear.bias = nn.Parameter(linear.bias * block.gamma, requires_grad=False)
+        block.gamma = None
 
 
 def _replace(network: nn.Module, name: str, module: nn.Module) -> None:

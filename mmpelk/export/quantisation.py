@@ -128,10 +128,10 @@ def replace_weights(model: Any, session: Any) -> None:
     given = session.get_inputs()[0]
     if given.type == 'tensor(uint8)':
         raise UserError('the file takes pixels, but the recipe normalises them: export it without --fold-preprocessing')
-    run, dtype = runner_of(session), np.float16 if given.type == 'tensor(float16)' else np.float32
+    run, dtype = runner_of(session), torch.float16 if given.type == 'tensor(float16)' else torch.float32
 
     def logits(inputs: Tensor) -> Tensor:
-        images = inputs.cpu().numpy().astype(dtype)
+        images = inputs.cpu().to(dtype).numpy()
         return torch.cat([torch.from_numpy(run(image[None])[0].astype(np.float32)) for image in images])
 
     task = task_of(model)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .fourier import fourier_conv2d, ring_matrix
 
-__all__ = ['LARGEST_DENSE', 'decomposition_table', 'onnx_translation_table']
+__all__ = ['LARGEST_DENSE', 'decomposition_table', 'gelu_translation', 'onnx_translation_table']
 
 LARGEST_DENSE = 13
 """Side of the kernel up to which a depthwise convolution is faster in onnxruntime than the transform."""
@@ -60,6 +60,24 @@ def onnx_translation_table() -> dict[Any, Callable[..., Any]]:
         return builder.convolution(x, weight, bias, grid)
 
     return {torch.ops.mmpelk.peripheral_conv2d.default: peripheral_conv2d}  # the exporter writes to it: no method
+
+
+def gelu_translation(x: Any, approximate: str = 'none') -> Any:
+    """``aten::gelu`` with its factors in the order that onnxruntime fuses; it knows not the exporter's.
+
+    A translation for ``custom_translation_table``.
+    """
+    import onnxscript
+
+    builder = _OnnxBuilder(onnxscript.opset18)
+    op = builder.op
+    half, one, root, cubed = (op.CastLike(builder._float(value), x) for value in (0.5, 1.0, math.sqrt(2), 0.044715))
+    if approximate == 'none':
+        inner = op.Erf(op.Div(x, root))
+    else:
+        scale = op.CastLike(builder._float(math.sqrt(2 / math.pi)), x)
+        inner = op.Tanh(op.Mul(scale, op.Add(x, op.Mul(cubed, op.Mul(x, op.Mul(x, x))))))
+    return op.Mul(op.Mul(x, op.Add(inner, one)), half)
 
 
 class _OnnxBuilder:
