@@ -54,6 +54,16 @@ HALF, INT8 = 'onnxruntime, float16', 'onnxruntime, INT8'
 Run = Callable[[np.ndarray], Sequence[np.ndarray]]
 
 
+# Supported by TensorRT 10.15, says docs/operators.md of github.com/onnx/onnx-tensorrt, and possible in exported files.
+SUPPORTED = """
+    Add And ArgMax AveragePool Cast CastLike Clip Concat Constant ConstantOfShape Conv Cos DequantizeLinear Div Equal
+    Erf Expand Flatten Floor Gather Gelu Gemm GlobalAveragePool Greater Identity LayerNormalization Less MatMul Mod Mul
+    Neg Pad Pow QuantizeLinear Range Reciprocal ReduceMean ReduceSum Relu Reshape Resize Shape Sigmoid Sin Slice Softmax
+    Split Sqrt Squeeze Sub Tanh Tile Transpose Unsqueeze Where
+"""
+TENSORRT = frozenset(SUPPORTED.split())
+
+
 @dataclass(frozen=True)
 class Subject:
     """A network of the benchmark."""
@@ -284,6 +294,19 @@ def precision_table(networks: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def operators_table(networks: Sequence[Mapping[str, Any]]) -> Table:
+    """Which operators each file uses, and which of them TensorRT does not list."""
+    table = Table(('network', 'file', 'operators', 'not in TensorRT'), labels=4)
+    for row in networks:
+        for form, names in row['operators'].items():
+            missing = ', '.join(sorted(set(names) - TENSORRT)) or 'none'
+            table.add(row['network'], form, ', '.join(names), missing)
+    return table
+
+
+TABLES = speed_table, parity_table, precision_table, operators_table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('networks', nargs='*', choices=[*SUBJECTS, []], help='all by default')
@@ -311,7 +334,7 @@ def main() -> None:
             results['machine'] = environment_info('cpu') | versions
             RESULTS.write_text(json.dumps(results, indent=1) + '\n')
     console = Console()
-    for table in (speed_table, parity_table, precision_table):
+    for table in TABLES:
         table([results['networks'][key] for key in SUBJECTS if key in results['networks']]).print(console)
 
 

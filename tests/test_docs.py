@@ -36,6 +36,18 @@ def test_inflation_page_has_the_table_of_the_benchmark() -> None:
     assert table.markdown() in (ROOT / 'docs' / 'inflation.md').read_text()
 
 
+def test_deployment_page_has_the_tables_of_the_benchmark() -> None:
+    script, results = load_tool(ROOT / 'benchmarks' / 'runtimes.py'), _read('runtimes')['networks']
+    page = (ROOT / 'docs' / 'deployment.md').read_text()
+    for table in script.TABLES:
+        assert table(list(results.values())).markdown() in page
+    for network in results.values():
+        assert set().union(*network['operators'].values()) <= script.TENSORRT
+        for runtime in network['parity'].values():
+            assert runtime['difference'] <= 1e-4
+            assert runtime['same_labels'] >= 0.9999
+
+
 def test_front_page_has_the_figures_of_the_benchmark() -> None:
     case = next(
         case for case in _read('peripheral_conv_cpu_float32')['cases'] if case['case'][:5] == [1, 46, 128, 512, 51]
