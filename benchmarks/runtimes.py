@@ -10,7 +10,7 @@ of the operator can pass. All but the demo's network have random weights: speed 
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -181,7 +181,8 @@ def precise_files(key: str, network: ExportedNetwork, args: argparse.Namespace) 
         image = network.preprocessing.of_image(real_image(None, subject.size))
         export_onnx(in_half(network), image.half(), paths[HALF])
     if not paths[INT8].exists():
-        images = (network.preprocessing.of_image(real_image(picture, subject.size)) for picture in args.pictures)
+        shown = (real_image(picture, subject.size) for picture in args.pictures)
+        images: Iterable[Tensor] = map(network.preprocessing.of_image, shown)
         if key == 'demo':
             images = calibration_images(demo_config(args), 64)
         quantize_onnx(args.files / f'{key}-fixed.onnx', paths[INT8], images)
@@ -199,7 +200,7 @@ def demo_config(args: argparse.Namespace) -> Config:
 
 def loss(key: str, network: ExportedNetwork, run: Run, path: Path, args: argparse.Namespace) -> dict[str, Any]:
     """What a precision costs: the difference on pictures, and the demo's mean IoU in percent."""
-    worst, same = 0.0, []
+    worst, same = 0.0, list[float]()
     for picture in args.pictures:
         image = network.preprocessing.of_image(real_image(picture, SUBJECTS[key].size))
         found = compare(run, network, image.half() if 'half' in path.name else image)
@@ -315,7 +316,9 @@ def main() -> None:
         '--demo', type=Path, default=Path('work_dirs/demo_segmentation/iter_700.pth'), help="the demo's checkpoint"
     )
     parser.add_argument('--demo-data', type=Path, default=Path('data/demo_segmentation'), help="the demo's data set")
-    parser.add_argument('--images', type=Path, nargs='+', default=[], help='folders of real pictures to compare on')
+    parser.add_argument(
+        '--images', type=Path, nargs='+', default=[], help='real pictures to compare on, or folders of them'
+    )
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--rounds', type=int, default=7)
     only = parser.add_mutually_exclusive_group()
@@ -324,11 +327,12 @@ def main() -> None:
     only.add_argument('--speed-only', action='store_true', help='keep what was compared before')
     args = parser.parse_args()
     args.files.mkdir(parents=True, exist_ok=True)
-    args.pictures = sorted(path for folder in args.images for path in folder.rglob('*.jpg')) or [None]
+    args.pictures = [path for given in args.images for path in (sorted(given.rglob('*.jpg')) or [given])] or [None]
     torch.set_num_threads(args.threads)
-    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else dict(networks={})
     for key in args.networks or SUBJECTS:
-        results['networks'].setdefault(key, {}).update(measure(key, args))
+        measured = measure(key, args)
+        results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else dict(networks={})
+        results['networks'].setdefault(key, {}).update(measured)
         if not args.export_only:
             versions = {name: version(name) for name in ('onnxruntime', 'openvino')}
             results['machine'] = environment_info('cpu') | versions
