@@ -317,7 +317,7 @@ def main() -> None:
     )
     parser.add_argument('--demo-data', type=Path, default=Path('data/demo_segmentation'), help="the demo's data set")
     parser.add_argument(
-        '--images', type=Path, nargs='+', default=[], help='real pictures to compare on, or folders of them'
+        '--images', type=Path, nargs='+', default=[], help='pictures to compare on, or folders of them'
     )
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--rounds', type=int, default=7)
