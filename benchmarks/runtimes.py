@@ -75,8 +75,8 @@ class Subject:
 
 
 SUBJECTS = {
-    'backbone': Subject('PeLK-T, backbone', 'cls/pelk_t_in1k', (224, 224), 'backbone'),
     'ceiling': Subject('PeLK-T without convolution', 'cls/pelk_t_in1k', (224, 224), 'without convolution'),
+    'backbone': Subject('PeLK-T, backbone', 'cls/pelk_t_in1k', (224, 224), 'backbone'),
     'classifier': Subject('PeLK-T, classifier', 'cls/pelk_t_in1k', (224, 224)),
     'demo': Subject("demo's UperNet PeLK-nano", 'demo/upernet_pelk_nano_synthetic', (128, 128)),
     'detector': Subject(
@@ -247,6 +247,8 @@ def measure(key: str, args: argparse.Namespace) -> dict[str, Any]:
         return result
     if paths['compiled.pt2'].exists():
         runs['torch, AOTInductor'] = load_program(paths['compiled.pt2'], compiled=True)
+    if key == 'backbone':  # in the same turns, so that the two can be compared
+        runs['onnxruntime, without convolution'] = run_onnxruntime(args.files / 'ceiling-fixed.onnx', args.threads)
     given = image.numpy()
     if HALF in runs:
         runs[HALF] = partial(lambda run, image: run(image.astype(np.float16)), runs[HALF])
