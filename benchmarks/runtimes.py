@@ -318,9 +318,7 @@ def main() -> None:
         '--demo', type=Path, default=Path('work_dirs/demo_segmentation/iter_700.pth'), help="the demo's checkpoint"
     )
     parser.add_argument('--demo-data', type=Path, default=Path('data/demo_segmentation'), help="the demo's data set")
-    parser.add_argument(
-        '--images', type=Path, nargs='+', default=[], help='pictures to compare on, or folders of them'
-    )
+    parser.add_argument('--images', type=Path, nargs='+', default=[], help='pictures to compare on, or folders of them')
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--rounds', type=int, default=7)
     only = parser.add_mutually_exclusive_group()

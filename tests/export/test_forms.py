@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from mmpelk.export import ExportedNetwork, Preprocessing, export_onnx, onnx_operators
 from mmpelk.export.fourier import fourier_conv2d
-from mmpelk.export.plain import DenseForm, FourierForm, PlainAveragePool, make_plain
+from mmpelk.export.plain import AnySizeForm, DenseForm, FourierForm, PlainAveragePool, make_plain
 from mmpelk.export.tables import decomposition_table
 from mmpelk.models import PeLK, PeripheralConv2d
 from mmpelk.ops import expand_kernel
@@ -30,6 +31,7 @@ def test_forms_compute_the_convolution(shape: tuple[int, ...]) -> None:
     want = nn.functional.conv2d(x, dense, conv.bias, padding=size // 2, groups=channels) + bias_map
     with torch.no_grad():
         torch.testing.assert_close(DenseForm(conv)(x, bias_map), want, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(AnySizeForm(conv)(x, bias_map), want, rtol=1e-10, atol=1e-10)
         transformed = fourier_conv2d(x, conv.weight, conv.sharing_grid)
         torch.testing.assert_close(transformed + conv.bias[:, None, None] + bias_map, want, rtol=1e-10, atol=1e-10)
         # float32 inside.
@@ -58,7 +60,7 @@ def small_backbone() -> PeLK:
     )
     for stage in model.stages:
         for block in stage:
-            nn.init.constant_(block.gamma, 1.0)
+            nn.init.uniform_(block.gamma, 0.5, 1.5)
     model.eval().switch_to_deploy()
     return model
 
@@ -70,6 +72,43 @@ def test_network_of_one_size_has_no_operator_of_ours() -> None:
     with torch.no_grad():
         for out, want in zip(plain(image), model(image), strict=True):
             torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-5)
+
+
+def test_network_of_any_size_has_no_operator_of_ours() -> None:
+    model = small_backbone()
+    plain = make_plain(copy.deepcopy(model), keep_operator=False)
+    assert not any(isinstance(module, PeripheralConv2d) for module in plain.modules())
+    with torch.no_grad():
+        for size in ((67, 45), (33, 90)):
+            image = torch.randn(1, 3, *size)
+            for out, want in zip(plain(image), model(image), strict=True):
+                torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_onnxruntime_fuses_gelu_of_the_file(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip('onnxruntime', reason='pip install -e .[export]')
+    pytest.importorskip('onnxscript', reason='pip install -e .[export]')
+    network = ExportedNetwork(Levels(small_backbone()), ('level0', 'level1'), 'detection', Preprocessing(), 4)
+    export_onnx(network, torch.randn(1, 3, 64, 48), tmp_path / 'model.onnx')
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / 'optimised.onnx')
+    onnxruntime.InferenceSession(str(tmp_path / 'model.onnx'), options, providers=['CPUExecutionProvider'])
+    assert 'Erf' in onnx_operators(tmp_path / 'model.onnx')
+    optimised = onnx_operators(tmp_path / 'optimised.onnx')
+    assert 'Erf' not in optimised
+    assert any(name.endswith('Gelu') for name in optimised)
+
+
+class Levels(nn.Module):
+    """A backbone whose maps are a tuple."""
+
+    def __init__(self, backbone: PeLK) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(self.backbone(image))
 
 
 @pytest.mark.slow
