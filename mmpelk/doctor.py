@@ -35,7 +35,6 @@ _MAINTAINED = {
 _SHARED_MEMORY = Path('/dev/shm')
 _GB = 2**30
 _SET_UP = 'tools/setup_env.sh, or pip install the versions of requirements.txt'
-_OPERATORS = 'pip install --no-build-isolation --force-reinstall --no-deps --no-cache-dir onedl-mmcv'
 
 
 @dataclass(frozen=True)
@@ -114,26 +113,27 @@ def _openmmlab() -> Iterator[Finding]:
 def _mmcv_operators() -> Iterator[Finding]:
     import torch
 
+    from mmpelk.mmcv_operators import compile_command, import_error
+
+    remedy = f'tools/setup_env.sh det in the .venv of a checkout; elsewhere {compile_command()}'
     if importlib.util.find_spec('mmcv') is None:
         yield Finding('mmcv', 'error', 'not installed', _SET_UP)
         return
     if importlib.util.find_spec('mmcv._ext') is None:
         text = 'not compiled; segmentation and classification need none of them, detection does'
-        yield Finding('mmcv operators', 'warning', text, _OPERATORS)
+        yield Finding('mmcv operators', 'warning', text, remedy)
         return
-    try:
-        from mmcv import ops
-    except ImportError as error:
-        yield Finding(
-            'mmcv operators', 'error', f'compiled for another torch than {torch.__version__}: {error}', _OPERATORS
-        )
+    if error := import_error():
+        text = f'compiled for another torch than {torch.__version__}: {error}'
+        yield Finding('mmcv operators', 'error', text, remedy)
         return
+    from mmcv import ops
+
     compiled = ops.get_compiling_cuda_version()
     if torch.cuda.is_available() and compiled != torch.version.cuda:
         text = f'compiled for CUDA {compiled}, torch for {torch.version.cuda}: detection may fail on the GPU'
-        yield Finding(
-            'mmcv operators', 'warning', text, f'with nvcc of CUDA {torch.version.cuda} on the PATH: {_OPERATORS}'
-        )
+        remedy = f'with nvcc of CUDA {torch.version.cuda} on the PATH: {compile_command()}'
+        yield Finding('mmcv operators', 'warning', text, remedy)
     else:
         yield Finding('mmcv operators', 'ok', f'compiled with {ops.get_compiler_version()}, CUDA {compiled}')
 

@@ -20,7 +20,7 @@ ALLOWED = {
     'ops': {'ops'},
     'models': {'models', 'ops', 'registry', 'errors'},
     'sparsity': {'sparsity', 'models', 'ops', 'registry', 'errors'},
-    'engine': {'engine', 'sparsity', 'models', 'ops', 'registry', 'config', 'errors', 'checkpoint_io'},
+    'engine': {'engine', 'sparsity', 'models', 'ops', 'registry', 'config', 'errors', 'checkpoint_io', 'mmcv_operators'},
     'projects': {'projects', 'analysis', 'config', 'errors'},
     'export': {'export', 'engine', 'sparsity', 'models', 'ops', 'registry', 'config', 'errors'},
     'analysis': {'analysis', 'engine', 'sparsity', 'models', 'ops', 'registry', 'config', 'errors'},

@@ -17,7 +17,7 @@ from mmengine.registry import VISUALIZERS
 from rich.progress import Progress
 
 from mmpelk.analysis.drawings import Drawing, Painter, find_drawings
-from mmpelk.engine.checks import check_checkpoint
+from mmpelk.engine.checks import check_checkpoint, check_operators
 from mmpelk.engine.command_line import exit_on_user_error, read_config
 from mmpelk.errors import UserError
 
@@ -73,6 +73,7 @@ def make_painter(args: argparse.Namespace) -> Painter:
 
         return OnnxPainter(Path(args.checkpoint), args.opacity)
     cfg = read_config(args.config)
+    check_operators(cfg)
     check_checkpoint(args.checkpoint)
     model, predict = load_model(cfg, args.checkpoint, args.device or get_device())
     # Nothing but the drawing is wanted: no backend writes a second copy.

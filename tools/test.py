@@ -5,7 +5,7 @@ import argparse
 import torch.distributed
 from mmengine.config import Config, ConfigDict
 
-from mmpelk.engine.checks import check_checkpoint, check_data
+from mmpelk.engine.checks import check_checkpoint, check_data, check_operators
 from mmpelk.engine.command_line import (
     add_common_options,
     build_runner,
@@ -74,6 +74,7 @@ def main() -> None:
     args = parse_args()
     with exit_on_user_error():
         cfg = load_config(args)
+        check_operators(cfg)
         cfg.load_from = args.checkpoint
         check_checkpoint(args.checkpoint)
         check_data(cfg, ['test_dataloader'])

@@ -5,7 +5,7 @@ import argparse
 import torch.distributed
 from mmengine.config import Config
 
-from mmpelk.engine.checks import check_checkpoint, check_data, check_weights
+from mmpelk.engine.checks import check_checkpoint, check_data, check_operators, check_weights
 from mmpelk.engine.command_line import (
     add_common_options,
     build_runner,
@@ -56,6 +56,7 @@ def main() -> None:
     args = parse_args()
     with exit_on_user_error():
         cfg = load_config(args)
+        check_operators(cfg)
         apply_options(cfg, args)
         check_checkpoint(cfg.get('load_from'))
         check_weights(cfg)

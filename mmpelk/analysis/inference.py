@@ -9,6 +9,8 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
+from mmpelk.engine.checks import check_operators
+
 __all__ = ['InferenceForm', 'build_model']
 
 
@@ -19,7 +21,11 @@ def build_model(cfg: Config, seed: int | None = None) -> nn.Module:
         cfg: The recipe; it is not changed.
         seed: Initialise the weights as a training does that starts with this seed; weights that the recipe names are
             loaded then. ``None`` leaves what the constructors draw and loads nothing.
+
+    Raises:
+        UserError: If it is a detector's, and mmcv's operators are not compiled here.
     """
+    check_operators(cfg)
     model = copy.deepcopy(cfg.model)
     if 'train_cfg' in model:
         model.train_cfg = None  # mixup and the like

@@ -7,7 +7,10 @@ from typing import Any
 
 from mmengine.config import Config
 
-__all__ = ['check_checkpoint', 'check_data', 'check_option_names', 'check_weights']
+from mmpelk.errors import UserError
+from mmpelk.mmcv_operators import compile_command, import_error
+
+__all__ = ['check_checkpoint', 'check_data', 'check_operators', 'check_option_names', 'check_weights']
 
 _SIMILAR = 0.85  # share of equal letters above which a new key is taken for a typing error
 
@@ -40,6 +43,25 @@ def check_option_names(cfg: Config, options: Mapping[str, Any]) -> None:
                     raise ValueError(f"--cfg-options {key}: the config has no such key; did you mean '{right}'?")
                 break
             node = node[part]
+
+
+def check_operators(cfg: Config) -> None:
+    """Check that mmcv's operators are there if the config is a detector's, the one task that needs them.
+
+    Args:
+        cfg: The config.
+
+    Raises:
+        UserError: If they were never compiled, or for another torch.
+    """
+    if cfg.get('default_scope') != 'mmdet' or (error := import_error()) is None:
+        return
+    absent = isinstance(error, ModuleNotFoundError)
+    raise UserError(
+        f"detection needs mmcv's operators, which are {'not compiled' if absent else 'compiled for another torch'} here. "
+        f"In a checkout's own environment `tools/setup_env.sh det` compiles them in three minutes, in another one "
+        f'`{compile_command()}` in about ten' + ('' if absent else f' ({error})')
+    )
 
 
 def check_data(cfg: Config, loaders: Sequence[str]) -> None:

@@ -1,0 +1,119 @@
+"""Where mmcv's operators are not compiled: detection says what to type, nothing else misses them."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from mmpelk.engine.checks import check_operators
+from mmpelk.errors import UserError
+from tests.commands import mim, run
+from tests.paths import CONFIGS, ROOT, TOOLS
+
+DETECTOR = CONFIGS / 'det' / 'mask_rcnn_pelk_t_coco_1x.py'
+# Found by every Python that is started with its folder on PYTHONPATH, and by those that it starts itself.
+SITECUSTOMIZE = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name == 'mmcv._ext':
+            raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+sys.meta_path.insert(0, Absent())
+"""
+SEGMENT_AND_CLASSIFY = """
+import importlib, pkgutil, sys
+from pathlib import Path
+import mmpelk
+from tests.commands import call
+
+try:
+    import mmcv._ext
+except ImportError:
+    print('no operators')
+for module in pkgutil.walk_packages(mmpelk.__path__, 'mmpelk.'):
+    if not module.name.startswith(('mmpelk.configs.', 'mmpelk.ops.backends.triton')):
+        importlib.import_module(module.name)
+tools, *configs = sys.argv[1:]
+for config in configs:
+    call(Path(tools, 'train.py'), config, '--work-dir', 'work', cwd=Path.cwd())
+    checkpoint = Path('work/last_checkpoint').read_text()
+    print(call(Path(tools, 'test.py'), config, checkpoint, '--work-dir', 'tested', cwd=Path.cwd()))
+"""
+DETECT = """
+import sys
+from pathlib import Path
+from tests.commands import call
+
+tools, config = sys.argv[1:]
+for tool, *arguments in (
+    ('train.py', config),
+    ('test.py', config, 'x.pth'),
+    ('demo_image.py', 'x.jpg', '--config', config, '--checkpoint', 'x.pth'),
+    ('get_flops.py', config, '--shape', '64', '64'),
+):
+    print(call(Path(tools, tool), *arguments, cwd=Path.cwd(), code=1))
+"""
+CLASSIFIER = """
+_base_ = {base!r}
+model = dict(
+    backbone=dict(arch=dict(_delete_=True, depths=(1, 1, 1, 1), channels=(8, 12, 16, 20), kernel_sizes=(13, 11, 9, 7))),
+    head=dict(in_channels=20),
+)
+train_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False, dataset=dict(data_root={data!r}))
+val_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False, dataset=dict(data_root={data!r}))
+test_dataloader = val_dataloader
+train_cfg = dict(max_epochs=1)
+custom_hooks = []
+"""
+
+
+@pytest.fixture
+def block(tmp_path: Path) -> str:
+    """``PYTHONPATH`` with which mmcv's operators cannot be imported."""
+    folder = tmp_path / 'block'
+    folder.mkdir()
+    (folder / 'sitecustomize.py').write_text(SITECUSTOMIZE)
+    return f'{folder}:{ROOT}'
+
+
+@pytest.mark.slow
+def test_segmentation_and_classification_need_none(
+    tiny_config: Path, tiny_imagenet: Path, block: str, tmp_path: Path
+) -> None:
+    classifier = tmp_path / 'classifier.py'
+    base, data = CONFIGS / 'cls' / 'pelk_t_in1k.py', tiny_imagenet
+    classifier.write_text(CLASSIFIER.format(base=str(base), data=str(data)))
+    (tmp_path / 'script.py').write_text(SEGMENT_AND_CLASSIFY)
+    printed = run(sys.executable, 'script.py', TOOLS, tiny_config, classifier, cwd=tmp_path, PYTHONPATH=block)
+    for line in ('no operators', 'mIoU', 'accuracy/top1'):
+        assert line in printed
+
+
+@pytest.mark.slow
+def test_every_tool_of_detection_says_what_to_type(block: str, tmp_path: Path) -> None:
+    for name in ('x.jpg', 'x.pth'):
+        (tmp_path / name).touch()
+    (tmp_path / 'script.py').write_text(DETECT)
+    printed = run(sys.executable, 'script.py', TOOLS, DETECTOR, cwd=tmp_path, PYTHONPATH=block)
+    said = [line for line in printed.splitlines() if line]
+    assert len(said) == 4, 'a line each, without the advice of the libraries'
+    for line in said:
+        assert line.startswith("error: detection needs mmcv's operators, which are not compiled here")
+        assert '`tools/setup_env.sh det`' in line
+        assert 'pip install --no-build-isolation' in line
+
+
+@pytest.mark.slow
+def test_mim_train_says_so_too(block: str, tmp_path: Path) -> None:
+    printed = run(mim(), 'train', 'mmpelk', DETECTOR, '--gpus', 0, cwd=tmp_path, code=1, PYTHONPATH=block)
+    assert "error: detection needs mmcv's operators" in printed
+
+
+def test_compiled_for_another_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = ImportError('_ext.so: undefined symbol: _ZN2at', name='mmcv._ext')
+    monkeypatch.setattr('mmpelk.engine.checks.import_error', lambda: error)
+    with pytest.raises(UserError, match=r'compiled for another torch here.*undefined symbol'):
+        check_operators(Config(dict(default_scope='mmdet')))
+    for scope in ('mmseg', 'mmpretrain', None):
+        check_operators(Config(dict(default_scope=scope)))
