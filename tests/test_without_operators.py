@@ -1,5 +1,8 @@
 """Where mmcv's operators are not compiled: detection says what to type, nothing else misses them."""
 
+import importlib.util
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,15 +15,6 @@ from tests.commands import mim, run
 from tests.paths import CONFIGS, ROOT, TOOLS
 
 DETECTOR = CONFIGS / 'det' / 'mask_rcnn_pelk_t_coco_1x.py'
-# Found by every Python that is started with its folder on PYTHONPATH, and by those that it starts itself.
-SITECUSTOMIZE = """
-import sys
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name == 'mmcv._ext':
-            raise ModuleNotFoundError(f'No module named {name!r}', name=name)
-sys.meta_path.insert(0, Absent())
-"""
 SEGMENT_AND_CLASSIFY = """
 import importlib, pkgutil, sys
 from pathlib import Path
@@ -68,12 +62,15 @@ custom_hooks = []
 """
 
 
-@pytest.fixture
-def block(tmp_path: Path) -> str:
-    """``PYTHONPATH`` with which mmcv's operators cannot be imported."""
-    folder = tmp_path / 'block'
-    folder.mkdir()
-    (folder / 'sitecustomize.py').write_text(SITECUSTOMIZE)
+@pytest.fixture(scope='module')
+def block(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """``PYTHONPATH`` with an mmcv that has no operators, for every Python that is started and those that it starts."""
+    folder = tmp_path_factory.mktemp('without_operators')
+    spec = importlib.util.find_spec('mmcv')
+    assert spec is not None
+    assert spec.origin is not None
+    ignore = shutil.ignore_patterns('_ext*', '__pycache__')
+    shutil.copytree(Path(spec.origin).parent, folder / 'mmcv', ignore=ignore, copy_function=os.symlink)
     return f'{folder}:{ROOT}'
 
 

@@ -7,7 +7,8 @@
 #   det    mmcv's operators, too, which detection needs
 #   test   what the tests need, too
 #
-# Finished steps are not repeated, so a second run takes no time, and after a failure it goes on where it stopped.
+# Finished steps are not repeated, so a second run takes no time, and after a failure, Ctrl-C or a kill it goes on where it
+# stopped.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 VENV=${VENV:-.venv}
@@ -28,10 +29,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_PROGRESS_BAR=off
 # Everything that was installed is a function of these.
 STATE=$( (cat requirements.txt requirements/*.txt pyproject.toml tools/setup_env.sh tools/mmcv_operators.py && pwd) |
     sha256sum | cut -d' ' -f1)
-[ "$(cat "$VENV/setup.$STAGE" 2> /dev/null)" != "$STATE" ] || exit 0
+finished() { [ "$(cat "$VENV/setup.$STAGE" 2> /dev/null)" = "$STATE" ]; }
+! finished || exit 0
 
 exec 3>&2 # the terminal, for steps whose output goes to the log
-say() { printf '%s\n' "$*" >&3; }
+say() { printf '%s\n' "$@" >&3; }
 
 die() { # what failed, remedy
     say "" "FAILED: $1" "Remedy: $2"
@@ -65,7 +67,7 @@ step() { # number, sentence, remedy, command...: run it with its output in the l
     "$@" >> "$LOG" 2>&1 < /dev/null &
     local job=$!
     set +m
-    trap 'kill -- -"$job" 2> /dev/null; say "stopped"; exit 130' INT TERM
+    trap 'kill -- -"$job" 2> /dev/null; wait "$job" || true; say "stopped"; exit 130' INT TERM HUP
     while kill -0 "$job" 2> /dev/null; do
         sleep 0.5
         elapsed=$((SECONDS - start))
@@ -76,10 +78,11 @@ step() { # number, sentence, remedy, command...: run it with its output in the l
             say "      $(clock $elapsed)"
         fi
     done
-    trap - INT TERM
+    trap - INT TERM HUP
     if ! wait "$job"; then
         say "" "The last lines of $LOG:"
         tail -n 15 "$LOG" | cut -c1-200 | sed 's/^/    /' >&2
+        ! grep -q 'No space left on device' <(tail -n 50 "$LOG") || remedy=$SPACE
         die "$sentence" "$remedy Then run the same command again: finished steps are not repeated."
     fi
     [ ! -t 2 ] || printf '\r' >&2
@@ -90,7 +93,7 @@ step() { # number, sentence, remedy, command...: run it with its output in the l
 pinned() { grep -E "^($1)==" requirements.txt; } # requirements whose names match
 
 find_python() { # a Python that the tested set supports
-    local candidate existing=
+    local candidate found existing=
     [ ! -e "$VENV/setup.step1" ] || existing=$VENV/bin/python
     for candidate in ${PYTHON:-$existing python3.11 python3.12 python3.10 python3 python}; do
         if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2> /dev/null; then
@@ -99,7 +102,8 @@ find_python() { # a Python that the tested set supports
             return
         fi
     done
-    die "no Python 3.10, 3.11 or 3.12${PYTHON:+ in PYTHON=$PYTHON}" \
+    found=$("${PYTHON:-python3}" -V 2> /dev/null || true)
+    die "no Python 3.10, 3.11 or 3.12: ${PYTHON:+PYTHON=}${PYTHON:-python3} is ${found:-not there}" \
         "install one (Debian 12: apt-get install python3 python3-venv python3-dev) or set PYTHON=/path/to/python3.11."
 }
 
@@ -110,10 +114,31 @@ check_machine() { # what cannot be installed by pip
     header=$("$PY" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')/Python.h
     [ -f "$header" ] || missing+=("$PY_NAME-dev")
     [ ${#missing[@]} -eq 0 ] || die "this machine lacks ${missing[*]}" "apt-get install ${missing[*]}, as root."
-    local free need=1
-    [ -e "$VENV/setup.step3" ] || need=10 # torch and what it brings, packed and unpacked
-    free=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')
-    [ "$free" -ge "$need" ] || die "$free GB free here" "the set-up needs $need GB: free some, or clone elsewhere."
+    local disk free need=1
+    [ -e "$VENV/setup.step3" ] || need=10 # torch and what it brings: 6 GB, and what was downloaded twice, by pip and its cache
+    disk=$VENV && [ -e "$disk" ] || disk=.
+    free=$(gigabytes_free "$disk")
+    [ "$free" -ge "$need" ] || die "$free GB free for $VENV, and the set-up needs $need GB" "$SPACE"
+    disk=${TMPDIR:-/tmp} && [ -d "$disk" ] || disk=/tmp
+    free=$(gigabytes_free "$disk")
+    [ "$need" = 1 ] || [ "$free" -ge 3 ] ||
+        die "$free GB free in $disk, and pip needs 3 GB there" "TMPDIR=FOLDER names another folder for what it downloads."
+}
+
+gigabytes_free() { df -Pk "$1" | awk 'NR == 2 { print int($4 / 1048576) }'; } # folder
+
+take_lock() { # one set-up at a time; what a killed one was doing may still be at work, and holds the lock, too
+    exec 9> "$VENV/setup.lock"
+    flock -n 9 && return
+    say "another set-up is at work in $VENV, or what a killed one had begun: waiting for its end"
+    flock 9
+}
+
+sweep() { # pip takes a package for installed that a kill left without RECORD, but can neither replace nor remove it
+    local info
+    for info in "$VENV"/lib/python*/site-packages/{*.dist-info,'~'*}; do
+        [ -e "$info/RECORD" ] && [[ $info != */'~'* ]] || rm -rf "$info"
+    done
 }
 
 create_venv() { # $1 is there for the stamp: another version is another environment
@@ -197,11 +222,16 @@ install_project() {
     "$VENV/bin/python" -c "import mmpelk.models, mmpretrain.models, mmseg.models"
 }
 
-NETWORK="Check the network, and the proxy or mirror that pip uses (pip config list)."
+NETWORK="Check the network. Behind a proxy: export https_proxy=http://HOST:PORT. A mirror: export PIP_INDEX_URL=URL."
+SPACE="Free some (pip cache purge), or put $VENV on another disk: rm -rf $VENV && mkdir -p FOLDER && ln -s FOLDER $VENV."
 PY=$(find_python)
 PY_NAME=$("$PY" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
 check_machine
 mkdir -p "$VENV"
+take_lock
+! finished || exit 0
+sweep
+[ -e "$VENV/setup.step2" ] || forget 1 # pip replaces itself in step 2
 # A build process takes up to 2 GB.
 JOBS=$(awk -v cores="$(nproc)" '/MemAvailable/ { jobs = int($2 / 2097152); print jobs < 1 ? 1 : jobs < cores ? jobs : cores }' \
     /proc/meminfo)
