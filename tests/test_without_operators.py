@@ -11,7 +11,7 @@ from mmengine.config import Config
 
 from mmpelk.engine.checks import check_operators
 from mmpelk.errors import UserError
-from tests.commands import mim, run
+from tests.commands import run
 from tests.paths import CONFIGS, ROOT, TOOLS
 
 DETECTOR = CONFIGS / 'det' / 'mask_rcnn_pelk_t_coco_1x.py'
@@ -99,12 +99,6 @@ def test_every_tool_of_detection_says_what_to_type(block: str, tmp_path: Path) -
         assert line.startswith("error: detection needs mmcv's operators, which are not compiled here")
         assert '`tools/setup_env.sh det`' in line
         assert 'pip install --no-build-isolation' in line
-
-
-@pytest.mark.slow
-def test_mim_train_says_so_too(block: str, tmp_path: Path) -> None:
-    printed = run(mim(), 'train', 'mmpelk', DETECTOR, '--gpus', 0, cwd=tmp_path, code=1, PYTHONPATH=block)
-    assert "error: detection needs mmcv's operators" in printed
 
 
 def test_compiled_for_another_torch(monkeypatch: pytest.MonkeyPatch) -> None:

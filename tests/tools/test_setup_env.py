@@ -134,7 +134,7 @@ def test_killed_in_every_step(fake: Path, variables: dict[str, str], setup: Setu
             os.kill(compiler, signal.SIGKILL)
         compiler = hang.wait()
         process.kill()
-        process.communicate()
+        process.wait()  # its standard error stays open in what it has started
         process = begin(variables)
         assert process.stderr is not None
         assert b'another set-up is at work' in process.stderr.readline()
@@ -150,7 +150,11 @@ def test_killed_in_every_step(fake: Path, variables: dict[str, str], setup: Setu
 def test_packages_that_a_kill_left_half_installed(fake: Path, variables: dict[str, str], setup: Setup) -> None:
     setup('base')
     site = Path(variables['VENV']) / 'lib/python3.11/site-packages'
-    for name, files in {'half-1.dist-info': ['METADATA'], 'whole-1.dist-info': ['METADATA', 'RECORD'], '~orch': []}.items():
+    for name, files in {
+        'half-1.dist-info': ['METADATA'],
+        'whole-1.dist-info': ['METADATA', 'RECORD'],
+        '~orch': [],
+    }.items():
         (site / name).mkdir()
         for file in files:
             (site / name / file).touch()
@@ -202,7 +206,10 @@ def test_no_network_is_said_at_once(variables: dict[str, str], setup: Setup) -> 
 
 @pytest.mark.parametrize(
     ('free', 'temporary', 'said'),
-    [(3, 50, '3 GB free for .*venv, and the set-up needs 10 GB'), (50, 1, '1 GB free in /.*, and pip needs 3 GB there')],
+    [
+        (3, 50, '3 GB free for .*venv, and the set-up needs 10 GB'),
+        (50, 1, '1 GB free in /.*, and pip needs 3 GB there'),
+    ],
     ids=['disk', 'temporary folder'],
 )
 def test_little_space_is_said_before_anything_is_downloaded(
