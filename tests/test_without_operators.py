@@ -104,7 +104,7 @@ def test_every_tool_of_detection_says_what_to_type(block: str, tmp_path: Path) -
 def test_compiled_for_another_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     error = ImportError('_ext.so: undefined symbol: _ZN2at', name='mmcv._ext')
     monkeypatch.setattr('mmpelk.engine.checks.import_error', lambda: error)
-    with pytest.raises(UserError, match=r'compiled for another torch here.*undefined symbol'):
+    with pytest.raises(UserError, match=r'compiled for another torch .*undefined symbol.* here'):
         check_operators(Config(dict(default_scope='mmdet')))
     for scope in ('mmseg', 'mmpretrain', None):
         check_operators(Config(dict(default_scope=scope)))

@@ -56,11 +56,10 @@ def check_operators(cfg: Config) -> None:
     """
     if cfg.get('default_scope') != 'mmdet' or (error := import_error()) is None:
         return
-    absent = isinstance(error, ModuleNotFoundError)
+    what = 'not compiled' if isinstance(error, ModuleNotFoundError) else f'compiled for another torch ({error})'
     raise UserError(
-        f"detection needs mmcv's operators, which are {'not compiled' if absent else 'compiled for another torch'} here. "
-        f"In a checkout's own environment `tools/setup_env.sh det` compiles them in three minutes, in another one "
-        f'`{compile_command()}` in about ten' + ('' if absent else f' ({error})')
+        f"detection needs mmcv's operators, which are {what} here: in a checkout's own environment "
+        f'`tools/setup_env.sh det` compiles them in about three minutes, in another one `{compile_command()}` in ten'
     )
 
 

@@ -1,4 +1,4 @@
-"""``tools/setup_env.sh`` where things go wrong, with a stand-in for Python and pip; ``make demo`` runs the real thing."""
+"""``tools/setup_env.sh`` where things go wrong, with a stand-in for Python and pip."""
 
 import itertools
 import os
@@ -217,8 +217,9 @@ def test_little_space_is_said_before_anything_is_downloaded(
 ) -> None:
     table = "printf 'Filesystem 1024-blocks Used Available\\n/dev/vda 1 1 %d\\n'"
     write_command(fake / 'df', f'case $2 in /*) n={temporary} ;; *) n={free} ;; esac; {table} $((n * 1048576))')
-    assert (found := setup(code=1)) and re.search(said, found), found
-    assert 'Remedy: ' in found
+    printed = setup(code=1)
+    assert re.search(said, printed)
+    assert 'Remedy: ' in printed
     assert not (fake / 'calls').exists()
     assert not Path(variables['VENV']).exists()
 
