@@ -1,5 +1,6 @@
 """How others use the project from folders of their own: each way of ``docs/inheritance.md``."""
 
+import argparse
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from mmengine.config import Config
 
 import mmpelk
+from mmpelk.engine.command_line import load_config
 from tests.commands import call, mim, run
 from tests.conftest import TINY_MODEL, schedule
 from tests.paths import CONFIGS, RECIPES, ROOT
@@ -148,6 +150,13 @@ def test_recipe_by_name(name: str) -> None:
     cfg = mmpelk.get_config(name, {'model.backbone.drop_path_rate': 0.2})
     assert cfg.model.backbone.drop_path_rate == 0.2
     assert cfg.model.backbone.arch == 'tiny'
+
+
+def test_tools_take_a_recipe_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    cfg = load_config(argparse.Namespace(config='upernet_pelk_t_ade20k', cfg_options=None, launcher='none', work_dir=None))
+    assert Path(cfg.filename).samefile(CONFIGS / RECIPE)
+    assert cfg.work_dir == './work_dirs/upernet_pelk_t_ade20k'
 
 
 def test_unknown_recipe() -> None:

@@ -12,7 +12,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmpelk.config import list_configs
+from mmpelk.config import config_path, list_configs
 from mmpelk.errors import DataError, UserError
 
 from .checks import check_option_names
@@ -70,7 +70,7 @@ def read_config(path: str, settings: Mapping[str, Any] | None = None) -> Config:
     """A config with some settings changed.
 
     Args:
-        path: Of the file.
+        path: Of the file, or the name of a recipe, as :func:`mmpelk.config_path` takes it.
         settings: Dotted keys and values.
 
     Raises:
@@ -78,7 +78,11 @@ def read_config(path: str, settings: Mapping[str, Any] | None = None) -> Config:
         ValueError: If a key is misspelt, or the file cannot be read as a config.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no config '{path}'; the recipes under configs/: {', '.join(list_configs())}")
+        try:
+            path = config_path(path)
+        except ValueError:
+            known = ', '.join(list_configs())
+            raise FileNotFoundError(f"there is no config '{path}'; the recipes under configs/: {known}") from None
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is code: anything can happen in it
