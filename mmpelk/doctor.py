@@ -11,6 +11,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -161,6 +162,19 @@ def _cuda() -> Iterator[Finding]:
         yield Finding('GPU', 'ok', 'none: everything runs on the CPU')
 
 
+def _triton() -> Iterator[Finding]:
+    import torch
+
+    version = _version('triton')
+    if version:
+        yield Finding('Triton', 'ok', version if torch.cuda.is_available() else f'{version}, which needs a GPU')
+    elif torch.cuda.is_available():
+        text = "not installed: the operator's own GPU kernels need it, dense and fft run without"
+        yield Finding('Triton', 'warning', text, 'pip install triton, in the version that this torch names')
+    else:
+        yield Finding('Triton', 'ok', 'not installed; a GPU alone needs it')
+
+
 def _backends() -> Iterator[Finding]:
     """Each backend that runs here, compared with the definition in float64: output and both gradients."""
     import torch
@@ -285,6 +299,10 @@ def _checkpoints() -> Iterator[Finding]:
     broken = [path for path in found if path.stat().st_size == 0]
     for path in broken:
         yield Finding(str(path), 'error', 'an empty file', 'remove it, and copy or train it again')
+    for path in found:
+        if path not in broken and not zipfile.is_zipfile(path):
+            text = 'cut off, or written by a torch older than 1.6'
+            yield Finding(str(path), 'warning', text, 'remove it if it does not load, and copy or train it again')
     names = ', '.join(str(path) for path in found[:5]) + (' ...' if len(found) > 5 else '')
     yield Finding('checkpoints', 'ok', f'{len(found)} in checkpoints and work_dirs{": " if found else ""}{names}')
 
@@ -295,6 +313,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _openmmlab,
     _mmcv_operators,
     _cuda,
+    _triton,
     _backends,
     _folders,
     _shared_memory,

@@ -40,6 +40,22 @@ def absent(patch: Patch, missing: str) -> None:
     patch.setattr(importlib.util, 'find_spec', lambda name: None if name == missing else find(name))
 
 
+def no_cuda(patch: Patch) -> None:
+    nvidia_smi(patch)
+    patch.setattr(torch.version, 'cuda', None)
+
+
+def other_cuda(patch: Patch) -> None:
+    patch.setattr(torch.cuda, 'is_available', lambda: True)
+    patch.setattr(torch.version, 'cuda', '13.0')
+    patch.setattr('mmcv.ops.get_compiling_cuda_version', lambda: '12.1')
+
+
+def no_triton(patch: Patch) -> None:
+    patch.setattr(torch.cuda, 'is_available', lambda: True)
+    versions(patch)
+
+
 def nvidia_smi(patch: Patch) -> None:
     patch.setattr(shutil, 'which', lambda name: f'/usr/bin/{name}')
     done = subprocess.CompletedProcess([], 0, 'NVIDIA H100, 580.1\n', '')
@@ -72,13 +88,20 @@ def blocked(name: str) -> Callable[[Patch], None]:
 
 
 def other_torch(patch: Patch) -> None:
-    patch.setitem(sys.modules, 'mmcv.ops', None)
-    patch.delattr('mmcv.ops', raising=False)
+    error = ImportError('_ext.so: undefined symbol: _ZN2at', name='mmcv._ext')
+    patch.setattr('mmpelk.mmcv_operators.import_error', lambda: error)
 
 
 def empty_checkpoint(patch: Patch) -> None:
     Path('checkpoints').mkdir()
     Path('checkpoints/pelk_t_in1k.pth').touch()
+
+
+def truncated_checkpoint(patch: Patch) -> None:
+    Path('work_dirs/run').mkdir(parents=True)
+    whole = Path('work_dirs/run/iter_4.pth')
+    torch.save(dict(state_dict=dict(weight=torch.zeros(100))), whole)
+    whole.write_bytes(whole.read_bytes()[:-100])
 
 
 # What breaks, the line that says so, its state, and a word of the remedy.
@@ -98,6 +121,9 @@ BROKEN: dict[str, tuple[Callable[[Patch], None], str, str, str]] = {
     'operators of another torch': (other_torch, 'mmcv operators', 'error', 'force-reinstall'),
     'no torchvision': (blocked('torchvision'), 'torch', 'error', 'setup_env'),
     'driver': (nvidia_smi, 'GPU', 'error', 'driver'),
+    'torch without CUDA': (no_cuda, 'GPU', 'error', 'CUDA build'),
+    'operators of another CUDA': (other_cuda, 'mmcv operators', 'warning', 'nvcc of CUDA 13.0'),
+    'no Triton': (no_triton, 'Triton', 'warning', 'pip install triton'),
     'unknown backend': (lambda p: p.setenv('MMPELK_BACKEND', 'abacus'), 'MMPELK_BACKEND', 'error', 'unset'),
     'wrong backend': (wrong_backend, 'backend fft', 'error', 'MMPELK_BACKEND=dense'),
     'failing backend': (failing_backend, 'backend dense', 'error', 'MMPELK_BACKEND=fft'),
@@ -117,6 +143,7 @@ BROKEN: dict[str, tuple[Callable[[Patch], None], str, str, str]] = {
     'data': (lambda p: None, 'data/ade/ADEChallengeData2016', 'warning', 'getting_started'),
     'weights': (lambda p: None, 'checkpoints/pelk_t_in1k.pth', 'warning', 'training.md'),
     'checkpoint': (empty_checkpoint, 'checkpoints/pelk_t_in1k.pth', 'error', 'remove'),
+    'truncated checkpoint': (truncated_checkpoint, 'work_dirs/run/iter_4.pth', 'warning', 'copy or train'),
 }
 
 
