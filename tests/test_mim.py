@@ -32,7 +32,7 @@ def ask(function, *words, **more):
             return str(error)
     return called.call_args.args[0]
 
-answers = [ask(train, 'mmpelk', sys.argv[1])]
+answers = [ask(train, 'mmpelk', sys.argv[1], gpus=0)]
 answers.append(ask(test, 'mmdet', 'faster-rcnn_r50_fpn_1x_coco.py', checkpoint='x.pth'))
 print(json.dumps(answers))
 """

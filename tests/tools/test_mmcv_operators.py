@@ -1,6 +1,7 @@
 """``tools/mmcv_operators.py``: joined files give what the ordinary build gives, to the last bit."""
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def results(python: str, folder: Path) -> dict[str, Any]:
         operators=torch.load(folder / 'operators.pth'),
         weights=torch.load(folder / 'train' / 'epoch_3.pth', weights_only=False)['state_dict'],
         predictions=[image['pred_instances'] for image in found],
-        average_precision=[line.rpartition('- ')[2] for line in log.splitlines() if 'bbox_mAP' in line],
+        average_precision=re.findall(r'coco/(\w+: -?[\d.]+)', log),
     )
 
 
