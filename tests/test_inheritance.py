@@ -154,7 +154,9 @@ def test_recipe_by_name(name: str) -> None:
 
 def test_tools_take_a_recipe_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    cfg = load_config(argparse.Namespace(config='upernet_pelk_t_ade20k', cfg_options=None, launcher='none', work_dir=None))
+    cfg = load_config(
+        argparse.Namespace(config='upernet_pelk_t_ade20k', cfg_options=None, launcher='none', work_dir=None)
+    )
     assert Path(cfg.filename).samefile(CONFIGS / RECIPE)
     assert cfg.work_dir == './work_dirs/upernet_pelk_t_ade20k'
 

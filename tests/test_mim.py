@@ -60,7 +60,8 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def ask(*folders: Path) -> list[str | list[str]]:
     path = ':'.join(map(str, folders))
-    printed = run(sys.executable, '-W', 'ignore', '-c', ASK, RECIPE, cwd=folders[-1], PYTHONPATH=path)
+    elsewhere = folders[-1].parent  # Python looks into the folder that it is started in, too
+    printed = run(sys.executable, '-W', 'ignore', '-c', ASK, RECIPE, cwd=elsewhere, PYTHONPATH=path)
     answers: list[str | list[str]] = json.loads(printed.splitlines()[-1])
     return answers
 

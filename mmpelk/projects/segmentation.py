@@ -362,7 +362,9 @@ def _interpret(
     if zero and used[-1] == 0:
         raise UserError('with --reduce-zero-label no class is left: every labelled pixel is 0')
     count = used[-1] + (not zero)
-    data.note('decision', f'{count} classes have no names: give them with --classes, or in the config')
+    data.note(
+        'decision', f'{count} classes have no names: give them with --classes (and --overwrite), or in the config'
+    )
     first = int(zero)
     return _Meaning([f'class_{first + index}' for index in range(count)], make_palette(count), zero)
 
