@@ -92,10 +92,9 @@ def _default_scope(request: pytest.FixtureRequest) -> Iterator[None]:
         init_default_scope(previous.scope_name)
 
 
-@pytest.fixture(scope='session')
-def tiny_ade20k(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def draw_ade20k(root: Path) -> Path:
     """Six images of 64 to 80 pixels, four of them for training."""
-    root, rng = tmp_path_factory.mktemp('ade20k'), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for index, split in enumerate(['training'] * 4 + ['validation'] * 2):
         height, width = rng.integers(64, 81, 2)
         for folder, shape, name in (('images', (height, width, 3), 'jpg'), ('annotations', (height, width), 'png')):
@@ -107,6 +106,11 @@ def tiny_ade20k(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 str(file), cv2.resize(coarse, (int(width), int(height)), interpolation=cv2.INTER_NEAREST)
             )
     return root
+
+
+@pytest.fixture(scope='session')
+def tiny_ade20k(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_ade20k(tmp_path_factory.mktemp('ade20k'))
 
 
 @pytest.fixture(scope='session')
