@@ -29,7 +29,7 @@ from tests.reliability.training import Running, difference, preload, start
 
 INTERVAL = 2  # iterations between two checkpoints
 MOST = 2 * INTERVAL  # iterations that a run does at most before it is killed
-TIMEOUT = 120.0  # seconds within which the process that was left alone has to end
+TIMEOUT = 900.0  # seconds in which the process that was left alone has to end
 VICTIMS: dict[str, tuple[int, ...]] = dict(both=(0, 1), first=(0,), second=(1,))
 
 
@@ -89,23 +89,19 @@ class Torture:
     def kill(self, running: Running) -> Kill:
         """Kill a run at a drawn moment."""
         work, begun = self.folder / 'killed', time.monotonic()
-        while (first := resumed_from(running)) is None and _is_alive(running):
-            time.sleep(0.002)
-        assert first is not None, running.printed()[-3000:]
-        began = time.monotonic()
+        _wait(running, lambda: resumed_from(running) is not None)
+        first, slowness = resumed_from(running) or 0, time.monotonic() - begun
         victims = VICTIMS[self.draw.choice(['both', 'both', 'first', 'second'])]
         target = first + self.draw.randint(0, MOST - 1)
         if self.draw.random() < 0.5:  # while a checkpoint is written
-            nth = max(INTERVAL, target // INTERVAL * INTERVAL)
-            nth += INTERVAL * (nth <= first)
-            aside, named = work / f'.iter_{nth}.pth.tmp', work / f'iter_{nth}.pth'
-            _wait(running, lambda: aside.exists() or named.exists())
-            time.sleep(self.draw.random() * 0.01)
-        else:  # anywhere between two iterations' ends, from the start of the first on
-            before = began - begun
-            if target > first:
-                _wait(running, lambda: reached(running) >= target)
-            time.sleep(self.draw.random() * (before if target == first else 0.3))
+            target = max(first // INTERVAL + 1, target // INTERVAL) * INTERVAL
+            aside, named = work / f'.iter_{target}.pth.tmp', work / f'iter_{target}.pth'
+            _wait(running, lambda: reached(running) >= target - 1)
+            _wait(running, lambda: aside.exists() or named.exists(), 0.0002)
+            time.sleep(self.draw.random() * 0.004)
+        else:  # from the start of the first iteration on
+            _wait(running, lambda: max(first, reached(running)) >= target)
+            time.sleep(self.draw.random() * slowness / 4)
         running.kill(signal.SIGKILL, victims)
         running.wait(TIMEOUT)
         writing = bool(list(work.glob('.*.tmp')))
@@ -122,14 +118,10 @@ class Torture:
         return max(found)
 
 
-def _is_alive(running: Running) -> bool:
-    return any(process.is_alive() for process in running.processes)
-
-
-def _wait(running: Running, until: Callable[[], bool]) -> None:
+def _wait(running: Running, until: Callable[[], bool], step: float = 0.01) -> None:
     while not until():
-        assert _is_alive(running), running.printed()[-3000:]
-        time.sleep(0.0005)
+        assert any(process.is_alive() for process in running.processes), running.printed()[-3000:]
+        time.sleep(step)
 
 
 def _printed(running: Running) -> str:
