@@ -5,11 +5,13 @@ loader behind mmengine's ``CheckpointLoader``, the one door through which runner
 tools read checkpoints. It builds tensors, plain containers and what mmengine writes, and refuses everything else.
 """
 
+import errno
 import io
 import json
 import os
 import pickle
 import re
+import shutil
 import types
 import zipfile
 from argparse import Namespace
@@ -166,10 +168,15 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     """Write a file that is there whole or not at all: aside, synced, renamed, the folder synced.
 
     Raises:
-        OSError: If it cannot be written; what was there before stands, and nothing is left beside it.
+        OSError: If it cannot be written, without a try where the disk has no room for it; what was there before stands,
+            and nothing is left beside it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(path.parent).free
+    if free < len(content):
+        full = f'{os.strerror(errno.ENOSPC)}: {len(content):,} bytes are needed, {free:,} are free'
+        raise OSError(errno.ENOSPC, full, str(path))
     aside = path.with_name(f'.{path.name}.tmp')
     try:
         with open(aside, 'wb') as file:

@@ -5,6 +5,7 @@ import hashlib
 import os.path as osp
 import pickle
 import re
+import shutil
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,11 @@ from .resume import ResumeHook
 
 __all__ = ['CheckpointHook', 'find_fault', 'find_newest']
 
+_MAKE_ROOM = (
+    'Make room (one checkpoint more than max_keep_ckpts has to fit), or write elsewhere with --cfg-options '
+    'default_hooks.checkpoint.out_dir=FOLDER'
+)
+
 
 @HOOKS.register_module()
 class CheckpointHook(MMEngineCheckpointHook):
@@ -35,7 +41,8 @@ class CheckpointHook(MMEngineCheckpointHook):
       the disk has to hold one more than ``max_keep_ckpts``.
     - With ``resume=True`` and no name, training goes on from the newest checkpoint that loads whole and is of this
       network; the log names what was skipped, and why.
-    - A disk that is full stops all processes with a sentence, and the last good checkpoint stays.
+    - A disk without room stops all processes with a sentence that says how much is needed and free, and the last good
+      checkpoint stays. The log warns of it one checkpoint before.
     - Every checkpoint holds each process's random state, for :class:`~mmpelk.engine.ResumeHook`.
 
     Folders in a remote store (``out_dir='s3://…'``) are written as mmengine writes them.
@@ -152,6 +159,20 @@ class CheckpointHook(MMEngineCheckpointHook):
         for old in outdated:
             self.keep_ckpt_ids.popleft()
             self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old)))
+        self._warn_of_a_full_disk(runner)
+
+    @master_only
+    def _warn_of_a_full_disk(self, runner: Runner) -> None:
+        """Say it an interval before the next checkpoint finds no room."""
+        path = Path(str(self.last_ckpt))
+        if self._is_remote(runner) or not path.is_file():
+            return
+        needed, free = path.stat().st_size, shutil.disk_usage(path.parent).free
+        if free < needed:
+            runner.logger.warning(
+                f"The next checkpoint does not fit beside '{path}': about {needed:,} bytes are needed, {free:,} free. "
+                + _MAKE_ROOM
+            )
 
     def _save_as(self, runner: Runner, name: str, meta: dict[str, Any]) -> None:
         """Save under a name, and only then say that it is the newest; all processes agree on whether it went well."""
@@ -169,9 +190,8 @@ class CheckpointHook(MMEngineCheckpointHook):
         path = self.file_backend.join_path(self.out_dir, name)
         before, self.last_ckpt = self.last_ckpt, path
         runner.message_hub.update_info('last_ckpt', path)
-        fault = ''
         try:
-            with _told(path, before):
+            with _together(path, before):
                 runner.save_checkpoint(
                     self.out_dir,
                     name,
@@ -185,13 +205,8 @@ class CheckpointHook(MMEngineCheckpointHook):
                 )
                 if is_main_process():
                     write_atomically(Path(runner.work_dir) / 'last_checkpoint', str(path).encode())
-        except UserError as error:
-            fault = str(error)
         finally:
             self._run_state = None
-        fault = _from_main(lambda: fault)
-        if fault:
-            raise UserError(fault)
         self._saved = meta['iter']
         if previous and previous != name:
             self._remove(self.file_backend.join_path(self.out_dir, previous))
@@ -211,8 +226,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             self.best_ckpt_path = None
         else:
             self.best_ckpt_path_dict = dict.fromkeys(before)
-        with _told(f'best checkpoint of iteration {runner.iter}', self.last_ckpt):
-            super()._save_best_checkpoint(runner, metrics)
+        super()._save_best_checkpoint(_SavesTogether(runner, self.last_ckpt), metrics)
         for key, old in before.items():
             new = self.best_ckpt_path if single else self.best_ckpt_path_dict[key]
             if new is None and single:
@@ -239,6 +253,25 @@ class CheckpointHook(MMEngineCheckpointHook):
             self.file_backend.remove(path)
         elif self.file_backend.isdir(path):  # deepspeed's are folders
             self.file_backend.rmtree(path)
+
+
+class _SavesTogether:
+    """A runner, all of whose processes learn it if the first cannot write.
+
+    Args:
+        runner: The runner.
+        last_good: Path of the checkpoint that stands.
+    """
+
+    def __init__(self, runner: Runner, last_good: str | None) -> None:
+        self._runner, self._last_good = runner, last_good
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
+
+    def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
+        with _together(osp.join(out_dir, filename), self._last_good):
+            self._runner.save_checkpoint(out_dir, filename, *args, **kwargs)
 
 
 def find_newest(paths: list[Path], network: nn.Module) -> tuple[str | None, list[str]]:
@@ -301,6 +334,20 @@ def _from_main(function: Any) -> Any:
 
 
 @contextlib.contextmanager
+def _together(path: str, last_good: str | None) -> Iterator[None]:
+    """Tell all processes, in a sentence, of a failure to write; all of them pass here."""
+    fault = ''
+    try:
+        with _told(path, last_good):
+            yield
+    except UserError as error:
+        fault = str(error)
+    fault = _from_main(lambda: fault)
+    if fault:
+        raise UserError(fault)
+
+
+@contextlib.contextmanager
 def _told(path: str, last_good: str | None) -> Iterator[None]:
     """Turn a failure to write into a sentence."""
     try:
@@ -312,7 +359,5 @@ def _told(path: str, last_good: str | None) -> Iterator[None]:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         good = f"the last good one is '{last_good}'" if last_good else 'there is none before it'
         raise UserError(
-            f"the checkpoint '{path}' cannot be written: {reason}; {good}. Make room (one checkpoint more than "
-            'max_keep_ckpts has to fit), or write elsewhere with --cfg-options default_hooks.checkpoint.out_dir=FOLDER '
-            'and go on with --resume'
+            f"the checkpoint '{path}' cannot be written: {reason}; {good}. {_MAKE_ROOM}, and go on with --resume"
         ) from error

@@ -60,7 +60,7 @@ class Torture:
     def __init__(self, folder: Path, kills: int, seed: int) -> None:
         self.folder, self.kills = folder, kills
         self.draw = random.Random(seed)
-        self.iterations = kills * MOST + 2 * INTERVAL
+        self.iterations = 3 * kills + 4 * INTERVAL
         self.recipe = write_recipe(
             'seg',
             draw_ade20k(folder / 'data'),
@@ -92,7 +92,7 @@ class Torture:
         _wait(running, lambda: resumed_from(running) is not None)
         first, slowness = resumed_from(running) or 0, time.monotonic() - begun
         victims = VICTIMS[self.draw.choice(['both', 'both', 'first', 'second'])]
-        target = first + self.draw.randint(0, MOST - 1)
+        target = min(first + self.draw.randint(0, MOST - 1), self.iterations - INTERVAL)
         if self.draw.random() < 0.5:  # while a checkpoint is written
             target = max(first // INTERVAL + 1, target // INTERVAL) * INTERVAL
             aside, named = work / f'.iter_{target}.pth.tmp', work / f'iter_{target}.pth'
@@ -179,8 +179,8 @@ def torture(folder: Path, kills: int, seed: int, say: Callable[[str], Any] = pri
     assert {'state_dict', 'ema_state_dict', 'optimizer', 'message_hub', 'run_state'} <= first.keys()
     assert not (differ := difference(first, second)), differ
     return (
-        f'{kills} kills of {runs.iterations} iterations on two processes (seed {seed}), {writing} of them in the middle '
-        f'of a write: {resumes} resumes, {lost / kills:.1f} iterations lost on average, {most} at most, of an interval '
+        f'{kills} kills of {runs.iterations} iterations on two processes (seed {seed}), {writing} of them in a write: '
+        f'{resumes} resumes, {lost / kills:.1f} iterations lost on average, {most} at most, of an interval '
         f'of {INTERVAL}; the last checkpoint equals that of the uninterrupted run bit for bit'
     )
 

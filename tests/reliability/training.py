@@ -1,5 +1,6 @@
 """Trainings in processes that have everything imported already: they start in tenths of a second."""
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -79,8 +80,11 @@ def start(folder: Path, words: Sequence[object], ranks: int = 1, tool: str = 'tr
 
 def _run(rank: int, ranks: int, port: int, folder: str, words: list[str], tool: str, log: str) -> None:
     import torch
+    from mmengine.config import Config
 
     torch.set_num_threads(1)
+    # mmengine formats the config anew for each checkpoint, which takes longer than an iteration of these.
+    Config.pretty_text = property(functools.cache(Config.pretty_text.fget))
     os.chdir(folder)
     with open(log, 'a') as file:
         os.dup2(file.fileno(), 1)
