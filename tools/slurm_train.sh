@@ -5,12 +5,22 @@
 #       tools/slurm_train.sh PARTITION JOB_NAME CONFIG [options of tools/train.py]
 #
 # GPUS is the number of processes on all machines together. GRES= (empty) asks for no GPU: gloo on CPUs.
-# REQUEUE=1 inside a batch job: a training that was preempted (exit code 75) is queued again; give it --resume.
+# SIGTERM, SIGUSR1 (sbatch --signal=B:USR1@120) and Ctrl-C let the training save and exit with code 75.
+# REQUEUE=1 inside a batch job: it is queued again then. A job that Slurm has restarted resumes by itself.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 [ $# -ge 3 ] || usage
+[ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || set -- "$@" --resume
+# In the background: bash hears signals while it waits, and srun sends what it gets to every process.
+slurm "$1" "$2" "$TOOLS/train.py" "$3" --launcher slurm "${@:4}" &
+srun=$!
+trap 'kill -TERM "$srun" || true' TERM INT # a process in the background ignores Ctrl-C
+trap 'kill -USR1 "$srun" || true' USR1
+while kill -0 "$srun" 2> /dev/null; do
+    wait "$srun" || true
+done
 code=0
-(slurm "$1" "$2" "$TOOLS/train.py" "$3" --launcher slurm "${@:4}") || code=$?
+wait "$srun" || code=$?
 if [ "$code" -eq 75 ] && [ -n "${REQUEUE:-}" ] && [ -n "${SLURM_JOB_ID:-}" ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi

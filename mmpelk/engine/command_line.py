@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,10 @@ __all__ = [
     'parse_settings',
     'read_config',
 ]
+
+
+# What gloo and NCCL say when another process is gone.
+_LOST = re.compile(r'closed by peer|reset by peer|Broken pipe|Timed out waiting|remote process exited|Watchdog caught')
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
@@ -116,8 +121,8 @@ def build_runner(cfg: Config) -> Runner:
 def exit_on_user_error(running: bool = False) -> Iterator[None]:
     """Print a user's mistake as a sentence and exit with code 1.
 
-    Rank 0 alone speaks, except about a sample that another one has. The environment variable ``MMPELK_TRACEBACK=1``
-    gives the whole traceback instead.
+    Rank 0 alone speaks, except about a sample that another one has, or about another process that is gone. The
+    environment variable ``MMPELK_TRACEBACK=1`` gives the whole traceback instead.
 
     Args:
         running: Training or testing has begun, where most errors are our own: only :class:`UserError` and missing files
@@ -137,4 +142,13 @@ def exit_on_user_error(running: bool = False) -> Iterator[None]:
                 detail = error.args[0] if isinstance(error, KeyError) and error.args else error
                 message = f'{type(error).__name__}: {detail} (MMPELK_TRACEBACK=1 shows where)'
             print(f'error: {message}', file=sys.stderr)
+        sys.exit(1)
+    except RuntimeError as error:
+        if os.environ.get('MMPELK_TRACEBACK') == '1' or not _LOST.search(str(error)):
+            raise
+        print(
+            f'error: another process has ended or does not answer: {str(error).splitlines()[0]}. What it printed says '
+            'why. --resume goes on from the newest checkpoint; env_cfg.dist_cfg.timeout=SECONDS is how long to wait',
+            file=sys.stderr,
+        )
         sys.exit(1)

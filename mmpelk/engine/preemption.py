@@ -1,7 +1,9 @@
 """Save and leave when the machine is wanted back."""
 
+import os
 import signal
 import sys
+import time
 from types import FrameType
 from typing import Any
 
@@ -18,6 +20,7 @@ __all__ = ['PREEMPTED', 'PreemptionHook']
 
 PREEMPTED = 75  # "temporary failure, try again" of sysexits.h
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_SAME = 2.0  # seconds within which two signals are one
 
 
 @HOOKS.register_module()
@@ -26,10 +29,11 @@ class PreemptionHook(Hook):
 
     It is enough that one process gets the signal. All of them stop after the same iteration: each says at the end of
     every iteration whether it has got one, and learns at the end of the next whether any has, so that none waits. With
-    accumulated gradients they stop after the next step of the optimizer. A second signal ends a process at once.
+    accumulated gradients they stop after the next step of the optimizer. A second signal ends a process at once, unless
+    it comes within two seconds: a scheduler that signals all processes and a launcher that hands its own on send two.
 
-    In a batch job ``REQUEUE=1 tools/slurm_train.sh`` requeues on the exit code, and ``--resume`` goes on where training
-    stopped. It needs :class:`~mmpelk.engine.CheckpointHook`.
+    ``tools/dist_train.sh`` hands signals on and exits with this code. In a batch job ``REQUEUE=1 tools/slurm_train.sh``
+    requeues on it, and ``--resume`` goes on where training stopped. It needs :class:`~mmpelk.engine.CheckpointHook`.
     """
 
     # After CheckpointHook, which may just have saved.
@@ -37,6 +41,7 @@ class PreemptionHook(Hook):
 
     def __init__(self) -> None:
         self._received: signal.Signals | None = None
+        self._since = 0.0
         self._previous: dict[signal.Signals, Any] = {}
         self._agreement: Agreement | None = None
         self._wanted = False
@@ -51,9 +56,12 @@ class PreemptionHook(Hook):
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         # Processes that load data inherit this, and live on until the training that reads from them ends.
-        self._received = signal.Signals(number)
-        for again in SIGNALS:
-            signal.signal(again, signal.SIG_DFL)
+        now = time.monotonic()
+        if self._received is None:
+            self._received, self._since = signal.Signals(number), now
+        elif now - self._since > _SAME:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None

@@ -1,0 +1,118 @@
+"""Signals to the launchers reach the training, which saves; what it exits with is the launcher's exit code."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mmpelk.checkpoint_io import check_integrity
+from mmpelk.engine.preemption import PREEMPTED
+from tests.paths import TOOLS
+from tests.reliability.recipes import write_recipe
+
+pytestmark = pytest.mark.slow
+
+LONG = dict(train_cfg__max_iters=4000, train_cfg__val_interval=5000)
+# Says which signals it gets. It ends at the second, as a training does.
+LISTENS = """
+import os, signal, sys, time
+def hear(number, frame):
+    print('heard', signal.Signals(number).name, flush=True)
+    signal.signal(number, signal.SIG_DFL)
+    if sys.argv[1] == 'once':
+        sys.exit(75)
+for name in ('SIGTERM', 'SIGUSR1', 'SIGINT'):
+    signal.signal(getattr(signal, name), hear)
+print('ready', flush=True)
+while True:
+    time.sleep(1)
+"""
+SRUN = """#!/bin/sh
+echo "$@" > arguments
+exec "$PYTHON" listens.py once
+"""
+SCONTROL = """#!/bin/sh
+echo "$@" > scontrol_arguments
+"""
+
+
+class Command:
+    """A command that runs in a folder, and what it prints."""
+
+    def __init__(self, *words: object, folder: Path, **variables: object) -> None:
+        env = os.environ | {'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'}
+        env |= {name: str(value) for name, value in variables.items()}
+        self.log = folder / 'log'
+        with self.log.open('w') as log:
+            # In a session of its own: what it leaves behind can be found and ended.
+            self.process = subprocess.Popen(
+                [str(word) for word in words], cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def wait_for(self, fact: Callable[[], bool]) -> None:
+        while not fact():
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            time.sleep(0.01)
+
+    def says(self, text: str, times: int = 1) -> Callable[[], bool]:
+        return lambda: self.log.read_text().count(text) >= times
+
+    def end(self) -> int:
+        return self.process.wait(300)
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda number: number.name)
+def test_torchrun_hands_signals_on(tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / 'listens.py').write_text(LISTENS)
+    words = [sys.executable, TOOLS / 'torchrun.py', '--standalone', '--nproc-per-node', 2, 'listens.py']
+    how = 'twice' if number == signal.SIGTERM else 'once'
+    command = Command(*words, how, folder=tmp_path)
+    command.wait_for(command.says('ready', 2))
+    command.process.send_signal(number)
+    if how == 'twice':  # the processes go on after the first, and end by the second
+        command.wait_for(command.says(f'heard {number.name}', 2))
+        command.process.send_signal(number)
+    assert command.end() == (PREEMPTED if how == 'once' else 128 + number)
+    printed = command.log.read_text()
+    assert printed.count(f'heard {number.name}') == 2
+    assert 'Traceback' not in printed
+
+
+def test_dist_train_saves_and_exits_with_the_code_to_try_again_on(tmp_path: Path, tiny_ade20k: Path) -> None:
+    recipe = write_recipe('seg', tiny_ade20k, tmp_path / 'seg.py', **LONG)
+    command = Command(TOOLS / 'dist_train.sh', recipe, 2, '--work-dir', 'work', folder=tmp_path)
+    command.wait_for((tmp_path / 'work' / 'iter_2.pth').exists)
+    command.process.send_signal(signal.SIGUSR1)
+    assert command.end() == PREEMPTED, command.log.read_text()[-3000:]
+    printed = command.log.read_text()
+    assert 'Stopped by SIGUSR1 after iteration' in printed
+    assert '--resume goes on from there' in printed
+    assert 'Traceback' not in printed
+    check_integrity(tmp_path / (tmp_path / 'work' / 'last_checkpoint').read_text())
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda number: number.name)
+def test_slurm_requeues_what_was_preempted(tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / 'listens.py').write_text(LISTENS)
+    for name, text in (('srun', SRUN), ('scontrol', SCONTROL)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(stat.S_IRWXU)
+    variables = dict(PATH=f'{tmp_path}:{os.environ["PATH"]}', REQUEUE=1, SLURM_JOB_ID=17)
+    restarts = 2 if number == signal.SIGTERM else 0
+    words = [TOOLS / 'slurm_train.sh', 'short', 'a job', 'config.py', '--amp']
+    command = Command(*words, folder=tmp_path, SLURM_RESTART_COUNT=restarts, **variables)
+    command.wait_for(command.says('ready'))
+    command.process.send_signal(number)
+    assert command.end() == PREEMPTED
+    # A process in the background ignores Ctrl-C.
+    heard = 'SIGTERM' if number == signal.SIGINT else number.name
+    assert f'heard {heard}' in command.log.read_text()
+    assert (tmp_path / 'scontrol_arguments').read_text() == 'requeue 17\n'
+    given = (tmp_path / 'arguments').read_text()
+    assert given.endswith('config.py --launcher slurm --amp' + ' --resume' * (restarts > 0) + '\n')
