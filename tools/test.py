@@ -14,6 +14,7 @@ from mmpelk.engine.command_line import (
     parse_options,
 )
 from mmpelk.engine.distributed import adapt_to_machine
+from mmpelk.engine.samples import build_data
 
 # How each toolbox's visualization hook is switched on, and where it takes the folder from.
 DRAW_KEYS = {'mmseg': 'draw', 'mmdet': 'draw', 'mmpretrain': 'enable'}
@@ -86,6 +87,7 @@ def main() -> None:
             augment(cfg)
         adapt_to_machine(cfg)
         runner = build_runner(cfg)
+        build_data(runner, 'test')
     with exit_on_user_error(running=True):
         runner.test()
     if torch.distributed.is_initialized():

@@ -15,6 +15,7 @@ from mmpelk.engine.command_line import (
 )
 from mmpelk.engine.distributed import adapt_to_machine
 from mmpelk.engine.progress import VISUALIZERS, add_vis_backend
+from mmpelk.engine.samples import build_data
 
 
 def parse_args() -> argparse.Namespace:
@@ -63,6 +64,7 @@ def main() -> None:
         check_data(cfg, ['train_dataloader', 'val_dataloader'])
         adapt_to_machine(cfg)
         runner = build_runner(cfg)
+        build_data(runner, 'train', 'val')
     with exit_on_user_error(running=True):
         runner.train()
     if torch.distributed.is_initialized():

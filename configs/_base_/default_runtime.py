@@ -4,9 +4,10 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    # docs/reliability.md: nothing is lost by a kill, a full disk, a preemption or a bad batch.
+    # docs/reliability.md: nothing is lost by a kill, a full disk, a preemption, a bad file or a bad batch.
     resume=dict(type='mmpelk.ResumeHook'),
     divergence=dict(type='mmpelk.DivergenceHook'),
+    check_data=dict(type='mmpelk.CheckDataHook'),
     preemption=dict(type='mmpelk.PreemptionHook'),
     progress_line=dict(type='mmpelk.ProgressLineHook'),  # on a terminal alone
     run_estimate=dict(type='mmpelk.RunEstimateHook'),

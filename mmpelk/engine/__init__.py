@@ -8,9 +8,11 @@ from .preemption import PreemptionHook
 from .progress import ProgressLineHook, RunEstimateHook
 from .progress_picture import ProgressPictureHook
 from .resume import ResumeHook
+from .samples import CheckDataHook
 
 __all__ = [
     'CPUDistributedDataParallel',
+    'CheckDataHook',
     'CheckpointHook',
     'DivergenceHook',
     'LayerDecayOptimWrapperConstructor',

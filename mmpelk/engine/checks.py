@@ -1,6 +1,7 @@
 """What a user can get wrong before training starts, each told in one sentence with its remedy."""
 
 import difflib
+import mmap
 import os.path as osp
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -72,6 +73,7 @@ def check_data(cfg: Config, loaders: Sequence[str]) -> None:
 
     Raises:
         FileNotFoundError: At the first path that does not exist.
+        UserError: If an annotation file holds NaN or infinity, which toolboxes drop or train on without a word.
     """
     for loader in loaders:
         for key, dataset in _find(cfg.get(loader), loader, ('data_root', 'ann_file', 'data_prefix')):
@@ -81,6 +83,8 @@ def check_data(cfg: Config, loaders: Sequence[str]) -> None:
                         f"the data '{path}' of {key} does not exist. Put the data set there, or name its folder with "
                         f'--cfg-options {key}.data_root=FOLDER; docs/getting_started.md says how to get it'
                     )
+                if path.endswith('.json') and osp.isfile(path) and osp.getsize(path):
+                    _check_numbers(path)
 
 
 def check_weights(cfg: Config) -> None:
@@ -112,6 +116,20 @@ def check_checkpoint(path: str | None) -> None:
             f"the checkpoint '{path}' does not exist; training writes checkpoints to its work folder, where the file "
             'last_checkpoint holds the name of the newest'
         )
+
+
+def _check_numbers(path: str) -> None:
+    with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        for word in (b'NaN', b'Infinity'):  # as Python's json writes them
+            at = text.find(word)
+            while at >= 0:
+                if text[max(0, at - 20) : at].rstrip(b' \n\t-')[-1:] in (b',', b'[', b':'):
+                    around = text[max(0, at - 60) : at + 20].decode(errors='replace')
+                    raise UserError(
+                        f"the annotation file '{path}' holds {word.decode()}, which is no number: mend it, or take the "
+                        f'annotation out: …{around}…'
+                    )
+                at = text.find(word, at + 1)
 
 
 def _is_missing(path: object) -> bool:

@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -125,16 +126,16 @@ def exit_on_user_error(running: bool = False) -> Iterator[None]:
     environment variable ``MMPELK_TRACEBACK=1`` gives the whole traceback instead.
 
     Args:
-        running: Training or testing has begun, where most errors are our own: only :class:`UserError` and missing files
-            are told as a sentence. Before that, while the config is read and modules are built, most others are, too.
+        running: Training or testing has begun, where most errors are our own: only :class:`UserError`, missing files
+            and modules that cannot be built of the config are told as a sentence. Before that, while the config is read
+            and modules are built, most others are, too.
     """
-    told: tuple[type[Exception], ...] = (UserError, FileNotFoundError)
-    if not running:
-        told += (AssertionError, AttributeError, ImportError, KeyError, OSError, TypeError, ValueError)
+    told = (AssertionError, AttributeError, ImportError, KeyError, OSError, TypeError, ValueError)
     try:
         yield
     except told as error:
-        if os.environ.get('MMPELK_TRACEBACK') == '1':
+        ours = isinstance(error, UserError | FileNotFoundError) or not running or _in_building(error)
+        if os.environ.get('MMPELK_TRACEBACK') == '1' or not ours:
             raise
         if os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0' or isinstance(error, DataError):
             message = str(error)
@@ -152,3 +153,8 @@ def exit_on_user_error(running: bool = False) -> Iterator[None]:
             file=sys.stderr,
         )
         sys.exit(1)
+
+
+def _in_building(error: Exception) -> bool:
+    """Whether a module was being built that the config describes."""
+    return any(frame.filename.endswith('build_functions.py') for frame in traceback.extract_tb(error.__traceback__))

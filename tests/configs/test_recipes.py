@@ -23,6 +23,7 @@ def sparsity(**settings: Any) -> dict[str, Any]:
 
 
 HOOKS: Changes = {
+    'default_hooks.check_data.type': (ABSENT, 'mmpelk.CheckDataHook'),
     'default_hooks.checkpoint.type': ('CheckpointHook', 'mmpelk.CheckpointHook'),
     'default_hooks.divergence.type': (ABSENT, 'mmpelk.DivergenceHook'),
     'default_hooks.preemption.type': (ABSENT, 'mmpelk.PreemptionHook'),
