@@ -1,13 +1,14 @@
 """Batches that would ruin the weights are left out, and a training that has diverged is stopped."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # what all batch norms are, and nothing else
 
 from mmpelk.errors import DataError
 from mmpelk.registry import HOOKS
@@ -23,11 +24,14 @@ _HALVINGS = 32  # of a loss scale, after which it is too small for float16 whate
 class DivergenceHook(Hook):
     """Skip steps whose loss or gradient is not finite on any process, and stop after several in a row.
 
+    A step that is left out changes nothing: no weight, no state of the optimizer, no running statistics of batch norms,
+    which may have seen the bad batch, and no average of weights (mmengine's ``EMAHook``). The schedule goes on.
+
     Nothing waits for the device. The loss is looked at while the backward pass runs; by the time that the optimizer
     would step, all processes know whether all losses were finite, and leave the step out together. Gradients are looked
-    at on the device: what is not finite is replaced by zeros there and known one step later, so that such a step
-    changes the weights by what momentum and weight decay do alone. (On a CPU, where everything is known at once, it is
-    left out, too.) Data-parallel processes share their gradients, so that they see the same.
+    at on the device: there the step is taken back, from a copy of what it changes, which lives in the memory that the
+    activations have left; the log tells of it one step later. (On a CPU everything is known at once.) Data-parallel
+    processes share their gradients, so that they see the same.
 
     In mixed precision the gradient scaler skips steps while it looks for its scale. Those are no errors, and gradients
     are left to it; losses are looked at all the same.
@@ -45,18 +49,29 @@ class DivergenceHook(Hook):
         self.patience = patience
         self.skipped = 0
         self._in_a_row = 0
+        self._left_out = False
         self._files: list[str] = []
         self._guards: list[_Guard] = []
+        self._averages: list[Any] = []
 
     def before_train(self, runner: Runner) -> None:
         """Stand before the optimizer."""
         wrapper = runner.optim_wrapper
         wrappers = [wrapper] if isinstance(wrapper, OptimWrapper) else [*wrapper.values()]
-        self._guards = [_Guard(one) for one in wrappers]
+        self._guards = [_Guard(one, runner.model) for one in wrappers]
+        for hook in runner.hooks:
+            if hasattr(average := getattr(hook, 'ema_model', None), 'update_parameters'):
+                self._averages.append(average)
+                average.update_parameters = self._unless_skipped(average.update_parameters)
+
+    def _unless_skipped(self, update: Callable[[Any], None]) -> Callable[[Any], None]:
+        return lambda model: None if self._left_out else update(model)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Remember the batch, by its files."""
         self._files = list(_files(data_batch))
+        for guard in self._guards:
+            guard.keep_statistics()
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
@@ -64,6 +79,7 @@ class DivergenceHook(Hook):
         """Count what was left out."""
         # All of the list: each guard hands over what it has found.
         found = [reason for reason in [guard.found() for guard in self._guards] if reason]
+        self._left_out = any(guard.left_out for guard in self._guards)
         if not found:
             if any(guard.looked for guard in self._guards):
                 self._in_a_row = 0
@@ -89,14 +105,21 @@ class DivergenceHook(Hook):
         """Leave the optimizer alone."""
         for guard in self._guards:
             guard.close()
+        for average in self._averages:
+            del average.update_parameters
+        self._averages = []
 
 
 class _Guard:
     """Stands between the losses, the gradients and one optimizer."""
 
-    def __init__(self, wrapper: OptimWrapper) -> None:
+    def __init__(self, wrapper: OptimWrapper, network: nn.Module) -> None:
         self.wrapper = wrapper
         self.looked = False  # whether a step was due in this iteration
+        self.left_out = False  # whether it is known that it was left out
+        self.late = any(p.is_cuda for group in wrapper.optimizer.param_groups for p in group['params'])
+        self._norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+        self._statistics: list[Tensor] | None = None  # as they were before the batches of this step
         self._losses, self._gradients = Agreement(), _Later()
         self._scaled = hasattr(wrapper, 'loss_scaler')
         self._reason = ''
@@ -117,11 +140,19 @@ class _Guard:
         reason, self._reason = self._reason, ''
         return reason
 
+    def keep_statistics(self) -> None:
+        """Keep the running statistics, before the first batch of a step."""
+        if self._statistics is None:
+            self._statistics = [value.clone() for value in self._running()]
+
+    def _running(self) -> list[Tensor]:
+        return [value for norm in self._norms for value in norm.buffers()]
+
     def _look_and_go_back(self, loss: Tensor, **kwargs: Any) -> None:
         bad = ~torch.isfinite(loss.detach()).all()
         # With accumulated gradients, one bad loss spoils the step.
         self._bad = bad if self._bad is None else self._bad | bad
-        self.looked = False
+        self.looked = self.left_out = False
         if self.wrapper.should_sync():  # the step is due after this one
             self._losses.ask(self._bad)
             self._bad = None
@@ -129,42 +160,84 @@ class _Guard:
 
     def _step_if_finite(self, **kwargs: Any) -> None:
         self.looked = True
+        statistics, self._statistics = self._statistics or [], None
         if self._losses.answer():
-            self._reason = 'a loss that is not finite'
-            return
-        if not self._scaled and not self._gradients_are_finite():
-            return
-        self._unscaled += self._scaled
+            self._leave_out('a loss that is not finite', statistics)
+        elif self._scaled:
+            self._unscaled += 1
+            self._step(**kwargs)
+            if self._unscaled > _HALVINGS:
+                self._reason = 'gradients that are not finite at any loss scale'
+        elif (bad := self._find_bad_gradient()) is None:
+            self._step(**kwargs)
+        elif self.late:
+            self._step_and_take_back(bad, statistics, kwargs)
+        elif bad:
+            self._leave_out('a gradient that is not finite', statistics)
+        else:
+            self._step(**kwargs)
+
+    def _leave_out(self, reason: str, statistics: list[Tensor]) -> None:
+        self._reason, self.left_out = reason, True
+        for value, before in zip(self._running(), statistics, strict=True):
+            value.copy_(before)
+
+    @torch.no_grad()
+    def _step_and_take_back(self, bad: Tensor, statistics: list[Tensor], kwargs: dict[str, Any]) -> None:
+        """Step as if nothing were wrong, and undo it on the device if something is."""
+        parameters = self._parameters()
+        for parameter in parameters:
+            assert parameter.grad is not None
+            parameter.grad.masked_fill_(bad, 0.0)  # so that all that follows is finite
+        changed = parameters + self._state(parameters)
+        # torch's own arithmetic on many tensors at once has no public names.
+        before = torch._foreach_mul(changed, 1.0)
         self._step(**kwargs)
-        if self._unscaled > _HALVINGS:
-            self._reason = 'gradients that are not finite at any loss scale'
+        known = {id(value) for value in changed}
+        begun = [value for value in self._state(parameters) if id(value) not in known]  # as zeros, by the first step
+        torch._foreach_mul_(changed + begun, (~bad).float())
+        torch._foreach_mul_(before, bad.float())
+        torch._foreach_add_(changed, before)
+        for value, old in zip(self._running(), statistics, strict=True):
+            value.copy_(torch.where(bad, old, value))
+        self._gradients.send(bad)
+
+    def _state(self, parameters: list[Tensor]) -> list[Tensor]:
+        """What the optimizer keeps on the parameters' devices."""
+        return [
+            value
+            for parameter in parameters
+            for value in self.wrapper.optimizer.state.get(parameter, {}).values()
+            if isinstance(value, Tensor) and value.device == parameter.device
+        ]
+
+    def _count_back(self) -> None:
+        """Take back the steps that optimizers count on the host."""
+        for parameter in self._parameters():
+            state = self.wrapper.optimizer.state.get(parameter, {})
+            count = state.get('step')
+            if count is not None and not (isinstance(count, Tensor) and count.device == parameter.device):
+                state['step'] = count - 1
+
+    def _parameters(self) -> list[Tensor]:
+        groups = self.wrapper.optimizer.param_groups
+        return [parameter for group in groups for parameter in group['params'] if parameter.grad is not None]
 
     def _has_stepped(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self._unscaled = 0
 
-    def _gradients_are_finite(self) -> bool:
+    def _find_bad_gradient(self) -> Tensor | None:
+        """Whether a gradient is not finite, on the device; None if there are none."""
         if self._gradients.arrived():
             self._reason = 'a gradient that was not finite, one step before'
-        gradients = [
-            parameter.grad
-            for group in self.wrapper.optimizer.param_groups
-            for parameter in group['params']
-            if parameter.grad is not None
-        ]
+            self._count_back()
+        gradients = [parameter.grad for parameter in self._parameters()]
         if not gradients:
-            return True
+            return None
         # torch's own sums over many tensors at once; its public names for them clip as well. Zero times anything finite
         # is zero, and their sum tells.
         norms = torch._foreach_norm(gradients, 1)
-        bad = ~torch.isfinite(torch.stack([norm.to(gradients[0].device, torch.float64) for norm in norms]).sum())
-        if bad.device.type == 'cpu':
-            if bad:
-                self._reason = 'a gradient that is not finite'
-            return not bad
-        for gradient in gradients:
-            gradient.masked_fill_(bad, 0.0)
-        self._gradients.send(bad)
-        return True
+        return ~torch.isfinite(torch.stack([norm.to(norms[0].device, torch.float64) for norm in norms]).sum())
 
 
 class _Later:
@@ -175,6 +248,9 @@ class _Later:
         self._event: Any = None
 
     def send(self, flag: Tensor) -> None:
+        if not flag.is_cuda:
+            self._host = flag
+            return
         self._host = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(flag, non_blocking=True)
         self._event = torch.cuda.Event()
         self._event.record()
@@ -182,8 +258,10 @@ class _Later:
     def arrived(self) -> bool:
         if self._host is None:
             return False
-        self._event.synchronize()
-        return bool(self._host)
+        if self._event is not None:
+            self._event.synchronize()
+        flag, self._host = self._host, None
+        return bool(flag)
 
 
 def _files(batch: Any) -> Iterator[str]:
