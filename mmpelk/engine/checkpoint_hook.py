@@ -90,6 +90,9 @@ class CheckpointHook(MMEngineCheckpointHook):
                 f'none of the {len(skipped)} checkpoints in {folders[-1]} can be resumed from: {"; ".join(skipped)}. '
                 'Name a good one with --resume FILE, or train from the start in another --work-dir'
             )
+        if newest and newest != pointed and is_main_process():
+            # Before what it named may have to make room: who reads this file alone finds a checkpoint.
+            write_atomically(named, newest.encode())
         if newest is None:
             runner.logger.info(f'No checkpoint in {folders[-1]} to resume from: training starts at the beginning')
         return newest

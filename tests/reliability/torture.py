@@ -24,7 +24,7 @@ import torch
 from mmpelk.checkpoint_io import check_integrity, load_data
 from tests.commands import find_free_port
 from tests.conftest import draw_ade20k
-from tests.reliability.recipes import write_recipe
+from tests.reliability.recipes import NO_VALIDATION, write_recipe
 from tests.reliability.training import Running, difference, preload, start
 
 INTERVAL = 2  # iterations between two checkpoints
@@ -65,12 +65,11 @@ class Torture:
             'seg',
             draw_ade20k(folder / 'data'),
             folder / 'recipe.py',
-            workers=1,
             randomness=dict(seed=seed),
             train_cfg__max_iters=self.iterations,
-            train_cfg__val_interval=self.iterations + 1,
             default_hooks__checkpoint__interval=INTERVAL,
             default_hooks__checkpoint__save_best=None,
+            **NO_VALIDATION,
             param_scheduler=[dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=2, end=self.iterations)],
         )
         self._starts = 0
@@ -91,6 +90,9 @@ class Torture:
         work, begun = self.folder / 'killed', time.monotonic()
         _wait(running, lambda: resumed_from(running) is not None)
         first, slowness = resumed_from(running) or 0, time.monotonic() - begun
+        if not first:  # a resume takes a checkpoint
+            first = INTERVAL
+            _wait(running, (work / f'iter_{first}.pth').exists)
         victims = VICTIMS[self.draw.choice(['both', 'both', 'first', 'second'])]
         target = min(first + self.draw.randint(0, MOST - 1), self.iterations - INTERVAL)
         if self.draw.random() < 0.5:  # while a checkpoint is written
@@ -174,6 +176,7 @@ def torture(folder: Path, kills: int, seed: int, say: Callable[[str], Any] = pri
     running = runs.start('killed', '--resume')
     runs.finish(running)
     resumes += _check(running, last)
+    assert resumes == kills
     name = f'iter_{runs.iterations}.pth'
     first, second = (torch.load(folder / run / name, weights_only=False) for run in ('whole', 'killed'))
     assert {'state_dict', 'ema_state_dict', 'optimizer', 'message_hub', 'run_state'} <= first.keys()

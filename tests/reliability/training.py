@@ -1,6 +1,6 @@
 """Trainings in processes that have everything imported already: they start in tenths of a second."""
 
-import functools
+import gc
 import multiprocessing
 import os
 import signal
@@ -83,8 +83,10 @@ def _run(rank: int, ranks: int, port: int, folder: str, words: list[str], tool: 
     from mmengine.config import Config
 
     torch.set_num_threads(1)
-    # mmengine formats the config anew for each checkpoint, which takes longer than an iteration of these.
-    Config.pretty_text = property(functools.cache(Config.pretty_text.fget))
+    # mmengine formats the config for each checkpoint, and collects garbage for each data set, among all that was
+    # imported: both take longer than an iteration of these.
+    Config.pretty_text = property(lambda cfg: repr(cfg.to_dict()))
+    gc.freeze()
     os.chdir(folder)
     with open(log, 'a') as file:
         os.dup2(file.fileno(), 1)
