@@ -1,6 +1,6 @@
 # The two commands are `make demo` and `make test`; both set up everything that they need.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-det setup-test demo demo-det demo-cls report test test-fast test-torch21 test-wheel test-stock lint format types bench docs dist clean
+.PHONY: help setup setup-det setup-test demo demo-det demo-cls report test test-fast test-torch21 test-wheel test-stock lint format types torture bench docs dist clean
 
 PYTHON_ENV := .venv/bin/python
 # Tests start processes of their own: not more workers than cores. What a file's fixtures have made is used by one worker.
@@ -62,6 +62,9 @@ format: $(PRE_COMMIT)  ## let ruff format the code and fix what it can
 
 types: setup-test  ## mypy
 	@$(PYTHON_ENV) -m mypy
+
+torture: setup-test  ## kill and resume a training a hundred times, and compare it to the bit; KILLS=5 SEED=1
+	@OMP_NUM_THREADS=1 $(PYTHON_ENV) -m tests.reliability.torture --kills $(or $(KILLS),100) --seed $(or $(SEED),0)
 
 bench: setup  ## time the operator on this machine
 	@$(PYTHON_ENV) benchmarks/peripheral_conv.py

@@ -157,4 +157,7 @@ def exit_on_user_error(running: bool = False) -> Iterator[None]:
 
 def _in_building(error: Exception) -> bool:
     """Whether a module was being built that the config describes."""
-    return any(frame.filename.endswith('build_functions.py') for frame in traceback.extract_tb(error.__traceback__))
+    return any(
+        frame.name.startswith('build_') and 'mmengine' in Path(frame.filename).parts
+        for frame in traceback.extract_tb(error.__traceback__)
+    )

@@ -4,6 +4,7 @@ import json
 
 from mmengine.logging import MMLogger
 from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.registry import OPTIMIZERS
 from torch import nn
 
 from mmpelk.registry import OPTIM_WRAPPER_CONSTRUCTORS
@@ -42,6 +43,14 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             raise ValueError(f'decay_rate is in (0, 1], got {cfg["decay_rate"]}')
         if cfg.get('decay_type', 'layer_wise') not in ('layer_wise', 'stage_wise'):
             raise ValueError(f"decay_type is 'layer_wise' or 'stage_wise', got {cfg['decay_type']!r}")
+        kind = self.optimizer_cfg.get('type')
+        with OPTIMIZERS.switch_scope_and_registry(None) as registry:
+            if isinstance(kind, str) and registry.get(kind) is None:
+                raise ValueError(
+                    f'optim_wrapper.optimizer.type: {kind} is not in torch.optim or the registry; check it'
+                )
+        if not isinstance(self.base_lr, int | float | None):
+            raise ValueError(f'optim_wrapper.optimizer.lr has to be a number, but is {self.base_lr!r}')
 
     def add_params(self, params: list[dict], module: nn.Module, **kwargs: object) -> None:
         """Add the model's parameters to ``params``, one group per layer and per weight decay."""

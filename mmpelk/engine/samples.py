@@ -63,10 +63,7 @@ class CheckDataHook(Hook):
 
     def _look_at(self, runner: Runner, dataset: Any, loader: str) -> None:
         if len(dataset) == 0:
-            raise UserError(
-                f'the data set of {loader} is empty: check {files_of(dataset)}, and what {loader}.dataset.filter_cfg '
-                'drops'
-            )
+            raise UserError(_empty(loader, dataset))
         classes = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
         outputs = dict(_outputs(runner.model))
         for name, number in outputs.items():
@@ -157,6 +154,8 @@ def build_data(runner: Runner, *loops: str) -> None:
             raise
         except Exception as error:  # a data set reads what users write
             dataset = (runner.cfg.get(f'{name}_dataloader') or {}).get('dataset')
+            if 'need at least one array to concatenate' in str(error):  # mmengine's, of no samples
+                raise UserError(_empty(f'{name}_dataloader', dataset)) from error
             raise UserError(
                 f'{name}_dataloader cannot be built: {type(error).__name__}: {error}. Check {files_of(dataset)}, the '
                 f'settings of {name}_dataloader and {name}_cfg (MMPELK_TRACEBACK=1 shows where)'
@@ -172,6 +171,13 @@ def files_of(dataset: Any) -> str:
         prefixes = [prefix] if isinstance(prefix, str) else [*prefix.values()]
         files += [osp.join(root, str(path)) for path in ([listed] if listed else prefixes) if path] or [root]
     return ' and '.join(f"'{file}'" for file in dict.fromkeys(filter(None, files))) or 'its files'
+
+
+def _empty(loader: str, dataset: Any) -> str:
+    return (
+        f'the data set of {loader} is empty: check {files_of(dataset)}, and what {loader}.dataset.filter_cfg and '
+        'metainfo.classes leave of it'
+    )
 
 
 def _parts(dataset: Any) -> Iterator[Any]:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from tests.commands import call
-from tests.paths import TOOLS
+from tests.paths import CONFIGS, TOOLS
 from tests.reliability.malicious import payloads, write
 from tests.reliability.recipes import NO_VALIDATION, write_recipe
 
@@ -84,12 +84,12 @@ DATA: dict[str, tuple[str, Spoil, list[str]]] = {
     'image of a class cut in half': ('cls', halve('train/n01440764/0.JPEG'), ['n01440764/0.JPEG', 'Mend it']),
     'listed image that is missing': ('cls', mend_list(lambda text: text.replace('/3.', '/9.')), ['9.JPEG', 'Mend it']),
     'class beyond the last': ('cls', mend_list(lambda text: text.replace(' 1', ' 1000')), ['1000 classes', 'Mend it']),
-    'listed image without class': ('cls', mend_list(lambda text: text.replace(' 1', '')), ['train.txt', 'Check']),
-    'class that is no number': ('cls', mend_list(lambda text: text.replace(' 1', ' cat')), ['train.txt', 'Check']),
+    'listed image without class': ('cls', mend_list(lambda text: text.replace(' 1', '')), ['/data', 'unpack', 'Check']),
+    'class that is no number': ('cls', mend_list(lambda text: text.replace(' 1', ' cat')), ['/data', "'cat'", 'Check']),
     'list that is missing': (
         'cls',
         lambda root: (root / 'meta/train.txt').unlink(),
-        ['meta/train.txt', 'does not exist', 'data_root=FOLDER'],
+        ['/data', 'subfolders', 'Check'],
     ),
     'empty list': ('cls', replace('meta/train.txt', ''), ['train', 'Check']),
     'no boxes': ('det', coco(lambda content: content['annotations'].clear()), [COCO, 'is empty', 'filter_cfg']),
@@ -129,7 +129,7 @@ CONFIG: dict[str, tuple[str, list[str]]] = {
     'misspelt model': ('model.backbone.type=mmpelk.PeLKK', ['PeLKK is not in', 'check whether']),
     'misspelt data set': ('train_dataloader.dataset.type=ADE20k', ['ADE20k is not in', 'check whether']),
     'misspelt transform': ('train_dataloader.dataset.pipeline.2.type=RandmCrop', ['RandmCrop is not in', 'check']),
-    'misspelt optimizer': ('optim_wrapper.optimizer.type=AdamWW', ['AdamWW is not in', 'check whether']),
+    'misspelt optimizer': ('optim_wrapper.optimizer.type=AdamWW', ['AdamWW is not in', 'check it']),
     'misspelt schedule': ('param_scheduler.0.type=PolyLRR', ['PolyLRR is not in', 'check whether']),
     'misspelt hook': ('default_hooks.checkpoint.type=CheckpontHook', ['CheckpontHook is not in', 'check whether']),
     'misspelt mixer': ('model.backbone.mixer=peripherial', ['unknown mixer', 'known: peripheral']),
@@ -144,13 +144,12 @@ CONFIG: dict[str, tuple[str, list[str]]] = {
         'model.decode_head.num_classes=7',
         ['num_classes is 7', '150 classes', 'images/training', 'set model.decode_head.num_classes=150'],
     ),
-    'learning rate that is no number': ('optim_wrapper.optimizer.lr=fast', ["'fast'", 'MMPELK_TRACEBACK']),
+    'learning rate that is no number': (
+        'optim_wrapper.optimizer.lr=fast',
+        ["optimizer.lr has to be a number, but is 'fast'"],
+    ),
     'density above one': ('custom_hooks.0.density=1.5', ['density', '1.5']),
     'no patience': ('default_hooks.divergence.patience=0', ['patience must be at least 1']),
-    'weights that are missing': (
-        'model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=gone.pth',
-        ["'gone.pth' do not exist", 'init_cfg=None'],
-    ),
     'checkpoint to load that is missing': ('load_from=gone.pth', ["'gone.pth' does not exist"]),
 }
 # What became of a checkpoint, and what the sentence has to say of it.
@@ -185,6 +184,11 @@ WORDS: dict[str, tuple[str, list[str], list[str]]] = {
     'config with an error': ('train.py', ['broken.py'], ["'broken.py'", 'SyntaxError']),
     'config whose base is missing': ('train.py', ['orphan.py'], ["'orphan.py'", 'nowhere.py']),
     'config that is no config': ('train.py', ['words.txt'], ["'words.txt'", 'py']),
+    'weights that are missing': (
+        'train.py',
+        ['RECIPE'],
+        ["weights 'checkpoints/pelk_t_in1k.pth' do not exist", 'init_cfg=None'],
+    ),
     'no batch size to scale by': (
         'train.py',
         ['CONFIG', '--auto-scale-lr', '--cfg-options', 'auto_scale_lr=None'],
@@ -294,7 +298,7 @@ def test_command_line(name: str, recipe: Path, good: Path, sources: dict[str, Pa
     (tmp_path / 'broken.py').write_text('model = dict(\n')
     (tmp_path / 'orphan.py').write_text("_base_ = './nowhere.py'\n")
     (tmp_path / 'words.txt').write_text('model\n')
-    files = dict(CONFIG=recipe, GOOD=good)
+    files = dict(CONFIG=recipe, GOOD=good, RECIPE=CONFIGS / 'seg/upernet_pelk_t_ade20k.py')
     if 'DETECTOR' in words:
         files['DETECTOR'] = make_recipe('det', sources['det'], tmp_path)
     explained(call(TOOLS / tool, *(files.get(word, word) for word in words), cwd=tmp_path, code=1), says)
