@@ -48,4 +48,5 @@ def main() -> None:
         sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
 
 
-main()
+if __name__ == '__main__':
+    main()
