@@ -20,16 +20,16 @@ pytestmark = pytest.mark.slow
 
 LONG = dict(train_cfg__max_iters=4000, train_cfg__val_interval=5000)
 # Says which signals it gets. It ends at the second, as a training does.
-LISTENS = """
+LISTENS = r"""
 import os, signal, sys, time
 def hear(number, frame):
-    print('heard', signal.Signals(number).name, flush=True)
+    os.write(1, f'heard {signal.Signals(number).name}\n'.encode())  # at once: two processes write
     signal.signal(number, signal.SIG_DFL)
     if sys.argv[1] == 'once':
         sys.exit(75)
 for name in ('SIGTERM', 'SIGUSR1', 'SIGINT'):
     signal.signal(getattr(signal, name), hear)
-print('ready', flush=True)
+os.write(1, b'ready\n')
 while True:
     time.sleep(1)
 """
