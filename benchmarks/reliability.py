@@ -78,7 +78,10 @@ def make_runner(args: argparse.Namespace, folder: str) -> Runner:
         Classifier(args.arch),
         work_dir=folder,
         train_dataloader=dict(
-            dataset=Images(args.size, args.batch), batch_size=args.batch, sampler=dict(type='InfiniteSampler')
+            dataset=Images(args.size, args.batch),
+            batch_size=args.batch,
+            sampler=dict(type='InfiniteSampler'),
+            collate_fn=dict(type='default_collate'),
         ),
         train_cfg=dict(by_epoch=False, max_iters=1),
         optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-5)),
