@@ -50,9 +50,14 @@ class Command:
         env |= {name: str(value) for name, value in variables.items()}
         self.log = folder / 'log'
         with self.log.open('w') as log:
-            # In a session of its own: what it leaves behind can be found and ended.
+            # A shell cannot trap what was ignored when it started, as Ctrl-C is in the background.
             self.process = subprocess.Popen(
-                [str(word) for word in words], cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True
+                [str(word) for word in words],
+                cwd=folder,
+                env=env,
+                stdout=log,
+                stderr=log,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     def wait_for(self, fact: Callable[[], bool]) -> None:
@@ -64,7 +69,10 @@ class Command:
         return lambda: self.log.read_text().count(text) >= times
 
     def end(self) -> int:
-        return self.process.wait(300)
+        try:
+            return self.process.wait(300)
+        finally:
+            self.process.kill()
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda number: number.name)
