@@ -30,15 +30,6 @@ def test_sparsity_page_has_the_tables_of_the_benchmarks() -> None:
         assert load_tool(ROOT / 'benchmarks' / f'{name}.py').make_table(_read(name)[key]).markdown() in page
 
 
-def test_reliability_page_has_the_table_of_the_benchmark() -> None:
-    tool = load_tool(ROOT / 'benchmarks' / 'reliability.py')
-    results = _read('reliability_cpu')
-    assert tool.make_table(results).markdown() in (ROOT / 'docs' / 'reliability.md').read_text()
-    costs = results['rows']
-    assert costs['training step']['share'] <= tool.LIMITS['step']
-    assert costs['checkpoint']['share'] + 1 <= tool.LIMITS['checkpoint']
-
-
 def test_inflation_page_has_the_table_of_the_benchmark() -> None:
     results = _read('inflation')
     table = load_tool(ROOT / 'benchmarks' / 'inflation.py').make_table(results['variants'], results['iterations'])
