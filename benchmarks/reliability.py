@@ -94,7 +94,7 @@ def make_runner(args: argparse.Namespace, folder: str) -> Runner:
 
 def measure_steps(runner: Runner, pairs: int) -> list[tuple[float, float]]:
     """Seconds of a step with the hooks and without, drawing its images included, in pairs."""
-    hooks = [ResumeHook(), DivergenceHook(), PreemptionHook()]
+    hooks: list[Any] = [ResumeHook(), DivergenceHook(), PreemptionHook()]
     dataset = runner.train_dataloader.dataset
     indices: Any = list(range(len(dataset)))
     batches = iter(runner.train_loop.dataloader.batch_sampler)

@@ -60,7 +60,8 @@ class DivergenceHook(Hook):
         wrappers = [wrapper] if isinstance(wrapper, OptimWrapper) else [*wrapper.values()]
         self._guards = [_Guard(one, runner.model) for one in wrappers]
         for hook in runner.hooks:
-            if hasattr(average := getattr(hook, 'ema_model', None), 'update_parameters'):
+            average: Any = getattr(hook, 'ema_model', None)
+            if hasattr(average, 'update_parameters'):
                 self._averages.append(average)
                 average.update_parameters = self._unless_skipped(average.update_parameters)
 
@@ -231,7 +232,7 @@ class _Guard:
         if self._gradients.arrived():
             self._reason = 'a gradient that was not finite, one step before'
             self._count_back()
-        gradients = [parameter.grad for parameter in self._parameters()]
+        gradients = [parameter.grad for parameter in self._parameters() if parameter.grad is not None]
         if not gradients:
             return None
         # torch's own sums over many tensors at once; its public names for them clip as well. Zero times anything finite
