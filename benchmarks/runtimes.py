@@ -57,9 +57,9 @@ Run = Callable[[np.ndarray], Sequence[np.ndarray]]
 # Supported by TensorRT 10.15, says docs/operators.md of github.com/onnx/onnx-tensorrt, and possible in exported files.
 SUPPORTED = """
     Add And ArgMax AveragePool Cast CastLike Clip Concat Constant ConstantOfShape Conv Cos DequantizeLinear Div
-    Equal Erf Expand Flatten Floor Gather Gelu Gemm GlobalAveragePool Greater GreaterOrEqual Identity LayerNormalization Less
-    MatMul MaxPool Mod Mul Neg Pad Pow QuantizeLinear Range Reciprocal ReduceMean ReduceSum Relu Reshape Resize
-    Shape Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Tanh Tile Transpose Unsqueeze Where
+    Equal Erf Expand Flatten Floor Gather Gelu Gemm GlobalAveragePool Greater GreaterOrEqual Identity
+    LayerNormalization Less MatMul MaxPool Mod Mul Neg Pad Pow QuantizeLinear Range Reciprocal ReduceMean ReduceSum
+    Relu Reshape Resize Shape Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Tanh Tile Transpose Unsqueeze Where
 """
 TENSORRT = frozenset(SUPPORTED.split())
 
