@@ -91,7 +91,7 @@ DATA: dict[str, tuple[str, Spoil, list[str]]] = {
         lambda root: (root / 'meta/train.txt').unlink(),
         ['/data', 'subfolders', 'Check'],
     ),
-    'empty list': ('cls', replace('meta/train.txt', ''), ['train', 'Check']),
+    'empty list': ('cls', replace('meta/train.txt', ''), ['train_dataloader is empty', '/data']),
     'no boxes': ('det', coco(lambda content: content['annotations'].clear()), [COCO, 'is empty', 'filter_cfg']),
     'box that is missing': (
         'det',
