@@ -53,6 +53,7 @@ def test_count_is_that_of_the_built_model(tool: ModuleType) -> None:
     assert tool.count_parameters({}, cfg.channels) == built
 
 
+@pytest.mark.slow
 def test_variants_build_and_differ_in_mixer_and_widths_alone(
     tool: ModuleType, widths: dict[str, tuple[int, ...]]
 ) -> None:
@@ -77,6 +78,7 @@ def test_variants_build_and_differ_in_mixer_and_widths_alone(
     assert seen == allowed, 'what the base shares with all others does not stand here for nothing'
 
 
+@pytest.mark.slow
 def test_schedule_ends_with_the_training(tool: ModuleType, widths: dict[str, tuple[int, ...]]) -> None:
     cfg = tool.variant('dense', widths['dense'], 400)
     warm_up, decay = cfg.param_scheduler
@@ -88,6 +90,7 @@ def test_schedule_ends_with_the_training(tool: ModuleType, widths: dict[str, tup
     assert (warm_up, decay) == (demo[0], dict(demo[1], end=400))
 
 
+@pytest.mark.slow
 def test_summary(tool: ModuleType, widths: dict[str, tuple[int, ...]]) -> None:
     curves = {0: (10.0, 50.0), 1: (20.0, 52.0), 2: (60.0, 57.0)}
     runs = [VariantRun('stripe', seed, ((40, first), (80, last)), {}) for seed, (first, last) in curves.items()]
@@ -106,6 +109,7 @@ def test_summary(tool: ModuleType, widths: dict[str, tuple[int, ...]]) -> None:
     assert (one['final']['mean'], one['final']['deviation']) == (50.0, 0.0)
 
 
+@pytest.mark.slow
 def test_stored_results_are_of_these_variants(
     tool: ModuleType, widths: dict[str, tuple[int, ...]], stored: dict[str, Any]
 ) -> None:

@@ -159,6 +159,7 @@ class GraphBreak(nn.Module):
         return image
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('model', 'compiled', 'message'),
     [
@@ -260,6 +261,7 @@ def test_run_of_another_machine_or_version_is_measured_again(change: str) -> Non
     assert not script.is_current(run, 'cpu', models[:1], 5)
 
 
+@pytest.mark.slow
 def test_measures_writes_and_draws(tiny_recipes: list[str], tmp_path: Path) -> None:
     out, plot = tmp_path / 'results.json', tmp_path / 'figures' / 'throughput.png'
     earlier = {setting: made_up(setting) for setting in (Setting(batch=8), Setting(batch=2, size=32))}
@@ -276,6 +278,7 @@ def test_measures_writes_and_draws(tiny_recipes: list[str], tmp_path: Path) -> N
     assert plot.read_bytes().startswith(b'\x89PNG')
 
 
+@pytest.mark.slow
 def test_stopped_run_resumes(tiny_recipes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, measured, small = tmp_path / 'results.json', [], ['--size', 32, '--rounds', 1]
 

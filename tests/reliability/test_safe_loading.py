@@ -200,6 +200,7 @@ def test_the_tree_has_readers() -> None:
     assert {'tools/train.py', 'tools/test.py'} < set(READERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('tool', READERS)
 def test_every_tool_refuses(
     tool: str,

@@ -135,6 +135,7 @@ def test_recipes_build_and_run(stage: str) -> None:
 # The paper
 
 
+@pytest.mark.slow
 def test_computed_columns_are_the_printed_ones() -> None:
     columns = [
         (row.name, row.printed, round(value(row), digits))

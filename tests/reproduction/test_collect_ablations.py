@@ -142,6 +142,7 @@ def test_tables_of_what_was_trained(tmp_path: Path) -> None:
     assert results.runs == [('ablations, 1', dict(device='8 x NVIDIA H100', date='2026-01-02'))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('key', ABLATIONS)
 def test_tables_of_nothing_hold_targets(key: str) -> None:
     table, results = ABLATIONS[key], Results()

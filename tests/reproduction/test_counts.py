@@ -138,6 +138,7 @@ def test_row_without_its_toolbox(table: int, method: str, package: str, monkeypa
     assert count_row(row) == CountedRow(row, None, f'not built: {package} is not installed')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('number', TABLES)
 def test_tables_have_every_row(number: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(counts, '_count', lambda recipe, _: networks.load(recipe) and Complexity((), (), ()))

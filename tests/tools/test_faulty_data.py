@@ -52,6 +52,7 @@ def dataset_of(shapes: Path, annotations: Path, filter_empty_gt: bool) -> Any:
     return DATASETS.build(cfg)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('change', ['empty', 'crowd', 'unknown category'])
 def test_image_without_usable_boxes(shapes: Path, tmp_path: Path, change: str) -> None:
     annotations = spoil(shapes, tmp_path, change)
