@@ -33,6 +33,7 @@ PUBLISHED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', PUBLISHED)
 def test_counts_are_the_published_ones(name: str) -> None:
     density, params, params_tolerance, flops, flops_tolerance = PUBLISHED[name]

@@ -118,6 +118,7 @@ def facebook_names(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('stripes', ['', 'Decom', 'LoRA'], ids=['convnext', 'slak', 'slak before'])
 def test_import_computes_what_the_published_network_computes(stripes: str, convert: Tool, tmp_path: Path) -> None:
     theirs = published(stripes)

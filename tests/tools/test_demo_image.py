@@ -54,6 +54,7 @@ def write_video(path: Path, frames: int = 5, size: tuple[int, int] = (64, 96)) -
     return path
 
 
+@pytest.mark.slow
 def test_files_and_folders_are_drawn_in_their_own_size(trained: list[object], tmp_path: Path) -> None:
     single = write_image(tmp_path / 'one.png')
     nested = write_image(tmp_path / 'folder' / 'deeper' / 'two.jpg', (70, 50))
@@ -80,6 +81,7 @@ def test_other_toolboxes_are_refused() -> None:
         load_model(Config(dict(default_scope='mmpose')), 'model.pth', 'cpu')
 
 
+@pytest.mark.slow
 def test_video_becomes_a_video(trained: list[object], tmp_path: Path) -> None:
     video = write_video(tmp_path / 'street.avi')
     assert '1 drawings' in call(TOOLS / 'demo_image.py', video, *trained, '--out', tmp_path / 'out', cwd=tmp_path)

@@ -43,6 +43,7 @@ def make_project(task: str, data: Path, folder: Path, *options: object, code: in
     return call(TOOL, 'mine', '--task', task, '--data', data, *options, cwd=folder, code=code)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'options',
     [(), ('--gpu-memory', 24), ('--gpu-memory', 24, '--weights', 'public'), ('--size', 'tiny', '--gpu-memory', 0)],
