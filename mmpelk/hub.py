@@ -26,8 +26,7 @@ from torch import nn
 
 from mmpelk.errors import UserError
 from mmpelk.models import PeLK
-from mmpelk.models.hidden_units import find_hidden_units, fit_hidden_units
-from mmpelk.models.publication import Publication, attach_masks, check_types, fetch, refuse_unknown
+from mmpelk.models.publication import Publication, check_types, fetch, fit_network, refuse_unknown
 
 __all__ = ['from_pretrained', 'push_to_hub', 'read_recipe', 'save_pretrained', 'write_recipe']
 
@@ -103,9 +102,7 @@ def from_pretrained(name: str | Path, device: str = 'cpu', **options: Any) -> nn
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     init_default_scope(cfg.get('default_scope') or 'mmengine')  # for good, as inference_model wants it
     model: Any = revert_sync_batchnorm(MODELS.build(cfg.model))
-    attach_masks(model, found.state)
-    for units in find_hidden_units(model):
-        fit_hidden_units(units, found.state, f'{units.block_name}.')
+    fit_network(model, found.state)
     own = model.state_dict()
     refuse_unknown(own, found.state, found.name)
     wrong = [key for key in own if key not in found.state or found.state[key].shape != own[key].shape]

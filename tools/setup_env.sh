@@ -27,7 +27,7 @@ unset PYTHONPATH PIP_USER # neither belongs into an environment of its own
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_PROGRESS_BAR=off
 
 # Everything that was installed is a function of these.
-STATE=$( (cat requirements.txt requirements/*.txt pyproject.toml tools/setup_env.sh tools/mmcv_operators.py && pwd) |
+STATE=$( (cat requirements.txt requirements/{dev,export,hub,timm}.txt pyproject.toml tools/setup_env.sh tools/mmcv_operators.py && pwd) |
     sha256sum | cut -d' ' -f1)
 finished() { [ "$(cat "$VENV/setup.$STAGE" 2> /dev/null)" = "$STATE" ]; }
 ! finished || exit 0

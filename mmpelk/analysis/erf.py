@@ -25,6 +25,7 @@ from mmpelk.models import PeLK
 from mmpelk.models.checkpoint import check_pretrained
 
 from . import receptive_field as field
+from .drawings import IMAGE_SUFFIXES
 from .inference import build_model
 from .table import Table
 from .timing import environment_info
@@ -43,7 +44,6 @@ __all__ = [
 
 #: In place of a checkpoint: random weights.
 RANDOM = 'random'
-_SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'}
 
 Image = npt.NDArray[np.uint8]
 
@@ -75,9 +75,9 @@ def read_images(paths: Sequence[Path], count: int, size: int) -> dict[str, Image
                 'python tools/demo/make_segmentation_data.py --out data/demo_segmentation'
             )
         found = [path] if path.is_file() else sorted(path.rglob('*'))
-        files += [file for file in found if file.suffix.lower() in _SUFFIXES]
+        files += [file for file in found if file.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
-        raise FileNotFoundError(f'no image in {", ".join(map(str, paths))}; known: {", ".join(sorted(_SUFFIXES))}')
+        raise FileNotFoundError(f'no image in {", ".join(map(str, paths))}; known: {", ".join(sorted(IMAGE_SUFFIXES))}')
     images = {}
     count = min(count, len(files))
     for file in (files[index * len(files) // count] for index in range(count)):

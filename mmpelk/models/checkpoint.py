@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mmpelk.errors import UserError
 
-from .hidden_units import find_hidden_units, fit_hidden_units
+from .hidden_units import fit_all_hidden_units
 
 __all__ = ['MASK_SUFFIX', 'backbone_state_dict', 'check_pretrained', 'refuse_misfit', 'shorten']
 
@@ -71,8 +71,7 @@ def check_pretrained(backbone: nn.Module, path: str, prefix: str = '') -> dict[s
         'Take the checkpoint of the same arch, kernel sizes and positional_embedding, in the same (trained or '
         'deployed) form'
     )
-    for units in find_hidden_units(backbone):
-        fit_hidden_units(units, state, f'{units.block_name}.')
+    fit_all_hidden_units(backbone, state)
     refuse_misfit(backbone.state_dict(), state, f"'{path}'", remedy)
     return state
 

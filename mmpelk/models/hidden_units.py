@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from mmpelk.errors import UserError
 
-__all__ = ['PAIRS', 'HiddenUnits', 'find_hidden_units', 'fit_hidden_units', 'shrink_hidden_units']
+__all__ = [
+    'PAIRS',
+    'HiddenUnits',
+    'find_hidden_units',
+    'fit_all_hidden_units',
+    'fit_hidden_units',
+    'shrink_hidden_units',
+]
 
 PAIRS = (
     ('pointwise_conv1', 'pointwise_conv2'),  # PeLK, mmpretrain's ConvNeXt
@@ -156,6 +163,12 @@ def fit_hidden_units(units: HiddenUnits, state_dict: Mapping[str, Tensor], prefi
         # Of another width in its other dimensions, it is no checkpoint of this network: whoever loads it says so.
         if first.shape[0] == second.shape[1] != own[0] and first.shape[1:] == own[1:]:
             units.resize(first.shape[0])
+
+
+def fit_all_hidden_units(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    """:func:`fit_hidden_units` for every block of a model, whose checkpoint is given."""
+    for units in find_hidden_units(model):
+        fit_hidden_units(units, state_dict, f'{units.block_name}.'.lstrip('.'))
 
 
 def shrink_hidden_units(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, int]]:

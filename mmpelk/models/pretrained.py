@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mmpelk.errors import UserError
 
 from .checkpoint import refuse_misfit
-from .hidden_units import find_hidden_units, fit_hidden_units
 
 if TYPE_CHECKING:
     from .publication import Publication
@@ -94,7 +93,7 @@ class Pretrained:
             ImportError: If huggingface_hub is not installed.
             UserError: If it cannot be read, its weights do not fit its arguments, or it is another kind of network.
         """
-        from .publication import attach_masks, check_types, fetch, refuse_unknown
+        from .publication import check_types, fetch, fit_network, refuse_unknown
 
         found = fetch(
             name,
@@ -111,9 +110,7 @@ class Pretrained:
             raise UserError(f"'{name}' has arguments that {cls.__name__} of this mmpelk does not know: {unknown}")
         check_types(given, str(name))
         network: Any = cls(**{**given, **arguments})
-        attach_masks(network, found.state)
-        for units in find_hidden_units(network):
-            fit_hidden_units(units, found.state, f'{units.block_name}.')
+        fit_network(network, found.state)
         own = network.state_dict()
         remedy = 'Leave out the arguments that change the network, or give the right folder'
         refuse_misfit(own, found.state, f"'{name}'", remedy)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mmpelk.errors import UserError
 
 from .checkpoint import MASK_SUFFIX, shorten
+from .hidden_units import fit_all_hidden_units
 
 try:
     from huggingface_hub import ModelHubMixin, hf_hub_download
@@ -18,7 +19,7 @@ try:
 except ImportError as error:
     raise ImportError("weights by name take the package huggingface_hub: pip install 'mmpelk[hub]'") from error
 
-__all__ = ['CONFIG', 'WEIGHTS', 'Publication', 'attach_masks', 'check_types', 'fetch', 'refuse_unknown']
+__all__ = ['CONFIG', 'WEIGHTS', 'Publication', 'check_types', 'fetch', 'fit_network', 'refuse_unknown']
 
 CONFIG, WEIGHTS = 'config.json', 'model.safetensors'
 # A registered name, perhaps with its library. mmengine's registries import any other dotted name, and call it.
@@ -157,14 +158,15 @@ def check_types(config: Any, name: str) -> None:
             check_types(value, name)
 
 
-def attach_masks(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give a network the sparsity masks that a state dict has, for the parameters that it has."""
+def fit_network(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give a network the sparsity masks that a state dict has for its parameters, and as many hidden units."""
+    modules = dict(network.named_modules())
     for key in state:
         weight = key.removesuffix(MASK_SUFFIX)
         owner, _, attribute = weight.rpartition('.')
-        modules = dict(network.named_modules())
         if weight != key and attribute in dict(modules.get(owner, nn.Identity()).named_parameters(recurse=False)):
             modules[owner].register_buffer(attribute + MASK_SUFFIX, state[key].clone())
+    fit_all_hidden_units(network, state)
 
 
 def refuse_unknown(own: Iterable[str], state: Iterable[str], name: str) -> None:

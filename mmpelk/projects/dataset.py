@@ -12,11 +12,11 @@ from mmengine.registry import DATASETS
 from PIL import Image
 from rich.progress import track
 
+from mmpelk.analysis.drawings import IMAGE_SUFFIXES
 from mmpelk.errors import UserError
 
 __all__ = [
     'CLASS_FILES',
-    'IMAGE_SUFFIXES',
     'DataSet',
     'Header',
     'Note',
@@ -30,7 +30,6 @@ __all__ = [
     'spread',
 ]
 
-IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 # Lists of class names that annotation tools leave beside the data: CVAT's, CamVid's, and plain ones.
 CLASS_FILES = ('labelmap.txt', 'class_dict.csv', 'classes.txt', 'labels.txt', 'names.txt')
 SPLITS = {'train': ('train', 'training', 'train2017'), 'val': ('val', 'valid', 'validation', 'val2017', 'test')}
