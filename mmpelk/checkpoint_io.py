@@ -34,7 +34,7 @@ from torch.hub import download_url_to_file, get_dir
 
 from mmpelk.errors import UserError
 
-__all__ = ['AtomicBackend', 'CheckpointError', 'check_integrity', 'load_data', 'write_atomically']
+__all__ = ['AtomicBackend', 'CheckpointError', 'check_integrity', 'load_data', 'sync', 'write_atomically']
 
 TRUST = 'MMPELK_TRUST_CHECKPOINT'
 _AGAIN = 'Copy or download it again'
@@ -164,8 +164,14 @@ def check_integrity(path: str | Path) -> None:
         raise CheckpointError(f"'{path}' is damaged: the checksum of '{damaged}' differs. {_AGAIN}")
 
 
-def write_atomically(path: str | Path, content: bytes) -> None:
+def write_atomically(path: str | Path, content: bytes, synced: bool = True) -> None:
     """Write a file that is there whole or not at all: aside, synced, renamed, the folder synced.
+
+    Args:
+        path: The file; folders above it are made.
+        content: What it is to hold.
+        synced: Whether to wait for the disk. Without, the file is whole whenever the process is killed, but not if the
+            machine itself fails before :func:`sync` of the path is through.
 
     Raises:
         OSError: If it cannot be written, without a try where the disk has no room for it; what was there before stands,
@@ -182,23 +188,47 @@ def write_atomically(path: str | Path, content: bytes) -> None:
         with open(aside, 'wb') as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if synced:
+                os.fsync(file.fileno())
         os.replace(aside, path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    if synced:
+        _sync(path.parent)
+
+
+def sync(path: str | Path) -> None:
+    """Return when a file, and its name in its folder, are on the disk.
+
+    Raises:
+        OSError: If the disk does not take them.
+    """
+    _sync(path)
+    _sync(Path(path).parent)
+
+
+def _sync(path: str | Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(opened)
     finally:
-        os.close(folder)
+        os.close(opened)
 
 
 class AtomicBackend(LocalBackend):
-    """mmengine's local files, written by :func:`write_atomically`: ``backend_args=dict(backend='atomic')``."""
+    """mmengine's local files, written by :func:`write_atomically`: ``backend_args=dict(backend='atomic')``.
+
+    Args:
+        synced: Whether a write waits for the disk.
+    """
+
+    def __init__(self, synced: bool = True) -> None:
+        super().__init__()
+        self.synced = synced
 
     def put(self, obj: bytes | io.BytesIO, filepath: str | Path) -> None:
-        write_atomically(filepath, obj.getvalue() if isinstance(obj, io.BytesIO) else obj)
+        write_atomically(filepath, obj.getvalue() if isinstance(obj, io.BytesIO) else obj, self.synced)
 
 
 def _explain(source: object, name: object, error: Exception) -> str:

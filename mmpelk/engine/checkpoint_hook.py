@@ -1,13 +1,15 @@
 """Checkpoints of which a good one stands at any moment, whatever happens to the process, the disk or the files."""
 
 import contextlib
+import functools
 import hashlib
 import os.path as osp
 import pickle
 import re
 import shutil
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.runner import Runner, save_checkpoint
 from torch import Tensor, nn
 
-from mmpelk.checkpoint_io import CheckpointError, check_integrity, load_data, write_atomically
+from mmpelk.checkpoint_io import CheckpointError, check_integrity, load_data, sync, write_atomically
 from mmpelk.errors import UserError
 from mmpelk.registry import HOOKS
 from mmpelk.sparsity.masks import unwrap_model
@@ -36,11 +38,13 @@ _MAKE_ROOM = (
 class CheckpointHook(MMEngineCheckpointHook):
     """mmengine's ``CheckpointHook``, with the same arguments, that loses nothing.
 
-    - A checkpoint, ``last_checkpoint``, the best one and the published one are written aside, synced and renamed: a
-      file of that name is whole. What an older one has to make room for is deleted after the new one stands, so that
-      the disk has to hold one more than ``max_keep_ckpts``.
+    - A checkpoint is written aside and renamed: whenever a process is killed, a file of that name is whole. It is
+      synced while training goes on; only when it stands on the disk does ``last_checkpoint`` name it, and only then is
+      deleted what has to make room for it, so that the disk has to hold one more than ``max_keep_ckpts``. The next
+      checkpoint, the end and an exit after a signal wait for that. The best checkpoint is written likewise.
     - With ``resume=True`` and no name, training goes on from the newest checkpoint that loads whole and is of this
-      network; the log names what was skipped, and why.
+      network; the log names what was skipped, and why. That is also what finds the one before, if the machine itself
+      has failed before the newest was on the disk.
     - A disk without room stops all processes with a sentence that says how much is needed and free, and the last good
       checkpoint stays. The log warns of it one checkpoint before.
     - Every checkpoint holds each process's random state, for :class:`~mmpelk.engine.ResumeHook`.
@@ -58,6 +62,11 @@ class CheckpointHook(MMEngineCheckpointHook):
     _run_state: dict[str, Any] | None = None
     _place = 0  # batches of the current epoch that were trained on
     _saved = -1  # iteration of the newest checkpoint
+    _local = False  # whether files are written by this module's rules
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._behind = _Behind()
 
     def before_run(self, runner: Runner) -> None:
         """Choose the checkpoint to resume from, before mmengine takes ``last_checkpoint`` at its word."""
@@ -112,7 +121,8 @@ class CheckpointHook(MMEngineCheckpointHook):
     def before_train(self, runner: Runner) -> None:
         """As mmengine, with files that are whole or not there."""
         if self.backend_args is None and self.file_client_args is None and not self._is_remote(runner):
-            self.backend_args = dict(backend='atomic')
+            self.backend_args = dict(backend='atomic', synced=False)
+            self._local = True
         super().before_train(runner)
         if self.max_keep_ckpts > 0:
             # mmengine's forgets an old one as soon as a new one is begun.
@@ -138,16 +148,15 @@ class CheckpointHook(MMEngineCheckpointHook):
         """Save after the current iteration, whatever the interval; called by all processes, after ``after_train_iter``.
 
         Returns:
-            The path of the checkpoint.
+            The path of the checkpoint, which is on the disk.
         """
         done, epoch = runner.iter + 1, runner.epoch
-        if self._saved == done:
-            return str(self.last_ckpt)
-        if not self.by_epoch:
+        if self._saved != done and not self.by_epoch:
             self._save_checkpoint(runner)
-        else:
+        elif self._saved != done:
             stem, suffix = osp.splitext(self.filename_tmpl.format(epoch))
             self._save_as(runner, f'{stem}_iter_{done}{suffix}', dict(epoch=epoch, iter=done))
+        self._wait()
         return str(self.last_ckpt)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
@@ -158,13 +167,10 @@ class CheckpointHook(MMEngineCheckpointHook):
             # With those that are about to go: who resumes after a kill deletes them.
             runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
             outdated = list(self.keep_ckpt_ids)[: -self.max_keep_ckpts]
-        self._save_as(runner, self.filename_tmpl.format(step), meta)
-        for old in outdated:
+        self._save_as(runner, self.filename_tmpl.format(step), meta, list(map(self.filename_tmpl.format, outdated)))
+        for _ in outdated:
             self.keep_ckpt_ids.popleft()
-            self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old)))
-        self._warn_of_a_full_disk(runner)
 
-    @master_only
     def _warn_of_a_full_disk(self, runner: Runner) -> None:
         """Say it an interval before the next checkpoint finds no room."""
         path = Path(str(self.last_ckpt))
@@ -177,8 +183,9 @@ class CheckpointHook(MMEngineCheckpointHook):
                 + _MAKE_ROOM
             )
 
-    def _save_as(self, runner: Runner, name: str, meta: dict[str, Any]) -> None:
+    def _save_as(self, runner: Runner, name: str, meta: dict[str, Any], outdated: Sequence[str] = ()) -> None:
         """Save under a name, and only then say that it is the newest; all processes agree on whether it went well."""
+        self._wait()
         previous = runner.message_hub.runtime_info.get('interrupted_ckpt')
         interrupted = name if self.by_epoch and name != self.filename_tmpl.format(meta['epoch']) else None
         runner.message_hub.update_info('interrupted_ckpt', interrupted)
@@ -206,13 +213,31 @@ class CheckpointHook(MMEngineCheckpointHook):
                     backend_args=self.backend_args,
                     **self.args,
                 )
-                if is_main_process():
-                    write_atomically(Path(runner.work_dir) / 'last_checkpoint', str(path).encode())
         finally:
             self._run_state = None
         self._saved = meta['iter']
-        if previous and previous != name:
-            self._remove(self.file_backend.join_path(self.out_dir, previous))
+        outdated = [*outdated, *([previous] if previous and previous != name else [])]
+        self._behind.do(lambda: self._let_stand(runner, path, before, outdated))
+
+    def _let_stand(self, runner: Runner, path: str, before: str | None, outdated: Sequence[str]) -> None:
+        """Put a checkpoint on the disk, say that it is the newest, and delete the outdated ones."""
+        with _told(path, before):
+            if self._local:
+                sync(path)
+            write_atomically(Path(runner.work_dir) / 'last_checkpoint', path.encode())
+            for name in outdated:
+                self._remove(self.file_backend.join_path(self.out_dir, name))
+        self._warn_of_a_full_disk(runner)
+
+    def _wait(self) -> None:
+        """Until what was written before is on the disk; all processes learn it if it is not."""
+        with _together('', None):
+            self._behind.wait()
+
+    def after_train(self, runner: Runner) -> None:
+        """Wait for the disk, and publish as mmengine does."""
+        self._wait()
+        super().after_train(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Add the random states, except to the best checkpoint, which nobody resumes from."""
@@ -236,8 +261,15 @@ class CheckpointHook(MMEngineCheckpointHook):
                 self.best_ckpt_path = old
             elif new is None:
                 self.best_ckpt_path_dict[key] = old
-            elif old is not None and old != new:
-                self._remove(old)
+            elif new is not None:
+                self._behind.do(functools.partial(self._let_best_stand, new, old))
+
+    def _let_best_stand(self, path: str, before: str | None) -> None:
+        with _told(path, before):
+            if self._local:
+                sync(path)
+            if before is not None and before != path:
+                self._remove(before)
 
     @master_only
     def _publish_model(self, runner: Runner, ckpt_path: str) -> None:
@@ -247,15 +279,37 @@ class CheckpointHook(MMEngineCheckpointHook):
         digest = hashlib.sha256(pickle.dumps(published)).hexdigest()
         path = f'{osp.splitext(ckpt_path)[0]}-{digest[:8]}.pth'
         with _told(path, ckpt_path):
-            save_checkpoint(published, path, backend_args=self.backend_args)
+            save_checkpoint(published, path, backend_args=dict(backend='atomic') if self._local else self.backend_args)
         runner.logger.info(f'The checkpoint ({ckpt_path}) is published to {path}, with {sorted(published)}.')
 
-    @master_only
     def _remove(self, path: str) -> None:
         if self.file_backend.isfile(path):
             self.file_backend.remove(path)
         elif self.file_backend.isdir(path):  # deepspeed's are folders
             self.file_backend.rmtree(path)
+
+
+class _Behind:
+    """What the first process does to files in the order given, while training goes on."""
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None  # ends with the program, after what it has to do
+        self._pending: list[Future[None]] = []
+
+    @master_only
+    def do(self, task: Callable[[], None]) -> None:
+        self._pool = self._pool or ThreadPoolExecutor(1, 'checkpoints')
+        self._pending.append(self._pool.submit(task))
+
+    def wait(self) -> None:
+        """Until all is done.
+
+        Raises:
+            UserError: If something could not be.
+        """
+        pending, self._pending = self._pending, []
+        for task in pending:
+            task.result()
 
 
 class _SavesTogether:

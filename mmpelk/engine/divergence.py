@@ -119,8 +119,7 @@ class _Guard:
         self.looked = False  # whether a step was due in this iteration
         self.left_out = False  # whether it is known that it was left out
         self.late = any(p.is_cuda for group in wrapper.optimizer.param_groups for p in group['params'])
-        self._norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
-        self._statistics: list[Tensor] | None = None  # as they were before the batches of this step
+        self._statistics = _Statistics(network)
         self._losses, self._gradients = Agreement(), _Later()
         self._scaled = hasattr(wrapper, 'loss_scaler')
         self._reason = ''
@@ -143,11 +142,8 @@ class _Guard:
 
     def keep_statistics(self) -> None:
         """Keep the running statistics, before the first batch of a step."""
-        if self._statistics is None:
-            self._statistics = [value.clone() for value in self._running()]
-
-    def _running(self) -> list[Tensor]:
-        return [value for norm in self._norms for value in norm.buffers()]
+        if not self._statistics.kept:
+            self._statistics.keep()
 
     def _look_and_go_back(self, loss: Tensor, **kwargs: Any) -> None:
         bad = ~torch.isfinite(loss.detach()).all()
@@ -161,9 +157,12 @@ class _Guard:
 
     def _step_if_finite(self, **kwargs: Any) -> None:
         self.looked = True
-        statistics, self._statistics = self._statistics or [], None
+        self._step_or_leave_out(kwargs)
+        self._statistics.kept.clear()
+
+    def _step_or_leave_out(self, kwargs: dict[str, Any]) -> None:
         if self._losses.answer():
-            self._leave_out('a loss that is not finite', statistics)
+            self._leave_out('a loss that is not finite')
         elif self._scaled:
             self._unscaled += 1
             self._step(**kwargs)
@@ -172,19 +171,18 @@ class _Guard:
         elif (bad := self._find_bad_gradient()) is None:
             self._step(**kwargs)
         elif self.late:
-            self._step_and_take_back(bad, statistics, kwargs)
+            self._step_and_take_back(bad, kwargs)
         elif bad:
-            self._leave_out('a gradient that is not finite', statistics)
+            self._leave_out('a gradient that is not finite')
         else:
             self._step(**kwargs)
 
-    def _leave_out(self, reason: str, statistics: list[Tensor]) -> None:
+    def _leave_out(self, reason: str) -> None:
         self._reason, self.left_out = reason, True
-        for value, before in zip(self._running(), statistics, strict=True):
-            value.copy_(before)
+        self._statistics.put_back()
 
     @torch.no_grad()
-    def _step_and_take_back(self, bad: Tensor, statistics: list[Tensor], kwargs: dict[str, Any]) -> None:
+    def _step_and_take_back(self, bad: Tensor, kwargs: dict[str, Any]) -> None:
         """Step as if nothing were wrong, and undo it on the device if something is."""
         parameters = self._parameters()
         for parameter in parameters:
@@ -199,8 +197,7 @@ class _Guard:
         torch._foreach_mul_(changed + begun, (~bad).float())
         torch._foreach_mul_(before, bad.float())
         torch._foreach_add_(changed, before)
-        for value, old in zip(self._running(), statistics, strict=True):
-            value.copy_(torch.where(bad, old, value))
+        self._statistics.put_back(bad)
         self._gradients.send(bad)
 
     def _state(self, parameters: list[Tensor]) -> list[Tensor]:
@@ -235,10 +232,48 @@ class _Guard:
         gradients = [parameter.grad for parameter in self._parameters() if parameter.grad is not None]
         if not gradients:
             return None
-        # torch's own sums over many tensors at once; its public names for them clip as well. Zero times anything finite
-        # is zero, and their sum tells.
-        norms = torch._foreach_norm(gradients, 1)
-        return ~torch.isfinite(torch.stack([norm.to(norms[0].device, torch.float64) for norm in norms]).sum())
+        if self.late:
+            # torch's own norms of many tensors at once, a few launches; its public names for them clip as well.
+            sums = torch._foreach_norm(gradients, 1)
+        else:
+            # On a CPU twice as fast. What is not finite stays so in a sum; half precision would overflow.
+            sums = [gradient.sum(dtype=torch.promote_types(gradient.dtype, torch.float32)) for gradient in gradients]
+        return ~torch.isfinite(torch.stack([value.to(sums[0].device, torch.float64) for value in sums]).sum())
+
+
+class _Statistics:
+    """The running statistics of a network's batch norms, and a copy of them.
+
+    Those of one type are copied as one tensor: a device is asked a few times, not once for each of hundreds.
+
+    Attributes:
+        kept: The copy; empty where nothing is kept.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+        self.kept: list[Tensor] = []
+
+    def _groups(self) -> list[list[Tensor]]:
+        groups: dict[Any, list[Tensor]] = {}
+        for value in (value for norm in self._norms for value in norm.buffers()):
+            groups.setdefault((value.dtype, value.device), []).append(value)
+        return list(groups.values())
+
+    def keep(self) -> None:
+        self.kept = [_joined(group) for group in self._groups()]
+
+    def put_back(self, where: Tensor | None = None) -> None:
+        """Undo what happened since; on a condition that is on the device, if one is given."""
+        for before, group in zip(self.kept, self._groups() if self.kept else [], strict=True):
+            found = before if where is None else torch.where(where, before, _joined(group))
+            parts = found.split([value.numel() for value in group])
+            # torch's own copies of many tensors at once have no public names.
+            torch._foreach_copy_(group, [part.view_as(value) for part, value in zip(parts, group, strict=True)])
+
+
+def _joined(values: list[Tensor]) -> Tensor:
+    return torch.cat([value.flatten() for value in values])
 
 
 class _Later:
