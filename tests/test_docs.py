@@ -52,6 +52,11 @@ def test_deployment_page_has_the_tables_of_the_benchmark() -> None:
             assert runtime['same_labels'] >= 0.9999
 
 
+def test_reliability_page_has_the_table_of_the_benchmark() -> None:
+    table = load_tool(ROOT / 'benchmarks' / 'reliability.py').make_table(_read('reliability_cpu'))
+    assert table.markdown() in (ROOT / 'docs' / 'reliability.md').read_text()
+
+
 def test_front_page_has_the_figures_of_the_benchmark() -> None:
     case = next(
         case for case in _read('peripheral_conv_cpu_float32')['cases'] if case['case'][:5] == [1, 46, 128, 512, 51]
