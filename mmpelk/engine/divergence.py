@@ -234,7 +234,7 @@ class _Guard:
             return None
         if self.late:
             # torch's own norms of many tensors at once, a few launches; its public names for them clip as well.
-            sums = torch._foreach_norm(gradients, 1)
+            sums = [*torch._foreach_norm(gradients, 1)]
         else:
             # On a CPU twice as fast. What is not finite stays so in a sum; half precision would overflow.
             sums = [gradient.sum(dtype=torch.promote_types(gradient.dtype, torch.float32)) for gradient in gradients]
