@@ -40,11 +40,13 @@ class Kill:
     Attributes:
         reached: Iteration that the run had logged.
         writing: Whether a checkpoint was half written.
+        unnamed: Whether the newest one was whole, but not yet named as the last.
         saved: Iteration of the newest checkpoint that it left.
     """
 
     reached: int
     writing: bool
+    unnamed: bool
     saved: int
 
 
@@ -107,7 +109,9 @@ class Torture:
         running.kill(signal.SIGKILL, victims)
         running.wait(TIMEOUT)
         writing = bool(list(work.glob('.*.tmp')))
-        return Kill(max(first, reached(running)), writing, self.newest())
+        saved, named = self.newest(), work / 'last_checkpoint'
+        unnamed = not named.exists() or Path(named.read_text()).name != f'iter_{saved}.pth'
+        return Kill(max(first, reached(running)), writing, unnamed, saved)
 
     def newest(self) -> int:
         """Iteration of the newest checkpoint; all of them, and what `last_checkpoint` names, have to be whole."""
@@ -161,18 +165,17 @@ def torture(folder: Path, kills: int, seed: int, say: Callable[[str], Any] = pri
     runs.finish(runs.start('whole'))
     whole = time.monotonic() - begun
     say(f'{runs.iterations} iterations without interruption: {whole:.0f} s')
-    resumes = writing = lost = most = 0
+    resumes = writing = unnamed = lost = most = 0
     last: Kill | None = None
     for number in range(1, kills + 1):
         running = runs.start('killed', '--resume')
         kill = runs.kill(running)
         resumes += _check(running, last)
         most = max(most, _lost(kill))
-        lost, writing, last = lost + _lost(kill), writing + kill.writing, kill
-        say(
-            f'kill {number}: at iteration {kill.reached}{" while writing" if kill.writing else ""}, '
-            f'{kill.saved} is saved ({time.monotonic() - begun:.0f} s)'
-        )
+        lost, writing, unnamed, last = lost + _lost(kill), writing + kill.writing, unnamed + kill.unnamed, kill
+        when = ' while writing' * kill.writing + ' while syncing' * kill.unnamed
+        seconds = time.monotonic() - begun
+        say(f'kill {number}: at iteration {kill.reached}{when}, {kill.saved} is saved ({seconds:.0f} s)')
     running = runs.start('killed', '--resume')
     runs.finish(running)
     resumes += _check(running, last)
@@ -182,9 +185,10 @@ def torture(folder: Path, kills: int, seed: int, say: Callable[[str], Any] = pri
     assert {'state_dict', 'ema_state_dict', 'optimizer', 'message_hub', 'run_state'} <= first.keys()
     assert not (differ := difference(first, second)), differ
     return (
-        f'{kills} kills of {runs.iterations} iterations on two processes (seed {seed}), {writing} of them in a write: '
-        f'{resumes} resumes, {lost / kills:.1f} iterations lost on average, {most} at most, of an interval '
-        f'of {INTERVAL}; the last checkpoint equals that of the uninterrupted run bit for bit'
+        f'{kills} kills of {runs.iterations} iterations on two processes (seed {seed}), {writing} of them in a write and '
+        f'{unnamed} before the newest checkpoint was synced and named as the last: {resumes} resumes, '
+        f'{lost / kills:.1f} iterations lost on average, {most} at most, of an interval of {INTERVAL}; the last '
+        'checkpoint equals that of the uninterrupted run bit for bit'
     )
 
 
