@@ -185,8 +185,8 @@ def torture(folder: Path, kills: int, seed: int, say: Callable[[str], Any] = pri
     assert {'state_dict', 'ema_state_dict', 'optimizer', 'message_hub', 'run_state'} <= first.keys()
     assert not (differ := difference(first, second)), differ
     return (
-        f'{kills} kills of {runs.iterations} iterations on two processes (seed {seed}), {writing} of them in a write and '
-        f'{unnamed} before the newest checkpoint was synced and named as the last: {resumes} resumes, '
+        f'{kills} kills of {runs.iterations} iterations on two processes (seed {seed}), {writing} of them in a write '
+        f'and {unnamed} before the newest checkpoint was synced and named as the last: {resumes} resumes, '
         f'{lost / kills:.1f} iterations lost on average, {most} at most, of an interval of {INTERVAL}; the last '
         'checkpoint equals that of the uninterrupted run bit for bit'
     )
