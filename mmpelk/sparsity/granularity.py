@@ -84,6 +84,12 @@ class TwoOfFourLayer(WeightLayer):
         return None if is_two_of_four(self.parameters[0].mask) else f'more than two of four in {self.name}'
 
 
+# Matrix products of a shrunk network slow down by up to a third where rows are as long as it happens: on a CPU 283 units
+# take 1.36 times as long as 288. Where the next multiple is 2 % away at most, blocks keep as many.
+_MULTIPLE = 8
+_ROUNDED_FROM = 200
+
+
 class UnitLayer(Layer):
     """The hidden units of a block: a row of the first layer, its bias, and a column of the second.
 
@@ -127,9 +133,10 @@ class UnitLayer(Layer):
         return (per_unit / self.shape[1])[:, None].expand(self.shape)
 
     def units_of(self, weights: int) -> int:
-        """How many units have about so many weights; at least one."""
+        """How many units have about so many weights; at least one, and of hundreds a multiple of 8."""
         count, cost = self.shape
-        return min(max(1, round(weights / cost)), count)
+        units = min(max(1, round(weights / cost)), count)
+        return units if units < _ROUNDED_FROM else min(_MULTIPLE * round(units / _MULTIPLE), count)
 
     def draw(self, live: int, generator: torch.Generator) -> None:
         self.mask = random_mask(self.shape[:1], self.units_of(live), generator)
