@@ -1,5 +1,8 @@
 """PeLK-T's recipes on real images, as a user runs them: two processes, checkpoint, resume, evaluation through mim.
 
+The launcher starts the first training, mim the first test of each task; the others run in processes that have the
+toolbox imported already.
+
 Networks, losses and pipelines are the recipes'; images, crops and iterations are small and few. The pretrained weights
 are random ones with random masks, in the place where the recipes look for them, because nobody has published any.
 """
@@ -12,9 +15,10 @@ import torch
 
 from mmpelk.registry import MODELS
 from mmpelk.sparsity import apply_masks, attach_masks, find_parameters
-from tests.commands import mim, run
+from tests.commands import call, find_free_port, mim, run
 from tests.configs.resolved import config
 from tests.paths import TOOLS, sample_data
+from tests.reliability.training import preload, start
 
 pytestmark = pytest.mark.slow
 
@@ -50,14 +54,24 @@ def segmentation_options(**changes: object) -> list[str]:
     return options(sample_data('ade20k_sample'), **{
         **{f'model.{part}.norm_cfg.type': 'BN' for part in ('backbone', 'decode_head', 'auxiliary_head')},
         'model.data_preprocessor.size': '(64,64)', 'train_dataloader.dataset.pipeline.3.crop_size': '(64,64)',
-        'model.test_cfg.crop_size': '(256,256)', 'model.test_cfg.stride': '(256,256)', 'train_cfg.val_begin': 100,
+        'test_dataloader.dataset.pipeline.1.scale': '(256,128)', 'train_cfg.val_begin': 100,
+        'model.test_cfg.crop_size': '(128,128)', 'model.test_cfg.stride': '(85,85)',
         **changes,
     })  # fmt: skip
 
 
-def check_segmentation_through_mim(recipe: Path, iteration: int, words: list[str], folder: Path) -> None:
-    checkpoint = f'work/iter_{iteration}.pth'
-    log = run(mim(), 'test', 'mmseg', recipe, '--checkpoint', checkpoint, *words, cwd=folder)
+def train(recipe: Path, folder: Path, *words: object) -> str:
+    """On two processes, which have to end well; what they printed."""
+    preload()
+    training = start(folder, [recipe, '--work-dir', 'work', *words], 2, port=find_free_port())
+    assert training.wait() == [0, 0], training.printed()[-3000:]
+    printed = training.printed()
+    for log in training.logs:
+        log.unlink()  # the next one would append to it
+    return printed
+
+
+def check_segmentation(log: str) -> None:
     assert re.search(r'Iter\(test\) \[1/1\] +aAcc: [\d.]+ +mIoU: [\d.]+', log)
     # The table of the 150 classes.
     assert len(re.findall(r'^\|.+\|.+\|.+\|$', log, re.MULTILINE)) == 151
@@ -75,28 +89,28 @@ def test_segmentation(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
     masks = [name for name in weights if name.endswith('_mask')]
     assert masks
     assert all(torch.equal(trained[f'backbone.{name}'], weights[name]) for name in masks)
-    check_segmentation_through_mim(recipe, 1, words, tmp_path)
+    words = ['--checkpoint', 'work/iter_1.pth', *words]
+    check_segmentation(run(mim(), 'test', 'mmseg', recipe, *words, cwd=tmp_path))
 
 
 def test_segmentation_from_convnext(tmp_path: Path) -> None:
-    """Random weights in mmpretrain's format stand in for the published ones: trained, resumed, tested through mim."""
+    """Random weights in mmpretrain's format stand in for the published ones: trained, resumed, tested."""
     convnext = pytest.importorskip('mmpretrain.models').ConvNeXt('tiny')
     state = {f'backbone.{name}': value for name, value in convnext.state_dict().items()}
     torch.save(dict(state_dict=state), tmp_path / 'convnext.pth')
     recipe = config('seg/upernet_pelk_convnext_t_ade20k')
     words = segmentation_options(**{'model.backbone.init_cfg.checkpoint': tmp_path / 'convnext.pth'})
-    train = [TOOLS / 'dist_train.sh', recipe, 2, '--work-dir', 'work']
-    log = run(*train, *words, 'train_cfg.max_iters=1', cwd=tmp_path)
+    log = train(recipe, tmp_path, *words, 'train_cfg.max_iters=1')
     assert 'inflated 18 kernels' in log
     trained = torch.load(tmp_path / 'work' / 'iter_1.pth', weights_only=False)['state_dict']
     kernel = trained['backbone.stages.0.0.mixer.large.weight']
     torch.testing.assert_close(kernel[:, :, 4:11, 4:11], state['backbone.stages.0.0.depthwise_conv.weight'])
     assert kernel[:, :, :4].abs().max() < 1e-6  # the warm-up starts at a learning rate of 1e-10
 
-    log = run(*train, '--resume', *words, 'train_cfg.max_iters=2', cwd=tmp_path)
+    log = train(recipe, tmp_path, '--resume', *words, 'train_cfg.max_iters=2')
     assert re.search(r'Iter\(train\) \[2/2\].*loss: \d', log)
     assert 'Iter(train) [1/' not in log
-    check_segmentation_through_mim(recipe, 2, words, tmp_path)
+    check_segmentation(call(TOOLS / 'test.py', recipe, 'work/iter_2.pth', *words, cwd=tmp_path))
 
 
 def test_detection(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
@@ -114,11 +128,10 @@ def test_detection(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
         'model.test_cfg.rcnn.score_thr': 0.0, 'train_cfg.val_interval': 9,
         'train_dataloader.dataset.indices': 8, 'train_dataloader.batch_size': 2,
     })  # fmt: skip
-    train = [TOOLS / 'dist_train.sh', recipe, 2, '--work-dir', 'work']
-    first = run(*train, *words, 'train_cfg.max_epochs=1', cwd=tmp_path)
+    first = train(recipe, tmp_path, *words, 'train_cfg.max_epochs=1')
     assert re.search(r'Epoch\(train\)\s+\[1\]\[2/2\].*loss: \d', first)
 
-    second = run(*train, '--resume', *words, 'train_cfg.max_epochs=2', cwd=tmp_path)
+    second = train(recipe, tmp_path, '--resume', *words, 'train_cfg.max_epochs=2')
     assert 'resumed epoch: 1' in second
     assert re.search(r'Epoch\(train\)\s+\[2\]\[2/2\].*loss: \d', second)
     assert 'Epoch(train)  [1]' not in second

@@ -57,3 +57,21 @@ def test_large_table_keeps_float32_precision() -> None:
 def test_prefix_sum(dim: int) -> None:
     x = torch.randn(3, 4, 5)
     torch.testing.assert_close(prefix_sum(x, dim), x.cumsum(dim))
+
+
+class OnCuda(torch.Tensor):
+    """Says that it is, where ``cumsum`` has no deterministic kernel."""
+
+    is_cuda = True
+
+    def cumsum(self, dim: int) -> torch.Tensor:
+        raise RuntimeError(f'cumsum_cuda_kernel does not have a deterministic implementation (dim {dim})')
+
+
+@pytest.mark.parametrize('dim', [0, -1])
+def test_deterministic_prefix_sum_on_cuda(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, 'are_deterministic_algorithms_enabled', lambda: True)
+    x = torch.randn(40, 3, 500)
+    got = prefix_sum(x.as_subclass(OnCuda), dim).as_subclass(torch.Tensor)
+    # Summed in float64, rounded once.
+    torch.testing.assert_close(got, x.double().cumsum(dim).float(), rtol=2 * torch.finfo(torch.float32).eps, atol=0)
