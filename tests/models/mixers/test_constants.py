@@ -52,12 +52,18 @@ def test_follows_every_change(mixer: PeripheralMixer, change: str) -> None:
     assert mixer(x).is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize('backend', ['dft', 'dense'])
 @torch.no_grad()
-def test_settings_and_copies(mixer: PeripheralMixer) -> None:
+def test_settings_and_copies(mixer: PeripheralMixer, backend: str) -> None:
+    mixer.large.backend = backend
     x = torch.randn(2, 5, 9, 12)
-    single = mixer(x)
     with torch.autocast('cpu', torch.bfloat16):
         assert mixer(x).dtype == torch.bfloat16
+    single = mixer(x)  # of what was not rounded
+    torch.testing.assert_close(single, _plain(mixer, x))
+    assert {prepared.backend for prepared in mixer._constants._kept.values()} == {backend}
+    with pytest.raises(ValueError, match=r'weight is torch.float32 on cpu, x is torch.float64'):
+        mixer(x.double())
     assert torch.equal(copy.deepcopy(mixer)(x), single)
     assert mixer(x.mT.contiguous().mT).is_contiguous()
 
