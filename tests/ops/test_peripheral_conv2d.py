@@ -68,6 +68,20 @@ def test_matches_the_reference_anywhere(backend: str, half: list[int], centre: i
     _check_against_the_reference(backend, mirror_half_grid([*half, centre]), height, width)
 
 
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_a_number_per_channel_as_bias(backend: str) -> None:
+    grid = sharing_grid(13, 5)
+    x, weight, bias = make_inputs(grid, 9, 12)
+    got, want = (
+        output_and_gradients(function, [x, weight, bias[:, 0, 0]], x)
+        for function in (
+            convolve(grid, backend),
+            lambda x, w, b: peripheral_conv2d_reference(x, w, grid, b[:, None, None].expand(x.shape[1:])),
+        )
+    )
+    torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
+
+
 @pytest.mark.parametrize('mean', [0, 3])
 @pytest.mark.parametrize(
     ('dtype', 'kernel_size', 'size'),

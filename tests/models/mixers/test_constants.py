@@ -13,6 +13,10 @@ from mmpelk.ops import force_backend
 
 @pytest.fixture
 def mixer() -> PeripheralMixer:
+    return _deployed()
+
+
+def _deployed() -> PeripheralMixer:
     torch.manual_seed(0)
     mixer = PeripheralMixer(MixerSpec(3, 13, positional_embedding='in_bounds', deploy=True)).eval()
     torch.nn.init.normal_(mixer.embedding_table)
@@ -32,6 +36,7 @@ CHANGES = {
     'a write to the bias': lambda mixer: mixer.large.bias.add_(1),
     'a write to the table': lambda mixer: mixer.embedding_table.mul_(3),
     'another parameter': lambda mixer: setattr(mixer.large, 'bias', torch.nn.Parameter(torch.ones(3))),
+    'other memory': lambda mixer: setattr(mixer.large.weight, 'data', 2 * mixer.large.weight),
     'a state dict': lambda mixer: mixer.load_state_dict({k: 2 * v for k, v in mixer.state_dict().items()}),
     'a state dict, assigned': lambda mixer: mixer.load_state_dict(
         {k: 2 * v for k, v in mixer.state_dict().items()}, assign=True
@@ -64,7 +69,9 @@ def test_settings_and_copies(mixer: PeripheralMixer, backend: str) -> None:
     assert {prepared.backend for prepared in mixer._constants._kept.values()} == {backend}
     with pytest.raises(ValueError, match=r'weight is torch.float32 on cpu, x is torch.float64'):
         mixer(x.double())
-    assert torch.equal(copy.deepcopy(mixer)(x), single)
+    other = copy.deepcopy(mixer)
+    assert not other._constants._kept
+    assert torch.equal(other(x), single)
     assert mixer(x.mT.contiguous().mT).is_contiguous()
 
 
@@ -75,9 +82,25 @@ def test_a_size_is_prepared_once_and_the_oldest_makes_room(mixer: PeripheralMixe
         for x in images[:-1] * 3:
             mixer(x)
         assert prepared.call_count == constants._SIZES == 4
-        for x in (images[-1], images[-2], images[0]):  # one more than fit; the newest of the others; the oldest
+        for x, more in ((images[-1], 1), (images[-2], 1), (images[0], 2)):  # one more than fit; the newest; the oldest
             mixer(x)
-        assert prepared.call_count == constants._SIZES + 2
+            assert prepared.call_count == constants._SIZES + more
         with force_backend('fft'):
             mixer(images[0])
         assert prepared.call_count == constants._SIZES + 3
+        mixer.large.backend = 'fft'
+        mixer(images[0])
+        assert prepared.call_count == constants._SIZES + 4
+
+
+@torch.inference_mode()
+def test_nothing_is_kept_of_tensors_that_count_no_writes() -> None:
+    mixer, x = _deployed(), torch.randn(2, 5, 9, 12)
+    for _ in range(2):
+        torch.testing.assert_close(mixer(x), _plain(mixer, x))
+        mixer.large.weight.mul_(2)
+
+
+def test_gradients_take_no_constants(mixer: PeripheralMixer) -> None:
+    out = mixer(torch.randn(2, 3, 9, 12)).square().sum()
+    assert all(grad.any() for grad in torch.autograd.grad(out, [mixer.large.weight, mixer.large.bias]))
