@@ -49,6 +49,9 @@ def detection_batch(cfg: Config) -> dict:
     stages = cfg.model.train_cfg.rcnn
     for stage in stages if isinstance(stages, list) else [stages]:
         stage.sampler.num = 16
+    heads = cfg.model.roi_head.bbox_head
+    for head in heads if isinstance(heads, list) else [heads]:
+        head.fc_out_channels = 64  # three quarters of the weights otherwise
     return demo_mm_inputs(2, [(3, SIZE, SIZE)] * 2, num_items=[2, 2], num_classes=2, with_mask=True)
 
 
