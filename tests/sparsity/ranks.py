@@ -1,4 +1,4 @@
-"""One rank of a two-process training on the CPU: ``torchrun -m tests.sparsity.ranks FOLDER GRANULARITY``."""
+"""One rank of a two-process training on the CPU: ``ranks.py FOLDER GRANULARITY``, with a launcher's variables."""
 
 import sys
 from pathlib import Path
@@ -20,7 +20,8 @@ from tests.sparsity.tiny import (
 )
 
 
-def main(folder: Path, granularity: str) -> None:
+def main() -> None:
+    folder, granularity = Path(sys.argv[1]), sys.argv[2]
     torch.distributed.init_process_group('gloo')
     rank = torch.distributed.get_rank()
     masks = []
@@ -51,4 +52,4 @@ def main(folder: Path, granularity: str) -> None:
 
 
 if __name__ == '__main__':
-    main(Path(sys.argv[1]), sys.argv[2])
+    main()

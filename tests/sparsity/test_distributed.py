@@ -1,21 +1,22 @@
 """Two processes train together (gloo): the same masks on both, all the time, from the scores of the global batch."""
 
-import sys
-
 import pytest
 import torch
 
 from mmpelk.sparsity import live_total
-from tests.commands import run
-from tests.paths import ROOT, TOOLS
+from tests.commands import find_free_port
+from tests.paths import ROOT
+from tests.reliability.training import preload, start
 from tests.sparsity.tiny import scores_of_global_batch
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('granularity', ['weight', 'unit'])
 def test_both_ranks_have_the_same_masks_throughout(tmp_path, granularity):
-    launch = [sys.executable, TOOLS / 'torchrun.py', '--standalone', '--nproc-per-node', 2]
-    run(*launch, '-m', 'tests.sparsity.ranks', tmp_path, granularity, cwd=tmp_path, PYTHONPATH=ROOT)
+    preload()
+    tool = str(ROOT / 'tests' / 'sparsity' / 'ranks.py')
+    running = start(tmp_path, [tmp_path, granularity], 2, tool, find_free_port())
+    assert running.wait() == [0, 0], running.printed()[-3000:]
     first, second = (torch.load(tmp_path / f'rank{rank}.pth') for rank in range(2))
     assert len(first['masks']) == 6
     for mask, other in zip(first['masks'], second['masks'], strict=True):

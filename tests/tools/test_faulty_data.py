@@ -8,9 +8,10 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from tests.commands import call, run
+from tests.commands import call, find_free_port
 from tests.models.detectors import NANO, detector, loss_of
 from tests.paths import TOOLS
+from tests.reliability.training import preload, start
 
 pytestmark = pytest.mark.scope('mmdet')
 
@@ -87,7 +88,10 @@ def train_on_two_processes(shapes: Path, annotations: Path, folder: Path, code: 
         'default_hooks.logger.interval': 1,
     }
     words = ['--work-dir', 'work', '--cfg-options', *(f'{key}={value}' for key, value in options.items())]
-    return run(TOOLS / 'dist_train.sh', NANO, 2, *words, cwd=folder, code=code)
+    preload()
+    running = start(folder, [NANO, *words], 2, port=find_free_port())
+    assert running.wait() == [code, code], running.printed()[-3000:]
+    return running.printed()
 
 
 @pytest.mark.slow

@@ -12,8 +12,9 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import save_checkpoint
 
 from mmpelk.sparsity import GRANULARITIES, attach_masks, remove_masks
-from tests.commands import call, run
+from tests.commands import call, find_free_port
 from tests.paths import TOOLS
+from tests.reliability import training
 
 pytestmark = [pytest.mark.slow, pytest.mark.scope('mmseg')]
 
@@ -96,7 +97,9 @@ custom_hooks = [dict(type='mmpelk.SparsityHook', mode='dense')]
         call(TOOLS / 'train.py', config, '--work-dir', 'work', cwd=tmp_path)
     else:
         known = ['--cfg-options', 'model.backbone.hidden_channels=pretrained']
-        run(TOOLS / 'dist_train.sh', config, 2, '--work-dir', 'work', *known, cwd=tmp_path)
+        training.preload()
+        running = training.start(tmp_path, [config, '--work-dir', 'work', *known], 2, port=find_free_port())
+        assert running.wait() == [0, 0], running.printed()[-3000:]
     tuned = torch.load(tmp_path / 'work' / 'iter_4.pth', weights_only=False)['state_dict']
     start = torch.load(files[1])['state_dict']
     for name, value in start.items():
