@@ -4,7 +4,6 @@ import random
 import re
 import signal
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,10 @@ from mmpelk.engine.preemption import PREEMPTED
 from tests.commands import call, find_free_port
 from tests.paths import TOOLS
 from tests.reliability.recipes import write_recipe
-from tests.reliability.training import Running, difference, preload, start
+from tests.reliability.training import Running, Signalled, difference, preload, start
 
 pytestmark = pytest.mark.slow
 LAST = {'seg': 'iter_8.pth', 'cls': 'epoch_3.pth', 'det': 'epoch_3.pth'}
-# Long enough for a signal to arrive in it, and no validation before the end, which mmengine does not run again.
-LONG = dict(train_cfg__max_iters=40, train_cfg__val_interval=100)
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -34,14 +31,12 @@ def data(tmp_path_factory, tiny_ade20k: Path, tiny_imagenet: Path) -> dict[str, 
     return dict(seg=tiny_ade20k, cls=tiny_imagenet, det=shapes)
 
 
-def kill_when(
-    running: Running, path: Path, number: signal.Signals = signal.SIGKILL, ranks: Sequence[int] | None = None
-) -> None:
-    """A signal to all processes, or to some, as soon as a file is there."""
+def kill_when(running: Running, path: Path) -> None:
+    """Kill all processes as soon as a file is there."""
     while not path.exists():
         assert any(process.is_alive() for process in running.processes), running.printed()[-3000:]
         time.sleep(0.01)
-    running.kill(number, ranks)
+    running.kill()
     running.wait()
 
 
@@ -76,17 +71,21 @@ def test_killed_and_resumed(tmp_path, data, task, ranks, workers, point):
 
 def test_stopped_by_a_signal_to_one_of_two_processes(tmp_path, data):
     """Both finish the iteration, save and leave with the code that a scheduler starts them again on."""
-    recipe = write_recipe('seg', data['seg'], tmp_path / 'seg.py', randomness=dict(seed=7), **LONG)
+    # Without validation before the end, which mmengine does not run again.
+    changes = dict(randomness=dict(seed=7), train_cfg__val_interval=100)
+    recipe = write_recipe('seg', data['seg'], tmp_path / 'seg.py', **changes)
     words = {name: [recipe, '--work-dir', tmp_path / name] for name in ('whole', 'stopped')}
     whole = start(tmp_path, words['whole'], 2, port=find_free_port())
     assert whole.wait() == [0, 0], whole.printed()[-3000:]
+    signalled = dict(type=f'{Signalled.__module__}.Signalled', rank=1, iteration=3, number=int(signal.SIGTERM))
+    write_recipe('seg', data['seg'], recipe, **changes, default_hooks__signalled=signalled)
     stopped = start(tmp_path, words['stopped'], 2, port=find_free_port())
-    kill_when(stopped, tmp_path / 'stopped' / 'iter_2.pth', signal.SIGTERM, ranks=[1])
     assert stopped.wait() == [PREEMPTED, PREEMPTED], stopped.printed()[-3000:]
     assert '--resume goes on from there' in stopped.printed()
+    write_recipe('seg', data['seg'], recipe, **changes)
     resumed = start(tmp_path, [*words['stopped'], '--resume'], 2, port=find_free_port())
     assert resumed.wait() == [0, 0], resumed.printed()[-3000:]
-    assert not difference(final(tmp_path / 'whole', 'iter_40.pth'), final(tmp_path / 'stopped', 'iter_40.pth'))
+    assert not difference(final(tmp_path / 'whole', 'seg'), final(tmp_path / 'stopped', 'seg'))
 
 
 def test_newest_that_loads_is_resumed_from(tmp_path, data):

@@ -11,6 +11,8 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from mmengine.hooks import Hook
+
 from tests.commands import load_tool
 from tests.paths import TOOLS
 
@@ -48,6 +50,25 @@ class Running:
 
     def printed(self) -> str:
         return '\n'.join(log.read_text(errors='replace') for log in self.logs if log.exists())
+
+
+class Signalled(Hook):
+    """A process that gets a signal after an iteration, whoever else is busy.
+
+    Args:
+        rank: Of the process.
+        iteration: The first is 1.
+        number: Of the signal.
+    """
+
+    priority = 'VERY_LOW'
+
+    def __init__(self, rank: int, iteration: int, number: int) -> None:
+        self.rank, self.iteration, self.number = rank, iteration, number
+
+    def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
+        if (runner.iter + 1, int(os.environ['RANK'])) == (self.iteration, self.rank):
+            os.kill(os.getpid(), self.number)
 
 
 def preload(*tasks: str) -> None:
