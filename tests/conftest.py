@@ -20,7 +20,7 @@ from tests.paths import CONFIGS
 
 # For every `_base_ = 'mmdet::...'` mmengine reads the toolbox's hundred metafiles again, a third of a second.
 config_utils.load = functools.cache(config_utils.load)
-# And yapf formats every config that is logged, dumped or saved, a second and more for a training: it is as valid without.
+# And yapf formats every config that is logged, dumped or saved, more than a second of a training: they hold the same.
 yapf_api.FormatCode = lambda text, **options: (text, False)
 
 TINY_MODEL = """
