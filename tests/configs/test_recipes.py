@@ -283,6 +283,27 @@ def test_every_recipe_is_compared() -> None:
     assert [f'{name}.py' for name in sorted(DIFFERENCES)] == [name for name in RECIPES if not name.startswith('demo/')]
 
 
+@pytest.mark.parametrize(
+    ('name', 'length', 'validation', 'saving'),
+    [
+        ('upernet_pelk_nano_synthetic', 700, 100, dict(by_epoch=False, interval=700)),
+        ('mask_rcnn_pelk_nano_synthetic', 12, 3, dict(interval=3, max_keep_ckpts=1)),
+        ('mask_rcnn_pelk_nano_coco_overfit', 300, 50, dict(interval=50, max_keep_ckpts=1)),
+        *(
+            (f'{network}_nano_digits', 12, 3, dict(interval=12, max_keep_ckpts=1))
+            for network in ('pelk', 'conv7', 'stripe')
+        ),
+    ],
+)
+def test_demos_are_tested_and_saved(name: str, length: int, validation: int, saving: dict[str, Any]) -> None:
+    cfg = Config.fromfile(config(f'demo/{name}'))
+    assert (cfg.train_cfg.get('max_iters') or cfg.train_cfg.max_epochs, cfg.train_cfg.val_interval) == (
+        length,
+        validation,
+    )
+    assert cfg.default_hooks.checkpoint == dict(type='mmpelk.CheckpointHook', **saving)
+
+
 def test_recipe_survives_its_dump() -> None:
     cfg = Config.fromfile(config('det/cascade_mask_rcnn_pelk_t_coco'))
     assert Config.fromstring(cfg.pretty_text, '.py').to_dict() == cfg.to_dict()

@@ -19,6 +19,7 @@ from tests.projects.pictures import image, label
 
 TOOL = TOOLS / 'new_project.py'
 SCOPES = {'seg': 'mmseg', 'det': 'mmdet', 'cls': 'mmpretrain'}
+BEST = {'seg': 'mIoU', 'det': 'coco/bbox_mAP', 'cls': 'accuracy/top1'}
 
 
 def make_data(task: str, root: Path) -> Path:
@@ -57,6 +58,9 @@ def test_config_builds_and_reads_its_data(task: str, options: tuple, tmp_path: P
     cfg = Config.fromfile(tmp_path / 'projects' / 'mine' / 'mine.py')
     init_default_scope(cfg.default_scope)
     assert 'mine' not in cfg.model  # nothing but the recipe's keys
+    loop, saving = cfg.train_cfg, cfg.default_hooks.checkpoint
+    assert (saving.save_best, saving.max_keep_ckpts, saving.interval) == (BEST[task], 1, loop.val_interval)
+    assert 5 <= (loop.get('max_iters') or loop.max_epochs) / loop.val_interval < 20
     with torch.device('meta'):
         model = MODELS.build(cfg.model)
     assert sum(parameter.numel() for parameter in model.parameters()) > (2e7 if options else 8e4)
