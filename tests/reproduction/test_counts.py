@@ -16,6 +16,7 @@ from mmpelk.ops import backends
 from reproduction import counts, networks
 from reproduction.counts import RESULT_FILES, CountedRow, count_row, count_table, measured_scores
 from reproduction.marks import Results
+from reproduction.page import render
 from reproduction.paper import FLOPS_DECIMALS, TABLES, PublishedRow
 from tests.paths import ROOT
 
@@ -147,6 +148,14 @@ def test_tables_have_every_row(number: int, monkeypatch: pytest.MonkeyPatch, tmp
     for row in rows:
         assert (row.counted is None) == row.note.startswith('not built: ')
     assert len(counts.counts_table(number, Results(tmp_path)).rows) == len(rows)
+
+
+@pytest.mark.slow
+def test_page_is_what_the_data_gives() -> None:
+    """With the counts that are remembered from the tests before."""
+    for toolbox in ('mmseg', 'mmdet', 'mmpretrain'):
+        pytest.importorskip(toolbox)
+    assert render() == (ROOT / 'docs' / 'reproduction.md').read_text(), 'make report writes the page anew'
 
 
 # Scores that somebody measured
