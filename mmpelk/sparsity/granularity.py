@@ -84,8 +84,8 @@ class TwoOfFourLayer(WeightLayer):
         return None if is_two_of_four(self.parameters[0].mask) else f'more than two of four in {self.name}'
 
 
-# Matrix products of a shrunk network slow down by up to a third where rows are as long as it happens: on a CPU 283 units
-# take 1.36 times as long as 288. Where the next multiple is 2 % away at most, blocks keep as many.
+# Matrix products are slow on rows of an odd length: on a CPU, 283 units of PeLK-T's first stage take 1.36 times as long
+# as 288. Where the next multiple is at most 2 % away, a block keeps as many.
 _MULTIPLE = 8
 _ROUNDED_FROM = 200
 
