@@ -1,10 +1,11 @@
 """The convolution as one operator that autograd, ``torch.compile`` and FLOP counters know.
 
-Two operators close under differentiation. ``conv`` is linear in the input and in the weight: the gradient of its input
-is ``conv`` of the output's gradient with the flipped kernel, and the gradient of its weight is ``weight_grad``, whose
-own gradients are ``conv`` again. Their ``backend`` is a name, or ``None`` for the fastest at each computation. Both
-take a map that has more channels than the weight: those beyond pass unchanged (Eq. 4), and the result of a network's
-mixer needs no concatenation. Results have the memory format of ``x``, as those of ``F.conv2d``.
+Two operators close under differentiation. ``conv`` is linear in the input and in the weight, and ``conv_backward``
+returns all its gradients at once: that of the input is ``conv`` of the output's gradient with the flipped kernel. The
+gradients of ``conv_backward`` are those two again, with other arguments. Their ``backend`` is a name, or ``None`` for
+the fastest at each computation. Both take a map that has more channels than the weight: those beyond pass unchanged
+(Eq. 4), and the result of a network's mixer needs no concatenation. Results have the memory format of ``x``, as those
+of ``F.conv2d``.
 
 ``conv_prepared`` is ``conv`` for inference, with a kernel that the backend's ``prepare`` has made before.
 
@@ -22,17 +23,27 @@ from .autocast import cast_under_autocast, without_autocast
 from .backends import BACKENDS, fastest_backend
 from .layout import empty_as
 
-__all__ = ['HAS_CUSTOM_OP', 'conv', 'conv_prepared', 'register', 'weight_grad']
+__all__ = [
+    'HAS_CUSTOM_OP',
+    'conv',
+    'conv_backward',
+    'conv_prepared',
+    'dense_flops',
+    'input_grad',
+    'mix',
+    'register',
+    'weight_grad',
+]
 
 HAS_CUSTOM_OP = hasattr(torch.library, 'custom_op') and hasattr(torch.library, 'register_autograd')
 
 
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], backend: str | None) -> Tensor:
-    return _mix(x, weight, bias, grid, backend, {})
+    return mix(x, weight, bias, grid, backend)
 
 
-def _mix(
-    x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], backend: str | None, kernel: dict[str, Tensor]
+def mix(
+    x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], backend: str | None, **kernel: Tensor
 ) -> Tensor:
     """Convolve the first channels, as many as ``weight`` has, and copy the others."""
     out, channels = empty_as(x), weight.shape[0]
@@ -48,66 +59,102 @@ def _mix(
 def _conv_prepared(
     x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], backend: str, kernel: Tensor
 ) -> Tensor:
-    return _mix(x, weight, bias, grid, backend, {'kernel': kernel})
+    return mix(x, weight, bias, grid, backend, kernel=kernel)
 
 
-def _weight_grad(x: Tensor, grad_out: Tensor, channels: int, grid: Sequence[int], backend: str | None) -> Tensor:
-    x, grad_out = x[:, :channels], grad_out[:, :channels]
+def input_grad(grad_out: Tensor, weight: Tensor, grid: Sequence[int], backend: str | None) -> Tensor:
+    """Gradient of the input: the convolution with the flipped kernel."""
+    return mix(grad_out, weight.flip(-1, -2), None, list(reversed(grid)), backend)
+
+
+def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int], backend: str | None) -> Tensor:
+    """Gradient of the weight, for all channels of ``x``."""
     name = backend or fastest_backend(x, grid, weight_grad=True)
     with without_autocast(x.device.type):
         return BACKENDS[name].weight_grad(x, grad_out, grid).contiguous()
 
 
-def _conv_transposed(grad_out: Tensor, weight: Tensor, grid: Sequence[int], backend: str | None) -> Tensor:
-    return conv(grad_out, weight.flip(-1, -2), None, list(reversed(grid)), backend)
+def _bias_grad(grad_out: Tensor, weight: Tensor, bias_dims: int) -> Tensor:
+    return grad_out[:, : weight.shape[0]].sum(0 if bias_dims == 3 else (0, 2, 3))
+
+
+def _conv_backward(
+    x: Tensor,
+    weight: Tensor,
+    grad_out: Tensor,
+    bias_dims: int,
+    grid: Sequence[int],
+    backend: str | None,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    channels = weight.shape[0]
+    return (
+        input_grad(grad_out, weight, grid, backend) if wanted[0] else x.new_empty(0),
+        weight_grad(x[:, :channels], grad_out[:, :channels], grid, backend) if wanted[1] else x.new_empty(0),
+        _bias_grad(grad_out, weight, bias_dims) if wanted[2] else x.new_empty(0),
+    )
+
+
+def _conv_backward_fake(
+    x: Tensor,
+    weight: Tensor,
+    grad_out: Tensor,
+    bias_dims: int,
+    grid: Sequence[int],
+    backend: str | None,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        empty_as(grad_out) if wanted[0] else x.new_empty(0),
+        weight.new_empty(weight.shape) if wanted[1] else x.new_empty(0),
+        _bias_grad(grad_out, weight, bias_dims) if wanted[2] else x.new_empty(0),
+    )
 
 
 def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, bias, ctx.grid, ctx.backend = inputs
-    ctx.bias_shape = None if bias is None else bias.shape
+    ctx.bias_dims = 0 if bias is None else bias.dim()
     ctx.save_for_backward(x, weight)
 
 
-def _conv_backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight = ctx.saved_tensors
-    grad_x = grad_weight = grad_bias = None
+def _conv_grads(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = list(ctx.needs_input_grad[:3])
+    grads = conv_backward(*ctx.saved_tensors, grad_out, ctx.bias_dims, ctx.grid, ctx.backend, wanted)
+    return *(grad if want else None for grad, want in zip(grads, wanted, strict=True)), None, None
+
+
+def _conv_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, grad_out, ctx.bias_dims, ctx.grid, ctx.backend, ctx.wanted = inputs
+    ctx.save_for_backward(x, weight, grad_out)
+
+
+def _conv_backward_grads(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    """``conv_backward`` is linear in ``grad_out``, its first result in ``weight``, its second in ``x``."""
+    x, weight, grad_out = ctx.saved_tensors
+    of_x, of_weight, of_bias = (grad if want else None for grad, want in zip(grads, ctx.wanted, strict=True))
+    of_x = torch.zeros_like(x) if of_x is None else of_x
+    of_weight = torch.zeros_like(weight) if of_weight is None else of_weight
+    mixed, grad_mixed = x[:, : len(weight)], grad_out[:, : len(weight)]
+    settings = ctx.grid, ctx.backend
+    grad_x = grad_weight = grad_grad_out = None
     if ctx.needs_input_grad[0]:
-        grad_x = _conv_transposed(grad_out, weight, ctx.grid, ctx.backend)
+        grad_x = conv_backward(mixed, of_weight, grad_mixed, 0, *settings, [True, False, False])[0]
+        grad_x = _fill_rest(grad_x, x)
     if ctx.needs_input_grad[1]:
-        grad_weight = weight_grad(x, grad_out, weight.shape[0], ctx.grid, ctx.backend)
+        grad_weight = conv_backward(of_x, weight, grad_out, 0, *settings, [False, True, False])[1]
     if ctx.needs_input_grad[2]:
-        grad_bias = grad_out[:, : weight.shape[0]].sum((0, 2, 3) if len(ctx.bias_shape) == 1 else 0)
-    return grad_x, grad_weight, grad_bias, None, None
+        grad_grad_out = conv(of_x, weight, of_bias, *settings) + _fill_rest(conv(mixed, of_weight, None, *settings), x)
+    return grad_x, grad_weight, grad_grad_out, None, None, None, None
 
 
-def _weight_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, grad_out, ctx.channels, ctx.grid, ctx.backend = inputs
-    ctx.save_for_backward(x, grad_out)
-
-
-def _weight_grad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, grad_out = ctx.saved_tensors
-    grad_x = grad_grad_out = None
-    if ctx.needs_input_grad[0]:
-        grad_x = _of_mixed(_conv_transposed, grad_out, grad, ctx)
-    if ctx.needs_input_grad[1]:
-        grad_grad_out = _of_mixed(lambda x, weight, grid, backend: conv(x, weight, None, grid, backend), x, grad, ctx)
-    return grad_x, grad_grad_out, None, None, None
-
-
-def _of_mixed(function: Callable[..., Tensor], x: Tensor, weight: Tensor, ctx: Any) -> Tensor:
+def _fill_rest(mixed: Tensor, x: Tensor) -> Tensor:
     """A gradient that the channels which pass unchanged have no part in."""
-    mixed = function(x[:, : ctx.channels], weight, ctx.grid, ctx.backend)
-    rest = x.shape[1] - ctx.channels
-    return torch.cat([mixed, torch.zeros_like(x[:, ctx.channels :])], 1) if rest else mixed
+    rest = x[:, mixed.shape[1] :]
+    return torch.cat([mixed, torch.zeros_like(rest)], 1) if rest.shape[1] else mixed
 
 
 def _conv_fake(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], backend: str | None) -> Tensor:
     return empty_as(x)
-
-
-def _weight_grad_fake(x: Tensor, grad_out: Tensor, channels: int, grid: Sequence[int], backend: str | None) -> Tensor:
-    return x.new_empty(channels, 1, len(grid), len(grid))
 
 
 def register(
@@ -134,16 +181,18 @@ conv = register(
     _conv,
     _conv_fake,
     _conv_setup,
+    _conv_grads,
+)
+conv_backward = register(
+    'peripheral_conv2d_backward',
+    '(Tensor x, Tensor weight, Tensor grad_out, int bias_dims, int[] grid, str? backend, bool[] wanted)'
+    ' -> (Tensor, Tensor, Tensor)',
     _conv_backward,
+    _conv_backward_fake,
+    _conv_backward_setup,
+    _conv_backward_grads,
 )
-weight_grad = register(
-    'peripheral_conv2d_weight_grad',
-    '(Tensor x, Tensor grad_out, int channels, int[] grid, str? backend) -> Tensor',
-    _weight_grad,
-    _weight_grad_fake,
-    _weight_grad_setup,
-    _weight_grad_backward,
-)
+"""Gradients of input, weight and bias, those that are not ``wanted`` as empty tensors."""
 
 if HAS_CUSTOM_OP:
     _prepared = torch.library.custom_op(
@@ -158,7 +207,7 @@ else:
     conv_prepared = _conv_prepared
 
 
-def _dense_flops(x_shape: Sequence[int], channels: int, kernel_size: int) -> int:
+def dense_flops(x_shape: Sequence[int], channels: int, kernel_size: int) -> int:
     """Multiply-adds of the dense form, times two: the convention of ``torch.utils.flop_counter``."""
     batch, _, height, width = x_shape
     return 2 * batch * channels * height * width * kernel_size**2
@@ -169,11 +218,11 @@ def _register_flops() -> None:
 
     @register_flop_formula(torch.ops.mmpelk.peripheral_conv2d)
     def conv_flops(x_shape, weight_shape, bias_shape, grid, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-        return _dense_flops(x_shape, weight_shape[0], sum(grid))
+        return dense_flops(x_shape, weight_shape[0], sum(grid))
 
-    @register_flop_formula(torch.ops.mmpelk.peripheral_conv2d_weight_grad)
-    def weight_grad_flops(x_shape, grad_out_shape, channels, grid, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-        return _dense_flops(x_shape, channels, sum(grid))
+    @register_flop_formula(torch.ops.mmpelk.peripheral_conv2d_backward)
+    def backward_flops(x_shape, weight_shape, _, __, grid, ___, wanted, **kwargs) -> int:  # type: ignore[no-untyped-def]
+        return sum(wanted[:2]) * dense_flops(x_shape, weight_shape[0], sum(grid))
 
 
 def _register_autocast() -> None:

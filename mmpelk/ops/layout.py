@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-__all__ = ['empty_as', 'is_channels_last']
+__all__ = ['dense', 'empty_as', 'is_channels_last']
 
 
 def is_channels_last(x: Tensor) -> bool:
@@ -12,8 +12,16 @@ def is_channels_last(x: Tensor) -> bool:
     return x.shape[1] > 1 and channels == 1 and columns >= x.shape[1] and x.stride(2) >= columns
 
 
+def _format(x: Tensor) -> torch.memory_format:
+    return torch.channels_last if is_channels_last(x) else torch.contiguous_format
+
+
+def dense(x: Tensor, like: Tensor) -> Tensor:
+    """``x``, or a copy, without gaps and in the memory format of ``like``."""
+    return x.contiguous(memory_format=_format(like))
+
+
 def empty_as(x: Tensor, channels: int | None = None) -> Tensor:
     """An uninitialised map of the size and memory format of ``x``, dense, of ``channels`` channels (as many)."""
     size = (x.shape[0], channels or x.shape[1], *x.shape[2:])
-    memory_format = torch.channels_last if is_channels_last(x) else torch.contiguous_format
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format)
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=_format(x))

@@ -25,7 +25,9 @@ def test_one_operator(backend: str | None) -> None:
     x, weight, bias = (tensor.requires_grad_() for tensor in make_inputs(grid, 10, 9))
     torch.library.opcheck(torch.ops.mmpelk.peripheral_conv2d, (x, weight, bias, grid, backend))
     torch.library.opcheck(torch.ops.mmpelk.peripheral_conv2d, (x, weight, None, grid, backend))
-    torch.library.opcheck(torch.ops.mmpelk.peripheral_conv2d_weight_grad, (x, x.detach().clone(), 3, grid, backend))
+    for wanted in ([True, True, True], [True, False, False]):
+        arguments = x, weight, x.detach().clone(), 3, grid, backend, wanted
+        torch.library.opcheck(torch.ops.mmpelk.peripheral_conv2d_backward, arguments)
 
 
 @needs_custom_op

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmpelk.ops.branches import peripheral_branches
 from mmpelk.ops.positional import positional_constant, positional_map, summed_area_table
 from mmpelk.ops.positional_op import positional_term
 from mmpelk.ops.sharing_grid import resolve_sharing_grid
@@ -52,10 +53,31 @@ class PeripheralMixer(Mixer):
             if self.passes_rest:
                 return self._constants.mix(self, x)
             return self.large(x, self._deployed_map(x))
+        if self._branches_at_once:
+            large, small = peripheral_branches(
+                x,
+                self.large.weight,
+                self.large.sharing_grid,
+                self.small.weight,
+                embedding if self.embedding_mode else None,
+                backend=self.large.backend,
+            )
+            return self.large_norm(large) + self.small_norm(small)
         out = self.large_norm(self.large(x, self._embedding_map(x, embedding)))
         if self.small_kernel_size:
             out = out + self.small_norm(self.small(x))
         return out
+
+    @property
+    def _branches_at_once(self) -> bool:
+        """In training both kernels are one operator, unless somebody watches or replaced them. Traced graphs keep the
+        plain form."""
+        if not self.small_kernel_size or self.embedding_mode == 'constant' or _is_traced():
+            return False
+        kernels = [self.large, self.small]
+        # Private: torch has no public way to ask whether a module has hooks, which calling it alone runs.
+        watched = any(kernel._forward_hooks or kernel._forward_pre_hooks for kernel in kernels)
+        return torch.is_grad_enabled() and not watched and list(map(type, kernels)) == [PeripheralConv2d, nn.Conv2d]
 
     def _embedding_map(self, x: Tensor, embedding: Tensor | None) -> Tensor | None:
         if self.embedding_mode is None or embedding is None:
@@ -68,10 +90,9 @@ class PeripheralMixer(Mixer):
     @property
     def passes_rest(self) -> bool:
         """Deployed, for inference: the operator writes the whole map. Traced graphs keep the plain form."""
-        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
         # An exporter may have put another module in place of the convolution.
         is_ours = isinstance(self.large, PeripheralConv2d)
-        return self.deployed and is_ours and not torch.is_grad_enabled() and not is_traced
+        return self.deployed and is_ours and not torch.is_grad_enabled() and not _is_traced()
 
     def deployed_bias(self, x: Tensor) -> Tensor | None:
         """What is added to the convolution of maps of the size of ``x``: a number or a map per channel."""
@@ -115,6 +136,11 @@ class PeripheralMixer(Mixer):
         bias = (bias + small_bias).to(self.large.weight)
         self.large.bias = nn.Parameter(bias, requires_grad=self.large.weight.requires_grad)
         self.deployed = True
+
+
+def _is_traced() -> bool:
+    """Whether a graph is being made of the calls."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _centre_margin(grid: Sequence[int], small_kernel_size: int) -> int:

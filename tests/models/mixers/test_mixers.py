@@ -214,3 +214,32 @@ def test_refuses_to_merge(name: str, arguments: dict, message: str) -> None:
 )
 def test_receptive_field(name: str, size: int, reach: int, deploy: bool) -> None:
     assert MIXERS[name](MixerSpec(CHANNELS, size, deploy=deploy)).receptive_field == (reach, reach)
+
+
+@pytest.mark.parametrize('mode', ['in_bounds', None])
+def test_training_as_one_operator_is_the_plain_form(mode: str | None) -> None:
+    """Which is taken where a hook, on either kernel, waits for a module's call."""
+    mixer, embedding = _trained('peripheral', mode)
+    x = torch.randn(2, CHANNELS, 9, 12, dtype=torch.float64)
+    calls: list[nn.Module] = []
+    results = []
+    for watched in (None, mixer.small, mixer.large):
+        handle = watched.register_forward_hook(lambda module, *_: calls.append(module)) if watched else None
+        out = mixer(x, embedding)
+        results.append([out, *torch.autograd.grad(out.sin().sum(), list(mixer.parameters()))])
+        if handle:
+            handle.remove()
+    assert calls == [mixer.small, mixer.large]
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=1e-11, atol=1e-11)
+
+
+def test_a_replaced_kernel_is_called() -> None:
+    """As quantisation or a parametrisation of the weight puts one in place."""
+    mixer, _ = _trained('peripheral')
+    x = torch.randn(2, CHANNELS, 9, 12, dtype=torch.float64)
+    before = mixer(x)
+    nn.utils.parametrize.register_parametrization(mixer.small, 'weight', nn.Identity())
+    torch.testing.assert_close(mixer(x), before)
+    mixer.small = nn.Identity()
+    assert not torch.allclose(mixer(x), before)

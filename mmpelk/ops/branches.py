@@ -1,0 +1,205 @@
+"""The two kernels of a mixer in training as one operator: the peripheral one with its positional term, and a small one.
+
+``branches`` returns the output of each kernel, ``branches_backward`` all gradients. One by one these are eight
+operators of autograd's, two of them sums of gradients of the same tensor. The gradients of ``branches_backward`` are
+the same two operators again: it is linear in the gradients that it takes, and each of its results in all tensors of the
+others.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .autocast import cast_under_autocast, without_autocast
+from .backends import requested_backend
+from .custom_op import HAS_CUSTOM_OP, dense_flops, input_grad, mix, register, weight_grad
+from .functional import check
+from .layout import dense, empty_as
+from .positional_op import term, term_grads
+
+__all__ = ['branches_backward', 'peripheral_branches']
+
+
+def peripheral_branches(
+    x: Tensor,
+    weight: Tensor,
+    sharing_grid: Sequence[int],
+    small: Tensor,
+    embedding: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A peripheral and a small dense kernel, both depthwise, on the same map.
+
+    Differentiable any number of times. Under autocast as :func:`mmpelk.ops.peripheral_conv2d`, and the positional term
+    is summed in at least float32.
+
+    Args:
+        x: ``(N, C, H, W)``, floating point, any strides.
+        weight: ``(C, 1, k', k')`` of the peripheral kernel.
+        sharing_grid: ``k'`` ring widths along either axis; their sum is the odd kernel size ``K``.
+        small: ``(C, 1, s, s)`` with an odd ``s``.
+        embedding: ``(C, K, K)``, the ``h`` of Eq. 3, whose sum leaves positions outside the map out; or ``None``.
+        backend: As :func:`mmpelk.ops.peripheral_conv2d` takes it, for the peripheral kernel.
+
+    Returns:
+        The output of the peripheral kernel and that of the small one, both like ``x`` and in its memory format.
+
+    Raises:
+        ValueError: As :func:`mmpelk.ops.peripheral_conv2d`.
+        RuntimeError: As :func:`mmpelk.ops.peripheral_conv2d`.
+    """
+    grid = [int(width) for width in sharing_grid]
+    x, weight, cast = cast_under_autocast(x, weight, small)
+    check(x, weight, grid, None)
+    return _branches_op(x, weight, cast, embedding, grid, requested_backend(x, weight, grid, backend))
+
+
+def _branches(
+    x: Tensor, weight: Tensor, small: Tensor, embedding: Tensor | None, grid: Sequence[int], backend: str | None
+) -> tuple[Tensor, Tensor]:
+    bias = None if embedding is None else term(weight, embedding, grid, *x.shape[-2:]).to(x.dtype)
+    with without_autocast(x.device.type):
+        output = F.conv2d(x, small, padding=small.shape[-1] // 2, groups=len(small))
+    return mix(x, weight, bias, grid, backend), dense(output, like=x)
+
+
+def _branches_fake(
+    x: Tensor, weight: Tensor, small: Tensor, embedding: Tensor | None, grid: Sequence[int], backend: str | None
+) -> tuple[Tensor, Tensor]:
+    return empty_as(x), empty_as(x)
+
+
+def _backward(
+    x: Tensor,
+    weight: Tensor,
+    small: Tensor,
+    embedding: Tensor | None,
+    grad: Tensor,
+    grad_small: Tensor,
+    grid: Sequence[int],
+    backend: str | None,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    none = [x.new_empty(0) for _ in range(4)]
+    of_x, of_weight, of_small, of_embedding = none
+    x = dense(x, like=x)  # once for all that read it
+    if wanted[0] or wanted[2]:
+        padding = [small.shape[-1] // 2] * 2
+        mask = [wanted[0], wanted[2], False]
+        conv = x, small, None, [1, 1], padding, [1, 1], False, [0, 0], len(small), mask
+        with without_autocast(x.device.type):
+            of_x_by_small, of_small_or_none, _ = torch.ops.aten.convolution_backward(grad_small, *conv)
+        of_small = of_small_or_none.contiguous() if wanted[2] else of_small
+    if wanted[0]:
+        of_x = input_grad(grad, weight, grid, backend).add_(of_x_by_small)
+    if wanted[1]:
+        of_weight = weight_grad(x, grad, grid, backend)
+    if embedding is not None and (wanted[1] or wanted[3]):
+        total = grad[0] if len(grad) == 1 else grad.sum(0)
+        by_term, of_embedding = term_grads(total, weight, embedding, grid)
+        of_weight = of_weight.add_(by_term) if wanted[1] else of_weight
+    return of_x, of_weight, of_small, of_embedding if wanted[3] else none[3]
+
+
+def _backward_fake(
+    x: Tensor,
+    weight: Tensor,
+    small: Tensor,
+    embedding: Tensor | None,
+    grad: Tensor,
+    grad_small: Tensor,
+    grid: Sequence[int],
+    backend: str | None,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    of_weight, of_small, of_embedding = (
+        like.new_empty(like.shape) if want and like is not None else x.new_empty(0)
+        for like, want in zip((weight, small, embedding), wanted[1:], strict=True)
+    )
+    return empty_as(grad) if wanted[0] else x.new_empty(0), of_weight, of_small, of_embedding
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.grid, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _grads(ctx: Any, grad: Tensor, grad_small: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = list(ctx.needs_input_grad[:4])
+    grads = branches_backward(*ctx.saved_tensors, grad, grad_small, ctx.grid, ctx.backend, wanted)
+    return *(value if want else None for value, want in zip(grads, wanted, strict=True)), None, None
+
+
+def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.grid, ctx.backend, ctx.wanted = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward_grads(ctx: Any, *seconds: Tensor) -> tuple[Tensor | None, ...]:
+    *tensors, grad, grad_small = ctx.saved_tensors
+    x, weight, small, embedding = tensors
+    of_x, of_weight, of_small, of_embedding = (
+        value if want or tensor is None else torch.zeros_like(tensor)
+        for value, tensor, want in zip(seconds, tensors, ctx.wanted, strict=True)
+    )
+    grads, settings = (grad, grad_small), (ctx.grid, ctx.backend)
+    first, second = (
+        (x, of_weight, of_small, embedding),
+        (of_x, weight, small, None if embedding is None else of_embedding),
+    )
+    results: list[Tensor | None] = [None] * 6
+    need = ctx.needs_input_grad
+    if need[0] or need[3]:
+        results[0], _, _, results[3] = branches_backward(*first, *grads, *settings, [need[0], False, False, need[3]])
+    if need[1] or need[2]:
+        _, results[1], results[2], _ = branches_backward(*second, *grads, *settings, [False, need[1], need[2], False])
+    if need[4] or need[5]:
+        pairs = zip(_branches_op(*first, *settings), _branches_op(*second, *settings), strict=True)
+        results[4:] = [a + b for a, b in pairs]
+    return *(value if want else None for value, want in zip(results, need, strict=False)), None, None, None
+
+
+_branches_op = register(
+    'peripheral_branches',
+    '(Tensor x, Tensor weight, Tensor small, Tensor? embedding, int[] grid, str? backend) -> (Tensor, Tensor)',
+    _branches,
+    _branches_fake,
+    _setup,
+    _grads,
+)
+branches_backward = register(
+    'peripheral_branches_backward',
+    '(Tensor x, Tensor weight, Tensor small, Tensor? embedding, Tensor grad, Tensor grad_small, int[] grid, '
+    'str? backend, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor)',
+    _backward,
+    _backward_fake,
+    _backward_setup,
+    _backward_grads,
+)
+"""Gradients of ``x``, ``weight``, ``small`` and ``embedding``, those that are not ``wanted`` as empty tensors."""
+
+
+def _register_flops() -> None:
+    from torch.utils.flop_counter import register_flop_formula
+
+    def flops(x_shape, small_shape, grid, large_times=1, small_times=1) -> int:  # type: ignore[no-untyped-def]
+        sides = large_times * [sum(grid)] + small_times * [small_shape[-1]]
+        return sum(dense_flops(x_shape, x_shape[1], side) for side in sides)
+
+    @register_flop_formula(torch.ops.mmpelk.peripheral_branches)
+    def forward_flops(x_shape, _, small_shape, __, grid, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+        return flops(x_shape, small_shape, grid)
+
+    @register_flop_formula(torch.ops.mmpelk.peripheral_branches_backward)
+    def backward_flops(  # type: ignore[no-untyped-def]
+        x_shape, _, small_shape, __, ___, ____, grid, backend, wanted, **kwargs
+    ) -> int:
+        return flops(x_shape, small_shape, grid, wanted[0] + wanted[1], wanted[0] + wanted[2])
+
+
+if HAS_CUSTOM_OP:
+    _register_flops()
