@@ -62,6 +62,7 @@ def _branches(
     x: Tensor, weight: Tensor, small: Tensor, embedding: Tensor | None, grid: Sequence[int], backend: str | None
 ) -> tuple[Tensor, Tensor]:
     bias = None if embedding is None else term(weight, embedding, grid, *x.shape[-2:]).to(x.dtype)
+    x = dense(x, like=x)  # once for both kernels, which read it many times
     with without_autocast(x.device.type):
         output = F.conv2d(x, small, padding=small.shape[-1] // 2, groups=len(small))
     return mix(x, weight, bias, grid, backend), dense(output, like=x)
@@ -86,7 +87,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     none = [x.new_empty(0) for _ in range(4)]
     of_x, of_weight, of_small, of_embedding = none
-    x = dense(x, like=x)  # once for all that read it
+    x = dense(x, like=x)
     if wanted[0] or wanted[2]:
         padding = [small.shape[-1] // 2] * 2
         mask = [wanted[0], wanted[2], False]

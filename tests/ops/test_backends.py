@@ -76,14 +76,16 @@ def _recording(used: list[str]):
 @pytest.mark.parametrize(
     ('channels', 'size', 'kernel_size', 'dtype', 'output', 'weight_grad'),
     [
-        (46, 56, 51, torch.float32, 'dft', 'dft'),
+        (46, 128, 51, torch.float32, 'fft', 'fft'),
+        (46, 56, 51, torch.float32, 'dft', 'fft'),
         (46, 256, 51, torch.float32, 'fft', 'fft'),
         (93, 28, 49, torch.float32, 'dft', 'dft'),
         (187, 14, 47, torch.float32, 'dft', 'dft'),
         (187, 14, 47, torch.bfloat16, 'dft', 'dft'),
         (374, 7, 13, torch.float32, 'dense', 'dft'),
-        (46, 128, 13, torch.bfloat16, 'dense', 'fft'),
-        (46, 56, 13, torch.float64, 'dft', 'dft'),
+        (46, 128, 13, torch.bfloat16, 'fft', 'fft'),
+        (374, 16, 13, torch.bfloat16, 'dense', 'dft'),
+        (46, 56, 13, torch.float64, 'dft', 'fft'),
         (46, 56, 5, torch.float32, 'dense', 'dense'),
     ],
 )

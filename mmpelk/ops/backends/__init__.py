@@ -109,9 +109,10 @@ class Costs:
 
 
 # Two cores of an AMD EPYC (Zen 3), torch 2.11. Those with AVX-512 have faster depthwise kernels: dense and fft as
-# measured on one for release 0.1.0, dft as much faster there as fft, which is a guess.
-AVX2 = Costs(dense_tap=0.060, dft_product=0.025, dft_number=4.0, fft_number=18.0)
-AVX512 = Costs(dense_tap=1 / 88, dft_product=0.0076, dft_number=1.2, fft_number=5.5)
+# measured on one for release 0.1.0, dft as much faster there as fft, which is a guess. The gradient of the weight, in
+# float64 and of two maps, but without a way back, takes about twice as long by dft and 1.5 times by fft.
+AVX2 = Costs(dense_tap=0.060, dft_product=0.025, dft_number=4.0, fft_number=14.0)
+AVX512 = Costs(dense_tap=1 / 88, dft_product=0.0076, dft_number=1.2, fft_number=4.3)
 COSTS = AVX512 if torch.backends.cpu.get_cpu_capability() == 'AVX512' else AVX2
 
 _forced: str | None = os.environ.get(_ENVIRONMENT_VARIABLE) or None
@@ -194,8 +195,8 @@ def _fastest_on_cpu(x: Tensor, kernel_size: int, weight_grad: bool) -> str:
         return 'dense'
     size, planes = (int(x.shape[-2]), int(x.shape[-1])), int(x.shape[0] * x.shape[1])
     costs = {
-        'dft': COSTS.calls[1] + planes * dft_ns(*size, kernel_size, 2 if weight_grad else 1),
-        'fft': COSTS.calls[2] + planes * fft_ns(*size, kernel_size),
+        'dft': COSTS.calls[1] + planes * dft_ns(*size, kernel_size) * (2 if weight_grad else 1),
+        'fft': COSTS.calls[2] + planes * fft_ns(*size, kernel_size) * (1.5 if weight_grad else 1),
     }
     if x.dtype != torch.float64 and not weight_grad and (x.dtype == torch.float32 or kernel_size <= dense.NCHW_UP_TO):
         costs['dense'] = COSTS.calls[0] + planes * dense_ns(*size, kernel_size)
@@ -209,11 +210,11 @@ def dense_ns(height: int, width: int, kernel_size: int) -> float:
     return COSTS.dense_tap * rows * width * (2 * dense.reach(kernel_size, width) + 1)
 
 
-def dft_ns(height: int, width: int, kernel_size: int, product_factor: float = 1) -> float:
+def dft_ns(height: int, width: int, kernel_size: int) -> float:
     """Cost of the matrix products of a plane and of the passes over its spectrum."""
     rows, columns = ((extent + dense.reach(kernel_size, extent) + 1) // 2 for extent in (height, width))
     products = 2 * height * columns * (width + 2 * rows)
-    return COSTS.dft_product * product_factor * products + COSTS.dft_number * 4 * rows * columns
+    return COSTS.dft_product * products + COSTS.dft_number * 4 * rows * columns
 
 
 def fft_ns(height: int, width: int, kernel_size: int) -> float:

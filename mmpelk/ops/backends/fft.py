@@ -32,7 +32,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int],
         kernel = plan.kernel_spectrum(weight[channels])
         added = None if bias is None else bias[channels] if bias.dim() == 3 else bias[channels, None, None]
         for images in image_chunks(x[:, channels], plan.plane_bytes):
-            planes = plan.inverse(plan.spectrum(x[images, channels]).mul_(kernel))
+            planes = plan.inverse(plan.spectra(x[images, channels])[0].mul_(kernel))
             out[images, channels] = planes if added is None else planes.add_(added)
     return out
 
@@ -44,11 +44,16 @@ def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int]) -> Tensor:
     plan = _Plan(x, grid, torch.float64)
     rings = len(grid)
     grad = torch.zeros(x.shape[1], 1, rings, rings, dtype=x.dtype, device=x.device)
-    for channels in channel_chunks(x, 2 * plan.plane_bytes):
-        cross = plan.zero_spectrum(grad[channels].shape[0])
-        for images in image_chunks(x[:, channels], 2 * plan.plane_bytes):
-            cross += plan.cross_spectrum(x[images, channels], grad_out[images, channels])
-        grad[channels, 0, plan.rows.rings, plan.columns.rings] = plan.ring_sums(cross).to(x.dtype)
+    for channels in channel_chunks(x, plan.plane_bytes):
+        cross: Tensor | None = None
+        for images in image_chunks(x[:, channels], plan.plane_bytes):
+            planes, others = plan.spectra(x[images, channels], grad_out[images, channels])
+            # Not the lazy conj(): compiled graphs call the operator below the fallback that resolves its bit.
+            product = others.conj_physical_().mul_(planes)
+            product = product[0] if len(product) == 1 else product.sum(0)
+            cross = product if cross is None else cross.add_(product)
+        if cross is not None:
+            grad[channels, 0, plan.rows.rings, plan.columns.rings] = plan.ring_sums(cross).to(x.dtype)
     return grad
 
 
@@ -72,23 +77,22 @@ class _Plan:
         args = (_COMPLEX[self.dtype], x.device)
         self.row_basis = _ring_spectra(self.rows.edges, self.rows.length, *args)
         self.column_basis = _ring_spectra(self.columns.edges, self.columns.length, *args)[:half]
-        # The spectrum, its product and both inverse steps.
-        self.plane_bytes = 3 * self.rows.length * half * self.row_basis.element_size()
+        # Of two maps, or a map and its way back, the padded planes and the spectra.
+        self.plane_bytes = 4 * self.rows.length * self.columns.length * self.dtype.itemsize
+        self._padded = torch.empty(0)
 
-    def spectrum(self, planes: Tensor) -> Tensor:
-        """Zero-padded transform of ``(..., H, W)``; rows first, so that the padding rows cost nothing."""
-        rows = torch.fft.rfft(planes.to(self.dtype), n=self.columns.length)
-        return torch.fft.fft(rows, n=self.rows.length, dim=-2)
+    def spectra(self, *maps: Tensor) -> Tensor:
+        """Zero-padded transforms of maps ``(n, c, H, W)``, ``(maps, n, c, F, G)``.
 
-    def zero_spectrum(self, channels: int) -> Tensor:
-        """Where the spectra of ``channels`` maps are summed."""
-        size = (channels, self.rows.length, self.column_basis.shape[0])
-        return torch.zeros(size, dtype=self.row_basis.dtype, device=self.row_basis.device)
-
-    def cross_spectrum(self, planes: Tensor, others: Tensor) -> Tensor:
-        """Spectrum of the cross-correlation of ``(N, c, H, W)`` with another, summed over the images."""
-        # Not the lazy conj(): compiled graphs call the operator below the fallback that resolves its bit.
-        return (self.spectrum(planes) * self.spectrum(others).conj_physical_()).sum(0)
+        A copy that converts, transposes and pads at once, and one call for all transforms: torch's own padding and
+        every axis by itself are so many passes over memory that they take longer than the transforms.
+        """
+        size = (len(maps), *maps[0].shape[:2], self.rows.length, self.columns.length)
+        if self._padded.shape != size:
+            self._padded = torch.zeros(size, dtype=self.dtype, device=maps[0].device)
+        for target, planes in zip(self._padded, maps, strict=True):
+            target[..., : self.rows.extent, : self.columns.extent] = planes
+        return torch.fft.rfft2(self._padded)
 
     def inverse(self, spectrum: Tensor) -> Tensor:
         """The map's part of the inverse transform, ``(..., H, W)``."""
@@ -108,7 +112,7 @@ class _Plan:
         twice[0] = 1
         if length % 2 == 0:
             twice[-1] = 1
-        sums = self.row_basis.T @ cross @ (self.column_basis * twice)
+        sums = self.row_basis.T @ (cross @ (self.column_basis * twice))
         return sums.real / (self.rows.length * length)
 
 
