@@ -108,8 +108,8 @@ class Costs:
     calls: tuple[float, float, float] = (1e5, 2e5, 3e5)
 
 
-# Two cores of an AMD EPYC (Zen 3), torch 2.11. Those with AVX-512 have faster depthwise kernels: dense as
-# measured on one for release 0.1.0, dft and fft as much faster there as fft was, which is a guess. The gradient of the weight, in
+# Two cores of an AMD EPYC (Zen 3), torch 2.11. Those with AVX-512 have faster depthwise kernels: dense as measured on
+# one for release 0.1.0, dft and fft as much faster there as fft was, which is a guess. The gradient of the weight, in
 # float64 and of two maps, but without a way back, takes about twice as long by dft and 1.5 times by fft.
 AVX2 = Costs(dense_tap=0.060, dft_product=0.025, dft_number=4.0, fft_number=14.0)
 AVX512 = Costs(dense_tap=1 / 88, dft_product=0.0076, dft_number=1.2, fft_number=4.3)
