@@ -53,7 +53,7 @@ def call(tool: Path | str, *arguments: object, cwd: Path, code: int = 0) -> str:
     printed, returned = io.StringIO(), 0
     with (
         _inside(cwd),
-        _without_instances(),
+        without_instances(),
         mock.patch.object(sys, 'argv', [str(tool), *map(str, arguments)]),
         mock.patch.dict(os.environ),  # the tools set LOCAL_RANK
         contextlib.redirect_stdout(printed),
@@ -78,7 +78,7 @@ def _inside(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _without_instances() -> Iterator[None]:
+def without_instances() -> Iterator[None]:
     """Put mmengine's global instances aside."""
     with contextlib.ExitStack() as stack:
         kinds = list(ManagerMixin.__subclasses__())
