@@ -77,6 +77,13 @@ def check_backbone() -> None:
     assert [tuple(each.shape) for each in maps] == [(1, 8, 16, 16), (1, 12, 8, 8)]
     sum(each.square().mean() for each in maps).backward()
     assert all(parameter.grad is not None for parameter in backbone.parameters())
+    backbone.eval()
+    with torch.no_grad():
+        trained = backbone(maps[0].new_ones(1, 3, SIZE, SIZE))
+        backbone.switch_to_deploy()
+        deployed = backbone(maps[0].new_ones(1, 3, SIZE, SIZE))
+    for before, after in zip(trained, deployed, strict=True):
+        torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
     print('the registry finds mmpelk.PeLK')
 
 

@@ -17,6 +17,9 @@ from .constants import DeployedConstants
 
 __all__ = ['PeripheralMixer']
 
+# torch 2.1 has it under a private name alone.
+_is_compiling = torch.compiler.is_compiling if hasattr(torch.compiler, 'is_compiling') else torch._utils.is_compiling
+
 
 class PeripheralMixer(Mixer):
     """``[peripheral K x K (+ embedding) -> norm] + [dense small x small -> norm]``, depthwise.
@@ -140,7 +143,7 @@ class PeripheralMixer(Mixer):
 
 def _is_traced() -> bool:
     """Whether a graph is being made of the calls."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return _is_compiling() or torch.jit.is_tracing()
 
 
 def _centre_margin(grid: Sequence[int], small_kernel_size: int) -> int:
