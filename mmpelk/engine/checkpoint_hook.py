@@ -217,17 +217,23 @@ class CheckpointHook(MMEngineCheckpointHook):
             self._run_state = None
         self._saved = meta['iter']
         outdated = [*outdated, *([previous] if previous and previous != name else [])]
-        self._behind.do(lambda: self._let_stand(runner, path, before, outdated))
+        old = [self.file_backend.join_path(self.out_dir, each) for each in outdated]
 
-    def _let_stand(self, runner: Runner, path: str, before: str | None, outdated: Sequence[str]) -> None:
-        """Put a checkpoint on the disk, say that it is the newest, and delete the outdated ones."""
+        def finish() -> None:
+            self._let_stand(path, before, old, Path(runner.work_dir) / 'last_checkpoint')
+            self._warn_of_a_full_disk(runner)
+
+        self._behind.do(finish)
+
+    def _let_stand(self, path: str, before: str | None, outdated: Sequence[str], pointer: Path | None = None) -> None:
+        """Put a checkpoint on the disk, let a file say that it is the newest, and delete the outdated ones."""
         with _told(path, before):
             if self._local:
                 sync(path)
-            write_atomically(Path(runner.work_dir) / 'last_checkpoint', path.encode())
-            for name in outdated:
-                self._remove(self.file_backend.join_path(self.out_dir, name))
-        self._warn_of_a_full_disk(runner)
+            if pointer:
+                write_atomically(pointer, path.encode())
+            for old in outdated:
+                self._remove(old)
 
     def _wait(self) -> None:
         """Until what was written before is on the disk; all processes learn it if it is not."""
@@ -261,15 +267,9 @@ class CheckpointHook(MMEngineCheckpointHook):
                 self.best_ckpt_path = old
             elif new is None:
                 self.best_ckpt_path_dict[key] = old
-            elif new is not None:
-                self._behind.do(functools.partial(self._let_best_stand, new, old))
-
-    def _let_best_stand(self, path: str, before: str | None) -> None:
-        with _told(path, before):
-            if self._local:
-                sync(path)
-            if before is not None and before != path:
-                self._remove(before)
+            else:
+                outdated = [old] if old not in (None, new) else []
+                self._behind.do(functools.partial(self._let_stand, new, old, outdated))
 
     @master_only
     def _publish_model(self, runner: Runner, ckpt_path: str) -> None:
