@@ -30,8 +30,12 @@ __all__ = [
 ]
 
 
-# What gloo and NCCL say when another process is gone.
-_LOST = re.compile(r'closed by peer|reset by peer|Broken pipe|Timed out waiting|remote process exited|Watchdog caught')
+# What gloo and NCCL say when another process is gone. Of several collectives that wait, gloo tells one of the time that
+# is up, and the others that the connection was closed for it: which one a training meets is chance.
+_LOST = re.compile(
+    r'closed by peer|reset by peer|Broken pipe|Timed out waiting|Read timeout|Write timeout|Wait timeout|Socket closed'
+    r'|timeout caused pair closure|remote process exited|Watchdog caught'
+)
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:

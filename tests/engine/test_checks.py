@@ -104,3 +104,26 @@ def test_other_ranks_are_silent(capsys: pytest.CaptureFixture, monkeypatch: pyte
     with pytest.raises(SystemExit, match='1'), exit_on_user_error():
         check_checkpoint('gone.pth')
     assert capsys.readouterr().err == ''
+
+
+@pytest.mark.parametrize(
+    'message',
+    [
+        '[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4242',
+        '[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 30000ms for recv operation to complete',
+        'Application timeout caused pair closure',
+        '[gloo/transport/tcp/pair.cc:154] Read timeout [127.0.0.1]:4242',
+        'NCCL communicator was aborted. Original reason: Watchdog caught collective operation timeout',
+    ],
+)
+def test_a_lost_process_becomes_one_line(message: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match='1'), exit_on_user_error(running=True):
+        raise RuntimeError(message)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert '--resume' in line
+
+
+def test_our_own_errors_keep_their_traceback() -> None:
+    with pytest.raises(RuntimeError, match='size of tensor'), exit_on_user_error(running=True):
+        raise RuntimeError('The size of tensor a (3) must match the size of tensor b (4)')
