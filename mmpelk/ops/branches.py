@@ -42,7 +42,8 @@ def peripheral_branches(
         weight: ``(C, 1, k', k')`` of the peripheral kernel.
         sharing_grid: ``k'`` ring widths along either axis; their sum is the odd kernel size ``K``.
         small: ``(C, 1, s, s)`` with an odd ``s``.
-        embedding: ``(C, K, K)``, the ``h`` of Eq. 3, whose sum leaves positions outside the map out; or ``None``.
+        embedding: ``(C, K, K)``, the ``h`` of Eq. 3, whose sum leaves positions outside the map out, or what
+            :func:`mmpelk.ops.positional_op.central_embedding` takes of it; or ``None``.
         backend: As :func:`mmpelk.ops.peripheral_conv2d` takes it, for the peripheral kernel.
 
     Returns:
@@ -117,11 +118,12 @@ def _backward_fake(
     backend: str | None,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    of_weight, of_small, of_embedding = (
-        like.new_empty(like.shape) if want and like is not None else x.new_empty(0)
-        for like, want in zip((weight, small, embedding), wanted[1:], strict=True)
-    )
-    return empty_as(grad) if wanted[0] else x.new_empty(0), of_weight, of_small, of_embedding
+    weights = [
+        like.new_empty(like.shape) if want else x.new_empty(0)
+        for like, want in zip((weight, small), wanted[1:3], strict=True)
+    ]
+    of_embedding = torch.empty_like(embedding) if wanted[3] and embedding is not None else x.new_empty(0)
+    return empty_as(grad) if wanted[0] else x.new_empty(0), *weights, of_embedding
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

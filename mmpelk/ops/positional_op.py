@@ -3,9 +3,13 @@
 ``M = R (W * h) C^T``, where row ``y`` of the 0/1 matrix ``R`` says which rows of the kernel read inside the map for the
 outputs of row ``y``, and ``C`` the same of the columns; and ``W = E w E^T`` with the expansion ``E`` of the grid. What
 :mod:`.positional` says by look-ups, in two operators instead of some twenty.
+
+An embedding may be the central part alone, beyond which it counts as zero: :func:`central_embedding` takes what a map
+reads of it. The results have the embedding's memory format, fastest channels last.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -16,27 +20,57 @@ from .autocast import without_autocast
 from .custom_op import register
 from .positional import inside
 
-__all__ = ['positional_term', 'term', 'term_grads']
+__all__ = ['central_embedding', 'positional_term', 'term', 'term_grads']
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """The 0/1 matrices along one axis of an embedding of ``size`` positions in the middle of the kernel's.
+
+    Attributes:
+        reads: Whether a position reads inside the map for an output, ``(extent, size)``.
+        expansion: Whether it belongs to a ring, ``(size, k')``.
+    """
+
+    reads: Tensor
+    expansion: Tensor
 
 
 @lru_cache(maxsize=256)
-def _reads(extent: int, kernel_size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Whether position ``i`` of the kernel reads inside the map for output ``y``: 0 or 1, ``(extent, K)``."""
+def _axis(grid: tuple[int, ...], size: int, extent: int, dtype: torch.dtype, device: torch.device) -> _Axis:
     with torch.inference_mode(False):  # it outlives the call
-        first, last = inside(extent, kernel_size, device)
-        position = torch.arange(kernel_size, device=device)
-        return ((position >= first[:, None]) & (position < last[:, None])).to(dtype)
+        first, last = inside(extent, sum(grid), device)
+        middle = slice((sum(grid) - size) // 2, (sum(grid) + size) // 2)
+        position = torch.arange(sum(grid), device=device)[middle]
+        reads = (position >= first[:, None]) & (position < last[:, None])
+        expansion = torch.eye(len(grid), dtype=dtype).repeat_interleave(torch.tensor(grid), 0)[middle]
+        return _Axis(reads.to(dtype), expansion.to(device))
 
 
-@lru_cache(maxsize=256)
-def _expansion(grid: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Whether position ``i`` of the kernel belongs to a ring: 0 or 1, ``(K, k')``."""
-    with torch.inference_mode(False):  # it outlives the call
-        return torch.eye(len(grid), dtype=dtype).repeat_interleave(torch.tensor(grid), 0).to(device)
+def _axes(weight: Tensor, embedding: Tensor, grid: Sequence[int], size: Sequence[int]) -> tuple[_Axis, _Axis]:
+    height, width = embedding.shape[-2:]
+    args = _dtype(weight), weight.device
+    return _axis(tuple(grid), height, size[0], *args), _axis(tuple(grid), width, size[1], *args)
 
 
 def _dtype(weight: Tensor) -> torch.dtype:
     return torch.promote_types(weight.dtype, torch.float32)  # sums over thousands of positions
+
+
+def central_embedding(embedding: Tensor, size: Sequence[int]) -> Tensor:
+    """What the outputs of a map read of an embedding, channels last: once for all blocks that share it.
+
+    Args:
+        embedding: ``(C, K, K)``.
+        size: ``(H, W)`` of the map.
+
+    Returns:
+        ``(C, min(K, 2 H - 1), min(K, 2 W - 1))``, dense in the order rows, columns, channels.
+    """
+    kernel_size = embedding.shape[-1]
+    margins = [max(0, kernel_size // 2 - (extent - 1)) for extent in size]
+    rows, columns = (slice(margin, kernel_size - margin) for margin in margins)
+    return embedding[:, rows, columns].permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
 def _channels_last(planes: Tensor, dtype: torch.dtype) -> Tensor:
@@ -50,20 +84,15 @@ def _sandwich(rows: Tensor, planes: Tensor, columns: Tensor) -> Tensor:
     return torch.bmm(columns.expand(len(half), -1, -1), half)
 
 
-def _expanded(weight: Tensor, grid: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The dense kernel ``(K, K, C)``, and the matrix that expands."""
-    expansion = _expansion(tuple(grid), dtype, weight.device)
-    return _sandwich(expansion, _channels_last(weight[:, 0], dtype), expansion), expansion
-
-
 def term(weight: Tensor, embedding: Tensor, grid: Sequence[int], height: int, width: int) -> Tensor:
     """:data:`positional_term` without derivatives."""
-    dtype, kernel_size = _dtype(weight), embedding.shape[-1]
-    rows, columns = (_reads(extent, kernel_size, dtype, weight.device) for extent in (height, width))
+    dtype = _dtype(weight)
+    rows, columns = _axes(weight, embedding, grid, (height, width))
     with without_autocast(weight.device.type):
-        product = _expanded(weight, grid, dtype)[0].mul_(_channels_last(embedding, dtype))
+        kernel = _sandwich(rows.expansion, _channels_last(weight[:, 0], dtype), columns.expansion)
+        product = kernel.mul_(_channels_last(embedding, dtype))
         # Channels last, as the map that it is added to.
-        return _sandwich(rows, product, columns).permute(2, 0, 1)
+        return _sandwich(rows.reads, product, columns.reads).permute(2, 0, 1)
 
 
 def _term_fake(weight: Tensor, embedding: Tensor, grid: Sequence[int], height: int, width: int) -> Tensor:
@@ -72,19 +101,25 @@ def _term_fake(weight: Tensor, embedding: Tensor, grid: Sequence[int], height: i
 
 def term_grads(grad: Tensor, weight: Tensor, embedding: Tensor, grid: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Gradients of weight and embedding from that of the term, ``(C, H, W)``."""
-    dtype, kernel_size = _dtype(weight), embedding.shape[-1]
-    rows, columns = (_reads(extent, kernel_size, dtype, weight.device) for extent in grad.shape[1:])
+    dtype = _dtype(weight)
+    rows, columns = _axes(weight, embedding, grid, grad.shape[1:])
     with without_autocast(weight.device.type):
-        product = _sandwich(rows.mT, _channels_last(grad, dtype), columns.mT)  # (K, K, C)
-        kernel, expansion = _expanded(weight, grid, dtype)
+        product = _sandwich(rows.reads.mT, _channels_last(grad, dtype), columns.reads.mT)
+        kernel = _sandwich(rows.expansion, _channels_last(weight[:, 0], dtype), columns.expansion)
         of_embedding = kernel.mul_(product).permute(2, 0, 1)
         of_kernel = product.mul_(_channels_last(embedding, dtype))
-        of_weight = _sandwich(expansion.mT, of_kernel, expansion.mT).permute(2, 0, 1).unsqueeze(1)
-        return of_weight.to(weight.dtype).contiguous(), of_embedding.to(embedding.dtype).contiguous()
+        of_weight = _sandwich(rows.expansion.mT, of_kernel, columns.expansion.mT).permute(2, 0, 1).unsqueeze(1)
+        return of_weight.to(weight.dtype).contiguous(), _as(of_embedding, embedding)
+
+
+def _as(value: Tensor, like: Tensor) -> Tensor:
+    """``value`` in the dtype and the memory format of ``like``."""
+    same = value.dtype == like.dtype and value.stride() == like.stride()
+    return value if same else torch.empty_like(like).copy_(value)
 
 
 def _grads_fake(grad: Tensor, weight: Tensor, embedding: Tensor, grid: Sequence[int]) -> tuple[Tensor, Tensor]:
-    return weight.new_empty(weight.shape), embedding.new_empty(embedding.shape)
+    return weight.new_empty(weight.shape), torch.empty_like(embedding)
 
 
 def _term_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -121,7 +156,7 @@ positional_term = register(
     _term_setup,
     _term_backward,
 )
-"""``M`` ``(C, H, W)`` in at least float32, from weight, embedding ``(C, K, K)``, grid, ``H`` and ``W``."""
+"""``M`` ``(C, H, W)`` in at least float32, from weight, embedding ``(C, K, K)`` or its centre, grid, ``H``, ``W``."""
 _term_grads = register(
     'positional_term_grads',
     '(Tensor grad, Tensor weight, Tensor embedding, int[] grid) -> (Tensor, Tensor)',

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmpelk.ops import peripheral_conv2d, sharing_grid
 from mmpelk.ops.branches import peripheral_branches
-from mmpelk.ops.positional_op import positional_term
+from mmpelk.ops.positional_op import central_embedding, positional_term
 from tests.ops.inputs import BACKENDS, needs_custom_op
 
 GRID = sharing_grid(13, 5)
@@ -93,6 +93,10 @@ def test_torch_knows_it() -> None:
     for wanted in ([True] * 4, [False, True, False, True]):
         arguments = *inputs, *grads, grid, None, wanted
         torch.library.opcheck(torch.ops.mmpelk.peripheral_branches_backward, arguments)
+    x, weight, small, embedding = (tensor.detach() for tensor in draw(embedding=True, size=(4, 5)))
+    centre = central_embedding(embedding, (4, 5))
+    arguments = x, weight, small, centre, x.cos(), x.sin(), grid, None, [True] * 4
+    torch.library.opcheck(torch.ops.mmpelk.peripheral_branches_backward, arguments)
 
 
 @needs_custom_op

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from mmpelk.ops.positional import positional_map, summed_area_table
-from mmpelk.ops.positional_op import positional_term
+from mmpelk.ops.positional_op import central_embedding, positional_term
 from tests.ops.inputs import needs_custom_op
 
 GRID = [2, 1, 1, 1, 2]
@@ -30,6 +30,29 @@ def test_term_and_gradients_are_those_of_the_look_ups(size: tuple[int, int]) -> 
     torch.testing.assert_close(ours, wanted, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize('size', [(1, 1), (2, 3), (3, 8), (4, 2)], ids=str)
+def test_what_a_map_does_not_read_of_an_embedding_changes_nothing(size: tuple[int, int]) -> None:
+    weight, embedding = draw()
+    centre = central_embedding(embedding, size)
+    assert centre.shape[1:] == tuple(min(7, 2 * extent - 1) for extent in size)
+    assert centre.permute(1, 2, 0).is_contiguous()
+    grad = torch.randn(2, *size, dtype=torch.float64)
+    whole, of_centre = (
+        [term, *torch.autograd.grad(term, (weight, embedding), grad)]
+        for term in (positional_term(weight, part, GRID, *size) for part in (embedding, centre))
+    )
+    torch.testing.assert_close(of_centre, whole, rtol=1e-11, atol=1e-11)
+
+
+def test_gradients_of_an_embedding_have_its_memory_format() -> None:
+    """Those of a stage's blocks are summed without a copy."""
+    weight, embedding = draw()
+    centre = central_embedding(embedding.detach(), (3, 4)).requires_grad_()
+    for part in (embedding, centre):
+        (grad,) = torch.autograd.grad(positional_term(weight, part, GRID, 3, 4).sum(), part)
+        assert grad.stride() == part.stride()
+
+
 def test_second_derivatives() -> None:
     assert torch.autograd.gradgradcheck(lambda *inputs: positional_term(*inputs, GRID, 3, 8), draw(), fast_mode=True)
 
@@ -48,6 +71,9 @@ def test_torch_knows_it() -> None:
     torch.library.opcheck(torch.ops.mmpelk.positional_term, (weight, embedding, GRID, 4, 7))
     grad = torch.randn(2, 4, 7)
     torch.library.opcheck(torch.ops.mmpelk.positional_term_grads, (grad, weight, embedding, GRID))
+    centre = central_embedding(embedding.detach(), (3, 2)).requires_grad_()
+    torch.library.opcheck(torch.ops.mmpelk.positional_term, (weight, centre, GRID, 3, 2))
+    torch.library.opcheck(torch.ops.mmpelk.positional_term_grads, (grad[:, :3, :2], weight, centre, GRID))
     fake, real = (
         positional_term(*(tensor.to(device) for tensor in draw(torch.bfloat16)), GRID, 4, 7)
         for device in ('meta', 'cpu')

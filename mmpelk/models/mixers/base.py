@@ -89,9 +89,14 @@ class Mixer(nn.Module):
 
         Args:
             x: The map.
-            embedding: The stage's ``(C, K, K)``, for mixers that have one; not read once deployed.
+            embedding: The stage's ``(C, K, K)``, or what :meth:`shared_embedding` made of it, for mixers that have one;
+                not read once deployed.
         """
         raise NotImplementedError
+
+    def shared_embedding(self, embedding: Tensor, x: Tensor) -> Tensor:
+        """What all mixers of a stage make of its embedding before they mix maps of the size of ``x``."""
+        return embedding
 
     @property
     def passes_rest(self) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mmpelk.ops.branches import peripheral_branches
 from mmpelk.ops.positional import positional_constant, positional_map, summed_area_table
-from mmpelk.ops.positional_op import positional_term
+from mmpelk.ops.positional_op import central_embedding, positional_term
 from mmpelk.ops.sharing_grid import resolve_sharing_grid
 
 from ..peripheral_conv import PeripheralConv2d
@@ -70,6 +70,15 @@ class PeripheralMixer(Mixer):
         if self.small_kernel_size:
             out = out + self.small_norm(self.small(x))
         return out
+
+    def shared_embedding(self, embedding: Tensor, x: Tensor) -> Tensor:
+        """What a map of this size reads of it, in the order in which the operators read it."""
+        # Traced graphs of maps of any size keep the whole.
+        return central_embedding(embedding, x.shape[-2:]) if self._takes_centre else embedding
+
+    @property
+    def _takes_centre(self) -> bool:
+        return self.embedding_mode == 'in_bounds' and not self.deployed and not _is_traced()
 
     @property
     def _branches_at_once(self) -> bool:
