@@ -81,28 +81,37 @@ def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int]) -> Tensor:
 
 def _product(x: Tensor, kernel: Tensor) -> Tensor:
     """Spectrum of the correlation, from ``(2w, 2h, n, F, G, c)`` and the kernel's ``(2h, F, 2w, G, c)``."""
-    kernel = kernel.permute(2, 0, 1, 3, 4)  # cosine or sine along the columns, along the rows
-    cc, cs, sc, ss = kernel[0, 0], kernel[1, 0], kernel[0, 1], kernel[1, 1]  # along the rows, along the columns
+    (cc, sc), (cs, ss) = (part.unbind(1) for part in kernel.unbind(0))  # along the columns, along the rows
     out = x * cc
-    out[0].addcmul_(x[1], cs)
-    out[1].addcmul_(x[0], cs, value=-1)
-    out[:, 0].addcmul_(x[:, 1], sc)
-    out[:, 1].addcmul_(x[:, 0], sc, value=-1)
-    out[0, 0].addcmul_(x[1, 1], ss)
-    out[1, 1].addcmul_(x[0, 0], ss)
-    out[0, 1].addcmul_(x[1, 0], ss, value=-1)
-    out[1, 0].addcmul_(x[0, 1], ss, value=-1)
+    # Every half and quarter of both, taken apart once: a view costs as much as a pass over a small map.
+    x_of_columns, x_of_rows = x.unbind(0), x.unbind(1)
+    out_of_columns, out_of_rows = out.unbind(0), out.unbind(1)
+    out_of_columns[0].addcmul_(x_of_columns[1], sc)
+    out_of_columns[1].addcmul_(x_of_columns[0], sc, value=-1)
+    out_of_rows[0].addcmul_(x_of_rows[1], cs)
+    out_of_rows[1].addcmul_(x_of_rows[0], cs, value=-1)
+    (x_cc, x_cs), (x_sc, x_ss) = (part.unbind(0) for part in x_of_columns)
+    (out_cc, out_cs), (out_sc, out_ss) = (part.unbind(0) for part in out_of_columns)
+    out_cc.addcmul_(x_ss, ss)
+    out_ss.addcmul_(x_cc, ss)
+    out_cs.addcmul_(x_sc, ss, value=-1)
+    out_sc.addcmul_(x_cs, ss, value=-1)
     return out
 
 
 def _cross(x: Tensor, grad: Tensor) -> Tensor:
-    """Gradient of the kernel's spectrum, ``(2w, 2h, F, G, c)``: the adjoint of :func:`_product`, over the images."""
-    cross = x.new_zeros(2, 2, *x.shape[3:])
-    for n in range(x.shape[2]):
+    """Gradient of the kernel's spectrum, ``(2h, F, 2w, G, c)``: the adjoint of :func:`_product`, over the images."""
+    cross = x.new_empty(2, x.shape[3], 2, *x.shape[4:])
+    parts = [part.unbind(1) for part in cross.unbind(0)]
+    for n, (image, other) in enumerate(zip(x.unbind(2), grad.unbind(2), strict=True)):
+        planes, grads = ([half.unbind(0) for half in spectrum.unbind(0)] for spectrum in (image, other))
         for w, h in ((0, 0), (0, 1), (1, 0), (1, 1)):  # of the kernel
+            target = parts[h][w]
             for v, g in ((0, 0), (0, 1), (1, 0), (1, 1)):  # of the gradient; the input's is their difference
-                sign = -1 if (w & v) ^ (h & g) else 1
-                cross[w, h].addcmul_(x[w ^ v, h ^ g, n], grad[v, g, n], value=sign)
+                if n == v == g == 0:
+                    torch.mul(planes[w][h], grads[0][0], out=target)
+                else:
+                    target.addcmul_(planes[w ^ v][h ^ g], grads[v][g], value=-1 if (w & v) ^ (h & g) else 1)
     return cross
 
 
@@ -229,12 +238,10 @@ class _Plan:
         return spectrum.view(2, self.rows.frequencies, 2, self.columns.frequencies, channels)
 
     def ring_sums(self, cross: Tensor) -> Tensor:
-        """Adjoint of :meth:`kernel_spectrum` and of the inverse's scale: ``(2w, 2h, F, G, c)`` to ``(c, k', k')``."""
-        columns, channels = cross.shape[-2:]
-        cross = cross.permute(1, 2, 0, 3, 4).reshape(-1, 2 * columns, channels)
-        half = torch.matmul(self.column_matrices[2].mT, cross)
-        sums = self.row_matrices[2].mT @ half.flatten(1)
-        return sums.view(sums.shape[0], *half.shape[1:]).permute(2, 0, 1) * self.scale
+        """Adjoint of :meth:`kernel_spectrum` and of the inverse's scale: ``(2h, F, 2w, G, c)`` to ``(c, k', k')``."""
+        rows, columns = (axis[2].mT for axis in (self.row_matrices, self.column_matrices))
+        half = (rows @ cross.view(rows.shape[1], -1)).view(rows.shape[0], columns.shape[1], -1)
+        return torch.matmul(columns, half).permute(2, 0, 1) * self.scale
 
 
 def _fold(x: Tensor, dim: int, even: Tensor, odd: Tensor) -> None:
