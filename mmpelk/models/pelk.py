@@ -112,7 +112,7 @@ class PeLKBlock(BaseModule):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
-        """``(N, C, H, W)`` to the same shape; ``embedding`` is the stage's ``(g, K, K)``."""
+        """``(N, C, H, W)`` to the same shape; ``embedding`` is what the stage's blocks share."""
         if self.with_cp and x.requires_grad:
             return checkpoint(self._forward, x, embedding, use_reentrant=False)
         return self._forward(x, embedding)
@@ -120,10 +120,13 @@ class PeLKBlock(BaseModule):
     def _forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         # Channels last from the mixer to the residual sum: what the layer norm and the linear layers want.
         out = self._mix(x, embedding).permute(0, 2, 3, 1)
-        out = self.pointwise_conv2(self.act(self.pointwise_conv1(self.norm(out))))
-        if self.gamma is not None:
-            out = out * self.gamma
-        return x + self.drop_path(out.permute(0, 3, 1, 2))
+        out = self.pointwise_conv2(self.act(self.pointwise_conv1(self.norm(out)))).permute(0, 3, 1, 2)
+        if self.gamma is None:
+            return x + self.drop_path(out)
+        scale = self.gamma.view(1, -1, 1, 1)
+        if self.training:  # a path is dropped by its scale, a number per channel, and not by passes over the map
+            scale = self.drop_path(scale.expand(len(x), -1, -1, -1))
+        return x + out * scale if torch.is_grad_enabled() else torch.addcmul(x, out, scale)
 
     def _mix(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         """The first channels mixed, the others as they are (Eq. 4)."""
@@ -152,8 +155,11 @@ class PeLKStage(Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W)`` through all blocks."""
+        embedding = self.positional_embedding
+        if embedding is not None:
+            embedding = self[0].mixer.shared_embedding(embedding, x)
         for block in self:
-            x = block(x, self.positional_embedding)
+            x = block(x, embedding)
         return x
 
     def switch_to_deploy(self) -> None:

@@ -182,6 +182,27 @@ def test_share_of_mixed_channels_is_cut_to_an_integer() -> None:
     assert [stage[0].mixer.large.weight.shape[0] for stage in model.stages] == [7, 7]
 
 
+@pytest.mark.parametrize('layer_scale', [0, 1.0])
+def test_dropped_paths_and_layer_scale(layer_scale: float) -> None:
+    """A block scales its residual map and drops it for some images, however it computes both."""
+    block = _nano(drop_path_rate=0.5, layer_scale_init_value=layer_scale).double().stages[-1][-1]
+    x = torch.randn(6, 40, 5, 4, dtype=torch.float64)
+    for block in (block.train(), block.eval()):
+        torch.manual_seed(1)
+        out = block(x) - x
+        with torch.no_grad():
+            torch.manual_seed(1)
+            out_without_grad = block(x) - x
+            torch.manual_seed(1)
+            mixed = torch.cat([block.mixer(x[:, :15]), x[:, 15:]], 1).permute(0, 2, 3, 1)
+            units = block.act(block.pointwise_conv1(block.norm(mixed)))
+            path = block.pointwise_conv2(units) * (block.gamma if layer_scale else 1)
+            want = block.drop_path(path.permute(0, 3, 1, 2))
+        torch.testing.assert_close(out, want)
+        torch.testing.assert_close(out_without_grad, want)
+        assert (want.flatten(1).abs().amax(1) == 0).any() == block.training
+
+
 def test_initial_embedding_has_the_deviation_of_the_kernels() -> None:
     model = _nano()
     model.init_weights()
