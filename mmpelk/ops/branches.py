@@ -118,12 +118,12 @@ def _backward_fake(
     backend: str | None,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    weights = [
-        like.new_empty(like.shape) if want else x.new_empty(0)
-        for like, want in zip((weight, small), wanted[1:3], strict=True)
-    ]
-    of_embedding = torch.empty_like(embedding) if wanted[3] and embedding is not None else x.new_empty(0)
-    return empty_as(grad) if wanted[0] else x.new_empty(0), *weights, of_embedding
+    return (
+        empty_as(grad) if wanted[0] else x.new_empty(0),
+        weight.new_empty(weight.shape) if wanted[1] else x.new_empty(0),
+        small.new_empty(small.shape) if wanted[2] else x.new_empty(0),
+        torch.empty_like(embedding) if wanted[3] and embedding is not None else x.new_empty(0),
+    )
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

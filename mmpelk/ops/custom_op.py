@@ -216,7 +216,7 @@ def dense_flops(x_shape: Sequence[int], channels: int, kernel_size: int) -> int:
 def _register_flops() -> None:
     from torch.utils.flop_counter import register_flop_formula
 
-    @register_flop_formula(torch.ops.mmpelk.peripheral_conv2d)
+    @register_flop_formula([torch.ops.mmpelk.peripheral_conv2d, torch.ops.mmpelk.peripheral_conv2d_prepared])
     def conv_flops(x_shape, weight_shape, bias_shape, grid, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
         return dense_flops(x_shape, weight_shape[0], sum(grid))
 

@@ -21,7 +21,6 @@ def dense(x: Tensor, like: Tensor) -> Tensor:
     return x.contiguous(memory_format=_format(like))
 
 
-def empty_as(x: Tensor, channels: int | None = None) -> Tensor:
-    """An uninitialised map of the size and memory format of ``x``, dense, of ``channels`` channels (as many)."""
-    size = (x.shape[0], channels or x.shape[1], *x.shape[2:])
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=_format(x))
+def empty_as(x: Tensor) -> Tensor:
+    """An uninitialised map of the size and memory format of ``x``, dense."""
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=_format(x))

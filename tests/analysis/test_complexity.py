@@ -4,6 +4,7 @@ import pytest
 import torch
 from mmengine.analysis import FlopAnalyzer
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmpelk.analysis.complexity import (
     FLOP_HANDLES,
@@ -13,7 +14,7 @@ from mmpelk.analysis.complexity import (
 )
 from mmpelk.analysis.executed import executed_operations
 from mmpelk.models import PeLK
-from mmpelk.ops import sharing_grid
+from mmpelk.ops import force_backend, sharing_grid
 
 NANO = dict(
     depths=(1, 1, 2, 1), channels=(8, 12, 16, 24), kernel_sizes=(13, 11, 9, 7), sharing_grids=(None, None, None, None)
@@ -84,10 +85,22 @@ def test_products_of_matrices_count(form: str) -> None:
     assert count_complexity(Attention(form), (4, 6)).flops == tokens * 3 * 3 + 2 * tokens * tokens * 3
 
 
-def test_deployed_model_has_the_same_flops(nano: PeLK) -> None:
+@pytest.mark.parametrize('backend', ['dense', 'dft', 'fft'])
+def test_deployed_model_has_the_same_flops(nano: PeLK, backend: str) -> None:
+    """Whether the operator's kernel is prepared, as some backends do, or not."""
     deployed = PeLK(NANO).eval()
     deployed.switch_to_deploy()
-    assert count_complexity(deployed, (64, 48)).flops == count_complexity(nano, (64, 48)).flops
+    with force_backend(backend):
+        counted = count_complexity(deployed, (64, 48))
+        x = torch.zeros(1, 3, 64, 48)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            deployed(x)
+    assert counted.flops == count_complexity(nano, (64, 48)).flops
+    assert {call.backend for call in counted.calls} == {backend}
+    large = sum(call.dense_flops for call in counted.calls)
+    assert large > 0
+    by_operator = counter.get_flop_counts()['Global']
+    assert sum(count for operator, count in by_operator.items() if 'peripheral' in str(operator)) == 2 * large
 
 
 def test_checkpoint_densities_follow_masks_then_zeros(nano: PeLK) -> None:

@@ -187,7 +187,8 @@ def test_dropped_paths_and_layer_scale(layer_scale: float) -> None:
     """A block scales its residual map and drops it for some images, however it computes both."""
     block = _nano(drop_path_rate=0.5, layer_scale_init_value=layer_scale).double().stages[-1][-1]
     x = torch.randn(6, 40, 5, 4, dtype=torch.float64)
-    for block in (block.train(), block.eval()):
+    for mode in (True, False):
+        block.train(mode)
         torch.manual_seed(1)
         out = block(x) - x
         with torch.no_grad():

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mmpelk.ops.functional import peripheral_conv2d
 from mmpelk.ops.prepared import Prepared, prepare, settings_of
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ class DeployedConstants:
     def mix(self, mixer: 'PeripheralMixer', x: Tensor) -> Tensor:
         """Convolve the first channels of ``x`` and pass the others."""
         large = mixer.large
+        if type(x) is not Tensor:  # what is made of a fake tensor, which counters and tracers use, must not stay
+            return peripheral_conv2d(
+                x, large.weight, large.sharing_grid, mixer.deployed_bias(x), backend=large.backend, partial=True
+            )
         tensors = [large.weight, large.bias, mixer._buffers.get('embedding_table')]
         if any(tensor is not None and tensor.is_inference() for tensor in tensors):  # which count no writes
             return self._prepare(mixer, x)(x)

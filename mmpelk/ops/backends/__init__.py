@@ -69,7 +69,7 @@ class Backend:
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
-        Backend('dense', dense.forward, dense.weight_grad),
+        Backend('dense', dense.forward, dense.weight_grad, prepare=dense.prepare),
         Backend('dft', dft.forward, dft.weight_grad, prepare=dft.prepare),
         Backend('fft', fft.forward, fft.weight_grad),
         Backend('matmul', matmul.forward, matmul.weight_grad),

@@ -10,7 +10,7 @@ from torch.nn.grad import conv2d_weight
 from ..layout import is_channels_last
 from ..sharing_grid import expand_kernel, reduce_kernel
 
-__all__ = ['NCHW_UP_TO', 'forward', 'reach', 'weight_grad']
+__all__ = ['NCHW_UP_TO', 'forward', 'prepare', 'reach', 'weight_grad']
 
 NCHW_UP_TO = 13
 """Largest kernel that torch convolves fast on a CPU in NCHW; larger ones run far faster channels last."""
@@ -23,25 +23,46 @@ def reach(kernel_size: int, extent: int) -> int:
     return min(kernel_size // 2, max(extent - 1, 0))
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], out: Tensor | None = None) -> Tensor:
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    grid: Sequence[int],
+    out: Tensor | None = None,
+    kernel: Tensor | None = None,
+) -> Tensor:
     """``F.conv2d`` with the expanded kernel, cut to what the map's size can reach.
 
-    Shapes as in :func:`mmpelk.ops.peripheral_conv2d`.
+    Shapes as in :func:`mmpelk.ops.peripheral_conv2d`; ``kernel`` is what :func:`prepare` made of ``weight``.
     """
-    kernel_size, channels = sum(grid), x.shape[1]
-    padding = reach(kernel_size, x.shape[-2]), reach(kernel_size, x.shape[-1])
-    kernel = _crop(expand_kernel(weight, grid), padding)
+    channels, fill = x.shape[1], _fill(x, grid)
+    kernel = prepare(weight, grid, x) if kernel is None else kernel
     channel_bias = bias if bias is not None and bias.dim() == 1 else None
-    if x.device.type == 'cpu' and x.dtype == torch.float32 and (is_channels_last(x) or kernel_size > NCHW_UP_TO):
-        fill = -channels % _BLOCK if channels > _BLOCK else 0
+    if fill is not None:
         x = F.pad(x, (0, 0, 0, 0, 0, fill)) if fill else x
         x = x.contiguous(memory_format=torch.channels_last)
-        kernel = F.pad(kernel, (0, 0, 0, 0, 0, 0, 0, fill))
         channel_bias = None if channel_bias is None else F.pad(channel_bias, (0, fill))
+    padding = [size // 2 for size in kernel.shape[-2:]]
     result = F.conv2d(x, kernel, channel_bias, padding=padding, groups=x.shape[1])[:, :channels]
     if bias is not None and bias.dim() == 3:
         return torch.add(result, bias, out=out) if out is not None else result + bias
     return result if out is None else out.copy_(result)
+
+
+def prepare(weight: Tensor, grid: Sequence[int], x: Tensor) -> Tensor:
+    """The kernel that :func:`forward` convolves maps of the size of ``x`` with: of use while ``weight`` stays."""
+    margins = [sum(grid) // 2 - reach(sum(grid), extent) for extent in x.shape[-2:]]
+    rows, columns = (slice(margin, sum(grid) - margin) for margin in margins)
+    kernel = expand_kernel(weight, grid)[..., rows, columns]
+    return F.pad(kernel, (0, 0, 0, 0, 0, 0, 0, fill)) if (fill := _fill(x, grid)) else kernel
+
+
+def _fill(x: Tensor, grid: Sequence[int]) -> int | None:
+    """Channels to add where torch's fast kernels for channels last are used; ``None`` where they are not."""
+    in_float32_on_cpu = x.device.type == 'cpu' and x.dtype == torch.float32
+    if not in_float32_on_cpu or not (is_channels_last(x) or sum(grid) > NCHW_UP_TO):
+        return None
+    return -x.shape[1] % _BLOCK if x.shape[1] > _BLOCK else 0
 
 
 def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int]) -> Tensor:
@@ -52,10 +73,3 @@ def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int]) -> Tensor:
     dense = conv2d_weight(x, size, grad_out, padding=(rows, columns), groups=channels)
     margins = [margin for taken in (columns, rows) for margin in [kernel_size // 2 - taken] * 2]
     return reduce_kernel(F.pad(dense, margins), grid)
-
-
-def _crop(kernel: Tensor, taken: tuple[int, int]) -> Tensor:
-    rows, columns = (
-        slice(size // 2 - side, size // 2 + side + 1) for size, side in zip(kernel.shape[-2:], taken, strict=True)
-    )
-    return kernel[..., rows, columns]

@@ -5,6 +5,7 @@ from unittest import mock
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode  # private: torch has no public way to it
 
 from mmpelk.models import MixerSpec, PeripheralMixer
 from mmpelk.models.mixers import constants
@@ -104,3 +105,17 @@ def test_nothing_is_kept_of_tensors_that_count_no_writes() -> None:
 def test_gradients_take_no_constants(mixer: PeripheralMixer) -> None:
     out = mixer(torch.randn(2, 3, 9, 12)).square().sum()
     assert all(grad.any() for grad in torch.autograd.grad(out, [mixer.large.weight, mixer.large.bias]))
+
+
+@pytest.mark.parametrize('backend', ['dense', 'dft', 'fft'])
+def test_nothing_stays_of_a_fake_forward(mixer: PeripheralMixer, backend: str) -> None:
+    """As those that count operations, whose tensors have no numbers."""
+    x = torch.randn(2, 5, 9, 14)
+    with torch.no_grad(), force_backend(backend):
+        want = mixer(x)
+        mixer._constants.clear()
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            fake = mixer(mode.from_tensor(x))
+        assert (fake.shape, fake.stride()) == (want.shape, want.stride())
+        assert not mixer._constants._kept
+        torch.testing.assert_close(mixer(x), want, rtol=0, atol=0)
