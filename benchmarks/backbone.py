@@ -1,21 +1,26 @@
-"""Whole backbones: images per second and peak memory, inference and training step, in one run.
+"""Whole backbones: images per second and peak memory, inference and training step, all taking turns.
 
-    python benchmarks/backbone.py
-    python benchmarks/backbone.py --device cuda --dtype bfloat16 --batch 64
+    python benchmarks/backbone.py                             # every setting
+    python benchmarks/backbone.py --batch 4 --size 224
+    python benchmarks/backbone.py --batch 4 --size 224 --compile
+    python benchmarks/backbone.py --device cuda --dtype bfloat16
 
 PeLK-T and PeLK-101-T as deployed for inference, the same PeLK-T on the dense backend, with the convolution left out
-(the ceiling that no operator can pass), SLaK-T, and mmpretrain's ConvNeXt-T.
+(the ceiling that no operator can pass), SLaK-T, and mmpretrain's ConvNeXt-T. Each is measured in two memory layouts, of
+which the faster counts; what takes minutes, channels last alone. Every setting replaces its earlier figures in
+``benchmarks/results/backbone_*.json``.
 """
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.device import get_device
 from mmpretrain.models import ConvNeXt
 from rich.console import Console
 from torch import Tensor, nn
@@ -28,7 +33,12 @@ from mmpelk.models import PeLK
 from mmpelk.ops import force_backend
 
 RESULTS = Path(__file__).resolve().parent / 'results'
-INPUTS = {'cpu': [(4, 224), (1, 512)], 'cuda': [(64, 224), (8, 512)]}
+INPUTS = {'cpu': [(1, 224), (4, 224), (8, 224), (1, 512)], 'cuda': [(64, 224), (8, 512)]}
+LAYOUTS = {'channels last': torch.channels_last, 'channels first': torch.contiguous_format}
+DENSE = 'PeLK-T, dense backend'
+CEILING = 'PeLK-T without convolution'
+# With channels first one step of large maps takes these minutes.
+CHANNELS_LAST_ALONE = (DENSE, 'SLaK-T')
 
 
 def models(device: str, *, deploy: bool) -> dict[str, tuple[nn.Module, str | None]]:
@@ -36,8 +46,8 @@ def models(device: str, *, deploy: bool) -> dict[str, tuple[nn.Module, str | Non
     table = {
         'PeLK-T': (PeLK('tiny', deploy=deploy), None),
         'PeLK-101-T': (PeLK('tiny-101', deploy=deploy), None),
-        'PeLK-T, dense backend': (PeLK('tiny', deploy=deploy), 'dense'),
-        'PeLK-T without convolution': (without_mixer(PeLK('tiny')), None),
+        DENSE: (PeLK('tiny', deploy=deploy), 'dense'),
+        CEILING: (without_mixer(PeLK('tiny')), None),
         'SLaK-T': (PeLK('tiny', mixer='stripe', conv_ratio=1.0, positional_embedding=None, deploy=deploy), None),
         'ConvNeXt-T': (ConvNeXt('tiny'), None),
     }
@@ -82,56 +92,85 @@ def training_step(model: nn.Module, backend: str | None, x: Tensor, dtype: torch
             parameter.grad = None
 
 
+STEPS = {'inference': inference, 'training_step': training_step}
+
+
 def _autocast(x: Tensor, dtype: torch.dtype) -> Any:
     return nullcontext() if dtype == torch.float32 else torch.autocast(x.device.type, dtype)
 
 
 def measure(step: Callable[..., None], args: argparse.Namespace, batch: int, size: int) -> dict[str, dict[str, Any]]:
-    """Images per second, share of the ceiling and memory of every model."""
+    """Images per second, share of the ceiling and memory of every model in its faster layout."""
     dtype = getattr(torch, args.dtype)
-    x = torch.randn(batch, 3, size, size, device=args.device)
-    table = models(args.device, deploy=step is inference)
-    calls = {name: partial(step, model, backend, x, dtype) for name, (model, backend) in table.items()}
-    seconds = interleaved_medians(calls, args.device, args.rounds)
-    ceiling = seconds['PeLK-T without convolution']
+    images = torch.randn(batch, 3, size, size, device=args.device)
+    calls = {}
+    for layout, memory_format in LAYOUTS.items():
+        x = images.to(memory_format=memory_format)
+        for name, (model, backend) in models(args.device, deploy=step is inference).items():
+            if layout == 'channels last' or name not in CHANNELS_LAST_ALONE:
+                placed: Any = model.to(memory_format=memory_format)  # type: ignore[call-overload]
+                placed = torch.compile(placed) if args.compile else placed
+                calls[name, layout] = partial(step, placed, backend, x, dtype)
+                calls[name, layout]()  # what takes seconds is measured once, and that is not to be the first time
+    measured = interleaved_medians({', '.join(key): call for key, call in calls.items()}, args.device, args.rounds)
+    seconds = dict(zip(calls, measured.values(), strict=True))
+    fastest = {name: min((key for key in seconds if key[0] == name), key=seconds.__getitem__) for name, _ in seconds}
     return {
         name: {
-            'images_per_second': batch / seconds[name],
-            'share_of_ceiling': ceiling / seconds[name],
-            'dispatched_operators': dispatched_operators(call),
-            'peak_memory': peak_memory(call, args.device) if seconds[name] < 20 else None,
+            'layout': key[1],
+            'images_per_second': batch / seconds[key],
+            'share_of_ceiling': seconds[fastest[CEILING]] / seconds[key],
+            'dispatched_operators': None if args.compile else dispatched_operators(calls[key]),
+            'peak_memory': peak_memory(calls[key], args.device) if seconds[key] < 20 else None,
         }
-        for name, call in calls.items()
+        for name, key in fastest.items()
     }
+
+
+def make_table(runs: Sequence[Mapping[str, Any]], title: str = '') -> Table:
+    """PeLK-T in every setting, as ratios to the others of the same run."""
+    peers = {DENSE: 'the dense kernel', 'SLaK-T': 'SLaK-T', 'ConvNeXt-T': 'ConvNeXt-T'}
+    columns = ['images', 'step', 'PeLK-T, images/s', 'of the network without convolution', 'PeLK-101-T of PeLK-T']
+    table = Table([*columns, *(f'times {peer}' for peer in peers.values())], title=title, labels=2)
+    for run in runs:
+        speeds = {name: figures['images_per_second'] for name, figures in run['models'].items()}
+        own = speeds['PeLK-T']
+        table.add(
+            f'{run["batch"]} of {run["size"]}²',
+            run['step'].replace('_', ' ') + (', compiled' if run['compiled'] else ''),
+            f'{own:.2f}',
+            f'{own / speeds[CEILING]:.1%}',
+            f'{speeds["PeLK-101-T"] / own:.1%}',
+            *(f'{own / speeds[name]:.2f}' for name in peers),
+        )
+    return table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
-    parser.add_argument('--dtype', default='float32', choices=['float32', 'bfloat16', 'float16'])
-    parser.add_argument('--rounds', type=int, default=7)
-    parser.add_argument('--batch', type=int, help='batch at 224 x 224, instead of the default')
+    parser.add_argument('--device', choices=['cpu', 'cuda'], default=get_device(), help='%(default)s')
+    parser.add_argument('--dtype', default='float32', choices=['float32', 'bfloat16', 'float16'], help='%(default)s')
+    parser.add_argument('--rounds', type=int, default=7, help='calls of each, at least; %(default)s')
+    parser.add_argument('--batch', type=int, help='images; with --size, instead of every setting')
+    parser.add_argument('--size', type=int, help='height and width of the images')
+    parser.add_argument('--steps', nargs='+', choices=list(STEPS), default=list(STEPS), help='both by default')
+    parser.add_argument('--compile', action='store_true', help='by torch.compile, which needs a C++ compiler on a CPU')
     args = parser.parse_args()
+    if (args.batch is None) != (args.size is None):
+        parser.error('--batch and --size belong together')
     console, where = Console(), environment_info(args.device)
     console.print(where)
-    inputs = INPUTS[args.device]
-    if args.batch:
-        inputs = [(args.batch, 224), *inputs[1:]]
-    data: dict[str, Any] = {'machine': where, 'dtype': args.dtype, 'rounds': args.rounds, 'runs': []}
-    for batch, size in inputs:
-        for step in (inference, training_step):
-            result = measure(step, args, batch, size)
-            data['runs'].append({'batch': batch, 'size': size, 'step': step.__name__, 'models': result})
-            title = f'{step.__name__.replace("_", " ")}, {batch} x {size} x {size}, {args.dtype}'
-            table = Table(('', 'images/s', 'of the ceiling', 'x dense', 'peak MB'), title=title)
-            dense = result['PeLK-T, dense backend']['images_per_second']
-            for name, row in result.items():
-                memory = '-' if row['peak_memory'] is None else f'{row["peak_memory"] / 2**20:.0f}'
-                speed = row['images_per_second']
-                table.add(name, f'{speed:.2f}', f'{row["share_of_ceiling"]:.0%}', f'{speed / dense:.1f}', memory)
-            table.print(console)
     path = RESULTS / f'backbone_{args.device}_{args.dtype}.json'
-    path.write_text(json.dumps(data, indent=1) + '\n')
+    runs = json.loads(path.read_text())['runs'] if path.exists() else []
+    for batch, size in [(args.batch, args.size)] if args.batch else INPUTS[args.device]:
+        for name in args.steps:
+            run = dict(batch=batch, size=size, step=name, compiled=args.compile)
+            result = measure(STEPS[name], args, batch, size)
+            others = [one for one in runs if any(one[key] != value for key, value in run.items())]
+            runs = [*others, run | dict(rounds=args.rounds, machine=where, models=result)]
+            runs.sort(key=lambda one: (one['compiled'], one['size'], one['batch'], one['step']))
+            path.write_text(json.dumps(dict(runs=runs), indent=1) + '\n')
+    make_table(runs, args.dtype).print(console)
     console.print(f'written to {path}')
 
 

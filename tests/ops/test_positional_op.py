@@ -44,6 +44,13 @@ def test_what_a_map_does_not_read_of_an_embedding_changes_nothing(size: tuple[in
     torch.testing.assert_close(of_centre, whole, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize('sides', [(6, 7), (7, 9)], ids=str)
+def test_an_embedding_that_is_no_centre_of_the_kernel_is_refused(sides: tuple[int, int]) -> None:
+    weight, _ = draw()
+    with pytest.raises(ValueError, match=f'an embedding of {sides[0]} x {sides[1]} positions is neither'):
+        positional_term(weight, torch.zeros(2, *sides, dtype=torch.float64), GRID, 4, 7)
+
+
 def test_gradients_of_an_embedding_have_its_memory_format() -> None:
     """Those of a stage's blocks are summed without a copy."""
     weight, embedding = draw()

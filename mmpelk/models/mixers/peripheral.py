@@ -73,12 +73,9 @@ class PeripheralMixer(Mixer):
 
     def shared_embedding(self, embedding: Tensor, x: Tensor) -> Tensor:
         """What a map of this size reads of it, in the order in which the operators read it."""
-        # Traced graphs of maps of any size keep the whole.
-        return central_embedding(embedding, x.shape[-2:]) if self._takes_centre else embedding
-
-    @property
-    def _takes_centre(self) -> bool:
-        return self.embedding_mode == 'in_bounds' and not self.deployed and not _is_traced()
+        if self.embedding_mode != 'in_bounds' or self.deployed or _is_traced():  # traced graphs serve maps of any size
+            return embedding
+        return central_embedding(embedding, x.shape[-2:])
 
     @property
     def _branches_at_once(self) -> bool:
