@@ -51,8 +51,8 @@ def _axes(weight: Tensor, embedding: Tensor, grid: Sequence[int], size: Sequence
     height, width = embedding.shape[-2:]
     if any(extent % 2 == 0 or extent > sum(grid) for extent in (height, width)):
         raise ValueError(
-            f'an embedding of {height} x {width} positions is neither that of a {sum(grid)} x {sum(grid)} kernel nor its '
-            'centre: it has odd sides, at most those of the kernel'
+            f'an embedding of {height} x {width} positions is neither that of a {sum(grid)} x {sum(grid)} kernel nor '
+            'its centre: it has odd sides, at most those of the kernel'
         )
     args = _dtype(weight), weight.device
     return _axis(tuple(grid), height, size[0], *args), _axis(tuple(grid), width, size[1], *args)
