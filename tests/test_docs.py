@@ -26,6 +26,8 @@ def test_operator_page_has_the_figures_of_the_benchmark() -> None:
         case['methods']['matrix dft']['error'] / case['methods']['mmpelk channels last']['error'] for case in cases
     ]
     assert f'is {min(ratios):.0f} to {max(ratios):.0f} times that of ours' in page
+    networks = load_tool(ROOT / 'benchmarks' / 'backbone.py').make_table(_read('backbone_cpu_float32')['runs'])
+    assert networks.markdown() in page
 
 
 def test_sparsity_page_has_the_tables_of_the_benchmarks() -> None:
