@@ -19,6 +19,7 @@ from torch import Tensor
 from .autocast import without_autocast
 from .custom_op import register
 from .positional import inside
+from .sharing_grid import reachable_positions
 
 __all__ = ['central_embedding', 'positional_term', 'term', 'term_grads']
 
@@ -72,9 +73,7 @@ def central_embedding(embedding: Tensor, size: Sequence[int]) -> Tensor:
     Returns:
         ``(C, min(K, 2 H - 1), min(K, 2 W - 1))``, dense in the order rows, columns, channels.
     """
-    kernel_size = embedding.shape[-1]
-    margins = [max(0, kernel_size // 2 - (extent - 1)) for extent in size]
-    rows, columns = (slice(margin, kernel_size - margin) for margin in margins)
+    rows, columns = (reachable_positions(embedding.shape[-1], extent) for extent in size)
     return embedding[:, rows, columns].permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 

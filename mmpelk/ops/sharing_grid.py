@@ -11,6 +11,8 @@ __all__ = [
     'expand_kernel',
     'mirror_half_grid',
     'project_kernel',
+    'reach',
+    'reachable_positions',
     'reachable_rings',
     'reduce_kernel',
     'resolve_sharing_grid',
@@ -175,6 +177,17 @@ def project_kernel(dense: Tensor, grid: Sequence[int]) -> Tensor:
         raise ValueError(f'a grid of sum {sum(grid)} needs a kernel of that side, got {tuple(dense.shape)}')
     widths = torch.tensor(list(grid), dtype=dense.dtype, device=dense.device)
     return reduce_kernel(dense, grid) / (widths[:, None] * widths)
+
+
+def reach(kernel_size: int, extent: int) -> int:
+    """Taps on either side of the middle that read inside a map of ``extent`` for some output."""
+    return min(kernel_size // 2, max(extent - 1, 0))
+
+
+def reachable_positions(kernel_size: int, extent: int) -> slice:
+    """The positions of a kernel within its :func:`reach`."""
+    margin = kernel_size // 2 - reach(kernel_size, extent)
+    return slice(margin, kernel_size - margin)
 
 
 def reachable_rings(grid: Sequence[int], extent: int) -> tuple[slice, tuple[int, ...]]:

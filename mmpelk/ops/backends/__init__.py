@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..sharing_grid import reach
 from . import dense, dft, fft, matmul, triton
 
 __all__ = [
@@ -205,21 +206,21 @@ def _fastest_on_cpu(x: Tensor, kernel_size: int, weight_grad: bool) -> str:
 
 def dense_ns(height: int, width: int, kernel_size: int) -> float:
     """Cost of the dense kernel on a plane: kernel rows outside the map are skipped, columns where none is inside."""
-    radius = dense.reach(kernel_size, height)
+    radius = reach(kernel_size, height)
     rows = height + 2 * radius * height - radius * (radius + 1)  # inside the map, summed over the output rows
-    return COSTS.dense_tap * rows * width * (2 * dense.reach(kernel_size, width) + 1)
+    return COSTS.dense_tap * rows * width * (2 * reach(kernel_size, width) + 1)
 
 
 def dft_ns(height: int, width: int, kernel_size: int) -> float:
     """Cost of the matrix products of a plane and of the passes over its spectrum."""
-    rows, columns = ((extent + dense.reach(kernel_size, extent) + 1) // 2 for extent in (height, width))
+    rows, columns = ((extent + reach(kernel_size, extent) + 1) // 2 for extent in (height, width))
     products = 2 * height * columns * (width + 2 * rows)
     return COSTS.dft_product * products + COSTS.dft_number * 4 * rows * columns
 
 
 def fft_ns(height: int, width: int, kernel_size: int) -> float:
     """Cost of the transforms of a plane."""
-    rows, columns = (fft.fast_length(extent + dense.reach(kernel_size, extent)) for extent in (height, width))
+    rows, columns = (fft.fast_length(extent + reach(kernel_size, extent)) for extent in (height, width))
     return COSTS.fft_number * rows * (columns // 2 + 1)
 
 

@@ -8,19 +8,14 @@ from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
 from ..layout import is_channels_last
-from ..sharing_grid import expand_kernel, reduce_kernel
+from ..sharing_grid import expand_kernel, reach, reachable_positions, reduce_kernel
 
-__all__ = ['NCHW_UP_TO', 'forward', 'prepare', 'reach', 'weight_grad']
+__all__ = ['NCHW_UP_TO', 'forward', 'prepare', 'weight_grad']
 
 NCHW_UP_TO = 13
 """Largest kernel that torch convolves fast on a CPU in NCHW; larger ones run far faster channels last."""
 
 _BLOCK = 16  # channels that torch's depthwise kernels take at a time; a rest costs more than filling up
-
-
-def reach(kernel_size: int, extent: int) -> int:
-    """Taps on either side of the middle that read inside a map of ``extent`` for some output."""
-    return min(kernel_size // 2, max(extent - 1, 0))
 
 
 def forward(
@@ -51,8 +46,7 @@ def forward(
 
 def prepare(weight: Tensor, grid: Sequence[int], x: Tensor) -> Tensor:
     """The kernel that :func:`forward` convolves maps of the size of ``x`` with: of use while ``weight`` stays."""
-    margins = [sum(grid) // 2 - reach(sum(grid), extent) for extent in x.shape[-2:]]
-    rows, columns = (slice(margin, sum(grid) - margin) for margin in margins)
+    rows, columns = (reachable_positions(sum(grid), extent) for extent in x.shape[-2:])
     kernel = expand_kernel(weight, grid)[..., rows, columns]
     return F.pad(kernel, (0, 0, 0, 0, 0, 0, 0, fill)) if (fill := _fill(x, grid)) else kernel
 
