@@ -28,13 +28,12 @@ from torch.utils._python_dispatch import TorchDispatchMode  # as torch.utils.flo
 
 from mmpelk.analysis.ceiling import without_mixer
 from mmpelk.analysis.table import Table
-from mmpelk.analysis.timing import environment_info, interleaved_medians, peak_memory
+from mmpelk.analysis.timing import LAYOUTS, environment_info, faster_layouts, interleaved_medians, peak_memory
 from mmpelk.models import PeLK
 from mmpelk.ops import force_backend
 
 RESULTS = Path(__file__).resolve().parent / 'results'
 INPUTS = {'cpu': [(1, 224), (4, 224), (8, 224), (1, 512)], 'cuda': [(64, 224), (8, 512)]}
-LAYOUTS = {'channels last': torch.channels_last, 'channels first': torch.contiguous_format}
 DENSE = 'PeLK-T, dense backend'
 CEILING = 'PeLK-T without convolution'
 # With channels first one step of large maps takes these minutes.
@@ -112,9 +111,8 @@ def measure(step: Callable[..., None], args: argparse.Namespace, batch: int, siz
                 placed = torch.compile(placed) if args.compile else placed
                 calls[name, layout] = partial(step, placed, backend, x, dtype)
                 calls[name, layout]()  # what takes seconds is measured once, and that is not to be the first time
-    measured = interleaved_medians({', '.join(key): call for key, call in calls.items()}, args.device, args.rounds)
-    seconds = dict(zip(calls, measured.values(), strict=True))
-    fastest = {name: min((key for key in seconds if key[0] == name), key=seconds.__getitem__) for name, _ in seconds}
+    seconds = interleaved_medians(calls, args.device, args.rounds)
+    fastest = {name: (name, layout) for name, layout in faster_layouts(seconds).items()}
     return {
         name: {
             'layout': key[1],

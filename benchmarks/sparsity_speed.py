@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import mmpelk
 from mmpelk.analysis.inference import build_model
 from mmpelk.analysis.table import Table
-from mmpelk.analysis.timing import environment_info, interleaved_medians, peak_memory
+from mmpelk.analysis.timing import LAYOUTS, environment_info, faster_layouts, interleaved_medians, peak_memory
 from mmpelk.engine.command_line import exit_on_user_error
 from mmpelk.models import PeLK
 from mmpelk.sparsity import uniform_units
@@ -38,7 +38,6 @@ RECIPES = {
     'ConvNeXt-T': 'convnext_t_in1k',
     'SLaK-T': 'slak_t_in1k',
 }
-LAYOUTS = {'channels first': torch.contiguous_format, 'channels last': torch.channels_last}
 MODES = ('inference', 'training step')
 
 
@@ -96,14 +95,13 @@ def measure(batch: int, size: int, rounds: int, device: str, layouts: Sequence[s
                 placed = copy.deepcopy(model).to(memory_format=memory_format)  # type: ignore[call-overload]
                 calls[name, layout] = make(placed, images.to(memory_format=memory_format))
                 calls[name, layout]()  # what takes seconds is measured once, and that is not to be the first time
-        seconds = interleaved_medians({', '.join(key): call for key, call in calls.items()}, device, rounds)
+        seconds = interleaved_medians(calls, device, rounds)
         modes[mode] = {}
-        for name in RECIPES:
-            own = {layout: seconds[f'{name}, {layout}'] for layout in layouts}
-            fastest = min(own, key=lambda layout: own[layout])
+        for name, fastest in faster_layouts(seconds).items():
             peak = peak_memory(calls[name, fastest], device)
             modes[mode][name] = {
-                layout: dict(ms=1e3 * own[layout], peak=peak if layout == fastest else None) for layout in layouts
+                layout: dict(ms=1e3 * seconds[name, layout], peak=peak if layout == fastest else None)
+                for layout in layouts
             }
     return dict(batch=batch, size=size, rounds=rounds, machine=environment_info(device), modes=modes)
 

@@ -6,17 +6,23 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-__all__ = ['environment_info', 'interleaved_medians', 'peak_memory', 'synchronize']
+__all__ = ['LAYOUTS', 'environment_info', 'faster_layouts', 'interleaved_medians', 'peak_memory', 'synchronize']
 
 _ONCE_IS_ENOUGH = 4.0  # seconds from which on a call is not repeated
 _AT_LEAST = 0.5  # seconds that the rounds take together, so that short calls are repeated often
+
+
+Name = TypeVar('Name', bound=Hashable)
+
+LAYOUTS = {'channels first': torch.contiguous_format, 'channels last': torch.channels_last}
+"""The memory formats of maps and weights that networks are measured in."""
 
 
 def synchronize(device: str) -> None:
@@ -38,22 +44,22 @@ def _seconds(function: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - start_time
 
 
-def interleaved_medians(functions: Mapping[str, Callable[[], Any]], device: str, rounds: int) -> dict[str, float]:
+def interleaved_medians(functions: Mapping[Name, Callable[[], Any]], device: str, rounds: int) -> dict[Name, float]:
     """Median seconds of each function, the functions taking turns so that a drifting clock hits all alike.
 
     Every function runs once to warm up; one that takes seconds is not run again and counts with that single time. Where
     a round takes milliseconds, there are more rounds than asked for, up to 200.
 
     Args:
-        functions: Calls by name; all run on ``device``.
+        functions: Calls by name, a string or for instance that of a network and a layout; all run on ``device``.
         device: ``'cpu'`` or ``'cuda'``.
         rounds: How often each function runs after the warm-up, at least.
 
     Returns:
         Seconds by name, in the order of ``functions``.
     """
-    times: dict[str, list[float]] = {}
-    slow: set[str] = set()
+    times: dict[Name, list[float]] = {}
+    slow: set[Name] = set()
     round_seconds = 1e-9
     for name, function in functions.items():
         synchronize(device)
@@ -68,6 +74,12 @@ def interleaved_medians(functions: Mapping[str, Callable[[], Any]], device: str,
             if name not in slow:
                 times[name].append(_seconds(function, device))
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def faster_layouts(seconds: Mapping[tuple[str, str], float]) -> dict[str, str]:
+    """The layout of :data:`LAYOUTS` that each network is fastest in, from seconds by network and layout."""
+    networks = dict.fromkeys(network for network, _ in seconds)
+    return {each: min((key for key in seconds if key[0] == each), key=seconds.__getitem__)[1] for each in networks}
 
 
 def peak_memory(function: Callable[[], Any], device: str) -> int | None:
