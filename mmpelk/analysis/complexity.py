@@ -271,13 +271,7 @@ def _count_layers(
     calls: list[LargeKernelCall] = []
 
     def formula(
-        x: list[int],
-        weight: list[int],
-        bias: list[int] | None,
-        grid: list[int],
-        backend: str | None,
-        *_: Any,
-        **__: Any,
+        x: list[int], weight: list[int], bias: list[int] | None, grid: list[int], backend: str | None, **_: Any
     ) -> int:
         name = backend or backend_on_cpu(x, grid)
         x = [x[0], weight[0], *x[2:]]  # the channels that are convolved; others may pass
