@@ -64,10 +64,10 @@ types: setup-test  ## mypy
 	@$(PYTHON_ENV) -m mypy
 
 torture: setup-test  ## kill and resume a training a hundred times, and compare it to the bit; KILLS=5 SEED=1
-	@OMP_NUM_THREADS=1 $(PYTHON_ENV) -m tests.reliability.torture --kills $(or $(KILLS),100) --seed $(or $(SEED),0)
+	@OMP_NUM_THREADS=1 $(PYTHON_ENV) -m tests.fault_tolerance.torture --kills $(or $(KILLS),100) --seed $(or $(SEED),0)
 
 bench: setup  ## time the operator on this machine
-	@$(PYTHON_ENV) benchmarks/peripheral_conv.py
+	@$(PYTHON_ENV) -m benchmarks.peripheral_conv
 
 # Not with --quiet, which leaves --strict nothing to refuse.
 docs: .venv-docs/installed  ## the documentation as a site, build/docs/index.html; links are checked

@@ -1,9 +1,9 @@
 """Whole backbones: images per second and peak memory, inference and training step, all taking turns.
 
-    python benchmarks/backbone.py                             # every setting
-    python benchmarks/backbone.py --batch 4 --size 224
-    python benchmarks/backbone.py --batch 4 --size 224 --compile
-    python benchmarks/backbone.py --device cuda --dtype bfloat16
+    python -m benchmarks.backbone                             # every setting
+    python -m benchmarks.backbone --batch 4 --size 224
+    python -m benchmarks.backbone --batch 4 --size 224 --compile
+    python -m benchmarks.backbone --device cuda --dtype bfloat16
 
 PeLK-T and PeLK-101-T as deployed for inference, the same PeLK-T on the dense backend, with the convolution left out
 (the ceiling that no operator can pass), SLaK-T, and mmpretrain's ConvNeXt-T. Each is measured in two memory layouts, of
@@ -26,7 +26,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode  # as torch.utils.flop_counter: there is no public alias
 
-from mmpelk.analysis.ceiling import without_mixer
+from benchmarks.ceiling import without_mixer
 from mmpelk.analysis.table import Table
 from mmpelk.analysis.timing import LAYOUTS, environment_info, faster_layouts, interleaved_medians, peak_memory
 from mmpelk.models import PeLK

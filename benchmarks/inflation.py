@@ -1,7 +1,7 @@
 """Does it help to start large kernels from a trained network with small ones? The demo's set, over seeds.
 
     python tools/demo/make_segmentation_data.py --out data/demo_segmentation
-    python benchmarks/inflation.py --seeds 0 1 2 3 4
+    python -m benchmarks.inflation --seeds 0 1 2 3 4
 
 Equal iterations in all, paired by seed: a 7 x 7 network; the same, inflated half-way to kernels of 31 and 29 with a
 7 x 7 centre; those large kernels from scratch. After the inflation the learning rate of the kernels (centre and
@@ -22,14 +22,14 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from mmengine.config import Config
-from mmengine.runner import CheckpointLoader
 
 import mmpelk
 from mmpelk.analysis.table import Table
-from mmpelk.analysis.variants import VariantRun, mean_and_deviation, train_variants, trained_on
 from mmpelk.engine.command_line import exit_on_user_error
-from mmpelk.models.inflation import inflate
+from mmpelk.fault_tolerance.safe_loading import read_checkpoint
+from mmpelk.models.weights.inflation import inflate
 from mmpelk.registry import MODELS
+from reproduction.variants import VariantRun, mean_and_deviation, train_variants, trained_on
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, FIGURE = ROOT / 'benchmarks/results/inflation.json', ROOT / 'docs/figures/inflation.png'
@@ -63,7 +63,7 @@ def variant(kernels: str, iterations: int, interval: int, rate: float = 1, load_
 
 def inflate_model(checkpoint: Path, out: Path) -> Path:
     """A whole segmentor's checkpoint with its 7 x 7 kernels in the centre of the large ones."""
-    state = CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu')['state_dict']
+    state = read_checkpoint(checkpoint)['state_dict']
     backbone = MODELS.build(variant('large', 1, 1).model.backbone)
     weights = {
         name.removeprefix('backbone.').replace('.mixer.large.', '.depthwise_conv.'): value

@@ -1,7 +1,7 @@
 """Do the paper's claims about mixers hold where they can be tested here? The demo's set, over seeds.
 
     python tools/demo/make_segmentation_data.py --out data/demo_segmentation
-    python benchmarks/mixer_comparison.py --seeds 0 1 2 3 4
+    python -m benchmarks.mixer_comparison --seeds 0 1 2 3 4
 
 Peripheral kernels against dense ones, stripes and 7 x 7, at the same number of parameters; three sizes of the
 fine-grained centre; with and without the positional embedding; dense kernels at the same widths. Two schedules: the
@@ -25,8 +25,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 import mmpelk
-from mmpelk.analysis.variants import VariantRun, mean_and_deviation, train_variants, trained_on
 from mmpelk.engine.command_line import exit_on_user_error
+from reproduction.variants import VariantRun, mean_and_deviation, train_variants, trained_on
 
 RESULTS = Path(__file__).resolve().parent / 'results' / 'mixer_comparison.json'
 # What a variant changes in the backbone. Those of `EXTRA` differ from `BASE` in nothing else, and so in size; the

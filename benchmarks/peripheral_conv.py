@@ -1,8 +1,8 @@
 """The peripheral convolution against its peers, in one run.
 
-    python benchmarks/peripheral_conv.py                      # CPU, some minutes
-    python benchmarks/peripheral_conv.py --device cuda --dtype bfloat16 --batch 64
-    python benchmarks/peripheral_conv.py --stages             # the choice against its peers at every stage
+    python -m benchmarks.peripheral_conv                      # CPU, some minutes
+    python -m benchmarks.peripheral_conv --device cuda --dtype bfloat16 --batch 64
+    python -m benchmarks.peripheral_conv --stages             # the choice against its peers at every stage
 
 Peers: ``F.conv2d`` with the dense kernel, in NCHW, channels last, and with the channels filled up to a multiple of 16,
 a plain FFT convolution (both transforms in full, the kernel expanded), the Fourier transform as products of matrices

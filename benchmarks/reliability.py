@@ -7,7 +7,7 @@ every boundary waits for the device, so that the figure is an upper bound.
 Checkpoints of ours and of mmengine's take turns in one folder, each pair in the other order than the one before, first
 for the time that training waits, then up to the moment that the file is on the disk. What is given is the median.
 
-python benchmarks/reliability.py --out benchmarks/results/reliability_cpu.json
+python -m benchmarks.reliability --out benchmarks/results/reliability_cpu.json
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Exported networks in the runtimes that users deploy with: images per second, and how far from the network.
 
-    python benchmarks/runtimes.py --images PICTURES --demo work_dirs/demo_segmentation/iter_700.pth
+    python -m benchmarks.runtimes --images PICTURES --demo work_dirs/demo_segmentation/iter_700.pth
 
 Writes each network as ONNX of one size and of any size and as a package of AOTInductor, into ``--files`` (kept there
 for the next run), compares onnxruntime and OpenVINO with eager torch on real pictures, and lets all of them take turns
@@ -23,7 +23,7 @@ from mmengine.config import Config
 from rich.console import Console
 from torch import Tensor, nn
 
-from mmpelk.analysis.ceiling import without_mixer
+from benchmarks.ceiling import without_mixer
 from mmpelk.analysis.inference import build_model
 from mmpelk.analysis.table import Table
 from mmpelk.analysis.timing import environment_info, interleaved_medians

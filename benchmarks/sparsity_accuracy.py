@@ -2,7 +2,7 @@
 
     python tools/demo/make_segmentation_data.py --out data/demo_segmentation
     python tools/demo/make_classification_data.py data/demo_classification
-    python benchmarks/sparsity_accuracy.py --seeds 0 1 2 3 4
+    python -m benchmarks.sparsity_accuracy --seeds 0 1 2 3 4
 
 Two sets, four variants, paired by seed: the dense network; 40 % of its weights at zero, single ones (SNIP's shares) or
 whole hidden units (the same share in every block); and, trained densely from scratch, the small network that has only
@@ -27,9 +27,9 @@ import mmpelk
 from mmpelk.analysis.complexity import count_complexity
 from mmpelk.analysis.inference import build_model
 from mmpelk.analysis.table import Table
-from mmpelk.analysis.variants import VariantRun, mean_and_deviation, train_variants, trained_on
 from mmpelk.engine.command_line import exit_on_user_error
 from mmpelk.sparsity import find_parameters, live_total, uniform_units
+from reproduction.variants import VariantRun, mean_and_deviation, train_variants, trained_on
 
 RESULTS = Path(__file__).resolve().parent / 'results' / 'sparsity_accuracy.json'
 DENSITY = 0.6

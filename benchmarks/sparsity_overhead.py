@@ -3,7 +3,7 @@
 Both are timed by themselves, on the optimizer state of real steps, and given as a share of the step without them. That
 is steadier than the difference of two runs.
 
-python benchmarks/sparsity_overhead.py --arch tiny --size 224 --batch 2
+python -m benchmarks.sparsity_overhead --arch tiny --size 224 --batch 2
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """What dead hidden units are worth in time and memory: PeLK-T, the same shrunk, and its peers, all taking turns.
 
-    python benchmarks/sparsity_speed.py --batch 4 --size 224
-    python benchmarks/sparsity_speed.py --batch 1 --size 224
-    python benchmarks/sparsity_speed.py --batch 1 --size 512
+    python -m benchmarks.sparsity_speed --batch 4 --size 224
+    python -m benchmarks.sparsity_speed --batch 1 --size 224
+    python -m benchmarks.sparsity_speed --batch 1 --size 512
 
 Inference is that of the deployed classifiers; a training step is forward, backward and AdamW in the training form. Each
 is measured in two memory layouts, of which the faster counts. (SLaK-T takes minutes for a step of large maps with

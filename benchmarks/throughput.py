@@ -1,8 +1,8 @@
 """Inference throughput (Table 8 of the paper) of PeLK-T and its peers, all taking turns, in every setting.
 
-python benchmarks/throughput.py --quick                      # float32, eager, batch 1 and 8: for the report
-python benchmarks/throughput.py --plot throughput.png        # everything that a CPU can do
-python benchmarks/throughput.py --device cuda --resume       # goes on where a stopped run was
+python -m benchmarks.throughput --quick                      # float32, eager, batch 1 and 8: for the report
+python -m benchmarks.throughput --plot throughput.png        # everything that a CPU can do
+python -m benchmarks.throughput --device cuda --resume       # goes on where a stopped run was
 
 Deployed models with their classifier on random images, in eval mode and without gradients. All models of a setting take
 turns, so that a drifting clock meets all alike. Each is measured in two memory layouts, of which the faster one counts.

@@ -23,7 +23,7 @@ ELSEWHERE = {
 }
 # Pages of the API: the first module's docstring is the introduction, the others follow under their names.
 API = {
-    'mmpelk': ['mmpelk', 'mmpelk.registry', 'mmpelk.checkpoint_io', 'mmpelk.errors'],
+    'mmpelk': ['mmpelk', 'mmpelk.registry', 'mmpelk.fault_tolerance.safe_loading', 'mmpelk.errors'],
     # griffe takes the name for the submodule's.
     'ops': ['mmpelk.ops', 'mmpelk.ops.sharing_grid.sharing_grid'],
     'models': ['mmpelk.models'],
@@ -37,7 +37,7 @@ API = {
         ),
     ],
     'export': ['mmpelk.export'],
-    'projects': ['mmpelk.projects'],
+    'projects': ['own_data'],
 }
 HEADING = '\n    options: {show_root_heading: true, show_root_toc_entry: true}'
 # [text](target) and ![text](target) of a page; a text may hold an image's brackets.

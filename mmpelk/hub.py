@@ -26,7 +26,7 @@ from torch import nn
 
 from mmpelk.errors import UserError
 from mmpelk.models import PeLK
-from mmpelk.models.publication import Publication, check_types, fetch, fit_network, refuse_unknown
+from mmpelk.models.weights.publication import Publication, check_types, fetch, fit_network, refuse_unknown
 
 __all__ = ['from_pretrained', 'push_to_hub', 'read_recipe', 'save_pretrained', 'write_recipe']
 

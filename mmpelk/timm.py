@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from mmpelk.errors import UserError
 from mmpelk.models import ARCHITECTURES, PeLK
-from mmpelk.models.key_maps import from_source
+from mmpelk.models.weights.checkpoint import state_dict_of
+from mmpelk.models.weights.key_maps import from_source
 from mmpelk.sparsity import fold_masks
 
 try:
@@ -186,7 +187,7 @@ def names_of_timm(state: Mapping[str, Any], model: PeLKClassifier) -> dict[str, 
 
     Those that ``tools/convert_checkpoint.py export`` has renamed as timm's ConvNeXt are are taken, too.
     """
-    state = fold_masks(state.get('state_dict', state))
+    state = fold_masks(state_dict_of(state))
     if any(key.startswith('stem.') for key in state):
         state = {key: state[name] for name, key in from_source(state, 'timm').items()}
     norm = f'backbone.norm{len(model.backbone.channels) - 1}.'

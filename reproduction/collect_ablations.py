@@ -16,14 +16,14 @@ from typing import Any, TypeAlias
 
 from mmengine.config import Config
 
-from mmpelk.analysis.runs import TrainingRun, read_run
 from mmpelk.analysis.table import Table
-from mmpelk.analysis.variants import mean_and_deviation
 from mmpelk.engine.command_line import exit_on_user_error
 
 from . import RESULTS, argument_parser
 from .ablations import ABLATIONS, METRICS, ROWS, AblationRow, recipe_path, trained_as
 from .marks import NOTHING, Results, computed, deviation, paper, target
+from .runs import TrainingRun, read_run
+from .variants import mean_and_deviation
 
 # Settings of hooks that count iterations, and are multiplied where several iterations make up a step.
 STEP_INTERVALS = {'mmpelk.SparsityHook': 'update_interval', 'EMAHook': 'interval'}

@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mmpelk.analysis.table import Table
-from mmpelk.analysis.variants import mean_and_deviation
 from mmpelk.engine.command_line import exit_on_user_error
 
 from .figures import figure_path, write_figure
 from .marks import NOTHING, Results, computed
+from .variants import mean_and_deviation
 
 _FILE = 'mixer_comparison'
 _SOLVED = 95.0  # mIoU in per cent: our line between networks that use the far cue fully and those on their way
@@ -106,7 +106,7 @@ def main() -> None:
         results = Results()
         schedules = read_schedules(results)
         if not schedules:
-            raise FileNotFoundError(f"no {_FILE}.json in '{results.folder}'; python benchmarks/{_FILE}.py writes it")
+            raise FileNotFoundError(f"no {_FILE}.json in '{results.folder}'; python -m benchmarks.{_FILE} writes it")
         for variants in schedules.values():
             mixers_table(variants, results).print()
         write_figure(draw(schedules), path)

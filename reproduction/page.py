@@ -136,4 +136,4 @@ def mixers(results: Results) -> str:
     for iterations, variants in read_schedules(results).items():
         head = f'**{iterations} iterations, {len(next(iter(variants.values()))["curves"])} seeds**'
         texts.append(f'{head}\n\n{mixers_table(variants, results).markdown()}')
-    return '\n\n'.join(texts) or 'Not run yet: `python benchmarks/mixer_comparison.py`.'
+    return '\n\n'.join(texts) or 'Not run yet: `python -m benchmarks.mixer_comparison`.'

@@ -16,14 +16,14 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from mmpelk.analysis.runs import planned_steps, read_run
 from mmpelk.engine.checks import check_data, check_option_names
 from mmpelk.engine.command_line import exit_on_user_error, parse_settings
-from mmpelk.engine.trainings import Training, run_trainings
 
 from . import ROOT, argument_parser
 from .ablations import ABLATIONS, METRICS, recipe_path, trained_as
 from .collect_ablations import STEP_INTERVALS, other_settings, recipe, run_folder
+from .runs import planned_steps, read_run
+from .trainings import Training, run_trainings
 
 SEG_GPUS = 8  # of the segmentation recipes, with two images each
 

@@ -63,7 +63,7 @@ STEPS = (
         f'--model "kernels 7, untrained" {_NANO} random {_KERNELS_7X7} '
         f'--out {_FIGURES}/erf_demo.png --json benchmarks/results/erf_demo.json',
     ),
-    Step('run_throughput', f'python benchmarks/throughput.py --quick --plot {_FIGURES}/throughput_cpu.png'),
+    Step('run_throughput', f'python -m benchmarks.throughput --quick --plot {_FIGURES}/throughput_cpu.png'),
     Step('run_mixers', f'python -m reproduction.mixers --out {_FIGURES}/mixer_comparison.png'),
 )
 

@@ -8,7 +8,7 @@ import torch
 from mmengine.registry import MODELS, DefaultScope
 
 from mmpelk.models import ARCHITECTURES
-from mmpelk.models.key_maps import to_timm
+from mmpelk.models.weights.key_maps import to_timm
 
 pytest.importorskip('timm', reason='pip install -e .[timm]')
 import timm

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import torch
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from mmpelk.analysis.table import Table
 from mmpelk.engine.checks import check_checkpoint
 from mmpelk.engine.command_line import exit_on_user_error, load_config
+from mmpelk.fault_tolerance.safe_loading import read_checkpoint
 from mmpelk.models import PeLK
-from mmpelk.models.inflation import inflate
-from mmpelk.models.key_maps import SOURCES, Comparison, compare, detect_source, from_source, to_timm
+from mmpelk.models.weights.inflation import inflate
+from mmpelk.models.weights.key_maps import SOURCES, Comparison, compare, detect_source, from_source, to_timm
 from mmpelk.sparsity import fold_masks
-from mmpelk.sparsity.export import save_pth, save_safetensors
+from mmpelk.sparsity.publish import save_pth, save_safetensors
 
 # Where training scripts keep the weights: mmengine, ConvNeXt and SLaK.
 KEYS = ('state_dict', 'model')
@@ -52,7 +52,7 @@ def parse_args() -> argparse.Namespace:
 def read_weights(path: str, key: str | None) -> dict[str, Tensor]:
     """The tensors of a checkpoint."""
     check_checkpoint(path)
-    content = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    content = read_checkpoint(path)
     if key is not None and key not in content:
         raise ValueError(f"'{path}' has no entry {key!r}; it has {', '.join(list(content)[:8])}")
     key = key or next((name for name in KEYS if name in content), None)

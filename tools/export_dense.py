@@ -7,10 +7,9 @@ python tools/export_dense.py work_dirs/pelk_t_unit_in1k/epoch_300.pth pelk_t_uni
 import argparse
 from pathlib import Path
 
-from mmengine.runner import CheckpointLoader
-
 from mmpelk.engine.command_line import exit_on_user_error
-from mmpelk.sparsity.export import add_hash, export_checkpoint, save_pth, save_safetensors
+from mmpelk.fault_tolerance.safe_loading import read_checkpoint
+from mmpelk.sparsity.publish import add_hash, export_checkpoint, save_pth, save_safetensors
 
 WRITERS = {'.pth': save_pth, '.safetensors': save_safetensors}
 
@@ -45,7 +44,7 @@ def main() -> None:
                 raise ValueError(f"the name of '{path}' must end in {' or '.join(WRITERS)}")
             if path.resolve() == args.checkpoint.resolve():
                 raise ValueError(f"'{path}' is the checkpoint itself: choose another name")
-        checkpoint = CheckpointLoader.load_checkpoint(str(args.checkpoint), map_location='cpu')
+        checkpoint = read_checkpoint(args.checkpoint)
         exported = export_checkpoint(checkpoint, args.weights, args.keep_masks, args.keep_optimizer, args.shrink)
         for path in args.out:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import DictAction
-from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from mmpelk.analysis.complexity import Complexity, checkpoint_densities, count_complexity, uniform_densities
 from mmpelk.analysis.inference import build_model
 from mmpelk.analysis.table import Table
 from mmpelk.engine.command_line import exit_on_user_error, parse_options, read_config
+from mmpelk.fault_tolerance.safe_loading import read_checkpoint
 from mmpelk.models.hidden_units import find_hidden_units, fit_hidden_units
+from mmpelk.models.weights.checkpoint import state_dict_of
 from mmpelk.sparsity import uniform_units
 
 
@@ -48,8 +49,7 @@ def sparse_form(model: nn.Module, args: argparse.Namespace) -> tuple[dict[str, f
     stored = copy.deepcopy(model)
     blocks = find_hidden_units(stored)
     if args.checkpoint is not None:
-        checkpoint = CheckpointLoader.load_checkpoint(args.checkpoint, map_location='cpu')
-        state = {k.removeprefix('module.'): v for k, v in checkpoint.get('state_dict', checkpoint).items()}
+        state = state_dict_of(read_checkpoint(args.checkpoint), args.checkpoint)
         for units in blocks:
             fit_hidden_units(units, state, f'{units.block_name}.'.lstrip('.'))
         densities = checkpoint_densities(stored, state)

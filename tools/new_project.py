@@ -13,9 +13,7 @@ import os
 import shlex
 from pathlib import Path
 
-from mmpelk.engine.command_line import exit_on_user_error
-from mmpelk.errors import UserError
-from mmpelk.projects import (
+from own_data import (
     DataSet,
     Machine,
     make_plan,
@@ -25,6 +23,9 @@ from mmpelk.projects import (
     read_segmentation,
     write_project,
 )
+
+from mmpelk.engine.command_line import exit_on_user_error
+from mmpelk.errors import UserError
 
 
 def parse_args() -> argparse.Namespace:

@@ -10,13 +10,14 @@ from typing import cast
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
 from mmpelk.engine.checks import check_checkpoint
 from mmpelk.engine.command_line import exit_on_user_error, load_config
+from mmpelk.fault_tolerance.safe_loading import read_checkpoint
 from mmpelk.models import PeLK
 from mmpelk.models.deploy import deploy_state_dict
+from mmpelk.models.weights.checkpoint import state_dict_of
 from mmpelk.sparsity import fold_masks
 
 PREFIX = 'backbone.'
@@ -79,9 +80,9 @@ def main() -> None:
         cfg = load_config(args)
         init_default_scope(cfg.get('default_scope') or 'mmengine')
         check_checkpoint(args.checkpoint)
-        checkpoint = CheckpointLoader.load_checkpoint(args.checkpoint, map_location='cpu')
+        checkpoint = read_checkpoint(args.checkpoint)
         try:
-            state, difference = convert(cfg, checkpoint.get('state_dict', checkpoint))
+            state, difference = convert(cfg, state_dict_of(checkpoint, args.checkpoint))
         except RuntimeError as error:  # names or shapes that do not match
             raise ValueError(f"'{args.checkpoint}' is not one of '{args.config}': {error}") from error
         if not difference < TOLERANCE:

@@ -14,7 +14,7 @@ from mmpelk.engine.command_line import (
     parse_options,
 )
 from mmpelk.engine.distributed import adapt_to_machine
-from mmpelk.engine.samples import build_data
+from mmpelk.fault_tolerance.samples import build_data
 
 # How each toolbox's visualization hook is switched on, and where it takes the folder from.
 DRAW_KEYS = {'mmseg': 'draw', 'mmdet': 'draw', 'mmpretrain': 'enable'}

@@ -15,7 +15,7 @@ from mmpelk.engine.command_line import (
 )
 from mmpelk.engine.distributed import adapt_to_machine
 from mmpelk.engine.progress import VISUALIZERS, add_vis_backend
-from mmpelk.engine.samples import build_data
+from mmpelk.fault_tolerance.samples import build_data
 
 
 def parse_args() -> argparse.Namespace:

@@ -1,14 +1,16 @@
-"""What the MM training loop needs from us: optimizer groups, no GPU, word of how it goes, and that nothing is lost."""
+"""What the MM training loop needs from us: optimizer groups, no GPU, progress, and the hooks against lost work."""
 
-from .checkpoint_hook import CheckpointHook
+from mmpelk.fault_tolerance.checkpoint_hook import CheckpointHook
+from mmpelk.fault_tolerance.divergence import DivergenceHook
+from mmpelk.fault_tolerance.preemption import PreemptionHook
+from mmpelk.fault_tolerance.resume import ResumeHook
+from mmpelk.fault_tolerance.samples import CheckDataHook
+from mmpelk.registry import HOOKS
+
 from .distributed import CPUDistributedDataParallel, adapt_to_machine
-from .divergence import DivergenceHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
-from .preemption import PreemptionHook
 from .progress import ProgressLineHook, RunEstimateHook
 from .progress_picture import ProgressPictureHook
-from .resume import ResumeHook
-from .samples import CheckDataHook
 
 __all__ = [
     'CPUDistributedDataParallel',
@@ -23,3 +25,7 @@ __all__ = [
     'RunEstimateHook',
     'adapt_to_machine',
 ]
+
+# Here, because the room of fault tolerance knows nothing of our registries.
+for _hook in (CheckpointHook, ResumeHook, DivergenceHook, PreemptionHook, CheckDataHook):
+    HOOKS.register_module(module=_hook)

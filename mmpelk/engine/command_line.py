@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 
 from mmpelk.config import config_path, list_configs
 from mmpelk.errors import DataError, UserError
+from mmpelk.fault_tolerance.safe_loading import install_safe_loading
 
 from .checks import check_option_names
 
@@ -126,6 +127,7 @@ def build_runner(cfg: Config) -> Runner:
 def exit_on_user_error(running: bool = False) -> Iterator[None]:
     """Print a user's mistake as a sentence and exit with code 1.
 
+    Checkpoints are read as data from here on (:func:`~mmpelk.fault_tolerance.safe_loading.install_safe_loading`).
     Rank 0 alone speaks, except about a sample that another one has, or about another process that is gone. The
     environment variable ``MMPELK_TRACEBACK=1`` gives the whole traceback instead.
 
@@ -134,6 +136,7 @@ def exit_on_user_error(running: bool = False) -> Iterator[None]:
             and modules that cannot be built of the config are told as a sentence. Before that, while the config is read
             and modules are built, most others are, too.
     """
+    install_safe_loading()
     told = (AssertionError, AttributeError, ImportError, KeyError, OSError, TypeError, ValueError)
     try:
         yield

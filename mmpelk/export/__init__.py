@@ -5,8 +5,7 @@ from .network import ExportedNetwork, Preprocessing, load_deployed, real_image
 from .onnx_file import OPSETS, check_opset, export_onnx, onnx_operators, open_onnx, runner_of
 from .plain import make_plain
 from .quantisation import calibration_images, quantize_onnx, replace_weights
-from .tables import decomposition_table, onnx_translation_table
-from .torch_program import compile_program, export_program, load_program
+from .torch_program import compile_program, decomposition_table, export_program, load_program
 
 __all__ = [
     'OPSETS',
@@ -25,7 +24,6 @@ __all__ = [
     'load_program',
     'make_plain',
     'onnx_operators',
-    'onnx_translation_table',
     'open_onnx',
     'quantize_onnx',
     'real_image',

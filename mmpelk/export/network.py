@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from mmpelk.errors import UserError
+from mmpelk.fault_tolerance.safe_loading import read_checkpoint
 from mmpelk.models import PeLK
-from mmpelk.models.checkpoint import shorten
+from mmpelk.models.weights.checkpoint import shorten, state_dict_of
 from mmpelk.sparsity import fold_masks
 
 __all__ = ['ExportedNetwork', 'Preprocessing', 'load_deployed', 'real_image', 'task_of']
@@ -34,9 +34,9 @@ def load_deployed(cfg: Config, checkpoint: str) -> nn.Module:
         FileNotFoundError: If the checkpoint does not exist.
         UserError: If it is one of another network, or the recipe's backbone is none of ours.
     """
-    state = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
-    meta = state.get('meta', {})
-    state = fold_masks(state.get('state_dict', state))
+    content = read_checkpoint(checkpoint)
+    meta = content.get('meta', {}) if isinstance(content, dict) else {}
+    state = fold_masks(state_dict_of(content, checkpoint))
     arguments = copy.deepcopy(cfg.model)  # mmdet reads its parts as attributes
     arguments.pop('train_cfg', None)
     backbone = arguments.get('backbone', {})

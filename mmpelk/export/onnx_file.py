@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,9 +16,8 @@ from mmpelk.errors import UserError
 
 from .network import ExportedNetwork
 from .plain import make_plain
-from .tables import gelu_translation, onnx_translation_table
 
-__all__ = ['OPSETS', 'check_opset', 'export_onnx', 'onnx_operators', 'open_onnx', 'runner_of']
+__all__ = ['OPSETS', 'check_opset', 'export_onnx', 'gelu_translation', 'onnx_operators', 'open_onnx', 'runner_of']
 
 OPSETS = range(18, 24)
 """Opsets that files are written in: from the exporter's own on, as far as onnxruntime of the tested set reads."""
@@ -48,7 +48,12 @@ def export_onnx(exported: ExportedNetwork, image: Tensor, path: Path, opset: int
         UserError: If the opset is none of ours.
     """
     check_opset(opset)
-    table = onnx_translation_table() | {torch.ops.aten.gelu.default: gelu_translation}
+    try:
+        import onnxscript  # noqa: F401 - torch's exporter needs it
+    except ImportError as error:
+        raise ImportError(
+            'exporting to ONNX takes the packages onnx and onnxscript: pip install "mmpelk[export]"'
+        ) from error
     network = make_plain(copy.deepcopy(exported.network), None if dynamic else image)
     channels_last = image.shape[-1] == 3
     vary = dict.fromkeys((0, 1, 2) if channels_last else (0, 2, 3), torch.export.Dim.DYNAMIC)
@@ -63,7 +68,7 @@ def export_onnx(exported: ExportedNetwork, image: Tensor, path: Path, opset: int
             opset_version=opset,
             input_names=['image'],
             output_names=list(exported.outputs),
-            custom_translation_table=table,
+            custom_translation_table={torch.ops.aten.gelu.default: gelu_translation},
             dynamic_shapes=(vary,) if dynamic else None,
             verbose=False,
         )
@@ -79,6 +84,26 @@ def export_onnx(exported: ExportedNetwork, image: Tensor, path: Path, opset: int
     program.model.metadata_props.update({key: json.dumps(value) for key, value in meta.items()})
     path.parent.mkdir(parents=True, exist_ok=True)
     program.save(str(path))
+
+
+def gelu_translation(x: Any, approximate: str = 'none') -> Any:
+    """``aten::gelu`` with its factors in the order that onnxruntime fuses; it knows not the exporter's.
+
+    A translation for ``custom_translation_table``.
+    """
+    import onnxscript
+
+    op: Any = onnxscript.opset18
+
+    def number(value: float) -> Any:
+        return op.CastLike(op.Constant(value_float=value), x)
+
+    half, one, root, cubed = (number(value) for value in (0.5, 1.0, math.sqrt(2), 0.044715))
+    if approximate == 'none':
+        inner = op.Erf(op.Div(x, root))
+    else:
+        inner = op.Tanh(op.Mul(number(math.sqrt(2 / math.pi)), op.Add(x, op.Mul(cubed, op.Mul(x, op.Mul(x, x))))))
+    return op.Mul(op.Mul(x, op.Add(inner, one)), half)
 
 
 def open_onnx(path: Path, threads: int = 0, spin: bool = True) -> Any:

@@ -12,10 +12,11 @@ from mmpelk.models.pelk import PeLKBlock
 from mmpelk.ops import expand_kernel
 
 from .fourier import Spectrum, Waves, convolve, even_length, fourier_conv2d, kernel_spectrum, map_waves
-from .tables import LARGEST_DENSE
 
-__all__ = ['AnySizeForm', 'DenseForm', 'FourierForm', 'PlainAveragePool', 'make_plain']
+__all__ = ['LARGEST_DENSE', 'AnySizeForm', 'DenseForm', 'FourierForm', 'PlainAveragePool', 'make_plain']
 
+LARGEST_DENSE = 13
+"""Side of the kernel up to which a depthwise convolution is faster in onnxruntime than the transform."""
 # onnxruntime's and OpenVINO's fast layouts hold channels in blocks of 8 or 16; a count between falls back to slow code.
 _BLOCK = 16
 _AXES = ('rows', 'columns')
@@ -124,7 +125,7 @@ def _means(bins: int | None, extent: int, like: Tensor) -> Tensor:
     return inside / inside.sum(1, keepdim=True)
 
 
-def make_plain(network: nn.Module, image: Tensor | None = None, *, keep_operator: bool = True) -> nn.Module:
+def make_plain(network: nn.Module, image: Tensor | None = None) -> nn.Module:
     """Put standard operators in place of ours, and of those that exporters lack; in place, for inference.
 
     Small kernels become dense ones; large ones a Fourier transform by products of matrices, all of whose constants are
@@ -132,11 +133,7 @@ def make_plain(network: nn.Module, image: Tensor | None = None, *, keep_operator
 
     Args:
         network: A deployed network in eval mode.
-        image: An input of the one size that the network shall take; with ``None`` it takes any, and large kernels stay
-            the operator that :func:`~mmpelk.export.onnx_translation_table` and
-            :func:`~mmpelk.export.decomposition_table` stand for.
-        keep_operator: Whether they do; otherwise they become torch's own operators, too, a little slower than for one
-            size.
+        image: An input of the one size that the network shall take; with ``None`` it takes any size, a little slower.
 
     Returns:
         The network.
@@ -161,7 +158,7 @@ def make_plain(network: nn.Module, image: Tensor | None = None, *, keep_operator
             _replace(network, name, DenseForm(conv, bias_map))
         elif size is not None:
             _replace(network, name, FourierForm(conv, size, bias_map))
-        elif not keep_operator:
+        else:
             _replace(network, name, AnySizeForm(conv))
     for name, module in modules.items():
         if isinstance(module, PeLKBlock):

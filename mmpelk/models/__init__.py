@@ -1,9 +1,9 @@
 """The PeLK backbone and its modules."""
 
-from .inflation import Inflated
 from .mixers import MIXERS, ConvNeXtMixer, DenseMixer, Mixer, MixerSpec, PeripheralMixer, StripeMixer
 from .pelk import ARCHITECTURES, PeLK, PeLKBlock
 from .peripheral_conv import PeripheralConv2d
+from .weights.inflation import Inflated
 
 __all__ = [
     'ARCHITECTURES',

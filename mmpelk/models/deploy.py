@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from .checkpoint import MASK_SUFFIX
 from .pelk import PeLK
+from .weights.checkpoint import MASK_SUFFIX
 
 __all__ = ['deploy_state_dict']
 

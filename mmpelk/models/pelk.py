@@ -15,10 +15,10 @@ from torch.utils.checkpoint import checkpoint
 
 from mmpelk.registry import MODELS
 
-from .checkpoint import backbone_state_dict, check_pretrained, shorten
 from .hidden_units import HiddenUnits, fit_hidden_units
 from .mixers import MIXERS, EmbeddingMode, Mixer, MixerSpec
-from .pretrained import Pretrained
+from .weights.checkpoint import backbone_state_dict, check_pretrained, pretrained_cfgs, shorten
+from .weights.pretrained import Pretrained
 
 __all__ = ['ARCHITECTURES', 'PeLK', 'PeLKBlock', 'PeLKStage']
 
@@ -31,7 +31,7 @@ _BASE = _SMALL | dict(channels=(166, 332, 665, 1331))
 _101 = dict(kernel_sizes=(101, 69, 67, 13), center_size=7)
 _151 = dict(kernel_sizes=(151, 89, 87, 13), center_size=7)
 # ConvNeXt's network, whose 7 x 7 kernels fit the centre of these, with its one biased kernel per block: see
-# :mod:`mmpelk.models.inflation`.
+# :mod:`mmpelk.models.weights.inflation`.
 _CONVNEXT_TINY: dict[str, Any] = _TINY | dict(
     channels=(96, 192, 384, 768),
     center_size=7,
@@ -251,7 +251,7 @@ class PeLK(Pretrained, BaseModule):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         arguments = dict(locals())
-        pretrained = init_cfg if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained' else None
+        pretrained = pretrained_cfgs(init_cfg)
         if init_cfg is None:
             init_cfg = dict(type='TruncNormal', layer=['Conv2d', 'Linear', 'PeripheralConv2d'], std=0.02, bias=0.0)
         super().__init__(init_cfg)
@@ -337,12 +337,21 @@ class PeLK(Pretrained, BaseModule):
             FileNotFoundError: If the checkpoint does not exist.
             ValueError: If its keys or shapes are not this backbone's.
         """
-        if not (isinstance(self.init_cfg, dict) and self.init_cfg.get('type') == 'Pretrained'):
+        given: Any = self.init_cfg
+        pretrained = pretrained_cfgs(given)
+        # mmengine's own reading takes what does not fit without a word, and lets a file run code.
+        others = [given] if isinstance(given, dict) else list(given or [])
+        self.init_cfg = [cfg for cfg in others if not pretrained_cfgs(cfg)]
+        try:
             super().init_weights()
-            return
-        path = self.init_cfg['checkpoint']
-        found, own = check_pretrained(self, path, self.init_cfg.get('prefix') or ''), self.state_dict()
-        super().init_weights()
+        finally:
+            self.init_cfg = given
+        for cfg in pretrained:
+            self._load_pretrained(cfg['checkpoint'], cfg.get('prefix') or '')
+
+    def _load_pretrained(self, path: str, prefix: str) -> None:
+        found, own = check_pretrained(self, path, prefix), self.state_dict()
+        self.load_state_dict(found, strict=False)
         absent = [name for name in own if name not in found]
         unused = [name for name in found if name not in own]
         print_log(
@@ -454,14 +463,14 @@ def _resolve_arch(arch: str | dict, **overrides: Any) -> dict[str, Any]:
 
 
 def _resolve_hidden(
-    given: Sequence[Sequence[int]] | str | None, depths: Sequence[int], pretrained: dict | None
+    given: Sequence[Sequence[int]] | str | None, depths: Sequence[int], pretrained: list[dict]
 ) -> list[list[int | None]]:
     """Hidden units of every block; ``None`` for the default."""
     if given is None:
         return [[None] * depth for depth in depths]
     if given == 'pretrained':
         # Without a checkpoint to begin with, such as in a test, loading changes the widths.
-        state = backbone_state_dict(pretrained['checkpoint'], pretrained.get('prefix') or '') if pretrained else {}
+        state = backbone_state_dict(pretrained[-1]['checkpoint'], pretrained[-1].get('prefix')) if pretrained else {}
         names = [[f'stages.{i}.{j}.pointwise_conv1.weight' for j in range(depth)] for i, depth in enumerate(depths)]
         return [[state[name].shape[0] if name in state else None for name in stage] for stage in names]
     widths: list[list[Any]] = [list(stage) if isinstance(stage, Sequence) else [] for stage in given]

@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .prefix import prefix_sum
 from .sharing_grid import expand_kernel
 
-__all__ = ['inside', 'positional_constant', 'positional_map', 'summed_area_table']
+__all__ = ['inside', 'positional_constant', 'positional_map', 'prefix_sum', 'summed_area_table']
 
 
 def _weighted_embedding(weight: Tensor, grid: Sequence[int], embedding: Tensor) -> Tensor:
@@ -60,3 +59,16 @@ def inside(extent: int, kernel_size: int, device: torch.device) -> tuple[Tensor,
 def positional_constant(weight: Tensor, grid: Sequence[int], embedding: Tensor) -> Tensor:
     """The term when Eq. 3's sum runs over the whole kernel everywhere: one number per channel, shape ``(C,)``."""
     return _weighted_embedding(weight, grid, embedding).sum((-2, -1))
+
+
+def prefix_sum(x: Tensor, dim: int) -> Tensor:
+    """Inclusive prefix sums of a floating-point tensor along ``dim``.
+
+    ``cumsum`` has no deterministic kernel on CUDA; under ``torch.use_deterministic_algorithms(True)`` the sums are
+    taken there as a product with a triangular matrix, in float64 so that TensorFloat-32 cannot round it.
+    """
+    if not (x.is_cuda and torch.are_deterministic_algorithms_enabled()):
+        return x.cumsum(dim)
+    length = x.shape[dim]
+    triangle = torch.ones(length, length, dtype=torch.float64, device=x.device).triu()
+    return (x.movedim(dim, -1).double() @ triangle).movedim(-1, dim).to(x.dtype)

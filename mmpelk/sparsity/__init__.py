@@ -14,7 +14,6 @@ from .masks import (
     fold_masks,
     mask_keys,
     remove_masks,
-    unwrap_model,
 )
 from .report import LayerDensity, density_table, layer_densities, overall_density, state_dict_densities
 from .two_of_four import is_two_of_four, prune_and_grow_two_of_four, random_two_of_four, to_semi_structured
@@ -54,5 +53,4 @@ __all__ = [
     'to_semi_structured',
     'uniform',
     'uniform_units',
-    'unwrap_model',
 ]

@@ -12,6 +12,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mmpelk.errors import UserError
+from mmpelk.fault_tolerance.networks import unwrap_model
+from mmpelk.fault_tolerance.random_state import make_generator
 from mmpelk.models.hidden_units import find_hidden_units
 from mmpelk.registry import HOOKS
 
@@ -19,9 +21,8 @@ from .enforce import StepMasker, mask_average
 from .granularity import GRANULARITIES, Layer, live_in_units
 from .initialisation import INITIALISATIONS, erk, live_total, snip, uniform
 from .loading import Loaded, LoadTracker
-from .masks import MaskedParameter, apply_masks, attach_masks, broadcast_masks, unwrap_model
+from .masks import MaskedParameter, apply_masks, attach_masks, broadcast_masks
 from .probe import snip_scores
-from .randomness import make_generator
 from .report import density_table, layer_densities, overall_density
 from .update import cosine_prune_rate
 

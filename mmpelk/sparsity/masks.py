@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import torch
 from mmengine.dist import broadcast, get_world_size
-from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import Tensor, nn
 
-from mmpelk.models.checkpoint import MASK_SUFFIX
+from mmpelk.models.weights.checkpoint import MASK_SUFFIX
 
 __all__ = [
     'MASK_SUFFIX',
@@ -27,7 +26,6 @@ __all__ = [
     'is_mask_of',
     'mask_keys',
     'remove_masks',
-    'unwrap_model',
 ]
 
 
@@ -71,13 +69,6 @@ class MaskedParameter:
     def mask(self) -> Tensor:
         """The mask: boolean, of the shape :attr:`mask_shape`, true where the weight lives."""
         return self.module.get_buffer(self.mask_attribute)
-
-
-def unwrap_model(model: nn.Module) -> nn.Module:
-    """The model inside data-parallel and test-time-augmentation wrappers."""
-    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.get_submodule('module')
-    return model
 
 
 def find_parameters(

@@ -10,8 +10,9 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from mmpelk.fault_tolerance.random_state import isolated_randomness, make_generator
+
 from .masks import MaskedParameter
-from .randomness import isolated_randomness, make_generator
 
 __all__ = ['draw_batch', 'snip_scores']
 

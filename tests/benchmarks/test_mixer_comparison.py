@@ -9,7 +9,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from mmpelk.analysis.variants import VariantRun
+from reproduction.variants import VariantRun
 from tests.commands import load_tool
 from tests.configs.resolved import flatten
 from tests.paths import CONFIGS, ROOT

@@ -17,8 +17,8 @@ from mmpelk.registry import MODELS
 from mmpelk.sparsity import apply_masks, attach_masks, find_parameters
 from tests.commands import call, find_free_port, mim, run
 from tests.configs.resolved import config
+from tests.fault_tolerance.training import preload, start
 from tests.paths import TOOLS, sample_data
-from tests.reliability.training import preload, start
 
 pytestmark = pytest.mark.slow
 

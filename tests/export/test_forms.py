@@ -11,7 +11,7 @@ from torch import nn
 from mmpelk.export import ExportedNetwork, Preprocessing, export_onnx, onnx_operators
 from mmpelk.export.fourier import fourier_conv2d
 from mmpelk.export.plain import AnySizeForm, DenseForm, FourierForm, PlainAveragePool, make_plain
-from mmpelk.export.tables import decomposition_table
+from mmpelk.export.torch_program import decomposition_table
 from mmpelk.models import PeLK, PeripheralConv2d
 from mmpelk.ops import expand_kernel
 from tests.commands import run
@@ -76,7 +76,7 @@ def test_network_of_one_size_has_no_operator_of_ours() -> None:
 
 def test_network_of_any_size_has_no_operator_of_ours() -> None:
     model = small_backbone()
-    plain = make_plain(copy.deepcopy(model), keep_operator=False)
+    plain = make_plain(copy.deepcopy(model))
     assert not any(isinstance(module, PeripheralConv2d) for module in plain.modules())
     with torch.no_grad():
         for size in ((67, 45), (33, 90)):

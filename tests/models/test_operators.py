@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks.backbone import dispatched_operators, inference, training_step
-from mmpelk.analysis.ceiling import without_mixer
+from benchmarks.ceiling import without_mixer
 from mmpelk.models import PeLK
 
 

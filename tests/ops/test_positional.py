@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from mmpelk.ops import sharing_grid
-from mmpelk.ops.positional import positional_constant, positional_map, summed_area_table
-from mmpelk.ops.prefix import prefix_sum
+from mmpelk.ops.positional import positional_constant, positional_map, prefix_sum, summed_area_table
 from mmpelk.ops.reference import peripheral_conv2d_reference
 
 SIZES = [(1, 1), (3, 8), (9, 12), (25, 6)]

@@ -105,4 +105,4 @@ def test_commands_print_and_draw(name: str, words: str, tmp_path: Path) -> None:
 def test_mixers_that_nobody_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mixers, 'Results', lambda: Results(tmp_path))
     printed = call('reproduction.mixers', cwd=tmp_path, code=1)
-    assert 'python benchmarks/mixer_comparison.py writes it' in printed
+    assert 'python -m benchmarks.mixer_comparison writes it' in printed

@@ -66,7 +66,7 @@ def test_what_nobody_has_measured_is_said(tmp_path: Path) -> None:
     nothing = Results(tmp_path)
     assert page.receptive_fields('erf_random', nothing) == 'Not measured yet.'
     assert page.throughput(nothing) == 'GPU: not run yet, the figures of the paper are a target.'
-    assert page.mixers(nothing) == 'Not run yet: `python benchmarks/mixer_comparison.py`.'
+    assert page.mixers(nothing) == 'Not run yet: `python -m benchmarks.mixer_comparison`.'
     states = page.states(nothing, {})
     assert (states['state_erf'], states['state_throughput'], states['state_mixers']) == ('none', 'nothing', 'not run')
     assert all(' 0 of ' in states[f'state_{key}'] for key in ('1', '2', '3', '4', '5', '6', '7', 'fig2'))

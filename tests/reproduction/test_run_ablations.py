@@ -13,12 +13,11 @@ from unittest import mock
 
 import pytest
 
-from mmpelk.analysis.runs import planned_steps
-from mmpelk.engine import trainings
-from reproduction import run_ablations
+from reproduction import run_ablations, trainings
 from reproduction.ablations import METRICS, recipe_path
 from reproduction.collect_ablations import collect, load, recipe, run_folder, summary, values
 from reproduction.run_ablations import batch_options
+from reproduction.runs import planned_steps
 from tests.commands import call
 from tests.paths import CONFIGS, ROOT, TOOLS
 from tests.training_logs import write_start

@@ -7,8 +7,8 @@ import torch
 import torch.distributed
 from mmengine.model import MMDistributedDataParallel
 
+from mmpelk.fault_tolerance.random_state import make_generator
 from mmpelk.sparsity import hook
-from mmpelk.sparsity.randomness import make_generator
 from tests.sparsity.tiny import (
     TinyModel,
     Watch,

@@ -5,8 +5,8 @@ import torch
 
 from mmpelk.sparsity import live_total
 from tests.commands import find_free_port
+from tests.fault_tolerance.training import preload, start
 from tests.paths import ROOT
-from tests.reliability.training import preload, start
 from tests.sparsity.tiny import scores_of_global_batch
 
 

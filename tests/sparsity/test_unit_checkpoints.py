@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmpelk.sparsity import fold_masks
-from mmpelk.sparsity.export import export_checkpoint
+from mmpelk.sparsity.publish import export_checkpoint
 from tests.commands import call
 from tests.paths import TOOLS
 from tests.sparsity.tiny import TinyModel, Watch, build_runner, dead_values, masked

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from mmpelk.models.key_maps import detect_source, from_source
+from mmpelk.models.weights.key_maps import detect_source, from_source
 from mmpelk.sparsity import attach_masks, find_parameters, fold_masks
 from tests.commands import call
 from tests.paths import CONFIGS, TOOLS

@@ -9,9 +9,9 @@ import torch
 from mmengine.config import Config
 
 from tests.commands import call, find_free_port
+from tests.fault_tolerance.training import preload, start
 from tests.models.detectors import NANO, detector, loss_of
 from tests.paths import TOOLS
-from tests.reliability.training import preload, start
 
 pytestmark = pytest.mark.scope('mmdet')
 

@@ -12,7 +12,7 @@ from mmpelk.analysis.complexity import count_complexity
 from mmpelk.analysis.inference import build_model
 from mmpelk.models import PeLK
 from mmpelk.sparsity import GRANULARITIES, apply_masks, attach_masks, find_parameters, uniform_units
-from mmpelk.sparsity.export import export_checkpoint
+from mmpelk.sparsity.publish import export_checkpoint
 from tests.commands import call, load_tool
 from tests.paths import ROOT, TOOLS
 

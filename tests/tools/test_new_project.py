@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.commands import call
 from tests.paths import TOOLS, sample_data
-from tests.projects.pictures import image, label
+from tests.tools.own_data.pictures import image, label
 
 TOOL = TOOLS / 'new_project.py'
 SCOPES = {'seg': 'mmseg', 'det': 'mmdet', 'cls': 'mmpretrain'}

@@ -13,8 +13,8 @@ from mmengine.runner import save_checkpoint
 
 from mmpelk.sparsity import GRANULARITIES, attach_masks, remove_masks
 from tests.commands import call, find_free_port
+from tests.fault_tolerance import training
 from tests.paths import TOOLS
-from tests.reliability import training
 
 pytestmark = [pytest.mark.slow, pytest.mark.scope('mmseg')]
 

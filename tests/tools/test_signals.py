@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from mmpelk.checkpoint_io import check_integrity
-from mmpelk.engine.preemption import PREEMPTED
+from mmpelk.fault_tolerance.preemption import PREEMPTED
+from mmpelk.fault_tolerance.safe_loading import check_integrity
+from tests.fault_tolerance.recipes import write_recipe
 from tests.paths import TOOLS
-from tests.reliability.recipes import write_recipe
 
 pytestmark = pytest.mark.slow
 

@@ -28,14 +28,15 @@ from mmpelk.analysis.erf import (
     RANDOM,
     Image,
     Measured,
+    draw_fields,
     estimate_norms,
     load_model,
     measure,
     ratio_table,
     read_images,
+    save_with_palette,
     set_layer_scales,
 )
-from mmpelk.analysis.erf_figure import draw_fields, save_with_palette
 from mmpelk.engine.checks import check_checkpoint
 from mmpelk.engine.command_line import exit_on_user_error, parse_settings, read_config
 

@@ -11,13 +11,14 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from mmengine.config import DictAction
 from mmengine.registry import MODELS
-from mmengine.runner import CheckpointLoader
 
 from mmpelk.analysis.kernel_figures import draw_embedding, draw_grids, draw_kernel
 from mmpelk.analysis.kernels import backbone_tensors, learnt_embedding, learnt_kernel
 from mmpelk.engine.checks import check_checkpoint
 from mmpelk.engine.command_line import exit_on_user_error, parse_options, read_config
+from mmpelk.fault_tolerance.safe_loading import read_checkpoint
 from mmpelk.models import PeLK
+from mmpelk.models.weights.checkpoint import state_dict_of
 from mmpelk.ops.sharing_grid import check_sharing_grid, sharing_grid
 
 
@@ -76,8 +77,7 @@ def figure_of(args: argparse.Namespace) -> Figure:
         return draw_grids(grids_of(args))
     check_checkpoint(args.checkpoint)
     backbone = backbone_of(args)
-    checkpoint = CheckpointLoader.load_checkpoint(args.checkpoint, map_location='cpu')
-    tensors = backbone_tensors(checkpoint.get('state_dict', checkpoint))
+    tensors = backbone_tensors(state_dict_of(read_checkpoint(args.checkpoint), args.checkpoint))
     kernel = learnt_kernel(backbone, tensors, args.stage, args.block)
     if args.command == 'kernel':
         return draw_kernel(kernel, args.channels)

@@ -15,4 +15,4 @@ echo "1/2 writing the digits"
 
 echo "2/2 training three networks with seeds $SEEDS, one process per core, and comparing them; the logs are in $WORK_DIR"
 # shellcheck disable=SC2086
-"$PYTHON" tools/demo/compare_classification.py "$WORK_DIR" --data "$DATA" --seeds $SEEDS --jobs "$(nproc)"
+"$PYTHON" -m benchmarks.compare_classification "$WORK_DIR" --data "$DATA" --seeds $SEEDS --jobs "$(nproc)"

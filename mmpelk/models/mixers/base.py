@@ -8,8 +8,8 @@ import torch
 from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
-from ..checkpoint import MASK_SUFFIX
 from ..peripheral_conv import PeripheralConv2d
+from ..weights.checkpoint import MASK_SUFFIX
 
 __all__ = ['EmbeddingMode', 'Mixer', 'MixerSpec', 'depthwise_conv', 'drop_masks', 'norm_as_affine']
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..sharing_grid import reach
-from . import dense, dft, fft, matmul, triton
+from . import dense, dft, fft, triton
 
 __all__ = [
     'BACKENDS',
@@ -73,7 +73,6 @@ BACKENDS: dict[str, Backend] = {
         Backend('dense', dense.forward, dense.weight_grad, prepare=dense.prepare),
         Backend('dft', dft.forward, dft.weight_grad, prepare=dft.prepare),
         Backend('fft', fft.forward, fft.weight_grad),
-        Backend('matmul', matmul.forward, matmul.weight_grad),
         # Cached: every call asks, and the answer takes longer than a kernel.
         Backend(
             'triton',

@@ -1,0 +1,78 @@
+"""Files that are written whole or not at all."""
+
+import errno
+import io
+import os
+import shutil
+from pathlib import Path
+
+from mmengine.fileio import LocalBackend
+
+__all__ = ['AtomicBackend', 'sync', 'write_atomically']
+
+
+def write_atomically(path: str | Path, content: bytes, synced: bool = True) -> None:
+    """Write a file that is there whole or not at all: aside, synced, renamed, the folder synced.
+
+    Args:
+        path: The file; folders above it are made.
+        content: What it is to hold.
+        synced: Whether to wait for the disk. Without, the file is whole whenever the process is killed, but not if the
+            machine itself fails before :func:`sync` of the path is through.
+
+    Raises:
+        OSError: If it cannot be written, without a try where the disk has no room for it; what was there before stands,
+            and nothing is left beside it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(path.parent).free
+    if free < len(content):
+        full = f'{os.strerror(errno.ENOSPC)}: {len(content):,} bytes are needed, {free:,} are free'
+        raise OSError(errno.ENOSPC, full, str(path))
+    aside = path.with_name(f'.{path.name}.tmp')
+    try:
+        with open(aside, 'wb') as file:
+            file.write(content)
+            file.flush()
+            if synced:
+                os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    if synced:
+        _sync(path.parent)
+
+
+def sync(path: str | Path) -> None:
+    """Return when a file, and its name in its folder, are on the disk.
+
+    Raises:
+        OSError: If the disk does not take them.
+    """
+    _sync(path)
+    _sync(Path(path).parent)
+
+
+def _sync(path: str | Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+class AtomicBackend(LocalBackend):
+    """mmengine's local files, written by :func:`write_atomically`: ``backend_args=dict(backend='atomic')``.
+
+    Args:
+        synced: Whether a write waits for the disk.
+    """
+
+    def __init__(self, synced: bool = True) -> None:
+        super().__init__()
+        self.synced = synced
+
+    def put(self, obj: bytes | io.BytesIO, filepath: str | Path) -> None:
+        write_atomically(filepath, obj.getvalue() if isinstance(obj, io.BytesIO) else obj, self.synced)

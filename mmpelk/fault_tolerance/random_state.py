@@ -1,0 +1,90 @@
+"""The random state of a process, as data that every checkpoint can hold."""
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = [
+    'get_random_state',
+    'isolated_randomness',
+    'make_generator',
+    'make_seed',
+    'seed_all',
+    'set_random_state',
+]
+
+
+def get_random_state() -> dict[str, Any]:
+    """Of Python, NumPy, torch, and torch's current CUDA device: tensors, numbers and plain containers."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    state = dict(
+        python=random.getstate(),
+        # As 64-bit integers: torch's own are signed, and no number is lost.
+        numpy=(kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
+        torch=torch.get_rng_state(),
+    )
+    if torch.cuda.is_available():
+        state['cuda'] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Go on where :func:`get_random_state` was called."""
+    version, numbers, gauss = state['python']
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, *rest = state['numpy']
+    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state['torch'].cpu())
+    if 'cuda' in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state['cuda'].cpu())
+
+
+def make_seed(numbers: Sequence[int]) -> int:
+    """One seed of many non-negative integers (``numpy.random.SeedSequence``), of 32 bits, as NumPy's takes."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators of the CPU, and the GPU's where this process may use one."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def make_generator(seed: int, *purpose: int, device: torch.device | str = 'cpu') -> torch.Generator:
+    """A generator for one purpose, the same on every rank and after every resume.
+
+    Args:
+        seed: Seed of the run.
+        purpose: Non-negative integers that tell this use from every other, such as a tag and the iteration.
+        device: Device of the numbers.
+
+    Returns:
+        The generator. Different purposes give independent streams (``numpy.random.SeedSequence``).
+    """
+    state = np.random.SeedSequence([seed, *purpose]).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(state) & (2**63 - 1))
+
+
+@contextmanager
+def isolated_randomness(seed: int) -> Iterator[None]:
+    """Seed Python's, NumPy's and torch's generators inside, and put them back afterwards as they were.
+
+    Args:
+        seed: Seed of the generators inside.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

@@ -1,0 +1,303 @@
+"""Reading checkpoints as data: no file can run code.
+
+A ``.pth`` is a pickle, and a pickle may call anything. :func:`load_data` builds tensors, plain containers and what
+mmengine writes, and refuses everything else. :func:`install_safe_loading` puts it behind mmengine's loader.
+"""
+
+import io
+import json
+import logging
+import os
+import pickle
+import re
+import types
+import zipfile
+from argparse import Namespace
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from mmengine.config import ConfigDict
+from mmengine.dist import barrier, get_rank
+from mmengine.fileio import get_file_backend
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
+from mmengine.runner.checkpoint import get_deprecated_model_names, get_external_models, get_mmcls_models
+from mmengine.runner.checkpoint import get_torchvision_models as torchvision_models
+from mmengine.utils import digit_version
+from torch.hub import download_url_to_file, get_dir
+
+from .errors import UserError
+
+__all__ = ['CheckpointError', 'check_integrity', 'install_safe_loading', 'load_data', 'read_checkpoint']
+
+TRUST = 'MMPELK_TRUST_CHECKPOINT'
+SAFE_LOADING = f'Checkpoints are read as data: a file that would run code is refused ({TRUST}=1 loads your own anyway)'
+_AGAIN = 'Copy or download it again'
+Location = str | torch.device | Callable | None
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is refused: incomplete, of another kind, or wanting to run code."""
+
+
+class _History(HistoryBuffer):
+    """Stands in for ``HistoryBuffer`` in files, whose own ``__setstate__`` would take over functions from them."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({key: state[key] for key in ('max_length', '_log_history', '_count_history')})
+        self.__class__ = HistoryBuffer
+
+
+def _method_name(owner: type, name: str) -> str:
+    """Stands in for ``getattr``, which mmengine's files call for the methods of their history buffers."""
+    if owner is not _History:
+        raise pickle.UnpicklingError('GLOBAL builtins.getattr was asked for something else than a history buffer')
+    return name
+
+
+def _allowed() -> dict[str, Any]:
+    """What files may name beyond torch's own list: full names, and what is built for them."""
+    allowed: dict[str, Any] = {
+        'builtins.getattr': _method_name,
+        'builtins.slice': slice,
+        'collections.defaultdict': defaultdict,
+        'argparse.Namespace': Namespace,  # ConvNeXt's, SLaK's and timm's scripts store their options
+        'mmengine.logging.history_buffer.HistoryBuffer': _History,
+        'mmengine.config.config.ConfigDict': ConfigDict,
+        'numpy.ndarray': np.ndarray,
+        'numpy.dtype': np.dtype,
+    }
+    for value in (int, float, bool, str, list, tuple, dict):
+        allowed[f'builtins.{value.__name__}'] = value
+    core = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]  # numpy's own makers of arrays and numbers
+    for package in ('numpy.core', 'numpy._core'):  # as numpy 1 and 2 call it
+        allowed |= {f'{package}.multiarray._reconstruct': core[0], f'{package}.multiarray.scalar': core[1]}
+    for code in '?bhilqBHILQefdgFDSU':
+        kind = type(np.dtype(code))
+        allowed[f'{kind.__module__}.{kind.__qualname__}'] = kind
+    return allowed
+
+
+_ALLOWED = _allowed()
+
+
+class _Unpickler(pickle.Unpickler):
+    """For torch before 2.7, whose own safe loading takes no names for what it lets in."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        full_name = f'{module.replace("__builtin__", "builtins")}.{name}'  # as Python 2 called it, and pickles still do
+        known = _ALLOWED | torch._weights_only_unpickler._get_allowed_globals()
+        if full_name not in known:
+            raise pickle.UnpicklingError(f'GLOBAL {full_name} is not data')
+        return known[full_name]
+
+
+_PICKLE = types.SimpleNamespace(
+    __name__='mmpelk', Unpickler=_Unpickler, load=lambda file, **options: _Unpickler(file, **options).load()
+)
+
+
+def load_data(source: str | Path | BinaryIO, map_location: Location = None, name: object = None, **options: Any) -> Any:
+    """Read a checkpoint, ``.pth`` or ``.safetensors``, as data.
+
+    Args:
+        source: Path of a local file, or an open one.
+        map_location: As ``torch.load`` takes it.
+        name: What to call it in messages, if not by its path.
+        **options: Further ones of ``torch.load``, such as ``mmap``.
+
+    Returns:
+        What was saved. A ``.safetensors`` gives a dict of ``state_dict`` and ``meta``, as mmengine has it.
+
+    Raises:
+        CheckpointError: If the file holds anything but data, or cannot be read. ``MMPELK_TRUST_CHECKPOINT=1`` lets
+            files run code.
+    """
+    name = name or source
+    if str(name).endswith('.safetensors'):
+        return _load_safetensors(source, map_location, name)
+    trusted = os.environ.get(TRUST) == '1'
+    if not trusted and _is_program(source):
+        raise CheckpointError(f"'{name}' is a TorchScript program, not weights. Ask its author for the state dict")
+    try:
+        if trusted:
+            return torch.load(source, map_location=map_location, weights_only=False, **options)
+        if digit_version(torch.__version__) < digit_version('2.7'):
+            # Explicit, because a pickle module of one's own and torch's list exclude each other.
+            return torch.load(source, map_location, pickle_module=_PICKLE, weights_only=False, **options)
+        with torch.serialization.safe_globals([(value, full_name) for full_name, value in _ALLOWED.items()]):
+            return torch.load(source, map_location=map_location, weights_only=True, **options)
+    except Exception as error:  # a damaged file can raise anything
+        raise CheckpointError(_explain(source, name, error)) from error
+
+
+def load_from_local(path: str, map_location: Location = None) -> Any:
+    """:func:`load_data` of a local file, with ``~`` for the home folder.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: As :func:`load_data`.
+    """
+    path = os.path.expanduser(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"the checkpoint '{path}' does not exist")
+    return load_data(path, map_location)
+
+
+def check_integrity(path: str | Path) -> None:
+    """Compare the content of a ``.pth`` with the checksums that it holds.
+
+    Raises:
+        CheckpointError: If they differ, or the file is incomplete.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise CheckpointError(_explain(path, path, error)) from error
+    if damaged:
+        raise CheckpointError(f"'{path}' is damaged: the checksum of '{damaged}' differs. {_AGAIN}")
+
+
+def _explain(source: object, name: object, error: Exception) -> str:
+    found = re.search(r'GLOBAL ([\w.]+)', str(error))
+    if found:
+        return (
+            f"'{name}' is refused: it wants {found[1]}, which is not data but code that the file would run. Weights "
+            f'need none: do not trust the file. If it is your own, {TRUST}=1 loads it'
+        )
+    if isinstance(error, OSError) and error.filename:
+        return f"'{name}' cannot be read: {error.strerror}"
+    head = b''
+    if isinstance(source, str | Path):
+        head = Path(source).read_bytes()[:2] if Path(source).stat().st_size < 2**16 else _head(source)
+        if not head:
+            return f"'{name}' is empty. {_AGAIN}; --resume without a name takes the newest checkpoint that loads"
+    if head == b'PK':
+        return f"'{name}' is incomplete or damaged. {_AGAIN}; --resume without a name takes the newest one that loads"
+    return f"'{name}' is not a checkpoint, or a damaged one ({type(error).__name__}). {_AGAIN}, as .pth or .safetensors"
+
+
+def _head(path: str | Path) -> bytes:
+    with open(path, 'rb') as file:
+        return file.read(2)
+
+
+def _is_program(source: Any) -> bool:
+    """Whether a file is a TorchScript archive, which ``torch.load`` would hand to the interpreter of those."""
+    if not zipfile.is_zipfile(source):
+        return False
+    with zipfile.ZipFile(source) as archive:
+        program = any(part.endswith('/constants.pkl') for part in archive.namelist())
+    if isinstance(source, io.IOBase):
+        source.seek(0)
+    return program
+
+
+def _load_safetensors(source: str | Path | BinaryIO, map_location: Location, name: object) -> dict[str, Any]:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise UserError(f"reading '{name}' takes the package safetensors: pip install safetensors") from error
+    if not isinstance(source, str | Path):
+        raise UserError(f"'{name}' has to be a local file to be read: download it first")
+    device = 'cpu' if map_location is None or callable(map_location) else str(map_location)
+    try:
+        with safe_open(str(source), framework='pt', device=device) as file:
+            header = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"'{name}' is incomplete or no .safetensors file ({error}). {_AGAIN}") from error
+    meta = {'dataset_meta': json.loads(header['dataset_meta'])} if header.get('dataset_meta') else {}
+    return {'meta': meta, 'state_dict': state}
+
+
+def load_from_http(url: str, map_location: Location = None) -> Any:
+    path = Path(get_dir()) / 'checkpoints' / url.rpartition('/')[2].partition('?')[0]
+    if get_rank() == 0 and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            download_url_to_file(url, str(path))
+        except OSError as error:
+            raise UserError(f"'{url}' cannot be downloaded: {error}. Check the address and the network") from error
+    barrier()
+    return load_data(path, map_location)
+
+
+def load_from_store(url: str, map_location: Location = None) -> Any:
+    content = get_file_backend(url, backend_args={'backend': 'petrel'}).get(url)
+    return load_data(io.BytesIO(content), map_location, url)
+
+
+def load_from_published(name: str, map_location: Location = None) -> Any:
+    """Checkpoints that mmengine's lists name, such as ``torchvision://resnet50``."""
+    scheme, _, model = name.partition('://')
+    if scheme == 'mmcls':
+        state = load_from_http(get_mmcls_models()[model], map_location)
+        state = state.get('state_dict', state)
+        prefix = 'backbone.'
+        return {'state_dict': {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}}
+    if scheme in ('modelzoo', 'torchvision'):
+        return load_from_http(torchvision_models()[model], map_location)
+    return load_from_http(get_external_models()[get_deprecated_model_names().get(model, model)], map_location)
+
+
+def load_from_pavi(name: str, map_location: Location = None) -> Any:
+    raise UserError(f"'{name}': checkpoints of pavi:// are not read as data; copy the file here and give its path")
+
+
+_LOADERS: dict[str, Callable] = {
+    '': load_from_local,
+    **dict.fromkeys(('http://', 'https://'), load_from_http),
+    **dict.fromkeys((r'(\S+\:)?s3://', r'(\S+\:)?petrel://'), load_from_store),
+    **dict.fromkeys(
+        ('modelzoo://', 'torchvision://', 'open-mmlab://', 'openmmlab://', 'mmcls://'), load_from_published
+    ),
+    'pavi://': load_from_pavi,
+}
+
+
+def _is_replaceable(prefix: str) -> bool:
+    """Whether mmengine's own loader, or none, is registered for addresses that begin so."""
+    # `_schemes`: mmengine has no public way to ask whose loader is registered.
+    known = CheckpointLoader._schemes.get(prefix)
+    return known is None or known.__module__ == 'mmengine.runner.checkpoint'
+
+
+def read_checkpoint(name: str | Path, map_location: Location = 'cpu') -> Any:
+    """Read a checkpoint as data, by whatever name mmengine knows it: a path, a URL, ``torchvision://resnet50``.
+
+    A loader that somebody has registered for such names is used instead of ours.
+
+    Args:
+        name: Path or address.
+        map_location: As ``torch.load`` takes it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: As :func:`load_data`.
+    """
+    name = str(name)
+    # As mmengine chooses: of all prefixes that match, the last in alphabetical order.
+    prefix = max(prefix for prefix in _LOADERS.keys() | CheckpointLoader._schemes if re.match(prefix, name))
+    loader = _LOADERS[prefix] if prefix in _LOADERS and _is_replaceable(prefix) else CheckpointLoader._schemes[prefix]
+    return loader(name, map_location)
+
+
+def install_safe_loading() -> None:
+    """Let mmengine's ``CheckpointLoader`` read checkpoints as data in this process.
+
+    That is the one door through which runners, ``init_cfg`` and the toolboxes read checkpoints. Only mmengine's own
+    loaders are replaced; one that somebody has registered stays. Importing mmpelk does not call this: our tools, our
+    hooks and :mod:`mmpelk.hub` do. The first call is logged, and every training logs it.
+    """
+    # mmengine logs the loaders' names from the eleventh character on.
+    replaced = [prefix for prefix in _LOADERS if _is_replaceable(prefix)]
+    for prefix in replaced:
+        CheckpointLoader.register_scheme(prefix, _LOADERS[prefix], force=True)
+    if replaced:
+        logging.getLogger(__name__).info(SAFE_LOADING)

@@ -1,0 +1,244 @@
+"""No file runs code: not in the loader, not through mmengine, and in no tool."""
+
+import ast
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.model import BaseModule
+from mmengine.runner import CheckpointLoader
+from mmengine.runner import load_checkpoint as load_into
+from torch import nn
+
+from mmpelk.fault_tolerance import safe_loading
+from mmpelk.fault_tolerance.safe_loading import CheckpointError, load_data
+from mmpelk.sparsity.publish import save_safetensors
+from tests.commands import load_tool, mim, run, without_instances
+from tests.fault_tolerance.malicious import payloads, write
+from tests.paths import CONFIGS, ROOT
+
+# Where commands live; what of it reads a checkpoint.
+COMMAND_FOLDERS = ('tools', 'reproduction', 'benchmarks')
+READS = re.compile(r'read_checkpoint|load_checkpoint|init_model|init_detector|torch\.load|load_from|load_data')
+CLASSIFIER = str(CONFIGS / 'cls' / 'pelk_t_in1k.py')
+
+
+@pytest.fixture(params=['torch', 'old torch'])
+def any_torch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways that the loader goes: torch's own safe loading, and ours for versions before 2.7."""
+    if request.param == 'old torch':
+        monkeypatch.setattr(torch, '__version__', '2.1.0')
+
+
+def mmengine_content() -> dict[str, Any]:
+    """What mmengine writes, and what data sets add."""
+    hub = MessageHub('reliability')
+    for value in (1.0, 3.0):
+        hub.update_scalar('train/loss', value)
+    hub.update_info('array', np.arange(3))
+    hub.update_info('number', np.float32(0.5))
+    meta = {'dataset_meta': ConfigDict(classes=('a', 'b'), palette=[[1, 2, 3]]), 'seed': 3}
+    return {'meta': meta, 'message_hub': hub.state_dict(), 'state_dict': {'w': torch.ones(2, dtype=torch.bfloat16)}}
+
+
+@pytest.mark.usefixtures('any_torch')
+@pytest.mark.parametrize('zipped', [True, False])
+def test_what_mmengine_writes_is_read(tmp_path: Path, zipped: bool) -> None:
+    path = tmp_path / 'a.pth'
+    torch.save(mmengine_content(), path, _use_new_zipfile_serialization=zipped)
+    content = load_data(path)
+    buffer = content['message_hub']['log_scalars']['train/loss']
+    assert type(buffer) is HistoryBuffer
+    assert buffer.mean() == 2.0
+    assert content['meta']['dataset_meta']['classes'] == ('a', 'b')
+    assert torch.equal(content['state_dict']['w'], torch.ones(2, dtype=torch.bfloat16))
+
+
+@pytest.mark.usefixtures('any_torch')
+@pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.parametrize('kind', sorted(payloads(Path())))
+def test_code_is_refused_by_name(tmp_path: Path, kind: str, zipped: bool) -> None:
+    marker = tmp_path / 'ran'
+    path = write(tmp_path / 'a.pth', payloads(marker)[kind], _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match=r'a.pth. is refused: it wants [\w.]+, .*MMPELK_TRUST_CHECKPOINT=1'):
+        load_data(path)
+    assert not marker.exists()
+
+
+@pytest.mark.usefixtures('any_torch')
+def test_a_torchscript_program_is_refused(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / 'a.pth')
+    with pytest.raises(CheckpointError, match='TorchScript program'):
+        load_data(tmp_path / 'a.pth')
+
+
+@pytest.mark.usefixtures('any_torch')
+def test_ones_own_files_can_be_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / 'a.pth', payloads(tmp_path / 'ran')['open'].call and payloads(tmp_path)['module'])
+    monkeypatch.setenv('MMPELK_TRUST_CHECKPOINT', '1')
+    assert isinstance(load_data(path)['meta']['note'], nn.Linear)
+
+
+def test_history_buffers_bring_no_functions(tmp_path: Path) -> None:
+    buffer = HistoryBuffer([1.0], [1])
+    torch.save(buffer, tmp_path / 'a.pth')
+    before = dict(HistoryBuffer._statistics_methods)
+    load_data(tmp_path / 'a.pth')
+    assert HistoryBuffer._statistics_methods == before
+
+
+@pytest.fixture
+def installed() -> Iterator[None]:
+    """Safe loading behind mmengine's loader, which is as before afterwards."""
+    with mock.patch.dict(CheckpointLoader._schemes):
+        safe_loading.install_safe_loading()
+        yield
+
+
+@pytest.mark.usefixtures('installed')
+def test_every_way_through_mmengine(tmp_path: Path) -> None:
+    marker = tmp_path / 'ran'
+    path = str(write(tmp_path / 'a.pth', payloads(marker)['open']))
+    network = BaseModule(init_cfg=dict(type='Pretrained', checkpoint=path))
+    for read in (
+        lambda: CheckpointLoader.load_checkpoint(path),
+        lambda: load_into(nn.Linear(1, 1), path),
+        network.init_weights,
+    ):
+        with pytest.raises(CheckpointError, match='is refused'):
+            read()
+    assert not marker.exists()
+
+
+@pytest.mark.usefixtures('installed')
+def test_every_scheme_is_ours() -> None:
+    loaders = {loader.__module__ for loader in CheckpointLoader._schemes.values()}
+    assert loaders == {safe_loading.__name__}
+
+
+@pytest.mark.usefixtures('installed')
+def test_safetensors_stand_in_for_pth(tmp_path: Path) -> None:
+    network, path = nn.Linear(2, 2), tmp_path / 'a.safetensors'
+    meta = {'sparsity': {}, 'dataset_meta': {'classes': ['a']}}
+    save_safetensors({'meta': meta, 'state_dict': network.state_dict()}, path)
+    other = nn.Linear(2, 2)
+    load_into(other, str(path), strict=True)
+    assert torch.equal(other.weight, network.weight)
+    assert CheckpointLoader.load_checkpoint(str(path))['meta']['dataset_meta'] == {'classes': ['a']}
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(CheckpointError, match='incomplete'):
+        load_data(path)
+
+
+def test_nothing_else_unpickles() -> None:
+    """One loader: no other source of ours calls what runs code from a file."""
+    calls = {('torch', 'load'), ('pickle', 'load'), ('pickle', 'loads'), ('hub', 'load')}
+    found = []
+    for folder in ('mmpelk', *COMMAND_FOLDERS):
+        for path in (ROOT / folder).rglob('*.py'):
+            if path == Path(safe_loading.__file__) or '.mim' in path.parts:
+                continue
+            for node in ast.walk(ast.parse(path.read_text())):
+                function = node.func if isinstance(node, ast.Call) else None
+                if not isinstance(function, ast.Attribute) or not isinstance(function.value, ast.Name):
+                    continue
+                # numpy reads pickles only where it is told to.
+                unpickles = function.attr == 'load' and any(word.arg == 'allow_pickle' for word in node.keywords)
+                if unpickles or (function.value.id, function.attr) in calls:
+                    found.append(f'{path}:{node.lineno}')
+    assert not found
+
+
+def commands(config: Path, evil: Path, folder: Path) -> dict[str, list[list[object]]]:
+    """Command lines of everything that reads a checkpoint, by file."""
+    out, pretrained = folder / 'out.pth', folder / 'pretrained.py'
+    weights = dict(_delete_=True, type='Pretrained', checkpoint=str(evil), prefix='backbone.')
+    pretrained.write_text(f'_base_ = {str(config)!r}\nmodel = dict(backbone=dict(init_cfg={weights}))\n')
+    settings = ['--work-dir', folder / 'work']
+    return {
+        'tools/train.py': [
+            [config, '--resume', evil, *settings],
+            [config, *settings, '--cfg-options', f'load_from={evil}'],
+            [pretrained, *settings],
+        ],
+        'tools/test.py': [[config, evil, *settings]],
+        'tools/convert_checkpoint.py': [[mode, CLASSIFIER, evil, out] for mode in ('import', 'inflate', 'export')],
+        'tools/export_dense.py': [[evil, out]],
+        'tools/reparameterize_model.py': [[config, evil, out]],
+        'tools/get_flops.py': [[config, '--shape', '64', '64', '--checkpoint', evil]],
+        'tools/demo_image.py': [[folder / 'image.png', '--config', config, '--checkpoint', evil, '--device', 'cpu']],
+        'tools/analysis/erf.py': [
+            ['--model', 'network', config, evil, '--images', folder, '--out', folder, '--name', 'erf'],
+        ],
+        'tools/analysis/plot_kernels.py': [[what, evil, '--config', config] for what in ('kernel', 'embedding')],
+        'benchmarks/compare_classification.py': [[folder / 'runs']],
+    }  # fmt: skip
+
+
+@pytest.fixture
+def evil(tmp_path: Path) -> Path:
+    cv2.imwrite(str(tmp_path / 'image.png'), np.zeros((64, 64, 3), np.uint8))
+    path = write(tmp_path / 'evil.pth', payloads(tmp_path / 'ran')['open'])
+    for network in ('pelk', 'conv7', 'stripe'):
+        log = tmp_path / 'runs' / network / 'seed_0' / 'run' / 'vis_data' / 'scalars.json'
+        log.parent.mkdir(parents=True)
+        log.write_text('{"step": 1, "accuracy/top1": 50.0}\n')
+        (tmp_path / 'runs' / network / 'seed_0' / 'last_checkpoint').write_text(str(path))
+    return path
+
+
+# The first reads what it has trained itself, the other no checkpoint at all: it empties `load_from`.
+OWN_FILES = {'benchmarks/inflation.py', 'tools/test_onnx.py'}
+READERS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for folder in COMMAND_FOLDERS
+    for path in (ROOT / folder).rglob('*.py')
+    if READS.search(path.read_text())
+    and 'argparse' in path.read_text()
+    and path.relative_to(ROOT).as_posix() not in OWN_FILES
+)
+
+
+def test_the_tree_has_readers() -> None:
+    assert {'tools/train.py', 'tools/test.py'} < set(READERS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('tool', READERS)
+def test_every_tool_refuses(
+    tool: str,
+    tiny_config: Path,
+    evil: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
+) -> None:
+    known = commands(tiny_config, evil, tmp_path)
+    assert tool in known, 'it reads checkpoints: say in `commands` how it is called'
+    monkeypatch.chdir(tmp_path)
+    for words in known[tool]:
+        monkeypatch.setattr(sys, 'argv', [tool, *map(str, words)])
+        main: Callable[[], None] = load_tool(ROOT / tool).main
+        # Runs of one config within a second would share mmengine's scope and logger.
+        with without_instances(), pytest.raises(SystemExit) as stopped:
+            main()
+        printed = capfd.readouterr()
+        assert stopped.value.code == 1
+        assert f"error: '{evil}' is refused: it wants io.open" in printed.err, printed.err[-2000:]
+        assert not (tmp_path / 'ran').exists()
+
+
+@pytest.mark.slow
+def test_toolboxes_own_tool_refuses(tiny_config: Path, evil: Path, tmp_path: Path) -> None:
+    printed = run(mim(), 'test', 'mmsegmentation', tiny_config, '--checkpoint', evil, cwd=tmp_path, code=1)
+    assert 'is refused: it wants io.open' in printed
+    assert not (tmp_path / 'ran').exists()

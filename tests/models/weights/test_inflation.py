@@ -1,0 +1,198 @@
+"""Warm starts: exactly ConvNeXt's function, SLaK's by projection, and what does not fit."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from mmpretrain.models import ConvNeXt
+from torch import Tensor, nn
+
+from mmpelk.models import PeLK
+from mmpelk.models.weights.inflation import inflate
+from mmpelk.ops.sharing_grid import expand_kernel, mirror_half_grid, project_kernel
+from mmpelk.registry import MODELS
+
+NANO = dict(depths=(1, 1, 2, 1), channels=(8, 12, 16, 20))
+FORM = dict(out_indices=(0, 1, 2, 3), gap_before_final_norm=False)
+
+
+def _convnext(arch: str | dict) -> ConvNeXt:
+    """mmpretrain's, with random weights that keep the maps' size, and layer scales that let every block count."""
+    torch.manual_seed(0)
+    model = ConvNeXt(arch, layer_scale_init_value=1.0, **FORM)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+        else:
+            nn.init.uniform_(parameter, 0.5, 1.5)
+    model.eval()  # returns None
+    return model
+
+
+def _save(path: Path, state: dict[str, Tensor], prefix: str = 'backbone.') -> str:
+    torch.save(dict(state_dict={prefix + name: value for name, value in state.items()}), path)
+    return str(path)
+
+
+def _inflated(checkpoint: str, **arguments: Any) -> PeLK:
+    model = MODELS.build(
+        dict(type='mmpelk.PeLK', **FORM, **arguments, init_cfg=dict(type='mmpelk.Inflated', checkpoint=checkpoint))
+    )
+    model.init_weights()
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('arch', 'size'),
+    [('tiny', (224, 224)), ('tiny', (97, 131)), ('tiny', (512, 512)), ('small', (97, 131)), ('base', (97, 131))],
+    ids=str,
+)
+@torch.no_grad()
+def test_equals_convnext_at_every_stage(arch: str, size: tuple[int, int], tmp_path: Path) -> None:
+    theirs = _convnext(arch)
+    ours = _inflated(_save(tmp_path / 'convnext.pth', theirs.state_dict()), arch=f'convnext-{arch}')
+    assert ours.stages[0][0].mixer.large.weight.shape == (theirs.channels[0], 1, 15, 15)
+    x = torch.randn(1, 3, *size)
+    wanted = theirs(x)
+    for mode in (True, False):  # there is nothing that the mode changes
+        for out, want in zip(ours.train(mode)(x), wanted, strict=True):
+            # float32 in two orders of summation, over up to 36 blocks.
+            assert (out - want).norm() <= 1e-5 * want.norm()
+
+
+def test_periphery_learns_from_the_first_step(tmp_path: Path) -> None:
+    theirs = _convnext(dict(NANO))
+    ours = _inflated(_save(tmp_path / 'convnext.pth', theirs.state_dict()), arch='convnext-tiny', **NANO)
+    weights = [block.mixer.large.weight for stage in ours.stages for block in stage]
+    assert all(not weight[:, :, :2].any() for weight in weights[:1])
+    optimizer = torch.optim.SGD(ours.parameters(), lr=0.1)
+    sum(out.square().mean() for out in ours(torch.randn(2, 3, 256, 256))).backward()
+    for weight in weights[:2]:  # whose maps are as large as the kernel
+        assert (weight.grad.abs().amax((0, 1)) > 0).all()
+    optimizer.step()
+    assert weights[0][:, :, 0].abs().max() > 0
+
+
+def _facebook(name: str) -> str:
+    name = name.replace('depthwise_conv', 'dwconv').replace('pointwise_conv', 'pwconv')
+    return name.replace('norm3.', 'norm.') if name.startswith('norm3.') else name
+
+
+def _timm(name: str) -> str:
+    part, *rest = name.split('.')
+    if part == 'downsample_layers':
+        return '.'.join(['stem' if rest[0] == '0' else f'stages.{rest[0]}.downsample', *rest[1:]])
+    if part == 'stages':
+        name = f'stages.{rest[0]}.blocks.{".".join(rest[1:])}'.replace('depthwise_conv', 'conv_dw')
+        return name.replace('pointwise_conv1', 'mlp.fc1').replace('pointwise_conv2', 'mlp.fc2')
+    return name.replace('norm3.', 'head.norm.')
+
+
+@pytest.mark.parametrize('rename', [_facebook, _timm], ids=['facebook', 'timm'])
+def test_other_names_are_the_same_weights(rename: Callable[[str], str], tmp_path: Path) -> None:
+    state = _convnext(dict(NANO)).state_dict()
+    state = {name: value for name, value in state.items() if not name.startswith(('norm0', 'norm1', 'norm2'))}
+    ours = PeLK('convnext-tiny', **NANO, **FORM)
+    expected = inflate({f'backbone.{name}': value for name, value in state.items()}, ours)
+    head = {'head.weight' if rename is _facebook else 'head.fc.weight': torch.ones(5, 20)}
+    found = inflate({rename(name): value for name, value in state.items()} | head, ours)
+    assert found.state.keys() == expected.state.keys()
+    assert all(torch.equal(value, expected.state[name]) for name, value in found.state.items())
+    assert found.dropped == ['head.fc.weight']
+    assert set(found.kept.values()) == {1.0}
+
+
+@pytest.mark.parametrize('mixer', ['stripe', 'dense'])
+def test_slaks_cross_and_dense_kernels_are_projected(mixer: str) -> None:
+    """By the names of SLaK's repository, which has RepLKNet's kernels, too; a grid of ones holds either exactly."""
+    torch.manual_seed(0)
+    arguments = dict(NANO, kernel_sizes=(31, 15, 9, 5), layer_scale_init_value=1.0, conv_ratio=1.0)
+    theirs = PeLK(mixer=mixer, positional_embedding=None, **arguments, **FORM).eval()
+    for value in theirs.state_dict().values():
+        if value.is_floating_point() and value.dim() == 1:
+            value.copy_(torch.rand_like(value) + 0.5)
+    names = {
+        '.mixer.large.0.': '.large_kernel.LoRA1.conv.',
+        '.mixer.large_norm.0.': '.large_kernel.LoRA1.bn.',
+        '.mixer.large.1.': '.large_kernel.LoRA2.conv.',
+        '.mixer.large_norm.1.': '.large_kernel.LoRA2.bn.',
+        '.mixer.large.': '.large_kernel.lkb_origin.conv.',
+        '.mixer.large_norm.': '.large_kernel.lkb_origin.bn.',
+        '.mixer.small.': '.large_kernel.small_conv.conv.',
+        '.mixer.small_norm.': '.large_kernel.small_conv.bn.',
+        '.pointwise_conv': '.pwconv',
+    }
+    state = {}
+    for name, value in theirs.state_dict().items():
+        for ours, published in names.items():
+            name = name.replace(ours, published)
+        state[name] = value
+    form = dict(arguments, small_kernel_size=0, positional_embedding=None, branch_norms=False, **FORM)
+    exact = PeLK(**form, sharing_grids=[[1] * size for size in arguments['kernel_sizes']]).eval()
+    found = inflate(state, exact)
+    assert list(found.kept.values()) == pytest.approx([1.0] * 5)
+    exact.load_state_dict(found.state | {name: state[name] for name in state if name in exact.state_dict()})
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        for out, want in zip(exact(x), theirs(x), strict=True):
+            torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-4)  # float32 in another order
+    kept = inflate(state, PeLK(**form)).kept
+    assert 0 < kept['stages.0.0.mixer.large.weight'] < 1
+
+
+grids = st.lists(st.integers(1, 6), min_size=1, max_size=4).map(lambda half: mirror_half_grid([*half, 1]))
+
+
+@given(grids, st.integers(0, 1000))
+def test_projection_is_the_nearest_kernel_on_the_grid(grid: tuple[int, ...], seed: int) -> None:
+    """The residual is orthogonal to every kernel of the grid, and so no other is nearer."""
+    generator = torch.Generator().manual_seed(seed)
+    dense = torch.randn(2, 1, sum(grid), sum(grid), generator=generator, dtype=torch.float64)
+    projected = project_kernel(dense, grid)
+    residual = dense - expand_kernel(projected, grid)
+    other = torch.randn(projected.shape, generator=generator, dtype=torch.float64)
+    assert abs((residual * expand_kernel(other, grid)).sum()) < 1e-9 * dense.numel()
+    assert (dense - expand_kernel(projected + other, grid)).norm() > residual.norm()
+    torch.testing.assert_close(project_kernel(expand_kernel(other, grid), grid), other)
+
+
+def test_projection_refuses_another_size() -> None:
+    with pytest.raises(ValueError, match='a grid of sum 5 needs a kernel of that side'):
+        project_kernel(torch.zeros(1, 1, 7, 7), [2, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(arch='convnext-tiny', **NANO | dict(channels=(8, 12, 16, 24))), 'has .* instead of'),
+        (dict(arch='convnext-tiny', **NANO | dict(depths=(1, 1, 3, 1))), 'misses stages.2.2'),
+        (dict(arch='convnext-tiny', **NANO, kernel_sizes=(13, 11, 9, 5)), 'is 7 wide, that of the backbone 5'),
+        (dict(arch='tiny', **NANO), "arch='convnext-tiny'"),
+        (dict(arch='convnext-tiny', **NANO, mixer='stripe'), "arch='convnext-tiny'"),
+    ],
+    ids=['width', 'depth', 'kernel', 'branch norms', 'stripes'],
+)
+def test_weights_that_do_not_fit_are_refused(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = _save(tmp_path / 'convnext.pth', _convnext(dict(NANO)).state_dict())
+    if arguments.get('mixer') == 'stripe':
+        arguments = arguments | dict(conv_ratio=1.0)
+    with pytest.raises(ValueError, match=message):
+        _inflated(path, **arguments)
+
+
+def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"'nowhere\.pth' does not exist"):
+        _inflated('nowhere.pth', arch='convnext-tiny', **NANO)
+    (tmp_path / 'corrupt.pth').write_bytes(b'no checkpoint')
+    with pytest.raises(ValueError, match='is not a checkpoint'):
+        _inflated(str(tmp_path / 'corrupt.pth'), arch='convnext-tiny', **NANO)
+    torch.save(dict(meta={}), tmp_path / 'empty.pth')
+    with pytest.raises(ValueError, match='holds no weights'):
+        _inflated(str(tmp_path / 'empty.pth'), arch='convnext-tiny', **NANO)
+    with pytest.raises(ValueError, match='cannot be downloaded'):
+        _inflated('http://127.0.0.1:9/convnext.pth', arch='convnext-tiny', **NANO)

@@ -1,0 +1,96 @@
+"""Published checkpoints: masks folded in or kept, EMA or last weights, with or without the optimizer."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmpelk.sparsity import find_parameters, fold_masks, mask_keys
+from mmpelk.sparsity.publish import export_checkpoint
+from tests.commands import call
+from tests.paths import TOOLS
+from tests.sparsity.tiny import TinyModel, build_runner
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """Checkpoint of a sparse run with EMA, and the run's last weights."""
+    hooks = ({'type': 'EMAHook', 'momentum': 0.3},)
+    runner = build_runner(tmp_path_factory.mktemp('run'), {'update_interval': 2}, hooks=hooks, max_iters=4)
+    runner.train()
+    return Path(runner.work_dir) / 'iter_4.pth', runner.model.state_dict()
+
+
+@pytest.fixture
+def export(trained, tmp_path):
+    """``tools/export_dense.py`` on that checkpoint: a function of the tool's arguments."""
+    return lambda *words, code=0: call(TOOLS / 'export_dense.py', trained[0], *words, cwd=tmp_path, code=code)
+
+
+@pytest.mark.parametrize('weights', ['ema', 'last', None])
+def test_pth_loads_strictly_into_a_model_without_masks(trained, export, tmp_path, weights):
+    export('model.pth', *([] if weights is None else ['--weights', weights]))
+    checkpoint, last = torch.load(trained[0], weights_only=False), trained[1]
+    exported = torch.load(tmp_path / 'model.pth', weights_only=True)  # plain data, no pickled code
+    assert exported.keys() == {'meta', 'state_dict'}
+    TinyModel().load_state_dict(exported['state_dict'])
+    expected = fold_masks(last if weights == 'last' else checkpoint['state_dict'])
+    assert expected.keys() == exported['state_dict'].keys()
+    assert all(torch.equal(value, exported['state_dict'][key]) for key, value in expected.items())
+    assert not torch.equal(last['head.weight'], checkpoint['state_dict']['head.weight']), 'EMA differs from last'
+    live = sum(int(last[f'{entry.name}_mask'].sum()) for entry in find_parameters(TinyModel()))
+    assert exported['meta']['sparsity'] == {'density': live / 544, 'masks': False}
+    assert exported['meta']['iter'] == 4
+
+
+def test_kept_masks_start_a_sparse_fine_tuning(trained, export, make_runner, tmp_path):
+    export('model.pth', '--keep-masks')
+    runner = make_runner({'mode': 'fixed'}, 'tuned', load_from=str(tmp_path / 'model.pth'), max_iters=1)
+    runner.train()
+    for entry in find_parameters(runner.model):
+        assert torch.equal(entry.mask, trained[1][f'{entry.name}_mask'])
+
+
+def test_kept_optimizer_resumes(export, make_runner, tmp_path):
+    export('model.pth', '--keep-optimizer', '--weights', 'last')
+    exported = torch.load(tmp_path / 'model.pth', weights_only=False)
+    assert {'optimizer', 'message_hub'} <= exported.keys()
+    runner = make_runner(None, 'resumed', load_from=str(tmp_path / 'model.pth'), resume=True, max_iters=6)
+    runner.train()
+    assert runner.iter == 6
+
+
+def test_safetensors_holds_the_same_tensors(export, tmp_path):
+    safetensors = pytest.importorskip('safetensors.torch')
+    export('model.pth', 'sub/model.safetensors')
+    expected = torch.load(tmp_path / 'model.pth', weights_only=True)['state_dict']
+    found = safetensors.load_file(tmp_path / 'sub' / 'model.safetensors')
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(value, found[key]) for key, value in expected.items())
+    with pytest.importorskip('safetensors').safe_open(tmp_path / 'sub' / 'model.safetensors', 'pt') as file:
+        assert float(file.metadata()['density']) == pytest.approx(0.6, abs=1e-3)
+
+
+def test_hash_is_added_to_the_name(export, tmp_path):
+    export('model.pth', '--hash')
+    (written,) = tmp_path.glob('model-????????.pth')
+    assert not mask_keys(torch.load(written, weights_only=True)['state_dict'])
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['model.bin'], 'must end in .pth or .safetensors'),
+        (['{source}'], 'is the checkpoint itself'),
+        (['model.pth', '--keep-optimizer'], "weights='last'"),
+        (['model.safetensors', '--keep-optimizer', '--weights', 'last'], 'export the optimizer state as .pth'),
+    ],
+    ids=['suffix', 'same-file', 'optimizer-of-other-weights', 'optimizer-in-safetensors'],
+)
+def test_mistakes_are_explained(trained, export, arguments, message):
+    assert message in export(*(word.format(source=trained[0]) for word in arguments), code=1)
+
+
+def test_averaged_weights_that_are_not_there_are_an_error():
+    with pytest.raises(ValueError, match='trained without EMAHook'):
+        export_checkpoint({'state_dict': TinyModel().state_dict()}, 'ema')
