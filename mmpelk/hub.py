@@ -13,7 +13,6 @@ has methods of the same names, :class:`mmpelk.models.PeLK`'s. All of this takes 
 
 import ast
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from pprint import pformat
@@ -52,7 +51,7 @@ def save_pretrained(
     Raises:
         UserError: If there is no recipe, or it holds something that cannot be written as text.
     """
-    _published(model, cfg, dataset_meta).save(folder, _USAGE.replace('REPOSITORY', Path(folder).name))
+    _published(model, cfg, dataset_meta).save(folder)
 
 
 def push_to_hub(
@@ -69,12 +68,13 @@ def push_to_hub(
         repo_id: Such as ``'user/name'``; created where there is none.
         cfg: As there.
         dataset_meta: As there.
-        **options: Of huggingface_hub's ``push_to_hub``: ``private``, ``token``, ``commit_message``, ``branch`` ...
+        **options: ``private``, ``token``, and those of huggingface_hub's ``upload_folder``: ``commit_message``,
+            ``revision``, ``create_pr`` ...
 
     Returns:
         Address of the commit.
     """
-    return _published(model, cfg, dataset_meta).push(repo_id, _USAGE, **options)
+    return _published(model, cfg, dataset_meta).push(repo_id, **options)
 
 
 def from_pretrained(name: str | Path, device: str = 'cpu', **options: Any) -> nn.Module:
@@ -93,10 +93,10 @@ def from_pretrained(name: str | Path, device: str = 'cpu', **options: Any) -> nn
         UserError: If it cannot be read, its recipe would run code, or its weights are of another network.
     """
     found = fetch(name, _KIND, [RECIPE], **options)
-    content = read_recipe(found.files[RECIPE], found.name)
-    check_types(content, found.name)
+    content = read_recipe(found.files[RECIPE], name)
+    check_types(content, name)
     if not isinstance(content.get('model'), dict):
-        raise UserError(f"'{found.name}' has no model in its {RECIPE}")
+        raise UserError(f"'{name}' has no model in its {RECIPE}")
     cfg = Config(content)
     if cfg.get('data_preprocessor'):  # mmengine's runner gives it to the model
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
@@ -104,12 +104,10 @@ def from_pretrained(name: str | Path, device: str = 'cpu', **options: Any) -> nn
     model: Any = revert_sync_batchnorm(MODELS.build(cfg.model))
     fit_network(model, found.state)
     own = model.state_dict()
-    refuse_unknown(own, found.state, found.name)
+    refuse_unknown(own, found.state, name)
     wrong = [key for key in own if key not in found.state or found.state[key].shape != own[key].shape]
     if wrong:
-        raise UserError(
-            f"the weights of '{found.name}' are not of its {RECIPE}: {wrong[0]} is missing or has another shape"
-        )
+        raise UserError(f"the weights of '{name}' are not of its {RECIPE}: {wrong[0]} is missing or has another shape")
     model.load_state_dict(found.state)
     model.cfg = model._config = cfg  # as mmseg and mmdet call it, and as mmpretrain does
     model.dataset_meta = model._dataset_meta = found.meta.get('dataset_meta') or {}
@@ -129,12 +127,10 @@ def _published(model: Any, cfg: Config | None, dataset_meta: Mapping[str, Any] |
         recipe.model.backbone.update(init_cfg=None, deploy=now['deploy'])
         if now['hidden_channels']:
             recipe.model.backbone.hidden_channels = now['hidden_channels']
-    found = Publication()
-    found.config = {'type': _KIND, 'default_scope': recipe.get('default_scope'), 'model': type(model).__name__}
-    found.state = model.state_dict()
-    found.header = {'dataset_meta': json.dumps(_plain(meta))}
-    found.files = {RECIPE: write_recipe(recipe)}
-    return found
+    config = {'type': _KIND, 'default_scope': recipe.get('default_scope'), 'model': type(model).__name__}
+    return Publication(
+        config, model.state_dict(), _USAGE, {'dataset_meta': _plain(meta)}, {RECIPE: write_recipe(recipe)}
+    )
 
 
 def write_recipe(cfg: Config) -> str:
@@ -160,7 +156,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def read_recipe(text: str, name: str) -> dict[str, Any]:
+def read_recipe(text: str, name: str | Path) -> dict[str, Any]:
     """Variables of a config that consists of literals; nothing is run.
 
     Raises:

@@ -184,11 +184,11 @@ def test_push_sends_recipe_and_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         def create_repo(self, repo_id: str, **_: Any) -> Any:
             return type('Url', (), dict(repo_id=repo_id))()
 
-        def upload_folder(self, folder_path: Path, **_: Any) -> str:
-            sent.update({file.name: file.read_bytes() for file in folder_path.iterdir()})
+        def upload_folder(self, folder_path: str, **_: Any) -> str:
+            sent.update({file.name: file.read_bytes() for file in Path(folder_path).iterdir()})
             return 'https://example.org/commit/1'
 
-    monkeypatch.setattr('huggingface_hub.hub_mixin.HfApi', Api)
+    monkeypatch.setattr('mmpelk.models.weights.publication.HfApi', Api)
     model, cfg, meta = network('mmpretrain')
     assert hub.push_to_hub(model, 'me/digits', cfg, meta) == 'https://example.org/commit/1'
     assert sent.keys() == {'README.md', 'config.json', 'config.py', 'model.safetensors'}

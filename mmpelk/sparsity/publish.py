@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmpelk.models.hidden_units import shrink_hidden_units
+from mmpelk.models.weights.checkpoint import write_safetensors
 
 from .masks import fold_masks
 from .report import overall_density, state_dict_densities
@@ -91,21 +92,15 @@ def save_safetensors(exported: Mapping[str, Any], path: Path) -> None:
     """Write the weights as ``.safetensors``, with the density and the data set's ``metainfo`` in its header.
 
     Raises:
-        ImportError: If the package ``safetensors`` is not installed.
-        ValueError: If there is an optimizer state, which the format cannot hold.
+        ValueError: If the package ``safetensors`` is not installed, or if there is an optimizer state, which the
+            format cannot hold.
     """
     if 'optimizer' in exported:
         raise ValueError('.safetensors holds tensors only: export the optimizer state as .pth')
-    try:
-        from safetensors.torch import save_file
-    except ImportError as error:
-        raise ImportError('writing .safetensors takes the package safetensors: pip install safetensors') from error
     meta = exported['meta']
-    header = {'format': 'pt', **meta['sparsity'], 'dataset_meta': meta.get('dataset_meta')}
+    header = {**meta['sparsity'], 'dataset_meta': meta.get('dataset_meta')}
     text = {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in header.items()}
-    # Clones: the format refuses tensors that share memory, such as tied weights.
-    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in exported['state_dict'].items()}
-    save_file(tensors, str(path), metadata=text)
+    write_safetensors(exported['state_dict'], path, text)
 
 
 def add_hash(path: Path) -> Path:

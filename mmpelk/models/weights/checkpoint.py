@@ -20,6 +20,7 @@ __all__ = [
     'refuse_misfit',
     'shorten',
     'state_dict_of',
+    'write_safetensors',
 ]
 
 MASK_SUFFIX = '_mask'
@@ -134,3 +135,18 @@ def refuse_misfit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], name: 
         problems = [f'misses {shorten(missing)}'] if missing else []
         problems += [f'has {shorten(shapes)}'] if shapes else []
         raise UserError(f'{name} does not fit this backbone: it {" and ".join(problems)}. {remedy}')
+
+
+def write_safetensors(state: Mapping[str, Tensor], path: str | Path, header: Mapping[str, str] | None = None) -> None:
+    """Write tensors as ``.safetensors``, with texts in its header.
+
+    Raises:
+        UserError: If the package ``safetensors`` is not installed.
+    """
+    try:
+        from safetensors.torch import save_file
+    except ImportError as error:
+        raise UserError('writing .safetensors takes the package safetensors: pip install safetensors') from error
+    # Clones: the format refuses tensors that share memory, such as tied weights.
+    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
+    save_file(tensors, str(path), metadata={'format': 'pt', **(header or {})})

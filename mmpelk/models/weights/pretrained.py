@@ -40,14 +40,15 @@ class Pretrained:
         Raises:
             ImportError: If huggingface_hub is not installed.
         """
-        self._published().save(folder, _USAGE.replace('REPOSITORY', str(Path(folder).name)))
+        self._published().save(folder)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """The same into a repository of the Hugging Face Hub.
 
         Args:
             repo_id: Such as ``'user/name'``; created where there is none.
-            **options: Of huggingface_hub's ``push_to_hub``: ``private``, ``token``, ``commit_message``, ``branch`` ...
+            **options: ``private``, ``token``, and those of huggingface_hub's ``upload_folder``: ``commit_message``,
+                ``revision``, ``create_pr`` ...
 
         Returns:
             Address of the commit.
@@ -55,14 +56,13 @@ class Pretrained:
         Raises:
             ImportError: If huggingface_hub is not installed.
         """
-        return self._published().push(repo_id, _USAGE, **options)
+        return self._published().push(repo_id, **options)
 
     def _published(self) -> 'Publication':
         from .publication import Publication
 
-        found = Publication()
-        found.config, found.state = {'type': type(self).__name__, **self.arguments()}, self.state_dict()  # type: ignore[attr-defined]
-        return found
+        state = self.state_dict()  # type: ignore[attr-defined]
+        return Publication({'type': type(self).__name__, **self.arguments()}, state, _USAGE)
 
     @classmethod
     def from_pretrained(

@@ -1,8 +1,11 @@
 """Weights with a config beside them: a folder, or a repository of the Hugging Face Hub. It needs huggingface_hub."""
 
+import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,11 +14,10 @@ from mmpelk.errors import UserError
 from mmpelk.fault_tolerance.safe_loading import read_checkpoint
 
 from ..hidden_units import fit_all_hidden_units
-from .checkpoint import MASK_SUFFIX, shorten
+from .checkpoint import MASK_SUFFIX, shorten, write_safetensors
 
 try:
-    from huggingface_hub import ModelHubMixin, hf_hub_download
-    from safetensors.torch import save_file
+    from huggingface_hub import HfApi, snapshot_download
 except ImportError as error:
     raise ImportError("weights by name take the package huggingface_hub: pip install 'mmpelk[hub]'") from error
 
@@ -28,91 +30,65 @@ _NAMES = {'type': re.compile(rf'\w+|{_LIBRARY}\.[A-Z]\w*')} | dict.fromkeys(
     ('_scope_', 'default_scope'), re.compile(_LIBRARY)
 )
 _CARD = """---
-{{ card_data }}
+library_name: mmpelk
+tags: [pelk, large-kernel]
 ---
-PeLK ([CVPR 2024]({{ paper_url }})), a network with peripheral convolutions of 51 x 51 and more, for mmpelk:
+PeLK ([CVPR 2024](https://arxiv.org/abs/2403.07589)), a network with peripheral convolutions of 51 x 51 and more, for
+mmpelk:
 
 ```python
-{{ usage }}
+USAGE
 ```
 """
 
 
-class Publication(
-    ModelHubMixin,
-    library_name='mmpelk',
-    tags=['pelk', 'large-kernel'],
-    paper_url='https://arxiv.org/abs/2403.07589',
-    model_card_template=_CARD,
-):
+@dataclass
+class Publication:
     """What a folder or a repository holds.
 
     Attributes:
-        name: The folder or repository that it was read from.
         config: Content of ``config.json``.
         state: Tensors of the network.
-        header: Texts in the header of the weights' file.
-        meta: What a reader makes of the header.
-        files: Further text files.
+        usage: Program for the model card; ``REPOSITORY`` in it becomes the name of the folder or repository.
+        meta: ``dataset_meta``, classes and palette, as the weights' file has it.
+        files: Content of further text files, by name.
     """
 
-    def __init__(self) -> None:
-        self.name = ''
-        self.config: dict[str, Any] = {}
-        self.state: Mapping[str, Tensor] = {}
-        self.header: dict[str, str] = {}
-        self.meta: dict[str, Any] = {}
-        self.files: dict[str, str] = {}
+    config: dict[str, Any]
+    state: Mapping[str, Tensor]
+    usage: str = ''
+    meta: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
 
-    def save(self, folder: str | Path, usage: str) -> None:
-        """Write the folder; ``usage`` is the program in its model card."""
-        self.save_pretrained(folder, config=self.config, model_card_kwargs={'usage': usage})
+    def save(self, folder: str | Path, name: str | None = None) -> None:
+        """Write the folder, which is created where there is none; ``name`` is by default the folder's own."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG).write_text(json.dumps(self.config, sort_keys=True, indent=2))
+        write_safetensors(self.state, folder / WEIGHTS, {key: json.dumps(value) for key, value in self.meta.items()})
+        for file, text in self.files.items():
+            (folder / file).write_text(text)
+        card = folder / 'README.md'
+        if not card.exists():
+            card.write_text(_CARD.replace('USAGE', self.usage.replace('REPOSITORY', name or folder.name)))
 
-    def push(self, repo_id: str, usage: str, **options: Any) -> str:
-        """Send it to a repository, which is created where there is none.
+    def push(self, repo_id: str, *, private: bool | None = None, token: str | None = None, **options: Any) -> str:
+        """Send it to a repository of the Hugging Face Hub.
 
         Args:
-            repo_id: Such as ``'user/name'``.
-            usage: The program in the model card; ``REPOSITORY`` in it becomes ``repo_id``.
-            **options: Of huggingface_hub's ``push_to_hub``: ``private``, ``token``, ``commit_message``, ``branch`` ...
+            repo_id: Such as ``'user/name'``; created where there is none.
+            private: Whether a new repository is private.
+            token: To write to it, instead of the one that was saved by ``hf auth login``.
+            **options: Of huggingface_hub's ``upload_folder``: ``commit_message``, ``revision``, ``create_pr`` ...
 
         Returns:
             Address of the commit.
         """
-        card = {'usage': usage.replace('REPOSITORY', repo_id)}
-        return self.push_to_hub(repo_id, config=self.config, model_card_kwargs=card, **options)
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        # Clones: the format refuses tensors that share memory, such as tied weights.
-        tensors = {key: value.detach().cpu().clone().contiguous() for key, value in self.state.items()}
-        save_file(tensors, str(save_directory / WEIGHTS), metadata={'format': 'pt', **self.header})
-        for name, text in self.files.items():
-            (save_directory / name).write_text(text)
-
-    @classmethod
-    def _from_pretrained(  # type: ignore[override] # its config and files are ours
-        cls,
-        *,
-        model_id: str,
-        kind: str,
-        config: dict[str, Any] | None = None,
-        files: Iterable[str] = (),
-        **options: Any,
-    ) -> 'Publication':
-        def path_of(name: str) -> Path:
-            folder = Path(model_id)
-            return folder / name if folder.is_dir() else Path(hf_hub_download(model_id, name, **options))
-
-        if config is None:
-            raise FileNotFoundError(f"there is no '{path_of(CONFIG)}'")
-        if config.get('type') != kind:
-            raise UserError(f"'{model_id}' holds {config.get('type')!r}, as its {CONFIG} says, not {kind!r}")
-        found = cls()
-        found.name, found.config = model_id, config
-        found.files = {name: path_of(name).read_text() for name in files}
-        loaded = read_checkpoint(path_of(WEIGHTS))
-        found.state, found.meta = loaded['state_dict'], loaded['meta']
-        return found
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with TemporaryDirectory() as folder:
+            self.save(folder, repo_id)
+            return api.upload_folder(repo_id=repo_id, folder_path=folder, **options)
 
 
 def fetch(name: str | Path, kind: str, files: Iterable[str] = (), **options: Any) -> Publication:
@@ -122,24 +98,34 @@ def fetch(name: str | Path, kind: str, files: Iterable[str] = (), **options: Any
         name: Path of the folder, or name of the repository.
         kind: What ``config.json`` has to say that it is.
         files: Names of text files to read besides.
-        **options: Of huggingface_hub's ``from_pretrained``: ``revision``, ``cache_dir``, ``token``,
+        **options: Of huggingface_hub's ``snapshot_download``: ``revision``, ``cache_dir``, ``token``,
             ``local_files_only``, ``force_download``.
 
     Raises:
         UserError: If it cannot be read, or is of another kind.
     """
     try:
-        return Publication.from_pretrained(name, kind=kind, files=files, **options)
+        folder = Path(name)
+        if not folder.is_dir():
+            folder = Path(snapshot_download(str(name), allow_patterns=[CONFIG, WEIGHTS, *files], **options))
+        config = json.loads((folder / CONFIG).read_text())
+        if not isinstance(config, dict):
+            raise ValueError(f'its {CONFIG} holds no object')
+        if config.get('type') != kind:
+            raise UserError(f"'{name}' holds {config.get('type')!r}, as its {CONFIG} says, not {kind!r}")
+        texts = {file: (folder / file).read_text() for file in files}
+        loaded = read_checkpoint(folder / WEIGHTS)
     except UserError:
         raise
-    except (AttributeError, OSError, ValueError) as error:  # also of a config.json that is none
+    except (OSError, ValueError) as error:  # also of a config.json that is no JSON, and huggingface_hub's own
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"'{name}' is neither a folder with {CONFIG} and {WEIGHTS} nor a repository that can be read here: {reason}"
         ) from error
+    return Publication(config, loaded['state_dict'], meta=loaded['meta'], files=texts)
 
 
-def check_types(config: Any, name: str) -> None:
+def check_types(config: Any, name: str | Path) -> None:
     """Refuse a config that names, as the type of a module, what is no registered module.
 
     Raises:
@@ -169,7 +155,7 @@ def fit_network(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     fit_all_hidden_units(network, state)
 
 
-def refuse_unknown(own: Iterable[str], state: Iterable[str], name: str) -> None:
+def refuse_unknown(own: Iterable[str], state: Iterable[str], name: str | Path) -> None:
     """Refuse weights that a network has no place for.
 
     Raises:

@@ -156,13 +156,13 @@ def test_push_sends_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
             sent.update(private=private)
             return type('Url', (), dict(repo_id=repo_id))()
 
-        def upload_folder(self, repo_id: str, folder_path: Path, **options: Any) -> str:
+        def upload_folder(self, repo_id: str, folder_path: str, **options: Any) -> str:
             sent.update(repo=repo_id, message=options['commit_message'])
-            for file in folder_path.iterdir():
+            for file in Path(folder_path).iterdir():
                 (tmp_path / file.name).write_bytes(file.read_bytes())
             return f'https://example.org/{repo_id}/commit/1'
 
-    monkeypatch.setattr('huggingface_hub.hub_mixin.HfApi', Api)
+    monkeypatch.setattr('mmpelk.models.weights.publication.HfApi', Api)
     model = network()
     address = model.push_to_hub('me/pelk', private=True, token='hf_1', commit_message='Weights')
     assert address == 'https://example.org/me/pelk/commit/1'
