@@ -222,6 +222,8 @@ class PeLK(Pretrained, BaseModule):
         A tuple with ``(N, C_i, H_i, W_i)`` per output stage, or ``(N, C_i)`` with ``gap_before_final_norm``.
     """
 
+    init_cfg: Any  # mmengine does not annotate it
+
     def __init__(
         self,
         arch: str | dict = 'tiny',
