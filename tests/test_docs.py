@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from reproduction.paper import TABLES
 from tests.commands import load_tool
 from tests.paths import ROOT
 
@@ -67,3 +68,16 @@ def test_front_page_has_the_figures_of_the_benchmark() -> None:
     page = (ROOT / 'README.md').read_text()
     for name in ('mmpelk', 'mmpelk channels last', 'conv2d channels last', 'conv2d'):
         assert _time(methods[name]['forward_ms']) in page
+
+
+def test_front_page_has_the_targets_of_the_paper() -> None:
+    """One table for Tables 2 to 4: a row for a metric and an image size, a column for a network."""
+    lines = [line for line in (ROOT / 'README.md').read_text().splitlines() if line.startswith('|')]
+    shown = {cells[0]: cells[1:] for line in lines for cells in [[cell.strip() for cell in line.strip('|').split('|')]]}
+    methods = shown['']  # the heading of the last table
+    rows = {'ImageNet-1K top-1, 224²': (4, 'top1', 224), 'ImageNet-1K top-1, 384²': (4, 'top1', 384)}
+    rows |= {'ADE20K mIoU, UperNet': (2, 'mIoU', 512)}
+    rows |= {f'COCO {part} AP, Cascade Mask R-CNN': (3, f'AP_{part}', 800) for part in ('box', 'mask')}
+    for label, (number, metric, height) in rows.items():
+        printed = {row.method: row.scores[metric] for row in TABLES[number] if row.input_size[0] == height}
+        assert shown[label] == [str(printed.get(method, '-')) for method in methods], label
