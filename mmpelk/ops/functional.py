@@ -27,7 +27,7 @@ def peripheral_conv2d(
     ``conv2d``'s are; every backend but ``dense`` accumulates in at least float32.
 
     Args:
-        x: ``(N, C, H, W)``, floating point, any strides.
+        x: ``(N, C, H, W)``, floating point, any strides; ``H`` and ``W`` are at least 1.
         weight: ``(C, 1, k', k')``, of the dtype of ``x``; with ``partial`` of fewer channels.
         sharing_grid: ``k'`` ring widths along either axis; their sum is the odd kernel size ``K``.
         bias: ``(C,)``, or ``(C, H, W)`` for a map that is added to every image; ``C`` is the weight's.
@@ -55,6 +55,8 @@ def check(x: Tensor, weight: Tensor, grid: list[int], bias: Tensor | None) -> No
         raise ValueError(f'a sharing grid holds positive integers with an odd sum, got {grid} with sum {sum(grid)}')
     if x.dim() != 4 or not x.is_floating_point():
         raise ValueError(f'x must be a floating-point tensor (N, C, H, W), got {x.dtype} {tuple(x.shape)}')
+    if 0 in x.shape[2:]:
+        raise ValueError(f'a map needs at least one row and one column, got x of shape {tuple(x.shape)}')
     channels, rings = x.shape[1], len(grid)
     if tuple(weight.shape) != (channels, 1, rings, rings):
         raise ValueError(

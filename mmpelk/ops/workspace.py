@@ -70,13 +70,19 @@ def image_chunks(x: Tensor, plane_bytes: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, x.shape[0], size))
 
 
-def piece_sizes(x: Tensor, plane_bytes: int) -> tuple[int, int]:
-    """Images and channels of ``(N, C, H, W)`` at a time: all channels of a few images, or some channels of one."""
+def piece_sizes(x: Tensor, plane_bytes: int, touched_bytes: int) -> tuple[int, int]:
+    """Images and channels of ``(N, C, H, W)`` at a time: all channels of a few images, or some channels of one.
+
+    Args:
+        x: The maps.
+        plane_bytes: What a plane takes at most at a time, for the limit.
+        touched_bytes: What of it is worth keeping in a cache.
+    """
     planes = max(1, workspace_limit(x.device.type) // plane_bytes)
     channels = min(x.shape[1], planes)
     if channels < x.shape[1]:
         channels -= channels % 8 if channels > 8 else 0  # whole vectors
+    channels = max(1, channels)
     # All channels of one image reuse the matrices; images beyond what the cache holds only take its room.
-    limit = min(workspace_limit(x.device.type), 2 * _budget(x))
-    images = max(1, limit // (plane_bytes * max(1, channels)))
-    return images, max(1, channels)
+    images = min(planes // channels, 2 * _budget(x) // (touched_bytes * channels))
+    return max(1, images), channels

@@ -132,9 +132,9 @@ def test_precision_and_layout_of_what_runs(precision: str, dtype: torch.dtype) -
 
 
 def test_forced_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, '_forced', 'fft')  # as MMPELK_BACKEND would
+    monkeypatch.setattr(backends._FORCED, 'name', 'fft')  # as MMPELK_BACKEND would
     for backend in (None, 'dense'):
-        assert set(observe(lambda model, image: backends._forced, Setting(size=4), backend)) == {backend}
+        assert set(observe(lambda model, image: backends.forced_backend(), Setting(size=4), backend)) == {backend}
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import torch
 from mmpelk.ops import available_backends, backends, force_backend, peripheral_conv2d, sharing_grid
 from mmpelk.ops.backends import BACKENDS as TABLE
 from mmpelk.ops.backends import fastest_backend
-from tests.ops.inputs import BACKENDS, make_inputs
+from tests.ops.inputs import BACKENDS, make_inputs, needs_custom_op
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
@@ -30,6 +31,42 @@ def test_forcing_a_backend(backend: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert used == [backend, 'dense', backend, backend]
     peripheral_conv2d(x, weight, grid)
     assert used[-1] == fastest_backend(x, grid)
+
+
+def test_forcing_is_of_a_thread() -> None:
+    inside, leave = threading.Event(), threading.Event()
+
+    def force() -> None:
+        with force_backend('dense'):
+            inside.set()
+            assert leave.wait(60)
+
+    thread = threading.Thread(target=force)
+    thread.start()
+    assert inside.wait(60)
+    with force_backend('fft'):  # blocks that overlap
+        leave.set()
+        thread.join()
+        assert backends.forced_backend() == 'fft'
+    assert backends.forced_backend() is None
+
+
+@needs_custom_op
+def test_compiled_code_sees_what_is_forced() -> None:
+    grid = sharing_grid(13, 5)
+    x, weight, _ = make_inputs(grid, 10, 9)
+    names: list[str] = []
+
+    def record(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        calls = [node for node in graph.graph.nodes if 'peripheral_conv2d' in str(node.target)]
+        names.extend(str(call.args[-1]) for call in calls)
+        return graph
+
+    compiled = torch.compile(lambda x: peripheral_conv2d(x, weight, grid), fullgraph=True, backend=record)
+    compiled(x)
+    with force_backend('dense'):
+        compiled(x)
+    assert names == ['None', 'dense']
 
 
 def test_inputs_that_a_named_backend_does_not_support(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -213,6 +213,8 @@ def test_empty_batch() -> None:
         (dict(x=torch.zeros(2, 4, 6, 6)), 'weight must be'),
         (dict(x=torch.zeros(2, 3, 6, 6, dtype=torch.int64)), 'floating-point'),
         (dict(x=torch.zeros(3, 6, 6)), 'floating-point tensor'),
+        (dict(x=torch.zeros(2, 3, 0, 6)), 'at least one row'),
+        (dict(x=torch.zeros(2, 3, 6, 0)), 'at least one row'),
         (dict(bias=torch.zeros(4)), 'bias must be'),
         (dict(bias=torch.zeros(3, dtype=torch.float64)), 'bias is torch.float64 on cpu'),
         (dict(weight=torch.zeros(3, 1, 5, 5, dtype=torch.float64)), 'must agree'),

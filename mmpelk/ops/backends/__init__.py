@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -115,7 +116,15 @@ AVX2 = Costs(dense_tap=0.060, dft_product=0.025, dft_number=4.0, fft_number=14.0
 AVX512 = Costs(dense_tap=1 / 88, dft_product=0.0076, dft_number=1.2, fft_number=4.3)
 COSTS = AVX512 if torch.backends.cpu.get_cpu_capability() == 'AVX512' else AVX2
 
-_forced: str | None = os.environ.get(_ENVIRONMENT_VARIABLE) or None
+
+class _Forced(threading.local):
+    """The forced backend of each thread. torch.compile guards an attribute of this kind, but no ``ContextVar``."""
+
+    def __init__(self) -> None:  # a class attribute would be taken for a constant by torch.compile
+        self.name: str | None = os.environ.get(_ENVIRONMENT_VARIABLE) or None
+
+
+_FORCED = _Forced()
 
 
 def available_backends() -> list[str]:
@@ -134,27 +143,27 @@ def _get(name: str) -> Backend:
 
 @contextmanager
 def force_backend(name: str | None) -> Iterator[None]:
-    """Use one backend for every call inside the ``with`` block that does not name its own.
+    """Use one backend for every call of this thread inside the ``with`` block that does not name its own.
 
-    The environment variable ``MMPELK_BACKEND`` does the same for a whole run; ``None`` gives the choice back.
+    The environment variable ``MMPELK_BACKEND`` does the same for a whole run, in every thread; ``None`` gives the
+    choice back.
 
     Raises:
         ValueError: If no backend has that name.
         RuntimeError: If it cannot run on this machine.
     """
-    global _forced
     if name is not None:
         _get(name)
-    before, _forced = _forced, name
+    before, _FORCED.name = _FORCED.name, name
     try:
         yield
     finally:
-        _forced = before
+        _FORCED.name = before
 
 
 def forced_backend() -> str | None:
-    """The name that :func:`force_backend` or the environment gives."""
-    return _forced
+    """The name that :func:`force_backend` or the environment gives in this thread."""
+    return _FORCED.name
 
 
 def requested_backend(x: Tensor, weight: Tensor, grid: Sequence[int], backend: str | None) -> str | None:
@@ -164,7 +173,7 @@ def requested_backend(x: Tensor, weight: Tensor, grid: Sequence[int], backend: s
         ValueError: If it is unknown or cannot take the inputs.
         RuntimeError: If it cannot run on this machine.
     """
-    name = backend or _forced
+    name = backend or _FORCED.name
     if name is not None and (why := _get(name).unsupported_reason(x, weight, grid)) is not None:
         raise ValueError(f'backend {name!r} cannot compute this call: {why}')
     return name

@@ -157,12 +157,27 @@ class _Plan:
             for axis in (self.rows, self.columns)
         )
         self.scale = 1 / (self.rows.frequencies * self.columns.frequencies)
+        size = torch.finfo(dtype).bits // 8
         # The spectrum and its product with the kernel's, or the other spectrum; what a transform begins with.
-        self.plane_bytes = 10 * self.rows.frequencies * self.columns.frequencies * (torch.finfo(dtype).bits // 8)
+        self.touched_bytes = 10 * self.rows.frequencies * self.columns.frequencies * size
+        self.plane_bytes = self._most_numbers() * size
+
+    def _most_numbers(self) -> int:
+        """Numbers that a plane of one image holds at most at a time, the kernel's spectrum (or its gradient) included.
+
+        The stages are those of :meth:`spectrum` and :meth:`inverse`, with the copies that folding makes.
+        """
+        spectrum = 4 * self.rows.frequencies * self.columns.frequencies
+        if self.whole:
+            area, half = self.rows.extent * self.columns.extent, 2 * self.rows.extent * self.columns.frequencies
+            return 2 * spectrum + max(area + half + spectrum, 2 * area + half)
+        area, half = 4 * self.rows.half * self.columns.half, 4 * self.rows.half * self.columns.frequencies
+        transform = max(area * 5 // 2, area + half, half + spectrum)
+        return 2 * spectrum + max(transform, half + area, 3 * area)
 
     def pieces(self, x: Tensor) -> Iterator[tuple[slice, slice]]:
         """Images and channels to work on at a time: all channels, if they fit, so that the products are large."""
-        images, channels = piece_sizes(x, self.plane_bytes)
+        images, channels = piece_sizes(x, self.plane_bytes, self.touched_bytes)
         for channel in range(0, x.shape[1], channels):
             for image in range(0, x.shape[0], images):
                 yield slice(image, image + images), slice(channel, channel + channels)
@@ -179,16 +194,19 @@ class _Plan:
             return torch.matmul(self.row_matrices[0], half.flatten(2)).view(size).permute(3, 1, 0, 2, 4, 5)
         parts = x.new_empty(2, images, height, columns.half, channels)
         _fold(x, 2, parts[0], parts[1])
-        quarters = x.new_empty(2, 2, images, rows.half, columns.half, channels)
+        del x  # perhaps a copy; each stage lets go of the one before
+        quarters = parts.new_empty(2, 2, images, rows.half, columns.half, channels)
         _fold(parts, 2, quarters[:, 0], quarters[:, 1])
-        half = x.new_empty(2, 2, images, rows.half, columns.frequencies * channels)
+        half = parts.new_empty(2, 2, images, rows.half, columns.frequencies * channels)
+        del parts
         for w in (0, 1):
             _products(
                 self.column_matrices[0][w],
                 quarters[w].view(-1, columns.half, channels),
                 half[w].view(-1, columns.frequencies, channels),
             )
-        out = x.new_empty(2, 2, images, rows.frequencies, half.shape[-1])
+        del quarters
+        out = half.new_empty(2, 2, images, rows.frequencies, half.shape[-1])
         for w, h in ((0, 0), (0, 1), (1, 0), (1, 1)):
             _products(self.row_matrices[0][h], half[w, h], out[w, h])
         return out.view(*out.shape[:4], columns.frequencies, channels)
@@ -219,8 +237,10 @@ class _Plan:
                 half[w].view(-1, columns.frequencies, channels),
                 quarters[w].view(-1, columns.half, channels),
             )
+        del half
         parts = spectrum.new_empty(2, images, rows.extent, columns.half, channels)
         _unfold(quarters[:, 0], quarters[:, 1], 2, parts)
+        del quarters
         if bias is not None and bias.dim() == 3:  # even and odd part of a map, too: no pass over the whole output
             _fold(bias.to(self.dtype), 1, even := torch.empty_like(parts[0, 0]), odd := torch.empty_like(even))
             parts.add_(torch.stack([even, odd])[:, None], alpha=0.5)

@@ -77,8 +77,8 @@ class _Plan:
         args = (_COMPLEX[self.dtype], x.device)
         self.row_basis = _ring_spectra(self.rows.edges, self.rows.length, *args)
         self.column_basis = _ring_spectra(self.columns.edges, self.columns.length, *args)[:half]
-        # Of two maps, or a map and its way back, the padded planes and the spectra.
-        self.plane_bytes = 4 * self.rows.length * self.columns.length * self.dtype.itemsize
+        # Of two maps, or a map and its way back, the padded planes and the spectra; the sum over the images.
+        self.plane_bytes = 5 * self.rows.length * self.columns.length * self.dtype.itemsize
         self._padded = torch.empty(0)
 
     def spectra(self, *maps: Tensor) -> Tensor:
