@@ -137,11 +137,10 @@ def make_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
     columns = [
         'set',
         'variant',
-        'live parameters',
+        'active parameters',
         'executed FLOPs',
         'metric, %',
         'less small, by seed',
-        'the seeds, %',
     ]
     table = Table(columns, title=f'mIoU and top-1 at density {DENSITY}: mean ± standard deviation', labels=2)
     for task, variants in results.items():
@@ -154,7 +153,6 @@ def make_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
                 f'{result["executed"] / 1e6:.1f} M',
                 f'{result["mean"]:.2f} ± {result["deviation"]:.2f}',
                 '-' if name == 'small' else f'{gain["mean"]:+.2f} ± {gain["deviation"]:.2f}',
-                ', '.join(f'{value:.1f}' for value in result['values']),
             )
     return table
 

@@ -112,21 +112,22 @@ def faster(layouts: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def make_table(runs: list[dict[str, Any]]) -> Table:
-    """All settings: times, how many times as fast the shrunk network is, and peak memory."""
-    columns = ['setting', 'mode', 'network', 'ms', f'{SHRUNK} is as fast, times', 'peak, MB']
-    table = Table(columns, title='The faster of two memory layouts, float32', labels=3)
+    """All settings: times, how many times as fast the shrunk network is, and peak memory of both."""
+    peers = [name for name in RECIPES if name != SHRUNK]
+    columns = ['images', 'step', *(f'{name} [ms]' for name in RECIPES), 'shrinking speeds up by']
+    columns += [f'{name}, peak [MB]' for name in (SHRUNK, peers[0])]
+    table = Table(columns, title='The faster of two memory layouts, float32', labels=2)
     for run in runs:
         for mode, networks in run['modes'].items():
             best = {name: faster(layouts) for name, layouts in networks.items()}
-            for name, figures in best.items():
-                table.add(
-                    f'{run["batch"]} of {run["size"]}²',
-                    mode,
-                    name,
-                    f'{figures["ms"]:.0f}',
-                    f'{figures["ms"] / best[SHRUNK]["ms"]:.2f}',
-                    '-' if figures['peak'] is None else f'{figures["peak"] / 2**20:.0f}',
-                )
+            peaks = [best[name]['peak'] for name in (SHRUNK, peers[0])]
+            table.add(
+                f'{run["batch"]} of {run["size"]}²',
+                mode,
+                *(f'{best[name]["ms"]:.0f}' for name in RECIPES),
+                f'{best[peers[0]]["ms"] / best[SHRUNK]["ms"]:.2f}',
+                *('-' if peak is None else f'{peak / 2**20:.0f}' for peak in peaks),
+            )
     return table
 
 
