@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .autocast import cast_under_autocast, without_autocast
-from .backends import BACKENDS, fastest_backend
+from .backends import convolve, weight_gradient
 from .layout import empty_as
 
 __all__ = [
@@ -48,9 +48,8 @@ def mix(
     """Convolve the first channels, as many as ``weight`` has, and copy the others."""
     out, channels = empty_as(x), weight.shape[0]
     mixed = x[:, :channels]
-    name = backend or fastest_backend(mixed, grid)
     with without_autocast(x.device.type):
-        BACKENDS[name].forward(mixed, weight, bias, grid, out[:, :channels], **kernel)
+        convolve(backend, mixed, weight, bias, grid, out[:, :channels], **kernel)
     if channels < x.shape[1]:
         out[:, channels:] = x[:, channels:]
     return out
@@ -69,9 +68,8 @@ def input_grad(grad_out: Tensor, weight: Tensor, grid: Sequence[int], backend: s
 
 def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int], backend: str | None) -> Tensor:
     """Gradient of the weight, for all channels of ``x``."""
-    name = backend or fastest_backend(x, grid, weight_grad=True)
     with without_autocast(x.device.type):
-        return BACKENDS[name].weight_grad(x, grad_out, grid).contiguous()
+        return weight_gradient(backend, x, grad_out, grid).contiguous()
 
 
 def _bias_grad(grad_out: Tensor, weight: Tensor, bias_dims: int) -> Tensor:

@@ -23,7 +23,7 @@ class Prepared:
     weight: Tensor
     bias: Tensor | None
     grid: list[int]
-    backend: str
+    backend: str | None
     kernel: Tensor | None
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -60,6 +60,9 @@ def prepare(
     x, weight, bias = cast_under_autocast(x, weight.detach(), None if bias is None else bias.detach())
     mixed = x[:, : weight.shape[0]]
     check(mixed, weight, grid, bias)
-    name = requested_backend(mixed, weight, grid, backend) or fastest_backend(mixed, grid)
+    requested = requested_backend(mixed, weight, grid, backend)
+    name = requested or fastest_backend(mixed, grid)
     make = BACKENDS[name].prepare
-    return Prepared(weight, bias, grid, name, None if make is None else make(weight, grid, mixed))
+    if make is None:
+        return Prepared(weight, bias, grid, requested, None)
+    return Prepared(weight, bias, grid, name, make(weight, grid, mixed))

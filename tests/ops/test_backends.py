@@ -4,16 +4,19 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
 
 from mmpelk.ops import available_backends, backends, force_backend, peripheral_conv2d, sharing_grid
 from mmpelk.ops.backends import BACKENDS as TABLE
-from mmpelk.ops.backends import fastest_backend
-from tests.ops.inputs import BACKENDS, make_inputs, needs_custom_op
+from mmpelk.ops.backends import Backend, calls, choice, dense, fastest_backend, table
+from tests.ops.inputs import BACKENDS, convolve, make_inputs, needs_custom_op, output_and_gradients
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
@@ -21,7 +24,7 @@ def test_forcing_a_backend(backend: str, monkeypatch: pytest.MonkeyPatch) -> Non
     grid = sharing_grid(13, 5)
     x, weight, _ = make_inputs(grid, 10, 9)
     used: list[str] = []
-    monkeypatch.setattr('mmpelk.ops.custom_op.BACKENDS', _recording(used))
+    monkeypatch.setattr('mmpelk.ops.backends.calls.BACKENDS', _recording(used))
     x.requires_grad_()
     weight.requires_grad_()
     with force_backend(backend):
@@ -101,9 +104,9 @@ def test_the_choice_is_said_once_per_shape(caplog: pytest.LogCaptureFixture) -> 
     assert said[1].startswith('gradient of the weight of')
 
 
-def _recording(used: list[str]):
+def _recording(used: list[str]) -> dict[str, Backend]:
     class Recording(dict):
-        def __getitem__(self, name: str):
+        def __getitem__(self, name: str) -> Backend:
             used.append(name)
             return TABLE[name]
 
@@ -135,7 +138,7 @@ def test_choice_on_a_cpu(
     weight_grad: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(backends, 'COSTS', backends.AVX2)
+    monkeypatch.setattr(choice, 'COSTS', choice.AVX2)
     x, grid = torch.empty(1, dtype=dtype).expand(1, channels, size, size), sharing_grid(kernel_size, 1)
     assert fastest_backend(x, grid) == output
     assert fastest_backend(x, grid, weight_grad=True) == weight_grad
@@ -143,7 +146,7 @@ def test_choice_on_a_cpu(
 
 
 def test_choice_where_depthwise_kernels_are_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, 'COSTS', backends.AVX512)
+    monkeypatch.setattr(choice, 'COSTS', choice.AVX512)
     assert fastest_backend(torch.empty(1).expand(1, 187, 14, 14), sharing_grid(47)) == 'dense'
 
 
@@ -163,6 +166,114 @@ def test_choice_on_cuda(
         TABLE['triton'], unavailable_reason=lambda: unavailable, unsupported_reason=lambda *args: unsupported
     )
     monkeypatch.setitem(TABLE, 'triton', stub)
-    x = SimpleNamespace(is_cuda=True, dtype=torch.float32, shape=(1, 1, 56, 56))
+    x = SimpleNamespace(is_cuda=True, dtype=torch.float32, device=torch.device('cuda'), shape=(1, 1, 56, 56))
     for weight_grad in (False, True):
         assert fastest_backend(x, sharing_grid(kernel_size), weight_grad=weight_grad) == choice
+
+
+class _Compiled:
+    """A compiled backend in the place of Triton's, chosen as on CUDA; ``damage`` makes its results."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Tensor], Tensor]) -> None:
+        self.calls, self.damage = 0, damage
+        backend = Backend('triton', self.forward, self.weight_grad, kernel_key=lambda x, grid: tuple(grid))
+        monkeypatch.setitem(TABLE, 'triton', backend)
+        monkeypatch.setattr(choice, '_fastest_on_cpu', choice._fastest_on_cuda)
+        monkeypatch.setattr(table, '_refusals', {})
+        monkeypatch.setattr(calls, '_trusted', set())
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], out: Tensor) -> Tensor:
+        self.calls += 1
+        return out.copy_(self.damage(dense.forward(x, weight, bias, grid)))
+
+    def weight_grad(self, x: Tensor, grad_out: Tensor, grid: Sequence[int]) -> Tensor:
+        self.calls += 1
+        return self.damage(dense.weight_grad(x, grad_out, grid))
+
+
+def _raise(error: Exception) -> Callable[[Tensor], Tensor]:
+    def damage(result: Tensor) -> Tensor:
+        raise error
+
+    return damage
+
+
+def _one_tap_less(result: Tensor) -> Tensor:
+    """An error as small as an index that is wrong at the rim makes it."""
+    result[..., -1, -1] += 0.01 * result.abs().mean()
+    return result
+
+
+FAILURES = {
+    'compiler': (_raise(RuntimeError('PassManager::run failed')), 'RuntimeError: PassManager::run failed'),
+    'no_gcc': (_raise(FileNotFoundError('gcc')), 'FileNotFoundError: gcc'),
+    'launch': (_raise(RuntimeError('Triton Error [CUDA]: invalid argument')), 'invalid argument'),
+    'zeros': (torch.zeros_like, 'its result is wrong'),
+    'nan': (lambda result: result * float('nan'), 'its result is wrong, by inf'),
+    'one_number': (_one_tap_less, 'its result is wrong'),
+}
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize('failure', FAILURES)
+def test_the_next_backend_goes_on(
+    failure: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    damage, reason = FAILURES[failure]
+    if failure == 'one_number' and dtype == torch.bfloat16:
+        pytest.skip('less than a rounding')
+    compiled = _Compiled(monkeypatch, damage)
+    grid = sharing_grid(13, 5)
+    *inputs, _ = make_inputs(grid, 12, 9, dtype)
+    grad = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    results = [output_and_gradients(convolve(grid), inputs, grad) for _ in range(2)]
+    expected = output_and_gradients(convolve(grid, 'fft'), inputs, grad)
+    for result in results:
+        assert all(torch.equal(value, want) for value, want in zip(result, expected, strict=True))
+    assert compiled.calls == 2  # each of the two kernels once
+    said = [record.getMessage() for record in caplog.records if record.levelname == 'WARNING']
+    assert len(said) == 2
+    assert all(reason in message and str(dtype) in message for message in said), said
+    with nullcontext() if 'wrong' in reason else pytest.raises((RuntimeError, OSError), match=reason.split(': ')[-1]):
+        peripheral_conv2d(*inputs, grid, backend='triton')  # named, it is used as it is
+
+
+def test_a_compiled_kernel_is_compared_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    compiled = _Compiled(monkeypatch, lambda result: result)
+    compared = []
+    of = calls._largest_error
+    monkeypatch.setattr(calls, '_largest_error', lambda *args: compared.append(of(*args)) or compared[-1])
+    grid = sharing_grid(13, 5)
+    x, weight, bias = make_inputs(grid, 12, 9, torch.float32)
+    for value in (float('nan'), 1e30, 1.0, 1.0):  # the first and the second, beyond float32, tell nothing
+        x[0, 0, 0, 0] = value
+        output_and_gradients(convolve(grid), (x, weight * 1e9, bias), x)
+    assert compiled.calls == 12
+    assert [error is None for error in compared].count(False) == 2
+    assert not caplog.records
+
+
+def test_running_out_of_memory_is_no_reason_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    _Compiled(monkeypatch, _raise(torch.cuda.OutOfMemoryError('out of memory')))
+    grid = sharing_grid(13, 5)
+    x, weight, _ = make_inputs(grid, 12, 9, torch.float32)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        peripheral_conv2d(x, weight, grid)
+
+
+def test_no_unknown_kernel_in_a_captured_graph(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiled = _Compiled(monkeypatch, lambda result: result)
+    grid = sharing_grid(13, 5)
+    x, weight, _ = make_inputs(grid, 12, 9, torch.float32)
+    monkeypatch.setattr(calls, '_is_capturing', lambda x: True)
+    peripheral_conv2d(x, weight, grid)
+    assert compiled.calls == 0
+    assert 'warm up first' in caplog.text
+    monkeypatch.undo()
+    compiled = _Compiled(monkeypatch, lambda result: result)
+    peripheral_conv2d(x, weight, grid)
+    monkeypatch.setattr(calls, '_is_capturing', lambda x: True)
+    peripheral_conv2d(x, weight, grid)
+    assert compiled.calls == 2

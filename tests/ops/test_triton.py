@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.slow
 def test_cases_in_the_interpreter() -> None:
     """In a process of their own: the variable has to be set before Triton is imported."""
-    pytest.importorskip('triton', minversion='3.0')
+    pytest.importorskip('triton', minversion='3.4')
     words = ['-q', '-W', 'ignore', '-p', 'no:cacheprovider', '--confcutdir=tests/ops', 'tests/ops/triton_cases.py']
     environment = {**os.environ, 'TRITON_INTERPRET': '1', 'OMP_NUM_THREADS': '1'}
     cases = subprocess.run(
@@ -49,7 +50,7 @@ def test_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv('TRITON_INTERPRET', raising=False)
     for version, reason in (
         (not_found, 'triton is not installed'),
-        (lambda name: '2.1.0', '2.1.0 is older'),
+        (lambda name: '3.3.1', '3.3.1 is older than 3.4'),
         (lambda name: '3.6.0', 'no CUDA device'),
     ):
         monkeypatch.setattr(importlib.metadata, 'version', version)
@@ -65,3 +66,26 @@ def test_unsupported_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 'float64' in (backend.unsupported_reason(x.double(), weight.double(), [1]) or '')
     monkeypatch.setenv('TRITON_INTERPRET', '1')
     assert backend.unsupported_reason(x, weight, [1]) is None
+
+
+@pytest.mark.parametrize(
+    ('capability', 'known'),
+    [
+        ((7, 5), False),
+        ((8, 0), True),
+        ((8, 9), True),
+        ((9, 0), True),
+        ((10, 0), False),
+        ((11, 0), False),
+        ((12, 0), True),
+    ],
+)
+def test_devices_that_nobody_compiled_for(
+    capability: tuple[int, int], known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv('TRITON_INTERPRET', raising=False)
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: capability)
+    x = SimpleNamespace(is_cuda=True, dtype=torch.float32, device=torch.device('cuda', 0))
+    reason = backend.unsupported_reason(x, x, [1])  # type: ignore[arg-type]
+    assert (reason is None) == known
+    assert known or f'cuda:0 has compute capability {capability[0]}.{capability[1]}' in (reason or '')

@@ -19,7 +19,7 @@ if backend.interpreted():
     pytest.skip(
         "the kernels are the interpreter's in this process; run without TRITON_INTERPRET", allow_module_level=True
     )
-triton = pytest.importorskip('triton', minversion='3.0')
+triton = pytest.importorskip('triton', minversion='3.4')
 
 from mmpelk.ops.backends.triton import kernels, launch  # noqa: E402
 

@@ -1,4 +1,4 @@
-"""The Triton backend: box sums and Toeplitz products on tensor cores, for NVIDIA GPUs from Ampere on.
+"""The Triton backend: box sums and Toeplitz products on tensor cores, for NVIDIA GPUs but the data centre's Blackwell.
 
 Importing this package does not import Triton; the first call does. With ``TRITON_INTERPRET=1`` in the environment
 before that, the same kernels run on CPU tensors, slowly, for tests.
@@ -17,8 +17,10 @@ from torch import Tensor
 
 __all__ = ['interpreted', 'unavailable_reason', 'unsupported_reason']
 
-_OLDEST_TRITON = (3, 0)  # torch 2.4 brings it; the kernels were never compiled with an older one
-_OLDEST_DEVICE = (8, 0)  # the first with products of bfloat16
+_OLDEST_TRITON = (3, 4)  # torch 2.8 brings it; 3.0 to 3.3 compile none of the kernels
+# Major compute capabilities that the kernels were compiled for: Ampere and Ada, Hopper, GeForce Blackwell. On the data
+# centre's Blackwell, 10, the compiler of Triton 3.6 crashes on one of them and traps another.
+_DEVICES = (8, 9, 12)
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -34,7 +36,8 @@ def unavailable_reason() -> str | None:
     except importlib.metadata.PackageNotFoundError:
         return 'triton is not installed (pip install triton)'
     if tuple(int(part) for part in version.split('.')[:2]) < _OLDEST_TRITON:
-        return f'triton {version} is older than {".".join(map(str, _OLDEST_TRITON))}'
+        oldest = '.'.join(map(str, _OLDEST_TRITON))
+        return f'triton {version} is older than {oldest}, the oldest that compiles the kernels (torch 2.8 brings it)'
     if interpreted():
         return None
     if torch.version.cuda is None or not torch.cuda.is_available():
@@ -50,6 +53,8 @@ def unsupported_reason(x: Tensor, weight: Tensor, grid: Sequence[int]) -> str | 
         return None
     if not x.is_cuda:
         return f'x is on {x.device}, the kernels run on a CUDA device (or anywhere with TRITON_INTERPRET=1)'
-    if (capability := torch.cuda.get_device_capability(x.device)) < _OLDEST_DEVICE:
-        return f'{x.device} has compute capability {capability}, the kernels need {_OLDEST_DEVICE}'
+    capability = torch.cuda.get_device_capability(x.device)
+    if capability[0] not in _DEVICES:
+        known = ', '.join(f'{major}.x' for major in _DEVICES)
+        return f'{x.device} has compute capability {".".join(map(str, capability))}; the kernels are for {known}'
     return None

@@ -1,7 +1,7 @@
 """Tiles and launches of the kernels."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,7 +15,7 @@ from ...sharing_grid import reachable_rings
 from . import interpreted, kernels
 from .kernels import ROWS
 
-__all__ = ['PACK_FROM', 'PAIR_FROM', 'PROGRAMS', 'WORKSPACE', 'forward', 'weight_grad']
+__all__ = ['PACK_FROM', 'PAIR_FROM', 'PROGRAMS', 'WORKSPACE', 'forward', 'kernel_key', 'weight_grad']
 
 WORKSPACE = 64 << 20
 """Bytes of Toeplitz matrices at a time; more channels than fit are worked through in chunks."""
@@ -69,6 +69,11 @@ class Plan:
     most_images_per_tile: int
     row_tiles: int
     col_tiles: int
+
+    @property
+    def constants(self) -> Hashable:
+        """What of a plan the kernels are compiled for."""
+        return self.row_rings, self.row_lows, self.row_widths, self.col_edges, self.cols, self.tail, self.row_tiles == 1
 
     @property
     def wide(self) -> int:
@@ -180,6 +185,13 @@ def _launch(kernel: Any, programs: int, *args: Any, num_stages: int, **options: 
             _stages_that_fit[key] = stages
 
 
+def kernel_key(x: Tensor, grid: Sequence[int]) -> Hashable:
+    """What tells the kernels apart that a call on ``x`` and the gradients run, beside device and dtype."""
+    plan = make_plan(tuple(grid), *x.shape[-2:])
+    images = x.shape[0]
+    return plan.constants, plan.images_per_tile(images), _pairs(x, plan), _parts(x.dtype), _alignment(x)
+
+
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], out: Tensor | None = None) -> Tensor:
     """The convolution. Shapes as in :func:`mmpelk.ops.peripheral_conv2d`; any strides.
 
@@ -224,17 +236,25 @@ def _toeplitz(weight: Tensor, plan: Plan) -> Tensor:
     return toeplitz
 
 
+def _pairs(x: Tensor, plan: Plan) -> bool:
+    """Whether a program multiplies two tiles. Not of windowed maps: the windows of two take too many registers."""
+    images, channels = x.shape[:2]
+    groups = math.ceil(images / plan.images_per_tile(images))
+    return (
+        images >= PACK_FROM
+        and groups > 1
+        and plan.row_tiles == 1
+        and channels * plan.col_tiles * groups >= PAIR_FROM
+        and x.dtype != torch.float32
+        and _is_hopper(x.device)
+    )
+
+
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, plan: Plan) -> None:
     images, channels, height, width = x.shape
     tiles = channels * plan.row_tiles * plan.col_tiles
     groups = math.ceil(images / plan.images_per_tile(images))
-    pair = (
-        images >= PACK_FROM
-        and groups > 1
-        and tiles * groups >= PAIR_FROM
-        and x.dtype != torch.float32
-        and _is_hopper(x.device)
-    )
+    pair = _pairs(x, plan)
     if pair:
         groups = math.ceil(groups / 2)
     bias_strides = (0, 0, 0) if bias is None else (*bias.stride(), 0, 0)[:3]

@@ -1,0 +1,146 @@
+"""Calls of the backends. What is compiled on the user's machine may fail there; then the next backend goes on.
+
+A call that names its backend gets that one or its error. A call that names none also survives it: the first result of
+every compiled kernel is compared with an exact one, and a kernel that raises or is wrong is not used again in this
+process. The logger ``mmpelk.ops`` warns once, with the reason.
+"""
+
+import logging
+from collections.abc import Callable, Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from . import fft
+from .choice import fastest_backend
+from .table import BACKENDS, refuse
+
+__all__ = ['convolve', 'weight_gradient']
+
+_LOGGER = logging.getLogger('mmpelk.ops')
+_trusted: set[Hashable] = set()
+# Beside rounding the result twice: what sums in float32 that round or cut off, and factors of 16 bits in two parts, may
+# be off relative to the sum of the absolute products. A kernel that leaves out one tap of K = 51 is off by more.
+_OF_SUM = 2.0**-13
+
+
+def convolve(
+    name: str | None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    grid: Sequence[int],
+    out: Tensor | None = None,
+    **kernel: Tensor,
+) -> Tensor:
+    """The convolution by a backend, or for ``None`` by the fastest that works: :attr:`Backend.forward`."""
+    if name is not None:
+        return BACKENDS[name].forward(x, weight, bias, grid, out, **kernel)
+    return _by_the_fastest(
+        False,
+        x,
+        grid,
+        lambda name: BACKENDS[name].forward(x, weight, bias, grid, out),
+        lambda result: _forward_error(result, x, weight, bias, grid),
+    )
+
+
+def weight_gradient(name: str | None, x: Tensor, grad_out: Tensor, grid: Sequence[int]) -> Tensor:
+    """The gradient of the weight by a backend, or for ``None`` by the fastest that works."""
+    if name is not None:
+        return BACKENDS[name].weight_grad(x, grad_out, grid)
+    return _by_the_fastest(
+        True,
+        x,
+        grid,
+        lambda name: BACKENDS[name].weight_grad(x, grad_out, grid),
+        lambda result: _weight_grad_error(result, x, grad_out, grid),
+    )
+
+
+def _by_the_fastest(
+    weight_grad: bool,
+    x: Tensor,
+    grid: Sequence[int],
+    run: Callable[[str], Tensor],
+    error_of: Callable[[Tensor], float | None],
+) -> Tensor:
+    skip: set[str] = set()
+    while True:
+        name = fastest_backend(x, grid, weight_grad=weight_grad, skip=skip)
+        kernel_key = BACKENDS[name].kernel_key
+        if kernel_key is None or x.numel() == 0:
+            return run(name)
+        try:
+            key = (name, weight_grad, x.device, x.dtype, kernel_key(x, grid))
+            if key in _trusted:
+                return run(name)
+            if _is_capturing(x):  # nothing can be compared
+                _LOGGER.warning(
+                    'backend %r is not used in a CUDA graph before its first call outside of one: warm up first', name
+                )
+                skip.add(name)
+                continue
+            result = run(name)
+            error = error_of(result)
+            if error is None:  # numbers that are not finite tell nothing
+                return result
+            if error <= 1:
+                _trusted.add(key)
+                return result
+            reason = f'its result is wrong, by {error:.3g} times what is allowed'
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as failure:  # of the compiler, the driver, the launcher: any that a machine may come up with
+            reason = f'{type(failure).__name__}: {str(failure).strip()[:500] or "no message"}'
+        refuse(name, x, weight_grad, reason)
+        _LOGGER.warning(
+            'backend %r fails for the %s in %s on %s, which others compute from now on. Reason: %s',
+            name,
+            'gradient of the weight' if weight_grad else 'convolution',
+            x.dtype,
+            x.device,
+            reason,
+        )
+
+
+def _is_capturing(x: Tensor) -> bool:
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+@torch.no_grad()
+def _forward_error(result: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int]) -> float | None:
+    """Of the first and last channel of the first and last image: see :func:`_largest_error`."""
+    images, channels = (slice(None, None, max(1, size - 1)) for size in x.shape[:2])
+    planes, taps = x[images, channels].double(), weight[channels].double()
+    exact = fft.forward(planes, taps, None, grid)
+    size = fft.forward(planes.abs(), taps.abs(), None, grid)
+    if bias is not None:
+        added = (bias if bias.dim() == 3 else bias[:, None, None])[channels].double()
+        exact, size = exact + added, size + added.abs()
+    return _largest_error(result[images, channels], exact, size)
+
+
+@torch.no_grad()
+def _weight_grad_error(result: Tensor, x: Tensor, grad_out: Tensor, grid: Sequence[int]) -> float | None:
+    """Of the first and the last channel."""
+    channels = slice(None, None, max(1, x.shape[1] - 1))
+    planes, grads = x[:, channels].double(), grad_out[:, channels].double()
+    exact = fft.weight_grad(planes, grads, grid)
+    return _largest_error(result[channels], exact, fft.weight_grad(planes.abs(), grads.abs(), grid))
+
+
+def _largest_error(got: Tensor, exact: Tensor, size: Tensor) -> float | None:
+    """Largest error as a part of what is allowed; ``None`` if the exact result does not fit the dtype.
+
+    Args:
+        got: The result of a kernel.
+        exact: The result in float64.
+        size: The sum of the absolute values of what was summed.
+    """
+    limits = torch.finfo(got.dtype)
+    allowed = 2 * limits.eps * exact.abs() + _OF_SUM * size + limits.tiny
+    error = ((got.double() - exact).abs() / allowed).nan_to_num(float('inf'), float('inf')).max()
+    fits = (size < limits.max).all()
+    error, fits = torch.stack([error, fits.to(error.dtype)]).tolist()  # one wait for the device
+    return error if fits else None

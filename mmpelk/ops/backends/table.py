@@ -1,0 +1,106 @@
+"""The table of ways to compute a peripheral convolution."""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import dense, dft, fft, triton
+
+__all__ = ['BACKENDS', 'Backend', 'available_backends', 'get_backend', 'refusal', 'refuse']
+
+_refusals: dict[tuple[str, torch.device, torch.dtype, bool], str] = {}
+
+
+def _no_reason(*_: object) -> None:
+    return None
+
+
+def _of_triton(name: str) -> Callable[..., Any]:
+    """A function of the Triton backend, which imports Triton at the first call."""
+
+    def call(*args: Any) -> Any:
+        from .triton import launch
+
+        return getattr(launch, name)(*args)
+
+    return call
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to compute the convolution.
+
+    Attributes:
+        name: What ``backend=`` takes.
+        forward: ``(x, weight, bias, grid, out) -> out``; shapes as in :func:`mmpelk.ops.peripheral_conv2d`. It writes
+            into ``out``, of any strides, or makes it if ``None``. The gradient of the input is the same function of
+            the output's gradient with the kernel flipped.
+        weight_grad: ``(x, grad_out, grid) -> (C, 1, k', k')``.
+        unavailable_reason: Says what this machine lacks to run it, or ``None``.
+        unsupported_reason: ``(x, weight, grid)``; says why it cannot take these inputs, or ``None``.
+        prepare: ``(weight, grid, x) -> kernel``: what ``forward`` can take as ``kernel`` instead of computing it from
+            the weight again, for maps of the size of ``x``; ``None`` if it computes nothing worth keeping.
+        kernel_key: ``(x, grid)``; tells the compiled kernels apart that calls run. A backend that has it is compiled
+            where it runs, and trusted only after its first result with each: see :mod:`.calls`.
+    """
+
+    name: str
+    forward: Callable[..., Tensor]
+    weight_grad: Callable[[Tensor, Tensor, Sequence[int]], Tensor]
+    unavailable_reason: Callable[[], str | None] = _no_reason
+    unsupported_reason: Callable[[Tensor, Tensor, Sequence[int]], str | None] = _no_reason
+    prepare: Callable[[Tensor, Sequence[int], Tensor], Tensor] | None = None
+    kernel_key: Callable[[Tensor, Sequence[int]], Hashable] | None = None
+
+
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend
+    for backend in (
+        Backend('dense', dense.forward, dense.weight_grad, prepare=dense.prepare),
+        Backend('dft', dft.forward, dft.weight_grad, prepare=dft.prepare),
+        Backend('fft', fft.forward, fft.weight_grad),
+        # Cached: every call asks, and the answer takes longer than a kernel.
+        Backend(
+            'triton',
+            _of_triton('forward'),
+            _of_triton('weight_grad'),
+            cache(triton.unavailable_reason),
+            triton.unsupported_reason,
+            kernel_key=_of_triton('kernel_key'),
+        ),
+    )
+}
+
+
+def available_backends() -> list[str]:
+    """Names of the backends that run on this machine."""
+    return [name for name, backend in BACKENDS.items() if backend.unavailable_reason() is None]
+
+
+def get_backend(name: str) -> Backend:
+    """A backend that runs on this machine.
+
+    Raises:
+        ValueError: If none has that name.
+        RuntimeError: If it does not run here.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f'unknown backend {name!r}; known: {", ".join(BACKENDS)}')
+    backend = BACKENDS[name]
+    if (why := backend.unavailable_reason()) is not None:
+        raise RuntimeError(f'backend {name!r} does not run here: {why}; available: {", ".join(available_backends())}')
+    return backend
+
+
+def refuse(name: str, x: Tensor, weight_grad: bool, reason: str) -> None:
+    """Do not choose a backend again for inputs of the dtype and on the device of ``x``, in this process."""
+    _refusals[name, x.device, x.dtype, weight_grad] = reason
+
+
+def refusal(name: str, x: Tensor, weight_grad: bool) -> str | None:
+    """Why :func:`refuse` was called, or ``None``."""
+    return _refusals.get((name, x.device, x.dtype, weight_grad)) if _refusals else None

@@ -1,0 +1,99 @@
+"""The Triton backend through its real compiler, binder and launcher, over a driver that launches nothing.
+
+Every program runs in a process of its own: the driver is chosen once.
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.ops.stub_driver import build, environment
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which('gcc') is None, reason='gcc builds the stub, and Triton its launcher'),
+]
+pytest.importorskip('triton', minversion='3.4')
+
+ROOT = Path(__file__).resolve().parents[2]
+# A small training step, as the recipes run it, and its result by a backend that is not Triton's.
+STEP = """
+import logging, torch
+from tests.ops.stub_driver import install
+launches = install()
+from mmpelk.ops import peripheral_conv2d, sharing_grid
+logging.basicConfig(format='%(message)s')
+grid = sharing_grid(13)
+x = torch.randn(2, 4, 17, 20).contiguous(memory_format=torch.channels_last).requires_grad_()
+weight = torch.randn(4, 1, len(grid), len(grid), requires_grad=True)
+grad = torch.randn_like(x)
+def step(backend):
+    out = peripheral_conv2d(x, weight, grid, backend=backend)
+    return out, *torch.autograd.grad(out, (x, weight), grad)
+got, want = step(None), step('fft')
+assert all(torch.equal(a, b) for a, b in zip(got, want))
+before = launches.value
+step(None)
+assert launches.value == before, 'a kernel that failed is launched again'
+print('launches:', before)
+"""
+
+
+@pytest.fixture(scope='module')
+def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp('stub')
+    build(folder)
+    return folder
+
+
+def _run(program: str, folder: Path, **variables: str) -> subprocess.CompletedProcess:
+    result = subprocess.run(
+        [sys.executable, '-c', program],
+        cwd=ROOT,
+        env=environment(folder, **variables),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr[-3000:]
+    return result
+
+
+def test_a_kernel_that_writes_nothing_reaches_no_training(stub: Path) -> None:
+    """Compiled, bound and launched as on a GPU; only the comparison with an exact result can tell."""
+    result = _run(STEP, stub)
+    assert int(result.stdout.split('launches: ')[1]) > 0
+    assert result.stderr.count('its result is wrong') == 2, result.stderr
+    assert result.stderr.count('fails for the') == 2
+
+
+@pytest.mark.parametrize('function', ['cuModuleLoadData', 'cuLaunchKernelEx', 'cuFuncSetAttribute'])
+def test_a_driver_that_refuses(stub: Path, function: str) -> None:
+    program = STEP if function != 'cuFuncSetAttribute' else STEP.replace('17, 20', '17, 70').replace('2, 4,', '9, 4,')
+    result = _run(program, stub, STUB_FAILS=function)
+    assert result.stderr.count('an error of the stub') == 2, result.stderr
+    assert result.stderr.count('fails for the') == 2
+
+
+def test_no_compiler_of_c(stub: Path, tmp_path: Path) -> None:
+    """Triton builds its launcher with gcc, at the first launch."""
+    (tmp_path / 'libcuda.so.1').symlink_to(stub / 'libcuda.so.1')  # with an empty cache beside it
+    program = STEP.replace('launches = install()', "launches = install()\nimport os\nos.environ['CC'] = '/nowhere/gcc'")
+    # The driver's own helper is built when it is installed; the launcher of a new signature is not.
+    result = _run(program, tmp_path)
+    assert result.stderr.count('fails for the') == 2
+    assert '/nowhere/gcc' in result.stderr
+
+
+def test_a_broken_compiler(stub: Path) -> None:
+    program = STEP.replace(
+        'launches = install()',
+        'launches = install()\nfrom triton.backends.nvidia.compiler import CUDABackend\n'
+        'def broken(self, *args):\n    raise RuntimeError("PassManager::run failed")\n'
+        'CUDABackend.make_ttgir = broken',
+    )
+    result = _run(program, stub, TRITON_ALWAYS_COMPILE='1')
+    assert result.stderr.count('PassManager::run failed') == 2, result.stderr
