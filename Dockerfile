@@ -3,7 +3,7 @@
 #   docker build --tag mmpelk .                            # for CPUs
 #   docker build --tag mmpelk --build-arg DEVICE=cuda .    # for NVIDIA GPUs
 #
-# docs/docker.md says how to train in it.
+# docs/getting_started.md says how to train in it.
 ARG DEVICE=cpu
 
 FROM debian:12-slim AS base-cpu

@@ -37,7 +37,6 @@ API = {
         ),
     ],
     'export': ['mmpelk.export'],
-    'projects': ['own_data'],
 }
 HEADING = '\n    options: {show_root_heading: true, show_root_toc_entry: true}'
 # [text](target) and ![text](target) of a page; a text may hold an image's brackets.

@@ -17,7 +17,7 @@ def test_stages_are_those_of_the_set_up() -> None:
     (default,) = re.findall(r'^ARG STAGE=(\w+)$', DOCKERFILE, re.MULTILINE)
     assert known is not None
     assert default in known[1].split('|')
-    page = (ROOT / 'docs/docker.md').read_text()
+    page = (ROOT / 'docs/getting_started.md').read_text()
     assert all(f'`{stage}`' in page for stage in known[1].split('|'))
 
 
