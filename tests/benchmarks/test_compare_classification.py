@@ -25,7 +25,7 @@ def test_demo_data(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.scope('mmpretrain')
 def test_demo_figure(tmp_path: Path) -> None:
-    module = load_tool(TOOLS / 'demo' / 'compare_classification.py')
+    module = load_tool(ROOT / 'benchmarks' / 'compare_classification.py')
     accuracies = {'pelk': (97.0, 98.0, 99.0), 'conv7': (96.0, 96.0, 96.0), 'stripe': (97.5, 97.0, 98.0)}
     results = {
         network: [VariantRun(network, seed, ((2, 50.0), (4, value)), {}) for seed, value in enumerate(finals)]
