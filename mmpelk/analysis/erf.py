@@ -159,9 +159,8 @@ def estimate_norms(model: Any, images: Sequence[Image]) -> int:
     Returns:
         How many there are.
     """
-    # _BatchNorm is the one base of all batch norms; torch.optim.swa_utils.update_bn uses it, too. That function would
-    # also switch drop paths on.
-    norms = [module for module in model.backbone.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    # Not torch.optim.swa_utils.update_bn, which would also switch drop paths on.
+    norms = [module for module in model.backbone.modules() if getattr(module, 'running_mean', None) is not None]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over the images

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmpelk.errors import UserError
 
@@ -128,17 +128,37 @@ def replace_weights(model: Any, session: Any) -> None:
     given = session.get_inputs()[0]
     if given.type == 'tensor(uint8)':
         raise UserError('the file takes pixels, but the recipe normalises them: export it without --fold-preprocessing')
-    run, dtype = runner_of(session), torch.float16 if given.type == 'tensor(float16)' else torch.float32
-
-    def logits(inputs: Tensor) -> Tensor:
-        images = inputs.cpu().to(dtype).numpy()
-        return torch.cat([torch.from_numpy(run(image[None])[0].astype(np.float32)) for image in images])
-
     task = task_of(model)
     if task == 'segmentation':
-        model.encode_decode = lambda inputs, batch_img_metas: logits(inputs)
+        model.decode_head = _PassingHead(model.decode_head.threshold)
+    elif task == 'classification' and hasattr(model.head, 'fc'):
+        model.head.fc = nn.Identity()
     elif task == 'classification':
-        model.extract_feat = logits
-        model.head.forward = lambda scores: scores
+        raise UserError(f'{type(model.head).__name__} has no layer fc: its recipe cannot be tested with a file')
     else:
         raise UserError("a detector's file has no boxes: its recipe cannot be tested with it")
+    model.backbone, model.neck = _FileBackbone(session), None
+
+
+class _FileBackbone(nn.Module):
+    """Gives the logits of a file in place of features."""
+
+    def __init__(self, session: Any) -> None:
+        super().__init__()
+        self.run = runner_of(session)
+        self.dtype = torch.float16 if session.get_inputs()[0].type == 'tensor(float16)' else torch.float32
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor]:
+        images = inputs.cpu().to(self.dtype).numpy()
+        return (torch.cat([torch.from_numpy(self.run(image[None])[0].astype(np.float32)) for image in images]),)
+
+
+class _PassingHead(nn.Module):
+    """A decode head of mmseg's that takes logits for features."""
+
+    def __init__(self, threshold: float | None) -> None:
+        super().__init__()
+        self.threshold = threshold
+
+    def predict(self, features: tuple[Tensor], batch_img_metas: list[dict], test_cfg: Any) -> Tensor:
+        return features[0]

@@ -60,11 +60,10 @@ def compile_program(program: torch.export.ExportedProgram, path: Path) -> None:
         UserError: If there is no C++ compiler, or the compiler cannot compile the program.
     """
     from torch._inductor import aoti_compile_and_package  # documented under this name
-    from torch._inductor.exc import InductorError
 
     try:
         aoti_compile_and_package(program, package_path=str(path))
-    except (InductorError, RuntimeError) as error:
+    except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f'AOTInductor cannot compile the program: {reason} (it needs a C++ compiler, g++)') from error
 

@@ -8,7 +8,6 @@ from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm  # what all batch norms are, and nothing else
 
 from .agreement import Agreement
 from .errors import DataError
@@ -248,7 +247,7 @@ class _Statistics:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+        self._norms = [module for module in network.modules() if getattr(module, 'running_mean', None) is not None]
         self.kept: list[Tensor] = []
 
     def _groups(self) -> list[list[Tensor]]:

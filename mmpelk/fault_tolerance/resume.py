@@ -71,7 +71,7 @@ class ResumeHook(Hook):
         if state and state['sampler_seed'] is not None and hasattr(sampler, 'seed'):
             sampler.seed = state['sampler_seed']
         if isinstance(sampler, InfiniteSampler):  # the stock mmengine has begun to draw
-            sampler.indices = sampler._indices_of_rank()
+            sampler.indices = InfiniteSampler(range(sampler.size), sampler.shuffle, sampler.seed).indices
         endless = isinstance(loop, IterBasedTrainLoop)
         skip = loop.iter if endless else self._place_in_epoch(loop)
         batches = NumberedBatches(loader.batch_sampler, runner.seed, get_rank(), loop.iter, skip, endless)

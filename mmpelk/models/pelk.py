@@ -389,7 +389,7 @@ class PeLK(Pretrained, BaseModule):
             self._freeze()
             if self.norm_eval:
                 for module in self.modules():
-                    if isinstance(module, nn.modules.batchnorm._BatchNorm):  # the one base of BN and SyncBN
+                    if getattr(module, 'running_mean', None) is not None:  # BN and SyncBN
                         module.eval()
         return self
 

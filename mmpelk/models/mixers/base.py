@@ -171,9 +171,15 @@ def norm_as_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: If the norm has no running statistics.
     """
-    state = {name: value.double() for name, value in norm.state_dict().items()}
+    state = norm.state_dict()
     if 'running_var' not in state:
         raise ValueError(f'{type(norm).__name__} has no running statistics to fold; deploy needs BN or SyncBN branches')
+    return affine_of(state, cast(float, norm.eps))
+
+
+def affine_of(state: dict[str, Tensor], eps: float) -> tuple[Tensor, Tensor]:
+    """:func:`norm_as_affine` of the state dict of a batch norm."""
+    state = {name: value.double() for name, value in state.items()}
     mean, ones = state['running_mean'], torch.ones_like(state['running_var'])
-    scale = state.get('weight', ones) / torch.sqrt(state['running_var'] + cast(float, norm.eps))
+    scale = state.get('weight', ones) / torch.sqrt(state['running_var'] + eps)
     return scale.view(-1, 1, 1, 1), state.get('bias', 0 * ones) - mean * scale.flatten()

@@ -18,6 +18,7 @@ from mmpelk.fault_tolerance.safe_loading import read_checkpoint
 from mmpelk.ops.sharing_grid import expand_kernel, project_kernel
 from mmpelk.registry import WEIGHT_INITIALIZERS
 
+from ..mixers.base import affine_of
 from ..pelk import PeLK
 from .checkpoint import refuse_misfit, shorten, state_dict_of
 from .key_maps import detect_source, from_source
@@ -107,11 +108,9 @@ def _merged(mixer: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         bias = mixer.get(f'{name}.bias', kernel.new_zeros(len(kernel))).double()
         norm = name.replace('large', 'large_norm').replace('small', 'small_norm')
         if f'{norm}.running_var' in mixer:
-            weight, shift, mean, variance = (
-                mixer[f'{norm}.{part}'].double() for part in ('weight', 'bias', 'running_mean', 'running_var')
-            )
-            scale = weight / (variance + _NORM_EPS).sqrt()
-            kernel, bias = kernel * scale.view(-1, 1, 1, 1), shift + (bias - mean) * scale
+            state = {key.removeprefix(f'{norm}.'): value for key, value in mixer.items() if key.startswith(f'{norm}.')}
+            scale, shift = affine_of(state, _NORM_EPS)
+            kernel, bias = kernel * scale, shift + bias * scale.flatten()
         parts.append((kernel, bias))
     side = max(max(kernel.shape[-2:]) for kernel, _ in parts)
     padded = []
