@@ -28,7 +28,7 @@ from mmpelk.analysis.complexity import count_complexity
 from mmpelk.analysis.inference import build_model
 from mmpelk.analysis.table import Table
 from mmpelk.engine.command_line import exit_on_user_error
-from mmpelk.sparsity import find_parameters, live_total, uniform_units
+from mmpelk.sparsity import active_total, find_parameters, uniform_units
 from reproduction.variants import VariantRun, mean_and_deviation, train_variants, trained_on
 
 RESULTS = Path(__file__).resolve().parent / 'results' / 'sparsity_accuracy.json'
@@ -73,7 +73,7 @@ class Task:
         return cfg
 
     def widths(self) -> list[list[int]]:
-        """Hidden units of every block that make the live weights those of :data:`DENSITY`, as ``SparsityHook`` does."""
+        """Hidden units of every block with as many active weights as :data:`DENSITY` says, as ``SparsityHook`` does."""
         units = iter(uniform_units(build_model(self.config()), DENSITY, self.target).values())
         return [[next(units) for _ in range(depth)] for depth in self.config().model.backbone.depths]
 
@@ -103,7 +103,7 @@ class Task:
         variants = self.variants()
         dense, small = (count_complexity(build_model(variants[name]), self.shape) for name in ('dense', 'small'))
         sizes = [entry.weight.numel() for entry in find_parameters(build_model(variants['dense']), self.target)]
-        dead = sum(sizes) - live_total(sizes, DENSITY)
+        dead = sum(sizes) - active_total(sizes, DENSITY)
         return {
             'dense': dict(live=dense.params, executed=dense.flops),
             'weight': dict(live=dense.params - dead, executed=dense.flops),

@@ -1,4 +1,4 @@
-"""What dead hidden units are worth in time and memory: PeLK-T, the same shrunk, and its peers, all taking turns.
+"""What inactive hidden units are worth in time and memory: PeLK-T, the same shrunk, and its peers, all taking turns.
 
     python -m benchmarks.sparsity_speed --batch 4 --size 224
     python -m benchmarks.sparsity_speed --batch 1 --size 224

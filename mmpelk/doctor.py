@@ -18,20 +18,13 @@ from pathlib import Path
 
 __all__ = ['CHECKS', 'Finding', 'examine', 'report']
 
-# Import name, and the distribution that provides it in either OpenMMLab line.
-_STOCK = {
-    'mmengine': 'mmengine',
-    'mmcv': 'mmcv',
-    'mmseg': 'mmsegmentation',
-    'mmdet': 'mmdet',
-    'mmpretrain': 'mmpretrain',
-}
-_MAINTAINED = {
-    'mmengine': 'onedl-mmengine',
-    'mmcv': 'onedl-mmcv',
-    'mmseg': 'onedl-mmsegmentation',
-    'mmdet': 'onedl-mmdetection',
-    'mmpretrain': 'onedl-mmpretrain',
+# Import name, and the distribution that provides it in the stock line of OpenMMLab and in the maintained one.
+_DISTRIBUTIONS = {
+    'mmengine': ('mmengine', 'onedl-mmengine'),
+    'mmcv': ('mmcv', 'onedl-mmcv'),
+    'mmseg': ('mmsegmentation', 'onedl-mmsegmentation'),
+    'mmdet': ('mmdet', 'onedl-mmdetection'),
+    'mmpretrain': ('mmpretrain', 'onedl-mmpretrain'),
 }
 _SHARED_MEMORY = Path('/dev/shm')
 _GB = 2**30
@@ -78,13 +71,11 @@ def _torch() -> Iterator[Finding]:
 
 
 def _openmmlab() -> Iterator[Finding]:
-    stock = {name: version for name in _STOCK.values() if (version := _version(name))}
-    maintained = {name: version for name in _MAINTAINED.values() if (version := _version(name))}
-    both = [
-        f'{_STOCK[name]} and {_MAINTAINED[name]}'
-        for name in _STOCK
-        if _STOCK[name] in stock and _MAINTAINED[name] in maintained
-    ]
+    stock, maintained = (
+        {name: version for name in line if (version := _version(name))}
+        for line in zip(*_DISTRIBUTIONS.values(), strict=True)
+    )
+    both = [' and '.join(pair) for pair in _DISTRIBUTIONS.values() if all(map(_version, pair))]
     if both:
         yield Finding(
             'OpenMMLab',
@@ -100,11 +91,14 @@ def _openmmlab() -> Iterator[Finding]:
         versions = ', '.join(f'{name} {version}' for name, version in (stock | maintained).items())
         remedy = 'install all packages from one line' if mixed else None
         yield Finding('OpenMMLab', 'warning' if mixed else 'ok', f'{line}: {versions}', remedy)
-    for name in _STOCK:
+    for name in _DISTRIBUTIONS:
         if name not in ('mmengine', 'mmcv') and importlib.util.find_spec(name) is None:
             yield Finding(name, 'warning', 'not installed; its recipes need it', _SET_UP)
     if stock.get('mmengine') and tuple(map(int, (_version('torch') or '0.0').split('.')[:2])) >= (2, 6):
-        remedy = 'import mmpelk first, which reads them as data (docs/reliability.md), or take the maintained line'
+        remedy = (
+            'install_safe_loading() of mmpelk.fault_tolerance.safe_loading, which our tools call, reads them as data '
+            '(docs/reliability.md); or take the maintained line'
+        )
         if os.environ.get('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD') != '1':
             yield Finding(
                 'checkpoints', 'warning', 'stock mmengine alone loads no checkpoint with torch 2.6 or later', remedy
@@ -261,7 +255,7 @@ def _shared_memory() -> Iterator[Finding]:
 def _recipes() -> Iterator[Finding]:
     """Data folders and pretrained weights of the recipes, each missing one once."""
     from mmpelk.config import get_config, list_configs
-    from mmpelk.engine.checks import check_data, check_weights
+    from mmpelk.engine.checks import missing_data, missing_weights
 
     problems: dict[str, list[str]] = {}
     ready = []
@@ -269,19 +263,12 @@ def _recipes() -> Iterator[Finding]:
         if name.startswith('demo/'):
             continue  # their data is drawn by the demo
         cfg = get_config(name)
-        wanting = []
-        for check in (
-            lambda cfg=cfg: check_data(cfg, ['train_dataloader', 'val_dataloader']),
-            lambda cfg=cfg: check_weights(cfg),
-        ):
-            try:
-                check()
-            except FileNotFoundError as error:
-                # The sentence names the file, and the loader that wants it, which differs from recipe to recipe.
-                wanting.append(str(error).split("'")[1])
-        for path in wanting:
+        missing = [next(missing_data(cfg, ['train_dataloader', 'val_dataloader']), None)]
+        missing.append(next(missing_weights(cfg), None))
+        paths = [found[0] for found in missing if found]
+        for path in paths:
             problems.setdefault(path, []).append(name)
-        if not wanting:
+        if not paths:
             ready.append(name)
     for path, names in problems.items():
         more = f' and {len(names) - 1} more' if len(names) > 1 else ''

@@ -30,7 +30,7 @@ class Recipe:
     config: str  # its path there
     options: Mapping[str, Any] = field(default_factory=dict)  # what is changed, with dotted keys
     needs: str | None = None  # toolbox that must be installed besides the package
-    density: float = 1.0  # share of live weights in the backbone and in a classifier
+    density: float = 1.0  # share of active weights in the backbone and in a classifier
     note: str = ''  # what a reader has to know about the row
 
     @property

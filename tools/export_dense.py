@@ -28,7 +28,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--shrink',
         action='store_true',
-        help="take dead hidden units (granularity='unit') out: the same outputs from fewer weights, same config",
+        help="take inactive hidden units (granularity='unit') out: the same outputs from fewer weights, same config",
     )
     parser.add_argument('--hash', action='store_true', help='add the beginning of its SHA-256 to the name of each file')
     return parser.parse_args()

@@ -1,4 +1,4 @@
-# PeLK-T with as many live weights as pelk_t_in1k.py, but whole hidden units dead, the same share in every block:
+# PeLK-T with as many active weights as pelk_t_in1k.py, but whole hidden units inactive, the same share in every block:
 # tools/export_dense.py --shrink takes them out. Beyond the paper, and nobody has trained it; the schedule is SLaK-T's.
 _base_ = './pelk_t_in1k.py'
 

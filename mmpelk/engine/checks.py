@@ -1,4 +1,4 @@
-"""What a user can get wrong before training starts, each told in one sentence with its remedy."""
+"""Checks before training starts; each refuses a mistake of the user with one sentence that names the remedy."""
 
 import difflib
 import mmap
@@ -11,7 +11,15 @@ from mmengine.config import Config
 from mmpelk.errors import UserError
 from mmpelk.mmcv_operators import compile_command, import_error
 
-__all__ = ['check_checkpoint', 'check_data', 'check_operators', 'check_option_names', 'check_weights']
+__all__ = [
+    'check_checkpoint',
+    'check_data',
+    'check_operators',
+    'check_option_names',
+    'check_weights',
+    'missing_data',
+    'missing_weights',
+]
 
 _SIMILAR = 0.85  # share of equal letters above which a new key is taken for a typing error
 
@@ -64,45 +72,58 @@ def check_operators(cfg: Config) -> None:
     )
 
 
-def check_data(cfg: Config, loaders: Sequence[str]) -> None:
-    """Check that the folders and annotation files of data sets exist.
+def _data(cfg: Config, loaders: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Folders and files of data sets, and the dotted key of the data set that each belongs to."""
+    for loader in loaders:
+        for key, dataset in _find(cfg.get(loader), loader, ('data_root', 'ann_file', 'data_prefix')):
+            yield from ((path, key) for path in _paths(dataset))
+
+
+def missing_data(cfg: Config, loaders: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Folders and annotation files of data sets that do not exist, each with the dotted key of its data set.
 
     Args:
         cfg: The config.
-        loaders: Data loaders to check, such as ``['train_dataloader']``; absent ones are skipped.
+        loaders: Data loaders to look at, such as ``['train_dataloader']``; absent ones are skipped.
+    """
+    return ((path, key) for path, key in _data(cfg, loaders) if '://' not in path and not osp.exists(path))
+
+
+def check_data(cfg: Config, loaders: Sequence[str]) -> None:
+    """Check that the folders and annotation files of data sets exist.
 
     Raises:
-        FileNotFoundError: At the first path that does not exist.
+        FileNotFoundError: If one of :func:`missing_data` is found.
         UserError: If an annotation file holds NaN or infinity, which toolboxes drop or train on without a word.
     """
-    for loader in loaders:
-        for key, dataset in _find(cfg.get(loader), loader, ('data_root', 'ann_file', 'data_prefix')):
-            for path in _paths(dataset):
-                if '://' not in path and not osp.exists(path):
-                    raise FileNotFoundError(
-                        f"the data '{path}' of {key} does not exist. Put the data set there, or name its folder with "
-                        f'--cfg-options {key}.data_root=FOLDER; docs/getting_started.md says how to get it'
-                    )
-                if path.endswith('.json') and osp.isfile(path) and osp.getsize(path):
-                    _check_numbers(path)
+    for path, key in missing_data(cfg, loaders):
+        raise FileNotFoundError(
+            f"the data '{path}' of {key} does not exist. Put the data set there, or name its folder with "
+            f'--cfg-options {key}.data_root=FOLDER; docs/getting_started.md says how to get it'
+        )
+    for path, _ in _data(cfg, loaders):
+        if path.endswith('.json') and osp.isfile(path) and osp.getsize(path):
+            _check_numbers(path)
+
+
+def missing_weights(cfg: Config) -> Iterator[tuple[str, str]]:
+    """Files of pretrained weights that do not exist, each with the dotted key of its ``init_cfg``."""
+    for key, init_cfg in _find(cfg.get('model'), 'model', ('checkpoint',)):
+        if init_cfg.get('type') == 'Pretrained' and _is_missing(init_cfg['checkpoint']):
+            yield init_cfg['checkpoint'], key
 
 
 def check_weights(cfg: Config) -> None:
     """Check that the files of pretrained weights exist.
 
-    Args:
-        cfg: The config.
-
     Raises:
-        FileNotFoundError: At the first file that does not exist.
+        FileNotFoundError: If one of :func:`missing_weights` is found.
     """
-    for key, init_cfg in _find(cfg.get('model'), 'model', ('checkpoint',)):
-        path = init_cfg['checkpoint']
-        if init_cfg.get('type') == 'Pretrained' and _is_missing(path):
-            raise FileNotFoundError(
-                f"the pretrained weights '{path}' do not exist. Put the file there, give another with --cfg-options "
-                f'{key}.checkpoint=FILE, or train from scratch with --cfg-options {key}=None (docs/training.md)'
-            )
+    for path, key in missing_weights(cfg):
+        raise FileNotFoundError(
+            f"the pretrained weights '{path}' do not exist. Put the file there, give another with --cfg-options "
+            f'{key}.checkpoint=FILE, or train from scratch with --cfg-options {key}=None (docs/training.md)'
+        )
 
 
 def check_checkpoint(path: str | None) -> None:

@@ -172,7 +172,7 @@ def fit_all_hidden_units(model: nn.Module, state_dict: Mapping[str, Tensor]) -> 
 
 
 def shrink_hidden_units(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Take the dead units, whose column is zero, out of every block, by the rule of :func:`find_hidden_units`.
+    """Take the inactive units, whose column is zero, out of every block, by the rule of :func:`find_hidden_units`.
 
     Args:
         state_dict: Of a model, with masks folded in; it is not changed.
@@ -190,14 +190,14 @@ def shrink_hidden_units(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Ten
             bias = f'{block}{first_name}.bias'
             others = {name for name in state_dict if name.startswith(block) and name.count('.') == block.count('.') + 1}
             per_unit = {name for name in others - {bias} if tuple(state_dict[name].shape) == (len(first),)}
-            live = second.flatten(2).any(-1).any(0) if second.dim() > 2 else second.any(0)
-            if live.all() or (per_unit and len(first) != first.shape[1]):
+            active = second.flatten(2).any(-1).any(0) if second.dim() > 2 else second.any(0)
+            if active.all() or (per_unit and len(first) != first.shape[1]):
                 continue
-            live[0] |= ~live.any()  # a layer has at least one
-            shrunk[key], shrunk[f'{block}{second_name}.weight'] = first[live], second[:, live]
+            active[0] |= ~active.any()  # a layer has at least one
+            shrunk[key], shrunk[f'{block}{second_name}.weight'] = first[active], second[:, active]
             if bias in state_dict:
-                shrunk[bias] = state_dict[bias][live]
-            counts[block.removesuffix('.')] = int(live.sum())
+                shrunk[bias] = state_dict[bias][active]
+            counts[block.removesuffix('.')] = int(active.sum())
     return shrunk, counts
 
 

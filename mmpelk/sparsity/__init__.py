@@ -3,7 +3,7 @@
 from .enforce import StepMasker, mask_average
 from .granularity import GRANULARITIES, Layer, UnitLayer, uniform_units
 from .hook import SparsityHook
-from .initialisation import INITIALISATIONS, erk, live_total, random_mask, snip, uniform
+from .initialisation import INITIALISATIONS, active_total, erk, random_mask, snip, uniform
 from .masks import (
     MASK_SUFFIX,
     MaskedParameter,
@@ -29,6 +29,7 @@ __all__ = [
     'SparsityHook',
     'StepMasker',
     'UnitLayer',
+    'active_total',
     'apply_masks',
     'attach_masks',
     'broadcast_masks',
@@ -39,7 +40,6 @@ __all__ = [
     'fold_masks',
     'is_two_of_four',
     'layer_densities',
-    'live_total',
     'mask_average',
     'mask_keys',
     'overall_density',

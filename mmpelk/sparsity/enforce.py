@@ -1,4 +1,4 @@
-"""Keep dead weights, their optimizer moments and their averaged copies exactly zero."""
+"""Keep inactive weights, their optimizer moments and their averaged copies exactly zero."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -45,7 +45,7 @@ class StepMasker:
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Zero the dead weights, and every state of the optimizer that has their shape."""
+        """Zero the inactive weights, and every state of the optimizer that has their shape."""
         # A list for each dtype: a fused multiply takes tensors of one dtype, and moments may be kept in another.
         groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
         # The lists are built anew each time, since the optimizer makes its state in the first step and replaces it on
@@ -69,7 +69,7 @@ class StepMasker:
 
 
 def mask_average(average: BaseAveragedModel, parameters: Sequence[MaskedParameter]) -> None:
-    """Give an averaged copy of the model the model's masks, and zero its dead weights.
+    """Give an averaged copy of the model the model's masks, and zero its inactive weights.
 
     Needed only when masks change: an average of zeros stays zero.
 

@@ -1,4 +1,4 @@
-"""What lives and dies together: single weights, hidden units, or weights in groups of four of which two live."""
+"""Mask granularities: single weights, hidden units, or two of every four weights."""
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from mmpelk.errors import UserError
 from mmpelk.models.hidden_units import PAIRS, HiddenUnits, find_hidden_units
 
-from .initialisation import live_total, random_mask, uniform
+from .initialisation import active_total, random_mask, uniform
 from .masks import MaskedParameter, find_parameters
 from .two_of_four import is_two_of_four, prune_and_grow_two_of_four, random_two_of_four
 from .update import prune_and_grow
 
-__all__ = ['GRANULARITIES', 'Layer', 'TwoOfFourLayer', 'UnitLayer', 'WeightLayer', 'live_in_units', 'uniform_units']
+__all__ = ['GRANULARITIES', 'Layer', 'TwoOfFourLayer', 'UnitLayer', 'WeightLayer', 'active_in_units', 'uniform_units']
 
 Target = str | Sequence[str] | None
 
@@ -38,8 +38,8 @@ class Layer:
         """Scores of :attr:`shape` from those of the parameters."""
         raise NotImplementedError
 
-    def draw(self, live: int, generator: torch.Generator) -> None:
-        """Draw the masks at random, with about ``live`` weights alive; the generator is on the CPU."""
+    def draw(self, active: int, generator: torch.Generator) -> None:
+        """Draw the masks at random, with about ``active`` active weights; the generator is on the CPU."""
         raise NotImplementedError
 
     def update(self, prune_rate: float, generator: torch.Generator) -> int:
@@ -63,8 +63,8 @@ class WeightLayer(Layer):
     def score(self, scores: Sequence[Tensor]) -> Tensor:
         return scores[0]
 
-    def draw(self, live: int, generator: torch.Generator) -> None:
-        self.parameters[0].mask.copy_(random_mask(self.shape, live, generator))
+    def draw(self, active: int, generator: torch.Generator) -> None:
+        self.parameters[0].mask.copy_(random_mask(self.shape, active, generator))
 
     def update(self, prune_rate: float, generator: torch.Generator) -> int:
         return prune_and_grow(self.parameters[0].weight, self.parameters[0].mask, prune_rate, generator)
@@ -73,7 +73,7 @@ class WeightLayer(Layer):
 class TwoOfFourLayer(WeightLayer):
     """Two of every four weights along the input of a linear layer; the density is not to be chosen."""
 
-    def draw(self, live: int, generator: torch.Generator) -> None:
+    def draw(self, active: int, generator: torch.Generator) -> None:
         rows, columns = self.shape
         self.parameters[0].mask.copy_(random_two_of_four((rows, columns), generator))
 
@@ -111,17 +111,17 @@ class UnitLayer(Layer):
             if getattr(layer, attribute, None) is not None
         )
         self.shape = units.count, sum(entry.weight.numel() for entry in self.parameters) // units.count
-        self._born: Tensor | None = None
+        self._before_growth: Tensor | None = None
 
     @property
     def mask(self) -> Tensor:
-        """Mask of the units, ``(hidden,)``: true where one lives."""
+        """Mask of the units, ``(hidden,)``: true where one is active."""
         return self.parameters[0].mask.flatten()
 
     @mask.setter
-    def mask(self, live: Tensor) -> None:
+    def mask(self, active: Tensor) -> None:
         for entry in self.parameters:
-            entry.mask.copy_(live.view(entry.mask_shape))
+            entry.mask.copy_(active.view(entry.mask_shape))
 
     def score(self, scores: Sequence[Tensor]) -> Tensor:
         """Every weight of a unit has the mean score of all of its weights."""
@@ -138,8 +138,8 @@ class UnitLayer(Layer):
         units = min(max(1, round(weights / cost)), count)
         return units if units < _ROUNDED_FROM else min(_MULTIPLE * round(units / _MULTIPLE), count)
 
-    def draw(self, live: int, generator: torch.Generator) -> None:
-        self.mask = random_mask(self.shape[:1], self.units_of(live), generator)
+    def draw(self, active: int, generator: torch.Generator) -> None:
+        self.mask = random_mask(self.shape[:1], self.units_of(active), generator)
 
     def saliency(self) -> Tensor:
         """Norm of the row times norm of the column of every unit, ``(hidden,)``."""
@@ -149,12 +149,12 @@ class UnitLayer(Layer):
     def update(self, prune_rate: float, generator: torch.Generator) -> int:
         before, after = self.mask.clone(), self.mask.clone()
         count = prune_and_grow(self.saliency(), after, prune_rate, generator)
-        self._born, self.mask = before, after
+        self._before_growth, self.mask = before, after
         return count * self.shape[1]
 
     def start_grown(self, averages: Sequence[BaseAveragedModel], generator: torch.Generator) -> None:
-        assert self._born is not None, 'update comes first'
-        before, self._born = self._born, None
+        assert self._before_growth is not None, 'update comes first'
+        before, self._before_growth = self._before_growth, None
         grown = self.mask & ~before
         weight = self.parameters[0].weight
         with torch.no_grad():
@@ -200,15 +200,15 @@ GRANULARITIES: Mapping[str, Callable[[nn.Module, Target, Collection[str]], list[
 """What finds the layers of a model, by the granularity's name; it takes the model, the target and what to exclude."""
 
 
-def live_in_units(
+def active_in_units(
     layers: Sequence[Layer], model: nn.Module, density: float, target: Target = None, exclude: Collection[str] = ()
 ) -> int:
-    """Weights of hidden units that live when all that single weights would let die is found among them.
+    """Active weights of hidden units that make the whole target as sparse as single weights would.
 
     Args:
         layers: The model's :class:`UnitLayer`, within the target.
         model: The model.
-        density: Share of the weights of the whole target that live.
+        density: Share of the weights of the whole target that are active.
         target: As :func:`.masks.find_parameters` takes it.
         exclude: Likewise.
 
@@ -217,26 +217,26 @@ def live_in_units(
     """
     whole = [entry.weight.numel() for entry in find_parameters(model, target, exclude)]
     inside = sum(math.prod(layer.shape) for layer in layers)
-    live = inside - sum(whole) + live_total(whole, density)
-    if live < sum(layer.shape[1] for layer in layers):
+    active = inside - sum(whole) + active_total(whole, density)
+    if active < sum(layer.shape[1] for layer in layers):
         raise UserError(
             f'density={density} is too low for units: they hold {inside / sum(whole):.0%} of the weights of the '
-            "target, and the others all live; raise it, or take granularity='weight'"
+            "target, and the others are all active; raise it, or take granularity='weight'"
         )
-    return live
+    return active
 
 
 def uniform_units(model: nn.Module, density: float, target: Target = None) -> dict[str, int]:
-    """Hidden units of every block that ``SparsityHook(granularity='unit', initialisation='uniform')`` keeps alive.
+    """Hidden units of every block that ``SparsityHook(granularity='unit', initialisation='uniform')`` keeps active.
 
     Args:
         model: The model.
-        density: Share of the weights of the whole target that live.
+        density: Share of the weights of the whole target that are active.
         target: As :func:`.masks.find_parameters` takes it.
 
     Returns:
         The numbers by the names of the blocks, in the model's order.
     """
     layers = [layer for layer in _units(model, target, ()) if isinstance(layer, UnitLayer)]
-    live = uniform([math.prod(layer.shape) for layer in layers], live_in_units(layers, model, density, target))
-    return {layer.name: layer.units_of(weights) for layer, weights in zip(layers, live, strict=True)}
+    active = uniform([math.prod(layer.shape) for layer in layers], active_in_units(layers, model, density, target))
+    return {layer.name: layer.units_of(weights) for layer, weights in zip(layers, active, strict=True)}

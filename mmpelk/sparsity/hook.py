@@ -18,8 +18,8 @@ from mmpelk.models.hidden_units import find_hidden_units
 from mmpelk.registry import HOOKS
 
 from .enforce import StepMasker, mask_average
-from .granularity import GRANULARITIES, Layer, live_in_units
-from .initialisation import INITIALISATIONS, erk, live_total, snip, uniform
+from .granularity import GRANULARITIES, Layer, active_in_units
+from .initialisation import INITIALISATIONS, active_total, erk, snip, uniform
 from .loading import Loaded, LoadTracker
 from .masks import MaskedParameter, apply_masks, attach_masks, broadcast_masks
 from .probe import snip_scores
@@ -39,33 +39,33 @@ class SparsityHook(Hook):
 
     Modes:
 
-    - ``dynamic`` (pre-training): every ``update_interval`` iterations the smallest weights of each layer die and as
-      many dead ones come alive at random, at zero. The last iteration of the run changes nothing, since what it grew
-      would never be trained.
+    - ``dynamic`` (pre-training): every ``update_interval`` iterations the smallest weights of each layer are dropped,
+      and as many inactive ones grown at random, at zero. The last iteration of the run changes nothing, since what it
+      grew would never be trained.
     - ``fixed`` (fine-tuning): the masks stay as the checkpoint brings them, or as the initialisation drew them.
     - ``dense``: no masks. The hook then only guards against training a sparse checkpoint densely by accident.
 
-    Granularities, in what lives and dies together:
+    Granularities:
 
     - ``weight`` (SLaK, PeLK): every weight for itself. It lowers counts, not memory or time.
-    - ``unit``: hidden units of blocks with two linear layers, as many as make the live weights of the whole ``target``
-      those of ``weight``; its other weights all live. ``tools/export_dense.py --shrink`` takes the dead ones out.
+    - ``unit``: hidden units of blocks with two linear layers, with as many active weights in the whole ``target`` as
+      ``weight``; its other weights are all active. ``tools/export_dense.py --shrink`` takes the inactive units out.
     - ``2:4``: two of every four weights along the input of each linear layer, whatever the ``density``.
 
     A run without a checkpoint draws its masks from ``initialisation``; one with a checkpoint (``load_from``,
     ``resume``, or ``init_cfg=dict(type='Pretrained', ...)``) takes the masks in it. After every optimizer step the
-    dead weights, their optimizer moments and their EMA copies are exactly zero.
+    inactive weights, their optimizer moments and their EMA copies are exactly zero.
 
     Args:
         mode: ``'dynamic'``, ``'fixed'`` or ``'dense'``.
         granularity: ``'weight'``, ``'unit'`` or ``'2:4'``. With ``mode='fixed'`` the default takes masks of any.
-        density: Share of the weights that live when masks are drawn. PeLK: 0.6.
+        density: Share of the weights that are active when masks are drawn. PeLK: 0.6.
         initialisation: What decides each layer's share: ``'snip'`` (one batch), ``'erk'`` or ``'uniform'``.
         target: Submodule to make sparse, or several; None for the whole model.
         exclude: Parameters whose name contains one of these strings stay dense.
         update_interval: Iterations between two updates. SLaK: 2000 for T; 100 for S and B.
-        prune_rate: Share of each layer's live weights that the first update would replace. SLaK: 0.5 for T; 0.3 for S
-            and B.
+        prune_rate: Share of each layer's active weights that the first update would replace. SLaK: 0.5 for T; 0.3 for
+            S and B.
         prune_rate_end: Share at the end of the run, reached along a cosine.
         adopt_zeros: Take ``weight != 0`` as the mask where a checkpoint has weights but no masks. Without it, that is
             an error.
@@ -104,7 +104,7 @@ class SparsityHook(Hook):
         if initialisation not in INITIALISATIONS:
             raise UserError(f'initialisation must be one of {INITIALISATIONS}, but is {initialisation!r}')
         if not 0 < density <= 1:
-            raise UserError(f'density must be in (0, 1], but is {density}: it is the share of weights that live')
+            raise UserError(f'density must be in (0, 1], but is {density}: it is the share of active weights')
         if not 0 <= prune_rate_end <= prune_rate <= 1:
             raise UserError(
                 f'0 <= prune_rate_end <= prune_rate <= 1 must hold, but got {prune_rate_end} and {prune_rate}'
@@ -207,7 +207,7 @@ class SparsityHook(Hook):
                     f'The checkpoint has nothing for {len(fresh)} parameters, such as {fresh[:3]}: they stay dense.'
                 )
             return
-        if any(layer.live < layer.size for layer in layer_densities(self.parameters)):
+        if any(layer.active < layer.size for layer in layer_densities(self.parameters)):
             return  # the model came with masks, or this is its second training
         if self.mode == 'fixed':
             logger.warning(
@@ -246,24 +246,24 @@ class SparsityHook(Hook):
         seed = self._seed(runner)
         counts = self._counts(runner, seed)
         generator = make_generator(seed, _INITIAL_TAG)
-        for layer, live in zip(self.layers, counts, strict=True):
-            layer.draw(live, generator)
-        empty = [layer.name for layer, live in zip(self.layers, counts, strict=True) if live == 0]
+        for layer, active in zip(self.layers, counts, strict=True):
+            layer.draw(active, generator)
+        empty = [layer.name for layer, active in zip(self.layers, counts, strict=True) if active == 0]
         if empty:
             runner.logger.warning(
-                f'{self.initialisation} leaves no live weight in {empty}: consider `exclude`, a higher `density` or'
+                f'{self.initialisation} leaves no active weight in {empty}: consider `exclude`, a higher `density` or'
                 ' "erk".'
             )
 
     def _counts(self, runner: Runner, seed: int) -> list[int]:
-        """Weights that live in each layer, by the initialisation."""
+        """Active weights of each layer, by the initialisation."""
         model = unwrap_model(runner.model)
         sizes = [math.prod(layer.shape) for layer in self.layers]
-        total = live_total(sizes, self.density)
+        total = active_total(sizes, self.density)
         if self.granularity == '2:4':
             return uniform(sizes, total)  # which the pattern overrides
         if self.granularity == 'unit':
-            total = live_in_units(self.layers, model, self.density, self.target, self.exclude)
+            total = active_in_units(self.layers, model, self.density, self.target, self.exclude)
         if self.initialisation == 'erk':
             return erk([layer.shape for layer in self.layers], total)
         if self.initialisation == 'uniform':
@@ -288,7 +288,7 @@ class SparsityHook(Hook):
         self._report(runner, f'Masks updated after iteration {done}, prune rate {rate:.4f}', grown)
 
     def _enforce(self, runner: Runner) -> None:
-        """Zero everything that the masks, which have just changed, declare dead."""
+        """Zero everything that the masks, which have just changed, leave out."""
         apply_masks(self.parameters)
         for masker in self._maskers:
             masker.refresh()
@@ -321,7 +321,7 @@ class SparsityHook(Hook):
             return  # validation within training
         loaded = self._tracker.loaded
         if self.mode == 'dense' and loaded.masks:
-            runner.logger.info('The masks of the checkpoint are left out: its dead weights are zero anyway.')
+            runner.logger.info('The masks of the checkpoint are left out: its inactive weights are zero anyway.')
         elif self.mode != 'dense' and loaded.without_masks:
             runner.logger.info(
                 'The checkpoint has no masks: it is evaluated as it is, dense or with its masks folded in.'

@@ -1,4 +1,4 @@
-"""How many weights of each layer live at the start, and which: SNIP, ERK, uniform.
+"""How many weights of each layer are active at the start, and which: SNIP, ERK, uniform.
 
 Every function returns counts, which add up to the total *exactly*; a density is a count divided by the layer's size.
 """
@@ -9,19 +9,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ['INITIALISATIONS', 'erk', 'live_total', 'random_mask', 'snip', 'uniform']
+__all__ = ['INITIALISATIONS', 'active_total', 'erk', 'random_mask', 'snip', 'uniform']
 
 INITIALISATIONS = ('snip', 'erk', 'uniform')
 
 
-def live_total(sizes: Sequence[int], density: float) -> int:
-    """Weights that live in all layers together: ``density`` of all, to the nearest one.
+def active_total(sizes: Sequence[int], density: float) -> int:
+    """Active weights of all layers together: ``density`` of all, to the nearest one.
 
     Raises:
         ValueError: If ``density`` is not in (0, 1].
     """
     if not 0 < density <= 1:
-        raise ValueError(f'density must be in (0, 1], but is {density}: it is the share of weights that live')
+        raise ValueError(f'density must be in (0, 1], but is {density}: it is the share of active weights')
     return max(1, round(density * sum(sizes)))
 
 
@@ -30,10 +30,10 @@ def uniform(sizes: Sequence[int], total: int) -> list[int]:
 
     Args:
         sizes: Weights of each layer.
-        total: Weights that live in all layers together.
+        total: Active weights of all layers together.
 
     Returns:
-        Live weights of each layer; they add up to ``total``.
+        Active weights of each layer; they add up to ``total``.
     """
     share = total / sum(sizes)
     return _round_to_total([share * size for size in sizes], sizes, total)
@@ -47,10 +47,10 @@ def erk(shapes: Sequence[Sequence[int]], total: int) -> list[int]:
 
     Args:
         shapes: Shape of each layer's parameter.
-        total: Weights that live in all layers together.
+        total: Active weights of all layers together.
 
     Returns:
-        Live weights of each layer; they add up to ``total``.
+        Active weights of each layer; they add up to ``total``.
     """
     sizes = [math.prod(shape) for shape in shapes]
     raw = [sum(shape) / size for shape, size in zip(shapes, sizes, strict=True)]
@@ -79,10 +79,10 @@ def snip(scores: Sequence[Tensor], total: int) -> list[int]:
 
     Args:
         scores: Score of every weight, a tensor of any shape for each layer.
-        total: Weights that live in all layers together.
+        total: Active weights of all layers together.
 
     Returns:
-        Live weights of each layer; they add up to ``total``. Among equal scores the earlier layer wins.
+        Active weights of each layer; they add up to ``total``. Among equal scores the earlier layer wins.
 
     Raises:
         ValueError: If a score is not finite.
@@ -105,21 +105,21 @@ def snip(scores: Sequence[Tensor], total: int) -> list[int]:
     return counts
 
 
-def random_mask(shape: Sequence[int], live: int, generator: torch.Generator) -> Tensor:
-    """A mask of the given shape with exactly ``live`` true entries, each choice equally likely.
+def random_mask(shape: Sequence[int], active: int, generator: torch.Generator) -> Tensor:
+    """A mask of the given shape with exactly ``active`` true entries, each choice equally likely.
 
     Args:
         shape: Shape of the parameter.
-        live: How many weights live.
+        active: How many weights are active.
         generator: On the CPU, so that the same seed gives the same mask on every machine.
 
     Returns:
         The boolean mask, on the CPU.
     """
     size = math.prod(shape)
-    assert 0 <= live <= size, f'{live} live weights in a layer of {size}'
+    assert 0 <= active <= size, f'{active} active weights in a layer of {size}'
     mask = torch.zeros(size, dtype=torch.bool)
-    mask[torch.randperm(size, generator=generator)[:live]] = True
+    mask[torch.randperm(size, generator=generator)[:active]] = True
     return mask.view(*shape)
 
 

@@ -85,7 +85,7 @@ def _make_listener(entry: MaskedParameter, loaded: Loaded) -> Callable[..., None
     def listen(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
         weight, mask = (state_dict.get(prefix + name) for name in (entry.attribute, entry.mask_attribute))
         for name, _parameter in module.named_parameters(recurse=False):
-            # Masks that the model has no place for: what is dead is zero anyway.
+            # Masks that the model has no place for: inactive weights are zero anyway.
             if not hasattr(module, name + MASK_SUFFIX):
                 state_dict.pop(prefix + name + MASK_SUFFIX, None)
         own = getattr(module, entry.mask_attribute, None)

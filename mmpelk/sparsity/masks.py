@@ -1,4 +1,4 @@
-"""Masks as state of the model: which parameters have one, where it lives, how it is applied.
+"""Masks as state of the model: which parameters have one, where it is stored, how it is applied.
 
 The mask of ``module.weight`` is the boolean buffer ``module.weight_mask``. Being a buffer, it is saved in and restored
 from checkpoints, moved by ``.to()`` and copied with the model (``EMAHook`` deep-copies it). Being boolean, it costs
@@ -67,7 +67,7 @@ class MaskedParameter:
 
     @property
     def mask(self) -> Tensor:
-        """The mask: boolean, of the shape :attr:`mask_shape`, true where the weight lives."""
+        """The mask: boolean, of the shape :attr:`mask_shape`, true where the weight is active."""
         return self.module.get_buffer(self.mask_attribute)
 
 
@@ -129,7 +129,7 @@ def attach_masks(parameters: Iterable[MaskedParameter]) -> None:
 
 @torch.no_grad()
 def apply_masks(parameters: Iterable[MaskedParameter]) -> None:
-    """Set the dead weights of every parameter to zero."""
+    """Set the inactive weights of every parameter to zero."""
     for parameter in parameters:
         parameter.weight.mul_(parameter.mask)
 

@@ -36,9 +36,9 @@ def export_checkpoint(
         checkpoint: As mmengine saved it; it is not changed.
         weights: ``'ema'`` or ``'last'``; None takes the averaged ones if there are any.
         keep_masks: Keep the masks beside the weights, as a sparse fine-tuning wants them, instead of leaving them out.
-            The dead weights are zero either way.
+            The inactive weights are zero either way.
         keep_optimizer: Keep what resuming needs: optimizer, schedulers and the history of the scalars.
-        shrink: Take dead hidden units out of the tensors.
+        shrink: Take inactive hidden units out of the tensors.
 
     Returns:
         A checkpoint with ``meta`` (with ``meta['sparsity']``: ``density``, ``masks``, and of a shrunk one
@@ -46,7 +46,7 @@ def export_checkpoint(
 
     Raises:
         ValueError: If the weights asked for are not in the checkpoint, or do not belong to its optimizer state; if it
-            is to be shrunk and has no dead unit.
+            is to be shrunk and has no inactive unit.
     """
     if 'state_dict' not in checkpoint:
         raise ValueError(f'no state_dict in the checkpoint: its keys are {list(checkpoint)}. Was it saved by mmengine?')
@@ -75,7 +75,7 @@ def export_checkpoint(
         exported['meta']['sparsity']['hidden_channels'] = counts
         if not counts:
             raise ValueError(
-                "no hidden unit of the checkpoint is dead, so nothing can be taken out: train with SparsityHook's "
+                "no hidden unit of the checkpoint is inactive, so nothing can be taken out: train with SparsityHook's "
                 "granularity='unit', or export without shrinking"
             )
     if keep_optimizer:

@@ -16,37 +16,37 @@ __all__ = ['LayerDensity', 'density_table', 'layer_densities', 'overall_density'
 
 @dataclass(frozen=True)
 class LayerDensity:
-    """How many weights of a parameter live.
+    """How many weights of a parameter are active.
 
     Attributes:
         name: Name of the parameter.
         shape: Its shape.
-        live: Weights that live.
+        active: Active weights.
         size: All of its weights.
     """
 
     name: str
     shape: tuple[int, ...]
-    live: int
+    active: int
     size: int
 
     @property
     def density(self) -> float:
-        """Share of the weights that live, 0 … 1."""
-        return self.live / self.size
+        """Share of the weights that are active, 0 … 1."""
+        return self.active / self.size
 
 
 def layer_densities(parameters: Sequence[MaskedParameter]) -> list[LayerDensity]:
-    """Count the live weights of each parameter. Waits for the device, once."""
-    live = torch.stack([_count(entry.mask, entry.weight) for entry in parameters]).tolist()
+    """Count the active weights of each parameter. Waits for the device, once."""
+    active = torch.stack([_count(entry.mask, entry.weight) for entry in parameters]).tolist()
     return [
         LayerDensity(entry.name, tuple(entry.weight.shape), count, entry.weight.numel())
-        for entry, count in zip(parameters, live, strict=True)
+        for entry, count in zip(parameters, active, strict=True)
     ]
 
 
 def state_dict_densities(state_dict: Mapping[str, Tensor]) -> list[LayerDensity]:
-    """Count the live weights of each parameter of a checkpoint that has a mask in it."""
+    """Count the active weights of each parameter of a checkpoint that has a mask in it."""
     layers = [(owner, state_dict[owner], state_dict[mask]) for mask, owner in mask_keys(state_dict).items()]
     return [
         LayerDensity(owner, tuple(weight.shape), int(_count(mask, weight)), weight.numel())
@@ -55,13 +55,13 @@ def state_dict_densities(state_dict: Mapping[str, Tensor]) -> list[LayerDensity]
 
 
 def _count(mask: Tensor, weight: Tensor) -> Tensor:
-    """Live weights: those of a unit live or die together."""
+    """Active weights: those of a unit are active together."""
     return mask.sum() * (weight.numel() // mask.numel())
 
 
 def overall_density(layers: Sequence[LayerDensity]) -> float:
-    """Share of all weights that live, 0 … 1."""
-    return sum(layer.live for layer in layers) / sum(layer.size for layer in layers)
+    """Share of all weights that are active, 0 … 1."""
+    return sum(layer.active for layer in layers) / sum(layer.size for layer in layers)
 
 
 def density_table(layers: Sequence[LayerDensity], grown: Mapping[str, int] | None = None) -> str:
@@ -75,17 +75,17 @@ def density_table(layers: Sequence[LayerDensity], grown: Mapping[str, int] | Non
         The table as plain text, without a trailing newline.
     """
     table = Table(show_footer=True, box=None, pad_edge=False)
-    total, live = sum(layer.size for layer in layers), sum(layer.live for layer in layers)
+    total, active = sum(layer.size for layer in layers), sum(layer.active for layer in layers)
     table.add_column('parameter', 'all', no_wrap=True)
     table.add_column('shape', no_wrap=True)
     table.add_column('weights', str(total), justify='right', no_wrap=True)
-    table.add_column('live', str(live), justify='right', no_wrap=True)
-    table.add_column('density', f'{live / total:.4f}', justify='right', no_wrap=True)
+    table.add_column('active', str(active), justify='right', no_wrap=True)
+    table.add_column('density', f'{active / total:.4f}', justify='right', no_wrap=True)
     if grown is not None:
         table.add_column('dropped, grown', str(sum(grown.values())), justify='right', no_wrap=True)
     for layer in layers:
         shape = 'x'.join(map(str, layer.shape))
-        row = [layer.name, shape, str(layer.size), str(layer.live), f'{layer.density:.4f}']
+        row = [layer.name, shape, str(layer.size), str(layer.active), f'{layer.density:.4f}']
         table.add_row(*row, *([] if grown is None else [str(grown.get(layer.name, 0))]))
     text = io.StringIO()
     Console(file=text, width=1000, color_system=None).print(table)

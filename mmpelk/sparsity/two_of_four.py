@@ -1,4 +1,4 @@
-"""Two of four: in every four consecutive inputs of a linear layer at most two weights live, as sparse tensor cores ask.
+"""Two of four: of every four consecutive inputs of a linear layer at most two are active, as sparse tensor cores ask.
 
 Where a layer's inputs are no multiple of four, the last group is shorter: filled up with zeros, it keeps the pattern.
 """
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 __all__ = ['SemiStructuredLinear', 'is_two_of_four', 'prune_and_grow_two_of_four', 'random_two_of_four',
            'to_semi_structured']  # fmt: skip
 
-_GROUP, _LIVE = 4, 2
+_GROUP, _ACTIVE = 4, 2
 _TILE = 64  # rows and columns that torch's kernels take for half precision come in multiples of it, or of less
 
 
@@ -19,50 +19,54 @@ def _grouped(values: Tensor, fill: float) -> Tensor:
     return F.pad(values, (0, -values.shape[1] % _GROUP), value=fill).view(len(values), -1, _GROUP)
 
 
-def is_two_of_four(live: Tensor) -> bool:
-    """Whether ``(out, in)``, a mask or a weight, has at most two live or non-zero values in every group."""
-    return bool((_grouped(live != 0, False).sum(-1) <= _LIVE).all())
+def is_two_of_four(active: Tensor) -> bool:
+    """Whether ``(out, in)``, a mask or a weight, has at most two active or non-zero values in every group."""
+    return bool((_grouped(active != 0, False).sum(-1) <= _ACTIVE).all())
 
 
 def random_two_of_four(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """A mask ``(out, in)`` with two of every four alive, each choice equally likely; all of a last group of up to two.
+    """A mask ``(out, in)`` with two of every four active, each choice equally likely; a last group of up to two whole.
 
     Args:
         shape: Outputs and inputs.
         generator: On the CPU, so that the same seed gives the same mask on every machine.
     """
     order = _grouped(torch.rand(shape, generator=generator), fill=1.0).argsort(dim=-1, stable=True)
-    live = torch.zeros(order.shape, dtype=torch.bool).scatter_(-1, order[..., :_LIVE], True)
-    return live.flatten(1)[:, : shape[1]].contiguous()
+    active = torch.zeros(order.shape, dtype=torch.bool).scatter_(-1, order[..., :_ACTIVE], True)
+    return active.flatten(1)[:, : shape[1]].contiguous()
 
 
 @torch.no_grad()
 def prune_and_grow_two_of_four(weight: Tensor, mask: Tensor, prune_rate: float, generator: torch.Generator) -> int:
-    """As :func:`.update.prune_and_grow`, within groups: where the smaller live weight dies, a dead one comes alive.
+    """As :func:`.update.prune_and_grow`, within groups: the smaller active weight drops, an inactive one grows.
 
-    One weight of a group can be replaced at a time, so that at most half of the live ones are.
+    One weight of a group can be replaced at a time, so that at most half of the active ones are.
 
     Args:
         weight: ``(out, in)``.
         mask: Its mask, of this pattern; changed in place.
-        prune_rate: Share of the live weights to drop: those groups give one whose smaller weights are smallest.
+        prune_rate: Share of the active weights to drop: those groups give one whose smaller weights are smallest.
         generator: Source of the random growth, on the mask's device.
 
     Returns:
-        How many weights died, and so how many came alive.
+        How many weights were dropped, and so how many were grown.
     """
-    live, dead = _grouped(mask, False), _grouped(~mask, False)
-    magnitude = torch.where(live, _grouped(weight.detach().abs(), 0.0), torch.inf)
+    active, inactive = _grouped(mask, False), _grouped(~mask, False)
+    magnitude = torch.where(active, _grouped(weight.detach().abs(), 0.0), torch.inf)
     drop = magnitude.argsort(dim=-1, stable=True)[..., :1]
-    grow = torch.where(dead, torch.rand(dead.shape, generator=generator, device=dead.device), -1.0).argmax(-1, True)
-    smallest = torch.where(dead.any(-1) & live.any(-1), magnitude.gather(-1, drop).squeeze(-1), torch.inf).flatten()
+    grow = torch.where(inactive, torch.rand(inactive.shape, generator=generator, device=inactive.device), -1.0).argmax(
+        -1, True
+    )
+    smallest = torch.where(
+        inactive.any(-1) & active.any(-1), magnitude.gather(-1, drop).squeeze(-1), torch.inf
+    ).flatten()
     count = min(round(prune_rate * int(mask.sum())), int(smallest.isfinite().sum()))
     chosen = torch.zeros_like(smallest, dtype=torch.bool)
     chosen[smallest.argsort(stable=True)[:count]] = True
-    chosen = chosen.view(*dead.shape[:2], 1)
-    live = live.scatter(-1, drop, live.gather(-1, drop) & ~chosen)
-    live = live.scatter(-1, grow, live.gather(-1, grow) | chosen)
-    mask.copy_(live.flatten(1)[:, : mask.shape[1]])
+    chosen = chosen.view(*inactive.shape[:2], 1)
+    active = active.scatter(-1, drop, active.gather(-1, drop) & ~chosen)
+    active = active.scatter(-1, grow, active.gather(-1, grow) | chosen)
+    mask.copy_(active.flatten(1)[:, : mask.shape[1]])
     return count
 
 

@@ -15,14 +15,14 @@ NANO = dict(depths=(1, 2), channels=(8, 12), kernel_sizes=(9, 7))
 WIDTHS = [[5], [48, 7]]
 
 
-def sparse(dead: bool = True) -> PeLK:
-    """A network with layer scales of 1 and random norms, most units of two of its blocks dead."""
+def sparse(inactive: bool = True) -> PeLK:
+    """A network with layer scales of 1 and random norms, most units of two of its blocks inactive."""
     torch.manual_seed(0)
     model = PeLK(NANO, layer_scale_init_value=1.0, out_indices=(0, 1)).eval()
     for name, value in model.state_dict().items():
         if 'norm' in name and value.dim() == 1:
             value.uniform_(0.5, 1.5)
-    for units, width in zip(find_hidden_units(model), [5, 48, 7] if dead else [], strict=False):
+    for units, width in zip(find_hidden_units(model), [5, 48, 7] if inactive else [], strict=False):
         columns = torch.randperm(units.count)[width:]
         units.second.weight.data[:, columns] = 0
     return model
@@ -115,7 +115,7 @@ def test_deployed_form_of_a_shrunk_network(shrunk):
 
 
 def test_a_network_without_dead_units_is_not_shrunk():
-    state = sparse(dead=False).state_dict()
+    state = sparse(inactive=False).state_dict()
     same, counts = shrink_hidden_units(state)
     assert not counts
     assert all(same[name] is value for name, value in state.items())

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmpelk.sparsity import live_total
+from mmpelk.sparsity import active_total
 from tests.commands import find_free_port
 from tests.fault_tolerance.training import preload, start
 from tests.paths import ROOT
@@ -21,7 +21,7 @@ def test_both_ranks_have_the_same_masks_throughout(tmp_path, granularity):
     assert len(first['masks']) == 6
     for mask, other in zip(first['masks'], second['masks'], strict=True):
         assert torch.equal(mask, other)
-        assert granularity != 'weight' or int(mask.sum()) == live_total([mask.numel()], 0.6)
+        assert granularity != 'weight' or int(mask.sum()) == active_total([mask.numel()], 0.6)
     assert not torch.equal(first['masks'][0], first['masks'][-1])
     for key, value in first['weights'].items():
         assert torch.equal(value, second['weights'][key]), key

@@ -1,4 +1,4 @@
-"""Dead weights and their moments are zero after every step of any optimizer, at the price of one fused multiply."""
+"""Inactive weights and their moments are zero after every step of any optimizer, at the price of one fused multiply."""
 
 import copy
 

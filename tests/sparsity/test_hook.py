@@ -1,4 +1,4 @@
-"""Real training runs: everything dead is zero after every step, and the run is otherwise the one that it would be."""
+"""Training runs: everything inactive is zero after every step, and the run is otherwise the one that it would be."""
 
 import json
 import random
@@ -10,13 +10,13 @@ import pytest
 import torch
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 
-from mmpelk.sparsity import cosine_prune_rate, live_total
+from mmpelk.sparsity import active_total, cosine_prune_rate
 from tests.sparsity.tiny import TinyData, TinyModel, Watch, dead_values, is_of_granularity, masked
 
 DYNAMIC = {'update_interval': 3, 'prune_rate': 0.5}
 GRANULARITIES = ('weight', 'unit', '2:4')
 GRANULARITY = pytest.mark.parametrize('granularity', GRANULARITIES)
-# With fixed masks nothing depends on what lives and dies together.
+# With fixed masks nothing depends on the granularity.
 MODES = pytest.mark.parametrize(
     ('mode', 'granularity'), [('fixed', 'unit'), *(('dynamic', granularity) for granularity in GRANULARITIES)]
 )
@@ -76,9 +76,9 @@ def test_dead_weights_moments_and_averages_are_zero_after_every_step(make_runner
     changed = [i + 2 for i, (old, new) in enumerate(pairwise(history)) if not old.equal(new)]
     assert changed == ([3, 6] if mode == 'dynamic' else [])  # not in the last iteration
     layer = model.backbone.bottleneck.pointwise_conv1
-    live = layer.weight_mask.expand_as(initial)
-    assert (layer.weight[live] != initial[live]).all(), 'the live weights are trained'
-    assert not layer.weight[~live].any()
+    active = layer.weight_mask.expand_as(initial)
+    assert (layer.weight[active] != initial[active]).all(), 'the active weights are trained'
+    assert not layer.weight[~active].any()
 
 
 @GRANULARITY
@@ -162,7 +162,7 @@ def test_snip_shares_are_those_of_the_gradient_computed_directly(make_runner):
     gradients = torch.autograd.grad(model.train()(**batch, mode='loss')['loss'], weights)
     model.backbone.norm.running_mean.copy_(running_mean)
     scores = [(weight * gradient).abs().flatten() for weight, gradient in zip(weights, gradients, strict=True)]
-    total = live_total([score.numel() for score in scores], 0.6)
+    total = active_total([score.numel() for score in scores], 0.6)
     layer = torch.cat([torch.full_like(score, index) for index, score in enumerate(scores)])
     kept = layer[torch.cat(scores).argsort(descending=True)[:total]]
     runner = make_runner({'mode': 'fixed'}, model=model, data=data, max_iters=1)
@@ -192,7 +192,7 @@ def test_log_and_visualiser_get_the_densities(make_runner):
     assert log.count('backbone.depthwise.weight  8x1x5x5') == 2
     scalars = [json.loads(line) for line in (folder / 'vis_data' / 'scalars.json').read_text().splitlines()]
     assert [line['step'] for line in scalars] == [1, 2, 3, 4, 5, 6]
-    density = live_total([544], 0.6) / 544
+    density = active_total([544], 0.6) / 544
     assert all(line['density'] == density for line in scalars)
     assert scalars[-1]['prune_rate'] == cosine_prune_rate(3, 6, 0.5)
     grown = sum(round(cosine_prune_rate(3, 6, 0.5) * int(entry.mask.sum())) for entry in masked(runner))
@@ -233,7 +233,7 @@ def test_snip_names_parameters_without_a_gradient(make_runner):
         ({'mode': 'sparse'}, 'mode must be one of'),
         ({'initialisation': 'random'}, "'snip', 'erk', 'uniform'"),
         ({'granularity': 'channel'}, "'weight', 'unit', '2:4'"),
-        ({'density': 40}, 'share of weights that live'),
+        ({'density': 40}, 'share of active weights'),
         ({'prune_rate': 0.001}, 'prune_rate_end <= prune_rate'),
         ({'update_interval': 0}, 'at least 1'),
         ({'exclude': 'stem'}, 'a list of strings'),

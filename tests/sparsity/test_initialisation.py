@@ -1,4 +1,4 @@
-"""Counts of live weights: exact totals, and each rule against a direct computation."""
+"""Counts of active weights: exact totals, and each rule against a direct computation."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmpelk.sparsity import erk, live_total, random_mask, snip, uniform
+from mmpelk.sparsity import active_total, erk, random_mask, snip, uniform
 
 SHAPES = st.lists(
     st.one_of(
@@ -28,7 +28,7 @@ def check_counts(counts: list[int], sizes: list[int], total: int) -> None:
 @given(shapes=SHAPES, density=DENSITY)
 def test_uniform_is_exact_in_total_and_within_one_weight_in_each_layer(shapes, density):
     sizes = [math.prod(shape) for shape in shapes]
-    total = live_total(sizes, density)
+    total = active_total(sizes, density)
     counts = uniform(sizes, total)
     check_counts(counts, sizes, total)
     assert abs(total - density * sum(sizes)) <= 1
@@ -38,10 +38,10 @@ def test_uniform_is_exact_in_total_and_within_one_weight_in_each_layer(shapes, d
 @given(shapes=SHAPES, density=DENSITY)
 def test_erk_is_exact_in_total_and_in_proportion_where_it_is_not_capped(shapes, density):
     sizes = [math.prod(shape) for shape in shapes]
-    total = live_total(sizes, density)
+    total = active_total(sizes, density)
     counts = erk(shapes, total)
     check_counts(counts, sizes, total)
-    # Live weights of a layer are in proportion to the sum of its sides; a capped layer has fewer than that, so the
+    # Active weights of a layer are in proportion to the sum of its sides; a capped layer has fewer than that, so the
     # scale that any open layer implies is the largest. Rounding moves each count by less than one.
     open_layers = [i for i, (count, size) in enumerate(zip(counts, sizes, strict=True)) if count < size]
     for i in open_layers:
@@ -53,7 +53,7 @@ def test_erk_is_exact_in_total_and_in_proportion_where_it_is_not_capped(shapes, 
 
 
 def test_erk_of_two_layers_by_hand():
-    # Sides add up to 20 and 8: 28 live weights are shared 20 : 8.
+    # Sides add up to 20 and 8: 28 active weights are shared 20 : 8.
     assert erk([(10, 10), (2, 2, 2, 2)], 28) == [20, 8]
     # 0.9 · 116 = 104 weights: the small layer would get 29.7 of its 16, so it is dense and the other gets the rest.
     assert erk([(10, 10), (2, 2, 2, 2)], 104) == [88, 16]
@@ -64,7 +64,7 @@ def test_erk_of_two_layers_by_hand():
 def test_snip_counts_the_globally_largest_scores(scores, density):
     tensors = [torch.tensor(layer, dtype=torch.float32) for layer in scores]
     sizes = [len(layer) for layer in scores]
-    total = live_total(sizes, density)
+    total = active_total(sizes, density)
     counts = snip(tensors, total)
     check_counts(counts, sizes, total)
     # Direct: sort all (score, layer) pairs, largest first, earlier layers first among equals; take the first `total`.
@@ -79,11 +79,11 @@ def test_snip_refuses_gradients_that_are_not_finite():
 
 @given(shape=st.tuples(st.integers(1, 8), st.integers(1, 8)), data=st.data())
 def test_random_mask_has_the_count_and_follows_the_seed(shape, data):
-    live = data.draw(st.integers(0, math.prod(shape)))
-    first, second = (random_mask(shape, live, torch.Generator().manual_seed(5)) for _ in range(2))
+    active = data.draw(st.integers(0, math.prod(shape)))
+    first, second = (random_mask(shape, active, torch.Generator().manual_seed(5)) for _ in range(2))
     assert first.dtype == torch.bool
     assert tuple(first.shape) == shape
-    assert int(first.sum()) == live
+    assert int(first.sum()) == active
     assert torch.equal(first, second)
 
 
@@ -96,5 +96,5 @@ def test_random_mask_is_uniform():
 
 @pytest.mark.parametrize('density', [0.0, -0.1, 1.1])
 def test_a_density_out_of_range_is_refused(density):
-    with pytest.raises(ValueError, match='share of weights that live'):
-        live_total([10], density)
+    with pytest.raises(ValueError, match='share of active weights'):
+        active_total([10], density)

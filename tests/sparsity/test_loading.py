@@ -142,7 +142,7 @@ def test_evaluation_takes_either_checkpoint_in_any_mode(make_runner, checkpoints
     reference = TinyModel().eval()
     reference.load_state_dict(torch.load(checkpoints['folded'], weights_only=False)['state_dict'])
     assert torch.equal(outputs, reference(images, None)[0])
-    # Without the hook, mmengine reports the masks and goes on: the dead weights are zero in the checkpoint.
+    # Without the hook, mmengine reports the masks and goes on: the inactive weights are zero in the checkpoint.
     assert ('weight_mask' in capsys.readouterr().out) == (mode is None and name == 'sparse')
 
 

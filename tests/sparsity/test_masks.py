@@ -1,4 +1,4 @@
-"""Which parameters have a mask, and how masks live in a model and its state dict."""
+"""Which parameters have a mask, and how masks are kept in a model and its state dict."""
 
 import copy
 
@@ -124,20 +124,20 @@ def test_densities_of_model_and_state_dict_agree(model):
     with_random_masks(model)
     layers = layer_densities(find_parameters(model))
     assert layers == state_dict_densities(model.state_dict())
-    live = sum(int(entry.mask.sum()) for entry in find_parameters(model))
-    assert overall_density(layers) == live / (4 * 3 * 9 + 6 * 4)
+    active = sum(int(entry.mask.sum()) for entry in find_parameters(model))
+    assert overall_density(layers) == active / (4 * 3 * 9 + 6 * 4)
 
 
 def test_table_has_a_row_for_each_layer_and_the_sum(model):
     layers = layer_densities(find_parameters(with_random_masks(model)))
     header, *rows, last = density_table(layers, grown={'backbone.conv.weight': 5}).splitlines()
-    assert header.split() == ['parameter', 'shape', 'weights', 'live', 'density', 'dropped,', 'grown']
+    assert header.split() == ['parameter', 'shape', 'weights', 'active', 'density', 'dropped,', 'grown']
     assert [row.split()[0] for row in rows] == ['backbone.conv.weight', 'backbone.linear.weight']
-    assert rows[0].split()[1:] == ['4x3x3x3', '108', str(layers[0].live), f'{layers[0].density:.4f}', '5']
+    assert rows[0].split()[1:] == ['4x3x3x3', '108', str(layers[0].active), f'{layers[0].density:.4f}', '5']
     assert last.split() == [
         'all',
         '132',
-        str(sum(layer.live for layer in layers)),
+        str(sum(layer.active for layer in layers)),
         f'{overall_density(layers):.4f}',
         '5',
     ]

@@ -38,8 +38,8 @@ def test_pth_loads_strictly_into_a_model_without_masks(trained, export, tmp_path
     assert expected.keys() == exported['state_dict'].keys()
     assert all(torch.equal(value, exported['state_dict'][key]) for key, value in expected.items())
     assert not torch.equal(last['head.weight'], checkpoint['state_dict']['head.weight']), 'EMA differs from last'
-    live = sum(int(last[f'{entry.name}_mask'].sum()) for entry in find_parameters(TinyModel()))
-    assert exported['meta']['sparsity'] == {'density': live / 544, 'masks': False}
+    active = sum(int(last[f'{entry.name}_mask'].sum()) for entry in find_parameters(TinyModel()))
+    assert exported['meta']['sparsity'] == {'density': active / 544, 'masks': False}
     assert exported['meta']['iter'] == 4
 
 

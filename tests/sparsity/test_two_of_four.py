@@ -12,8 +12,8 @@ SHAPES = st.tuples(st.integers(1, 7), st.integers(1, 19))
 SEEDS = st.integers(0, 2**31)
 
 
-def live_of(columns: int) -> int:
-    """Live weights of a row: half, and in a last group of one or three all but the half."""
+def active_of(columns: int) -> int:
+    """Active weights of a row: half, and in a last group of one or three all but the half."""
     return 2 * (columns // 4) + min(columns % 4, 2)
 
 
@@ -34,14 +34,14 @@ def test_the_pattern_is_exact_after_every_update(shape, seed, rates, ties):
     for rate in rates:
         weight = torch.randn(shape, generator=generator)
         weight = (weight.round() if ties else weight) * mask
-        before, live = mask.clone(), shape[0] * live_of(shape[1])
+        before, active = mask.clone(), shape[0] * active_of(shape[1])
         count = prune_and_grow_two_of_four(weight, mask, rate, generator)
         assert is_two_of_four(mask)
-        assert int(mask.sum()) == live
+        assert int(mask.sum()) == active
         dropped, grown = before & ~mask, mask & ~before
         assert int(dropped.sum()) == int(grown.sum()) == count
         groups = shape[0] * (shape[1] // 4 + (shape[1] % 4 == 3))
-        assert count == min(round(rate * live), groups)
+        assert count == min(round(rate * active), groups)
         # In its group what is dropped is no larger than what stays.
         for row, column in dropped.nonzero().tolist():
             group = slice(column - column % 4, column - column % 4 + 4)
@@ -69,9 +69,9 @@ def test_growth_is_random_among_the_dead_of_a_group():
     assert (grown[2:] / 2000 - 0.5).abs().max() < 0.056
 
 
-@pytest.mark.parametrize(('live', 'expected'), [([1, 1, 0, 0, 1], True), ([0, 1, 1, 1], False), ([1, 1, 1], False)])
-def test_the_pattern_is_told(live, expected):
-    assert is_two_of_four(torch.tensor([live])) == expected
+@pytest.mark.parametrize(('active', 'expected'), [([1, 1, 0, 0, 1], True), ([0, 1, 1, 1], False), ([1, 1, 1], False)])
+def test_the_pattern_is_told(active, expected):
+    assert is_two_of_four(torch.tensor([active])) == expected
 
 
 @pytest.mark.parametrize(('inputs', 'outputs', 'bias'), [(64, 64, True), (19, 7, True), (8, 70, False)])

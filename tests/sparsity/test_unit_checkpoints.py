@@ -105,19 +105,19 @@ def test_a_shrunk_checkpoint_is_trained_with_its_average(make_runner, unit_check
 
 
 @pytest.mark.parametrize('weights', ['ema', 'last'])
-def test_a_shrunk_file_has_the_live_units_alone(unit_checkpoint, tmp_path, weights):
+def test_a_shrunk_file_has_the_active_units_alone(unit_checkpoint, tmp_path, weights):
     printed = call(EXPORT, unit_checkpoint, 'small.pth', '--shrink', '--weights', weights, cwd=tmp_path)
     exported = torch.load(tmp_path / 'small.pth', weights_only=True)
     whole = export_checkpoint(torch.load(unit_checkpoint, weights_only=False), weights)['state_dict']
     first, second = (f'backbone.bottleneck.pointwise_conv{i}' for i in (1, 2))
-    live = whole[f'{second}.weight'].any(0)
-    assert 1 < int(live.sum()) <= int(load_masks(unit_checkpoint)[f'{first}.bias_mask'].sum()) < 40
-    assert exported['meta']['sparsity']['hidden_channels'] == {'backbone.bottleneck': int(live.sum())}
-    assert f'{int(live.sum())} hidden units left in 1 blocks' in printed
+    active = whole[f'{second}.weight'].any(0)
+    assert 1 < int(active.sum()) <= int(load_masks(unit_checkpoint)[f'{first}.bias_mask'].sum()) < 40
+    assert exported['meta']['sparsity']['hidden_channels'] == {'backbone.bottleneck': int(active.sum())}
+    assert f'{int(active.sum())} hidden units left in 1 blocks' in printed
     expected = whole | {
-        f'{first}.weight': whole[f'{first}.weight'][live],
-        f'{first}.bias': whole[f'{first}.bias'][live],
-        f'{second}.weight': whole[f'{second}.weight'][:, live],
+        f'{first}.weight': whole[f'{first}.weight'][active],
+        f'{first}.bias': whole[f'{first}.bias'][active],
+        f'{second}.weight': whole[f'{second}.weight'][:, active],
     }
     assert expected.keys() == exported['state_dict'].keys()
     assert all(torch.equal(value, exported['state_dict'][key]) for key, value in expected.items())

@@ -1,4 +1,4 @@
-"""Hidden units: where they are found, how many live, what drops and grows, and what a grown one does to the outputs."""
+"""Hidden units: where they are found, how many are active, what drops and grows, and what that does to the outputs."""
 
 import copy
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from mmpelk.models import PeLK
 from mmpelk.models.hidden_units import HiddenUnits, find_hidden_units
-from mmpelk.sparsity import UnitLayer, attach_masks, find_parameters, layer_densities, live_total, uniform_units
+from mmpelk.sparsity import UnitLayer, active_total, attach_masks, find_parameters, layer_densities, uniform_units
 from tests.sparsity.tiny import TinyModel, is_of_granularity, masked
 
 NANO = dict(depths=(1, 2), channels=(8, 12), kernel_sizes=(9, 7))
@@ -86,7 +86,7 @@ def test_the_rule(block, count):
 
 @pytest.mark.parametrize('initialisation', ['snip', 'erk', 'uniform'])
 @pytest.mark.parametrize('density', [0.5, 0.6, 0.9])
-def test_as_many_weights_live_as_without_units(make_runner, initialisation, density):
+def test_as_many_weights_active_as_without_units(make_runner, initialisation, density):
     sparsity = {'granularity': 'unit', 'density': density, 'initialisation': initialisation}
     runner = make_runner(sparsity, model=TinyModel(bottleneck=True), max_iters=1)
     runner.train()
@@ -94,16 +94,16 @@ def test_as_many_weights_live_as_without_units(make_runner, initialisation, dens
 
 
 def test_every_block_keeps_the_same_share():
-    """To a multiple of eight units, and PeLK-T as many weights as with single ones dead, to a thousandth."""
+    """To a multiple of eight units, and PeLK-T as many weights as with single ones inactive, to a thousandth."""
     with torch.device('meta'):
         model = PeLK('tiny')
     units, blocks = uniform_units(model, 0.6), find_hidden_units(model)
     assert not any(number % 8 for number in units.values())
     whole_share = sum(units.values()) / sum(block.count for block in blocks)
     assert all(abs(units[block.block_name] - whole_share * block.count) < 5 for block in blocks)
-    dead = sum((block.count - units[block.block_name]) * UnitLayer(block).shape[1] for block in blocks)
+    inactive = sum((block.count - units[block.block_name]) * UnitLayer(block).shape[1] for block in blocks)
     whole = [entry.weight.numel() for entry in find_parameters(model, None)]
-    assert (sum(whole) - dead) / live_total(whole, 0.6) == pytest.approx(1, abs=1e-3)
+    assert (sum(whole) - inactive) / active_total(whole, 0.6) == pytest.approx(1, abs=1e-3)
 
 
 def test_a_density_that_units_cannot_give_is_an_error(make_runner):
@@ -117,16 +117,16 @@ def test_a_network_without_such_layers_is_an_error(make_runner, granularity, tar
         make_runner({'granularity': granularity, 'target': target}).train()
 
 
-@given(live=st.integers(1, 12), rate=st.floats(0, 1), conv=st.booleans(), seed=st.integers(0, 99))
-def test_update_drops_the_least_salient_and_grows_the_dead(live, rate, conv, seed):
+@given(active=st.integers(1, 12), rate=st.floats(0, 1), conv=st.booleans(), seed=st.integers(0, 99))
+def test_update_drops_the_least_salient_and_grows_the_inactive(active, rate, conv, seed):
     layer = layer_of(Pair(conv=conv))
-    layer.draw(live * layer.shape[1], torch.Generator().manual_seed(seed))
+    layer.draw(active * layer.shape[1], torch.Generator().manual_seed(seed))
     before = layer.mask.clone()
     row, column = (layer.parameters[i].weight.detach() for i in (0, 2))
     saliency = row.flatten(1).norm(dim=1) * column.transpose(0, 1).flatten(1).norm(dim=1)
     count = layer.update(rate, torch.Generator().manual_seed(seed)) // layer.shape[1]
     dropped, grown, kept = before & ~layer.mask, layer.mask & ~before, before & layer.mask
-    assert int(dropped.sum()) == int(grown.sum()) == count == min(round(rate * live), 12 - live)
+    assert int(dropped.sum()) == int(grown.sum()) == count == min(round(rate * active), 12 - active)
     if count and kept.any():
         assert saliency[dropped].max() <= saliency[kept].min()
     for entry in layer.parameters:
@@ -177,7 +177,7 @@ def test_scores_of_a_unit_are_the_mean_of_its_weights():
 def test_densities_count_the_weights_of_a_unit():
     layer = layer_of(Pair())
     layer.draw(3 * layer.shape[1], torch.Generator().manual_seed(0))
-    assert [(found.live, found.size) for found in layer_densities(layer.parameters)] == [(12, 48), (3, 12), (15, 60)]
+    assert [(found.active, found.size) for found in layer_densities(layer.parameters)] == [(12, 48), (3, 12), (15, 60)]
 
 
 @pytest.mark.parametrize('count', [1, 7, 12, 20])

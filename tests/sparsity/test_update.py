@@ -1,4 +1,4 @@
-"""One update of a mask: exact counts, the smallest dropped, only dead ones grown, reproducible."""
+"""One update of a mask: exact counts, the smallest dropped, only inactive ones grown, reproducible."""
 
 import pytest
 import torch
@@ -11,13 +11,13 @@ from mmpelk.sparsity import cosine_prune_rate, prune_and_grow, random_mask
 @st.composite
 def layers(draw):
     rows, columns = draw(st.integers(1, 9)), draw(st.integers(1, 9))
-    live = draw(st.integers(0, rows * columns))
+    active = draw(st.integers(0, rows * columns))
     seed = draw(st.integers(0, 2**31))
     generator = torch.Generator().manual_seed(seed)
-    mask = random_mask((rows, columns), live, generator)
+    mask = random_mask((rows, columns), active, generator)
     weight = torch.randn(rows, columns, generator=generator)
     if draw(st.booleans()):
-        weight = weight.round()  # ties, and live weights of exactly zero
+        weight = weight.round()  # ties, and active weights of exactly zero
     return weight * mask, mask, seed
 
 
@@ -27,10 +27,10 @@ def test_update_keeps_the_density_drops_the_smallest_and_grows_what_was_dead(lay
     before = mask.clone()
     count = prune_and_grow(weight, mask, rate, torch.Generator().manual_seed(seed))
     dropped, grown = before & ~mask, mask & ~before
-    live = int(before.sum())
-    assert int(mask.sum()) == live
+    active = int(before.sum())
+    assert int(mask.sum()) == active
     assert int(dropped.sum()) == int(grown.sum()) == count
-    assert count == min(round(rate * live), before.numel() - live)
+    assert count == min(round(rate * active), before.numel() - active)
     kept = before & mask
     if count and kept.any():
         assert weight[dropped].abs().max() <= weight[kept].abs().min()
@@ -47,7 +47,7 @@ def test_update_is_a_function_of_weights_mask_and_seed(layer):
 
 def test_growth_is_random_among_all_dead_weights():
     weight = torch.arange(1.0, 21.0).view(4, 5)
-    start = weight > 12  # 8 live, 12 dead
+    start = weight > 12  # 8 active, 12 inactive
     generator = torch.Generator().manual_seed(0)
     grown = torch.zeros(4, 5)
     for _ in range(3000):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
 
-from mmpelk.sparsity import SparsityHook, find_parameters, is_two_of_four, live_total
+from mmpelk.sparsity import SparsityHook, active_total, find_parameters, is_two_of_four
 from mmpelk.sparsity.probe import snip_scores
 
 _run_numbers = itertools.count()
@@ -150,27 +150,27 @@ def is_of_granularity(granularity: str, model: nn.Module, density: float = 0.6) 
     masks = {name.removeprefix('backbone.'): mask for name, mask in model.named_buffers() if name.endswith('_mask')}
     whole = [entry.weight.numel() for entry in find_parameters(model)]
     if granularity == 'weight':
-        return sum(int(mask.sum()) for mask in masks.values()) == live_total(whole, density)
+        return sum(int(mask.sum()) for mask in masks.values()) == active_total(whole, density)
     if granularity == '2:4':
         return len(masks) == 3 and all(
             2 * mask.sum() == mask.numel() and is_two_of_four(mask) for mask in masks.values()
         )
     row, bias, column = (masks[f'bottleneck.pointwise_conv{name}_mask'] for name in ('1.weight', '1.bias', '2.weight'))
-    dead = (8 + 1 + 8) * int((~bias).sum())
+    inactive = (8 + 1 + 8) * int((~bias).sum())
     same = torch.equal(row[:, 0], bias) and torch.equal(column[0], bias)
-    return same and len(masks) == 3 and abs(dead - (sum(whole) - live_total(whole, density))) <= 17 / 2
+    return same and len(masks) == 3 and abs(inactive - (sum(whole) - active_total(whole, density))) <= 17 / 2
 
 
 def dead_values(runner: Runner) -> list[Tensor]:
-    """Every value that has to be zero: dead weights, their moments, their averaged copies."""
+    """Every value that has to be zero: inactive weights, their moments, their averaged copies."""
     values = []
     averages = [hook.ema_model.module for hook in runner.hooks if hasattr(hook, 'ema_model')]
     for entry in masked(runner):
         state = runner.optim_wrapper.optimizer.state.get(entry.weight, {})
         moments = [value for value in state.values() if value.shape == entry.weight.shape]
         copies = [average.get_parameter(entry.name) for average in averages]
-        dead = ~entry.mask.expand_as(entry.weight)
-        values += [tensor[dead] for tensor in (entry.weight, *moments, *copies)]
+        inactive = ~entry.mask.expand_as(entry.weight)
+        values += [tensor[inactive] for tensor in (entry.weight, *moments, *copies)]
         for average in averages:
             assert torch.equal(average.get_buffer(f'{entry.name}_mask'), entry.mask)
     return values
