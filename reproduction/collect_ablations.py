@@ -21,7 +21,7 @@ from mmpelk.engine.command_line import exit_on_user_error
 
 from . import RESULTS, argument_parser
 from .ablations import ABLATIONS, METRICS, ROWS, AblationRow, recipe_path, trained_as
-from .marks import NOTHING, Results, computed, deviation, paper, target
+from .marks import NOT_PRINTED, NOTHING, Results, computed, deviation, paper, target, with_deviation
 from .runs import TrainingRun, read_run
 from .variants import mean_and_deviation
 
@@ -233,6 +233,8 @@ def measured_rows(key: str, trainings: Trainings) -> int:
 def ablation_table(key: str, trainings: Trainings, results: Results) -> Table:
     """A table of the paper: labels, computed columns, and metrics where somebody has trained the rows.
 
+    Columns of which the paper prints nothing and nobody has measured anything are left out.
+
     Args:
         key: Of :data:`.ablations.ABLATIONS`.
         trainings: What was trained.
@@ -242,17 +244,21 @@ def ablation_table(key: str, trainings: Trainings, results: Results) -> Table:
     gains = any(row.gain_over for row in table.rows)
     columns = [*table.columns]
     for heading in table.computed:
-        columns += [heading, 'here', 'deviation']
+        columns += [heading, f'{heading}, here']
     columns += [METRICS[stage][1] for stage in table.rows[0].paper] + ['gain in mIoU'] * gains
-    made = Table(columns, title=table.title, notes=table.notes, labels=len(table.columns))
+    rows = []
     for row in table.rows:
         cells, printed = [*row.label], row.printed
         for digits, value in table.computed.values():
             ours = round(value(row), digits)
-            cells += [paper(printed, digits), computed(ours, digits), deviation(ours, printed, 6)]
+            cells += [paper(printed, digits), with_deviation(computed(ours, digits), deviation(ours, printed, 6))]
             printed = None  # the paper prints values of the first column alone
         cells += [_metric(score, of_row(trainings, stage, row), results, key) for stage, score in row.paper.items()]
-        made.add(*cells, *([_gain(row, trainings)] if gains else []))
+        rows.append([*cells, *([_gain(row, trainings)] if gains else [])])
+    kept = [index for index in range(len(columns)) if {row[index] for row in rows} - {NOTHING, NOT_PRINTED}]
+    made = Table([columns[index] for index in kept], title=table.title, notes=table.notes, labels=len(table.columns))
+    for cells in rows:
+        made.add(*(cells[index] for index in kept))
     return made
 
 
@@ -261,13 +267,13 @@ def _metric(printed: float | None, seeds: Sequence[Seed], results: Results, key:
     if finished := [seed for seed in seeds if seed.final is not None]:
         newest = max(finished, key=lambda seed: seed.date)
         text = results.measured(text, dict(device=newest.machine, date=newest.date), f'ablations, {key}')
-    return '; '.join(filter(None, ['not printed' if printed is None else target(printed), text]))
+    return '; '.join(filter(None, [NOT_PRINTED if printed is None else target(printed), text]))
 
 
 def _gain(row: AblationRow, trainings: Trainings) -> str:
     if row.gain_over is None:
         return NOTHING
-    cell = target(f'{row.paper_gain:+.1f}') if row.paper_gain is not None else 'not printed'
+    cell = target(f'{row.paper_gain:+.1f}') if row.paper_gain is not None else NOT_PRINTED
     own, other = (values(of_row(trainings, 'seg', one)) for one in (row, ROWS[row.gain_over]))
     if not own or not other:
         return cell

@@ -12,7 +12,7 @@ from mmpelk.analysis.complexity import Complexity, count_complexity, uniform_den
 from mmpelk.analysis.inference import build_model
 from mmpelk.analysis.table import Table
 
-from .marks import NOTHING, Results, computed, deviation, paper, target
+from .marks import Results, computed, deviation, paper, target, with_deviation
 from .networks import Recipe, UnavailableError, load
 from .paper import FLOPS_DECIMALS, TABLES, PublishedRow
 
@@ -88,7 +88,7 @@ def measured_scores(number: int, results: Results) -> dict[str, dict[str, float]
 def counts_table(number: int, results: Results) -> Table:
     """Parameters, FLOPs and scores: printed, counted, and measured where somebody has trained the recipe."""
     decimals, measured = FLOPS_DECIMALS[number], measured_scores(number, results)
-    heads = ['method', 'params [M]', 'counted', 'deviation', 'in training', 'FLOPs [G]', 'counted', 'deviation']
+    heads = ['method', 'params [M]', 'counted', 'in training', 'FLOPs [G]', 'counted']
     table = Table([*heads, *(f'{_METRICS[metric]} [%]' for metric in TABLES[number][0].scores)])
     notes: dict[str, int] = {}
     for published, counted, note in count_table(number):
@@ -108,12 +108,10 @@ def counts_table(number: int, results: Results) -> Table:
         table.add(
             name,
             paper(published.params),
-            computed(params, 1),
-            deviation(params, published.params, 0),
-            f'{computed(training, 1)}, {deviation(training, published.params, 0)}' if training else NOTHING,
+            with_deviation(computed(params, 1), deviation(params, published.params, 0)),
+            computed(training, 1),
             paper(published.flops, decimals),
-            computed(flops, decimals + 1),
-            deviation(flops, published.flops, decimals),
+            with_deviation(computed(flops, decimals + 1), deviation(flops, published.flops, decimals)),
             *scores,
         )
     table.notes = [f'[{index}] {note[0].upper()}{note[1:]}.' for note, index in notes.items()]
@@ -134,12 +132,12 @@ def upernet(method: str) -> tuple[PublishedRow, Complexity]:
 
 def head_table() -> Table:
     """The decode head alone, which all UperNet rows share, beside what the paper's totals leave for it."""
-    heads = ['UperNet head of', "the paper's total less our backbone [G]", 'counted [G]', 'deviation']
+    heads = ['UperNet head of', "the paper's total less our backbone [G]", 'counted [G]']
     table = Table([*heads, 'without norms and resizing [G]'])
     for method in ('PeLK-T', 'PeLK-B'):
         published, counted = upernet(method)
         whole = counted.part('decode_head') / 1e9
         extra = sum(c.flops for c in counted.components if c.name == 'norms_and_resizing') / 1e9
         left = published.flops - counted.part('backbone') / 1e9
-        table.add(method, computed(left, 1), computed(whole, 1), deviation(whole, left), computed(whole - extra, 1))
+        table.add(method, computed(left, 1), computed(whole, 1), computed(whole - extra, 1))
     return table

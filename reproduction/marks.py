@@ -11,6 +11,7 @@ from mmpelk.analysis.table import Table
 from . import RESULTS
 
 NOTHING = '-'
+NOT_PRINTED = 'not printed'
 _FACTS = ('device', 'threads', 'torch', 'cudnn', 'python', 'mmpelk', 'date')
 
 
@@ -49,6 +50,11 @@ def deviation(ours: float | None, theirs: float | None, places: int = 1) -> str:
     percent = round(100 * (ours / theirs - 1), 1)
     text = f'{percent:+.1f} %' if percent else '0.0 %'
     return f'**{text}**' if abs(percent) >= 1 and round(ours, places) != theirs else text
+
+
+def with_deviation(cell: str, percent: str) -> str:
+    """A computed cell with its :func:`deviation`, if that is more than rounding."""
+    return f'{cell}, {percent}' if percent.startswith('**') else cell
 
 
 @dataclass

@@ -41,11 +41,11 @@ def read_schedules(results: Results) -> dict[str, Variants]:
     return (results.read(_FILE) or dict(schedules={}))['schedules']
 
 
-def mixers_table(variants: Variants, results: Results) -> Table:
-    """One schedule; deviations are sample standard deviations.
+def mixers_table(schedules: Mapping[str, Variants], results: Results) -> Table:
+    """Every schedule; deviations are sample standard deviations.
 
     Args:
-        variants: The networks; differences are from the first.
+        schedules: Of :func:`read_schedules`; differences are from the first network of each.
         results: Where they were read.
     """
     machine = results.read(_FILE)['machine']
@@ -53,23 +53,22 @@ def mixers_table(variants: Variants, results: Results) -> Table:
     def measured(mean: float | str, deviation: float | None = None) -> str:
         return results.measured(mean, machine, 'mixers', spread=deviation)
 
-    heads = ['variant', 'parameters [k]', 'widths', 'mIoU at the end [%]', 'less the first row, by seed']
-    table = Table([*heads, 'mean over the curve [%]', f'seeds above {_SOLVED:.0f} %', 'the seeds [%]'])
-    firsts = next(iter(variants.values()))['final']['values']
-    for name, variant in variants.items():
-        final, over_curve = variant['final'], variant['over_curve']
-        ends = final['values']
-        gaps = [end - first for end, first in zip(ends, firsts, strict=True)]
-        table.add(
-            name,
-            computed(variant['parameters'] / 1e3, 1),
-            '-'.join(map(str, variant['widths'])),
-            measured(final['mean'], final['deviation']),
-            measured(*mean_and_deviation(gaps)) if any(gaps) else NOTHING,
-            measured(over_curve['mean'], over_curve['deviation']),
-            measured(f'{sum(end > _SOLVED for end in ends)} of {len(ends)}'),
-            measured(', '.join(f'{end:.1f}' for end in ends)),
-        )
+    columns = ['variant', 'parameters [k]', 'widths']
+    for iterations in schedules:
+        columns += [f'mIoU after {iterations} [%]', 'less the first row', f'seeds above {_SOLVED:.0f} %']
+    table = Table(columns)
+    for name, variant in next(iter(schedules.values())).items():
+        cells = [name, computed(variant['parameters'] / 1e3, 1), '-'.join(map(str, variant['widths']))]
+        for variants in schedules.values():
+            final = variants[name]['final']
+            firsts = next(iter(variants.values()))['final']['values']
+            gaps = [end - first for end, first in zip(final['values'], firsts, strict=True)]
+            cells += [
+                measured(final['mean'], final['deviation']),
+                measured(*mean_and_deviation(gaps)) if any(gaps) else NOTHING,
+                f'{sum(end > _SOLVED for end in final["values"])} of {len(gaps)}',
+            ]
+        table.add(*cells)
     return table
 
 
@@ -107,8 +106,7 @@ def main() -> None:
         schedules = read_schedules(results)
         if not schedules:
             raise FileNotFoundError(f"no {_FILE}.json in '{results.folder}'; python -m benchmarks.{_FILE} writes it")
-        for variants in schedules.values():
-            mixers_table(variants, results).print()
+        mixers_table(schedules, results).print()
         write_figure(draw(schedules), path)
 
 

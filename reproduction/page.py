@@ -3,10 +3,11 @@
 Nothing is measured here. What can be computed is computed; what was measured is read from ``benchmarks/results``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from mmpelk.analysis.erf import ratio_table
 from mmpelk.analysis.table import Table
@@ -20,7 +21,7 @@ from .counts import counts_table, head_table, measured_scores, upernet
 from .marks import NOTHING, Results, computed, paper
 from .mixers import mixers_table, read_schedules
 from .paper import SHARING_GRIDS, TABLE_8, TABLES
-from .scaling import growth_table, saved_table, size_table
+from .scaling import measure, saved_table, size_table
 from .shares import flop_shares, shares_table
 from .steps import STEPS
 
@@ -40,7 +41,7 @@ def render(folder: Path = RESULTS) -> str:
     sections: dict[str, Callable[[], Table | str]] = {
         'grids': grids,
         **{f'ablation_{key}': partial(ablation_table, key, trainings, results) for key in ABLATIONS},
-        'growth': growth_table,
+        'growth': growth,
         'saved': saved_table,
         **{f'table_{number}': partial(counts_table, number, results) for number in TABLES},
         'upernet_head': head_table,
@@ -73,24 +74,32 @@ def states(results: Results, trainings: Trainings) -> dict[str, str]:
     )
     for number, rows in TABLES.items():
         done, ours = len(measured_scores(number, results)), sum(row.is_ours for row in rows)
-        found[str(number)] = f'parameters and FLOPs computed; accuracy of {done} of {ours} PeLK rows measured'
+        found[str(number)] = f'parameters and FLOPs counted; {done} of {ours} accuracies measured'
     for key, table in ABLATIONS.items():
-        found[key] = f'driver and recipes; {measured_rows(key, trainings)} of {len(table.rows)} rows measured'
+        found[key] = f'{measured_rows(key, trainings)} of {len(table.rows)} rows measured'
     return {f'state_{name}': state for name, state in found.items()}
 
 
 def grids() -> Table:
     """Fig. 1 and Eq. 2: the sharing grids."""
-    table = Table(['K', 'centre', 'expected', 'Eq. 2 here', 'deviation', 'source'])
+    table = Table(['K', 'centre', 'ring widths, rim to centre', 'Eq. 2 here', 'source'])
     for kernel_size, center_size, half, source, follows_rule in SHARING_GRIDS:
-        expected = ' '.join(map(str, mirror_half_grid(half)))
-        cell, verdict = NOTHING, 'an explicit grid'
+        cell = NOTHING
         if follows_rule:
-            ours = ' '.join(map(str, sharing_grid(kernel_size, center_size)))
-            cell, verdict = computed(ours), 'none' if ours == expected else '**another grid**'
-        shown = f'{expected} (by hand)' if source.startswith('Eq.') else paper(expected)
-        table.add(str(kernel_size), str(center_size), shown, cell, verdict, source)
+            ours = sharing_grid(kernel_size, center_size)
+            same = ours == mirror_half_grid(half)
+            cell = computed('the same' if same else f'**{" ".join(map(str, ours))}**')
+        widths = ' '.join(map(str, half))
+        shown = f'{widths} (by hand)' if source.startswith('Eq.') else paper(widths)
+        table.add(str(kernel_size), str(center_size), shown, cell, source)
     return table
+
+
+def growth() -> str:
+    """By what factor peripheral kernels grow; the other mixers' stand in Fig. 2."""
+    large, small = measure('peripheral', (51, 49, 47, 13)), measure('peripheral', 7)
+    one, all_of_them = computed(large.kernel / small.kernel, 1), computed(large.kernels / small.kernels, 1)
+    return f'From K = 7 to 51 one peripheral kernel grows {one} times, all kernels of ConvNeXt-T {all_of_them} times.'
 
 
 def receptive_fields(name: str, results: Results) -> Table | str:
@@ -99,41 +108,54 @@ def receptive_fields(name: str, results: Results) -> Table | str:
     if data is None:
         return 'Not measured yet.'
     measured = partial(results.measured, machine=data['machine'], what=f'Fig. 4, {name}')
-    return ratio_table(data['models'], computed, measured)
+    return ratio_table(data['models'], computed, measured, logarithms=False)
 
 
-def throughput(results: Results) -> str:
-    """Table 8: throughput, every stored run; of the two memory layouts the faster one counts."""
-    texts = []
-    for device in ('cpu', 'cuda'):
-        for run in (results.read(f'throughput_{device}') or dict(runs=[]))['runs']:
-            setting, machine = run['setting'], run['machine']
-            mode = 'compiled' if setting['compiled'] else 'eager'
-            name = f'{setting["precision"]}, {mode}, {setting["batch"]} x {setting["size"]} x {setting["size"]}'
-            table = Table(['network', 'A100 [images/s]', 'ratio', 'here [images/s]', 'ratio', 'faster layout'])
-            first: float | None = None
-            for row in run['rows']:
-                best = max(row['measurements'], key=lambda one: one['images_per_second'] or 0.0)
-                speed, theirs = best['images_per_second'], TABLE_8.get(row['model'])
-                first = speed if row is run['rows'][0] else first
-                table.add(
-                    row['model'],
-                    paper(theirs),
-                    paper(theirs and theirs / TABLE_8['PeLK-T'], 2),
-                    best['failure'] or results.measured(speed, machine, f'Table 8, {name}', 2),
-                    results.measured(speed and first and speed / first, machine, f'Table 8, {name}', 2),
-                    best['layout'].replace('_', ' '),
-                )
-            texts.append(f'**{device.upper()}, {name}**\n\n{table.markdown()}')
-    if results.read('throughput_cuda') is None:
-        texts.append('GPU: not run yet, the figures of the paper are a target.')
-    return '\n\n'.join(texts)
+def throughput(results: Results) -> Table:
+    """Table 8: a row for every stored setting; of the two memory layouts the faster one counts.
+
+    A cell is images per second and, after the comma, the multiple of the first network's.
+    """
+    runs = [
+        (device, run)
+        for device in ('cpu', 'cuda')
+        for run in (results.read(f'throughput_{device}') or dict(runs=[]))['runs']
+    ]
+    models = [row['model'] for _, run in runs for row in run['rows']]
+    names = list(dict.fromkeys(['PeLK-T', *models, *TABLE_8]))
+    table = Table(['setting', *names])
+
+    def row(
+        setting: str, speeds: Mapping[str, float | None], mark: Callable[..., str], failures: Mapping[str, str]
+    ) -> None:
+        first = speeds.get(names[0])
+        cells = []
+        for name in names:
+            speed = speeds.get(name)
+            ratio = f', {speed / first:.2f}' if speed and first and name != names[0] else ''
+            cells.append(failures.get(name) or mark(speed) + ratio)
+        table.add(setting, *cells)
+
+    row('A100, the paper', TABLE_8, paper, {})
+    for device, run in runs:
+        setting = run['setting']
+        mode = 'compiled' if setting['compiled'] else 'eager'
+        name = f'{device.upper()}, {setting["precision"]}, {mode}, {setting["batch"]} x {setting["size"]}²'
+        best = {one['model']: max(one['measurements'], key=_images_per_second) for one in run['rows']}
+        speeds = {model: one['images_per_second'] for model, one in best.items()}
+        failures = {model: one['failure'] for model, one in best.items() if one['failure']}
+        mark = partial(results.measured, machine=run['machine'], what=f'Table 8, {device.upper()}', places=2)
+        row(name, speeds, mark, failures)
+    return table
 
 
-def mixers(results: Results) -> str:
+def _images_per_second(measurement: Mapping[str, Any]) -> float:
+    return measurement['images_per_second'] or 0.0
+
+
+def mixers(results: Results) -> Table | str:
     """The experiment on the demo's set."""
-    texts = []
-    for iterations, variants in read_schedules(results).items():
-        head = f'**{iterations} iterations, {len(next(iter(variants.values()))["curves"])} seeds**'
-        texts.append(f'{head}\n\n{mixers_table(variants, results).markdown()}')
-    return '\n\n'.join(texts) or 'Not run yet: `python -m benchmarks.mixer_comparison`.'
+    schedules = read_schedules(results)
+    if not schedules:
+        return 'Not run yet: `python -m benchmarks.mixer_comparison`.'
+    return mixers_table(schedules, results)

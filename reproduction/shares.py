@@ -18,7 +18,7 @@ from mmpelk.engine.command_line import exit_on_user_error
 
 from .counts import upernet
 from .figures import figure_path, write_figure
-from .marks import computed, deviation, paper
+from .marks import computed, deviation, paper, with_deviation
 from .paper import SHARES
 
 MODEL, BACKBONE, BESIDE = 'the model', 'the backbone', 'the backbone, beside it'
@@ -78,7 +78,7 @@ def flop_shares(complexity: Complexity) -> list[Share]:
 
 def shares_table(shares: Sequence[Share]) -> Table:
     """Both halves of Fig. 5, of UperNet PeLK-T at 2048 x 512, for which the paper states two."""
-    heads = ['part', 'of', 'FLOPs [G]', 'paper [%]', 'here [%]', 'deviation']
+    heads = ['part', 'of', 'FLOPs [G]', 'paper [%]', 'here [%]']
     table = Table(heads, title='Shares of the FLOPs, one per multiply-add', labels=2)
     for share in shares:
         printed = SHARES.get(share.name)
@@ -88,8 +88,9 @@ def shares_table(shares: Sequence[Share]) -> Table:
             share.whole,
             computed(share.flops / 1e9, 2),
             paper(printed, digits),
-            computed(share.percent, 1 if share.percent >= 1 else 3),
-            deviation(share.percent, printed, digits),
+            with_deviation(
+                computed(share.percent, 1 if share.percent >= 1 else 3), deviation(share.percent, printed, digits)
+            ),
         )
     return table
 

@@ -213,6 +213,7 @@ def ratio_table(
     models: Sequence[Mapping[str, Any]],
     computed: Callable[[str], str] = str,
     measured: Callable[[str], str] = str,
+    logarithms: bool = True,
 ) -> Table:
     """Sides and areas of the centred squares that hold a share of the contribution.
 
@@ -220,15 +221,17 @@ def ratio_table(
         models: Their facts, from :func:`measure`.
         computed: Marks a figure that follows from the kernels.
         measured: Marks one that was measured.
+        logarithms: Add a row for the logarithms of the scores, which depend on the scale of the features.
     """
+    forms = {'area_ratios': 'as they are'} | ({'area_ratios_log': 'log10(s + 1)'} if logarithms else {})
     shares = [f'{100 * ratio["threshold"]:.0f} %' for ratio in models[0]['area_ratios']]
-    table = Table(['network', 'theoretical field [px]', 'scores', *shares], labels=1)
+    table = Table(['network', 'theoretical field [px]', *(['scores'] if logarithms else []), *shares], labels=1)
     for model in models:
         size = model['theoretical_size']
         names = [model['name'], computed(str(size)) if size else '-']
-        for scores, key in (('as they are', 'area_ratios'), ('log10(s + 1)', 'area_ratios_log')):
+        for key, scores in forms.items():
             squares = [f'{one["side"]} px, {100 * one["area_ratio"]:.1f} %' for one in model[key]]
-            table.add(*names, scores, *map(measured, squares))
+            table.add(*names, *([scores] if logarithms else []), *map(measured, squares))
             names = ['', '']
     return table
 
