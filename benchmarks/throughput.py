@@ -157,7 +157,7 @@ class Call:
     def _failures_kept(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # whatever a model, the allocator or a compiler raises is a result here
+        except Exception as error:  # any error of a model, the allocator or a compiler is a result here
             first_line = (str(error).strip().splitlines() or [''])[0][:200]
             self.failure = f'{type(error).__name__}: {first_line}'.removesuffix(': ')
 
@@ -295,7 +295,7 @@ def load_runs(path: Path) -> dict[Setting, Run]:
 def save_runs(path: Path, runs: Mapping[Setting, Run]) -> None:
     """Write runs as JSON, ``{"runs": [...]}``, in the order of their settings.
 
-    The file is replaced in one step: whoever reads it, or stops the process, finds the old runs or the new ones.
+    The file is replaced in one step: a reader finds the old runs or the new ones, also if the process is stopped.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'{path.name}.part')

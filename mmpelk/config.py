@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-__all__ = ['config_path', 'get_config', 'list_configs', 'resolve_recipe']
-
 _PACKAGE = Path(__file__).resolve().parent
 # As in every OpenMMLab package: links into the repository in a checkout, files in a wheel.
 _RECIPES = _PACKAGE / '.mim' / 'configs'

@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-__all__ = ['CHECKS', 'Finding', 'examine', 'report']
-
 # Import name, and the distribution that provides it in the stock line of OpenMMLab and in the maintained one.
 _DISTRIBUTIONS = {
     'mmengine': ('mmengine', 'onedl-mmengine'),
@@ -200,7 +198,7 @@ def _backends() -> Iterator[Finding]:
                 torch.autograd.grad(expected.sum(), (exact_x, exact_weight)),
                 strict=True,
             )
-        except Exception as error:  # whatever a broken compiler or driver raises
+        except Exception as error:  # a broken compiler or driver raises anything
             yield Finding(f'backend {name}', 'error', f'fails: {type(error).__name__}: {error}', _another_backend(name))
             continue
         worst = max(float((a.detach().double() - b.detach()).abs().max() / b.detach().abs().max()) for a, b in pairs)
@@ -273,7 +271,7 @@ def _recipes() -> Iterator[Finding]:
     for path, names in problems.items():
         more = f' and {len(names) - 1} more' if len(names) > 1 else ''
         page = 'docs/training.md' if path.startswith('checkpoints') else 'docs/getting_started.md'
-        yield Finding(path, 'warning', f'not here; wanted by {names[0]}{more}', f'{page} says where it comes from')
+        yield Finding(path, 'warning', f'not here; needed by {names[0]}{more}', f'{page} says where it comes from')
     yield Finding(
         'recipes',
         'ok',

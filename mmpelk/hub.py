@@ -27,8 +27,6 @@ from mmpelk.errors import UserError
 from mmpelk.models import PeLK
 from mmpelk.models.weights.publication import Publication, check_types, fetch, fit_network, refuse_unknown
 
-__all__ = ['from_pretrained', 'push_to_hub', 'read_recipe', 'save_pretrained', 'write_recipe']
-
 RECIPE = 'config.py'
 _KIND = 'recipe'
 _OF_THE_RUN = ('work_dir', 'load_from', 'resume', 'launcher')

@@ -3,8 +3,6 @@
 import importlib
 import importlib.metadata
 
-__all__ = ['compile_command', 'import_error']
-
 _PACKAGES = ('onedl-mmcv', 'mmcv')
 
 

@@ -29,8 +29,6 @@ try:
 except ImportError as error:
     raise ImportError("PeLK in timm's registry takes the package timm: pip install 'mmpelk[timm]'") from error
 
-__all__ = ['PeLKClassifier']
-
 NAMES = {f'pelk_{arch.replace("-", "_")}': arch for arch in ARCHITECTURES}
 """timm's name of each architecture."""
 
@@ -202,7 +200,7 @@ def _entry(name: str, arch: str) -> Callable[..., nn.Module]:
         ]
         if pretrained and not any(sources):
             raise UserError(
-                f'nobody has published weights of {name} yet: leave pretrained out, or give your own with '
+                f'there are no published weights of {name} yet: leave pretrained out, or give your own with '
                 "pretrained=True, pretrained_cfg_overlay=dict(file='FILE.safetensors')"
             )
         return build_model_with_cfg(
@@ -238,7 +236,7 @@ default_cfgs = generate_default_cfgs(
         for name in NAMES
     }
 )
-"""What timm says of each model; it looks for this name in the module."""
+"""timm's description of each model, which it looks for under this name."""
 
 for _name, _arch in NAMES.items():
     register_model(_entry(_name, _arch))

@@ -231,7 +231,7 @@ def measured_rows(key: str, trainings: Trainings) -> int:
 
 
 def ablation_table(key: str, trainings: Trainings, results: Results) -> Table:
-    """A table of the paper: labels, computed columns, and metrics where somebody has trained the rows.
+    """A table of the paper: labels, computed columns, and metrics where the rows were trained.
 
     Columns of which the paper prints nothing and nobody has measured anything are left out.
 

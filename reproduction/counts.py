@@ -86,7 +86,7 @@ def measured_scores(number: int, results: Results) -> dict[str, dict[str, float]
 
 
 def counts_table(number: int, results: Results) -> Table:
-    """Parameters, FLOPs and scores: printed, counted, and measured where somebody has trained the recipe."""
+    """Parameters, FLOPs and scores: printed, counted, and measured where the recipe was trained."""
     decimals, measured = FLOPS_DECIMALS[number], measured_scores(number, results)
     heads = ['method', 'params [M]', 'counted', 'in training', 'FLOPs [G]', 'counted']
     table = Table([*heads, *(f'{_METRICS[metric]} [%]' for metric in TABLES[number][0].scores)])

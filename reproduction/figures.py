@@ -8,7 +8,7 @@ from . import argument_parser
 
 
 def figure_path(module: str, doc: str | None) -> Path:
-    """Where the command line of ``python -m reproduction.MODULE`` wants its figure."""
+    """Parse the command line of ``python -m reproduction.MODULE``: the path of its figure."""
     parser = argument_parser(module, doc)
     default = Path(f'work_dirs/analysis/{module}.png')
     parser.add_argument('--out', type=Path, default=default, help='the figure; %(default)s by default')

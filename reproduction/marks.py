@@ -1,4 +1,4 @@
-"""Cells of the page's tables: every figure says where it comes from."""
+"""Cells of the page's tables: every figure is marked with its source."""
 
 import json
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ def paper(value: float | str | None, places: int = 0) -> str:
 
 
 def target(value: float | str | None, places: int = 1) -> str:
-    """What the paper prints and nobody has reproduced here yet."""
+    """A figure of the paper that is not reproduced here yet."""
     return _cell(value, places, '(target)')
 
 
@@ -66,7 +66,7 @@ class Results:
     runs: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
 
     def read(self, name: str) -> Any:
-        """Content of a results file, or ``None`` if nobody has written it."""
+        """Content of a results file, or ``None`` if there is none."""
         path = self.folder / f'{name}.json'
         return json.loads(path.read_text()) if path.is_file() else None
 
@@ -82,7 +82,7 @@ class Results:
 
         Args:
             value: The figure; ``None`` for nothing.
-            machine: What :func:`mmpelk.analysis.timing.environment_info` says of the run.
+            machine: Of :func:`mmpelk.analysis.timing.environment_info`, of the run.
             what: Name of the run, for the list of them.
             places: Decimal places.
             spread: Standard deviation.

@@ -64,7 +64,7 @@ def batch_options(cfg: Config, gpus: int, given: Collection[str] = ()) -> dict[s
     Args:
         cfg: The recipe with the user's options.
         gpus: Number of processes.
-        given: Keys of the user's options; whoever gives ``optim_wrapper.accumulative_counts`` gives the rest, too.
+        given: Keys of the user's options; with ``optim_wrapper.accumulative_counts`` among them, nothing is computed.
 
     Returns:
         Options for ``--cfg-options``.

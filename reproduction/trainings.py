@@ -1,4 +1,4 @@
-"""Trainings as processes: several at a time, each after what it needs, and all stopped with whoever started them."""
+"""Trainings as processes: several at a time, each after those that it needs, and all stopped with the command."""
 
 import fcntl
 import os
@@ -86,7 +86,7 @@ class Training:
 
 
 def run_trainings(trainings: Iterable[Training], at_a_time: int = 1, keep_going: bool = True) -> dict[str, str]:
-    """Run the trainings that are not finished, in their order, and say on the standard output what happens.
+    """Run the trainings that are not finished, in their order, and print what happens.
 
     SIGINT, SIGTERM and SIGHUP stop the trainings, too: their process groups are sent SIGTERM and waited for.
 
@@ -151,7 +151,7 @@ def run_trainings(trainings: Iterable[Training], at_a_time: int = 1, keep_going:
 
 
 def _stop(processes: Iterable[subprocess.Popen]) -> None:
-    """End the process groups: with SIGTERM, and with SIGKILL whatever outlives its leader or the time of grace."""
+    """End the process groups: with SIGTERM, and with SIGKILL those that outlive their leader or the time of grace."""
     for process in processes:
         if process.poll() is None:
             _signal_group(process, signal.SIGTERM)

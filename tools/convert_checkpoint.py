@@ -19,13 +19,12 @@ from mmpelk.engine.checks import check_checkpoint
 from mmpelk.engine.command_line import exit_on_user_error, load_config
 from mmpelk.fault_tolerance.safe_loading import read_checkpoint
 from mmpelk.models import PeLK
+from mmpelk.models.weights.checkpoint import state_dict_of
 from mmpelk.models.weights.inflation import inflate
-from mmpelk.models.weights.key_maps import SOURCES, Comparison, compare, detect_source, from_source, to_timm
+from mmpelk.models.weights.key_maps import SOURCES, detect_source, from_source, to_timm
 from mmpelk.sparsity import fold_masks
 from mmpelk.sparsity.publish import save_pth, save_safetensors
 
-# Where training scripts keep the weights: mmengine, ConvNeXt and SLaK.
-KEYS = ('state_dict', 'model')
 SHOWN = 5
 
 
@@ -41,7 +40,7 @@ def parse_args() -> argparse.Namespace:
         part.add_argument('config', help='classification recipe whose network the checkpoint belongs to')
         part.add_argument('checkpoint', help='file or URL to read')
         part.add_argument('out', type=Path, help='.pth to write, or .safetensors when exporting')
-        part.add_argument('--key', help=f'entry of the file that holds the weights; by default {" or ".join(KEYS)}')
+        part.add_argument('--key', help='entry of the file that holds the weights; by default state_dict or model')
         if mode == 'import':
             part.add_argument('--source', choices=SOURCES, help='whose names it has; by default told from them')
     # What load_config looks for.
@@ -55,14 +54,9 @@ def read_weights(path: str, key: str | None) -> dict[str, Tensor]:
     content = read_checkpoint(path)
     if key is not None and key not in content:
         raise ValueError(f"'{path}' has no entry {key!r}; it has {', '.join(list(content)[:8])}")
-    key = key or next((name for name in KEYS if name in content), None)
-    if key == 'model' and 'model_ema' in content:
+    if key is None and 'model_ema' in content:
         print('the file holds averaged weights, too: --key model_ema takes them')
-    weights = content if key is None else content[key]
-    tensors = {name.removeprefix('module.'): value for name, value in weights.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise ValueError(f"no tensors in '{path}'; --key names the entry that holds them")
-    return tensors
+    return state_dict_of(content if key is None else content[key], path)
 
 
 def build_model(args: argparse.Namespace) -> nn.Module:
@@ -75,41 +69,28 @@ def build_model(args: argparse.Namespace) -> nn.Module:
     return MODELS.build(cfg.model)
 
 
-def report(comparison: Comparison, renamed: Mapping[str, str]) -> str:
-    """What matched and what did not, and why, by their names in the file."""
-    original = {new: old for old, new in renamed.items()}
-    lines = [
-        f'{len(comparison.matched)} of {len(comparison.matched) + len(comparison.missing) + len(comparison.shapes)} '
-        f'tensors of the network matched, {sum(old != new for old, new in renamed.items())} of them by another name'
-    ]
-    for reason, names in (
-        ('the checkpoint lacks', comparison.missing),
-        (
-            'the network lacks',
-            [
-                f'{original.get(name, name)}' + (f' (as {name})' if original.get(name, name) != name else '')
-                for name in comparison.unexpected
-            ],
-        ),
-        (
-            'of another shape',
-            [
-                f'{original.get(name, name)} {theirs}, in the network {name} {ours}'
-                for name, (theirs, ours) in comparison.shapes.items()
-            ],
-        ),
-    ):
+def check(state: Mapping[str, Tensor], model: nn.Module, renamed: Mapping[str, str], config: str) -> None:
+    """Print what of a state dict the network takes and why not the rest, and refuse what is no complete match."""
+    own, original = model.state_dict(), {new: old for old, new in renamed.items()}
+    known = {name: original.get(name, name) for name in state}
+    shapes = {name: tuple(value.shape) for name, value in own.items()}
+    problems = {
+        'the checkpoint lacks': [name for name in own if name not in state],
+        'the network lacks': [old + f' (as {name})' * (old != name) for name, old in known.items() if name not in own],
+        'of another shape': [
+            f'{old} {tuple(state[name].shape)}, in the network {name} {shapes[name]}'
+            for name, old in known.items()
+            if name in own and state[name].shape != own[name].shape
+        ],
+    }
+    matched = len(own) - len(problems['the checkpoint lacks']) - len(problems['of another shape'])
+    other = sum(old != new for old, new in renamed.items())
+    print(f'{matched} of {len(own)} tensors of the network matched, {other} of them by another name')
+    for reason, names in problems.items():
         if names:
-            lines.append(f'{reason} ({len(names)}):')
-            lines += [f'  {name}' for name in names[:SHOWN]]
-            lines += [f'  ... and {len(names) - SHOWN} more'] if len(names) > SHOWN else []
-    return '\n'.join(lines)
-
-
-def check(comparison: Comparison, renamed: Mapping[str, str], config: str) -> None:
-    """Print the report, and refuse what is not a complete match."""
-    print(report(comparison, renamed), flush=True)
-    if not comparison.strict:
+            more = [f'... and {len(names) - SHOWN} more'] if len(names) > SHOWN else []
+            print(f'{reason} ({len(names)}):', *names[:SHOWN], *more, sep='\n  ')
+    if any(problems.values()):
         raise ValueError(
             f"the checkpoint is not one of '{config}': nothing is written. Other shapes mean another size or another "
             'number of classes, missing or extra tensors another mixer or embedding, or a deployed form'
@@ -125,7 +106,7 @@ def import_checkpoint(args: argparse.Namespace) -> None:
     print(f'names of {source}')
     renamed = from_source(weights, source)
     state = {renamed[name]: value for name, value in weights.items()}
-    check(compare(state, model), renamed, args.config)
+    check(state, model, renamed, args.config)
     maskable = [value for value in state.values() if value.dim() in (2, 4)]
     density = sum(int(value.count_nonzero()) for value in maskable) / sum(value.numel() for value in maskable)
     save_pth(dict(meta=dict(converted_from=source), state_dict=state), args.out)
@@ -173,7 +154,7 @@ def export_checkpoint(args: argparse.Namespace) -> None:
         if not name.startswith('data_preprocessor.')
     }
     names = to_timm(model)
-    check(compare(weights, model), names, args.config)
+    check(weights, model, names, args.config)
     state = {names[name]: value for name, value in weights.items()}
     ours = sorted({name.split('.mixer.')[1] for name in state if '.mixer.' in name})
     if args.out.suffix == '.pth':

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mmpelk.engine.command_line import exit_on_user_error
 from mmpelk.fault_tolerance.safe_loading import read_checkpoint
-from mmpelk.sparsity.publish import add_hash, export_checkpoint, save_pth, save_safetensors
+from mmpelk.sparsity.publish import add_hash, publish_checkpoint, save_pth, save_safetensors
 
 WRITERS = {'.pth': save_pth, '.safetensors': save_safetensors}
 
@@ -45,7 +45,7 @@ def main() -> None:
             if path.resolve() == args.checkpoint.resolve():
                 raise ValueError(f"'{path}' is the checkpoint itself: choose another name")
         checkpoint = read_checkpoint(args.checkpoint)
-        exported = export_checkpoint(checkpoint, args.weights, args.keep_masks, args.keep_optimizer, args.shrink)
+        exported = publish_checkpoint(checkpoint, args.weights, args.keep_masks, args.keep_optimizer, args.shrink)
         for path in args.out:
             path.parent.mkdir(parents=True, exist_ok=True)
             WRITERS[path.suffix](exported, path)

@@ -2,7 +2,7 @@
 
 python tools/quantize_onnx.py configs/seg/upernet_pelk_t_ade20k.py model.onnx model_int8.onnx --images 64
 
-The file is one of tools/export_onnx.py without --fold-preprocessing and --half. tools/test_onnx.py tells what the
+The file is one of tools/export_onnx.py without --fold-preprocessing and --half. tools/test_onnx.py measures what the
 integers cost in the recipe's own metric.
 """
 

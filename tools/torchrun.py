@@ -1,4 +1,4 @@
-"""``torchrun`` that hands signals on, without its forty lines about a process that has already said what went wrong.
+"""``torchrun`` that passes signals on, without its forty lines about a process that has printed its own error.
 
 torchrun's own way with SIGTERM and Ctrl-C is to kill the processes after 30 seconds and to exit with 1; SIGUSR1 ends it
 and leaves them behind. Here the processes get these three, and what they exit with is the exit code.

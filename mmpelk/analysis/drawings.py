@@ -10,8 +10,6 @@ import numpy as np
 
 from mmpelk.errors import UserError
 
-__all__ = ['IMAGE_SUFFIXES', 'VIDEO_SUFFIXES', 'Drawing', 'find_drawings']
-
 IMAGE_SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'}
 VIDEO_SUFFIXES = {'.avi', '.m4v', '.mkv', '.mov', '.mp4', '.webm'}
 Painter = Callable[[np.ndarray], np.ndarray]
@@ -36,14 +34,11 @@ class Drawing:
         return self.source.suffix.lower() in VIDEO_SUFFIXES
 
     def frames(self) -> int:
-        """How many pictures it has: 1, or what the video says of itself."""
+        """Number of pictures: 1, or the frame count in the header of the video."""
         return max(1, mmcv.VideoReader(str(self.source)).frame_cnt) if self.is_video else 1
 
     def draw(self, paint: Painter) -> Iterator[None]:
         """Write the drawing; yields after each picture.
-
-        Args:
-            paint: Draws one picture.
 
         Raises:
             UserError: If the source cannot be read, or the video not be written.

@@ -39,20 +39,6 @@ from .receptive_field import THRESHOLDS, Scores
 from .table import Table
 from .timing import environment_info
 
-__all__ = [
-    'RANDOM',
-    'Measured',
-    'draw_fields',
-    'estimate_norms',
-    'load_model',
-    'measure',
-    'preprocessed',
-    'ratio_table',
-    'read_images',
-    'save_with_palette',
-    'set_layer_scales',
-]
-
 #: In place of a checkpoint: random weights.
 RANDOM = 'random'
 
@@ -69,7 +55,7 @@ class Measured:
     """Scores of a model, and what is known of them."""
 
     scores: Scores  # ``(H, W)``, summed over the images
-    facts: dict[str, Any]  # what the JSON says about the model
+    facts: dict[str, Any]  # of the model, for the JSON
 
 
 def read_images(paths: Sequence[Path], count: int, size: int) -> dict[str, Image]:

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from mmpelk.engine.checks import check_operators
 
-__all__ = ['InferenceForm', 'build_model']
-
 
 def build_model(cfg: Config, seed: int | None = None) -> nn.Module:
     """The model of a recipe, to count, time or measure. Neither the global random state nor the default scope changes.
@@ -56,7 +54,7 @@ class InferenceForm(nn.Module):
         self.add_module(self.MODEL, model.eval())
 
     def forward(self, image: Tensor) -> Any:
-        """``(1, C, H, W)`` to whatever the model returns."""
+        """``(1, C, H, W)`` to the output of the model."""
         model: Any = self.model
         if hasattr(model, 'rpn_head') and hasattr(model, 'roi_head'):
             return _detect(model, image)
@@ -88,6 +86,6 @@ def _as_list(module: nn.Module) -> list[Any]:
 
 
 def _pooled(extractor: Any, regions: int, image: Tensor) -> Tensor:
-    """What the extractor cuts out of the feature maps; it has no layer that counts."""
+    """Regions as the extractor cuts them out of the feature maps; it has no layer that counts."""
     size = extractor.roi_layers[0].output_size
     return torch.empty(regions, extractor.out_channels, *size, dtype=image.dtype, device=image.device)

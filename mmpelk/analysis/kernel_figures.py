@@ -15,19 +15,13 @@ from mmpelk.ops.sharing_grid import check_sharing_grid
 
 from .kernels import LearntEmbedding, LearntKernel, regions
 
-__all__ = ['draw_embedding', 'draw_grids', 'draw_kernel']
-
 _PANEL = 5.4  # inches of a grid's picture
 _SIGNED = 'cividis'  # from dark to light all the way, so that grey prints keep the order; zero is in the middle
 _SMALLEST = 4.5  # points below which an index is left out
 
 
 def draw_grids(grids: Sequence[Sequence[int]]) -> Figure:
-    """Fig. 1: the positions of each kernel, cut into the regions that share a parameter.
-
-    Args:
-        grids: Ring widths, one panel each.
-    """
+    """Fig. 1: the positions of each kernel, cut into the regions that share a parameter."""
     figure = Figure(figsize=(_PANEL * len(grids) + 1, _PANEL + 0.6), layout='constrained')
     panels = figure.subplots(1, len(grids), squeeze=False)[0]
     largest = max(max(grid) ** 2 for grid in grids)

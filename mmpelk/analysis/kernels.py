@@ -13,16 +13,6 @@ from mmpelk.ops.positional import positional_constant, positional_map, summed_ar
 from mmpelk.ops.sharing_grid import check_sharing_grid, expand_kernel
 from mmpelk.sparsity.masks import MASK_SUFFIX
 
-__all__ = [
-    'LearntEmbedding',
-    'LearntKernel',
-    'Region',
-    'backbone_tensors',
-    'learnt_embedding',
-    'learnt_kernel',
-    'regions',
-]
-
 
 @dataclass(frozen=True)
 class Region:
@@ -37,9 +27,6 @@ class Region:
 
 def regions(grid: Sequence[int]) -> tuple[Region, ...]:
     """The ``k' * k'`` regions that a grid cuts a ``K x K`` kernel into, row by row.
-
-    Args:
-        grid: Ring widths along one axis.
 
     Raises:
         ValueError: If the grid is not symmetric, positive and of odd sum.

@@ -20,15 +20,6 @@ from torch import Tensor, nn
 from mmpelk.models import PeLK
 from mmpelk.ops import force_backend
 
-__all__ = [
-    'THRESHOLDS',
-    'AreaRatio',
-    'area_ratios',
-    'contribution_scores',
-    'last_map',
-    'theoretical_size',
-]
-
 THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
 """RepLKNet's shares of the total contribution."""
 

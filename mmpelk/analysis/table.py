@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from rich import box, table
 from rich.console import Console
 
-__all__ = ['Table']
-
 _WIDTH = 140  # characters, where the output is no terminal
 
 

@@ -13,8 +13,6 @@ from typing import Any, TypeVar
 
 import torch
 
-__all__ = ['LAYOUTS', 'environment_info', 'faster_layouts', 'interleaved_medians', 'peak_memory', 'synchronize']
-
 _ONCE_IS_ENOUGH = 4.0  # seconds from which on a call is not repeated
 _AT_LEAST = 0.5  # seconds that the rounds take together, so that short calls are repeated often
 
@@ -83,7 +81,7 @@ def faster_layouts(seconds: Mapping[tuple[str, str], float]) -> dict[str, str]:
 
 
 def peak_memory(function: Callable[[], Any], device: str) -> int | None:
-    """Bytes that a call needs on top of what was allocated before it; ``None`` where the system does not tell.
+    """Bytes that a call needs on top of what was allocated before it; ``None`` where the system has no such figure.
 
     On a CPU this is the growth of the resident set (Linux), which has a granularity of some hundred kilobytes.
     """
@@ -110,11 +108,7 @@ def _proc_status(field: str) -> int:
 
 
 def environment_info(device: str) -> dict[str, Any]:
-    """Device, versions, threads, precision settings and date of a run.
-
-    Args:
-        device: ``'cpu'`` or ``'cuda'``.
-    """
+    """Device, versions, threads, precision settings and date of a run."""
     processor = platform.processor() or platform.machine()
     if (info := Path('/proc/cpuinfo')).exists() and (name := re.search(r'model name\s*:\s*(.+)', info.read_text())):
         processor = name.group(1)

@@ -11,16 +11,6 @@ from mmengine.config import Config
 from mmpelk.errors import UserError
 from mmpelk.mmcv_operators import compile_command, import_error
 
-__all__ = [
-    'check_checkpoint',
-    'check_data',
-    'check_operators',
-    'check_option_names',
-    'check_weights',
-    'missing_data',
-    'missing_weights',
-]
-
 _SIMILAR = 0.85  # share of equal letters above which a new key is taken for a typing error
 
 
@@ -57,9 +47,6 @@ def check_option_names(cfg: Config, options: Mapping[str, Any]) -> None:
 def check_operators(cfg: Config) -> None:
     """Check that mmcv's operators are there if the config is a detector's, the one task that needs them.
 
-    Args:
-        cfg: The config.
-
     Raises:
         UserError: If they were never compiled, or for another torch.
     """
@@ -94,7 +81,7 @@ def check_data(cfg: Config, loaders: Sequence[str]) -> None:
 
     Raises:
         FileNotFoundError: If one of :func:`missing_data` is found.
-        UserError: If an annotation file holds NaN or infinity, which toolboxes drop or train on without a word.
+        UserError: If an annotation file holds NaN or infinity, which toolboxes drop or train on silently.
     """
     for path, key in missing_data(cfg, loaders):
         raise FileNotFoundError(

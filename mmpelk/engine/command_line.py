@@ -20,19 +20,8 @@ from mmpelk.fault_tolerance.safe_loading import install_safe_loading
 
 from .checks import check_option_names
 
-__all__ = [
-    'add_common_options',
-    'build_runner',
-    'exit_on_user_error',
-    'load_config',
-    'parse_options',
-    'parse_settings',
-    'read_config',
-]
-
-
-# What gloo and NCCL say when another process is gone. Of several collectives that wait, gloo tells one of the time that
-# is up, and the others that the connection was closed for it: which one a training meets is chance.
+# Messages of gloo and NCCL when another process is gone. Of several waiting collectives, gloo reports a timeout to one
+# and a closed connection to the others.
 _LOST = re.compile(
     r'closed by peer|reset by peer|Broken pipe|Timed out waiting|Read timeout|Write timeout|Wait timeout|Socket closed'
     r'|timeout caused pair closure|remote process exited|Watchdog caught'
@@ -125,22 +114,22 @@ def build_runner(cfg: Config) -> Runner:
 
 @contextmanager
 def exit_on_user_error(running: bool = False) -> Iterator[None]:
-    """Print a user's mistake as a sentence and exit with code 1.
+    """Print a user's mistake as one line, without a traceback, and exit with code 1.
 
     Checkpoints are read as data from here on (:func:`~mmpelk.fault_tolerance.safe_loading.install_safe_loading`).
-    Rank 0 alone speaks, except about a sample that another one has, or about another process that is gone. The
-    environment variable ``MMPELK_TRACEBACK=1`` gives the whole traceback instead.
+    Only rank 0 prints, except errors of a sample that another rank has, and of a lost process. The environment
+    variable ``MMPELK_TRACEBACK=1`` gives the whole traceback instead.
 
     Args:
         running: Training or testing has begun, where most errors are our own: only :class:`UserError`, missing files
-            and modules that cannot be built of the config are told as a sentence. Before that, while the config is read
-            and modules are built, most others are, too.
+            and modules that the config cannot build are printed as one line. Before that, while the config is read and
+            modules are built, most other errors are, too.
     """
     install_safe_loading()
-    told = (AssertionError, AttributeError, ImportError, KeyError, OSError, TypeError, ValueError)
+    shown = (AssertionError, AttributeError, ImportError, KeyError, OSError, TypeError, ValueError)
     try:
         yield
-    except told as error:
+    except shown as error:
         ours = isinstance(error, UserError | FileNotFoundError) or not running or _in_building(error)
         if os.environ.get('MMPELK_TRACEBACK') == '1' or not ours:
             raise

@@ -18,9 +18,7 @@ from torch import nn
 
 from mmpelk.registry import MODEL_WRAPPERS
 
-__all__ = ['CPUDistributedDataParallel', 'adapt_to_machine']
-
-# Where each launcher tells a process its rank, the number of processes, and its rank on its machine.
+# Variables in which each launcher gives a process its rank, the number of processes, and its rank on its machine.
 _RANK_VARIABLES = {
     'pytorch': ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
     'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),

@@ -1,4 +1,4 @@
-"""Learning rates that decay with depth, for any backbone that says how deep a parameter lies."""
+"""Learning rates that decay with depth, for any backbone with ``get_layer_depth``."""
 
 import json
 
@@ -8,8 +8,6 @@ from mmengine.registry import OPTIMIZERS
 from torch import nn
 
 from mmpelk.registry import OPTIM_WRAPPER_CONSTRUCTORS
-
-__all__ = ['LayerDecayOptimWrapperConstructor']
 
 _PREFIX = 'backbone.'
 
@@ -30,7 +28,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     Norms, biases and other one-dimensional parameters have no weight decay, nor has the positional embedding.
 
     Raises:
-        ValueError: If ``paramwise_cfg`` holds unknown keys or values, or the model has no backbone that tells depths.
+        ValueError: If ``paramwise_cfg`` holds unknown keys or values, or the backbone has no ``get_layer_depth``.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What a training says while it runs: a line on the terminal, an estimate of the whole, and other programs' curves."""
+"""Progress of a training: a line on the terminal, an estimate of the whole run, and curves in other programs."""
 
 import atexit
 import importlib.util
@@ -23,11 +23,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mmpelk.errors import UserError
 from mmpelk.registry import HOOKS
 
-__all__ = ['VISUALIZERS', 'ProgressLineHook', 'RunEstimateHook', 'add_vis_backend']
-
 _GB = 2**30
 _REFRESH = 0.5  # seconds
-# What an option of tools/train.py calls them: mmengine's backend, the package that it wants, and its arguments.
+# By the name of tools/train.py's option: mmengine's backend, the packages that it needs, and its arguments.
 VISUALIZERS = {
     'tensorboard': ('TensorboardVisBackend', ('tensorboard', 'tensorboardX'), {}),
     # What is passed to wandb goes before its own variable.
@@ -78,12 +76,12 @@ class ProgressLineHook(Hook):
             TextColumn('{task.description}'),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn('{task.fields[said]}'),
+            TextColumn('{task.fields[loss]}'),
             TimeRemainingColumn(),
             console=console,
             auto_refresh=False,
         )
-        self._task = self._progress.add_task('training', total=runner.max_iters, completed=runner.iter, said='')
+        self._task = self._progress.add_task('training', total=runner.max_iters, completed=runner.iter, loss='')
         printed = sys.stdout
         self._progress.start()  # puts itself in front of sys.stdout, which the log's handlers have looked up before
         for handler in runner.logger.handlers:
@@ -98,8 +96,8 @@ class ProgressLineHook(Hook):
         """Show the iteration and its loss."""
         if self._progress is not None:
             losses = runner.message_hub.log_scalars.get('train/loss')
-            said = f'loss {losses.current():.4g}' if losses is not None else ''
-            self._show(completed=runner.iter + 1, description='training', said=said)
+            loss = f'loss {losses.current():.4g}' if losses is not None else ''
+            self._show(completed=runner.iter + 1, description='training', loss=loss)
 
     def after_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence | None = None
@@ -132,10 +130,10 @@ class ProgressLineHook(Hook):
 
 @HOOKS.register_module()
 class RunEstimateHook(Hook):
-    """Say once how long the whole training will take and how much memory it takes.
+    """Log once how long the whole training will take and how much memory it uses.
 
     Args:
-        after: Iterations after which it speaks; a training of fewer says nothing.
+        after: Iterations after which it logs; a shorter training logs nothing.
         skipped: The first of them, which are slower, are not timed.
     """
 
@@ -153,7 +151,7 @@ class RunEstimateHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        """Count, time, and speak."""
+        """Count, time, and log."""
         if self._seen > self.after:
             return
         self._seen += 1
@@ -163,7 +161,7 @@ class RunEstimateHook(Hook):
             self._since, self._others = time.monotonic(), 0.0
         elif self._seen == self.after:
             seconds = (time.monotonic() - self._since - self._others) / (self.after - self.skipped)
-            self._say(runner, seconds)
+            self._log(runner, seconds)
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Time a validation among the first iterations, too."""
@@ -171,13 +169,13 @@ class RunEstimateHook(Hook):
             self._validations.append(time.monotonic())
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """The validation's time is no iteration's."""
+        """The time of the validation counts for no iteration."""
         if self._validations and self._seen <= self.after:
             self._validations[-1] = time.monotonic() - self._validations[-1]
             self._others += self._validations[-1]
 
     @master_only
-    def _say(self, runner: Runner, seconds: float) -> None:
+    def _log(self, runner: Runner, seconds: float) -> None:
         left = runner.max_iters - runner.iter - 1
         loop: Any = runner.train_loop
         by_epoch = isinstance(loop, EpochBasedTrainLoop)

@@ -19,8 +19,6 @@ from mmengine.runner import Runner
 
 from mmpelk.registry import HOOKS
 
-__all__ = ['ProgressPictureHook']
-
 _POINTS = 400  # of a curve; more are averaged
 _CURVES = 6
 _SIDE = 480  # pixels of a painted image's longer side
@@ -28,7 +26,7 @@ _DETAIL = re.compile(r'_(50|75|s|m|l)$')  # COCO's metrics beside the two that m
 
 
 def _harmless(method: Callable) -> Callable:
-    """On rank 0 alone, and whatever goes wrong ends the pictures, not the training."""
+    """Run on rank 0 only; an error ends the pictures, not the training."""
 
     @functools.wraps(method)
     def guarded(self: 'ProgressPictureHook', runner: Runner, *args: Any, **kwargs: Any) -> None:
@@ -51,7 +49,7 @@ class ProgressPictureHook(Hook):
 
     Args:
         images: Validation images to show, with labels where the toolbox paints them, and predictions.
-        minutes: At most so long the curves stay as they are.
+        minutes: Longest time between two drawings of the curves.
     """
 
     priority = 'LOW'
@@ -120,7 +118,7 @@ class ProgressPictureHook(Hook):
         path = Path(runner.work_dir) / self.FILE
         aside = path.with_name(f'.{self.FILE}')
         aside.write_bytes(content)
-        os.replace(aside, path)  # whoever looks at it sees the whole picture
+        os.replace(aside, path)  # a viewer never sees half a picture
 
 
 def _paint(visualizer: Any, path: str, sample: Any) -> np.ndarray:

@@ -18,8 +18,6 @@ from mmpelk.errors import UserError
 from .comparison import compare, in_half
 from .network import ExportedNetwork, load_deployed, real_image
 
-__all__ = ['Request', 'add_export_options']
-
 # Of the largest output: what rounding alone does, in float32 and in half precision.
 TOLERANCE, HALF_TOLERANCE = 1e-4, 5e-2
 
@@ -94,12 +92,6 @@ class Request:
 
     def report(self, run: Callable[[np.ndarray], Sequence[np.ndarray]], path: Path, runtime: str, format_: str) -> None:
         """Run the file on every image and print how far it is from the network.
-
-        Args:
-            run: Runs the file.
-            path: The file.
-            runtime: What runs it.
-            format_: What it is.
 
         Raises:
             UserError: If the file differs by more than rounding does.

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from .network import ExportedNetwork
 
-__all__ = ['Comparison', 'compare', 'in_half']
-
 
 @dataclass(frozen=True)
 class Comparison:

@@ -14,17 +14,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = [
-    'Spectrum',
-    'Waves',
-    'convolve',
-    'even_length',
-    'fourier_conv2d',
-    'kernel_spectrum',
-    'map_waves',
-    'ring_matrix',
-]
-
 
 class Waves(NamedTuple):
     """Cosines and sines along one axis, each ``(frequencies, positions)``."""
@@ -71,7 +60,7 @@ def ring_matrix(grid: Sequence[int], dtype: torch.dtype, device: Any = None) -> 
 
 
 def _ring_waves(grid: Sequence[int], reach: int, length: int, dtype: torch.dtype, device: Any) -> Waves:
-    """Waves summed over the rings of a kernel, weighted as the way back wants: ``(frequencies, k')``.
+    """Waves summed over the rings of a kernel, weighted for the inverse transform: ``(frequencies, k')``.
 
     Taps further than ``reach`` from the centre are left out.
     """

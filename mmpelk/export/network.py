@@ -20,8 +20,6 @@ from mmpelk.models import PeLK
 from mmpelk.models.weights.checkpoint import shorten, state_dict_of
 from mmpelk.sparsity import fold_masks
 
-__all__ = ['ExportedNetwork', 'Preprocessing', 'load_deployed', 'real_image', 'task_of']
-
 
 def load_deployed(cfg: Config, checkpoint: str) -> nn.Module:
     """A recipe's model with trained weights, masks folded in, norms and small kernels merged, in eval mode on the CPU.

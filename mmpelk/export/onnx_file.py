@@ -17,8 +17,6 @@ from mmpelk.errors import UserError
 from .network import ExportedNetwork
 from .plain import make_plain
 
-__all__ = ['OPSETS', 'check_opset', 'export_onnx', 'gelu_translation', 'onnx_operators', 'open_onnx', 'runner_of']
-
 OPSETS = range(18, 24)
 """Opsets that files are written in: from the exporter's own on, as far as onnxruntime of the tested set reads."""
 

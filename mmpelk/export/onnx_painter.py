@@ -11,8 +11,6 @@ from mmpelk.errors import UserError
 
 from .onnx_file import open_onnx
 
-__all__ = ['OnnxPainter']
-
 
 class OnnxPainter:
     """Runs a file of :func:`mmpelk.export.export_onnx` on a picture and draws the result into it.

@@ -13,8 +13,6 @@ from mmpelk.ops import expand_kernel
 
 from .fourier import Spectrum, Waves, convolve, even_length, fourier_conv2d, kernel_spectrum, map_waves
 
-__all__ = ['LARGEST_DENSE', 'AnySizeForm', 'DenseForm', 'FourierForm', 'PlainAveragePool', 'make_plain']
-
 LARGEST_DENSE = 13
 """Side of the kernel up to which a depthwise convolution is faster in onnxruntime than the transform."""
 # onnxruntime's and OpenVINO's fast layouts hold channels in blocks of 8 or 16; a count between falls back to slow code.
@@ -81,11 +79,7 @@ class FourierForm(nn.Module):
 
 
 class AnySizeForm(nn.Module):
-    """For maps of any size: the transform's matrices and the kernel's spectrum are computed from the map's size.
-
-    Args:
-        conv: What to compute.
-    """
+    """For maps of any size: the transform's matrices and the kernel's spectrum are computed from the map's size."""
 
     def __init__(self, conv: PeripheralConv2d) -> None:
         super().__init__()
@@ -99,11 +93,7 @@ class AnySizeForm(nn.Module):
 
 
 class PlainAveragePool(nn.Module):
-    """Adaptive average pooling as two products of matrices: ONNX has no operator for it.
-
-    Args:
-        pool: What to compute.
-    """
+    """Adaptive average pooling as two products of matrices: ONNX has no operator for it."""
 
     def __init__(self, pool: nn.AdaptiveAvgPool2d) -> None:
         super().__init__()

@@ -20,8 +20,6 @@ from mmpelk.errors import UserError
 from .network import task_of
 from .onnx_file import runner_of
 
-__all__ = ['calibration_images', 'quantize_onnx', 'replace_weights']
-
 _LEAST_SIDE = 16  # of a matrix of weights; smaller ones are pooling's, and save nothing
 
 
@@ -39,7 +37,7 @@ def quantize_onnx(path: Path, out: Path, images: Iterable[Tensor]) -> int:
     """Write a file whose linear layers and convolutions compute in 8-bit integers; its inputs and outputs stay floats.
 
     The transforms of large kernels stay in float32: their sums are many times as large as what they are made of. Both
-    weights, which have a scale per channel, and maps are symmetric, as TensorRT wants.
+    weights, which have a scale per channel, and maps are symmetric, as TensorRT requires.
 
     Args:
         path: A float32 file of :func:`~mmpelk.export.export_onnx` without folded preprocessing.

@@ -16,8 +16,6 @@ from .fourier import fourier_conv2d, ring_matrix
 from .network import ExportedNetwork
 from .plain import LARGEST_DENSE, make_plain
 
-__all__ = ['SMALLEST_DYNAMIC', 'compile_program', 'decomposition_table', 'export_program', 'load_program']
-
 SMALLEST_DYNAMIC = 64
 """Least height and width that a dynamic program takes: its last map is then 2 x 2, and torch.export holds a size of 1
 to be another program."""
@@ -51,10 +49,6 @@ def export_program(exported: ExportedNetwork, image: Tensor, dynamic: bool = Fal
 
 def compile_program(program: torch.export.ExportedProgram, path: Path) -> None:
     """Compile a program for this machine's processor: a package of machine code, for Python and C++.
-
-    Args:
-        program: Of :func:`export_program`.
-        path: ``.pt2`` to write.
 
     Raises:
         UserError: If there is no C++ compiler, or the compiler cannot compile the program.

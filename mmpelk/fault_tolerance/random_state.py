@@ -72,19 +72,12 @@ def make_generator(seed: int, *purpose: int, device: torch.device | str = 'cpu')
 
 @contextmanager
 def isolated_randomness(seed: int) -> Iterator[None]:
-    """Seed Python's, NumPy's and torch's generators inside, and put them back afterwards as they were.
-
-    Args:
-        seed: Seed of the generators inside.
-    """
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
+    """Seed Python's, NumPy's and torch's generators inside, and put them back afterwards as they were."""
+    state = get_random_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        set_random_state(state)

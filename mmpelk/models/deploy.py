@@ -7,8 +7,6 @@ from torch import Tensor
 from .pelk import PeLK
 from .weights.checkpoint import MASK_SUFFIX
 
-__all__ = ['deploy_state_dict']
-
 
 def deploy_state_dict(backbone: PeLK, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """State dict of the deployed form from that of a trained PeLK backbone.

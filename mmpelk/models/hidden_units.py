@@ -13,15 +13,6 @@ from torch import Tensor, nn
 
 from mmpelk.errors import UserError
 
-__all__ = [
-    'PAIRS',
-    'HiddenUnits',
-    'find_hidden_units',
-    'fit_all_hidden_units',
-    'fit_hidden_units',
-    'shrink_hidden_units',
-]
-
 PAIRS = (
     ('pointwise_conv1', 'pointwise_conv2'),  # PeLK, mmpretrain's ConvNeXt
     ('fc1', 'fc2'),  # timm's Mlp

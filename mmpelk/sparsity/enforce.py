@@ -11,8 +11,6 @@ from torch.optim import Optimizer
 
 from .masks import MaskedParameter, apply_masks, attach_masks
 
-__all__ = ['StepMasker', 'mask_average']
-
 
 class StepMasker:
     """Multiply the weights of one optimizer, and their moments, by the masks after each of its steps.

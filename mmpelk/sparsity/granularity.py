@@ -16,13 +16,11 @@ from .masks import MaskedParameter, find_parameters
 from .two_of_four import is_two_of_four, prune_and_grow_two_of_four, random_two_of_four
 from .update import prune_and_grow
 
-__all__ = ['GRANULARITIES', 'Layer', 'TwoOfFourLayer', 'UnitLayer', 'WeightLayer', 'active_in_units', 'uniform_units']
-
 Target = str | Sequence[str] | None
 
 
 class Layer:
-    """Masks that are drawn and updated together, of every weight of a parameter on its own unless a subclass differs.
+    """Masks that are drawn and updated together.
 
     Attributes:
         name: Name of the parameter, or of the block.
@@ -50,12 +48,12 @@ class Layer:
         """Give what the last update grew its first values, if those are not zero; the generator is on the CPU."""
 
     def misfit(self) -> str | None:
-        """Why the masks that a checkpoint brought are none of this granularity."""
+        """Why the masks of a checkpoint are not of this granularity, or ``None``."""
         return None
 
 
 class WeightLayer(Layer):
-    """Every weight of a parameter for itself."""
+    """Each weight of a parameter has a mask of its own."""
 
     def __init__(self, entry: MaskedParameter) -> None:
         self.name, self.parameters, self.shape = entry.name, (entry,), tuple(entry.weight.shape)
@@ -71,7 +69,7 @@ class WeightLayer(Layer):
 
 
 class TwoOfFourLayer(WeightLayer):
-    """Two of every four weights along the input of a linear layer; the density is not to be chosen."""
+    """Two of every four weights along the input of a linear layer; the density is fixed."""
 
     def draw(self, active: int, generator: torch.Generator) -> None:
         rows, columns = self.shape
@@ -162,7 +160,7 @@ class UnitLayer(Layer):
             rows = torch.randn((int(grown.sum()), *weight.shape[1:]), generator=generator).to(weight) * scale
             broadcast(rows, src=0)  # each rank would draw the same, but its own scale may differ in the last digit
             for model in (None, *averages):
-                # An average over a life that begins now; from zero it would take all of its horizon to get there.
+                # An average starts at the grown values; from zero it would need its whole horizon to reach them.
                 first = (
                     self.units.first if model is None else model.module.get_submodule(self.parameters[0].module_name)
                 )
@@ -174,7 +172,7 @@ def _weights(model: nn.Module, target: Target, exclude: Collection[str]) -> list
 
 
 def _units(model: nn.Module, target: Target, exclude: Collection[str]) -> list[Layer]:
-    find_parameters(model, target, exclude)  # says what is wrong with a target
+    find_parameters(model, target, exclude)  # raises for a wrong target
     found = find_hidden_units(model, target, exclude)
     if not found:
         raise UserError(
@@ -197,7 +195,7 @@ GRANULARITIES: Mapping[str, Callable[[nn.Module, Target, Collection[str]], list[
     'unit': _units,
     '2:4': _two_of_four,
 }
-"""What finds the layers of a model, by the granularity's name; it takes the model, the target and what to exclude."""
+"""Finds the layers of a model, by granularity: a function of the model, the target and what to exclude."""
 
 
 def active_in_units(

@@ -26,8 +26,6 @@ from .probe import snip_scores
 from .report import density_table, layer_densities, overall_density
 from .update import cosine_prune_rate
 
-__all__ = ['SparsityHook']
-
 Mode = Literal['dense', 'fixed', 'dynamic']
 
 _INITIAL_TAG, _UPDATE_TAG, _GROWTH_TAG = 0, 1, 3  # 2 is the probe's
@@ -47,7 +45,7 @@ class SparsityHook(Hook):
 
     Granularities:
 
-    - ``weight`` (SLaK, PeLK): every weight for itself. It lowers counts, not memory or time.
+    - ``weight`` (SLaK, PeLK): each weight on its own. It lowers counts, not memory or time.
     - ``unit``: hidden units of blocks with two linear layers, with as many active weights in the whole ``target`` as
       ``weight``; its other weights are all active. ``tools/export_dense.py --shrink`` takes the inactive units out.
     - ``2:4``: two of every four weights along the input of each linear layer, whatever the ``density``.
@@ -146,13 +144,13 @@ class SparsityHook(Hook):
         self._tracker = LoadTracker(self.parameters, find_hidden_units(model))
 
     def before_train(self, runner: Runner) -> None:
-        """Settle the masks: from the checkpoint, or drawn; start to enforce them."""
+        """Take the masks from the checkpoint, or draw them; start to enforce them."""
         assert self._tracker is not None, 'before_run comes first'
         loaded, self._tracker = self._tracker.close(), None
         if self.mode == 'dense':
             self._refuse_masks(loaded)
             return
-        self._settle(runner, loaded)
+        self._take_or_draw_masks(runner, loaded)
         broadcast_masks(self.parameters)
         self._maskers = [StepMasker(optimizer, self.parameters) for optimizer in _optimizers(runner.optim_wrapper)]
         self._enforce(runner)
@@ -167,20 +165,20 @@ class SparsityHook(Hook):
             self._update(runner, done)
 
     def after_train(self, runner: Runner) -> None:
-        """Leave the optimizers alone."""
+        """Stop masking the steps of the optimizers."""
         for masker in self._maskers:
             masker.close()
         self._maskers = []
 
     def before_val(self, runner: Runner) -> None:
-        """Say so where a checkpoint under evaluation and the mode differ."""
+        """Log where a checkpoint under evaluation and the mode differ."""
         self._note_evaluation(runner)
 
     def before_test(self, runner: Runner) -> None:
-        """Say so where a checkpoint under evaluation and the mode differ."""
+        """Log where a checkpoint under evaluation and the mode differ."""
         self._note_evaluation(runner)
 
-    def _settle(self, runner: Runner, loaded: Loaded) -> None:
+    def _take_or_draw_masks(self, runner: Runner, loaded: Loaded) -> None:
         """Masks from the checkpoint if there is one, else drawn."""
         logger = runner.logger
         brought = [layer for layer in self.layers if layer.parameters[0].name in loaded.masks]
@@ -239,9 +237,8 @@ class SparsityHook(Hook):
         frozen = [entry.name for entry in self.parameters if not entry.weight.requires_grad]
         if frozen:
             raise UserError(
-                f'{len(frozen)} parameters, such as {frozen[:3]}, are frozen, so zeros in them could not be made up'
-                ' for by training: '
-                'name them in `exclude`, or freeze nothing'
+                f'{len(frozen)} parameters, such as {frozen[:3]}, are frozen, so training could not '
+                'compensate for zeros in them: name them in `exclude`, or freeze nothing'
             )
         seed = self._seed(runner)
         counts = self._counts(runner, seed)

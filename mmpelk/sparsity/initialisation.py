@@ -9,8 +9,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ['INITIALISATIONS', 'active_total', 'erk', 'random_mask', 'snip', 'uniform']
-
 INITIALISATIONS = ('snip', 'erk', 'uniform')
 
 

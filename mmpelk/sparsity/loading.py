@@ -1,4 +1,4 @@
-"""Notice what a checkpoint brings: weights with masks, or without."""
+"""Record what a checkpoint holds: weights with masks, or without."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,12 +11,10 @@ from mmpelk.models.hidden_units import HiddenUnits, fit_hidden_units
 
 from .masks import MASK_SUFFIX, MaskedParameter, is_mask_of
 
-__all__ = ['LoadTracker', 'Loaded']
-
 
 @dataclass
 class Loaded:
-    """What the latest loads brought.
+    """What the latest loads held.
 
     Attributes:
         weights: Names of the parameters whose weights were loaded.
@@ -35,10 +33,10 @@ class Loaded:
 
 
 class LoadTracker:
-    """Watch the loading of checkpoints into a model, whatever starts it.
+    """Watch the loading of checkpoints into a model, by any way.
 
     A checkpoint can come through ``load_from``, ``resume``, or a backbone's ``init_cfg=dict(type='Pretrained', ...)``.
-    All of them end in ``Module._load_from_state_dict``, where this class listens. Masks of whole units are taken for
+    All of them end in ``Module._load_from_state_dict``, where this class has hooks. Masks of whole units are taken for
     single weights, too; masks for which the model has no place are taken out of what is loaded. A model with masks
     loads state dicts without them as well, even strictly, and keeps the masks that it has.
 
@@ -91,7 +89,7 @@ def _make_listener(entry: MaskedParameter, loaded: Loaded) -> Callable[..., None
         own = getattr(module, entry.mask_attribute, None)
         misfit = mask is not None and own is not None and not is_mask_of(mask, own)
         if weight is not None and own is not None:
-            # Nothing is missing for whoever loads, strictly or not; what it means is decided when training starts.
+            # No key is missing then, even in a strict load; the hook judges it when training starts.
             state_dict[prefix + entry.mask_attribute] = own if mask is None or misfit else mask.expand_as(own)
         if module is not entry.module or weight is None or weight.shape != entry.weight.shape:
             return  # a copy of the model, or nothing that will be loaded

@@ -15,19 +15,6 @@ from torch import Tensor, nn
 
 from mmpelk.models.weights.checkpoint import MASK_SUFFIX
 
-__all__ = [
-    'MASK_SUFFIX',
-    'MaskedParameter',
-    'apply_masks',
-    'attach_masks',
-    'broadcast_masks',
-    'find_parameters',
-    'fold_masks',
-    'is_mask_of',
-    'mask_keys',
-    'remove_masks',
-]
-
 
 @dataclass(frozen=True, eq=False)
 class MaskedParameter:

@@ -1,4 +1,4 @@
-"""The scores of SNIP: one batch through the model, which leaves the run as it was."""
+"""The scores of SNIP: one batch through the model, which changes nothing of the run."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,8 +13,6 @@ from torch.utils.data import DataLoader
 from mmpelk.fault_tolerance.random_state import isolated_randomness, make_generator
 
 from .masks import MaskedParameter
-
-__all__ = ['draw_batch', 'snip_scores']
 
 _BATCH_TAG = 2
 
@@ -44,7 +42,7 @@ def draw_batch(dataloader: DataLoader, batch_size: int | None, seed: int) -> Any
         The collated batch, as the loader would give it.
 
     Raises:
-        ValueError: If the data cannot be indexed, or the loader does not tell its batch size.
+        ValueError: If the data cannot be indexed, or the loader has no fixed batch size.
     """
     size = batch_size or dataloader.batch_size or getattr(dataloader.batch_sampler, 'batch_size', None)
     dataset: Any = dataloader.dataset

@@ -15,12 +15,10 @@ from mmpelk.models.weights.checkpoint import write_safetensors
 from .masks import fold_masks
 from .report import overall_density, state_dict_densities
 
-__all__ = ['add_hash', 'export_checkpoint', 'save_pth', 'save_safetensors']
-
 _RESUME_KEYS = ('optimizer', 'param_schedulers', 'message_hub')
 
 
-def export_checkpoint(
+def publish_checkpoint(
     checkpoint: Mapping[str, Any],
     weights: Literal['ema', 'last'] | None = None,
     keep_masks: bool = False,
@@ -35,8 +33,8 @@ def export_checkpoint(
     Args:
         checkpoint: As mmengine saved it; it is not changed.
         weights: ``'ema'`` or ``'last'``; None takes the averaged ones if there are any.
-        keep_masks: Keep the masks beside the weights, as a sparse fine-tuning wants them, instead of leaving them out.
-            The inactive weights are zero either way.
+        keep_masks: Keep the masks beside the weights, for a sparse fine-tuning. The inactive weights are zero either
+            way.
         keep_optimizer: Keep what resuming needs: optimizer, schedulers and the history of the scalars.
         shrink: Take inactive hidden units out of the tensors.
 
@@ -66,41 +64,41 @@ def export_checkpoint(
     layers = state_dict_densities(state)
     density = overall_density(layers) if layers else 1.0
     folded = fold_masks(state)
-    exported: dict[str, Any] = {
+    published: dict[str, Any] = {
         'meta': {**checkpoint.get('meta', {}), 'sparsity': {'density': density, 'masks': bool(layers) and keep_masks}},
         'state_dict': {key: folded.get(key, value) for key, value in state.items()} if keep_masks else folded,
     }
     if shrink:
-        exported['state_dict'], counts = shrink_hidden_units(folded)
-        exported['meta']['sparsity']['hidden_channels'] = counts
+        published['state_dict'], counts = shrink_hidden_units(folded)
+        published['meta']['sparsity']['hidden_channels'] = counts
         if not counts:
             raise ValueError(
                 "no hidden unit of the checkpoint is inactive, so nothing can be taken out: train with SparsityHook's "
                 "granularity='unit', or export without shrinking"
             )
     if keep_optimizer:
-        exported |= {key: checkpoint[key] for key in _RESUME_KEYS if key in checkpoint}
-    return exported
+        published |= {key: checkpoint[key] for key in _RESUME_KEYS if key in checkpoint}
+    return published
 
 
-def save_pth(exported: Mapping[str, Any], path: Path) -> None:
-    """Write what :func:`export_checkpoint` returned as a ``.pth`` that mmengine's ``load_from`` takes."""
-    torch.save(dict(exported), path)
+def save_pth(published: Mapping[str, Any], path: Path) -> None:
+    """Write what :func:`publish_checkpoint` returned as a ``.pth`` that mmengine's ``load_from`` takes."""
+    torch.save(dict(published), path)
 
 
-def save_safetensors(exported: Mapping[str, Any], path: Path) -> None:
+def save_safetensors(published: Mapping[str, Any], path: Path) -> None:
     """Write the weights as ``.safetensors``, with the density and the data set's ``metainfo`` in its header.
 
     Raises:
         ValueError: If the package ``safetensors`` is not installed, or if there is an optimizer state, which the
             format cannot hold.
     """
-    if 'optimizer' in exported:
+    if 'optimizer' in published:
         raise ValueError('.safetensors holds tensors only: export the optimizer state as .pth')
-    meta = exported['meta']
+    meta = published['meta']
     header = {**meta['sparsity'], 'dataset_meta': meta.get('dataset_meta')}
     text = {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in header.items()}
-    write_safetensors(exported['state_dict'], path, text)
+    write_safetensors(published['state_dict'], path, text)
 
 
 def add_hash(path: Path) -> Path:

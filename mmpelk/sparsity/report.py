@@ -11,8 +11,6 @@ from torch import Tensor
 
 from .masks import MaskedParameter, mask_keys
 
-__all__ = ['LayerDensity', 'density_table', 'layer_densities', 'overall_density', 'state_dict_densities']
-
 
 @dataclass(frozen=True)
 class LayerDensity:

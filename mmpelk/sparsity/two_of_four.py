@@ -7,9 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ['SemiStructuredLinear', 'is_two_of_four', 'prune_and_grow_two_of_four', 'random_two_of_four',
-           'to_semi_structured']  # fmt: skip
-
 _GROUP, _ACTIVE = 4, 2
 _TILE = 64  # rows and columns that torch's kernels take for half precision come in multiples of it, or of less
 

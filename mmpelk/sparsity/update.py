@@ -5,8 +5,6 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ['cosine_prune_rate', 'prune_and_grow']
-
 
 def cosine_prune_rate(iteration: int, max_iters: int, start: float, end: float = 0.005) -> float:
     """Share of the active weights that an update replaces: a cosine from ``start`` to ``end`` over the whole run.

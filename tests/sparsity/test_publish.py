@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmpelk.sparsity import find_parameters, fold_masks, mask_keys
-from mmpelk.sparsity.publish import export_checkpoint
+from mmpelk.sparsity.publish import publish_checkpoint
 from tests.commands import call
 from tests.paths import TOOLS
 from tests.sparsity.tiny import TinyModel, build_runner
@@ -93,4 +93,4 @@ def test_mistakes_are_explained(trained, export, arguments, message):
 
 def test_averaged_weights_that_are_not_there_are_an_error():
     with pytest.raises(ValueError, match='trained without EMAHook'):
-        export_checkpoint({'state_dict': TinyModel().state_dict()}, 'ema')
+        publish_checkpoint({'state_dict': TinyModel().state_dict()}, 'ema')

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmpelk.sparsity import fold_masks
-from mmpelk.sparsity.publish import export_checkpoint
+from mmpelk.sparsity.publish import publish_checkpoint
 from tests.commands import call
 from tests.paths import TOOLS
 from tests.sparsity.tiny import TinyModel, Watch, build_runner, dead_values, masked
@@ -75,7 +75,7 @@ def test_masks_of_another_granularity_are_an_explained_error(make_runner, tmp_pa
 @pytest.mark.parametrize('ema', [False, True], ids=['plain', 'ema'])
 def test_a_shrunk_checkpoint_is_evaluated_in_any_mode(make_runner, unit_checkpoint, tmp_path, sparsity, ema):
     checkpoint = torch.load(unit_checkpoint, weights_only=False)
-    torch.save(export_checkpoint(checkpoint, shrink=True), tmp_path / 'shrunk.pth')
+    torch.save(publish_checkpoint(checkpoint, shrink=True), tmp_path / 'shrunk.pth')
     hooks = ({'type': 'EMAHook'},) if ema else ()
     model = TinyModel(bottleneck=True)
     path = str(tmp_path / 'shrunk.pth')
@@ -91,7 +91,9 @@ def test_a_shrunk_checkpoint_is_evaluated_in_any_mode(make_runner, unit_checkpoi
 
 
 def test_a_shrunk_checkpoint_is_trained_with_its_average(make_runner, unit_checkpoint, tmp_path):
-    torch.save(export_checkpoint(torch.load(unit_checkpoint, weights_only=False), shrink=True), tmp_path / 'shrunk.pth')
+    torch.save(
+        publish_checkpoint(torch.load(unit_checkpoint, weights_only=False), shrink=True), tmp_path / 'shrunk.pth'
+    )
     model = TinyModel(bottleneck=True)
     runner = make_runner({'mode': 'dense'}, 'tuned', model=model, hooks=({'type': 'EMAHook', 'momentum': 0.3},),
                          load_from=str(tmp_path / 'shrunk.pth'), max_iters=4)  # fmt: skip
@@ -108,7 +110,7 @@ def test_a_shrunk_checkpoint_is_trained_with_its_average(make_runner, unit_check
 def test_a_shrunk_file_has_the_active_units_alone(unit_checkpoint, tmp_path, weights):
     printed = call(EXPORT, unit_checkpoint, 'small.pth', '--shrink', '--weights', weights, cwd=tmp_path)
     exported = torch.load(tmp_path / 'small.pth', weights_only=True)
-    whole = export_checkpoint(torch.load(unit_checkpoint, weights_only=False), weights)['state_dict']
+    whole = publish_checkpoint(torch.load(unit_checkpoint, weights_only=False), weights)['state_dict']
     first, second = (f'backbone.bottleneck.pointwise_conv{i}' for i in (1, 2))
     active = whole[f'{second}.weight'].any(0)
     assert 1 < int(active.sum()) <= int(load_masks(unit_checkpoint)[f'{first}.bias_mask'].sum()) < 40

@@ -12,7 +12,7 @@ from mmpelk.analysis.complexity import count_complexity
 from mmpelk.analysis.inference import build_model
 from mmpelk.models import PeLK
 from mmpelk.sparsity import GRANULARITIES, apply_masks, attach_masks, find_parameters, uniform_units
-from mmpelk.sparsity.publish import export_checkpoint
+from mmpelk.sparsity.publish import publish_checkpoint
 from tests.commands import call, load_tool
 from tests.paths import ROOT, TOOLS
 
@@ -49,7 +49,7 @@ def test_dense_live_and_executed_counts_of_units(tmp_path: Path, source: str) ->
         layer.draw(units[name] * layer.shape[1], torch.Generator().manual_seed(0))
         apply_masks(layer.parameters)
     checkpoint = dict(state_dict=model.state_dict())
-    torch.save(export_checkpoint(checkpoint, shrink=True) if source == 'shrunk' else checkpoint, tmp_path / 'nano.pth')
+    torch.save(publish_checkpoint(checkpoint, shrink=True) if source == 'shrunk' else checkpoint, tmp_path / 'nano.pth')
     options = ['--density', 0.6, '--units'] if source == '--units' else ['--checkpoint', 'nano.pth']
     call(TOOLS / 'get_flops.py', config, *size, *options, cwd=tmp_path)
     report = json.loads((tmp_path / 'flops.json').read_text())

@@ -12,17 +12,6 @@ from mmpelk.fault_tolerance.safe_loading import read_checkpoint
 
 from ..hidden_units import fit_all_hidden_units
 
-__all__ = [
-    'MASK_SUFFIX',
-    'backbone_state_dict',
-    'check_pretrained',
-    'pretrained_cfgs',
-    'refuse_misfit',
-    'shorten',
-    'state_dict_of',
-    'write_safetensors',
-]
-
 MASK_SUFFIX = '_mask'
 """End of the name of a weight's sparsity mask, a buffer beside it."""
 
@@ -47,10 +36,6 @@ def state_dict_of(content: Any, name: str | Path = 'the checkpoint') -> dict[str
 
     They stand under ``state_dict`` (OpenMMLab, Lightning), ``model`` (ConvNeXt, SLaK, DeiT) or by themselves (timm,
     torchvision); the prefix ``module.`` of data-parallel wrappers is cut off.
-
-    Args:
-        content: What was read.
-        name: What to call it in messages.
 
     Raises:
         UserError: If it holds no tensors.

@@ -23,8 +23,6 @@ from ..pelk import PeLK
 from .checkpoint import refuse_misfit, shorten, state_dict_of
 from .key_maps import detect_source, from_source
 
-__all__ = ['Inflated', 'Inflation', 'inflate', 'read_weights']
-
 _NORM_EPS = 1e-5  # of torch's batch norm, in SLaK and RepLKNet
 
 

@@ -2,13 +2,10 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from ..mixers import ConvNeXtMixer
-
-__all__ = ['SOURCES', 'Comparison', 'compare', 'detect_source', 'from_source', 'to_timm']
 
 _Rules = tuple[tuple[str, str], ...]
 
@@ -60,28 +57,6 @@ SOURCES: dict[str, tuple[str, _Rules]] = {
 }
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What of a state dict a model takes.
-
-    Attributes:
-        matched: Names that fit.
-        missing: Names that the model has and the state dict has not.
-        unexpected: Names that the model does not have.
-        shapes: Names whose shapes differ, with the state dict's shape and the model's.
-    """
-
-    matched: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
-
-    @property
-    def strict(self) -> bool:
-        """Whether everything matched."""
-        return not (self.missing or self.unexpected or self.shapes)
-
-
 def _rename(name: str, rules: _Rules) -> str:
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
@@ -90,9 +65,6 @@ def _rename(name: str, rules: _Rules) -> str:
 
 def detect_source(state_dict: Mapping[str, Tensor]) -> str:
     """Where a state dict comes from, by its names.
-
-    Args:
-        state_dict: Of a classifier.
 
     Returns:
         A name of :data:`SOURCES`.
@@ -111,10 +83,6 @@ def detect_source(state_dict: Mapping[str, Tensor]) -> str:
 
 def from_source(state_dict: Mapping[str, Tensor], source: str) -> dict[str, str]:
     """The names of a public checkpoint, and ours.
-
-    Args:
-        state_dict: As published.
-        source: A name of :data:`SOURCES`.
 
     Returns:
         From each name to ours.
@@ -145,25 +113,3 @@ def to_timm(model: nn.Module) -> dict[str, str]:
         renamed = _rename(name, _TO_TIMM)
         names[name] = renamed.replace('.mixer.large.', '.conv_dw.') if name.startswith(plain) else renamed
     return names
-
-
-def compare(state_dict: Mapping[str, Tensor], model: nn.Module) -> Comparison:
-    """Compare a state dict with a model's, name by name.
-
-    Args:
-        state_dict: What is to be loaded.
-        model: What is to load it.
-
-    Returns:
-        What matched and what did not.
-    """
-    result, own = Comparison(), model.state_dict()
-    for name, value in own.items():
-        if name not in state_dict:
-            result.missing.append(name)
-        elif state_dict[name].shape != value.shape:
-            result.shapes[name] = (tuple(state_dict[name].shape), tuple(value.shape))
-        else:
-            result.matched.append(name)
-    result.unexpected.extend(name for name in state_dict if name not in own)
-    return result

@@ -14,8 +14,6 @@ from .checkpoint import refuse_misfit
 if TYPE_CHECKING:
     from .publication import Publication
 
-__all__ = ['Pretrained']
-
 _USAGE = """from mmpelk.models import PeLK
 
 backbone = PeLK.from_pretrained('REPOSITORY')"""
