@@ -5,6 +5,7 @@ from itertools import accumulate
 from typing import Any, Literal, cast
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from mmcv.cnn import build_activation_layer
 from mmcv.cnn.bricks import DropPath
@@ -13,10 +14,12 @@ from mmengine.model import BaseModule, ModuleList, Sequential
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mmpelk.ops.positional_op import central_embedding
 from mmpelk.registry import MODELS
 
 from .hidden_units import HiddenUnits, fit_hidden_units
 from .mixers import MIXERS, EmbeddingMode, Mixer, MixerSpec
+from .mixers.base import is_traced
 from .weights.checkpoint import backbone_state_dict, check_pretrained, pretrained_cfgs, shorten
 from .weights.pretrained import Pretrained
 
@@ -64,7 +67,9 @@ class LayerNorm2d(nn.LayerNorm):
     """Layer norm over the channels of ``(N, C, H, W)``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        # Not by `super()`, which TorchScript does not know.
+        out = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
+        return out.permute(0, 3, 1, 2)
 
 
 class PeLKBlock(BaseModule):
@@ -95,7 +100,7 @@ class PeLKBlock(BaseModule):
         super().__init__()
         hidden_channels = hidden_channels or 4 * channels
         self.mixer = mixer
-        self.mixed_channels = mixed_channels
+        self.mixed_channels, self.other_channels = mixed_channels, channels - mixed_channels
         self.with_cp = with_cp
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.pointwise_conv1 = nn.Linear(channels, hidden_channels)
@@ -125,15 +130,17 @@ class PeLKBlock(BaseModule):
             return x + self.drop_path(out)
         scale = self.gamma.view(1, -1, 1, 1)
         if self.training:  # a path is dropped by its scale, a number per channel, and not by passes over the map
-            scale = self.drop_path(scale.expand(len(x), -1, -1, -1))
-        return x + out * scale if torch.is_grad_enabled() else torch.addcmul(x, out, scale)
+            scale = self.drop_path(scale.expand(x.shape[0], -1, -1, -1))
+        # Traces are checked without gradients, and shall be the same then.
+        return x + out * scale if torch.is_grad_enabled() or is_traced() else torch.addcmul(x, out, scale)
 
     def _mix(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         """The first channels mixed, the others as they are (Eq. 4)."""
-        rest = x.shape[1] - self.mixed_channels
-        if not rest or getattr(self.mixer, 'passes_rest', False):
+        if not self.other_channels or (isinstance(self.mixer, Mixer) and self.mixer.passes_rest(x)):
             return self.mixer(x, embedding)
-        mixed, others = x.split([self.mixed_channels, rest], 1)  # the gradient of a split is one concatenation
+        mixed, others = x.split(
+            [self.mixed_channels, self.other_channels], 1
+        )  # the gradient of a split is one concatenation
         parts = [self.mixer(mixed, embedding), others]
         return torch.cat([part.permute(0, 2, 3, 1) for part in parts], -1).permute(0, 3, 1, 2)
 
@@ -144,10 +151,17 @@ class PeLKStage(Sequential):
     Args:
         blocks: The blocks in order.
         embedding_shape: ``(g, K, K)``, or ``None`` for no embedding.
+        embedding_mode: How Eq. 3 treats positions outside the map.
     """
 
-    def __init__(self, blocks: Sequence[PeLKBlock], embedding_shape: tuple[int, int, int] | None) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[PeLKBlock],
+        embedding_shape: tuple[int, int, int] | None,
+        embedding_mode: EmbeddingMode | None = 'in_bounds',
+    ) -> None:
         super().__init__(*blocks)
+        self.embedding_mode = embedding_mode
         self.positional_embedding: nn.Parameter | None = None
         if embedding_shape is not None:
             self.positional_embedding = nn.Parameter(torch.empty(embedding_shape))
@@ -155,12 +169,22 @@ class PeLKStage(Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W)`` through all blocks."""
-        embedding = self.positional_embedding
-        if embedding is not None:
-            embedding = self[0].mixer.shared_embedding(embedding, x)
+        embedding: Tensor | None = self.positional_embedding
+        # Once for all blocks; traced graphs serve maps of any size.
+        if embedding is not None and self.embedding_mode == 'in_bounds' and type(x) is Tensor and not is_traced():
+            embedding = central_embedding(embedding, x.shape[-2:])
         for block in self:
             x = block(x, embedding)
         return x
+
+    def __getitem__(self, index: Any) -> Any:
+        """A block, or for a slice a stage of some of the blocks with the same embedding."""
+        if not isinstance(index, slice):
+            return super().__getitem__(index)
+        part = PeLKStage(list(self)[index], None, self.embedding_mode)
+        part.positional_embedding = self.positional_embedding
+        part.training = self.training
+        return part
 
     def switch_to_deploy(self) -> None:
         """Merge every block's mixer and drop the embedding, which the mixers then hold as tables."""
@@ -293,8 +317,9 @@ class PeLK(Pretrained, BaseModule):
         self.norm_eval = norm_eval
         self.gap_before_final_norm = gap_before_final_norm
 
-        drop_path_rates = torch.linspace(0, drop_path_rate, sum(self.depths), device='cpu').tolist()
+        last_block = max(1, sum(self.depths) - 1)
         first_block = [0, *accumulate(self.depths)]
+        self._patch_sizes = (stem_patch_size, *[2] * (self.num_stages - 1))
         self.downsample_layers = ModuleList()
         self.stages = Sequential()
         for i, (depth, width) in enumerate(zip(self.depths, self.channels, strict=True)):
@@ -316,7 +341,7 @@ class PeLK(Pretrained, BaseModule):
                     width,
                     MIXERS[mixer](spec),
                     spec.channels,
-                    drop_path_rate=drop_path_rates[first_block[i] + j],
+                    drop_path_rate=drop_path_rate * (first_block[i] + j) / last_block,
                     layer_scale_init_value=layer_scale_init_value,
                     act_cfg=act_cfg,
                     hidden_channels=hidden[i][j],
@@ -326,7 +351,7 @@ class PeLK(Pretrained, BaseModule):
             ]
             has_embedding = positional_embedding is not None and not deploy
             embedding_shape = (spec.channels, spec.kernel_size, spec.kernel_size) if has_embedding else None
-            self.stages.append(PeLKStage(blocks, embedding_shape))
+            self.stages.append(PeLKStage(blocks, embedding_shape, positional_embedding))
             if i in self.out_indices:
                 norm = nn.LayerNorm if gap_before_final_norm else LayerNorm2d
                 self.add_module(f'norm{i}', norm(width, eps=1e-6))
@@ -339,7 +364,7 @@ class PeLK(Pretrained, BaseModule):
             FileNotFoundError: If the checkpoint does not exist.
             ValueError: If its keys or shapes are not this backbone's.
         """
-        given: Any = self.init_cfg
+        given: Any = self.init_cfg  # type: ignore[has-type]
         pretrained = pretrained_cfgs(given)
         # mmengine's own reading takes what does not fit without a word, and lets a file run code.
         others = [given] if isinstance(given, dict) else list(given or [])
@@ -375,7 +400,7 @@ class PeLK(Pretrained, BaseModule):
     def forward_stage(self, index: int, x: Tensor) -> Tensor:
         """Image, or map of the stage before, ``(N, C, H, W)`` to the map of a stage, before its norm."""
         downsample = self.downsample_layers[index]
-        return self.stages[index](downsample(_pad_to(x, downsample)))
+        return self.stages[index](downsample(_pad_to(x, self._patch_sizes[index])))
 
     def _freeze(self) -> None:
         for module in (*self.downsample_layers[: self.frozen_stages], *self.stages[: self.frozen_stages]):
@@ -500,8 +525,10 @@ def _downsample(in_channels: int, channels: int) -> Sequential:
     return Sequential(LayerNorm2d(in_channels, eps=1e-6), nn.Conv2d(in_channels, channels, 2, stride=2))
 
 
-def _pad_to(x: Tensor, downsample: Sequential) -> Tensor:
+def _pad_to(x: Tensor, size: int) -> Tensor:
     """Pad a map smaller than the downsampling kernel, so that tiny images still reach the last stage."""
-    conv = next(layer for layer in downsample if isinstance(layer, nn.Conv2d))
-    missing = [max(0, size - extent) for size, extent in zip(conv.kernel_size, x.shape[-2:], strict=True)]
+    missing = [max(0, size - extent) for extent in x.shape[-2:]]
     return F.pad(x, (0, missing[1], 0, missing[0])) if any(missing) else x
+
+
+torch.fx.wrap('_pad_to')  # kept as a call by symbolic tracing, because it looks at the size of the map

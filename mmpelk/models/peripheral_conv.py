@@ -1,14 +1,20 @@
-"""The peripheral convolution as a module (Section 4.1 of the PeLK paper)."""
+"""The peripheral convolution as a module (Section 4.1 of the PeLK paper), with its positional term (Section 4.2)."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from mmpelk.ops import peripheral_conv2d
+from mmpelk.ops.positional import positional_constant
+from mmpelk.ops.positional_op import positional_term
 from mmpelk.ops.sharing_grid import resolve_sharing_grid
 
-__all__ = ['PeripheralConv2d']
+__all__ = ['EmbeddingMode', 'PeripheralConv2d']
+
+EmbeddingMode = Literal['in_bounds', 'constant']
 
 
 class PeripheralConv2d(nn.Module):
@@ -50,9 +56,26 @@ class PeripheralConv2d(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor, bias_map: Tensor | None = None) -> Tensor:
-        """Convolve ``(N, C, H, W)``; ``bias_map`` ``(C, H, W)`` is added to every image."""
+    def forward(
+        self,
+        x: Tensor,
+        bias_map: Tensor | None = None,
+        embedding: Tensor | None = None,
+        embedding_mode: EmbeddingMode = 'in_bounds',
+    ) -> Tensor:
+        """Convolve ``(N, C, H, W)``.
+
+        Args:
+            x: The map.
+            bias_map: ``(C, H, W)``, added to every image.
+            embedding: ``h`` of Eq. 3, ``(C, K, K)``, or the central part that the map reads: see
+                :func:`mmpelk.ops.positional_op.central_embedding`.
+            embedding_mode: How Eq. 3 treats positions outside the map.
+        """
         bias: Tensor | None = self.bias
+        if embedding is not None:
+            term = embedding_term(x, self.weight, embedding, self.sharing_grid, embedding_mode)
+            bias_map = term if bias_map is None else bias_map + term
         if bias_map is not None:
             bias_map = bias_map.to(x.dtype)
             bias = bias_map if bias is None else bias_map + bias[:, None, None]
@@ -62,3 +85,15 @@ class PeripheralConv2d(nn.Module):
         """Channels, kernel size and grid."""
         grid = ', '.join(map(str, self.sharing_grid))
         return f'{self.weight.shape[0]}, kernel_size={self.kernel_size}, sharing_grid=[{grid}]'
+
+
+def embedding_term(x: Tensor, weight: Tensor, embedding: Tensor, grid: Sequence[int], mode: EmbeddingMode) -> Tensor:
+    """The positional term of Eq. 3 for maps of the size of ``x``, ``(C, H, W)``."""
+    if mode == 'constant':
+        return positional_constant(weight, grid, embedding)[:, None, None].expand(x.shape[1:])
+    return positional_term(weight, embedding, grid, *x.shape[-2:])
+
+
+# Calls that symbolic tracing (torch.fx) keeps as they are, because they look at the sizes of maps.
+torch.fx.wrap('peripheral_conv2d')
+torch.fx.wrap('embedding_term')

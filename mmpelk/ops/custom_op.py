@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .autocast import cast_under_autocast, without_autocast
 from .backends import convolve, weight_gradient
@@ -164,7 +165,23 @@ def register(
     operator = torch.library.custom_op(f'mmpelk::{name}', function, mutates_args=(), schema=schema)
     operator.register_fake(fake)
     operator.register_autograd(backward, setup_context=setup)
-    return getattr(torch.ops.mmpelk, name)
+    return _without_tangents(getattr(torch.ops.mmpelk, name))
+
+
+def _without_tangents(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """Refuse forward-mode derivatives, which torch.func loses without an error at operators of this kind."""
+
+    def call(*args: Any) -> Any:
+        if forward_ad._current_level >= 0:  # private: torch has no public way to ask whether any are being taken
+            tensors = [value for value in args if isinstance(value, Tensor)]
+            if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+                raise NotImplementedError(
+                    'the peripheral convolution has no forward-mode derivative (jvp, jacfwd): use reverse mode, '
+                    'torch.func.vjp, jacrev or torch.autograd.grad, which it supports any number of times'
+                )
+        return operator(*args)
+
+    return call
 
 
 def _autograd_function(name: str, function: Callable, setup: Callable, backward: Callable) -> Callable[..., Tensor]:

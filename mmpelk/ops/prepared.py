@@ -1,19 +1,24 @@
 """A convolution whose weight stays: what depends on the weight and the map's size alone is computed once."""
 
-from collections.abc import Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .autocast import autocast_dtype, cast_under_autocast
+from .autocast import autocast_dtype, cast_under_autocast, without_autocast
 from .backends import BACKENDS, fastest_backend, forced_backend, requested_backend
 from .custom_op import conv, conv_prepared
 from .functional import check
 from .layout import is_channels_last
 
-__all__ = ['Prepared', 'prepare', 'settings_of']
+__all__ = ['Prepared', 'PreparedCache', 'prepare']
+
+_SIZES = 4  # map sizes that a cache keeps
+_BYTES = 64 * 2**20  # that it keeps at most
 
 
 @dataclass(frozen=True)
@@ -34,9 +39,81 @@ class Prepared:
         return conv_prepared(x, self.weight, self.bias, self.grid, self.backend, self.kernel)
 
 
-def settings_of(x: Tensor) -> tuple[Any, ...]:
-    """What a prepared convolution depends on beside its weight and bias."""
-    return x.shape, x.dtype, x.device, is_channels_last(x), autocast_dtype(x.device.type), forced_backend()
+def _settings_of(x: Tensor, backend: str | None) -> tuple[Any, ...]:
+    """What a prepared convolution depends on beside its tensors."""
+    dtype = autocast_dtype(x.device.type)
+    return x.shape, x.dtype, x.device, is_channels_last(x), dtype, backend or forced_backend()
+
+
+@dataclass(frozen=True)
+class _Entry:
+    prepared: Prepared
+    copies: list[Tensor | None]
+
+    @property
+    def bytes(self) -> int:
+        tensors = [*self.copies, self.prepared.weight, self.prepared.bias, self.prepared.kernel]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
+
+    def is_of(self, tensors: Sequence[Tensor | None]) -> bool:
+        pairs = zip(tensors, self.copies, strict=True)
+        return all(a is b if a is None or b is None else _is_equal(a, b) for a, b in pairs)
+
+
+def _is_equal(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+
+
+class PreparedCache:
+    """The prepared convolutions of one kernel, for the last few settings of its maps.
+
+    An entry counts only while the tensors that it was made of hold the same numbers. They are compared with copies, so
+    that no write passes unseen: ``.data`` and inference tensors count no writes. On a CPU that takes microseconds;
+    elsewhere it would wait for the device, so that nothing is kept there. Threads may share a cache. Copies and pickles
+    of it are empty.
+    """
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[Any, _Entry] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PreparedCache, ()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(
+        self, x: Tensor, tensors: Sequence[Tensor | None], backend: str | None, make: Callable[[], Prepared]
+    ) -> Prepared:
+        """What ``make`` returns, or returned before for a map like ``x`` and the same ``tensors``.
+
+        Args:
+            x: A map of the size, layout, dtype and device of those to convolve.
+            tensors: All tensors that ``make`` reads.
+            backend: The backend that ``make`` asks for.
+            make: Prepares the convolution.
+        """
+        if x.device.type != 'cpu':
+            return make()
+        key = _settings_of(x, backend)
+        entry = self._entries.get(key)
+        if entry is not None and entry.is_of(tensors):
+            return entry.prepared
+        # Copied first: a write while `make` reads then leaves an entry that nobody takes.
+        copies = [None if tensor is None else tensor.detach().clone() for tensor in tensors]
+        entry = _Entry(make(), copies)
+        with self._lock:
+            self._entries.pop(key, None)
+            while self._entries and (len(self._entries) >= _SIZES or self._bytes + entry.bytes > _BYTES):
+                self._entries.popitem(last=False)
+            if entry.bytes <= _BYTES:
+                self._entries[key] = entry
+        return entry.prepared
+
+    @property
+    def _bytes(self) -> int:
+        return sum(entry.bytes for entry in self._entries.values())
 
 
 @torch.no_grad()
@@ -46,7 +123,7 @@ def prepare(
     """The convolution that :func:`mmpelk.ops.peripheral_conv2d` computes with ``partial=True``, made ready.
 
     Args:
-        x: A map with the :func:`settings_of` those to come.
+        x: A map of the size, layout, dtype and device of those to come.
         weight: ``(C, 1, k', k')``, whose values must not change any more.
         sharing_grid: ``k'`` ring widths.
         bias: ``(C,)`` or ``(C, H, W)``.
@@ -65,4 +142,5 @@ def prepare(
     make = BACKENDS[name].prepare
     if make is None:
         return Prepared(weight, bias, grid, requested, None)
-    return Prepared(weight, bias, grid, name, make(weight, grid, mixed))
+    with without_autocast(x.device.type):
+        return Prepared(weight, bias, grid, name, make(weight, grid, mixed))

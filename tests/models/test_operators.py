@@ -9,15 +9,16 @@ from mmpelk.models import PeLK
 
 
 @pytest.mark.parametrize(
-    ('step', 'deploy', 'most'),
+    ('step', 'deploy', 'most', 'comparisons'),
     [
-        (inference, True, 1.0),
+        # On a CPU each of the 18 mixers compares weight, bias and table with what its constants were made of.
+        (inference, True, 1.0, 3 * 18),
         # Both kernels with the embedding are one operator each way; two batch norms are four, of three each in forward.
-        (training_step, False, 1.6),
+        (training_step, False, 1.6, 0),
     ],
     ids=['inference', 'training'],
 )
-def test_operators_over_those_of_the_network_without_mixers(step, deploy: bool, most: float) -> None:
+def test_operators_over_those_of_the_network_without_mixers(step, deploy: bool, most: float, comparisons: int) -> None:
     """All but views, after a first call, which fills the caches."""
     counts = []
     for model in (PeLK('tiny', deploy=deploy), without_mixer(PeLK('tiny'))):
@@ -25,4 +26,4 @@ def test_operators_over_those_of_the_network_without_mixers(step, deploy: bool, 
         x = torch.randn(1, 3, 64, 64)
         step(model, None, x, torch.float32)
         counts.append(dispatched_operators(lambda model=model, x=x: step(model, None, x, torch.float32)))
-    assert counts[0] <= most * counts[1], counts
+    assert counts[0] - comparisons <= most * counts[1], counts

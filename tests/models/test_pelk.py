@@ -185,17 +185,18 @@ def test_share_of_mixed_channels_is_cut_to_an_integer() -> None:
 @pytest.mark.parametrize('layer_scale', [0, 1.0])
 def test_dropped_paths_and_layer_scale(layer_scale: float) -> None:
     """A block scales its residual map and drops it for some images, however it computes both."""
-    block = _nano(drop_path_rate=0.5, layer_scale_init_value=layer_scale).double().stages[-1][-1]
+    stage = _nano(drop_path_rate=0.5, layer_scale_init_value=layer_scale).double().stages[-1]
+    block, embedding = stage[-1], stage.positional_embedding
     x = torch.randn(6, 40, 5, 4, dtype=torch.float64)
     for mode in (True, False):
         block.train(mode)
         torch.manual_seed(1)
-        out = block(x) - x
+        out = block(x, embedding) - x
         with torch.no_grad():
             torch.manual_seed(1)
-            out_without_grad = block(x) - x
+            out_without_grad = block(x, embedding) - x
             torch.manual_seed(1)
-            mixed = torch.cat([block.mixer(x[:, :15]), x[:, 15:]], 1).permute(0, 2, 3, 1)
+            mixed = torch.cat([block.mixer(x[:, :15], embedding), x[:, 15:]], 1).permute(0, 2, 3, 1)
             units = block.act(block.pointwise_conv1(block.norm(mixed)))
             path = block.pointwise_conv2(units) * (block.gamma if layer_scale else 1)
             want = block.drop_path(path.permute(0, 3, 1, 2))

@@ -2,18 +2,35 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook  # private: torch has no public way to ask
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
-from ..peripheral_conv import PeripheralConv2d
+from ..peripheral_conv import EmbeddingMode, PeripheralConv2d
 from ..weights.checkpoint import MASK_SUFFIX
 
-__all__ = ['EmbeddingMode', 'Mixer', 'MixerSpec', 'depthwise_conv', 'drop_masks', 'norm_as_affine']
+__all__ = [
+    'EmbeddingMode',
+    'Mixer',
+    'MixerSpec',
+    'depthwise_conv',
+    'drop_masks',
+    'folded',
+    'is_traced',
+    'is_untouched',
+    'norm_as_affine',
+    'settle',
+]
 
-EmbeddingMode = Literal['in_bounds', 'constant']
+_PLAIN_TENSORS = (nn.Parameter, Tensor)
+# torch 2.1 has it under a private name alone.
+_is_compiling = torch.compiler.is_compiling if hasattr(torch.compiler, 'is_compiling') else torch._utils.is_compiling
 
 
 @dataclass(frozen=True)
@@ -89,18 +106,16 @@ class Mixer(nn.Module):
 
         Args:
             x: The map.
-            embedding: The stage's ``(C, K, K)``, or what :meth:`shared_embedding` made of it, for mixers that have one;
-                not read once deployed.
+            embedding: The stage's ``(C, K, K)``, or the central part that the map reads, for mixers that have one; not
+                read once deployed.
+
+        Raises:
+            ValueError: If the mixer has an embedding and gets none.
         """
         raise NotImplementedError
 
-    def shared_embedding(self, embedding: Tensor, x: Tensor) -> Tensor:
-        """What all mixers of a stage make of its embedding before they mix maps of the size of ``x``."""
-        return embedding
-
-    @property
-    def passes_rest(self) -> bool:
-        """Whether ``forward`` takes maps of more channels than it mixes, and passes the others unchanged."""
+    def passes_rest(self, x: Tensor) -> bool:
+        """Whether ``forward`` takes the whole of ``x``, mixes its first channels and passes the others unchanged."""
         return False
 
     def switch_to_deploy(self, embedding: Tensor | None = None) -> None:
@@ -119,7 +134,13 @@ class Mixer(nn.Module):
         """Rows and columns of the input that an output position reads: those of the largest kernel along each axis."""
         kernels = [module for module in self.modules() if isinstance(module, nn.Conv2d | PeripheralConv2d)]
         sizes = [size if isinstance(size := kernel.kernel_size, tuple) else (size, size) for kernel in kernels]
-        return max(rows for rows, _ in sizes), max(columns for _, columns in sizes)
+        return max((rows for rows, _ in sizes), default=1), max((columns for _, columns in sizes), default=1)
+
+    def settle(self) -> None:
+        """:func:`settle` everything that is about to be merged."""
+        for name, module in self.named_modules():
+            if next(module.parameters(recurse=False), None) is not None or parametrize.is_parametrized(module):
+                settle(module, name)
 
     def build_small_branch(self, spec: MixerSpec) -> None:
         """Add ``small`` and ``small_norm``, if there is to be a small kernel."""
@@ -136,8 +157,8 @@ class Mixer(nn.Module):
         """
         if not self.small_kernel_size:
             return 0, 0
-        scale, bias = norm_as_affine(self.small_norm)
-        weight = nn.functional.pad(self.small.weight.double() * scale, list(padding))
+        weight, bias = folded(self.small, self.small_norm)
+        weight = nn.functional.pad(weight, list(padding))
         del self.small, self.small_norm
         return weight, bias
 
@@ -150,6 +171,85 @@ def build_norm(spec: MixerSpec) -> nn.Module:
 def depthwise_conv(channels: int, height: int, width: int, bias: bool) -> nn.Conv2d:
     """Depthwise convolution that keeps the size of the map."""
     return nn.Conv2d(channels, channels, (height, width), padding=(height // 2, width // 2), groups=channels, bias=bias)
+
+
+def is_traced() -> bool:
+    """Whether a graph is being made of the calls."""
+    return _is_compiling() or torch.jit.is_tracing()
+
+
+def is_untouched(*kernels: nn.Module) -> bool:
+    """Whether kernels are as they were built: nobody watches, wraps, replaces or reparametrises them.
+
+    Only then may a mixer read their weights instead of calling them. That is also false while a graph is made of the
+    calls, of which every kernel shall be a part. Every forward asks: it takes about a microsecond for two kernels.
+    """
+    if _has_any_global_hook() or is_traced():
+        return False
+    for kernel in kernels:
+        own = kernel.__dict__
+        # Private, as torch has no public way to ask whether a module has hooks.
+        if own['_backward_hooks'] or own['_backward_pre_hooks'] or not _computes_as_built(kernel, own):
+            return False
+    return True
+
+
+def _computes_as_built(kernel: nn.Module, own: dict[str, Any]) -> bool:
+    if own['_forward_hooks'] or own['_forward_pre_hooks'] or 'forward' in own or '_compiled_call_impl' in own:
+        return False
+    # Sharded, quantised and fake tensors are of other classes.
+    if type(own['_parameters'].get('weight')) not in _PLAIN_TENSORS:
+        return False
+    if type(kernel) is nn.Conv2d:  # whose padding people change for panoramas and tiles
+        return own['padding_mode'] == 'zeros' and own['stride'] == own['dilation'] == (1, 1)
+    return type(kernel) is PeripheralConv2d
+
+
+def settle(module: nn.Module, name: str) -> None:
+    """Fold what computes a kernel's or norm's parameters into them: parametrisations, weight norm, pruning.
+
+    Args:
+        module: The kernel or norm, which is about to be merged into another.
+        name: What to call it in messages.
+
+    Raises:
+        ValueError: If something else decides what it computes: hooks, a ``forward`` of its own, another class.
+    """
+    if parametrize.is_parametrized(module):
+        for tensor in list(cast(nn.ModuleDict, module.parametrizations)):
+            parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)
+            value = getattr(module, tensor)
+            if not isinstance(value, nn.Parameter):  # as torch leaves what took no gradient
+                delattr(module, tensor)
+                module.register_parameter(tensor, nn.Parameter(value.detach()))
+    for hook in list(module._forward_pre_hooks.values()):
+        if isinstance(hook, prune.BasePruningMethod):
+            prune.remove(module, hook._tensor_name)  # as its own `is_pruned` finds them
+        elif isinstance(hook, WeightNorm):
+            remove_weight_norm(module, hook.name)
+        elif isinstance(hook, SpectralNorm):
+            remove_spectral_norm(module, hook.name)
+    is_kernel = isinstance(module, nn.Conv2d | PeripheralConv2d)
+    hooked = module._forward_hooks or module._forward_pre_hooks or 'forward' in module.__dict__
+    if hooked or (is_kernel and not _computes_as_built(module, module.__dict__)):
+        raise ValueError(
+            f'{name} ({type(module).__name__}) cannot be merged: a hook, a wrapper, another class or another padding '
+            'decides what it computes. Take that off it before switch_to_deploy, or keep the model as trained'
+        )
+
+
+@torch.no_grad()
+def folded(kernel: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias, in float64, of a kernel with the norm behind it, both settled.
+
+    The norm may be the identity that mmcv's ``fuse_conv_bn`` leaves of one.
+    """
+    weight, bias = cast(Tensor, kernel.weight).double(), cast('Tensor | None', kernel.bias)
+    bias = weight.new_zeros(len(weight)) if bias is None else bias.double()
+    if isinstance(norm, nn.Identity):
+        return weight, bias
+    scale, shift = norm_as_affine(norm)
+    return weight * scale, shift + bias * scale.flatten()
 
 
 def drop_masks(conv: nn.Module) -> None:

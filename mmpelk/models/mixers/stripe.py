@@ -5,7 +5,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from .base import Mixer, MixerSpec, build_norm, depthwise_conv, drop_masks, norm_as_affine
+from .base import Mixer, MixerSpec, build_norm, depthwise_conv, drop_masks, folded
 
 __all__ = ['StripeMixer']
 
@@ -72,13 +72,16 @@ class StripeMixer(Mixer):
                 f'a small kernel of {self.small_kernel_size} does not fit a stripe of width {first.weight.shape[3]}; '
                 'train with a smaller small_kernel_size, or keep the model as trained'
             )
-        (scale, bias), (second_scale, second_bias) = map(norm_as_affine, self.large_norm)
+        self.settle()
+        weight, bias = folded(first, self.large_norm[0])
+        second_weight, second_bias = folded(second, self.large_norm[1])
         small_weight, small_bias = self.take_small_branch([columns, columns, rows, rows])
         del self.large_norm
         drop_masks(first)
         drop_masks(second)
-        first.weight.copy_(first.weight.double() * scale + small_weight)
-        second.weight.copy_(second.weight.double() * second_scale)
+        first.weight.copy_(weight + small_weight)
+        second.weight.copy_(second_weight)
         bias = (bias + second_bias + small_bias).to(first.weight)
+        second.bias = None
         first.bias = nn.Parameter(bias, requires_grad=first.weight.requires_grad)
         self.deployed = True

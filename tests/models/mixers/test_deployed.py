@@ -1,0 +1,179 @@
+"""Deployed mixers: what they keep is made once for a size, and never used once a tensor holds other numbers."""
+
+import copy
+import pickle
+import threading
+from collections.abc import Callable
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode  # private: torch has no public way to it
+
+from mmpelk.models import MixerSpec, PeLK, PeripheralMixer
+from mmpelk.models.mixers import peripheral
+from mmpelk.ops import force_backend
+from mmpelk.ops.backends import BACKENDS
+
+ON_CPU = sorted(set(BACKENDS) - {'triton'})
+
+
+@pytest.fixture
+def mixer() -> PeripheralMixer:
+    return _deployed()
+
+
+def _deployed() -> PeripheralMixer:
+    torch.manual_seed(0)
+    mixer = PeripheralMixer(MixerSpec(3, 13, positional_embedding='in_bounds', deploy=True)).eval()
+    torch.nn.init.normal_(mixer.embedding_table)
+    torch.nn.init.normal_(mixer.large.bias)
+    return mixer
+
+
+def _plain(mixer: PeripheralMixer, x: Tensor) -> Tensor:
+    """Without anything kept, as under autograd."""
+    with torch.enable_grad():
+        return torch.cat([mixer(x[:, :3]), x[:, 3:]], 1).detach()
+
+
+def _assign(mixer: PeripheralMixer, assign: bool) -> None:
+    mixer.load_state_dict({key: 2 * value for key, value in mixer.state_dict().items()}, assign=assign)
+
+
+def _step(mixer: PeripheralMixer, kind: type[torch.optim.Optimizer]) -> None:
+    for parameter in mixer.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    kind(mixer.parameters(), lr=0.1).step()
+
+
+#: Ways to change what a deployed mixer computes. Those through ``.data`` (averages of weights, momentum encoders) and
+#: of inference tensors leave no trace in torch's counts.
+CHANGES: dict[str, Callable[[PeripheralMixer], object]] = {
+    'nothing': lambda mixer: None,
+    'a write to the weight': lambda mixer: mixer.large.weight.mul_(2),
+    'a write to the bias': lambda mixer: mixer.large.bias.add_(1),
+    'a write to the table': lambda mixer: mixer.embedding_table.mul_(3),
+    'a write to one number': lambda mixer: mixer.large.weight[1, 0, 3, 4].add_(1),
+    'data.copy_': lambda mixer: mixer.large.weight.data.copy_(torch.ones_like(mixer.large.weight)),
+    'data.mul_ of the table': lambda mixer: mixer.embedding_table.data.mul_(2),
+    'other data': lambda mixer: setattr(mixer.large.weight, 'data', 2 * mixer.large.weight),
+    'foreach': lambda mixer: torch._foreach_mul_([mixer.large.weight.data, mixer.large.bias.data], 2.0),
+    'numpy': lambda mixer: mixer.large.weight.numpy().__imul__(2),
+    'another parameter': lambda mixer: setattr(mixer.large, 'bias', nn.Parameter(torch.ones(3))),
+    'requires_grad_ and a step of SGD': lambda mixer: _step(mixer.requires_grad_(), torch.optim.SGD),
+    'a step of AdamW': lambda mixer: _step(mixer, torch.optim.AdamW),
+    'a state dict': lambda mixer: _assign(mixer, False),
+    'a state dict, assigned': lambda mixer: _assign(mixer, True),
+    'half and back': lambda mixer: mixer.bfloat16().float(),
+}
+
+
+@pytest.mark.parametrize('change', CHANGES)
+@pytest.mark.parametrize('mode', [torch.no_grad, torch.inference_mode])
+def test_follows_every_change(mixer: PeripheralMixer, change: str, mode: type) -> None:
+    with torch.no_grad():
+        with mode():
+            for size in ((9, 12), (40, 33)):
+                x = torch.randn(2, 5, *size).contiguous(memory_format=torch.channels_last)
+                torch.testing.assert_close(mixer(x), _plain(mixer, x))
+        assert len(mixer._prepared) == 2
+        CHANGES[change](mixer)
+        with mode():
+            for _ in range(2):
+                torch.testing.assert_close(mixer(x), _plain(mixer, x))
+            assert mixer(x).is_contiguous(memory_format=torch.channels_last)
+
+
+@torch.inference_mode()
+def test_follows_writes_to_inference_tensors() -> None:
+    mixer, x = _deployed(), torch.randn(2, 5, 9, 12)
+    for _ in range(2):
+        torch.testing.assert_close(mixer(x), _plain(mixer, x))
+        mixer.large.weight.mul_(2)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('backend', ON_CPU)
+@torch.no_grad()
+def test_settings_and_copies(mixer: PeripheralMixer, backend: str, dtype: torch.dtype) -> None:
+    mixer.large.backend = backend
+    x = torch.randn(2, 5, 9, 12)
+    with torch.autocast('cpu', dtype):
+        rounded = mixer(x)
+    single = mixer(x)  # of what was not rounded
+    assert rounded.dtype == dtype
+    torch.testing.assert_close(rounded.float(), single, rtol=0.05, atol=0.05)  # a few ulps of bfloat16's 2^-8
+    torch.testing.assert_close(single, _plain(mixer, x))
+    with pytest.raises(ValueError, match=r'weight is torch.float32 on cpu, x is torch.float64'):
+        mixer(x.double())
+    copies = [copy.deepcopy(mixer), *(pickle.loads(pickle.dumps(mixer, protocol)) for protocol in (0, 2, 5))]
+    for other in copies:
+        assert len(other._prepared) == 0
+        assert torch.equal(other(x), single)
+    assert mixer(x.mT.contiguous().mT).is_contiguous()
+
+
+@torch.no_grad()
+def test_a_size_is_prepared_once_and_the_oldest_makes_room(mixer: PeripheralMixer) -> None:
+    images = [torch.randn(1, 5, 10 + extra, 9) for extra in range(5)]
+    with mock.patch.object(peripheral, 'prepare', side_effect=peripheral.prepare) as prepared:
+        for x in images[:-1] * 3:
+            mixer(x)
+        assert prepared.call_count == 4
+        for x, more in ((images[-1], 1), (images[-2], 1), (images[0], 2)):  # one more than fit; the newest; the oldest
+            mixer(x)
+            assert prepared.call_count == 4 + more
+        with force_backend('fft'):
+            mixer(images[0])
+        assert prepared.call_count == 7
+        mixer.large.backend = 'dft'
+        mixer(images[0])
+        assert prepared.call_count == 8
+
+
+def test_gradients_take_no_constants(mixer: PeripheralMixer) -> None:
+    out = mixer(torch.randn(2, 3, 9, 12)).square().sum()
+    assert all(grad.any() for grad in torch.autograd.grad(out, [mixer.large.weight, mixer.large.bias]))
+
+
+@pytest.mark.parametrize('backend', ON_CPU)
+def test_nothing_stays_of_a_fake_forward(mixer: PeripheralMixer, backend: str) -> None:
+    """As those that count operations, whose tensors have no numbers."""
+    x = torch.randn(2, 5, 9, 14)
+    with torch.no_grad(), force_backend(backend):
+        want = mixer(x)
+        kept = len(mixer._prepared)
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            fake = torch.cat([mixer(mode.from_tensor(x)[:, :3]), mode.from_tensor(x)[:, 3:]], 1)
+        assert fake.shape == want.shape
+        assert len(mixer._prepared) == kept
+        torch.testing.assert_close(mixer(x), want, rtol=0, atol=0)
+
+
+def test_threads_get_what_one_gets() -> None:
+    """Eight threads, more sizes than are kept, weights that change in between."""
+    arch = dict(depths=(1, 1), channels=(8, 8), kernel_sizes=(13, 13))
+    network = PeLK(arch, gap_before_final_norm=False).eval()
+    network.switch_to_deploy()
+    images = [torch.rand(1, 3, 32 + 8 * index, 32) for index in range(7)]
+    with torch.no_grad():
+        want = [network(image)[0] for image in images]
+    wrong: list[object] = []
+
+    def serve(first: int) -> None:
+        try:
+            with torch.no_grad():
+                for index in range(first, first + 40):
+                    if not torch.equal(network(images[index * 5 % 7])[0], want[index * 5 % 7]):
+                        wrong.append(index)
+        except Exception as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=serve, args=(first,)) for first in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong

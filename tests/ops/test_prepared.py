@@ -1,0 +1,75 @@
+"""Prepared convolutions, and the cache of them: never an entry of other numbers, few sizes, few bytes."""
+
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmpelk.ops import prepared, sharing_grid
+from mmpelk.ops.backends import BACKENDS
+from mmpelk.ops.prepared import Prepared, PreparedCache, prepare
+from mmpelk.ops.reference import peripheral_conv2d_reference
+
+GRID = sharing_grid(13, 3)
+
+
+def tensors() -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(2, 5, 9, 12), torch.randn(3, 1, len(GRID), len(GRID)), torch.randn(3)
+
+
+@pytest.mark.parametrize('backend', [None, *sorted(set(BACKENDS) - {'triton'})])
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_is_the_convolution(backend: str | None, channels_last: bool) -> None:
+    x, weight, bias = tensors()
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    got = prepare(x, weight, GRID, bias, backend)(x)
+    want = peripheral_conv2d_reference(x[:, :3].double(), weight.double(), GRID, bias.double())
+    torch.testing.assert_close(got, torch.cat([want.float(), x[:, 3:]], 1))
+    assert got.is_contiguous(memory_format=torch.channels_last) == channels_last
+
+
+def get(cache: PreparedCache, x: Tensor, weight: Tensor, made: list[Prepared]) -> Prepared:
+    def make() -> Prepared:
+        made.append(prepare(x, weight, GRID, None))
+        return made[-1]
+
+    return cache.get(x, [weight, None], None, make)
+
+
+def test_makes_again_what_was_written_to() -> None:
+    x, weight, _ = tensors()
+    cache, made = PreparedCache(), []
+    assert get(cache, x, weight, made) is get(cache, x, weight, made)
+    weight.data[0, 0, 0, 0] += 1  # torch counts no such write
+    assert get(cache, x, weight, made) is made[1]
+    get(cache, x.contiguous(memory_format=torch.channels_last), weight, made)
+    get(cache, x.double(), weight.double(), made)
+    assert (len(made), len(cache)) == (4, 3)
+
+
+def test_a_write_while_it_is_made_leaves_nothing_wrong() -> None:
+    x, weight, _ = tensors()
+    cache = PreparedCache()
+
+    def make() -> Prepared:
+        made = prepare(x, weight, GRID, None)
+        weight.data.mul_(2)  # another thread's
+        return made
+
+    cache.get(x, [weight], None, make)
+    again = prepare(x, weight, GRID, None)
+    assert cache.get(x, [weight], None, lambda: again) is again
+
+
+def test_keeps_few_sizes_and_few_bytes() -> None:
+    x, weight, _ = tensors()
+    cache, made = PreparedCache(), []
+    for extra in range(6):
+        get(cache, x[:, :, : 3 + extra], weight, made)
+    assert len(cache) == 4
+    with mock.patch.object(prepared, '_BYTES', 10):
+        get(cache, x, weight, made)
+    assert len(cache) == 0
