@@ -364,7 +364,7 @@ class PeLK(Pretrained, BaseModule):
             FileNotFoundError: If the checkpoint does not exist.
             ValueError: If its keys or shapes are not this backbone's.
         """
-        given: Any = self.init_cfg  # type: ignore[has-type]
+        given: Any = self.init_cfg
         pretrained = pretrained_cfgs(given)
         # mmengine's own reading takes what does not fit without a word, and lets a file run code.
         others = [given] if isinstance(given, dict) else list(given or [])
