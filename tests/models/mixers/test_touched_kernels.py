@@ -1,0 +1,181 @@
+"""Kernels that somebody watches, wraps or changes: they are called as modules, and merged rightly or not at all."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmcv.cnn.utils import fuse_conv_bn
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+    register_module_full_backward_hook,
+)
+from torch.nn.utils import parametrizations, parametrize, prune
+
+from mmpelk.models import MIXERS, MixerSpec, PeLK, PeripheralMixer
+from mmpelk.models.mixers.base import is_untouched
+
+SIZE = 13
+
+
+def trained(name: str = 'peripheral', **arguments: object) -> PeripheralMixer:
+    """A mixer in eval mode whose norms do something."""
+    torch.manual_seed(0)
+    mixer = MIXERS[name](MixerSpec(4, SIZE, **arguments)).double()
+    for module in mixer.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 2)
+            nn.init.normal_(module.bias)
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return mixer.eval()
+
+
+def image() -> Tensor:
+    return torch.randn(2, 4, 9, 11, dtype=torch.float64, requires_grad=True)
+
+
+def replace_forward(kernel: nn.Module, seen: list[int]) -> None:
+    """As activation checkpointing, LoRA and accelerate do it."""
+    inner = kernel.forward
+    kernel.forward = lambda *args, **kwargs: (seen.append(1), inner(*args, **kwargs))[1]
+
+
+OF_A_KERNEL: dict[str, Callable[[nn.Module, list[int]], object]] = {
+    'forward hook': lambda kernel, seen: kernel.register_forward_hook(lambda *_: seen.append(1)),
+    'forward pre-hook': lambda kernel, seen: kernel.register_forward_pre_hook(lambda *_: seen.append(1)),
+    'backward hook': lambda kernel, seen: kernel.register_full_backward_hook(lambda *_: seen.append(1)),
+    'backward pre-hook': lambda kernel, seen: kernel.register_full_backward_pre_hook(lambda *_: seen.append(1)),
+    'replaced forward': replace_forward,
+}
+OF_ALL = [register_module_forward_hook, register_module_forward_pre_hook, register_module_full_backward_hook]
+
+
+@pytest.mark.parametrize('kind', OF_A_KERNEL)
+@pytest.mark.parametrize('name', ['large', 'small'])
+def test_a_watched_kernel_is_called_in_training(name: str, kind: str) -> None:
+    mixer, x, seen = trained().train(), image(), []
+    want = mixer(x)
+    OF_A_KERNEL[kind](getattr(mixer, name), seen)
+    got = mixer(x)
+    got.sum().backward()
+    assert seen == [1]
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize('register', OF_ALL, ids=lambda function: function.__name__)
+def test_global_hooks_see_both_kernels(register: Callable) -> None:
+    mixer, seen = trained().train(), []
+    handle = register(lambda module, *_: seen.append(module))
+    try:
+        mixer(image()).sum().backward()
+    finally:
+        handle.remove()
+    assert {mixer.large, mixer.small} <= set(seen)
+
+
+@pytest.mark.parametrize('kind', ['forward hook', 'forward pre-hook', 'replaced forward'])
+@torch.no_grad()
+def test_a_watched_kernel_is_called_when_deployed(kind: str) -> None:
+    network = PeLK(dict(depths=(1,), channels=(16,), kernel_sizes=(SIZE,)), gap_before_final_norm=False).eval()
+    network.switch_to_deploy()
+    x, seen = torch.rand(1, 3, 32, 32), []
+    want = network(x)[0]
+    OF_A_KERNEL[kind](network.stages[0][0].mixer.large, seen)
+    torch.testing.assert_close(network(x)[0], want)
+    assert seen == [1]
+
+
+def test_a_hook_may_change_what_a_kernel_gives() -> None:
+    mixer, x = trained(), image()
+    want = mixer(x) + mixer.small_norm(mixer.small(x)) - mixer.small_norm(torch.zeros_like(x))
+    mixer.small.register_forward_hook(lambda module, args, out: 2 * out)
+    torch.testing.assert_close(mixer(x), want)
+
+
+@pytest.mark.parametrize('grad', [False, True])
+def test_norms_fused_by_mmcv(grad: bool) -> None:
+    mixer, x = trained(), image()
+    want = mixer(x)
+    fused = fuse_conv_bn(mixer)
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(fused(x), want)
+    fused.switch_to_deploy()
+    torch.testing.assert_close(fused(x), want)
+
+
+def test_another_padding_is_kept() -> None:
+    """As for panoramas: a convolution that wraps around."""
+    mixer, x = trained(), image()
+    mixer.small.padding_mode = 'circular'
+    small = F.conv2d(F.pad(x, [2] * 4, mode='circular'), mixer.small.weight, groups=4)
+    want = mixer.large_norm(mixer.large(x)) + mixer.small_norm(small)
+    torch.testing.assert_close(mixer(x), want)
+    with pytest.raises(ValueError, match=r'small \(Conv2d\) cannot be merged: .*switch_to_deploy'):
+        mixer.switch_to_deploy()
+
+
+class Rounded(nn.Module):
+    """As fake quantisation."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return (weight * 50).round() / 50
+
+
+FOLDABLE: dict[str, Callable[[nn.Module], object]] = {
+    'weight norm': parametrizations.weight_norm,
+    'spectral norm': lambda kernel: parametrizations.spectral_norm(kernel).eval(),
+    'weight norm by a hook': nn.utils.weight_norm,
+    'spectral norm by a hook': nn.utils.spectral_norm,
+    'a parametrisation': lambda kernel: parametrize.register_parametrization(kernel, 'weight', Rounded()),
+    'pruning': lambda kernel: prune.random_unstructured(kernel, 'weight', 0.5),
+}
+
+
+@pytest.mark.parametrize('kind', FOLDABLE)
+@pytest.mark.parametrize('name', ['peripheral', 'stripe'])
+def test_what_computes_a_weight_is_folded(name: str, kind: str) -> None:
+    mixer, x = trained(name), image().detach()
+    kernels = [mixer.small, *(mixer.large if name == 'stripe' else [mixer.large])]
+    for kernel in kernels:
+        FOLDABLE[kind](kernel)
+    mixer.eval()
+    with torch.no_grad():
+        want = mixer(x)
+        mixer.switch_to_deploy()
+        torch.testing.assert_close(mixer(x), want)
+    names = ['large.0.weight', 'large.0.bias', 'large.1.weight'] if name == 'stripe' else ['large.weight', 'large.bias']
+    assert sorted(name for name, _ in mixer.named_parameters()) == sorted(names)
+    assert not [name for name, _ in mixer.named_buffers() if 'weight' in name]
+
+
+REFUSED: dict[str, Callable[[PeripheralMixer], object]] = {
+    'large': lambda mixer: mixer.large.register_forward_hook(lambda module, args, out: 2 * out),
+    'small': lambda mixer: replace_forward(mixer.small, []),
+    'large_norm': lambda mixer: mixer.large_norm.register_forward_hook(lambda module, args, out: out + 1),
+}
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_what_cannot_be_folded_is_refused(name: str) -> None:
+    mixer, x = trained(), image()
+    REFUSED[name](mixer)
+    want = mixer(x)
+    with pytest.raises(ValueError, match=f'{name} .* cannot be merged: .* Take that off it before switch_to_deploy'):
+        mixer.switch_to_deploy()
+    torch.testing.assert_close(mixer(x), want)  # still whole
+
+
+def test_untouched_is_the_rule() -> None:
+    """The kernels of a new network take the fast path, those of a parametrised or compiled one do not."""
+    mixer = trained()
+    assert is_untouched(mixer.large, mixer.small)
+    for change in (
+        lambda kernel: parametrize.register_parametrization(kernel, 'weight', nn.Identity()),
+        lambda kernel: kernel.compile(),
+    ):
+        touched = trained()
+        change(touched.large)
+        assert not is_untouched(touched.large, touched.small)
