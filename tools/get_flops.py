@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import DictAction
 from torch import nn
 
 from mmpelk.analysis.complexity import Complexity, checkpoint_densities, count_complexity, uniform_densities
 from mmpelk.analysis.inference import build_model
 from mmpelk.analysis.table import Table
-from mmpelk.engine.command_line import exit_on_user_error, parse_options, read_config
+from mmpelk.engine.command_line import SettingsAction, exit_on_user_error, parse_options, read_config
 from mmpelk.fault_tolerance.safe_loading import read_checkpoint
 from mmpelk.models.hidden_units import find_hidden_units, fit_hidden_units
 from mmpelk.models.weights.checkpoint import state_dict_of
@@ -40,7 +39,9 @@ def parse_args() -> argparse.Namespace:
         help='the density is that of whole hidden units, taken out (export_dense --shrink)',
     )
     parser.add_argument('--json', metavar='FILE', help='write everything there, too')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=SettingsAction, metavar='KEY=VALUE', help='change the config'
+    )
     return parse_options(parser)
 
 

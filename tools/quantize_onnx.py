@@ -9,11 +9,10 @@ integers cost in the recipe's own metric.
 import argparse
 from pathlib import Path
 
-from mmengine.config import DictAction
 from rich.console import Console
 
 from mmpelk.engine.checks import check_data
-from mmpelk.engine.command_line import exit_on_user_error, load_config, parse_options
+from mmpelk.engine.command_line import SettingsAction, exit_on_user_error, load_config, parse_options
 from mmpelk.errors import UserError
 from mmpelk.export import calibration_images, quantize_onnx
 
@@ -24,7 +23,9 @@ def main() -> None:
     parser.add_argument('file', type=Path, help='.onnx of float32')
     parser.add_argument('out', type=Path, help='.onnx to write')
     parser.add_argument('--images', type=int, default=64, help='training images to calibrate on; %(default)s')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=SettingsAction, metavar='KEY=VALUE', help='change the config'
+    )
     parser.set_defaults(launcher='none', work_dir=None)  # what load_config looks for
     args = parse_options(parser)
     with exit_on_user_error():

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor
 
 from mmpelk.engine.checks import check_checkpoint
-from mmpelk.engine.command_line import exit_on_user_error, load_config
+from mmpelk.engine.command_line import SettingsAction, exit_on_user_error, load_config
 from mmpelk.fault_tolerance.safe_loading import read_checkpoint
 from mmpelk.models import PeLK
 from mmpelk.models.deploy import deploy_state_dict
@@ -30,7 +30,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='recipe of the training, of any task')
     parser.add_argument('checkpoint', help='trained checkpoint')
     parser.add_argument('out', type=Path, help='.pth to write')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=SettingsAction, metavar='KEY=VALUE', help='change the config'
+    )
     parser.set_defaults(launcher='none', work_dir=None)  # what load_config looks for
     return parser.parse_args()
 

@@ -10,6 +10,7 @@ from mmengine.config import Config
 
 from mmpelk.errors import UserError
 from mmpelk.mmcv_operators import compile_command, import_error
+from mmpelk.models.weights.checkpoint import pretrained_cfgs
 
 _SIMILAR = 0.85  # share of equal letters above which a new key is taken for a typing error
 
@@ -96,7 +97,7 @@ def check_data(cfg: Config, loaders: Sequence[str]) -> None:
 def missing_weights(cfg: Config) -> Iterator[tuple[str, str]]:
     """Files of pretrained weights that do not exist, each with the dotted key of its ``init_cfg``."""
     for key, init_cfg in _find(cfg.get('model'), 'model', ('checkpoint',)):
-        if init_cfg.get('type') == 'Pretrained' and _is_missing(init_cfg['checkpoint']):
+        if pretrained_cfgs(init_cfg) and _is_missing(init_cfg['checkpoint']):
             yield init_cfg['checkpoint'], key
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -27,6 +27,9 @@ _LOST = re.compile(
     r'|timeout caused pair closure|remote process exited|Watchdog caught'
 )
 
+# The default hooks that a runner has unless the config says ``None``.
+_MMENGINES_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
+
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that every MM tool has to ``parser``."""
@@ -34,7 +37,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=SettingsAction,
         metavar='KEY=VALUE',
         help='change settings of the config, for example train_dataloader.batch_size=4 model.backbone.init_cfg=None',
     )
@@ -44,26 +47,84 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse the command line; ``--cfg-options`` without a ``=`` is a usage error."""
-    try:
-        args = parser.parse_args()
-    except ValueError:  # mmengine's DictAction unpacks KEY=VALUE unchecked
-        parser.error('--cfg-options takes KEY=VALUE pairs without spaces')
+    """Parse the command line; ``--cfg-options`` that cannot be read are a usage error."""
+    args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(vars(args).get('local_rank', 0)))
     return args
 
 
+class SettingsAction(argparse.Action):
+    """For ``argparse``: collects ``KEY=VALUE`` words, as :func:`parse_settings` reads them, in a dictionary."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        try:
+            settings = parse_settings(values)
+        except ValueError as error:
+            raise argparse.ArgumentError(self, str(error)) from error
+        setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), **settings})
+
+
 def parse_settings(words: Sequence[str]) -> dict[str, Any]:
-    """``KEY=VALUE`` words as ``--cfg-options`` reads them.
+    """``KEY=VALUE`` words: numbers, ``true``, ``false``, ``None``, text, and lists or tuples of those.
+
+    mmengine's ``DictAction`` reads the same, but takes the spaces out of text, such as a folder's name, and does not
+    return from some lists of lists.
 
     Raises:
-        ValueError: If a word has no ``=``.
+        ValueError: If a word has no ``=``, or its value has brackets that do not match or belongs to a nested dict.
     """
-    if wrong := [word for word in words if '=' not in word]:
-        raise ValueError(f'options are KEY=VALUE pairs without spaces, got {wrong[0]!r}')
-    parser = argparse.ArgumentParser()
-    parser.add_argument('--cfg-options', nargs='*', action=DictAction)
-    return parser.parse_args(['--cfg-options', *words]).cfg_options
+    settings = {}
+    for word in words:
+        key, equals, value = word.partition('=')
+        if not equals or not key or key != key.strip():
+            raise ValueError(f'options are KEY=VALUE pairs without spaces around the =, got {word!r}')
+        try:
+            settings[key] = _read_value(value)
+        except (ValueError, RecursionError) as error:
+            reason = str(error) if isinstance(error, ValueError) else 'too many brackets'
+            raise ValueError(f'cannot read the value of {key}, {value[:200]!r}: {reason}') from error
+    return settings
+
+
+def _read_value(text: str) -> Any:
+    text = text.strip().strip('\'"')
+    if re.match(r'\{|dict\(', text):
+        raise ValueError('set the keys of a dict one by one, as KEY.NAME=VALUE')
+    parts = _split(text)
+    if len(parts) > 1:
+        return [_read_value(part) for part in parts]
+    if not text.startswith(('(', '[')):
+        return _read_scalar(text)
+    kind: type = tuple if text[0] == '(' else list
+    return kind(_read_value(part) for part in _split(text[1:-1]))
+
+
+def _split(text: str) -> list[str]:
+    """Parts between the commas that are in no brackets; the last may end with one, too."""
+    closing, parts, start = [], [], 0
+    for index, letter in enumerate(text):
+        if letter in '([':
+            closing.append(')' if letter == '(' else ']')
+        elif letter in ')]' and (not closing or closing.pop() != letter):
+            closing = ['unmatched']
+            break
+        elif letter == ',' and not closing:
+            parts.append(text[start:index])
+            start = index + 1
+    if closing and (',' in text or text.startswith(('(', '['))):
+        raise ValueError('its brackets do not match')
+    return [*parts, text[start:]] if text[start:].strip() else parts
+
+
+def _read_scalar(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return {'true': True, 'false': False}.get(text.lower(), None if text == 'None' else text)
 
 
 def read_config(path: str, settings: Mapping[str, Any] | None = None) -> Config:
@@ -108,7 +169,9 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """mmengine's ``Runner``, or the one that the config names."""
+    """mmengine's ``Runner``, or the one that the config names; a default hook that is ``None`` is left out."""
+    if hooks := cfg.get('default_hooks'):  # mmengine leaves out its own alone, and fails at others
+        cfg.default_hooks = {name: hook for name, hook in hooks.items() if hook is not None or name in _MMENGINES_HOOKS}
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 

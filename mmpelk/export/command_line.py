@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.config import DictAction
 from rich.console import Console
 from torch import Tensor
 
 from mmpelk.engine.checks import check_checkpoint
-from mmpelk.engine.command_line import load_config
+from mmpelk.engine.command_line import SettingsAction, load_config
 from mmpelk.errors import UserError
 
 from .comparison import compare, in_half
@@ -41,7 +40,9 @@ def add_export_options(parser: argparse.ArgumentParser, suffix: str) -> None:
     )
     parser.add_argument('--half', action='store_true', help='weights and maps in float16')
     parser.add_argument('--image', type=Path, help='photograph to compare on; one of matplotlib by default')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=SettingsAction, metavar='KEY=VALUE', help='change the config'
+    )
     parser.set_defaults(launcher='none', work_dir=None)  # what load_config looks for
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from mmengine.model import PretrainedInit
 
 import mmpelk
 from mmpelk.engine.checks import check_checkpoint, check_data, check_option_names, check_weights
@@ -53,6 +54,13 @@ def test_missing_weights(recipe: Config, monkeypatch: pytest.MonkeyPatch, tmp_pa
     (tmp_path / 'checkpoints').mkdir()
     (tmp_path / 'checkpoints' / 'pelk_t_in1k.pth').touch()
     check_weights(recipe)
+
+
+@pytest.mark.parametrize('kind', ['mmengine.Pretrained', PretrainedInit], ids=str)
+def test_missing_weights_however_they_are_named(kind: object) -> None:
+    init_cfg = [dict(type='TruncNormal', layer='Linear'), dict(type=kind, checkpoint='absent.pth')]
+    with pytest.raises(FileNotFoundError, match=r"'absent\.pth' do not exist.*model\.img_backbone\.init_cfg\.1=None"):
+        check_weights(Config(dict(model=dict(img_backbone=dict(init_cfg=init_cfg)))))
 
 
 def test_folder_of_weights_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

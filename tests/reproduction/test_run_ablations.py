@@ -91,7 +91,7 @@ def test_batch_of_other_recipes(name: str, images: int, gpus: int, given: tuple[
         (['--gpus', 8, '--rows', 'table9'], "no row 'table9' in the tables 1, 5, 6, 7, fig2; known: table1_slak_51"),
         (['--gpus', 8, '--launcher', 'slurm'], 'needs a --partition'),
         (['--gpus', 8, '--jobs', 2], '--jobs is for Slurm'),
-        (['--gpus', 8, '--cls-options', 'batch'], "KEY=VALUE pairs without spaces, got 'batch'"),
+        (['--gpus', 8, '--cls-options', 'batch'], "KEY=VALUE pairs without spaces around the =, got 'batch'"),
         (['--gpus', 8, '--cls-options', 'train_dataloader.batchsize=3'], "did you mean 'train_dataloader.batch_size'?"),
         (['--gpus', 8, '--tables', '5'], "the data 'data/imagenet' of train_dataloader.dataset does not exist"),
     ],

@@ -42,7 +42,7 @@ def options(photos: Path) -> list[object]:
         (['PeLK-T', NANO], 'a name, a config and a checkpoint'),
         (['a', 'no.py', 'random'], "no config 'no.py'"),
         (['a', NANO, 'no.pth'], "checkpoint 'no.pth' does not exist"),
-        (['a', NANO, 'random', 'b', NANO, 'random'], "KEY=VALUE pairs without spaces, got 'b'"),
+        (['a', NANO, 'random', 'b', NANO, 'random'], "KEY=VALUE pairs without spaces around the =, got 'b'"),
         (['a', NANO, 'random', '--model', 'a', NANO, 'random'], 'two models are called a'),
         (['a', NANO, 'random', '--images', 'nowhere'], "there is no image or folder 'nowhere'"),
         (['a', NANO, 'OTHER'], "other.pth' does not fit this backbone: it misses "),

@@ -1,0 +1,101 @@
+"""What ``--cfg-options`` mean, and runners without some of their default hooks."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mmengine.config import Config, DictAction
+
+import mmpelk
+from mmpelk.engine.command_line import SettingsAction, build_runner, parse_options, parse_settings
+
+VALUES = [
+    '1', '-2', '0.5', '1e-3', 'inf', 'true', 'False', 'None', 'none', '', 'text', "'text'", '"7"', '1,2', 'a,b,', '[]',
+    '()', '[1,2.5,x]', '(1,)', '[(1,2),(3,4)]', '([a,b],[None,true])', '[[1]]', '(1,2),x', 'a=b', 'a(1).txt',
+    'C:\\data', 'nano(1', 'https://host/a?b=c',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('value', VALUES)
+def test_values_without_spaces_are_those_of_mmengine(value: str) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    want = parser.parse_args(['--cfg-options', f'model.key={value}']).cfg_options
+    got = parse_settings([f'model.key={value}'])
+    assert got == want
+    assert type(got['model.key']) is type(want['model.key'])
+
+
+@pytest.mark.parametrize(
+    ('value', 'want'),
+    [
+        ('/data/my own set/images', '/data/my own set/images'),
+        ("'work dirs/first run'", 'work dirs/first run'),
+        ('[/data/a b, /data/c  d]', ['/data/a b', '/data/c  d']),
+        ('( 1, [two words, 3] )', (1, ['two words', 3])),
+        ('[1],[2]', [[1], [2]]),
+        ('(1,2),(3,4)', [(1, 2), (3, 4)]),
+        ('scans (old) a', 'scans (old) a'),
+    ],
+)
+def test_values_that_mmengine_changes_or_does_not_read(value: str, want: Any) -> None:
+    assert parse_settings([f'key={value}']) == {'key': want}
+
+
+@pytest.mark.parametrize(
+    ('word', 'message'),
+    [
+        ('key', 'KEY=VALUE pairs without spaces around the =, got'),
+        ('=1', 'KEY=VALUE pairs'),
+        ('key =1', 'KEY=VALUE pairs'),
+        ('key=[1,2', "cannot read the value of key, '[1,2': its brackets do not match"),
+        ('key=(1,2]', 'do not match'),
+        ('key=),(', 'do not match'),
+        ('key=(1', 'do not match'),
+        ('key=' + '[' * 5000 + ']' * 5000, 'too many brackets'),
+        ('key=dict(type=BN)', r'one by one, as KEY.NAME=VALUE'),
+        ('key={a: 1}', 'one by one'),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_one_sentence_for_what_cannot_be_read(
+    word: str, message: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - compared below
+        parse_settings([word])
+    assert message in str(caught.value)
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=SettingsAction)
+    monkeypatch.setattr('sys.argv', ['tool', '--cfg-options', word])
+    with pytest.raises(SystemExit, match='2'):
+        parse_options(parser)
+    printed = capsys.readouterr().err
+    assert f'error: argument --cfg-options: {caught.value}' in printed
+    assert len(printed.splitlines()) == 2  # usage, and the sentence
+
+
+def test_options_given_twice_are_joined() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=SettingsAction)
+    args = parser.parse_args(['--cfg-options', 'a=1', 'b=2', '--cfg-options', 'b=3'])
+    assert args.cfg_options == {'a': 1, 'b': 3}
+
+
+HOOKS = mmpelk.get_config('seg/upernet_pelk_t_ade20k.py').default_hooks.to_dict()
+
+
+def hooks_of(folder: Path, hooks: dict[str, Any]) -> list[str]:
+    model = dict(type='mmpelk.PeLK', depths=(1,), channels=(8,), kernel_sizes=(7,))
+    cfg = Config(dict(model=model, work_dir=str(folder), default_scope='mmseg', default_hooks=hooks, log_level='ERROR'))
+    return sorted(type(hook).__name__ for hook in build_runner(cfg).hooks)
+
+
+@pytest.mark.scope('mmseg')
+def test_every_default_hook_can_be_left_out(tmp_path: Path) -> None:
+    everything = hooks_of(tmp_path, HOOKS)
+    assert len(HOOKS) > 8
+    for name, hook in HOOKS.items():
+        found = hooks_of(tmp_path, HOOKS | {name: None})
+        assert sorted([*found, hook['type'].removeprefix('mmpelk.')]) == everything, name
+    assert 'RuntimeInfoHook' not in hooks_of(tmp_path, HOOKS | dict(runtime_info=None))

@@ -1,0 +1,112 @@
+"""Weights of a backbone, however ``init_cfg`` names them and whatever wraps them in the file."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmengine.model import PretrainedInit
+from torch import Tensor, nn
+
+from mmpelk.errors import UserError
+from mmpelk.models import PeLK
+from mmpelk.models.weights.checkpoint import pretrained_cfgs, state_dict_of
+
+SMALL: dict[str, Any] = dict(depths=(1, 2), channels=(8, 12), kernel_sizes=(13, 7))
+PREFIX = 'backbone.'
+
+KINDS = ['Pretrained', 'mmengine.Pretrained', PretrainedInit]
+SPELLINGS: list[Callable[[dict[str, Any]], Any]] = [
+    dict,
+    ConfigDict,
+    lambda cfg: [cfg],
+    lambda cfg: [dict(type='TruncNormal', layer='Linear', std=0.02), cfg],
+    lambda cfg: (ConfigDict(cfg),),
+]
+
+
+@pytest.fixture
+def trained() -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return {key: torch.rand(value.shape) if value.dim() else value for key, value in PeLK(**SMALL).state_dict().items()}
+
+
+def write(path: Path, content: Any) -> str:
+    torch.save(content, path)
+    return str(path)
+
+
+def load(init_cfg: Any) -> dict[str, Tensor]:
+    model = PeLK(**SMALL, init_cfg=init_cfg)
+    model.init_weights()
+    return model.state_dict()
+
+
+def prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {prefix + key: value for key, value in state.items()}
+
+
+@pytest.mark.parametrize('kind', KINDS, ids=str)
+@pytest.mark.parametrize('spelling', SPELLINGS)
+def test_spellings_of_init_cfg(kind: Any, spelling: Callable, trained: dict[str, Tensor], tmp_path: Path) -> None:
+    right = write(tmp_path / 'right.pth', dict(state_dict=prefixed(trained, PREFIX)))
+    found = load(spelling(dict(type=kind, checkpoint=right, prefix=PREFIX)))
+    assert all(torch.equal(found[key], value) for key, value in trained.items())
+    wrong = write(tmp_path / 'wrong.pth', dict(state_dict=prefixed(nn.Conv2d(3, 8, 3).state_dict(), PREFIX)))
+    with pytest.raises(UserError, match=r'misses downsample_layers\.0\.0\.weight'):
+        load(spelling(dict(type=kind, checkpoint=wrong, prefix=PREFIX)))
+    absent = spelling(dict(type=kind, checkpoint=str(tmp_path / 'absent.pth'), prefix=PREFIX))
+    with pytest.raises(FileNotFoundError, match='do not exist'):
+        load(absent)
+
+
+def test_other_initialisations_are_no_weights() -> None:
+    for cfg in (None, [], dict(type='TruncNormal', layer='Linear'), [dict(type='Kaiming', layer='Conv2d')]):
+        assert pretrained_cfgs(cfg) == []
+
+
+def test_initialisation_beside_weights(trained: dict[str, Tensor], tmp_path: Path) -> None:
+    """What the file lacks, an output norm, keeps the initialisation that the list names."""
+    kept = {key: value for key, value in trained.items() if not key.startswith('norm')}
+    path = write(tmp_path / 'weights.pth', kept)
+    found = load([dict(type='Constant', layer='LayerNorm', val=0.5), dict(type='Pretrained', checkpoint=path)])
+    assert all(torch.equal(found[key], value) for key, value in kept.items())
+    assert (found['norm1.weight'] == 0.5).all()
+
+
+WRAPPINGS: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
+    'bare': (lambda state: state, ''),
+    'state_dict': (lambda state: dict(state_dict=state, meta={}), ''),
+    'model': (lambda state: dict(model=state, epoch=3), ''),
+    'model in state_dict': (lambda state: dict(state_dict=dict(model=state)), ''),
+    'module': (lambda state: prefixed(state, 'module.'), ''),
+    'module in state_dict': (lambda state: dict(state_dict=prefixed(state, 'module.')), ''),
+    'module in model': (lambda state: dict(model=prefixed(state, 'module.')), ''),
+    'module before backbone': (lambda state: dict(state_dict=prefixed(state, f'module.{PREFIX}')), PREFIX),
+    'backbone beside a head': (
+        lambda state: dict(state_dict=prefixed(state, PREFIX) | {'head.fc.weight': torch.rand(2, 2)}),
+        PREFIX,
+    ),
+}
+
+
+@pytest.mark.parametrize('wrapping', WRAPPINGS)
+def test_wrappings_of_a_file(wrapping: str, trained: dict[str, Tensor], tmp_path: Path) -> None:
+    wrap, prefix = WRAPPINGS[wrapping]
+    path = write(tmp_path / 'weights.pth', wrap(trained))
+    found = load(dict(type='Pretrained', checkpoint=path, prefix=prefix))
+    assert all(torch.equal(found[key], value) for key, value in trained.items())
+
+
+def test_a_module_called_module_keeps_its_name() -> None:
+    """The prefix is cut off only where all names have it."""
+    state = {'module.weight': torch.rand(2), 'head.weight': torch.rand(2)}
+    assert set(state_dict_of(state)) == set(state)
+
+
+@pytest.mark.parametrize('content', [{}, dict(state_dict={}), dict(meta=1), [torch.rand(2)], None], ids=str)
+def test_no_weights(content: Any) -> None:
+    with pytest.raises(UserError, match=r"'file\.pth' holds no weights"):
+        state_dict_of(content, 'file.pth')
