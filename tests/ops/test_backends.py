@@ -145,9 +145,29 @@ def test_choice_on_a_cpu(
     assert {'dense', 'dft', 'fft'} <= set(available_backends())
 
 
-def test_choice_where_depthwise_kernels_are_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ('channels', 'size', 'kernel_size', 'output', 'weight_grad'),
+    [
+        (46, 128, 51, 'fft', 'fft'),
+        (46, 96, 51, 'fft', 'fft'),
+        (46, 56, 51, 'dft', 'fft'),
+        (62, 96, 101, 'fft', 'fft'),
+        (46, 56, 101, 'dft', 'fft'),
+        (93, 28, 49, 'dft', 'dft'),
+        (187, 24, 47, 'dft', 'dft'),
+        (187, 14, 47, 'dense', 'dft'),
+        (374, 16, 13, 'dft', 'dft'),
+        (374, 7, 13, 'dense', 'dft'),
+    ],
+)
+def test_choice_with_avx512(
+    channels: int, size: int, kernel_size: int, output: str, weight_grad: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fastest as measured where the constants come from."""
     monkeypatch.setattr(choice, 'COSTS', choice.AVX512)
-    assert fastest_backend(torch.empty(1).expand(1, 187, 14, 14), sharing_grid(47)) == 'dense'
+    x, grid = torch.empty(1).expand(2, channels, size, size), sharing_grid(kernel_size)
+    assert fastest_backend(x, grid) == output
+    assert fastest_backend(x, grid, weight_grad=True) == weight_grad
 
 
 @pytest.mark.parametrize(

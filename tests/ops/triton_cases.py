@@ -30,6 +30,7 @@ if (reason := backend.unavailable_reason()) is not None:
 @pytest.fixture(autouse=True)
 def _few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every program costs the interpreter a fixed time; and small problems have to reach the code for large ones."""
+    monkeypatch.setattr(launch, '_calls', {})
     monkeypatch.setattr(launch, 'PROGRAMS', 4)
     monkeypatch.setattr(launch, 'PAIR_FROM', 2)
     monkeypatch.setattr(launch, 'PACK_FROM', 2)
@@ -201,8 +202,19 @@ def test_channels_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     grid = sharing_grid(9, 3)
     (x, weight, bias), _ = _inputs((2, 5, 9, 12), len(grid), 'map', torch.bfloat16, 0.0)
     at_once = launch.forward(x, weight, bias, grid)
+    monkeypatch.setattr(launch, '_calls', {})
     monkeypatch.setattr(launch, 'WORKSPACE', 2 * 2 * len(grid) * 16 * 16)  # two channels
     assert torch.equal(launch.forward(x, weight, bias, grid), at_once)
+
+
+def test_images_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = sharing_grid(9, 3)
+    (x, weight, bias), grad_out = _inputs((3, 2, 9, 12), len(grid), 'map', torch.float32, 0.0)
+    at_once = launch.forward(x, weight, bias, grid), launch.weight_grad(x, grad_out, grid)
+    # Two images at a time, and their results.
+    monkeypatch.setattr(launch, 'workspace_limit', lambda device_type: 2 * 2 * 2 * 9 * 12 * 4)
+    torch.testing.assert_close(launch.forward(x, weight, bias, grid), at_once[0])
+    torch.testing.assert_close(launch.weight_grad(x, grad_out, grid), at_once[1])
 
 
 def test_tf32_flag_takes_fewer_products() -> None:

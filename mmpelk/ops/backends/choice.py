@@ -23,14 +23,17 @@ _DENSE_UP_TO = 5
 
 @dataclass(frozen=True)
 class Costs:
-    """Nanoseconds of the parts of a call in float32 on a CPU, fitted to one run of every stage of PeLK-T and PeLK-B.
+    """Nanoseconds of the parts of a call in float32 on a CPU, fitted to one run of the stages of PeLK-T, B and 101.
 
     Attributes:
         dense_tap: A multiply-add of the dense kernel, channels last.
+        dense_row: A row of the dense kernel at a position.
         dft_product: A multiply-add of the transforms' matrix products.
         dft_number: A number of the real spectrum through the kernel's product and the passes over it.
         fft_number: A complex number of the half spectrum through both transforms and the product.
         calls: Bookkeeping of a call: dense, dft, fft.
+        weight_grad: How many times as long the gradient of the weight takes, in float64 and of two maps, but without a
+            way back: dft, fft.
     """
 
     dense_tap: float
@@ -38,13 +41,22 @@ class Costs:
     dft_number: float
     fft_number: float
     calls: tuple[float, float, float] = (1e5, 2e5, 3e5)
+    weight_grad: tuple[float, float] = (2.0, 1.5)
+    dense_row: float = 0.0
 
 
-# Two cores of an AMD EPYC (Zen 3), torch 2.11. Those with AVX-512 have faster depthwise kernels: dense as measured on
-# one for release 0.1.0, dft and fft as much faster there as fft was, which is a guess. The gradient of the weight, in
-# float64 and of two maps, but without a way back, takes about twice as long by dft and 1.5 times by fft.
+# Two cores of an AMD EPYC (Zen 3), torch 2.11.
 AVX2 = Costs(dense_tap=0.060, dft_product=0.025, dft_number=4.0, fft_number=14.0)
-AVX512 = Costs(dense_tap=1 / 88, dft_product=0.0076, dft_number=1.2, fft_number=4.3)
+# One core of an AMD EPYC with AVX-512, torch 2.11: python -m benchmarks.cpu_costs.
+AVX512 = Costs(
+    dense_tap=0.0043,
+    dense_row=0.45,
+    dft_product=0.030,
+    dft_number=1.4,
+    fft_number=8.4,
+    calls=(4.7e4, 8.0e4, 7.8e4),
+    weight_grad=(2.3, 1.75),
+)
 COSTS = AVX512 if torch.backends.cpu.get_cpu_capability() == 'AVX512' else AVX2
 
 
@@ -75,32 +87,34 @@ def _fastest_on_cpu(x: Tensor, grid: Sequence[int], weight_grad: bool, skip: Col
         return 'dense'
     size, planes = (int(x.shape[-2]), int(x.shape[-1])), int(x.shape[0] * x.shape[1])
     costs = {
-        'dft': COSTS.calls[1] + planes * dft_ns(*size, kernel_size) * (2 if weight_grad else 1),
-        'fft': COSTS.calls[2] + planes * fft_ns(*size, kernel_size) * (1.5 if weight_grad else 1),
+        'dft': COSTS.calls[1] + planes * dft_ns(*size, kernel_size) * (COSTS.weight_grad[0] if weight_grad else 1),
+        'fft': COSTS.calls[2] + planes * fft_ns(*size, kernel_size) * (COSTS.weight_grad[1] if weight_grad else 1),
     }
     if x.dtype != torch.float64 and not weight_grad and (x.dtype == torch.float32 or kernel_size <= dense.NCHW_UP_TO):
         costs['dense'] = COSTS.calls[0] + planes * dense_ns(*size, kernel_size)
     return min(costs, key=lambda name: costs[name])
 
 
-def dense_ns(height: int, width: int, kernel_size: int) -> float:
+def dense_ns(height: int, width: int, kernel_size: int, costs: Costs | None = None) -> float:
     """Cost of the dense kernel on a plane: kernel rows outside the map are skipped, columns where none is inside."""
     radius = reach(kernel_size, height)
     rows = height + 2 * radius * height - radius * (radius + 1)  # inside the map, summed over the output rows
-    return COSTS.dense_tap * rows * width * (2 * reach(kernel_size, width) + 1)
+    costs = costs or COSTS
+    return rows * width * (costs.dense_row + costs.dense_tap * (2 * reach(kernel_size, width) + 1))
 
 
-def dft_ns(height: int, width: int, kernel_size: int) -> float:
+def dft_ns(height: int, width: int, kernel_size: int, costs: Costs | None = None) -> float:
     """Cost of the matrix products of a plane and of the passes over its spectrum."""
     rows, columns = ((extent + reach(kernel_size, extent) + 1) // 2 for extent in (height, width))
     products = 2 * height * columns * (width + 2 * rows)
-    return COSTS.dft_product * products + COSTS.dft_number * 4 * rows * columns
+    costs = costs or COSTS
+    return costs.dft_product * products + costs.dft_number * 4 * rows * columns
 
 
-def fft_ns(height: int, width: int, kernel_size: int) -> float:
+def fft_ns(height: int, width: int, kernel_size: int, costs: Costs | None = None) -> float:
     """Cost of the transforms of a plane."""
     rows, columns = (fft.fast_length(extent + reach(kernel_size, extent)) for extent in (height, width))
-    return COSTS.fft_number * rows * (columns // 2 + 1)
+    return (costs or COSTS).fft_number * rows * (columns // 2 + 1)
 
 
 def _fastest_on_cuda(x: Tensor, grid: Sequence[int], weight_grad: bool, skip: Collection[str]) -> str:

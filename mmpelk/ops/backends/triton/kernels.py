@@ -1,4 +1,4 @@
-"""The Triton kernels: Toeplitz matrices of the weight, the convolution, the gradient of the weight.
+"""The Triton kernels: Toeplitz matrices of the weight, the convolution, the gradient of the weight, copies of layout.
 
 A plane is one image of one channel. Let ``G_a`` be the 0/1 matrix that sums the rows of ring ``a`` (``G_a[y, y'] = 1``
 where ``y' - y`` lies in the ring) and ``T_a`` the banded Toeplitz matrix of row ``a`` of the weight
@@ -9,6 +9,10 @@ All products have 16-bit factors and float32 sums. ``G_a`` is exact in every dty
 into a high and a low part, so that nothing is rounded that the dense kernel would not round; rings one row wide need no
 low part. A float32 number is the sum of three bfloat16 parts, and a product of two such numbers takes the six largest
 of the nine products of parts, which is float32's own precision; two parts and three products leave an error of 2**-16.
+
+The convolution and the gradient of the weight read and write planes alone, whose rows are multiples of 16 bytes long,
+so that all of a map's numbers are moved 16 bytes at a time. Other maps, those of the networks among them (channels
+last), are copied into planes and back.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -19,7 +23,7 @@ import triton.language as tl
 
 from . import interpreted
 
-__all__ = ['ROWS', 'conv_kernel', 'toeplitz_kernel', 'weight_grad_kernel']
+__all__ = ['ROWS', 'conv_kernel', 'planes_kernel', 'toeplitz_kernel', 'weight_grad_kernel']
 
 ROWS = 64
 """Rows of a tile: those of one matrix instruction of a warp group on Hopper."""
@@ -121,10 +125,9 @@ def _multiple(number, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def _load(tensor, rows, rows_exist, cols, width, stride_w, TRANSPOSED: tl.constexpr):
+def _load(tensor, rows, rows_exist, cols, width, TRANSPOSED: tl.constexpr):
     """A tile of rows (offsets) by columns (indices), or columns by rows if ``TRANSPOSED``; zero outside the map."""
     cols_exist = (cols >= 0) & (cols < width)
-    cols = cols.to(tl.int64) * stride_w
     if TRANSPOSED:
         pointers = tensor + (rows[None, :] + cols[:, None])
         mask = rows_exist[None, :] & cols_exist[:, None]
@@ -136,25 +139,25 @@ def _load(tensor, rows, rows_exist, cols, width, stride_w, TRANSPOSED: tl.conste
 
 @triton.jit
 def _load_window(
-    plane, row, cols, height, width, stride_h, stride_w,
+    plane, row, cols, height, width, stride_h,
     ROWS: tl.constexpr, TRANSPOSED: tl.constexpr,
 ):  # fmt: skip
     """``ROWS`` rows of one plane, from ``row`` on."""
     y = row + tl.arange(0, ROWS)
     rows_exist = (y >= 0) & (y < height)
-    return _load(plane, y.to(tl.int64) * stride_h, rows_exist, cols, width, stride_w, TRANSPOSED)
+    return _load(plane, y.to(tl.int64) * stride_h, rows_exist, cols, width, TRANSPOSED)
 
 
 @triton.jit
 def _load_images(
-    tensor, first_image, cols, images, height, width, stride_n, stride_h, stride_w,
+    tensor, first_image, cols, images, height, width, stride_n, stride_h,
     ROWS: tl.constexpr, IMAGES: tl.constexpr, TRANSPOSED: tl.constexpr,
 ):  # fmt: skip
     """All rows of ``IMAGES`` images, ``ROWS / IMAGES`` for each."""
     image = first_image + tl.arange(0, ROWS) // (ROWS // IMAGES)
     y = tl.arange(0, ROWS) % (ROWS // IMAGES)
     rows = image.to(tl.int64) * stride_n + y.to(tl.int64) * stride_h
-    return _load(tensor, rows, (image < images) & (y < height), cols, width, stride_w, TRANSPOSED)
+    return _load(tensor, rows, (image < images) & (y < height), cols, width, TRANSPOSED)
 
 
 @triton.jit
@@ -270,7 +273,7 @@ def _load_matrix(matrices, COLS: tl.constexpr, PARTS: tl.constexpr):
 
 @triton.jit
 def _store_tile(
-    acc, out, bias, first_image, row, cols, images, height, width, out_n, out_h, out_w, bias_h, bias_w,
+    acc, out, bias, first_image, row, cols, images, height, width, out_n, out_h, bias_h,
     ROWS: tl.constexpr, IMAGES: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
     """Add the bias (0: none, 1: a number, 2: a map) and store. ``out`` and ``bias`` point at the channel."""
@@ -281,9 +284,9 @@ def _store_tile(
     if BIAS == 1:
         acc += tl.load(bias).to(tl.float32)
     elif BIAS == 2:
-        acc += tl.load(bias + (y[:, None] * bias_h + cols[None, :] * bias_w), mask=mask, other=0.0).to(tl.float32)
+        acc += tl.load(bias + (y[:, None] * bias_h + cols[None, :]), mask=mask, other=0.0).to(tl.float32)
     rows = image.to(tl.int64) * out_n + y * out_h
-    tl.store(out + (rows[:, None] + cols.to(tl.int64)[None, :] * out_w), _narrow(acc, out.dtype.element_ty), mask=mask)
+    tl.store(out + (rows[:, None] + cols[None, :]), _narrow(acc, out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -297,17 +300,17 @@ def _add_whole(acc, sums, x, x_middle, x_low, t, t_middle, t_low, scale, PARTS: 
 
 @triton.jit
 def _add_window(
-    acc, plane, row, ring_width, distance, cols, height, width, stride_h, stride_w, t, t_middle, t_low, scale,
+    acc, plane, row, ring_width, distance, cols, height, width, stride_h, t, t_middle, t_low, scale,
     ROWS: tl.constexpr, TAIL: tl.constexpr, PARTS: tl.constexpr, BOX_PARTS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """``acc + (G X) T`` with the rows that one ring reaches: ``ROWS`` from ``row`` on; ``TAIL`` more if ``WIDE``."""
-    x = _load_window(plane, row, cols, height, width, stride_h, stride_w, ROWS, False)
+    x = _load_window(plane, row, cols, height, width, stride_h, ROWS, False)
     if not WIDE:  # the rows are the box sums
         return _product(x, t, t_middle, t_low, acc, PARTS, PARTS)
     x, x_middle, x_low = _parts(x, t.dtype, PARTS)
     sums = _ring_matrix(distance, 0, ring_width, t.dtype)
     box = _product(sums, x, x_middle, x_low, tl.zeros(acc.shape, tl.float32), 1, PARTS)
-    x = _load_window(plane, row + ROWS, cols, height, width, stride_h, stride_w, TAIL, False)
+    x = _load_window(plane, row + ROWS, cols, height, width, stride_h, TAIL, False)
     x, x_middle, x_low = _parts(x, t.dtype, PARTS)
     distance = ROWS + tl.arange(0, TAIL)[None, :] - tl.arange(0, ROWS)[:, None]
     sums = _ring_matrix(distance, 0, ring_width, t.dtype)
@@ -325,11 +328,11 @@ def _add_window(
 )  # fmt: skip
 def conv_kernel(
     x, toeplitz, bias, out,
-    images, height, width, x_n, x_c, x_h, x_w, out_n, out_c, out_h, out_w, bias_c, bias_h, bias_w,
+    images, height, width, x_n, x_c, x_h, out_n, out_c, out_h, bias_c, bias_h,
     wide_rings, rings, groups, row_tiles, col_tiles, in_tiles, left,
     ROW_LOWS: tl.constexpr, ROW_WIDTHS: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, TAIL: tl.constexpr, IMAGES: tl.constexpr, WHOLE: tl.constexpr,
-    PARTS: tl.constexpr, ALIGN: tl.constexpr, PAIR: tl.constexpr, BIAS: tl.constexpr, ALIGN_OUT: tl.constexpr,
+    PARTS: tl.constexpr, PAIR: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
     """A ``ROWS x COLS`` tile of one channel's output; ``PAIR``: and the same tile of the next image or images.
 
@@ -341,8 +344,9 @@ def conv_kernel(
     dtype: tl.constexpr = toeplitz.dtype.element_ty
     BOX_PARTS: tl.constexpr = PARTS if PARTS > 1 else 2
     SIZE: tl.constexpr = COLS * COLS * PARTS
+    ALIGN: tl.constexpr = 16 // (out.dtype.element_ty.primitive_bitwidth // 8)
     width, x_n, x_c, x_h = _multiple(width, ALIGN), _multiple(x_n, ALIGN), _multiple(x_c, ALIGN), _multiple(x_h, ALIGN)
-    out_n, out_c, out_h = _multiple(out_n, ALIGN_OUT), _multiple(out_c, ALIGN_OUT), _multiple(out_h, ALIGN_OUT)
+    out_n, out_c, out_h = _multiple(out_n, ALIGN), _multiple(out_c, ALIGN), _multiple(out_h, ALIGN)
     left = _multiple(left, 16)
     program = tl.program_id(0)
     first_col = program % col_tiles * COLS
@@ -370,11 +374,11 @@ def conv_kernel(
         cols = first_col - left + tile * COLS + tl.arange(0, COLS)
         matrices = toeplitz + (channel * in_tiles + tile) * rings * SIZE + entry
         if WHOLE:
-            x_a = _load_images(x, first_image, cols, images, height, width, x_n, x_h, x_w, ROWS, IMAGES, False)
+            x_a = _load_images(x, first_image, cols, images, height, width, x_n, x_h, ROWS, IMAGES, False)
             x_a, broken_a = _quarantine(x_a, broken_a, ROWS, IMAGES)
             x_a0, x_a1, x_a2 = _parts(x_a, dtype, PARTS)
             if PAIR:
-                x_b = _load_images(x, next_image, cols, images, height, width, x_n, x_h, x_w, ROWS, IMAGES, False)
+                x_b = _load_images(x, next_image, cols, images, height, width, x_n, x_h, ROWS, IMAGES, False)
                 x_b, broken_b = _quarantine(x_b, broken_b, ROWS, IMAGES)
                 x_b0, x_b1, x_b2 = _parts(x_b, dtype, PARTS)
         for ring in range(0, wide_rings):
@@ -389,12 +393,12 @@ def conv_kernel(
                     acc_b = _add_whole(acc_b, sums, x_b0, x_b1, x_b2, t0, t1, t2, scale, PARTS, BOX_PARTS)
             else:
                 acc_a = _add_window(
-                    acc_a, plane_a, row + low, ring_width, distance, cols, height, width, x_h, x_w, t0, t1, t2, scale,
+                    acc_a, plane_a, row + low, ring_width, distance, cols, height, width, x_h, t0, t1, t2, scale,
                     ROWS, TAIL, PARTS, BOX_PARTS, True,
                 )  # fmt: skip
                 if PAIR:
                     acc_b = _add_window(
-                        acc_b, plane_b, row + low, ring_width, distance, cols, height_b, width, x_h, x_w, t0, t1, t2,
+                        acc_b, plane_b, row + low, ring_width, distance, cols, height_b, width, x_h, t0, t1, t2,
                         scale, ROWS, TAIL, PARTS, BOX_PARTS, True,
                     )  # fmt: skip
         for ring in range(wide_rings, rings):
@@ -407,31 +411,30 @@ def conv_kernel(
                     acc_b = _add_whole(acc_b, shift, x_b0, x_b1, x_b2, t0, t1, t2, 1.0, PARTS, PARTS)
             else:
                 acc_a = _add_window(
-                    acc_a, plane_a, row + low, 1, distance, cols, height, width, x_h, x_w, t0, t1, t2, 1.0,
+                    acc_a, plane_a, row + low, 1, distance, cols, height, width, x_h, t0, t1, t2, 1.0,
                     ROWS, TAIL, PARTS, PARTS, False,
                 )  # fmt: skip
                 if PAIR:
                     acc_b = _add_window(
-                        acc_b, plane_b, row + low, 1, distance, cols, height_b, width, x_h, x_w, t0, t1, t2, 1.0,
+                        acc_b, plane_b, row + low, 1, distance, cols, height_b, width, x_h, t0, t1, t2, 1.0,
                         ROWS, TAIL, PARTS, PARTS, False,
                     )  # fmt: skip
 
     cols = first_col + tl.arange(0, COLS)
-    width = _multiple(width, ALIGN_OUT)
     if BIAS == 2:
-        bias_c, bias_h = _multiple(bias_c, ALIGN_OUT), _multiple(bias_h, ALIGN_OUT)
+        bias_c, bias_h = _multiple(bias_c, ALIGN), _multiple(bias_h, ALIGN)
     out += channel * out_c
     bias += channel * bias_c
     if IMAGES > 1:
         acc_a = tl.where(broken_a[:, None] > 0, float('nan'), acc_a)
         acc_b = tl.where(broken_b[:, None] > 0, float('nan'), acc_b)
     _store_tile(
-        acc_a, out, bias, first_image, row, cols, images, height, width, out_n, out_h, out_w, bias_h, bias_w,
+        acc_a, out, bias, first_image, row, cols, images, height, width, out_n, out_h, bias_h,
         ROWS, IMAGES, BIAS,
     )  # fmt: skip
     if PAIR:
         _store_tile(
-            acc_b, out, bias, next_image, row, cols, images, height, width, out_n, out_h, out_w, bias_h, bias_w,
+            acc_b, out, bias, next_image, row, cols, images, height, width, out_n, out_h, bias_h,
             ROWS, IMAGES, BIAS,
         )  # fmt: skip
 
@@ -455,15 +458,15 @@ def _add_whole_grad(acc, x_t, sums, grad, grad_middle, grad_low, scale, PARTS: t
 
 @triton.jit
 def _add_window_grad(
-    acc, plane, row, sums, sums_tail, cols, height, width, stride_h, stride_w, grad, grad_middle, grad_low, scale,
+    acc, plane, row, sums, sums_tail, cols, height, width, stride_h, grad, grad_middle, grad_low, scale,
     ROWS: tl.constexpr, TAIL: tl.constexpr, PARTS: tl.constexpr, BOX_PARTS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """``acc + (G X)^T dY`` with the rows that one ring reaches, as in :func:`_add_window`."""
-    x_t = _load_window(plane, row, cols, height, width, stride_h, stride_w, ROWS, True)
+    x_t = _load_window(plane, row, cols, height, width, stride_h, ROWS, True)
     if not WIDE:
         return _product(x_t, grad, grad_middle, grad_low, acc, PARTS, PARTS)
     box = _product(x_t, sums, sums, sums, tl.zeros((x_t.shape[0], ROWS), tl.float32), PARTS, 1)
-    x_t = _load_window(plane, row + ROWS, cols, height, width, stride_h, stride_w, TAIL, True)
+    x_t = _load_window(plane, row + ROWS, cols, height, width, stride_h, TAIL, True)
     box = _product(x_t, sums_tail, sums_tail, sums_tail, box, PARTS, 1)
     if grad.dtype == tl.float16:
         box *= scale
@@ -478,13 +481,13 @@ def _add_window_grad(
 )  # fmt: skip
 def weight_grad_kernel(
     x, grad_out, partial,
-    images, height, width, x_n, x_c, x_h, x_w, grad_n, grad_c, grad_h, grad_w,
+    images, height, width, x_n, x_c, x_h, grad_n, grad_c, grad_h,
     row_tiles, col_tiles, in_tiles, left, steps, splits,
     ROW_RINGS: tl.constexpr, ROW_LOWS: tl.constexpr, ROW_WIDTHS: tl.constexpr,
     WIDE_RINGS: tl.constexpr, ALL_RINGS: tl.constexpr,
     COL_EDGES: tl.constexpr, FIRST_COL_RING: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, TAIL: tl.constexpr, IMAGES: tl.constexpr, WHOLE: tl.constexpr,
-    PARTS: tl.constexpr, ALIGN: tl.constexpr, ALIGN_GRAD: tl.constexpr,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
     """Two rows of one channel's weight gradient, from one share of the tiles.
 
@@ -495,8 +498,9 @@ def weight_grad_kernel(
     float32: tl.constexpr = x.dtype.element_ty == tl.float32
     dtype: tl.constexpr = tl.bfloat16 if float32 else x.dtype.element_ty
     BOX_PARTS: tl.constexpr = 2 if PARTS == 1 else PARTS
+    ALIGN: tl.constexpr = 16 // (x.dtype.element_ty.primitive_bitwidth // 8)
     width, x_n, x_c, x_h = _multiple(width, ALIGN), _multiple(x_n, ALIGN), _multiple(x_c, ALIGN), _multiple(x_h, ALIGN)
-    grad_n, grad_c, grad_h = _multiple(grad_n, ALIGN_GRAD), _multiple(grad_c, ALIGN_GRAD), _multiple(grad_h, ALIGN_GRAD)
+    grad_n, grad_c, grad_h = _multiple(grad_n, ALIGN), _multiple(grad_c, ALIGN), _multiple(grad_h, ALIGN)
     left = _multiple(left, 16)
     program = tl.program_id(0)
     rings: tl.constexpr = len(ROW_RINGS)
@@ -539,33 +543,33 @@ def weight_grad_kernel(
         cols = out_cols - left + tile * COLS
         if WHOLE:
             grad = _load_images(
-                grad_out, first_image, out_cols, images, height, width, grad_n, grad_h, grad_w, ROWS, IMAGES, False
+                grad_out, first_image, out_cols, images, height, width, grad_n, grad_h, ROWS, IMAGES, False
             )
             g0, g1, g2 = _parts(grad, dtype, PARTS)
-            x_t = _load_images(x, first_image, cols, images, height, width, x_n, x_h, x_w, ROWS, IMAGES, True)
+            x_t = _load_images(x, first_image, cols, images, height, width, x_n, x_h, ROWS, IMAGES, True)
             acc_a = _add_whole_grad(acc_a, x_t, sums_a, g0, g1, g2, scale_a, PARTS, BOX_PARTS)
             acc_b = _add_whole_grad(acc_b, x_t, sums_b, g0, g1, g2, scale_b, PARTS, BOX_PARTS)
         else:
             grad_plane = grad_out + first_image.to(tl.int64) * grad_n
             plane = x + first_image.to(tl.int64) * x_n
-            grad = _load_window(grad_plane, row, out_cols, height, width, grad_h, grad_w, ROWS, False)
+            grad = _load_window(grad_plane, row, out_cols, height, width, grad_h, ROWS, False)
             g0, g1, g2 = _parts(grad, dtype, PARTS)
             if wide:
                 acc_a = _add_window_grad(
-                    acc_a, plane, row + low_a, sums_a, tail_a, cols, height, width, x_h, x_w, g0, g1, g2, scale_a,
+                    acc_a, plane, row + low_a, sums_a, tail_a, cols, height, width, x_h, g0, g1, g2, scale_a,
                     ROWS, TAIL, PARTS, BOX_PARTS, True,
                 )  # fmt: skip
                 acc_b = _add_window_grad(
-                    acc_b, plane, row + low_b, sums_b, tail_b, cols, height, width, x_h, x_w, g0, g1, g2, scale_b,
+                    acc_b, plane, row + low_b, sums_b, tail_b, cols, height, width, x_h, g0, g1, g2, scale_b,
                     ROWS, TAIL, PARTS, BOX_PARTS, True,
                 )  # fmt: skip
             else:
                 acc_a = _add_window_grad(
-                    acc_a, plane, row + low_a, sums_a, tail_a, cols, height, width, x_h, x_w, g0, g1, g2, scale_a,
+                    acc_a, plane, row + low_a, sums_a, tail_a, cols, height, width, x_h, g0, g1, g2, scale_a,
                     ROWS, TAIL, PARTS, PARTS, False,
                 )  # fmt: skip
                 acc_b = _add_window_grad(
-                    acc_b, plane, row + low_b, sums_b, tail_b, cols, height, width, x_h, x_w, g0, g1, g2, scale_b,
+                    acc_b, plane, row + low_b, sums_b, tail_b, cols, height, width, x_h, g0, g1, g2, scale_b,
                     ROWS, TAIL, PARTS, PARTS, False,
                 )  # fmt: skip
 
@@ -576,3 +580,43 @@ def weight_grad_kernel(
     partial += ((channel * splits + split) * in_tiles + tile) * ALL_RINGS * ALL_RINGS
     _store_band_sums(acc_a, partial + _pick(ring_a, ROW_RINGS) * ALL_RINGS, columns, scale_a, ALL_RINGS)
     _store_band_sums(acc_b, partial + _pick(ring_b, ROW_RINGS) * ALL_RINGS, columns, scale_b, ALL_RINGS)
+
+
+@triton.jit(
+    do_not_specialize=[
+        'channels', 'height', 'width', 'row_length', 'map_n', 'map_c', 'map_h', 'map_w', 'channel_tiles',
+    ]
+)  # fmt: skip
+def planes_kernel(
+    tensor, planes, channels, height, width, row_length, map_n, map_c, map_h, map_w, channel_tiles,
+    PIXELS: tl.constexpr, CHANNELS: tl.constexpr, BY_CHANNELS: tl.constexpr, ALIGN: tl.constexpr, BACK: tl.constexpr,
+):  # fmt: skip
+    """Copy a map ``(N, C, H, W)`` of any strides into contiguous planes ``(N, C, H, row_length)``, zero beyond ``W``.
+
+    ``BACK``: the other way. ``BY_CHANNELS``: the channels of the map lie next to each other, and ``ALIGN`` of them are
+    moved at a time. A tile passes through shared memory, so that either side is read or written in whole sectors.
+    """
+    ALIGN_PLANES: tl.constexpr = 16 // (planes.dtype.element_ty.primitive_bitwidth // 8)
+    program = tl.program_id(0)
+    channel = program % channel_tiles * CHANNELS + tl.arange(0, CHANNELS)
+    position = program // channel_tiles * PIXELS + tl.arange(0, PIXELS)
+    image = tl.program_id(1).to(tl.int64)
+    size = _multiple(height * row_length, ALIGN_PLANES)
+    plane = (image * channels + channel) * size
+    planes += plane[None, :] + position[:, None]
+    in_planes = (position < size)[:, None] & (channel < channels)[None, :]
+
+    image_offset = image * map_n
+    if BY_CHANNELS:
+        map_c = 1
+        image_offset, map_h, map_w = _multiple(image_offset, ALIGN), _multiple(map_h, ALIGN), _multiple(map_w, ALIGN)
+        channels = _multiple(channels, ALIGN)
+    y = position // row_length
+    x = position % row_length
+    pixel = image_offset + y.to(tl.int64) * map_h + x.to(tl.int64) * map_w
+    tensor += pixel[:, None] + channel.to(tl.int64)[None, :] * map_c
+    in_map = ((y < height) & (x < width))[:, None] & (channel < channels)[None, :]
+    if BACK:
+        tl.store(tensor, tl.load(planes, mask=in_planes, other=0.0), mask=in_map)
+    else:
+        tl.store(planes, tl.load(tensor, mask=in_map, other=0.0), mask=in_planes)

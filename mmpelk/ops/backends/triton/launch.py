@@ -1,7 +1,8 @@
 """Tiles and launches of the kernels."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,10 +13,11 @@ from triton.runtime.errors import OutOfResources
 
 from ...layout import empty_as
 from ...sharing_grid import reachable_rings
+from ...workspace import workspace_limit
 from . import interpreted, kernels
 from .kernels import ROWS
 
-__all__ = ['PACK_FROM', 'PAIR_FROM', 'PROGRAMS', 'WORKSPACE', 'forward', 'kernel_key', 'weight_grad']
+__all__ = ['COPIED', 'PACK_FROM', 'PAIR_FROM', 'PROGRAMS', 'WORKSPACE', 'forward', 'kernel_key', 'weight_grad']
 
 WORKSPACE = 64 << 20
 """Bytes of Toeplitz matrices at a time; more channels than fit are worked through in chunks."""
@@ -29,6 +31,9 @@ only from ``PACK_FROM`` images on, so that a small batch of many sizes needs one
 PACK_FROM = 8
 """Images of a batch from which on several low maps share a tile. Fewer images do not fill a GPU either way, and then
 every height would be another kernel to compile: detection has batches of two and hundreds of sizes."""
+
+COPIED = 64
+"""Positions and channels of the tiles that are copied between layouts."""
 
 PROGRAMS = 2048
 """The sum of a weight gradient is split over programs until there are about this many: several waves on a large GPU."""
@@ -91,8 +96,8 @@ class Plan:
 
 
 @lru_cache(maxsize=4096)
-def make_plan(grid: tuple[int, ...], height: int, width: int) -> Plan:
-    """Lay a grid over a map."""
+def make_plan(grid: tuple[int, ...], height: int, width: int, most_cols: int = ROWS) -> Plan:
+    """Lay a grid over a map, in tiles of at most ``most_cols`` columns."""
     kept_rows, row_edges = reachable_rings(grid, height)
     rows = [
         (ring, low, high - low)
@@ -101,10 +106,10 @@ def make_plan(grid: tuple[int, ...], height: int, width: int) -> Plan:
     rows.sort(key=lambda row: row[2] == 1)
     row_rings, row_lows, row_widths = zip(*rows, strict=True)
     kept_cols, col_edges = reachable_rings(grid, width)
-    if width <= ROWS:
+    if width <= most_cols:
         cols, left, in_tiles = max(16, _power_of_two(width)), 0, 1
     else:
-        cols, left = ROWS, math.ceil(-col_edges[0] / 16) * 16
+        cols, left = most_cols, math.ceil(-col_edges[0] / 16) * 16
         in_tiles = math.ceil((left + cols + col_edges[-1] - 1) / cols)
     return Plan(
         row_rings=row_rings,
@@ -127,17 +132,28 @@ def _power_of_two(number: int) -> int:
     return 1 << max(number - 1, 0).bit_length()
 
 
-def _alignment(*tensors: Tensor) -> int:
-    """How many elements every row of these maps can be read at a time: 16 bytes of them, two, or one.
+def _row_length(width: int, dtype: torch.dtype) -> int:
+    """Numbers of a plane's row: a multiple of 16 bytes."""
+    step = 16 // dtype.itemsize
+    return -(-width // step) * step
+
+
+def _are_planes(x: Tensor) -> bool:
+    """Whether the kernels can read and write a map where it is: 16 bytes at a time."""
+    step = 16 // x.element_size()
+    images, channels, rows, columns = x.stride()
+    return columns == 1 and not (
+        x.shape[-1] % step or rows % step or channels % step or images % step or x.data_ptr() % 16
+    )
+
+
+def _channel_alignment(x: Tensor) -> int:
+    """How many channels of a map in channels last can be moved at a time: 16 bytes of them, two, or one.
 
     Not the step between: each would be another kernel to compile.
     """
-    if any(tensor.stride(-1) != 1 for tensor in tensors):
-        return 1
-    size = tensors[0].element_size()
-    numbers = [
-        number for tensor in tensors for number in (tensor.data_ptr() // size, tensor.shape[-1], *tensor.stride()[:-1])
-    ]
+    size = x.element_size()
+    numbers = (x.data_ptr() // size, x.shape[1], x.stride(0), x.stride(2), x.stride(3))
     return max(step for step in (16 // size, 2, 1) if math.gcd(step, *numbers) == step)
 
 
@@ -152,6 +168,7 @@ def _parts(dtype: torch.dtype) -> int:
 
 
 _HOPPER = 9  # compute capability
+LONG_TAIL = 16  # rows past a tile
 
 
 @lru_cache(maxsize=64)
@@ -159,81 +176,128 @@ def _is_hopper(device: torch.device) -> bool:
     return interpreted() or torch.cuda.get_device_capability(device)[0] == _HOPPER
 
 
-def _launch_options(dtype: torch.dtype, device: torch.device) -> dict[str, int]:
+def _plan(x: Tensor, grid: tuple[int, ...]) -> Plan:
+    """The plan of a call. The parts of float32 leave older tensor cores no registers for tiles of full width."""
+    narrow = x.dtype == torch.float32 and not _is_hopper(x.device)
+    return make_plan(grid, *x.shape[-2:], ROWS // 2 if narrow else ROWS)
+
+
+def _launch_options(dtype: torch.dtype, device: torch.device, plan: Plan) -> dict[str, int]:
     """Warps of a program, and stages of its load pipeline that leave room for several programs per multiprocessor.
 
-    On Hopper one warp group. Older tensor cores keep their factors in registers, which takes those of eight warps.
+    On Hopper one warp group. Older tensor cores keep their factors in registers, which takes those of eight warps. The
+    long windows of the widest rings leave no registers for a third stage.
     """
-    return dict(num_warps=4 if _is_hopper(device) else 8, num_stages=2 if dtype == torch.float32 else 3)
+    two = dtype == torch.float32 or plan.tail > LONG_TAIL
+    return dict(num_warps=4 if _is_hopper(device) else 8, num_stages=2 if two else 3)
 
 
 _stages_that_fit: dict[tuple[Any, ...], int] = {}
 
 
-def _launch(kernel: Any, programs: int, *args: Any, num_stages: int, **options: Any) -> None:
-    """Launch ``kernel``; where a GPU has too little shared memory for the load pipeline, with fewer of its stages."""
-    key = (kernel, args[0].device, args[0].dtype, *options.values())
+def _launch(
+    kernel: Any,
+    programs: tuple[int, ...],
+    tensors: Sequence[Tensor],
+    numbers: Sequence[int] = (),
+    num_stages: int = 1,
+    **options: Any,
+) -> Callable[..., Any]:
+    """Launch ``kernel``; where a GPU has too little shared memory for the load pipeline, with fewer of its stages.
+
+    Returns:
+        The same launch as a function of its tensors, of the same dtypes and alignments. It leaves out what takes Triton
+        most of a launch: to find the compiled kernel from the arguments.
+    """
+    key = (kernel, tensors[0].device, tensors[0].dtype, *options.values())
     stages = _stages_that_fit.get(key, num_stages)
     while True:
         try:
-            kernel[(programs,)](*args, **options, num_stages=stages)
-            return
+            compiled = kernel[programs](*tensors, *numbers, **options, num_stages=stages)
+            break
         except OutOfResources:
             if stages == 1:
                 raise
             stages -= 1
             _stages_that_fit[key] = stages
+    if compiled is None:  # the interpreter
+        return lambda *tensors: kernel[programs](*tensors, *numbers, **options, num_stages=stages)
+    run = compiled[(*programs, 1, 1)[:3]]
+    rest = *numbers, *(options[name] for name in kernel.arg_names[len(tensors) + len(numbers) :])
+    return lambda *tensors: run(*tensors, *rest)
+
+
+class _Copy:
+    """A map of one shape and strides into planes whose rows may be longer, with zeros; or ``back``."""
+
+    def __init__(self, x: Tensor, back: bool) -> None:
+        images, channels, height, width = x.shape
+        row_length = _row_length(width, x.dtype)
+        self.size = images, channels, height, row_length
+        self.needed = not _are_planes(x)
+        self._run: Callable[..., Any] | None = None
+        by_channels = x.stride(1) == 1
+        channel_tiles = math.ceil(channels / COPIED)
+        self._programs = channel_tiles * math.ceil(height * row_length / COPIED), images
+        self._numbers = channels, height, width, row_length, *x.stride(), channel_tiles
+        self._options = dict(
+            PIXELS=COPIED,
+            CHANNELS=COPIED,
+            BY_CHANNELS=by_channels,
+            ALIGN=_channel_alignment(x) if by_channels else 1,
+            BACK=back,
+            num_warps=4,
+        )
+
+    def empty(self, x: Tensor) -> Tensor:
+        """Planes for a map like ``x``, or ``x`` itself where no copy is needed."""
+        return x.new_empty(self.size) if self.needed else x
+
+    def __call__(self, x: Tensor, planes: Tensor) -> Tensor:
+        if not self.needed:
+            return planes
+        if self._run is None:
+            self._run = _launch(kernels.planes_kernel, self._programs, (x, planes), self._numbers, **self._options)
+        else:
+            self._run(x, planes)
+        return planes
+
+
+_calls: dict[Hashable, Any] = {}
+_MOST_CALLS = 4096
+
+
+def _kept(key: Hashable, make: Callable[[], Any]) -> Any:
+    """What was made for calls of the same shapes, strides, alignments and settings, or is made now."""
+    call = _calls.get(key)
+    if call is None:
+        if len(_calls) >= _MOST_CALLS:
+            _calls.clear()
+        call = _calls[key] = make()
+    return call
+
+
+def _layout(x: Tensor) -> tuple[Hashable, ...]:
+    return x.shape, x.stride(), x.data_ptr() % 16
+
+
+def _current(device: torch.device) -> AbstractContextManager:
+    """Launches go to the current device."""
+    if device.type != 'cuda' or device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(device)
 
 
 def kernel_key(x: Tensor, grid: Sequence[int]) -> Hashable:
     """What tells the kernels apart that a call on ``x`` and the gradients run, beside device and dtype."""
-    plan = make_plan(tuple(grid), *x.shape[-2:])
-    images = x.shape[0]
-    return plan.constants, plan.images_per_tile(images), _pairs(x, plan), _parts(x.dtype), _alignment(x)
 
+    def make() -> Hashable:
+        plan = _plan(x, tuple(grid))
+        copy = None if _are_planes(x) else (x.stride(1) == 1, _channel_alignment(x))
+        return plan.constants, plan.images_per_tile(x.shape[0]), _pairs(x, plan), copy
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], out: Tensor | None = None) -> Tensor:
-    """The convolution. Shapes as in :func:`mmpelk.ops.peripheral_conv2d`; any strides.
-
-    float32 keeps its precision, unless ``torch.backends.cuda.matmul.allow_tf32`` is set: then products have a relative
-    error of 2**-16, better than TF32's own 2**-11, for half the work. That flag, off by default, and not the one of
-    cuDNN, on by default, because PyTorch's depthwise kernels never use TF32 either.
-    """
-    out = empty_as(x) if out is None else out
-    if out.numel() == 0:
-        return out
-    channels, height, width = x.shape[1:]
-    plan = make_plan(tuple(grid), height, width)
-    matrix_bytes = 2 * _parts(x.dtype) * len(plan.row_rings) * plan.in_tiles * plan.cols**2
-    chunk = max(1, WORKSPACE // matrix_bytes)
-    with torch.cuda.device_of(x):
-        for start in range(0, channels, chunk):
-            part = slice(start, start + chunk)
-            _conv(x[:, part], weight[part], None if bias is None else bias[part], out[:, part], plan)
-    return out
-
-
-def _toeplitz(weight: Tensor, plan: Plan) -> Tensor:
-    """The matrices ``T``, ``(C, in_tiles, rings, parts, cols, cols)``."""
-    channels, parts = weight.shape[0], _parts(weight.dtype)
-    toeplitz = weight.new_empty(
-        (channels, plan.in_tiles, len(plan.row_rings), parts, plan.cols, plan.cols),
-        dtype=torch.bfloat16 if weight.dtype == torch.float32 else weight.dtype,
-    )
-    kernels.toeplitz_kernel[(channels * plan.in_tiles * len(plan.row_rings),)](
-        weight,
-        toeplitz,
-        *(weight.stride(dim) for dim in (0, 2, 3)),
-        plan.in_tiles,
-        plan.left,
-        ROW_RINGS=plan.row_rings,
-        ROW_WIDTHS=plan.row_widths,
-        COL_EDGES=plan.col_edges,
-        FIRST_COL_RING=plan.first_col_ring,
-        COLS=plan.cols,
-        PARTS=parts,
-    )
-    return toeplitz
+    parts = _parts(x.dtype)
+    return parts, _kept(('key', tuple(grid), x.dtype, x.device, parts, _layout(x)), make)
 
 
 def _pairs(x: Tensor, plan: Plan) -> bool:
@@ -250,45 +314,115 @@ def _pairs(x: Tensor, plan: Plan) -> bool:
     )
 
 
-def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, plan: Plan) -> None:
-    images, channels, height, width = x.shape
-    tiles = channels * plan.row_tiles * plan.col_tiles
-    groups = math.ceil(images / plan.images_per_tile(images))
-    pair = _pairs(x, plan)
-    if pair:
-        groups = math.ceil(groups / 2)
-    bias_strides = (0, 0, 0) if bias is None else (*bias.stride(), 0, 0)[:3]
-    align_out = _alignment(out, *([] if bias is None or bias.dim() == 1 else [bias]))
-    _launch(
-        kernels.conv_kernel,
-        tiles * groups,
-        x,
-        _toeplitz(weight, plan),
-        x if bias is None else bias,
-        out,
-        images,
-        height,
-        width,
-        *x.stride(),
-        *out.stride(),
-        *bias_strides,
-        plan.wide,
-        len(plan.row_rings),
-        groups,
-        plan.row_tiles,
-        plan.col_tiles,
-        plan.in_tiles,
-        plan.left,
-        ROW_LOWS=plan.row_lows,
-        ROW_WIDTHS=plan.row_widths,
-        **plan.tile_options(images),
-        PARTS=_parts(x.dtype),
-        ALIGN=_alignment(x),
-        PAIR=pair,
-        BIAS=0 if bias is None else 1 if bias.dim() == 1 else 2,
-        ALIGN_OUT=align_out,
-        **_launch_options(x.dtype, x.device),
+def _pieces(x: Tensor, plan: Plan) -> tuple[int, int]:
+    """Images and channels at a time, whose planes and Toeplitz matrices fit their workspaces."""
+    plane_bytes = x.shape[1] * x.shape[2] * _row_length(x.shape[3], x.dtype) * x.element_size()
+    matrix_bytes = 2 * _parts(x.dtype) * len(plan.row_rings) * plan.in_tiles * plan.cols**2
+    return max(1, workspace_limit(x.device.type) // (2 * plane_bytes)), max(1, WORKSPACE // matrix_bytes)
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], out: Tensor | None = None) -> Tensor:
+    """The convolution. Shapes as in :func:`mmpelk.ops.peripheral_conv2d`; any strides.
+
+    float32 keeps its precision, unless ``torch.backends.cuda.matmul.allow_tf32`` is set: then products have a relative
+    error of 2**-16, better than TF32's own 2**-11, for half the work. That flag, off by default, and not the one of
+    cuDNN, on by default, because PyTorch's depthwise kernels never use TF32 either.
+    """
+    out = empty_as(x) if out is None else out
+    if out.numel() == 0:
+        return out
+    key = (
+        tuple(grid),
+        x.dtype,
+        x.device,
+        _parts(x.dtype),
+        workspace_limit(x.device.type),
+        _layout(x),
+        _layout(weight),
+        _layout(out),
+        None if bias is None else _layout(bias),
     )
+    call = _kept(key, lambda: _Forward(x, weight, bias, tuple(grid), out))
+    with _current(x.device):
+        call(x, weight, bias, out)
+    return out
+
+
+class _Forward:
+    """The convolution of maps of one shape and layout."""
+
+    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor | None, grid: tuple[int, ...], out: Tensor) -> None:
+        images, channels = x.shape[:2]
+        self._grid, self._plan = grid, _plan(x, grid)
+        self._images, self._channels = _pieces(x, self._plan)
+        self._whole = self._images >= images and self._channels >= channels
+        self._copy, self._back = _Copy(x, back=False), _Copy(out, back=True)
+        self._copy_bias = None if bias is None or bias.dim() == 1 else _Copy(bias[None], back=False)
+        self._parts = _parts(x.dtype)
+        matrices = channels, self._plan.in_tiles, len(self._plan.row_rings)
+        self._toeplitz_size = *matrices, self._parts, self._plan.cols, self._plan.cols
+        self._toeplitz_dtype = torch.bfloat16 if x.dtype == torch.float32 else x.dtype
+        self._run: tuple[Callable[..., Any], Callable[..., Any]] | None = None
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        if not self._whole:
+            self._in_pieces(x, weight, bias, out)
+            return
+        toeplitz = weight.new_empty(self._toeplitz_size, dtype=self._toeplitz_dtype)
+        planes, result = self._copy(x, self._copy.empty(x)), self._back.empty(out)
+        if bias is not None and self._copy_bias is not None:
+            bias = self._copy_bias(bias[None], self._copy_bias.empty(bias[None]))[0]
+        if self._run is None:
+            self._run = self._first(planes, weight, toeplitz, bias, result)
+        else:
+            self._run[0](weight, toeplitz)
+            self._run[1](planes, toeplitz, planes if bias is None else bias, result)
+        self._back(out, result)
+
+    def _in_pieces(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        for image in range(0, x.shape[0], self._images):
+            for channel in range(0, x.shape[1], self._channels):
+                images, channels = slice(image, image + self._images), slice(channel, channel + self._channels)
+                added = None if bias is None else bias[channels]
+                forward(x[images, channels], weight[channels], added, self._grid, out[images, channels])
+
+    def _first(
+        self, x: Tensor, weight: Tensor, toeplitz: Tensor, bias: Tensor | None, out: Tensor
+    ) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """The first launches; ``x``, ``out`` and a map as ``bias`` are planes."""
+        plan = self._plan
+        images, channels, height, width = x.shape
+        matrices = _launch(
+            kernels.toeplitz_kernel,
+            (channels * plan.in_tiles * len(plan.row_rings),),
+            (weight, toeplitz),
+            (*(weight.stride(dim) for dim in (0, 2, 3)), plan.in_tiles, plan.left),
+            ROW_RINGS=plan.row_rings,
+            ROW_WIDTHS=plan.row_widths,
+            COL_EDGES=plan.col_edges,
+            FIRST_COL_RING=plan.first_col_ring,
+            COLS=plan.cols,
+            PARTS=self._parts,
+        )
+        tiles = channels * plan.row_tiles * plan.col_tiles
+        groups = math.ceil(images / plan.images_per_tile(images))
+        pair = _pairs(x, plan)
+        groups = math.ceil(groups / 2) if pair else groups
+        bias_strides = (0, 0) if bias is None else (*bias.stride(), 0)[:2]
+        tiling = plan.wide, len(plan.row_rings), groups, plan.row_tiles, plan.col_tiles, plan.in_tiles, plan.left
+        return matrices, _launch(
+            kernels.conv_kernel,
+            (tiles * groups,),
+            (x, toeplitz, x if bias is None else bias, out),
+            (images, height, width, *x.stride()[:3], *out.stride()[:3], *bias_strides, *tiling),
+            ROW_LOWS=plan.row_lows,
+            ROW_WIDTHS=plan.row_widths,
+            **plan.tile_options(images),
+            PARTS=self._parts,
+            PAIR=pair,
+            BIAS=0 if bias is None else 1 if bias.dim() == 1 else 2,
+            **_launch_options(x.dtype, x.device, plan),
+        )
 
 
 def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int]) -> Tensor:
@@ -296,35 +430,54 @@ def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int]) -> Tensor:
 
     Deterministic: the shares of the sum are added in a fixed order. Precision and strides as in :func:`forward`.
     """
-    images, channels, height, width = x.shape
-    rings = len(grid)
+    channels, rings = x.shape[1], len(grid)
     if x.numel() == 0:
         return x.new_zeros(channels, 1, rings, rings)
-    plan = make_plan(tuple(grid), height, width)
-    steps = math.ceil(images / plan.images_per_tile(images)) * plan.row_tiles * plan.col_tiles
-    # Pairs of rings: those wider than one row first.
-    pairs = math.ceil(plan.wide / 2) + math.ceil((len(plan.row_rings) - plan.wide) / 2)
-    splits = min(steps, math.ceil(PROGRAMS / (channels * plan.in_tiles * pairs)))
-    # Rings that meet no map keep their zeros.
-    partial = x.new_zeros(channels, splits, plan.in_tiles, rings, rings, dtype=torch.float32)
-    with torch.cuda.device_of(x):
-        _launch(
+    settings = tuple(grid), x.dtype, x.device, _parts(x.dtype), workspace_limit(x.device.type)
+    key = (*settings, _layout(x), _layout(grad_out))
+    call = _kept(key, lambda: _WeightGrad(x, grad_out, tuple(grid)))
+    with _current(x.device):
+        return call(x, grad_out).to(x.dtype).unsqueeze(1)
+
+
+class _WeightGrad:
+    """The gradient of the weight from maps of one shape and layout."""
+
+    def __init__(self, x: Tensor, grad_out: Tensor, grid: tuple[int, ...]) -> None:
+        images, channels = x.shape[:2]
+        self._plan = plan = _plan(x, grid)
+        self._grid, self._rings = grid, len(grid)
+        self._images, _ = _pieces(x, plan)
+        self._copy, self._copy_grad = _Copy(x, back=False), _Copy(grad_out, back=False)
+        self._steps = math.ceil(images / plan.images_per_tile(images)) * plan.row_tiles * plan.col_tiles
+        # Pairs of rings: those wider than one row first.
+        self._pairs = math.ceil(plan.wide / 2) + math.ceil((len(plan.row_rings) - plan.wide) / 2)
+        self._splits = min(self._steps, math.ceil(PROGRAMS / (channels * plan.in_tiles * self._pairs)))
+        self._run: Callable[..., Any] | None = None
+
+    def __call__(self, x: Tensor, grad_out: Tensor) -> Tensor:
+        """In float32, ``(C, k', k')``."""
+        images, channels, height, _ = x.shape
+        if self._images < images:
+            pieces = [slice(start, start + self._images) for start in range(0, images, self._images)]
+            parts = [_WeightGrad(x[piece], grad_out[piece], self._grid) for piece in pieces]
+            shares = [part(x[piece], grad_out[piece]) for part, piece in zip(parts, pieces, strict=True)]
+            return torch.stack(shares).sum(0)
+        plan, rings = self._plan, self._rings
+        # Rings that meet no map keep their zeros.
+        partial = x.new_zeros(channels, self._splits, plan.in_tiles, rings, rings, dtype=torch.float32)
+        planes = self._copy(x, self._copy.empty(x))
+        grads = self._copy_grad(grad_out, self._copy_grad.empty(grad_out))
+        if self._run is not None:
+            self._run(planes, grads, partial)
+            return partial.sum((1, 2))
+        strides = *planes.stride()[:3], *grads.stride()[:3]
+        tiling = plan.row_tiles, plan.col_tiles, plan.in_tiles, plan.left, self._steps, self._splits
+        self._run = _launch(
             kernels.weight_grad_kernel,
-            channels * splits * plan.in_tiles * pairs,
-            x,
-            grad_out,
-            partial,
-            images,
-            height,
-            width,
-            *x.stride(),
-            *grad_out.stride(),
-            plan.row_tiles,
-            plan.col_tiles,
-            plan.in_tiles,
-            plan.left,
-            steps,
-            splits,
+            (channels * self._splits * plan.in_tiles * self._pairs,),
+            (planes, grads, partial),
+            (images, height, planes.shape[-1], *strides, *tiling),
             ROW_RINGS=plan.row_rings,
             ROW_LOWS=plan.row_lows,
             ROW_WIDTHS=plan.row_widths,
@@ -334,8 +487,6 @@ def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int]) -> Tensor:
             FIRST_COL_RING=plan.first_col_ring,
             **plan.tile_options(images),
             PARTS=_parts(x.dtype),
-            ALIGN=_alignment(x),
-            ALIGN_GRAD=_alignment(grad_out),
-            **_launch_options(x.dtype, x.device),
+            **_launch_options(x.dtype, x.device, plan),
         )
-    return partial.sum((1, 2)).to(x.dtype).unsqueeze(1)
+        return partial.sum((1, 2))
