@@ -7,6 +7,7 @@ from .workspace import set_workspace_limit, workspace_limit
 
 __all__ = [
     'available_backends',
+    'benchmark',
     'expand_kernel',
     'force_backend',
     'peripheral_conv2d',
@@ -14,3 +15,8 @@ __all__ = [
     'sharing_grid',
     'workspace_limit',
 ]
+
+benchmark: bool | None = None
+"""Whether the first call with a shape times the backends and later calls take the fastest, as
+``torch.backends.cudnn.benchmark`` does for convolutions. ``None`` follows that flag on CUDA, which the recipes with
+fixed sizes set, and measures nothing on a CPU. See :mod:`mmpelk.ops.backends.measured`."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import fft
 from .choice import fastest_backend
+from .measured import measured_backend
 from .table import BACKENDS, refuse
 
 __all__ = ['convolve', 'weight_gradient']
@@ -67,7 +68,8 @@ def _by_the_fastest(
 ) -> Tensor:
     skip: set[str] = set()
     while True:
-        name = fastest_backend(x, grid, weight_grad=weight_grad, skip=skip)
+        name = None if skip else measured_backend(x, grid, run, weight_grad=weight_grad)
+        name = name or fastest_backend(x, grid, weight_grad=weight_grad, skip=skip)
         kernel_key = BACKENDS[name].kernel_key
         if kernel_key is None or x.numel() == 0:
             return run(name)

@@ -1,0 +1,166 @@
+"""The choice by measuring: what is timed, what is kept, and where the rule stays."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmpelk import ops
+from mmpelk.ops import peripheral_conv2d, sharing_grid
+from mmpelk.ops.backends import BACKENDS as TABLE
+from mmpelk.ops.backends import fastest_backend, measured
+
+GRID = sharing_grid(13)
+
+
+class Clock:
+    """Stands in for timing: the seconds of each backend, and what was timed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds = {'dense': 3.0, 'dft': 2.0, 'fft': 1.0}
+        self.timed: list[str] = []
+        self.used: list[str] = []
+        monkeypatch.setattr(measured, '_seconds', self.time)
+        clock = self
+
+        class Recording(dict):
+            def __getitem__(self, name: str) -> Any:
+                clock.used.append(name)
+                return TABLE[name]
+
+        monkeypatch.setattr('mmpelk.ops.backends.calls.BACKENDS', Recording())
+
+    def time(self, x: Tensor, call: Callable[[], Any]) -> float:
+        name = call.args[0]  # type: ignore[attr-defined]
+        self.timed.append(name)
+        return self.seconds[name]
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    path = tmp_path / 'folder' / 'answers.json'
+    monkeypatch.setenv('MMPELK_BENCHMARK_CACHE', str(path))
+    monkeypatch.setattr(ops, 'benchmark', True)
+    _forget(monkeypatch)
+    return path
+
+
+def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a new process."""
+    monkeypatch.setattr(measured, '_answers', {})
+    monkeypatch.setattr(measured, '_shapes', {})
+
+
+def _call(clock: Clock, height: int = 9) -> str:
+    """The backend that computes a call in the end."""
+    peripheral_conv2d(torch.randn(1, 2, height, 8), torch.randn(2, 1, len(GRID), len(GRID)), GRID)
+    return clock.used[-1]
+
+
+def test_the_fastest_is_taken_and_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    assert _call(clock) == 'fft'
+    assert set(clock.timed) == {'dense', 'dft', 'fft'}
+    clock.timed.clear()
+    assert _call(clock) == 'fft'
+    _forget(monkeypatch)
+    clock.seconds['dense'] = 0.1
+    assert _call(clock) == 'fft'  # of the file
+    assert not clock.timed
+    assert _call(clock, 10) == 'dense'
+    assert sorted(json.loads(cache.read_text())['answers'].values()) == ['dense', 'fft']
+    assert [path.name for path in cache.parent.iterdir()] == [cache.name]  # nothing temporary is left
+
+
+def test_each_gradient_is_measured_by_itself(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    x, weight = torch.randn(1, 2, 9, 8), torch.randn(2, 1, len(GRID), len(GRID), requires_grad=True)
+    out = peripheral_conv2d(x, weight, GRID)
+    clock.seconds = {'dense': 1.0, 'dft': 0.5, 'fft': 2.0}
+    out.sum().backward()
+    assert clock.used[-1] == 'dft'
+    assert sorted(json.loads(cache.read_text())['answers'].values()) == ['dft', 'fft']
+
+
+@pytest.mark.parametrize(
+    'content', ['{', '[]', '{"format": 1, "answers": {"a": "no backend"}}', '{"format": 1}', '\x00']
+)
+def test_a_broken_file_is_ignored(
+    content: str, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache.parent.mkdir()
+    cache.write_text(content)
+    clock = Clock(monkeypatch)
+    assert _call(clock) == 'fft'
+    assert f'{cache} is ignored' in caplog.text
+    assert list(json.loads(cache.read_text())['answers'].values()) == ['fft']
+
+
+def test_a_file_that_cannot_be_written(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.parent.write_text('not a folder')
+    clock = Clock(monkeypatch)
+    assert _call(clock) == _call(clock) == 'fft'
+    assert sorted(clock.timed) == ['dense', 'dft', 'fft']  # seconds long: none is repeated, and the answer lasts
+
+
+def test_a_backend_that_fails_is_left_out(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+
+    def broken(*args: Any) -> Tensor:
+        raise RuntimeError('no plan')
+
+    monkeypatch.setitem(TABLE, 'fft', type(TABLE['fft'])('fft', broken, broken))
+    assert _call(clock) == 'dft'
+
+
+def test_the_rule_where_measuring_has_no_sense(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    clock.seconds = {name: float(name != 'fft') for name in clock.seconds}
+    rule = fastest_backend(torch.empty(1, 2, 9, 8), GRID)
+    assert rule != 'fft'
+    monkeypatch.setattr(ops, 'benchmark', None)
+    assert _call(clock) == rule
+    monkeypatch.setattr(ops, 'benchmark', True)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert _call(clock) == rule
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not clock.timed
+    for height in range(9, 9 + measured._MOST_SHAPES):
+        assert _call(clock, height) == 'fft'
+    clock.timed.clear()
+    assert _call(clock, 100) != 'fft' or not clock.timed
+    assert not clock.timed  # sizes that change are not measured
+
+
+def test_follows_the_flag_of_cudnn_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    x: Any = SimpleNamespace(is_cuda=True)
+    monkeypatch.setattr(ops, 'benchmark', None)
+    for flag in (True, False):
+        monkeypatch.setattr(torch.backends.cudnn, 'benchmark', flag)
+        assert measured.is_on(x) is flag
+    monkeypatch.setattr(ops, 'benchmark', True)
+    assert measured.is_on(x)
+
+
+def test_all_processes_take_the_answer_of_the_first(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed import distributed_c10d
+
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
+    monkeypatch.setattr(torch.distributed, 'get_world_size', lambda: 2)
+    monkeypatch.setattr(distributed_c10d, '_get_default_store', lambda: store)
+    monkeypatch.setenv('MMPELK_BENCHMARK_CACHE', '')  # on machines of their own
+    clock = Clock(monkeypatch)
+    assert _call(clock) == 'fft'
+    _forget(monkeypatch)
+    clock.timed.clear()
+    clock.seconds['dense'] = 0.1
+    assert _call(clock) == 'fft'
+    assert not clock.timed  # nor is anything measured again
