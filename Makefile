@@ -1,6 +1,6 @@
 # The two commands are `make demo` and `make test`; both set up everything that they need.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-det setup-test demo demo-det demo-cls report test test-fast test-torch21 test-wheel test-stock lint format types torture bench docs dist clean
+.PHONY: help setup setup-det setup-test demo demo-det demo-cls report test test-fast test-torch21 test-wheel test-stock lint format types torture bench gpu-check docs dist clean
 
 PYTHON_ENV := .venv/bin/python
 # Tests start processes of their own: not more workers than cores. What a file's fixtures have made is used by one worker.
@@ -68,6 +68,9 @@ torture: setup-test  ## kill and resume a training a hundred times, and compare 
 
 bench: setup  ## time the operator on this machine
 	@$(PYTHON_ENV) -m benchmarks.peripheral_conv
+
+gpu-check: setup-test  ## on a machine with an NVIDIA GPU: is everything right and fast there, in ten minutes; DRY=1 on a CPU
+	@$(PYTHON_ENV) -m benchmarks.gpu_check $(if $(DRY),--dry)
 
 # Not with --quiet, which leaves --strict nothing to refuse.
 docs: .venv-docs/installed  ## the documentation as a site, build/docs/index.html; links are checked

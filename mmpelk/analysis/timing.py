@@ -45,8 +45,9 @@ def _seconds(function: Callable[[], Any], device: str) -> float:
 def interleaved_medians(functions: Mapping[Name, Callable[[], Any]], device: str, rounds: int) -> dict[Name, float]:
     """Median seconds of each function, the functions taking turns so that a drifting clock hits all alike.
 
-    Every function runs once to warm up; one that takes seconds is not run again and counts with that single time. Where
-    a round takes milliseconds, there are more rounds than asked for, up to 200.
+    Every function runs once to warm up, which compiles and plans and counts for nothing. One whose second call takes
+    seconds is not run again and counts with that one. Where a round takes milliseconds, there are more rounds than
+    asked for, up to 200.
 
     Args:
         functions: Calls by name, a string or for instance that of a network and a layout; all run on ``device``.
@@ -60,6 +61,7 @@ def interleaved_medians(functions: Mapping[Name, Callable[[], Any]], device: str
     slow: set[Name] = set()
     round_seconds = 1e-9
     for name, function in functions.items():
+        function()
         synchronize(device)
         first = _seconds(function, device)
         times[name] = [first] if first > _ONCE_IS_ENOUGH else []

@@ -104,7 +104,8 @@ def _call(
     x = x if layout == 'slice' else x.contiguous(memory_format=memory_format)
     weight = torch.empty(mixed, 1, len(grid), len(grid), dtype=dtype, device='meta')
     launch.forward(x, weight, None, grid, torch.empty_strided(x.shape, x.stride(), dtype=dtype, device='meta'))
-    launch.forward(x, weight, torch.empty(x.shape[1:], dtype=dtype, device='meta'), grid)
+    bias = torch.empty(*x.shape[2:], mixed, dtype=dtype, device='meta').permute(2, 0, 1)  # as the positional term is
+    launch.forward(x, weight, bias.contiguous() if layout == 'planes' else bias, grid)
     if weight_grad:
         launch.weight_grad(x, x, grid)
 

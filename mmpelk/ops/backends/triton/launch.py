@@ -186,10 +186,11 @@ def _launch_options(dtype: torch.dtype, device: torch.device, plan: Plan) -> dic
     """Warps of a program, and stages of its load pipeline that leave room for several programs per multiprocessor.
 
     On Hopper one warp group. Older tensor cores keep their factors in registers, which takes those of eight warps. The
-    long windows of the widest rings leave no registers for a third stage.
+    long windows of the widest rings leave no registers for as many stages.
     """
-    two = dtype == torch.float32 or plan.tail > LONG_TAIL
-    return dict(num_warps=4 if _is_hopper(device) else 8, num_stages=2 if two else 3)
+    hopper, long = _is_hopper(device), plan.tail > LONG_TAIL
+    stages = (2 if dtype == torch.float32 else 3) - long * (dtype != torch.float32) * (1 if hopper else 2)
+    return dict(num_warps=4 if hopper else 8, num_stages=stages)
 
 
 _stages_that_fit: dict[tuple[Any, ...], int] = {}

@@ -1,0 +1,57 @@
+"""The check of a machine with a GPU, dry: every step runs, and what falls short is said."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu_check
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+def test_dry_run_of_every_step(tmp_path: Path) -> None:
+    page = gpu_check.PAGE.read_text()
+    command = [sys.executable, '-m', 'benchmarks.gpu_check', '--dry', '--out', str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-3000:]
+    rows = [json.loads(line) for line in (tmp_path / 'gpu_dry.jsonl').read_text().splitlines()]
+    ended = {row['step']: row['ended'] for row in rows if 'ended' in row}
+    assert ended == dict.fromkeys(gpu_check.STEPS, 0)
+    for step in gpu_check.STEPS:  # figures, not ends alone
+        assert sum(row['step'] == step for row in rows) > 1, step
+    assert '| stage 1 | forward | bfloat16 |' in (tmp_path / 'gpu.md').read_text()
+    assert gpu_check.PAGE.read_text() == page  # a dry run publishes nothing
+
+
+@pytest.mark.slow
+def test_a_step_that_fails_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = tmp_path / 'results.jsonl'
+    monkeypatch.setitem(gpu_check.BUDGETS, 'ddp', 0.1)
+    monkeypatch.setattr(gpu_check, 'DRY_FACTOR', 1)
+    monkeypatch.setitem(gpu_check.BUDGETS, 'choice', 300)
+    gpu_check.run_steps(['ddp', 'choice'], results, dry=True)
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    assert rows[0]['ended'] == 'over its budget of 0.1 s'
+    assert rows[-1] == {**rows[-1], 'step': 'choice', 'ended': 0}
+    assert gpu_check.shortfalls(rows) == ['ddp: ended with over its budget of 0.1 s']
+
+
+def test_what_falls_short_is_said() -> None:
+    ours = dict(step='operator', stage='stage 1', what='forward', dtype='bfloat16', layout='channels_last')
+    speeds = dict(step='networks', what='training', dtype='bfloat16')
+    rows = [
+        {**ours, 'backend': 'triton', 'us': 61},
+        {**ours, 'backend': 'fft', 'us': 500},
+        {**ours, 'backend': 'triton', 'stage': 'stage 2', 'us': 20},
+        {**ours, 'backend': 'triton', 'failed': 'RuntimeError: no'},
+        {**speeds, 'network': 'PeLK-T', 'images_per_second': 70.0},
+        {**speeds, 'network': 'PeLK-T without convolution', 'images_per_second': 100.0},
+    ]
+    short = gpu_check.shortfalls(rows)
+    assert len(short) == 3, short
+    assert '61 microseconds, the target is 60' in short[1]
+    assert '70% of the network without convolution, the target is 75%' in short[2]
