@@ -35,7 +35,7 @@ class Clock:
 
         monkeypatch.setattr('mmpelk.ops.backends.calls.BACKENDS', Recording())
 
-    def time(self, x: Tensor, call: Callable[[], Any]) -> float:
+    def time(self, x: Tensor, call: Callable[[], Any], in_a_row: int = 1) -> float:
         name = call.args[0]  # type: ignore[attr-defined]
         self.timed.append(name)
         return self.seconds[name]

@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_cases_in_the_interpreter() -> None:
     """In a process of their own: the variable has to be set before Triton is imported."""
     pytest.importorskip('triton', minversion='3.4')
+    if (reason := backend._interpreter_reason()) is not None:
+        pytest.skip(reason)
     words = ['-q', '-W', 'ignore', '-p', 'no:cacheprovider', '--confcutdir=tests/ops', 'tests/ops/triton_cases.py']
     environment = {**os.environ, 'TRITON_INTERPRET': '1', 'OMP_NUM_THREADS': '1'}
     cases = subprocess.run(
@@ -56,7 +58,10 @@ def test_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(importlib.metadata, 'version', version)
         assert reason in (backend.unavailable_reason() or '')
     monkeypatch.setenv('TRITON_INTERPRET', '1')
-    assert backend.unavailable_reason() is None
+    for numpy, reason in (('2.4.6', None), ('2.5.0', 'numpy 2.5.0')):
+        monkeypatch.setattr(importlib.metadata, 'version', {'triton': '3.6.0', 'numpy': numpy}.__getitem__)
+        got = backend.unavailable_reason()
+        assert got is None if reason is None else reason in (got or '')
 
 
 def test_unsupported_inputs(monkeypatch: pytest.MonkeyPatch) -> None:

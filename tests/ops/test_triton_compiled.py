@@ -200,8 +200,9 @@ def test_fewer_stages_where_shared_memory_is_short(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_sizes_that_change_compile_few_kernels(
-    pretend: Callable[[int], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    pretend: Callable[[int], dict[str, Any]], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """COCO's multi-scale training, two images a GPU, in the layout of the networks: 300 iterations as compiled keys."""
     from triton.runtime.jit import JITFunction
@@ -222,9 +223,9 @@ def test_sizes_that_change_compile_few_kernels(
         height, width = (math.ceil(max(side) / 32) * 32 for side in zip(*sides, strict=True))
         for stage, (channels, kernel_size) in enumerate(zip((124, 249, 499, 998), (51, 49, 47, 13), strict=True)):
             shape = (2, channels, height >> 2 + stage, width >> 2 + stage)
-            _call(shape, kernel_size, torch.bfloat16, 'channels_last', channels * 3 // 8)
+            _call(shape, kernel_size, dtype, 'channels_last', channels * 3 // 8)
         counts.append(len(keys))
-    print(f'kernels after 1, 10, 100 and 300 iterations: {[counts[i - 1] for i in (1, 10, 100, 300)]}')
+    print(f'{dtype}: kernels after 1, 10, 100 and 300 iterations: {[counts[i - 1] for i in (1, 10, 100, 300)]}')
     assert counts[-1] <= 40
 
 

@@ -35,8 +35,8 @@ _SECONDS = 0.3  # for the repetitions of one backend
 _REPETITIONS = 5
 _IN_A_ROW = 4
 _SLOWER = 4  # times the fastest: not repeated
-# Multiply-adds up to which the dense kernel is tried outside of channels last on a CPU: about a second.
-_MOST_DENSE = 2**36
+# Multiply-adds up to which the dense kernel is tried: some tenths of a second by torch's slowest.
+_MOST_DENSE = 2**33
 
 _lock = threading.RLock()
 _RULE = 'rule'
@@ -102,7 +102,7 @@ def _measure(x: Tensor, grid: Sequence[int], run: Callable[[str], Any], weight_g
             first = _seconds(x, call)
             slow = first > _SLOWER * min(seconds.values(), default=first)
             count = 0 if slow else min(_REPETITIONS, int(_SECONDS / max(first, 1e-6)))
-            seconds[name] = min([first, *(_seconds(x, call) for _ in range(count))])
+            seconds[name] = min([first, *(_seconds(x, call, _IN_A_ROW) for _ in range(count))])
         except Exception as error:  # a compiler, the device's memory: the others can do it
             _LOGGER.debug('backend %r is not timed: %s: %s', name, type(error).__name__, error)
     fastest = min(seconds, key=seconds.__getitem__)
@@ -127,7 +127,7 @@ def _candidates(x: Tensor, grid: Sequence[int], weight_grad: bool) -> list[str]:
     return sorted(names, key='dense'.__eq__)  # the slowest of large kernels last, so that it is cut short
 
 
-def _seconds(x: Tensor, call: Callable[[], Any]) -> float:
+def _seconds(x: Tensor, call: Callable[[], Any], in_a_row: int = 1) -> float:
     """Of one call; on CUDA of several in a row, which the host launches while the device computes."""
     if not x.is_cuda:
         start = time.perf_counter()
@@ -135,10 +135,10 @@ def _seconds(x: Tensor, call: Callable[[], Any]) -> float:
         return time.perf_counter() - start
     torch.cuda.synchronize(x.device)
     start = time.perf_counter()
-    for _ in range(_IN_A_ROW):
+    for _ in range(in_a_row):
         call()
     torch.cuda.synchronize(x.device)
-    return (time.perf_counter() - start) / _IN_A_ROW
+    return (time.perf_counter() - start) / in_a_row
 
 
 def _key(x: Tensor, grid: Sequence[int], weight_grad: bool) -> str:

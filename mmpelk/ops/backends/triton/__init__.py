@@ -18,6 +18,7 @@ from torch import Tensor
 __all__ = ['interpreted', 'unavailable_reason', 'unsupported_reason']
 
 _OLDEST_TRITON = (3, 4)  # torch 2.8 brings it; 3.0 to 3.3 compile none of the kernels
+_NUMPY_BEYOND_THE_INTERPRETER = (2, 5)  # seen with Triton 3.6
 # Major compute capabilities that the kernels were compiled for: Ampere and Ada, Hopper, GeForce Blackwell. On the data
 # centre's Blackwell, 10, the compiler of Triton 3.6 crashes on one of them and traps another.
 _DEVICES = (8, 9, 12)
@@ -39,9 +40,19 @@ def unavailable_reason() -> str | None:
         oldest = '.'.join(map(str, _OLDEST_TRITON))
         return f'triton {version} is older than {oldest}, the oldest that compiles the kernels (torch 2.8 brings it)'
     if interpreted():
-        return None
+        return _interpreter_reason()
     if torch.version.cuda is None or not torch.cuda.is_available():
         return 'there is no CUDA device (TRITON_INTERPRET=1 in the environment runs the kernels on the CPU, for tests)'
+    return None
+
+
+def _interpreter_reason() -> str | None:
+    try:
+        version = importlib.metadata.version('numpy')
+    except importlib.metadata.PackageNotFoundError:
+        return "Triton's interpreter needs numpy (pip install 'numpy<2.5')"
+    if tuple(int(part) for part in version.split('.')[:2]) >= _NUMPY_BEYOND_THE_INTERPRETER:
+        return f"Triton's interpreter does not run with numpy {version} (pip install 'numpy<2.5')"
     return None
 
 
