@@ -6,6 +6,7 @@ import importlib.util
 import io
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from unittest import mock
 
 import pytest
 from mmengine.utils import ManagerMixin
+
+from tests.paths import ROOT
 
 
 def run(*command: object, cwd: Path, code: int = 0, **variables: object) -> str:
@@ -120,3 +123,16 @@ def find_free_port() -> int:
             sock.bind(('127.0.0.1', port))
             return port
     pytest.fail(f'none of the ports {ports} is free')
+
+
+def program(contains: str, language: str = 'python', page: str = 'deployment.md') -> str:
+    """The first program of a page that contains a word.
+
+    Args:
+        contains: The word.
+        language: Of the program.
+        page: Below ``docs/``.
+    """
+    text = (ROOT / 'docs' / page).read_text()
+    programs = re.findall(rf'^ *```{re.escape(language)}\n(.*?)^ *```', text, re.MULTILINE | re.DOTALL)
+    return next(found for found in programs if contains in found)

@@ -141,6 +141,16 @@ def tiny_imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope='session')
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three pictures of noise, and a file that is none."""
+    folder, random = tmp_path_factory.mktemp('photos'), np.random.default_rng(0)
+    for index in range(3):
+        assert cv2.imwrite(str(folder / f'{index}.png'), random.integers(0, 256, (30, 50, 3), np.uint8))
+    (folder / 'notes.txt').write_text('no image')
+    return folder
+
+
 @pytest.fixture
 def free_port() -> int:
     """A TCP port that nobody listens on."""

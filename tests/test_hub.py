@@ -10,8 +10,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 import mmpelk
-from mmpelk.sparsity import apply_masks, attach_masks, find_parameters
+from mmpelk.sparsity import apply_masks
 from tests.paths import CONFIGS, sample_data
+from tests.sparsity.tiny import draw_masks
 
 pytest.importorskip('huggingface_hub', reason='pip install -e .[hub]')
 from mmpelk import hub
@@ -27,6 +28,7 @@ def network(scope: str) -> tuple[Any, Config, dict[str, Any]]:
     """A random nano network, its recipe, and the data of its classes."""
     pytest.importorskip(scope)
     cfg = Config.fromfile(CONFIGS / 'demo' / f'{NANO[scope]}.py')
+    cfg.update(work_dir='/home/me/run', load_from='/home/me/a.pth', resume=True, launcher='pytorch')
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope(scope):
         cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
@@ -56,16 +58,14 @@ def test_network_comes_back(scope: str, form: str, tmp_path: Path) -> None:
     if form == 'deployed':
         model.backbone.switch_to_deploy()
     if form == 'sparse':
-        parameters = find_parameters(model)
-        attach_masks(parameters)
-        for entry in parameters:
-            entry.mask.copy_(torch.rand(entry.mask.shape) < 0.5)
-        apply_masks(parameters)
+        apply_masks(draw_masks(model))
     hub.save_pretrained(model, tmp_path, cfg, meta)
     other = hub.from_pretrained(tmp_path)
     assert_same_state(model, other)
     assert other.dataset_meta['classes'] == list(meta['classes'])
     assert other.cfg.test_dataloader.dataset.pipeline == cfg.test_dataloader.dataset.pipeline
+    assert not {'work_dir', 'load_from', 'resume', 'launcher'} & other.cfg.keys(), 'what is of the run alone'
+    assert '/home/me' not in (tmp_path / 'config.py').read_text()
     hub.save_pretrained(other, tmp_path / 'again')  # which now knows its recipe
     assert (tmp_path / 'again' / 'config.py').read_text() == (tmp_path / 'config.py').read_text()
     features = torch.rand(1, 3, 64, 96)
@@ -78,10 +78,8 @@ def test_shrunk_network_comes_back(tmp_path: Path) -> None:
     block = model.backbone.stages[0][0]
     state = model.state_dict()
     prefix = 'backbone.stages.0.0.pointwise_conv'
-    state[f'{prefix}1.weight'], state[f'{prefix}1.bias'] = (
-        block.pointwise_conv1.weight[:7],
-        block.pointwise_conv1.bias[:7],
-    )
+    state[f'{prefix}1.weight'] = block.pointwise_conv1.weight[:7]
+    state[f'{prefix}1.bias'] = block.pointwise_conv1.bias[:7]
     state[f'{prefix}2.weight'] = block.pointwise_conv2.weight[:, :7]
     model.load_state_dict(state)
     hub.save_pretrained(model, tmp_path, cfg, meta)
@@ -102,15 +100,12 @@ def test_toolboxes_take_the_folder_and_the_network(tmp_path: Path) -> None:
     assert torch.equal(own.pred_sem_seg.data, inference_model(theirs, image).pred_sem_seg.data)
 
 
-def test_detector_runs_on_an_image(tmp_path: Path) -> None:
+def test_detector_and_classifier_run_in_their_inferencers(tmp_path: Path) -> None:
     model, cfg, meta = network('mmdet')
     hub.save_pretrained(model, tmp_path, cfg, meta)
     from mmdet.apis import inference_detector
 
     assert 'pred_instances' in inference_detector(hub.from_pretrained(tmp_path), photograph())
-
-
-def test_classifier_runs_in_its_inferencer(tmp_path: Path) -> None:
     model, cfg, meta = network('mmpretrain')
     hub.save_pretrained(model, tmp_path, cfg, meta)
     from mmpretrain import ImageClassificationInferencer
@@ -119,14 +114,13 @@ def test_classifier_runs_in_its_inferencer(tmp_path: Path) -> None:
     assert result['pred_class'].startswith('class ')
 
 
-@pytest.mark.parametrize('name', mmpelk.list_configs())
-def test_every_recipe_can_be_written_and_read_as_data(name: str) -> None:
-    cfg = mmpelk.get_config(name)
-    text = hub.write_recipe(cfg)
-    content = hub.read_recipe(text, name)
-    hub.check_types(content, name)
-    assert Config(content).model == cfg.model
-    assert content['test_dataloader'] == cfg.test_dataloader.to_dict()
+def test_every_recipe_can_be_written_and_read_as_data() -> None:
+    for name in mmpelk.list_configs():
+        cfg = mmpelk.get_config(name)
+        content = hub.read_recipe(hub.write_recipe(cfg), name)
+        hub.check_types(content, name)
+        assert Config(content).model == cfg.model, name
+        assert content['test_dataloader'] == cfg.test_dataloader.to_dict(), name
 
 
 @pytest.mark.parametrize(
@@ -137,9 +131,10 @@ def test_every_recipe_can_be_written_and_read_as_data(name: str) -> None:
         ('model = {"type": "os.system", "command": "touch pwned"}\n', "wants 'os.system'"),
         ('model = {"type": "EncoderDecoder", "backbone": [{"type": "mmengine.load"}]}\n', "wants 'mmengine.load'"),
         ('default_scope = "evil"\nmodel = {}\n', "wants 'evil'"),
+        ('model = {"type": "EncoderDecoder", "backbone": {"_scope_": "evil"}}\n', "wants 'evil'"),
         ('default_scope = "mmseg"\n', 'has no model'),
     ],
-    ids=['statement', 'call', 'type', 'function', 'scope', 'none'],
+    ids=['statement', 'call', 'type', 'function', 'scope', 'inner scope', 'none'],
 )
 def test_recipes_run_no_code(recipe: str, message: str, tmp_path: Path) -> None:
     model, cfg, meta = network('mmseg')

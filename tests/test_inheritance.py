@@ -2,7 +2,6 @@
 
 import argparse
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,29 +30,15 @@ def toolbox(name: str) -> Path:
     return Path(spec.origin).parent / '.mim'
 
 
-@pytest.fixture(scope='module')
-def config(tiny_config: Path) -> Path:
-    """The tiny config that inherits by path, for a tool that knows nothing of machines without a GPU."""
-    config = tiny_config.with_name('by_path.py')
-    config.write_text(f"_base_ = './{tiny_config.name}'\noptim_wrapper = dict(type='OptimWrapper')\n")
-    return config
-
-
-@pytest.fixture(scope='module')
-def checkpoint(config: Path) -> Path:
-    """``_base_`` by path, trained by ``mim train mmseg``."""
-    log = run(mim(), 'train', 'mmseg', config, '--gpus', 0, '--work-dir', 'by_path', cwd=config.parent)
-    assert 'Iter(train) [4/4]' in log
-    return config.parent / 'by_path' / 'iter_4.pth'
-
-
 @pytest.mark.slow
-def test_mim_tests_what_mim_trained(config: Path, checkpoint: Path) -> None:
-    log = run(mim(), 'test', 'mmseg', config, '--checkpoint', checkpoint, '--work-dir', 'test', cwd=config.parent)
-    assert 'Load checkpoint from' in log
+def test_mim_trains_and_tests_a_config_that_inherits_by_path(tiny_config: Path, tmp_path: Path) -> None:
+    config = tmp_path / 'by_path.py'  # whose tool knows nothing of machines without a GPU
+    config.write_text(f"_base_ = {str(tiny_config)!r}\noptim_wrapper = dict(type='OptimWrapper')\n")
+    log = run(mim(), 'train', 'mmseg', config, '--gpus', 0, '--work-dir', 'work', cwd=tmp_path)
+    assert 'Iter(train) [4/4]' in log
+    log = run(mim(), 'test', 'mmseg', config, '--checkpoint', 'work/iter_4.pth', '--work-dir', 'test', cwd=tmp_path)
     assert 'mIoU' in log
-    # Neither a missing nor an unexpected key.
-    assert 'do not match' not in log
+    assert 'do not match' not in log, 'neither a missing nor an unexpected key'
 
 
 @pytest.mark.slow
@@ -104,44 +89,27 @@ val_cfg = val_dataloader = val_evaluator = None
     assert 'Saving checkpoint at 2 iterations' in log
 
 
-@pytest.mark.parametrize('name', [name for name in RECIPES if not name.startswith('demo/')])
-def test_every_recipe_has_its_module_for_pure_python_configs(name: str, tmp_path: Path) -> None:
-    assert (ROOT / 'mmpelk' / 'configs' / name).is_file(), f'copy an existing one-line module to mmpelk/configs/{name}'
-    config = tmp_path / 'pure_python.py'
-    module = f'mmpelk.configs.{name.removesuffix(".py").replace("/", ".")}'
-    config.write_text(READ_BASE.replace('mmpelk.configs.seg.upernet_pelk_t_ade20k', module))
-    pure, text = Config.fromfile(config).to_dict(), Config.fromfile(CONFIGS / name).to_dict()
-    assert {key: value for key, value in pure.items() if key != 'read_base'} == text
-
-
-def test_modules_stand_for_nothing_but_recipes() -> None:
-    folder = ROOT / 'mmpelk' / 'configs'
+def test_every_recipe_has_its_module_for_pure_python_configs(tmp_path: Path) -> None:
+    folder, config = ROOT / 'mmpelk' / 'configs', tmp_path / 'pure_python.py'
     modules = {path.relative_to(folder).as_posix() for path in folder.glob('*/*.py') if path.name != '__init__.py'}
-    assert modules <= set(RECIPES)
-
-
-@pytest.mark.parametrize(
-    'base',
-    [
-        lambda folder: str(CONFIGS / RECIPE),
-        lambda folder: f'{"../" * (len(folder.resolve().parts) - 1)}{str(CONFIGS / RECIPE).lstrip("/")}',
-    ],
-    ids=['absolute', 'relative'],
-)
-def test_text_config_by_path(base: Callable[[Path], str], tmp_path: Path) -> None:
-    config = tmp_path / 'text.py'
-    config.write_text(f'_base_ = {base(tmp_path)!r}\nmodel = dict(backbone=dict(drop_path_rate=0.2))\n')
-    cfg = Config.fromfile(config)
-    assert cfg.model.backbone.drop_path_rate == 0.2
-    assert cfg.model.backbone.type == 'mmpelk.PeLK'
-
-
-def test_text_config_by_name_of_an_installed_recipe(tmp_path: Path) -> None:
-    config = tmp_path / 'text.py'
-    config.write_text(
-        f"_base_ = __import__('mmpelk').config_path({RECIPE!r})\nmodel = dict(backbone=dict(drop_path_rate=0.2))\n"
+    assert {name for name in RECIPES if not name.startswith('demo/')} <= modules <= set(RECIPES), (
+        'copy an existing one-line module of mmpelk/configs'
     )
-    assert Config.fromfile(config).model.backbone.drop_path_rate == 0.2
+    for name in modules:
+        module = f'mmpelk.configs.{name.removesuffix(".py").replace("/", ".")}'
+        config.write_text(READ_BASE.replace('mmpelk.configs.seg.upernet_pelk_t_ade20k', module))
+        pure, text = Config.fromfile(config).to_dict(), Config.fromfile(CONFIGS / name).to_dict()
+        assert {key: value for key, value in pure.items() if key != 'read_base'} == text, name
+
+
+def test_text_config(tmp_path: Path) -> None:
+    absolute = str(CONFIGS / RECIPE)
+    relative = f'{"../" * (len(tmp_path.resolve().parts) - 1)}{absolute.lstrip("/")}'
+    for base in (repr(absolute), repr(relative), f"__import__('mmpelk').config_path({RECIPE!r})"):
+        (tmp_path / 'text.py').write_text(f'_base_ = {base}\nmodel = dict(backbone=dict(drop_path_rate=0.2))\n')
+        cfg = Config.fromfile(tmp_path / 'text.py')
+        assert cfg.model.backbone.drop_path_rate == 0.2
+        assert cfg.model.backbone.type == 'mmpelk.PeLK'
 
 
 @pytest.mark.parametrize('name', [RECIPE, 'seg/upernet_pelk_t_ade20k', 'upernet_pelk_t_ade20k'])
@@ -161,12 +129,9 @@ def test_tools_take_a_recipe_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert cfg.work_dir == './work_dirs/upernet_pelk_t_ade20k'
 
 
-def test_unknown_recipe() -> None:
+def test_unknown_recipe_and_ablation_by_its_whole_name() -> None:
     with pytest.raises(ValueError, match=r"no recipe 'upernet_pelk_x'; known: .*seg/upernet_pelk_t_ade20k\.py"):
         mmpelk.config_path('upernet_pelk_x')
-
-
-def test_ablation_by_its_whole_name() -> None:
     name = 'cls/ablations/table6_center_3.py'
     assert Path(mmpelk.config_path(name)).samefile(CONFIGS / name)
     with pytest.raises(ValueError, match='no recipe'):

@@ -73,6 +73,9 @@ def test_classifier() -> None:
     assert model.forward_head(model.forward_features(image), pre_logits=True).shape == (2, model.num_features)
     assert model.backbone.stages[2][0].drop_path.drop_prob == pytest.approx(0.3)
     assert model.get_classifier().out_features == 5
+    assert model.head.drop.p == 0.1
+    scaled = create(num_classes=5, in_chans=1, head_init_scale=0.01).get_classifier().weight
+    torch.testing.assert_close(scaled, 0.01 * model.get_classifier().weight)
     assert model.default_cfg['input_size'] == (3, 224, 224)
     for key in ('first_conv', 'classifier'):
         assert f'{model.default_cfg[key]}.weight' in model.state_dict()

@@ -1,5 +1,7 @@
 """The counting itself, and Fig. 5. What it gives for the rows of Tables 2 to 4 stands in ``test_tables.py``."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from mmengine.analysis import FlopAnalyzer
@@ -85,6 +87,32 @@ def test_products_of_matrices_count(form: str) -> None:
     assert count_complexity(Attention(form), (4, 6)).flops == tokens * 3 * 3 + 2 * tokens * tokens * 3
 
 
+@pytest.mark.parametrize(
+    ('layer', 'operations'),
+    [  # of each of the 2 x 10 x 8 numbers that come out
+        (nn.Upsample(scale_factor=2, mode='bilinear'), 4),
+        (nn.Upsample(scale_factor=2, mode='nearest'), 1),
+        (nn.Sequential(nn.Upsample(scale_factor=2), nn.BatchNorm2d(2)), 1 + 2),
+        (nn.Sequential(nn.Upsample(scale_factor=2), nn.BatchNorm2d(2, affine=False)), 1 + 1),
+        (nn.Sequential(nn.Upsample(scale_factor=2), nn.GroupNorm(1, 2)), 1 + 5),
+        (nn.Sequential(nn.Upsample(scale_factor=2), nn.LayerNorm(8)), 1 + 5),
+    ],
+    ids=['bilinear', 'nearest', 'batch norm', 'plain batch norm', 'group norm', 'layer norm'],
+)
+def test_norms_and_resizing_count_as_in_mmengine(layer: nn.Module, operations: int) -> None:
+    complexity = count_complexity(nn.Sequential(nn.Conv2d(3, 2, 1), layer), (5, 4))
+    assert [left_out.flops for left_out in complexity.left_out] == [operations * 2 * 10 * 8]
+
+
+def test_operations_of_the_embedding() -> None:
+    from mmpelk.analysis.complexity import LargeKernelCall
+
+    call = LargeKernelCall((2, 3, 4, 5), (1, 3, 1), 'dense', has_map=True)
+    table, lookups, sums = 5**2 + 2 * 6**2, 4 * 6 + 4 * 5, 2 * 4 * 5
+    assert call.embedding_operations == 3 * (table + lookups + sums)
+    assert replace(call, has_map=False).embedding_operations == 0
+
+
 @pytest.mark.parametrize('backend', ['dense', 'dft', 'fft'])
 def test_deployed_model_has_the_same_flops(nano: PeLK, backend: str) -> None:
     """Whether the operator's kernel is prepared, as some backends do, or not."""
@@ -114,31 +142,25 @@ def test_checkpoint_densities_follow_masks_then_zeros(nano: PeLK) -> None:
     assert densities.pop(masked) == 0.25
     assert densities.pop(zeroed) == (rings // 2) / rings
     assert set(densities.values()) == {1.0}
-    dense, sparse = (
-        count_complexity(nano, (64, 48)),
-        count_complexity(nano, (64, 48), checkpoint_densities(nano, state)),
-    )
+    dense, sparse = (count_complexity(nano, (64, 48), each) for each in (None, checkpoint_densities(nano, state)))
     layer = nano.get_submodule('stages.0.0.pointwise_conv1')
     saved = 0.75 * 16 * 12 * layer.weight.numel()
     large = 16 * 12 * 3 * 13**2 * (rings - rings // 2) / rings
     assert dense.flops - sparse.flops_sparse == pytest.approx(saved + large, abs=2)
 
 
-@pytest.mark.parametrize('change', ['missing', 'shape'])
-def test_checkpoint_of_another_model_is_refused(nano: PeLK, change: str) -> None:
+def test_densities_that_do_not_fit_are_refused(nano: PeLK) -> None:
     state = nano.state_dict()
     name = 'stages.0.0.mixer.large.weight'
     state[name] = state[name][:1]
-    if change == 'missing':
-        del state[name]
-    with pytest.raises(ValueError, match='the checkpoint has no' if change == 'missing' else 'in the checkpoint and'):
+    with pytest.raises(ValueError, match='in the checkpoint and'):
         checkpoint_densities(nano, state)
-
-
-@pytest.mark.parametrize('density', [0.0, 1.1])
-def test_density_out_of_range_is_refused(nano: PeLK, density: float) -> None:
-    with pytest.raises(ValueError, match='density is in'):
-        uniform_densities(nano, density)
+    del state[name]
+    with pytest.raises(ValueError, match='the checkpoint has no'):
+        checkpoint_densities(nano, state)
+    for density in (0.0, 1.1):
+        with pytest.raises(ValueError, match='density is in'):
+            uniform_densities(nano, density)
 
 
 def test_dense_backend_executes_the_dense_form(nano: PeLK) -> None:

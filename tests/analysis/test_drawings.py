@@ -34,9 +34,8 @@ def test_no_drawing_overwrites_an_image_or_another_drawing(tmp_path: Path) -> No
 def test_videos_become_mp4_and_do_not_collide(tmp_path: Path) -> None:
     for name in ('x.mov', 'x.avi', 'y.mov'):
         (tmp_path / name).write_bytes(b'')
-    assert find_drawings([tmp_path / 'y.mov'], tmp_path / 'out') == [
-        Drawing(tmp_path / 'y.mov', tmp_path / 'out' / 'y.mp4')
-    ]
+    (drawing,) = find_drawings([tmp_path / 'y.mov'], tmp_path / 'out')
+    assert drawing == Drawing(tmp_path / 'y.mov', tmp_path / 'out' / 'y.mp4')
     with pytest.raises(ValueError, match='both be drawn'):
         find_drawings([tmp_path], tmp_path / 'out')
 

@@ -13,14 +13,7 @@ from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
-from mmpelk.analysis.erf import (
-    RANDOM,
-    estimate_norms,
-    load_model,
-    preprocessed,
-    read_images,
-    set_layer_scales,
-)
+from mmpelk.analysis.erf import RANDOM, estimate_norms, load_model, preprocessed, read_images, set_layer_scales
 from mmpelk.analysis.receptive_field import contribution_scores
 from tests.paths import CONFIGS
 
@@ -34,15 +27,6 @@ def nano(checkpoint: object = RANDOM, seed: int = 0, **changes: Any) -> Any:
     return load_model(cfg, str(checkpoint), seed)
 
 
-@pytest.fixture(scope='module')
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, random = tmp_path_factory.mktemp('photos'), np.random.default_rng(0)
-    for index in range(3):
-        assert cv2.imwrite(str(folder / f'{index}.png'), random.integers(0, 256, (30, 50, 3), np.uint8))
-    (folder / 'notes.txt').write_text('no image')
-    return folder
-
-
 def test_images_are_spread_over_the_folders(tmp_path: Path) -> None:
     for folder in 'abc':
         (tmp_path / folder).mkdir()
@@ -54,14 +38,15 @@ def test_images_are_spread_over_the_folders(tmp_path: Path) -> None:
     assert len(read_images([tmp_path], 50, 32)) == 12
 
 
-@pytest.mark.parametrize(
-    ('name', 'count', 'message'),
-    [('notes.txt', 1, 'no image in'), ('0.png', 0, 'at least 1'), ('broken.png', 1, 'cannot be read as an image')],
-)
-def test_images_are_checked(photos: Path, tmp_path: Path, name: str, count: int, message: str) -> None:
+def test_images_are_checked(photos: Path, tmp_path: Path) -> None:
     (tmp_path / 'broken.png').write_bytes(b'no image')
-    with pytest.raises((FileNotFoundError, ValueError), match=message):
-        read_images([(tmp_path if name == 'broken.png' else photos) / name], count, 32)
+    for path, count, message in (
+        (photos / 'notes.txt', 1, 'no image in'),
+        (photos / '0.png', 0, 'at least 1'),
+        (tmp_path / 'broken.png', 1, 'cannot be read as an image'),
+    ):
+        with pytest.raises((FileNotFoundError, ValueError), match=message):
+            read_images([path], count, 32)
 
 
 def test_checkpoint_of_the_same_model_alone(tmp_path: Path) -> None:
@@ -160,7 +145,5 @@ def test_toolboxes_own_networks(toolbox: str, photos: Path, tmp_path: Path, load
     assert mean[0] == (100 if toolbox == 'mmpretrain' else 123.675)
     scores = contribution_scores(model, inputs)
     assert scores.shape == (64, 64)
-    assert np.isfinite(scores).all()
-    assert (scores >= 0).all()
-    assert scores.max() > 0
+    assert 0 <= scores.min() < scores.max() < np.inf
     assert loaded == []

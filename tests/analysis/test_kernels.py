@@ -61,16 +61,16 @@ def test_regions_cover_the_kernel_as_the_operator_expands_it(kernel_size: int) -
     assert sum(region.height * region.width for region in regions(grid)) == kernel_size**2, 'each position once'
 
 
-@pytest.mark.parametrize('prefix', ['', 'backbone.', 'module.backbone.', 'module.'])
-def test_tensors_of_any_model(prefix: str) -> None:
+def test_tensors_of_any_model() -> None:
     own = {'stages.0.0.gamma': torch.ones(1)}
-    state = {f'{prefix}{name}': value for name, value in own.items()}
-    if 'backbone' in prefix:
-        state['module.decode_head.weight'] = torch.ones(2)
-    assert backbone_tensors(state) == own
+    for prefix in ('', 'backbone.', 'module.backbone.', 'module.'):
+        state = {f'{prefix}{name}': value for name, value in own.items()}
+        if 'backbone' in prefix:
+            state['module.decode_head.weight'] = torch.ones(2)
+        assert backbone_tensors(state) == own
 
 
-def test_trained_kernels() -> None:
+def test_kernels_of_every_form() -> None:
     model = backbone()
     for stage, block in ((0, 0), (1, 1)):
         large, kernel = model.stages[stage][block].mixer.large, kernel_of(model, stage, block)
@@ -78,42 +78,31 @@ def test_trained_kernels() -> None:
         assert kernel.name == f'stages.{stage}.{block}.mixer.large.weight'
         assert torch.equal(kernel.dense, expand_kernel(large.weight, large.sharing_grid)[:, 0])
 
-
-def test_deployed_kernel() -> None:
-    """The config of the trained form reads the checkpoint of the merged one."""
+    # The config of the trained form reads the checkpoint of the merged one.
     state = deploy_state_dict(backbone(), backbone().state_dict())
     kernel = learnt_kernel(backbone(), state, 1, 0)
     assert kernel.deployed
     assert torch.equal(kernel.weight, state['stages.1.0.mixer.large.weight'][:, 0])
 
-
-def test_dense_kernel() -> None:
     kernel = kernel_of(backbone(mixer='dense'))
     assert kernel.grid == (1,) * 13
     assert torch.equal(kernel.dense, kernel.weight)
 
-
-def test_masked_weights_are_zero() -> None:
     mask = torch.rand(3, 1, 9, 9) < 0.6
     kernel = kernel_of(backbone(), **{'stages.0.0.mixer.large.weight_mask': mask})
     assert torch.equal(kernel.weight == 0, ~mask[:, 0])
 
 
-@pytest.mark.parametrize(
-    ('changes', 'stage', 'block', 'message'),
-    [
-        ({}, 2, 0, 'there is no block 0 in stage 2: counted from 0'),
-        ({}, -1, 0, 'there is no block 0 in stage -1'),
-        ({}, 1, 2, 'there is no block 2 in stage 1'),
-        (dict(mixer='stripe', positional_embedding=None), 0, 0, 'StripeMixer has neither sharing grid nor embedding'),
-    ],
-)
-def test_no_such_kernel(changes: dict[str, Any], stage: int, block: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        kernel_of(backbone(**changes), stage, block)
-
-
-def test_checkpoint_of_another_network() -> None:
+def test_no_such_kernel() -> None:
+    for stage, block, message in (
+        (2, 0, 'there is no block 0 in stage 2: counted from 0'),
+        (-1, 0, 'there is no block 0 in stage -1'),
+        (1, 2, 'there is no block 2 in stage 1'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            kernel_of(backbone(), stage, block)
+    with pytest.raises(ValueError, match='StripeMixer has neither sharing grid nor embedding'):
+        kernel_of(backbone(mixer='stripe', positional_embedding=None))
     state = backbone(kernel_sizes=(31, 9)).state_dict()
     with pytest.raises(ValueError, match=r'has 11 x 11 parameters, the sharing grid .* 9 x 9'):
         learnt_kernel(backbone(), state, 0, 0)
@@ -135,14 +124,11 @@ def test_map_is_eq_3_of_an_empty_image(mode: Any, size: tuple[int, int]) -> None
         torch.testing.assert_close(learnt.weighted.sum((1, 2)), learnt.map[:, 6, 6], rtol=1e-5, atol=1e-4)
 
 
-def test_blocks_share_h_but_not_m() -> None:
-    first, second = (embedding_of(backbone(), (9, 9), 1, block) for block in range(2))
-    assert torch.equal(first.embedding, second.embedding)
-    assert not torch.equal(first.map, second.map)
-
-
 def test_deployed_carries_the_norms_scale() -> None:
     model = backbone()
+    first, second = (embedding_of(model, (9, 9), 1, block) for block in range(2))
+    assert torch.equal(first.embedding, second.embedding)
+    assert not torch.equal(first.map, second.map), 'blocks share h but not M'
     trained, norm = embedding_of(model), model.stages[0][0].mixer.large_norm
     scale = (norm.weight / torch.sqrt(norm.running_var + norm.eps)).detach()[:, None, None]
     deployed = learnt_embedding(backbone(), deploy_state_dict(model, model.state_dict()), 0, 0, (8, 8))

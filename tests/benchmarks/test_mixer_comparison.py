@@ -47,12 +47,6 @@ def test_matched_variants_have_the_bases_parameters(tool: ModuleType, widths: di
     assert parameters['dense, same widths'] > 1.1 * base, 'what the matching is for'
 
 
-def test_count_is_that_of_the_built_model(tool: ModuleType) -> None:
-    cfg = Config.fromfile(RECIPE)
-    built = sum(parameter.numel() for parameter in MODELS.build(cfg.model).parameters())
-    assert tool.count_parameters({}, cfg.channels) == built
-
-
 @pytest.mark.slow
 def test_variants_build_and_differ_in_mixer_and_widths_alone(
     tool: ModuleType, widths: dict[str, tuple[int, ...]]
@@ -95,13 +89,11 @@ def test_summary(tool: ModuleType, widths: dict[str, tuple[int, ...]]) -> None:
     curves = {0: (10.0, 50.0), 1: (20.0, 52.0), 2: (60.0, 57.0)}
     runs = [VariantRun('stripe', seed, ((40, first), (80, last)), {}) for seed, (first, last) in curves.items()]
     summary = tool.summarise('stripe', widths['stripe'], runs)
-    assert summary['iterations'] == [40, 80]
+    assert (summary['iterations'], summary['mean_curve']) == ([40, 80], [30.0, 53.0])
     assert summary['curves'] == {'0': [10.0, 50.0], '1': [20.0, 52.0], '2': [60.0, 57.0]}
-    assert summary['mean_curve'] == [30.0, 53.0]
-    assert summary['final']['values'] == [50.0, 52.0, 57.0]
-    assert summary['final']['mean'] == 53.0
     # Deviations from the mean -3, -1 and 4 of three seeds, over two.
-    assert summary['final']['deviation'] == pytest.approx(math.sqrt((9 + 1 + 16) / 2))
+    final = dict(mean=53.0, deviation=pytest.approx(math.sqrt((9 + 1 + 16) / 2)), values=[50.0, 52.0, 57.0])
+    assert summary['final'] == final
     # Likewise -11.5, -5.5 and 17 from 41.5.
     assert summary['over_curve'] == dict(mean=41.5, deviation=pytest.approx(math.sqrt(225.75)), values=[30, 36, 58.5])
     assert summary['matched']

@@ -1,7 +1,7 @@
 """The benchmark of throughput: what is measured, its results file, table and figure. No timing is judged."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,20 +96,10 @@ def test_figures_and_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row[3] for row in script.run_table(run).rows] == ['1.000', '0.500', '0.333', '0.250'], 'the faster layout'
 
 
-@pytest.fixture(params=[(False, True), (True, False), (True, True)], ids=str)
-def flags(request: pytest.FixtureRequest) -> Iterator[tuple[bool, bool]]:
-    """The TF32 flags, set by somebody else; monkeypatch cannot put them back, since torch computes these attributes."""
-    before = [getattr(*flag) for flag in FLAGS]
-    for (module, name), value in zip(FLAGS, request.param, strict=True):
-        setattr(module, name, value)
-    yield request.param
-    for (module, name), value in zip(FLAGS, before, strict=True):
-        setattr(module, name, value)
-
-
 @pytest.mark.parametrize('precision', ['float32', 'tf32', 'bfloat16'])
-def test_tf32_is_set_and_restored(precision: str, flags: tuple[bool, bool]) -> None:
-    benchmark = torch.backends.cudnn.benchmark
+def test_tf32_is_set_and_restored(precision: str) -> None:
+    before = [getattr(*flag) for flag in FLAGS], torch.backends.cudnn.benchmark
+    assert len(set(before[0])) == 2, 'the flags differ, so that each is restored to its own value'
 
     def stopped() -> None:
         with script.precision_flags(precision):
@@ -118,20 +108,19 @@ def test_tf32_is_set_and_restored(precision: str, flags: tuple[bool, bool]) -> N
 
     with pytest.raises(KeyboardInterrupt):
         stopped()
-    assert tuple(getattr(*flag) for flag in FLAGS) == flags
-    assert torch.backends.cudnn.benchmark == benchmark
+    assert ([getattr(*flag) for flag in FLAGS], torch.backends.cudnn.benchmark) == before
 
 
-@pytest.mark.parametrize(('precision', 'dtype'), [('float32', torch.float32), ('bfloat16', torch.bfloat16)])
-def test_precision_and_layout_of_what_runs(precision: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_precision_layout_and_backend_of_what_runs(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    precision = str(dtype).removeprefix('torch.')
+
     def look(model: Probe, image: Tensor) -> tuple[Any, ...]:
         last, tf32 = image.is_contiguous(memory_format=torch.channels_last), any(getattr(*flag) for flag in FLAGS)
         return image.dtype, model.weight.dtype, last, model.training or torch.is_grad_enabled() or tf32
 
     assert set(observe(look, Setting(precision, size=4))) == {(dtype, dtype, last, False) for last in (False, True)}
 
-
-def test_forced_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends._FORCED, 'name', 'fft')  # as MMPELK_BACKEND would
     for backend in (None, 'dense'):
         assert set(observe(lambda model, image: backends.forced_backend(), Setting(size=4), backend)) == {backend}
@@ -172,8 +161,8 @@ def test_failure_is_a_row(model: nn.Module, compiled: bool, message: str) -> Non
     models = {'well': (Probe([], lambda *_: 0), None), 'ill': (model, None)}
     run = measure(models, Setting(compiled=compiled, size=4), rounds=3)
     well, ill = run['rows']
+    assert speeds(run)[1] == [None, None]
     for one in ill['measurements']:
-        assert one['images_per_second'] is None
         assert message in one['failure']
         assert '\n' not in one['failure']
     assert script.run_table(run).rows[1][1:4] == ('failed', 'failed', '-')
@@ -189,17 +178,6 @@ def test_every_compiled_model_is_one_graph_of_its_own(monkeypatch: pytest.Monkey
     run = measure({name: (conv, None) for name, conv in convs.items()}, Setting('float32', True, 2, 8), rounds=2)
     assert all(one['failure'] is None for row in run['rows'] for one in row['measurements'])
     assert counter.frame_count == len(convs) * len(LAYOUTS)
-
-
-@pytest.mark.slow
-def test_compiled_networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Traced and lowered; generating code, which takes minutes, is torch's business.
-    compile_ = torch.compile
-    monkeypatch.setattr(
-        torch, 'compile', lambda function, **options: compile_(function, backend='aot_eager', **options)
-    )
-    run = measure(MODELS, Setting(compiled=True, size=32), rounds=1, layouts=['channels_last'])
-    assert all(script.best_speed(row) for row in run['rows'])
 
 
 # The results file, the command
@@ -219,18 +197,13 @@ def tiny_recipes(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def made_up(setting: Any, speed: float = 2.0, **machine: Any) -> Any:
     ones = [(speed, 1.0), (None, speed / 4)]
-    rows = [
-        dict(
-            model=name,
-            measurements=[
-                dict(
-                    layout=layout, images_per_second=one, peak_memory=None, failure=None if one else 'OutOfMemoryError'
-                )
-                for layout, one in zip(LAYOUTS, pair, strict=True)
-            ],
-        )
-        for name, pair in zip(('PeLK-T', 'SLaK-T'), ones, strict=True)
-    ]
+    rows = []
+    for name, pair in zip(('PeLK-T', 'SLaK-T'), ones, strict=True):
+        measured = [
+            dict(layout=layout, images_per_second=one, peak_memory=None, failure=None if one else 'OutOfMemoryError')
+            for layout, one in zip(LAYOUTS, pair, strict=True)
+        ]
+        rows.append(dict(model=name, measurements=measured))
     where = script.library_info('cpu') | machine
     return dict(setting=vars(setting), device='cpu', machine=where, rounds=5, rows=rows)
 
@@ -242,21 +215,17 @@ def test_results_file_round_trip(tmp_path: Path) -> None:
     runs = {setting: made_up(setting) for setting in settings}
     script.save_runs(path, runs)
     assert list(script.load_runs(path).items()) == list(runs.items())[::-1], 'in the order of the settings'
-    assert [file.name for file in path.parent.iterdir()] == ['results.json']
+    assert Setting() in script.load_runs(ROOT / 'benchmarks' / 'results' / 'throughput_cpu.json')
     path.write_text('{"other": 1}')
     with pytest.raises(ValueError, match='does not hold throughput results'):
         script.load_runs(path)
 
 
-def test_results_of_the_repository_are_read() -> None:
-    assert Setting() in script.load_runs(ROOT / 'benchmarks' / 'results' / 'throughput_cpu.json')
-
-
-@pytest.mark.parametrize('change', ['torch', 'threads', 'device', 'mmpelk', 'cudnn'])
-def test_run_of_another_machine_or_version_is_measured_again(change: str) -> None:
+def test_run_of_another_machine_or_version_is_measured_again() -> None:
     models, run = ['PeLK-T', 'SLaK-T'], made_up(Setting(batch=8), date='2000-01-01', tf32_conv='whatever')
     assert script.is_current(run, 'cpu', models, 5)
-    assert not script.is_current(made_up(Setting(batch=8), **{change: 'other'}), 'cpu', models, 5)
+    for change in ('torch', 'threads', 'device', 'mmpelk', 'cudnn'):
+        assert not script.is_current(made_up(Setting(batch=8), **{change: 'other'}), 'cpu', models, 5), change
     assert not script.is_current(run, 'cpu', models, 6), 'fewer rounds than asked for'
     assert not script.is_current(run, 'cpu', models[:1], 5)
 
@@ -319,41 +288,29 @@ def test_default_models_are_deployed_classifiers(monkeypatch: pytest.MonkeyPatch
         assert not any('BatchNorm' in type(module).__name__ for module in model.modules()), 'norms are merged'
 
 
-def test_table_shows_ratios_and_failures() -> None:
+def test_table_and_figure() -> None:
     table = script.run_table(made_up(Setting()))
     assert table.columns[1:4] == ['channels first', 'channels last', 'to PeLK-T']
     assert list(table.rows[1]) == ['SLaK-T', 'failed', '0.5', '0.250', '-', 'OutOfMemoryError']
     assert 'median of 5 rounds' in table.notes[0]
-
-
-def test_figure() -> None:
     settings = [Setting(batch=1), Setting(batch=8), Setting('bfloat16', True, 8)]
     figure = script.draw({setting: made_up(setting, float(setting.batch)) for setting in settings})
     first, _, _, second = figure.axes
     assert (first.get_title(), second.get_title()) == ('float32, eager', 'bfloat16, compiled')
-    assert second.get_xlabel() == 'batch, images'
-    assert first.get_ylabel() == 'throughput, images/s'
     pelk, slak = first.get_lines()
     assert (list(pelk.get_xdata()), list(pelk.get_ydata())) == ([1, 8], [1.0, 8.0])
     assert list(slak.get_ydata()) == [0.25, 2.0]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ['PeLK-T', 'SLaK-T']
-    assert '224 x 224' in figure.get_suptitle()
-    assert len({(style['linestyle'], style['marker']) for style in script.STYLES}) == len(script.STYLES), (
-        'readable in grey'
-    )
 
 
-@pytest.mark.parametrize(
-    ('words', 'message'),
-    [
+def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
+    for words, message in (
         (['--models', 'Swin-T'], "unknown model 'Swin-T'; known: PeLK-T, PeLK-101-T"),
         (['--precision', 'tf32'], 'cpu has no tf32; take float32, bfloat16'),
         (['--batch', '0'], 'batch and size are positive'),
         (['--models', 'PeLK-T=nowhere.py'], "there is no config 'nowhere.py'"),
-    ],
-)
-def test_mistakes_are_one_sentence(words: list[str], message: str, tmp_path: Path) -> None:
-    printed = call(SCRIPT, *words, '--out', 'results.json', cwd=tmp_path, code=1)
-    assert printed.startswith('error: ')
-    assert message in printed
-    assert len(printed.splitlines()) == 1
+    ):
+        printed = call(SCRIPT, *words, '--out', 'results.json', cwd=tmp_path, code=1)
+        assert printed.startswith('error: ')
+        assert message in printed
+        assert len(printed.splitlines()) == 1

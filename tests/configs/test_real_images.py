@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from mmpelk.registry import MODELS
-from mmpelk.sparsity import apply_masks, attach_masks, find_parameters
+from mmpelk.sparsity import apply_masks
 from tests.commands import call, find_free_port, mim, run
 from tests.configs.resolved import config
 from tests.fault_tolerance.training import preload, start
 from tests.paths import TOOLS, sample_data
+from tests.sparsity.tiny import draw_masks
 
 pytestmark = pytest.mark.slow
 
@@ -29,11 +30,7 @@ LOADERS = ('train', 'val', 'test')
 def weights(tmp_path: Path) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     model = MODELS.build(dict(type='mmpelk.PeLK', arch='tiny'))
-    parameters = find_parameters(model, target=None)
-    attach_masks(parameters)
-    for entry in parameters:
-        entry.mask.copy_(torch.rand(entry.weight.shape) < 0.6)
-    apply_masks(parameters)
+    apply_masks(draw_masks(model, None))
     state = model.state_dict()
     (tmp_path / 'checkpoints').mkdir()
     torch.save({f'backbone.{key}': value for key, value in state.items()}, tmp_path / 'checkpoints/pelk_t_in1k.pth')

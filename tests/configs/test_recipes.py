@@ -37,10 +37,7 @@ PELK: Changes = HOOKS | {
     'custom_hooks': (ABSENT, [dict(type='mmpelk.SparsityHook', mode='fixed')]),
     'model.backbone.norm_cfg': (ABSENT, SYNC_BN),
     'model.backbone.type': ('mmpretrain.ConvNeXt', 'mmpelk.PeLK'),
-    'optim_wrapper.constructor': (
-        'LearningRateDecayOptimizerConstructor',
-        'mmpelk.LayerDecayOptimWrapperConstructor',
-    ),
+    'optim_wrapper.constructor': ('LearningRateDecayOptimizerConstructor', 'mmpelk.LayerDecayOptimWrapperConstructor'),
 }
 
 
@@ -109,8 +106,10 @@ ALL_CHANNELS: Changes = {
     'model.backbone.conv_ratio': (ABSENT, 1.0),
     'model.backbone.positional_embedding': (ABSENT, None),
 }
-K101: Changes = {
-    'model.backbone.arch': ('base', 'base-101'),
+K101: Changes = {'model.backbone.arch': ('base', 'base-101')}
+BIG_CASCADE: Changes = {
+    'model.backbone.drop_path_rate': (0.6, 0.7),
+    'optim_wrapper.paramwise_cfg.decay_rate': (0.7, 0.8),
 }
 
 UPERNET, CASCADE = (
@@ -126,24 +125,18 @@ DIFFERENCES: dict[str, tuple[str | tuple[str, ...], Changes]] = {
     'seg/upernet_pelk_b_ade20k': (UPERNET.format('base'), segmentation(THEIR_B, B) | weights('b')),
     'seg/upernet_pelk_b_101_ade20k': (
         'seg/upernet_pelk_b_ade20k',
-        {'model.backbone.arch': ('base', 'base-101'), **weights('b_101', 'checkpoints/pelk_b_in1k.pth')},
+        K101 | weights('b_101', 'checkpoints/pelk_b_in1k.pth'),
     ),
     'det/cascade_mask_rcnn_pelk_t_coco': (CASCADE.format('t'), cascade(THEIR_T, T, 6) | weights('t')),
     'det/cascade_mask_rcnn_pelk_s_coco': (CASCADE.format('s'), cascade(THEIR_T, T, 12) | weights('s')),
     # mmdet has none for ConvNeXt-B; it is as deep as ConvNeXt-S. Drop path and decay are those of ConvNeXt's paper.
     'det/cascade_mask_rcnn_pelk_b_coco': (
         CASCADE.format('s'),
-        cascade(THEIR_T, B, 12)
-        | weights('b')
-        | {
-            'model.backbone.arch': ('small', 'base'),
-            'model.backbone.drop_path_rate': (0.6, 0.7),
-            'optim_wrapper.paramwise_cfg.decay_rate': (0.7, 0.8),
-        },
+        cascade(THEIR_T, B, 12) | weights('b') | BIG_CASCADE | {'model.backbone.arch': ('small', 'base')},
     ),
     'det/cascade_mask_rcnn_pelk_b_101_coco': (
         'det/cascade_mask_rcnn_pelk_b_coco',
-        {'model.backbone.arch': ('base', 'base-101'), **weights('b_101', 'checkpoints/pelk_b_in1k.pth')},
+        K101 | weights('b_101', 'checkpoints/pelk_b_in1k.pth'),
     ),
     **{
         f'seg/upernet_pelk_convnext_{size[0]}_ade20k': (
@@ -152,21 +145,16 @@ DIFFERENCES: dict[str, tuple[str | tuple[str, ...], Changes]] = {
         )
         for size, widths in (('tiny', THEIR_T), ('small', THEIR_T), ('base', THEIR_B))
     },
-    'det/cascade_mask_rcnn_pelk_convnext_t_coco': (
-        CASCADE.format('t'),
-        inflated(cascade(THEIR_T, THEIR_T, 6), 'tiny', 'tiny'),
-    ),
-    'det/cascade_mask_rcnn_pelk_convnext_s_coco': (
-        CASCADE.format('s'),
-        inflated(cascade(THEIR_T, THEIR_T, 12), 'small', 'small'),
-    ),
+    **{
+        f'det/cascade_mask_rcnn_pelk_convnext_{size[0]}_coco': (
+            CASCADE.format(size[0]),
+            inflated(cascade(THEIR_T, THEIR_T, layers), size, size),
+        )
+        for size, layers in (('tiny', 6), ('small', 12))
+    },
     'det/cascade_mask_rcnn_pelk_convnext_b_coco': (
         CASCADE.format('s'),
-        inflated(cascade(THEIR_T, THEIR_B, 12), 'small', 'base')
-        | {
-            'model.backbone.drop_path_rate': (0.6, 0.7),
-            'optim_wrapper.paramwise_cfg.decay_rate': (0.7, 0.8),
-        },
+        inflated(cascade(THEIR_T, THEIR_B, 12), 'small', 'base') | BIG_CASCADE,
     ),
     'det/mask_rcnn_pelk_t_coco_1x': (
         # With the toolbox's training at one scale.
@@ -284,23 +272,25 @@ def test_every_recipe_is_compared() -> None:
 
 
 @pytest.mark.parametrize(
-    ('name', 'length', 'validation', 'saving'),
+    ('name', 'length', 'validation', 'saving', 'rate'),
     [
-        ('upernet_pelk_nano_synthetic', 700, 100, dict(by_epoch=False, interval=700)),
-        ('mask_rcnn_pelk_nano_synthetic', 12, 3, dict(interval=3, max_keep_ckpts=1)),
-        ('mask_rcnn_pelk_nano_coco_overfit', 300, 50, dict(interval=50, max_keep_ckpts=1)),
+        ('upernet_pelk_nano_synthetic', 700, 100, dict(by_epoch=False, interval=700), 6e-3),
+        ('mask_rcnn_pelk_nano_synthetic', 12, 3, dict(interval=3, max_keep_ckpts=1), 1e-3),
+        ('mask_rcnn_pelk_nano_coco_overfit', 300, 50, dict(interval=50, max_keep_ckpts=1), 1e-3),
         *(
-            (f'{network}_nano_digits', 12, 3, dict(interval=12, max_keep_ckpts=1))
+            (f'{network}_nano_digits', 12, 3, dict(interval=12, max_keep_ckpts=1), 3e-3)
             for network in ('pelk', 'conv7', 'stripe')
         ),
     ],
 )
-def test_demos_are_tested_and_saved(name: str, length: int, validation: int, saving: dict[str, Any]) -> None:
+def test_demos_learn_and_are_tested_and_saved(
+    name: str, length: int, validation: int, saving: dict[str, Any], rate: float
+) -> None:
+    """At the rates with which their results were measured."""
     cfg = Config.fromfile(config(f'demo/{name}'))
-    assert (cfg.train_cfg.get('max_iters') or cfg.train_cfg.max_epochs, cfg.train_cfg.val_interval) == (
-        length,
-        validation,
-    )
+    assert cfg.optim_wrapper.optimizer.lr == rate
+    loop = cfg.train_cfg
+    assert (loop.get('max_iters') or loop.max_epochs, loop.val_interval) == (length, validation)
     assert cfg.default_hooks.checkpoint == dict(type='mmpelk.CheckpointHook', **saving)
 
 

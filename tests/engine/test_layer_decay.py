@@ -67,18 +67,15 @@ def test_weight_decay_left_to_the_optimizer() -> None:
     assert {group['weight_decay'] for group in optimizer.param_groups} == {0.0, default}
 
 
-@pytest.mark.parametrize(
-    ('cfg', 'message'),
-    [
+def test_refuses() -> None:
+    for cfg, message in (
         (dict(), 'needs decay_rate'),
         (dict(decay_rate=0.9, num_layer=6), 'may have'),
         (dict(decay_rate=1.5), r'in \(0, 1\]'),
         (dict(decay_rate=0.9, decay_type='block_wise'), 'layer_wise'),
-    ],
-)
-def test_refuses(cfg: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        LayerDecayOptimWrapperConstructor(OPTIM_WRAPPER, cfg)
+    ):
+        with pytest.raises(ValueError, match=message):
+            LayerDecayOptimWrapperConstructor(OPTIM_WRAPPER, cfg)
 
 
 def test_backbone_without_depths() -> None:

@@ -7,6 +7,7 @@ import pty
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,15 +20,9 @@ from tests.commands import call
 from tests.paths import TOOLS
 
 
-@pytest.mark.parametrize(
-    ('seconds', 'text'),
-    [(0, '0 s'), (59.6, '1 min 0 s'), (3700, '1 h 1 min'), (200_000, '2 d 7 h'), (86_400, '1 d 0 h')],
-)
-def test_duration(seconds: float, text: str) -> None:
-    assert _duration(seconds) == text
-
-
-def test_estimate_needs_iterations() -> None:
+def test_duration_and_an_estimate_without_iterations() -> None:
+    texts = {0: '0 s', 59.6: '1 min 0 s', 3700: '1 h 1 min', 200_000: '2 d 7 h', 86_400: '1 d 0 h'}
+    assert {seconds: _duration(seconds) for seconds in texts} == texts
     with pytest.raises(ValueError, match='fewer than after=5'):
         RunEstimateHook(after=5, skipped=5)
 
@@ -43,28 +38,35 @@ def test_visualize_adds_a_backend_once_or_names_the_package(name: str, monkeypat
         add_vis_backend(cfg, name)
     kinds = [backend['type'] for backend in cfg.visualizer.vis_backends]
     assert kinds == ['LocalVisBackend', f'{name.capitalize()}VisBackend']
+    given = cfg.visualizer.vis_backends[-1].get('init_kwargs')
+    assert given == (dict(project='mmpelk') if name == 'wandb' else None)
 
 
 @pytest.fixture(scope='module')
 def log(tiny_config: Path) -> str:
-    """The log of a training whose output is no terminal, with an estimate after two iterations."""
-    options = ['default_hooks.run_estimate.after=2', 'default_hooks.run_estimate.skipped=1']
-    return call(
-        TOOLS / 'train.py', tiny_config, '--work-dir', 'progress', '--cfg-options', *options, cwd=tiny_config.parent
-    )
+    """The log of a training whose output is no terminal, with curves, and an estimate after two iterations."""
+    words = ['--work-dir', 'progress', *(['--visualize', 'tensorboard'] if find_spec('tensorboard') else [])]
+    words += ['--cfg-options', 'default_hooks.run_estimate.after=2', 'default_hooks.run_estimate.skipped=1']
+    return call(TOOLS / 'train.py', tiny_config, *words, cwd=tiny_config.parent)
 
 
 @pytest.mark.slow
-def test_estimate_is_said_once(log: str) -> None:
+def test_tensorboard_reads_the_curves(log: str, tiny_config: Path) -> None:
+    accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    (events,) = (tiny_config.parent / 'progress').rglob('events.out.tfevents.*')
+    curves = accumulator.EventAccumulator(str(events.parent)).Reload()
+    assert [event.step for event in curves.Scalars('loss')] == [1, 2, 3, 4]
+    assert len(curves.Scalars('mIoU')) == 1
+
+
+@pytest.mark.slow
+def test_a_log_has_the_estimate_once_and_no_progress_line(log: str) -> None:
     said = re.findall(
         r'estimate of the whole run: [\d.e-]+ s an iteration, (.+) for 2 more without the validations', log
     )
     assert len(said) == 1
     assert re.search(r'[\d.]+ of [\d.]+ GB of (GPU )?memory at most', log)
 
-
-@pytest.mark.slow
-def test_a_log_has_no_progress_line(log: str) -> None:
     assert 'Iter(train) [4/4]' in log
     assert '━' not in log
     assert 'training' not in log.splitlines()[-1]

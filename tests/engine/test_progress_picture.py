@@ -89,13 +89,9 @@ def test_its_failure_is_said_once_and_stops_nothing(image: Path, tmp_path: Path)
     assert 'no more pictures of the progress: FileNotFoundError' in runner.warnings[0]
 
 
-def test_only_rank_0_draws(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress_picture, 'is_main_process', lambda: False)
-    assert validate(ProgressPictureHook(), Runner(tmp_path), image, mIoU=40.0) == []
-    assert not (tmp_path / 'progress.png').exists()
-
-
-def test_curves_are_drawn_between_validations_when_they_are_old(tmp_path: Path) -> None:
+def test_only_rank_0_draws_and_between_validations_when_the_last_picture_is_old(image: Path, tmp_path: Path) -> None:
+    with mock.patch.object(progress_picture, 'is_main_process', return_value=False):
+        assert validate(ProgressPictureHook(), Runner(tmp_path), image, mIoU=40.0) == []
     runner, hook = Runner(tmp_path), ProgressPictureHook(minutes=5)
     hook.after_train_iter(runner, 0)
     assert not (tmp_path / 'progress.png').exists()

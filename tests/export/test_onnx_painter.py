@@ -16,6 +16,8 @@ from mmpelk.export.onnx_painter import OnnxPainter
 
 MEAN, STD = [10.0, 20.0, 30.0], [2.0, 4.0, 5.0]
 PALETTE = [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
+ARGMAX = helper.make_node('ArgMax', ['logits'], ['labels'], axis=1, keepdims=0)
+LABELS = helper.make_tensor_value_info('labels', TensorProto.INT64, None)
 
 
 def write(path: Path, nodes: list[Any], shape: list[Any], outputs: list[Any], kind: int, **meta: Any) -> Path:
@@ -29,14 +31,9 @@ def write(path: Path, nodes: list[Any], shape: list[Any], outputs: list[Any], ki
 
 def segmentor(path: Path, height: Any = 'H', width: Any = 'W', kind: int = TensorProto.FLOAT, **meta: Any) -> Path:
     """The logits are the normalised channels, so that the label is the brightest of them."""
-    nodes = [
-        helper.make_node('Identity', ['image'], ['logits']),
-        helper.make_node('ArgMax', ['logits'], ['labels'], axis=1, keepdims=0),
-    ]
     shape = ['N', 3, height, width]
-    outputs = [helper.make_tensor_value_info('logits', kind, shape)]
-    outputs += [helper.make_tensor_value_info('labels', TensorProto.INT64, None)]
-    return write(path, nodes, shape, outputs, kind, **meta)
+    outputs = [helper.make_tensor_value_info('logits', kind, shape), LABELS]
+    return write(path, [helper.make_node('Identity', ['image'], ['logits']), ARGMAX], shape, outputs, kind, **meta)
 
 
 def picture(height: int = 9, width: int = 14) -> np.ndarray:
@@ -69,10 +66,9 @@ def test_preprocessing_in_the_file(tmp_path: Path) -> None:
     nodes = [
         helper.make_node('Cast', ['image'], ['float'], to=TensorProto.FLOAT),
         helper.make_node('Transpose', ['float'], ['logits'], perm=[0, 3, 1, 2]),
-        helper.make_node('ArgMax', ['logits'], ['labels'], axis=1, keepdims=0),
+        ARGMAX,
     ]
-    outputs = [helper.make_tensor_value_info('logits', TensorProto.FLOAT, ['N', 3, 'H', 'W'])]
-    outputs += [helper.make_tensor_value_info('labels', TensorProto.INT64, None)]
+    outputs = [helper.make_tensor_value_info('logits', TensorProto.FLOAT, ['N', 3, 'H', 'W']), LABELS]
     path = write(tmp_path / 'm.onnx', nodes, ['N', 'H', 'W', 3], outputs, TensorProto.UINT8)
     image = picture()
     drawn = OnnxPainter(path, opacity=1.0)(image)
@@ -112,9 +108,6 @@ def test_files_that_it_cannot_draw(tmp_path: Path) -> None:
         OnnxPainter(segmentor(tmp_path / 'other.onnx', mean=None))
     with pytest.raises(ValueError, match='of the task detection'):
         OnnxPainter(segmentor(tmp_path / 'detector.onnx', task='detection'))
-
-
-def test_picture_that_a_file_does_not_take(tmp_path: Path) -> None:
     path = segmentor(tmp_path / 'm.onnx', 'H', 6)  # of one width, and of any height
     with pytest.raises(ValueError, match='a picture of 9 x 14 does not run'):
         OnnxPainter(path)(picture())

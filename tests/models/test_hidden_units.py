@@ -73,22 +73,13 @@ def test_a_backbone_starts_from_a_shrunk_file(file, shrunk, given):
     assert not torch.equal(model.stages[0][0].pointwise_conv1.weight, shrunk['stages.0.0.pointwise_conv1.weight'])
 
 
-def test_widths_of_the_weights_need_no_weights_to_test():
-    assert widths(PeLK(NANO, hidden_channels='pretrained')) == [32, 48, 48]
-
-
-def test_a_missing_file_is_told(tmp_path):
+def test_widths_that_do_not_fit_are_explained(file, tmp_path):
+    assert widths(PeLK(NANO, hidden_channels='pretrained')) == [32, 48, 48], 'testing needs no weights'
     with pytest.raises(FileNotFoundError, match=r'init_cfg\.checkpoint=PATH'):
         PeLK(NANO, hidden_channels='pretrained', init_cfg=pretrained(tmp_path / 'none.pth'))
-
-
-@pytest.mark.parametrize('given', ['pretraind', [5, 7], [[5], [7]], [[5], [0, 7]]], ids=str)
-def test_wrong_widths_are_explained(given):
-    with pytest.raises(ValueError, match='hidden_channels'):
-        PeLK(NANO, hidden_channels=given)
-
-
-def test_a_network_of_other_widths_is_still_refused(file):
+    for given in ('pretraind', [5, 7], [[5], [7]], [[5], [0, 7]]):
+        with pytest.raises(ValueError, match='hidden_channels'):
+            PeLK(NANO, hidden_channels=given)
     with pytest.raises(ValueError, match='does not fit this backbone'):
         PeLK(NANO | dict(channels=(8, 16)), init_cfg=pretrained(file)).init_weights()
 
@@ -132,27 +123,17 @@ def test_a_block_keeps_one_unit_and_those_with_a_norm_keep_all():
         assert shrink_hidden_units(state | {f'{prefix}grn.gamma': torch.ones(6)})[1] == {}
 
 
-class Block(nn.Module):
-    """Two layers under names of a pair, and a norm."""
-
-    def __init__(self, first: nn.Module, second: nn.Module, norm: nn.Module) -> None:
-        super().__init__()
-        self.pointwise_conv1, self.pointwise_conv2, self.norm = first, second, norm
-
-
-@pytest.mark.parametrize(
-    ('block', 'found'),
-    [
-        (Block(nn.Linear(8, 16), nn.Linear(16, 8), nn.LayerNorm(8)), True),
-        (Block(nn.Linear(8, 16), nn.Linear(16, 8), nn.LayerNorm(16)), False),
+def test_which_blocks_have_units() -> None:
+    second = nn.Conv2d(16, 8, 1)
+    for *layers, found in (
+        (nn.Linear(8, 16), nn.Linear(16, 8), nn.LayerNorm(8), True),
+        (nn.Linear(8, 16), nn.Linear(16, 8), nn.LayerNorm(16), False),  # over the units
         # As many units as channels: a norm of that size is taken for one over the channels.
-        (Block(nn.Linear(8, 8), nn.Linear(8, 8), nn.LayerNorm(8)), True),
-        (Block(nn.Conv2d(8, 16, 1), nn.Conv2d(16, 8, 1), nn.BatchNorm2d(8)), True),
-        (Block(nn.Conv2d(8, 16, 1, stride=2), nn.Conv2d(16, 8, 1), nn.BatchNorm2d(8)), False),
-        (Block(nn.Conv2d(8, 16, 1, groups=2), nn.Conv2d(16, 8, 1), nn.BatchNorm2d(8)), False),
-        (Block(nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(16, 8, 1), nn.BatchNorm2d(8)), False),
-    ],
-    ids=['linear', 'norm over units', 'as many units', 'convolutions', 'strided', 'grouped', '3 x 3'],
-)
-def test_which_blocks_have_units(block: nn.Module, found: bool) -> None:
-    assert widths(block) == ([block.pointwise_conv1.weight.shape[0]] if found else [])
+        (nn.Linear(8, 8), nn.Linear(8, 8), nn.LayerNorm(8), True),
+        (nn.Conv2d(8, 16, 1), second, nn.BatchNorm2d(8), True),
+        (nn.Conv2d(8, 16, 1, stride=2), second, nn.BatchNorm2d(8), False),
+        (nn.Conv2d(8, 16, 1, groups=2), second, nn.BatchNorm2d(8), False),
+        (nn.Conv2d(8, 16, 3, padding=1), second, nn.BatchNorm2d(8), False),
+    ):
+        block = nn.ModuleDict(dict(zip(('pointwise_conv1', 'pointwise_conv2', 'norm'), layers, strict=True)))
+        assert widths(block) == ([layers[0].weight.shape[0]] if found else []), layers

@@ -14,7 +14,8 @@ from mmpelk.models import MIXERS, PeLK
 from mmpelk.models.deploy import deploy_state_dict
 from mmpelk.models.pelk import ARCHITECTURES
 from mmpelk.ops import sharing_grid
-from mmpelk.sparsity import apply_masks, attach_masks, find_parameters, remove_masks
+from mmpelk.sparsity import apply_masks, remove_masks
+from tests.sparsity.tiny import draw_masks
 
 NANO = dict(depths=(1, 1, 2, 1), channels=(16, 24, 32, 40), kernel_sizes=(31, 15, 9, 5))
 DENSE = dict(arch=NANO, out_indices=(0, 1, 2, 3), gap_before_final_norm=False)
@@ -162,10 +163,7 @@ def test_trains_and_deploys(arguments: dict) -> None:
 @pytest.mark.parametrize('mixer', ['peripheral', 'stripe'])
 def test_masks_do_not_outlive_the_kernels_that_they_were_for(mixer: str) -> None:
     model = _nano(mixer=mixer, positional_embedding=None)
-    parameters = find_parameters(model, target=None)
-    attach_masks(parameters)
-    for entry in parameters:
-        entry.mask.copy_(torch.rand(entry.weight.shape) < 0.6)
+    parameters = draw_masks(model, None)
     apply_masks(parameters)
     model = _moved(model).eval()
     apply_masks(parameters)
@@ -205,12 +203,12 @@ def test_dropped_paths_and_layer_scale(layer_scale: float) -> None:
         assert (want.flatten(1).abs().amax(1) == 0).any() == block.training
 
 
-def test_initial_embedding_has_the_deviation_of_the_kernels() -> None:
+def test_initial_weights_and_embedding_have_one_deviation() -> None:
     model = _nano()
     model.init_weights()
-    for stage in model.stages:
-        deviation = stage.positional_embedding.std().item()
-        assert deviation == pytest.approx(0.02, rel=4 / (2 * stage.positional_embedding.numel()) ** 0.5)  # four sigmas
+    for name, value in model.named_parameters():
+        if value.dim() > 1:  # within four sigmas
+            assert value.std().item() == pytest.approx(0.02, rel=4 / (2 * value.numel()) ** 0.5), name
 
 
 def test_checkpointed_blocks_are_computed_again_with_the_same_gradients() -> None:

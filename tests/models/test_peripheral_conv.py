@@ -26,18 +26,14 @@ def test_parameters_and_repr() -> None:
     assert '46, kernel_size=51, sharing_grid=[9, 8, 4, 2, 1, 1, 1, 1, 1, 2, 4, 8, 9]' in repr(conv)
 
 
-@pytest.mark.parametrize(
-    ('arguments', 'message'),
-    [
+def test_refuses() -> None:
+    for arguments, message in (
         (dict(kernel_size=12), 'odd positive'),
         (dict(kernel_size=5, center_size=7), 'larger than kernel_size 5'),
         (dict(kernel_size=13, sharing_grid=[3, 2, 1]), 'kernel_size 13 needs'),
-    ],
-    ids=['even kernel', 'centre too large', 'wrong sum'],
-)
-def test_refuses(arguments: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        PeripheralConv2d(4, **arguments)
+    ):
+        with pytest.raises(ValueError, match=message):
+            PeripheralConv2d(4, **arguments)
 
 
 def test_initial_parameters() -> None:

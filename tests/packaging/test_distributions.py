@@ -69,24 +69,17 @@ def test_wheel_holds_recipes_and_tools(built: Path) -> None:
     assert any(name.endswith('licenses/LICENSE') for name in names)
     assert 'mmpelk/.mim/tools/setup_env.sh' not in names
     assert not [name for name in names if 'pycache' in name]
-
-
-def test_launchers_of_the_wheel_are_executable(built: Path) -> None:
-    (wheel,) = built.glob('*.whl')
     for info in zipfile.ZipFile(wheel).infolist():
         if info.filename.endswith('/tools/dist_train.sh'):
             assert info.external_attr >> 16 & 0o111
 
 
-def test_wheel_requires_no_package_of_the_users_environment(installed: Path) -> None:
+def test_installed_wheel_requires_nothing_and_works(installed: Path, tmp_path: Path) -> None:
+    """In this environment; `make test-stock` does the same in one of OpenMMLab's stock line."""
     (metadata,) = installed.glob('*.dist-info/METADATA')
     required = [line for line in metadata.read_text().splitlines() if line.startswith('Requires-Dist')]
     assert required
     assert all('extra ==' in line for line in required)
-
-
-def test_installed_wheel_works(installed: Path, tmp_path: Path) -> None:
-    """In this environment; `make test-stock` does the same in one of OpenMMLab's stock line."""
     # Before this environment's own editable installation.
     printed = run(sys.executable, SCRIPT, 'mmseg', 'mmdet', 'mmpretrain', cwd=tmp_path, PYTHONPATH=installed)
     assert f'from {installed}' in printed

@@ -50,10 +50,7 @@ def test_targets_and_files_are_there(path: Path) -> None:
             given, known = set(step['with']), read(ROOT / used / 'action.yml')['inputs']
             assert given <= set(known)
             assert {name for name, each in known.items() if each.get('required')} <= given
-
-
-@pytest.mark.parametrize('path', [*WORKFLOWS, *ACTIONS], ids=lambda path: path.relative_to(GITHUB).as_posix())
-def test_actions_are_pinned_to_a_commit(path: Path) -> None:
+    # Actions of others are pinned to a commit.
     for line in re.findall(r'uses: (\S+.*)', path.read_text()):
         assert line.startswith('./') or re.fullmatch(r'[\w./-]+@[0-9a-f]{40} # v[\d.]+', line), line
 
@@ -81,14 +78,10 @@ def test_suites_lines_and_pythons_are_there() -> None:
     assert lines['maintained']['strategy']['matrix']['python'] == pythons
 
 
-def test_every_page_is_in_the_navigation() -> None:
-    """``make docs`` refuses a page that is not; this says so without it."""
+def test_every_page_is_in_the_navigation_and_the_version_is_the_same_everywhere() -> None:
     navigation = (ROOT / 'mkdocs.yml').read_text().partition('\nnav:')[2]
     pages = {path.name for path in (ROOT / 'docs').glob('*.md')}
     assert pages <= set(re.findall(r'[\w/]+\.md', navigation))
-
-
-def test_version_is_the_same_everywhere() -> None:
     citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())['version']
     changes = re.search(r'^## (\S+)', (ROOT / 'CHANGELOG.md').read_text(), re.MULTILINE)
     assert changes is not None

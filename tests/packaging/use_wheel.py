@@ -96,37 +96,34 @@ def check_step(toolbox: str) -> None:
     cfg.model.backbone.init_cfg = None
     model = MODELS.build(cfg.model)
     picture = torch.randint(0, 256, (3, SIZE, SIZE), dtype=torch.uint8)
-    data = model.data_preprocessor(dict(inputs=[picture] * 2, data_samples=[_sample(toolbox), _sample(toolbox)]), True)
+    data = model.data_preprocessor(dict(inputs=[picture] * 2, data_samples=[sample(toolbox), sample(toolbox)]), True)
     losses, _ = model.parse_losses(model(**data, mode='loss'))
     losses.backward()
     assert torch.isfinite(losses), losses
     print(f'{toolbox} {importlib.metadata.version(_distribution(toolbox))}: a training step, loss {losses:.3f}')
 
 
-def _sample(toolbox: str) -> object:
+def sample(toolbox: str) -> object:
+    """Data of one image of a toolbox's task."""
     meta = dict(img_shape=(SIZE, SIZE), ori_shape=(SIZE, SIZE), pad_shape=(SIZE, SIZE), batch_input_shape=(SIZE, SIZE))
     if toolbox == 'mmseg':
         from mmseg.structures import SegDataSample
 
-        sample = SegDataSample(metainfo=meta)
-        sample.gt_sem_seg = PixelData(data=torch.randint(0, 5, (1, SIZE, SIZE)))
-    elif toolbox == 'mmdet':
+        return SegDataSample(metainfo=meta, gt_sem_seg=PixelData(data=torch.randint(0, 5, (1, SIZE, SIZE))))
+    if toolbox == 'mmdet':
         import numpy
         from mmdet.structures import DetDataSample
         from mmdet.structures.mask import BitmapMasks
 
-        sample = DetDataSample(metainfo=meta)
         mask = numpy.zeros((1, SIZE, SIZE), numpy.uint8)
         mask[:, 8:40, 8:40] = 1
-        sample.gt_instances = InstanceData(
-            bboxes=torch.tensor([[8.0, 8, 40, 40]]), labels=torch.tensor([1]), masks=BitmapMasks(mask, SIZE, SIZE)
-        )
-        sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0))
-    else:
-        from mmpretrain.structures import DataSample
+        box = dict(bboxes=torch.tensor([[8.0, 8, 40, 40]]), labels=torch.tensor([1]))
+        none = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0))
+        instances = InstanceData(**box, masks=BitmapMasks(mask, SIZE, SIZE))
+        return DetDataSample(metainfo=meta, gt_instances=instances, ignored_instances=none)
+    from mmpretrain.structures import DataSample
 
-        sample = DataSample(metainfo=meta).set_gt_label(3)
-    return sample
+    return DataSample(metainfo=meta).set_gt_label(1)
 
 
 def _distribution(module: str) -> str:

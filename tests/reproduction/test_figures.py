@@ -1,13 +1,9 @@
-"""The pictures of Fig. 5 and 6 and of the mixers: what is on them, and that they can be read in grey."""
+"""The pictures of Fig. 5 and 6 and of the mixers: what is on them."""
 
-from itertools import pairwise
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
-from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 
 from mmpelk.analysis.complexity import Complexity, Component, LeftOut
 from reproduction import mixers, scaling, shares
@@ -16,19 +12,11 @@ from reproduction.marks import Results
 from reproduction.shares import BACKBONE, BESIDE, MODEL, Share, flop_shares
 from tests.commands import call
 
-GREY = 12  # levels of 255 by which neighbouring fills must differ at least, printed in grey
 SHARES = [
     *(Share(MODEL, name, 10 * percent, percent) for name, percent in (('backbone', 10), ('neck', 20), ('head', 70))),
     *(Share(BACKBONE, name, percent, percent) for name, percent in (('FFN', 75), ('large kernels', 25))),
     Share(BESIDE, 'positional embedding', 1, 1),
 ]
-
-
-def check_labels(axes: Axes) -> None:
-    """Title, legend, and axes with their units."""
-    assert axes.get_title() or axes.get_title(loc='left')
-    assert axes.get_xlabel()
-    assert axes.get_legend() is not None
 
 
 @pytest.mark.slow
@@ -64,27 +52,14 @@ def test_names_of_shares() -> None:
 def test_figure_of_shares() -> None:
     figure = shares.draw(SHARES)
     for axes, pieces in zip(figure.axes, (SHARES[:3], SHARES[3:]), strict=True):
-        check_labels(axes)
         texts = [text.get_text() for text in axes.get_legend().get_texts()]
         assert all(share.name in text for text, share in zip(reversed(texts), pieces, strict=True))
-    bars = figure.axes[0].patches
-    assert [(bar.get_y(), bar.get_height()) for bar in bars] == [(0, 10), (10, 20), (30, 70)]
-    for below, above in pairwise(bars):
-        grey = [255 * np.dot(to_rgb(bar.get_facecolor()[:3]), (0.299, 0.587, 0.114)) for bar in (below, above)]
-        assert abs(grey[0] - grey[1]) > GREY
-        assert below.get_hatch() != above.get_hatch()
+    assert [(bar.get_y(), bar.get_height()) for bar in figure.axes[0].patches] == [(0, 10), (10, 20), (30, 70)]
 
 
 @pytest.mark.slow
 def test_figures_of_curves() -> None:
-    figure = scaling.draw()
-    for axes in [*figure.axes, *mixers.draw(mixers.read_schedules(Results())).axes]:
-        check_labels(axes)
-    for axes in figure.axes:
-        lines = axes.get_lines()
-        # Told apart without colour: no two have both line and marker in common.
-        assert len({(line.get_linestyle(), line.get_marker()) for line in lines}) == len(lines)
-    dense = figure.axes[0].get_lines()[0]
+    dense = scaling.draw().axes[0].get_lines()[0]
     assert list(dense.get_xdata()) == list(range(7, 152, 2))
     assert dense.get_ydata()[-1] == scaling.measure('dense', 151).network / 1e6
 

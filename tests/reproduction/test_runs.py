@@ -8,6 +8,7 @@ from reproduction.runs import read_run
 from tests.training_logs import epoch, write_start
 
 METRIC = 'accuracy/top1'
+BEGUN = [*epoch(1, 80.0), *epoch(2)]
 
 
 def test_finished_run(tmp_path: Path) -> None:
@@ -16,9 +17,6 @@ def test_finished_run(tmp_path: Path) -> None:
     assert (run.status, run.final, run.progress, run.planned, run.unit) == ('finished', 80.0, 2, 2, 'epoch')
     assert (run.machine, run.processes, run.date) == ('2 x NVIDIA H100', 2, '2026-01-02')
     assert run.checkpoint(2) == tmp_path / 'epoch_2.pth'
-
-
-def test_run_that_never_began(tmp_path: Path) -> None:
     run = read_run(tmp_path / 'nothing', METRIC)
     assert (run.status, run.final) == ('missing', None)
 
@@ -26,13 +24,8 @@ def test_run_that_never_began(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('starts', 'tested', 'status', 'progress'),
     [
-        ([[*epoch(1, 80.0), *epoch(2)]], {1: 80.0}, 'unfinished', 2),
-        (
-            [[*epoch(1, 80.0), *epoch(2)], [*epoch(2, 80.1), *epoch(3, 80.2)]],
-            {1: 80.0, 2: 80.1, 3: 80.2},
-            'finished',
-            3,
-        ),
+        ([BEGUN], {1: 80.0}, 'unfinished', 2),
+        ([BEGUN, [*epoch(2, 80.1), *epoch(3, 80.2)]], {1: 80.0, 2: 80.1, 3: 80.2}, 'finished', 3),
         # Started anew, it does not inherit the end.
         ([[*epoch(1, 70.0), *epoch(2, 71.0), *epoch(3, 72.0)], epoch(1, 80.0)], {1: 80.0}, 'unfinished', 1),
     ],

@@ -6,7 +6,7 @@ import pytest
 
 from mmpelk.ops import sharing_grid
 from reproduction.paper import GROWTH
-from reproduction.scaling import CURVES, growth_table, measure, size_table
+from reproduction.scaling import CURVES, growth_table, measure
 
 # ConvNeXt-T's, as published.
 DEPTHS, CHANNELS = (3, 3, 9, 3), (96, 192, 384, 768)
@@ -38,14 +38,6 @@ def test_the_embedding_is_quadratic() -> None:
     embedding, plain = sum(CHANNELS) * 151**2, measure('peripheral', 151).network
     assert measure('peripheral with h', 151).network == plain + norms + embedding
     assert embedding > plain
-
-
-@pytest.mark.slow
-def test_table_of_sizes() -> None:
-    for side, rings, *sizes in size_table().rows:
-        peripheral, stripe, dense, _ = (float(cell.split()[0]) for cell in sizes)
-        assert side == '7' or peripheral < stripe < dense
-        assert int(rings.split()[0]) ** 2 == measure('peripheral', int(side)).kernel
 
 
 def test_growth_is_the_papers() -> None:

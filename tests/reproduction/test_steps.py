@@ -137,6 +137,5 @@ def test_batch_of_table_4_reaches_the_hooks_that_count_iterations(monkeypatch: p
     cfg, plain = read_config(args.config, args.cfg_options), read_config(args.config)
     counts = cfg.optim_wrapper.accumulative_counts
     for hook, before, key in zip(cfg.custom_hooks, plain.custom_hooks, ('update_interval', 'interval'), strict=True):
-        assert hook.type == before.type == {'update_interval': 'mmpelk.SparsityHook', 'interval': 'EMAHook'}[key]
         assert hook[key] == counts * before.get(key, 1)
     assert counts * int(command.split()[2]) * cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size

@@ -45,7 +45,9 @@ def wait_until_nobody_writes(log: Path) -> None:
 def test_what_is_finished_is_left_out_and_each_waits_for_what_it_needs(
     make: Callable[..., Training], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    first = make('first', 'until test -e ../second/done; do sleep 0.01; done && touch done')
+    prepared: list[str] = []
+    script = 'until test -e ../second/done; do sleep 0.01; done && touch done'
+    first = make('first', script, prepare=lambda: prepared.append('first'))
     jobs = [first, make('after', needs=first), make('second')]
     # The first ends after the second, so that they run at the same time, and what needs the first comes last.
     assert run_trainings(jobs, 2) == {}
@@ -53,7 +55,7 @@ def test_what_is_finished_is_left_out_and_each_waits_for_what_it_needs(
     assert started(tmp_path)[2:] == ['after']
     assert f'[1/3] first: started, {first.log}' in capsys.readouterr().out
     assert run_trainings(jobs, 2) == {}
-    assert len(started(tmp_path)) == 3
+    assert (len(started(tmp_path)), prepared) == (3, ['first']), 'prepared as often as started'
     assert 'after: finished before' in capsys.readouterr().out
 
 
@@ -108,11 +110,3 @@ def test_no_two_processes_train_in_one_folder(make: Callable[..., Training], tmp
         process.wait()
     wait_until_nobody_writes(ours.log)
     assert run_trainings([ours]) == {}
-
-
-def test_preparation_is_that_of_a_start(make: Callable[..., Training]) -> None:
-    prepared: list[str] = []
-    job = make('job', prepare=lambda: prepared.append('job'))
-    for _ in range(2):
-        assert run_trainings([job]) == {}
-    assert prepared == ['job']

@@ -76,13 +76,10 @@ def test_failure_names_the_log_and_stops_the_rest() -> None:
     assert trained()[2:] == ['one_two_0']
 
 
-def test_data_that_are_not_there(folder: Path) -> None:
+def test_data_that_are_not_there_and_machines_that_differ(folder: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"'nowhere' of train_dataloader\.dataset does not exist"):
         train([0], train_dataloader=dict(dataset=dict(data_root='nowhere')))
     assert not (folder / 'trained').exists()
-
-
-def test_machines_that_differ() -> None:
     machines = [dict(device='a', threads=1, date='02'), dict(device='b', threads=1, date='01')]
     runs = [VariantRun('x', seed, (), machine) for seed, machine in enumerate(machines)]
     assert trained_on(runs) == dict(device='a or b', threads=1, date='01')

@@ -11,30 +11,24 @@ import torch
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 
 from mmpelk.sparsity import active_total, cosine_prune_rate
+from mmpelk.sparsity import granularity as granularities
 from tests.sparsity.tiny import TinyData, TinyModel, Watch, dead_values, is_of_granularity, masked
 
 DYNAMIC = {'update_interval': 3, 'prune_rate': 0.5}
 GRANULARITIES = ('weight', 'unit', '2:4')
-GRANULARITY = pytest.mark.parametrize('granularity', GRANULARITIES)
 # With fixed masks nothing depends on the granularity.
 MODES = pytest.mark.parametrize(
     ('mode', 'granularity'), [('fixed', 'unit'), *(('dynamic', granularity) for granularity in GRANULARITIES)]
 )
 
+CLIP = {'max_norm': 0.1}
 RUNS = {
     'plain': {},
-    'accumulation': {'wrapper': {'accumulative_counts': 2}},
-    'clipping': {'wrapper': {'clip_grad': {'max_norm': 0.1}}},
+    'accumulation-clipping': {'wrapper': {'accumulative_counts': 2, 'clip_grad': CLIP}},
     'with-cp': {'model': {'with_cp': True}},
     'activation-checkpointing': {'cfg': {'activation_checkpointing': ['backbone.depthwise', 'backbone.linear']}},
-    'amp-bf16': {'wrapper': {'type': 'AmpOptimWrapper', 'dtype': 'bfloat16'}},
     'amp-accumulation-clipping': {
-        'wrapper': {
-            'type': 'AmpOptimWrapper',
-            'dtype': 'bfloat16',
-            'accumulative_counts': 2,
-            'clip_grad': {'max_norm': 0.1},
-        }
+        'wrapper': {'type': 'AmpOptimWrapper', 'dtype': 'bfloat16', 'accumulative_counts': 2, 'clip_grad': CLIP}
     },
     'sgd': {'wrapper': {'optimizer': {'type': 'SGD', 'lr': 0.1, 'momentum': 0.9}}},
     'ema': {'hooks': ({'type': 'EMAHook'},)},
@@ -59,11 +53,12 @@ def amp_on_cpu(monkeypatch):
 @MODES
 def test_dead_weights_moments_and_averages_are_zero_after_every_step(make_runner, run, mode, granularity):
     settings = dict(RUNS[run])
-    history = []
+    history, counts = [], []
 
     def look(runner):
         assert all(not values.any() for values in dead_values(runner))
         history.append(torch.cat([entry.mask.flatten() for entry in masked(runner)]))
+        counts.append([int(entry.mask.sum()) for entry in masked(runner)])
         assert is_of_granularity(granularity, runner.model)
 
     model = TinyModel(bottleneck=True, **settings.pop('model', {}))
@@ -73,6 +68,7 @@ def test_dead_weights_moments_and_averages_are_zero_after_every_step(make_runner
     runner = make_runner(sparsity, model=model, hooks=hooks, max_iters=9, **settings)
     runner.train()
     assert len(history) == 9
+    assert all(count == counts[0] for count in counts), 'each layer keeps its count'
     changed = [i + 2 for i, (old, new) in enumerate(pairwise(history)) if not old.equal(new)]
     assert changed == ([3, 6] if mode == 'dynamic' else [])  # not in the last iteration
     layer = model.backbone.bottleneck.pointwise_conv1
@@ -81,16 +77,7 @@ def test_dead_weights_moments_and_averages_are_zero_after_every_step(make_runner
     assert not layer.weight[~active].any()
 
 
-@GRANULARITY
-def test_each_layer_keeps_its_count(make_runner, granularity):
-    counts = []
-    look = Watch(lambda runner: counts.append([int(entry.mask.sum()) for entry in masked(runner)]))
-    make_runner({'granularity': granularity, **DYNAMIC}, model=TinyModel(bottleneck=True), hooks=(look,)).train()
-    assert all(count == counts[0] for count in counts)
-
-
-@pytest.mark.parametrize('granularity', ['weight', 'unit'])
-@pytest.mark.parametrize('initialisation', ['snip', 'erk', 'uniform'])
+@pytest.mark.parametrize(('initialisation', 'granularity'), [('snip', 'weight'), ('snip', 'unit'), ('erk', 'weight')])
 def test_a_density_of_one_is_the_dense_run_bit_for_bit(make_runner, initialisation, granularity):
     """So the batch for SNIP moves neither the order of the data nor any random number, though both are drawn from."""
     runs = []
@@ -112,9 +99,7 @@ def test_a_density_of_one_is_the_dense_run_bit_for_bit(make_runner, initialisati
 
 
 @pytest.mark.parametrize(
-    'hooks',
-    [(), ({'type': 'EMAHook', 'momentum': 0.3},), ({'type': 'EMAHook', 'update_buffers': True, 'momentum': 0.3},)],
-    ids=['plain', 'ema', 'ema-buffers'],
+    'hooks', [(), ({'type': 'EMAHook', 'update_buffers': True, 'momentum': 0.3},)], ids=['plain', 'ema-buffers']
 )
 @MODES
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(make_runner, mode, granularity, hooks):
@@ -124,14 +109,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(make_runner, mode, g
     torch.manual_seed(7)
     whole = make_runner(sparsity, 'whole', model=TinyModel(dropout=0.0, bottleneck=True), **settings)
     whole.train()
-    resumed = make_runner(
-        sparsity,
-        'resumed',
-        model=TinyModel(dropout=0.0, bottleneck=True),
-        load_from=str(Path(whole.work_dir) / 'iter_4.pth'),
-        resume=True,
-        **settings,
-    )
+    model = TinyModel(dropout=0.0, bottleneck=True)
+    settings |= {'load_from': str(Path(whole.work_dir) / 'iter_4.pth'), 'resume': True}
+    resumed = make_runner(sparsity, 'resumed', model=model, **settings)
     resumed.train()
     expected, found = (
         torch.load(Path(runner.work_dir) / 'iter_12.pth', weights_only=False) for runner in (whole, resumed)
@@ -212,24 +192,20 @@ def test_frozen_weights_are_not_replaced(make_runner, tmp_path):
     assert not torch.equal(model.backbone.linear.weight_mask, before['backbone.linear.weight_mask'])
 
 
-def test_frozen_weights_get_no_new_masks(make_runner):
+def test_weights_that_get_no_new_masks(make_runner):
     model = TinyModel()
     model.backbone.stem.requires_grad_(False)
     with pytest.raises(ValueError, match=r"'backbone.stem.weight'\], are frozen"):
         make_runner({}, model=model).train()
     make_runner({'exclude': ['stem']}, 'excluded', model=model, max_iters=1).train()
-
-
-def test_snip_names_parameters_without_a_gradient(make_runner):
     model = TinyModel()
     model.backbone.unused = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"no gradient, such as \['backbone.unused.weight'\]"):
         make_runner({}, model=model).train()
 
 
-@pytest.mark.parametrize(
-    ('argument', 'message'),
-    [
+def test_wrong_arguments_are_explained(make_runner):
+    for argument, message in (
         ({'mode': 'sparse'}, 'mode must be one of'),
         ({'initialisation': 'random'}, "'snip', 'erk', 'uniform'"),
         ({'granularity': 'channel'}, "'weight', 'unit', '2:4'"),
@@ -237,9 +213,45 @@ def test_snip_names_parameters_without_a_gradient(make_runner):
         ({'prune_rate': 0.001}, 'prune_rate_end <= prune_rate'),
         ({'update_interval': 0}, 'at least 1'),
         ({'exclude': 'stem'}, 'a list of strings'),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else '',
-)
-def test_wrong_arguments_are_explained(make_runner, argument, message):
-    with pytest.raises(ValueError, match=message):
-        make_runner(argument)
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_runner(argument)
+
+
+def test_prune_rate_ends_where_it_is_told(make_runner):
+    runner = make_runner({'update_interval': 3, 'prune_rate': 0.5, 'prune_rate_end': 0.4}, max_iters=6)
+    runner.train()
+    assert runner.message_hub.get_scalar('train/prune_rate').current() == cosine_prune_rate(3, 6, 0.5, 0.4)
+
+
+def test_every_update_has_random_numbers_of_its_own(make_runner, monkeypatch):
+    seeds = []
+    monkeypatch.setattr(
+        granularities,
+        'prune_and_grow',
+        lambda weight, mask, rate, generator: seeds.append(generator.initial_seed()) or 0,
+    )
+    make_runner({'update_interval': 2}, max_iters=8).train()
+    assert len(set(seeds)) == len(seeds) / 3 == 3, 'one of each update, for all three parameters'
+
+
+@pytest.mark.parametrize(('interval', 'tables'), [(1, 5), (2, 3), (9, 1)])
+def test_table_is_logged_at_every_so_many_updates(make_runner, interval, tables):
+    runner = make_runner({'update_interval': 1, 'table_interval': interval}, max_iters=5)
+    runner.train()
+    log = next(Path(runner.log_dir).glob('*.log')).read_text()
+    assert log.count('Masks updated') == 4
+    assert log.count('backbone.depthwise.weight  8x1x5x5') == tables  # the first is that of the start
+
+
+@pytest.mark.parametrize(('size', 'samples'), [(None, 4), (6, 6)])
+def test_snip_takes_as_many_samples_as_it_is_told(make_runner, size, samples):
+    class Counting(TinyData):
+        taken = 0
+
+        def __getitem__(self, index):
+            Counting.taken += 1
+            return super().__getitem__(index)
+
+    make_runner({'mode': 'fixed', 'snip_batch_size': size}, data=Counting(), max_iters=1).train()
+    assert Counting.taken == samples + 4  # four train

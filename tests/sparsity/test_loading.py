@@ -8,7 +8,7 @@ from mmengine.model import ExponentialMovingAverage
 from torch import nn
 
 from mmpelk.sparsity import fold_masks
-from tests.sparsity.tiny import TinyModel, Watch, build_runner, dead_values, masked
+from tests.sparsity.tiny import TinyModel, Watch, build_runner, dead_values, load_masks, masked
 
 
 @pytest.fixture(scope='module')
@@ -22,11 +22,6 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
     state = torch.load(paths['sparse'], weights_only=False)['state_dict']
     torch.save({'state_dict': fold_masks(state)}, paths['folded'])
     return paths
-
-
-def load_masks(path: Path) -> dict[str, torch.Tensor]:
-    state = torch.load(path, weights_only=False)['state_dict']
-    return {key: value for key, value in state.items() if key.endswith('_mask')}
 
 
 def start(make_runner, sparsity, path, how, **settings):
@@ -62,14 +57,10 @@ def test_fixed_masks_come_from_the_checkpoint_and_stay(make_runner, checkpoints,
 
 
 @HOW
-@pytest.mark.parametrize('mode', ['fixed', 'dynamic'])
-def test_a_dense_checkpoint_in_a_sparse_run_is_an_explained_error(make_runner, checkpoints, how, mode):
-    with pytest.raises(ValueError, match=r"checkpoint is dense.*3 of 3.*adopt_zeros=True.*mode='dense'"):
-        start(make_runner, {'mode': mode}, checkpoints['dense'], how).train()
-
-
-@HOW
-def test_a_sparse_checkpoint_in_a_dense_run_is_an_explained_error(make_runner, checkpoints, how):
+def test_a_checkpoint_of_the_other_kind_is_an_explained_error(make_runner, checkpoints, how):
+    for mode in ('fixed', 'dynamic'):
+        with pytest.raises(ValueError, match=r"checkpoint is dense.*3 of 3.*adopt_zeros=True.*mode='dense'"):
+            start(make_runner, {'mode': mode}, checkpoints['dense'], how).train()
     with pytest.raises(ValueError, match=r"checkpoint is sparse.*3 param.*mode='fixed'.*tools/export_dense.py"):
         start(make_runner, {'mode': 'dense'}, checkpoints['sparse'], how).train()
 
@@ -98,13 +89,11 @@ def test_zeros_are_adopted_when_asked_and_the_densities_logged(make_runner, chec
         assert row.split()[-2:] == [str(int(entry.mask.sum())), f'{entry.mask.float().mean():.4f}']
 
 
-def test_adopting_from_a_dense_checkpoint_warns(make_runner, checkpoints):
+def test_parts_of_masks_give_a_warning(make_runner, checkpoints, tmp_path):
     runner = start(make_runner, {'mode': 'fixed', 'adopt_zeros': True}, checkpoints['dense'], 'load_from')
     runner.train()
     assert 'the checkpoint is dense, and so are these masks' in log_of(runner)
 
-
-def test_parameters_that_the_checkpoint_lacks_stay_dense_with_a_warning(make_runner, checkpoints, tmp_path):
     state = torch.load(checkpoints['sparse'], weights_only=False)['state_dict']
     partial = {key: value for key, value in state.items() if 'linear' not in key}
     torch.save({'state_dict': partial}, tmp_path / 'partial.pth')
@@ -118,18 +107,15 @@ def test_parameters_that_the_checkpoint_lacks_stay_dense_with_a_warning(make_run
 def test_a_later_checkpoint_overrides_an_earlier_one(make_runner, checkpoints):
     """Masks through ``init_cfg``, then a dense ``load_from``: the weights in use are dense."""
     init = {'type': 'Pretrained', 'checkpoint': str(checkpoints['sparse']), 'prefix': 'backbone.'}
-    runner = make_runner(
-        {'mode': 'fixed'},
-        'both',
-        model=TinyModel(backbone_init=init),
-        load_from=str(checkpoints['dense']),
-    )
+    model = TinyModel(backbone_init=init)
+    runner = make_runner({'mode': 'fixed'}, 'both', model=model, load_from=str(checkpoints['dense']))
     with pytest.raises(ValueError, match='checkpoint is dense'):
         runner.train()
 
 
-@pytest.mark.parametrize('mode', ['fixed', 'dense', None], ids=['with-masks', 'mode-dense', 'no-hook'])
-@pytest.mark.parametrize('name', ['sparse', 'folded'])
+@pytest.mark.parametrize(
+    ('mode', 'name'), [('fixed', 'sparse'), ('dense', 'sparse'), ('fixed', 'folded'), (None, 'sparse')]
+)
 def test_evaluation_takes_either_checkpoint_in_any_mode(make_runner, checkpoints, mode, name, capsys):
     # Stands for a test loop: what matters is what the model computes after loading.
     runner = make_runner(None if mode is None else {'mode': mode}, 'test', load_from=str(checkpoints[name]))

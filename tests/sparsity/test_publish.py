@@ -11,12 +11,14 @@ from tests.commands import call
 from tests.paths import TOOLS
 from tests.sparsity.tiny import TinyModel, build_runner
 
+SCHEDULE = {'param_scheduler': {'type': 'LinearLR', 'by_epoch': False}}
+
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
     """Checkpoint of a sparse run with EMA, and the run's last weights."""
     hooks = ({'type': 'EMAHook', 'momentum': 0.3},)
-    runner = build_runner(tmp_path_factory.mktemp('run'), {'update_interval': 2}, hooks=hooks, max_iters=4)
+    runner = build_runner(tmp_path_factory.mktemp('run'), {'update_interval': 2}, hooks=hooks, max_iters=4, **SCHEDULE)
     runner.train()
     return Path(runner.work_dir) / 'iter_4.pth', runner.model.state_dict()
 
@@ -54,8 +56,8 @@ def test_kept_masks_start_a_sparse_fine_tuning(trained, export, make_runner, tmp
 def test_kept_optimizer_resumes(export, make_runner, tmp_path):
     export('model.pth', '--keep-optimizer', '--weights', 'last')
     exported = torch.load(tmp_path / 'model.pth', weights_only=False)
-    assert {'optimizer', 'message_hub'} <= exported.keys()
-    runner = make_runner(None, 'resumed', load_from=str(tmp_path / 'model.pth'), resume=True, max_iters=6)
+    assert {'optimizer', 'param_schedulers', 'message_hub'} <= exported.keys()
+    runner = make_runner(None, 'resumed', load_from=str(tmp_path / 'model.pth'), resume=True, max_iters=6, **SCHEDULE)
     runner.train()
     assert runner.iter == 6
 
@@ -77,18 +79,14 @@ def test_hash_is_added_to_the_name(export, tmp_path):
     assert not mask_keys(torch.load(written, weights_only=True)['state_dict'])
 
 
-@pytest.mark.parametrize(
-    ('arguments', 'message'),
-    [
+def test_mistakes_are_explained(trained, export):
+    for arguments, message in (
         (['model.bin'], 'must end in .pth or .safetensors'),
         (['{source}'], 'is the checkpoint itself'),
         (['model.pth', '--keep-optimizer'], "weights='last'"),
         (['model.safetensors', '--keep-optimizer', '--weights', 'last'], 'export the optimizer state as .pth'),
-    ],
-    ids=['suffix', 'same-file', 'optimizer-of-other-weights', 'optimizer-in-safetensors'],
-)
-def test_mistakes_are_explained(trained, export, arguments, message):
-    assert message in export(*(word.format(source=trained[0]) for word in arguments), code=1)
+    ):
+        assert message in export(*(word.format(source=trained[0]) for word in arguments), code=1)
 
 
 def test_averaged_weights_that_are_not_there_are_an_error():

@@ -9,7 +9,7 @@ from mmpelk.sparsity import fold_masks
 from mmpelk.sparsity.publish import publish_checkpoint
 from tests.commands import call
 from tests.paths import TOOLS
-from tests.sparsity.tiny import TinyModel, Watch, build_runner, dead_values, masked
+from tests.sparsity.tiny import TinyModel, Watch, build_runner, dead_values, load_masks, masked
 
 EXPORT = TOOLS / 'export_dense.py'
 
@@ -21,11 +21,6 @@ def unit_checkpoint(tmp_path_factory) -> Path:
     sparsity = {'granularity': 'unit', 'update_interval': 2}
     build_runner(folder, sparsity, model=TinyModel(bottleneck=True), hooks=hooks, max_iters=4).train()
     return folder / 'iter_4.pth'
-
-
-def load_masks(path: Path) -> dict[str, torch.Tensor]:
-    state = torch.load(path, weights_only=False)['state_dict']
-    return {key: value for key, value in state.items() if key.endswith('_mask')}
 
 
 @pytest.mark.parametrize('how', ['load_from', 'init_cfg'])
@@ -50,33 +45,31 @@ def test_fixed_masks_may_be_those_of_units(make_runner, unit_checkpoint, how, gr
     assert not model.backbone.bottleneck.pointwise_conv1.weight_mask.all()
 
 
-@pytest.mark.parametrize(
-    ('sparsity', 'message'),
-    [
+def test_masks_of_another_granularity_are_an_explained_error(make_runner, tmp_path):
+    make_runner({}, 'weights', model=TinyModel(bottleneck=True), max_iters=4).train()
+    path = str(tmp_path / 'weights' / 'iter_4.pth')
+    for sparsity, message in (
         ({'granularity': 'unit'}, "granularity='unit', but the checkpoint's masks are of another one: backbone.b"),
         ({'granularity': '2:4'}, "granularity='2:4', but the checkpoint's masks are of another one: more than two of"),
         ({'granularity': '2:4', 'mode': 'fixed'}, 'another one'),
-    ],
-    ids=['unit', '2:4', '2:4-fixed'],
-)
-def test_masks_of_another_granularity_are_an_explained_error(make_runner, tmp_path, sparsity, message):
-    make_runner({}, 'weights', model=TinyModel(bottleneck=True), max_iters=4).train()
-    path = str(tmp_path / 'weights' / 'iter_4.pth')
-    runner = make_runner(sparsity, 'tuned', model=TinyModel(bottleneck=True), load_from=path)
-    with pytest.raises(ValueError, match=message):
-        runner.train()
+    ):
+        runner = make_runner(sparsity, 'tuned', model=TinyModel(bottleneck=True), load_from=path)
+        with pytest.raises(ValueError, match=message):
+            runner.train()
 
 
 @pytest.mark.parametrize(
-    'sparsity',
-    [{'mode': 'dense'}, {'mode': 'fixed'}, {'mode': 'fixed', 'granularity': 'unit'}],
+    ('sparsity', 'hooks'),
+    [
+        ({'mode': 'dense'}, ()),
+        ({'mode': 'fixed'}, ({'type': 'EMAHook'},)),
+        ({'mode': 'fixed', 'granularity': 'unit'}, ({'type': 'EMAHook'},)),
+    ],
     ids=['dense', 'fixed', 'units'],
 )
-@pytest.mark.parametrize('ema', [False, True], ids=['plain', 'ema'])
-def test_a_shrunk_checkpoint_is_evaluated_in_any_mode(make_runner, unit_checkpoint, tmp_path, sparsity, ema):
+def test_a_shrunk_checkpoint_is_evaluated_in_any_mode(make_runner, unit_checkpoint, tmp_path, sparsity, hooks):
     checkpoint = torch.load(unit_checkpoint, weights_only=False)
     torch.save(publish_checkpoint(checkpoint, shrink=True), tmp_path / 'shrunk.pth')
-    hooks = ({'type': 'EMAHook'},) if ema else ()
     model = TinyModel(bottleneck=True)
     path = str(tmp_path / 'shrunk.pth')
     runner = make_runner(sparsity, 'test', model=model, hooks=hooks, load_from=path)
@@ -125,11 +118,10 @@ def test_a_shrunk_file_has_the_active_units_alone(unit_checkpoint, tmp_path, wei
     assert all(torch.equal(value, exported['state_dict'][key]) for key, value in expected.items())
 
 
-@pytest.mark.parametrize(
-    ('options', 'message'),
-    [([], "granularity='unit', or export without shrinking"), (['--keep-masks'], 'leave them out')],
-    ids=['nothing-to-shrink', 'masks'],
-)
-def test_what_cannot_be_shrunk_is_told(tmp_path, options, message):
-    torch.save({'state_dict': TinyModel(bottleneck=True).state_dict()}, tmp_path / 'dense.pth')
-    assert message in call(EXPORT, 'dense.pth', 'out.pth', '--shrink', *options, cwd=tmp_path, code=1)
+def test_what_cannot_be_shrunk_is_told(tmp_path):
+    for options, message in (
+        ([], "granularity='unit', or export without shrinking"),
+        (['--keep-masks'], 'leave them out'),
+    ):
+        torch.save({'state_dict': TinyModel(bottleneck=True).state_dict()}, tmp_path / 'dense.pth')
+        assert message in call(EXPORT, 'dense.pth', 'out.pth', '--shrink', *options, cwd=tmp_path, code=1)

@@ -43,49 +43,38 @@ def layer_of(block: nn.Module) -> UnitLayer:
     return layer
 
 
-BACKBONES = {
-    'pelk': (dict(type='mmpelk.PeLK', arch=NANO), 3),
-    'convnext': (dict(type='mmpretrain.ConvNeXt', arch=dict(depths=[1, 1, 2, 1], channels=[8, 8, 8, 8])), 5),
-    'convnext-convolutions': (
-        dict(type='mmpretrain.ConvNeXt', arch=dict(depths=[1, 1, 2, 1], channels=[8, 8, 8, 8]), linear_pw_conv=False),
-        5,
-    ),
-    'convnext-v2': (dict(type='mmpretrain.ConvNeXt', arch='atto', use_grn=True, layer_scale_init_value=0), 0),
-    'swin': (dict(type='mmpretrain.SwinTransformer', arch='tiny'), 12),
-    'resnet': (dict(type='mmpretrain.ResNet', depth=50, base_channels=8, stem_channels=8), 0),
-}
-
-
 @pytest.mark.scope('mmpretrain')
-@pytest.mark.parametrize('name', BACKBONES)
-def test_units_are_found_in_backbones(name):
-    backbone, count = BACKBONES[name]
-    found = find_hidden_units(MODELS.build(backbone))
-    assert len(found) == count
-    assert all(units.count == 4 * units.first.weight.shape[1] for units in found)
+def test_units_are_found_in_backbones():
+    small = dict(type='mmpretrain.ConvNeXt', arch=dict(depths=[1, 1, 2, 1], channels=[8, 8, 8, 8]))
+    for backbone, count in (
+        (dict(type='mmpelk.PeLK', arch=NANO), 3),
+        (small, 5),
+        (small | dict(linear_pw_conv=False), 5),
+        (small | dict(use_grn=True, layer_scale_init_value=0), 0),
+        (dict(type='mmpretrain.SwinTransformer', arch=dict(embed_dims=8, depths=[1, 1, 2, 1], num_heads=[1] * 4)), 5),
+        (dict(type='mmpretrain.ResNet', depth=50, base_channels=8, stem_channels=8), 0),
+    ):
+        found = find_hidden_units(MODELS.build(backbone))
+        assert len(found) == count, backbone
+        assert all(units.count == 4 * units.first.weight.shape[1] for units in found)
 
 
-@pytest.mark.parametrize(
-    ('block', 'count'),
-    [
+def test_the_rule():
+    for block, count in (
         (Pair(), 1),
         (Pair(conv=True), 1),
         (Pair(bias=False), 1),
-        (Pair(('linear1', 'linear2'), dropout=nn.Dropout()), 1),
-        (Pair(norm=nn.LayerNorm(12)), 0),
-        (Pair(norm=nn.LayerNorm(5)), 1),
+        (Pair(('linear1', 'linear2'), dropout=nn.Dropout()), 1),  # torch's names
+        (Pair(norm=nn.LayerNorm(12)), 0),  # over the units
+        (Pair(norm=nn.LayerNorm(5)), 1),  # behind them
         (Pair(('a', 'b')), 0),
-    ],
-    ids=['linear', 'conv', 'no-bias', 'torch', 'norm-over-the-units', 'norm-after', 'other-names'],
-)
-def test_the_rule(block, count):
-    assert len(find_hidden_units(block)) == count
-    assert len(find_hidden_units(nn.ModuleDict({'a': block, 'b': nn.Sequential(block)}), ['a', 'b'])) == count
-    assert not find_hidden_units(block, exclude=['2.weight'])[: not count or block.names[1][-1] != '2']
+    ):
+        assert len(find_hidden_units(block)) == count
+        assert len(find_hidden_units(nn.ModuleDict({'a': block, 'b': nn.Sequential(block)}), ['a', 'b'])) == count
+        assert not find_hidden_units(block, exclude=['2.weight'])[: not count or block.names[1][-1] != '2']
 
 
-@pytest.mark.parametrize('initialisation', ['snip', 'erk', 'uniform'])
-@pytest.mark.parametrize('density', [0.5, 0.6, 0.9])
+@pytest.mark.parametrize(('initialisation', 'density'), [('snip', 0.5), ('erk', 0.6), ('uniform', 0.9), ('snip', 0.9)])
 def test_as_many_weights_active_as_without_units(make_runner, initialisation, density):
     sparsity = {'granularity': 'unit', 'density': density, 'initialisation': initialisation}
     runner = make_runner(sparsity, model=TinyModel(bottleneck=True), max_iters=1)
@@ -106,15 +95,12 @@ def test_every_block_keeps_the_same_share():
     assert (sum(whole) - inactive) / active_total(whole, 0.6) == pytest.approx(1, abs=1e-3)
 
 
-def test_a_density_that_units_cannot_give_is_an_error(make_runner):
+def test_networks_that_cannot_have_units(make_runner):
     with pytest.raises(ValueError, match=r'density=0.3 is too low for units: they hold 57%'):
         make_runner({'granularity': 'unit', 'density': 0.3}, model=TinyModel(bottleneck=True)).train()
-
-
-@pytest.mark.parametrize(('granularity', 'target'), [('unit', 'backbone'), ('2:4', 'backbone.stem')])
-def test_a_network_without_such_layers_is_an_error(make_runner, granularity, target):
-    with pytest.raises(ValueError, match=r"take granularity='weight'"):
-        make_runner({'granularity': granularity, 'target': target}).train()
+    for granularity, target in (('unit', 'backbone'), ('2:4', 'backbone.stem')):
+        with pytest.raises(ValueError, match=r"take granularity='weight'"):
+            make_runner({'granularity': granularity, 'target': target}, granularity[0]).train()
 
 
 @given(active=st.integers(1, 12), rate=st.floats(0, 1), conv=st.booleans(), seed=st.integers(0, 99))
@@ -165,7 +151,8 @@ def test_a_grown_unit_changes_no_output_and_learns(conv):
     assert layer.parameters[2].weight.grad.transpose(0, 1).flatten(1)[grown].any(1).all(), 'the column learns'
 
 
-def test_scores_of_a_unit_are_the_mean_of_its_weights():
+def test_scores_and_densities_of_units():
+    """A unit's score is the mean over its weights."""
     layer = layer_of(Pair(hidden=3))
     scores = [torch.arange(float(entry.weight.numel())).view_as(entry.weight) for entry in layer.parameters]
     expected = [(scores[0][unit].sum() + scores[1][unit] + scores[2][:, unit].sum()) / (4 + 1 + 5) for unit in range(3)]
@@ -173,14 +160,12 @@ def test_scores_of_a_unit_are_the_mean_of_its_weights():
     assert found.shape == layer.shape == (3, 10)
     torch.testing.assert_close(found, torch.stack(expected)[:, None].expand(3, 10))
 
-
-def test_densities_count_the_weights_of_a_unit():
     layer = layer_of(Pair())
     layer.draw(3 * layer.shape[1], torch.Generator().manual_seed(0))
     assert [(found.active, found.size) for found in layer_densities(layer.parameters)] == [(12, 48), (3, 12), (15, 60)]
 
 
-@pytest.mark.parametrize('count', [1, 7, 12, 20])
+@pytest.mark.parametrize('count', [1, 12, 20])
 @pytest.mark.parametrize('conv', [False, True], ids=['linear', 'conv'])
 def test_resized_units_keep_their_parameters(count, conv):
     block = Pair(conv=conv)

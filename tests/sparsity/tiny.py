@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
 
-from mmpelk.sparsity import SparsityHook, active_total, find_parameters, is_two_of_four
+from mmpelk.sparsity import SparsityHook, active_total, attach_masks, find_parameters, is_two_of_four
 from mmpelk.sparsity.probe import snip_scores
 
 _run_numbers = itertools.count()
@@ -138,6 +138,21 @@ def build_runner(
         experiment_name=f'tiny{next(_run_numbers)}',
         **settings,
     )
+
+
+def draw_masks(model: nn.Module, target: str | list[str] | None = 'backbone', density: float = 0.6) -> list[Any]:
+    """Give a model random masks; its weights are those of before. Returns the masked parameters."""
+    parameters = find_parameters(model, target)
+    attach_masks(parameters)
+    for entry in parameters:
+        entry.mask.copy_(torch.rand(entry.mask.shape) < density)
+    return parameters
+
+
+def load_masks(path: Path) -> dict[str, Tensor]:
+    """The masks of a checkpoint."""
+    state = torch.load(path, weights_only=False)['state_dict']
+    return {key: value for key, value in state.items() if key.endswith('_mask')}
 
 
 def masked(runner: Runner) -> list[Any]:

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.commands import call, run
-from tests.documentation import program
+from tests.commands import call, program, run
 from tests.paths import TOOLS
 from tests.tools.conftest import DEMO_RECIPE as RECIPE
 
@@ -26,13 +25,11 @@ sys.meta_path.insert(0, Finder())
 """
 
 
-def requires_the_extra() -> None:
-    for name in ('onnx', 'onnxscript', 'onnxruntime'):
-        pytest.importorskip(name, reason='pip install -e .[export]')
+for extra in ('onnx', 'onnxscript', 'onnxruntime'):
+    pytest.importorskip(extra, reason='pip install -e .[export]')
 
 
 def test_file_of_one_size_runs_with_a_runtime_and_numpy_alone(demo_checkpoint: Path, tmp_path: Path) -> None:
-    requires_the_extra()
     options = ['--shape', '61', '83', '--fold-preprocessing']
     printed = call(TOOL, RECIPE, demo_checkpoint, 'demo.onnx', *options, cwd=tmp_path)
     assert '61 x 83: differs by' in printed
@@ -44,7 +41,6 @@ def test_file_of_one_size_runs_with_a_runtime_and_numpy_alone(demo_checkpoint: P
 
 
 def test_dynamic_file_takes_other_sizes_and_batches(demo_checkpoint: Path, tmp_path: Path) -> None:
-    requires_the_extra()
     import onnxruntime
 
     shapes = ['--dynamic', '--shape', '96', '96', '--shape', '70', '101']
@@ -59,24 +55,15 @@ def test_dynamic_file_takes_other_sizes_and_batches(demo_checkpoint: Path, tmp_p
     assert json.loads(meta['classes'])[0] == 'sand'
 
 
-@pytest.mark.parametrize(
-    ('options', 'message'),
-    [
+def test_refusals(demo_checkpoint: Path, tmp_path: Path) -> None:
+    for options, message in (
         (['--shape', '3', '64'], 'smaller than the 4 x 4 patch'),
         (['--opset', '11'], 'opset 11 is not supported; known: 18 to'),
         (['--shape', '64', '64', '--shape', '32', '32'], '--dynamic makes one for any'),
-    ],
-    ids=['below the stem', 'opset', 'two sizes'],
-)
-def test_refusals(demo_checkpoint: Path, tmp_path: Path, options: list[str], message: str) -> None:
-    printed = call(TOOL, RECIPE, demo_checkpoint, 'demo.onnx', *options, cwd=tmp_path, code=1)
-    assert message in printed
-    assert 'Traceback' not in printed
-    assert not list(tmp_path.glob('*.onnx'))
-
-
-def test_checkpoint_that_is_missing_or_of_another_network(demo_checkpoint: Path, tmp_path: Path) -> None:
+        (['--cfg-options', 'model.backbone.kernel_sizes=(7,7)'], 'checkpoint of this recipe: they differ in backbone.'),
+    ):
+        printed = call(TOOL, RECIPE, demo_checkpoint, 'demo.onnx', *options, cwd=tmp_path, code=1)
+        assert message in printed
+        assert 'Traceback' not in printed
     assert 'nowhere.pth' in call(TOOL, RECIPE, 'nowhere.pth', 'demo.onnx', cwd=tmp_path, code=1)
-    smaller = ['--cfg-options', 'model.backbone.kernel_sizes=(7,7)']
-    printed = call(TOOL, RECIPE, demo_checkpoint, 'demo.onnx', *smaller, cwd=tmp_path, code=1)
-    assert 'is not a checkpoint of this recipe: they differ in backbone.' in printed
+    assert not list(tmp_path.glob('*.onnx'))

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.commands import call, run
-from tests.documentation import program
+from tests.commands import call, program, run
 from tests.paths import TOOLS
 from tests.tools.conftest import DEMO_RECIPE as RECIPE
 
@@ -56,19 +55,15 @@ def test_compiled_package_runs_from_python_and_from_cpp(demo_checkpoint: Path, t
     assert float(in_cpp.split()[-1]) == pytest.approx(float(shown.split()[-1]), rel=1e-5), 'the mean of the labels'
 
 
-@pytest.mark.parametrize(
-    ('options', 'message'),
-    [
+def test_refusals(demo_checkpoint: Path, tmp_path: Path) -> None:
+    for options, message in (
         (['--shape', '3', '64'], 'smaller than the 4 x 4 patch'),
         (['--shape', '40', '64', '--dynamic'], 'a dynamic program takes images from 64 x 64 on'),
         (['--shape', '64', '64', '--shape', '32', '32'], '--dynamic makes one for any'),
         (['--cfg-options', 'model.backbone.kernel_sizes=(7,7)'], 'is not a checkpoint of this recipe'),
-    ],
-    ids=['below the stem', 'dynamic', 'two sizes', 'another network'],
-)
-def test_refusals(demo_checkpoint: Path, tmp_path: Path, options: list[str], message: str) -> None:
-    printed = call(TOOL, RECIPE, demo_checkpoint, 'demo.pt2', *options, cwd=tmp_path, code=1)
-    assert message in printed
-    assert 'Traceback' not in printed
+    ):
+        printed = call(TOOL, RECIPE, demo_checkpoint, 'demo.pt2', *options, cwd=tmp_path, code=1)
+        assert message in printed
+        assert 'Traceback' not in printed
     assert 'nowhere.pth' in call(TOOL, RECIPE, 'nowhere.pth', 'demo.pt2', cwd=tmp_path, code=1)
     assert not list(tmp_path.glob('*.pt2'))

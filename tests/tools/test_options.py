@@ -39,13 +39,17 @@ def test_training(configured: Callable[..., Config], tmp_path: Path) -> None:
     assert not cfg.auto_scale_lr.enable
     assert configured('train.py', 'CONFIG', '--auto-scale-lr').auto_scale_lr.enable
     (tmp_path / 'some.pth').touch()
-    for words, found in (
-        ([], (False, None)),
-        (['--resume'], (True, None)),
-        (['--resume', 'some.pth'], (True, 'some.pth')),
+    assert not configured('train.py', 'CONFIG').resume
+    for words, found in ([], None), (['some.pth'], 'some.pth'):
+        cfg = configured('train.py', 'CONFIG', '--resume', *words)
+        assert (cfg.resume, cfg.load_from) == (True, found)
+
+    for words, config, folder in (
+        (['--work-dir', 'typed'], "work_dir = 'configured'", 'typed'),
+        ([], "work_dir = 'configured'", 'configured'),
+        ([], '', './work_dirs/named'),
     ):
-        cfg = configured('train.py', 'CONFIG', *words)
-        assert (cfg.resume, cfg.load_from) == found
+        assert configured('train.py', 'CONFIG', *words, config=config).work_dir == folder
 
 
 def test_scaling_needs_the_batch_size(configured: Callable[..., Config], capsys: pytest.CaptureFixture) -> None:
@@ -55,26 +59,14 @@ def test_scaling_needs_the_batch_size(configured: Callable[..., Config], capsys:
 
 
 @pytest.mark.parametrize(
-    ('words', 'config', 'folder'),
-    [
-        (['--work-dir', 'typed'], "work_dir = 'configured'", 'typed'),
-        ([], "work_dir = 'configured'", 'configured'),
-        ([], '', './work_dirs/named'),
-    ],
-)
-def test_work_dir(words: list[str], config: str, folder: str, configured: Callable[..., Config]) -> None:
-    assert configured('train.py', 'CONFIG', *words, config=config).work_dir == folder
-
-
-@pytest.mark.parametrize(
     ('scope', 'kind'), [('mmseg', 'DumpResults'), ('mmdet', 'DumpDetResults'), ('mmpretrain', 'DumpResults')]
 )
-@pytest.mark.parametrize('name', ['all.pkl', 'all.pickle'])
-def test_predictions_in_a_file(scope: str, kind: str, name: str) -> None:
-    cfg = Config(dict(default_scope=scope, test_evaluator=dict(type='Metric')))
+def test_predictions_in_a_file(scope: str, kind: str) -> None:
     store = load_tool(TOOLS / 'test.py').store_predictions
-    store(cfg, name)
-    assert cfg.test_evaluator == [dict(type='Metric'), dict(type=kind, out_file_path=name)]
+    for name in ('all.pkl', 'all.pickle'):
+        cfg = Config(dict(default_scope=scope, test_evaluator=dict(type='Metric')))
+        store(cfg, name)
+        assert cfg.test_evaluator == [dict(type='Metric'), dict(type=kind, out_file_path=name)]
     if scope != 'mmseg':  # which writes a folder of label maps
         with pytest.raises(ValueError, match=r"takes a \.pkl file, got 'all'"):
             store(cfg, 'all')

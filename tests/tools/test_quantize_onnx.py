@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.commands import call
@@ -28,6 +29,8 @@ def miou(printed: str) -> float:
 def test_integers_keep_the_metric(demo_checkpoint: Path, pictures: list[str], tmp_path: Path) -> None:
     for name in ('onnx', 'onnxscript', 'onnxruntime'):
         pytest.importorskip(name, reason='pip install -e .[export]')
+    import onnx
+
     from mmpelk.export import onnx_operators
 
     call(TOOLS / 'export_onnx.py', RECIPE, demo_checkpoint, 'demo.onnx', '--shape', 128, 128, cwd=tmp_path)
@@ -35,6 +38,14 @@ def test_integers_keep_the_metric(demo_checkpoint: Path, pictures: list[str], tm
     printed = call(TOOLS / 'quantize_onnx.py', RECIPE, *options, cwd=tmp_path)
     assert re.search(r'int8.onnx: [1-9]\d* layers in INT8, calibrated on 3 images', printed)
     assert {'QuantizeLinear', 'DequantizeLinear'} <= set(onnx_operators(tmp_path / 'int8.onnx'))
+    graph = onnx.load(tmp_path / 'int8.onnx').graph
+    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    (image,) = [tensors[node.input[1]] for node in graph.node if node.input[0] == 'image']
+    # The largest value of a normalised picture, of which an 8-bit integer has 127 steps.
+    assert 1 < 127 * image < 3
+    scales = [tensors[node.input[1]] for node in graph.node if tensors.get(node.input[0], image).dtype == np.int8]
+    assert all(scale.size > 1 for scale in scales), 'a scale a channel'
+    assert scales
     scores = {name: miou(call(TOOLS / 'test_onnx.py', RECIPE, name, *pictures, cwd=tmp_path)) for name in options[:2]}
     weights = miou(call(TOOLS / 'test.py', RECIPE, demo_checkpoint, *pictures, cwd=tmp_path))
     assert scores['demo.onnx'] == pytest.approx(weights, abs=0.05)

@@ -57,7 +57,7 @@ def test_it_has_the_same_score(tiny_config: Path, files: tuple[Path, Path]) -> N
     assert found[0] == found[1]
 
 
-def test_it_draws_the_same(tiny_config: Path, files: tuple[Path, Path], tmp_path: Path) -> None:
+def test_it_draws_the_same_and_is_deployed(tiny_config: Path, files: tuple[Path, Path], tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     assert cv2.imwrite(str(tmp_path / 'image.png'), pixels)
     config = tmp_path / 'config.py'
@@ -68,9 +68,7 @@ def test_it_draws_the_same(tiny_config: Path, files: tuple[Path, Path], tmp_path
         call(TOOLS / 'demo_image.py', 'image.png', *options, cwd=tmp_path)
         drawn.append(cv2.imread(str(tmp_path / file.stem / 'image.png')))
     assert np.array_equal(*drawn)
-
-
-def test_it_is_deployed(tiny_config: Path, files: tuple[Path, Path], tmp_path: Path) -> None:
+    # And it is deployed.
     call(TOOLS / 'reparameterize_model.py', tiny_config, files[1], 'deployed.pth', cwd=tmp_path)
     deployed = torch.load(tmp_path / 'deployed.pth')['state_dict']
     shrunk = torch.load(files[1])['state_dict']

@@ -33,13 +33,8 @@ os.write(1, b'ready\n')
 while True:
     time.sleep(1)
 """
-SRUN = """#!/bin/sh
-echo "$@" > arguments
-exec "$PYTHON" listens.py once
-"""
-SCONTROL = """#!/bin/sh
-echo "$@" > scontrol_arguments
-"""
+SRUN = '#!/bin/sh\necho "$@" > arguments\nexec "$PYTHON" listens.py once\n'
+SCONTROL = '#!/bin/sh\necho "$@" > scontrol_arguments\n'
 
 
 class Command:
@@ -105,7 +100,7 @@ def test_dist_train_saves_and_exits_with_the_code_to_try_again_on(tmp_path: Path
     check_integrity(tmp_path / (tmp_path / 'work' / 'last_checkpoint').read_text())
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_slurm_requeues_what_was_preempted(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / 'listens.py').write_text(LISTENS)
     for name, text in (('srun', SRUN), ('scontrol', SCONTROL)):

@@ -11,7 +11,8 @@ from torch import nn
 
 from mmpelk.models import PeLK
 from mmpelk.models.deploy import deploy_state_dict
-from mmpelk.sparsity import apply_masks, attach_masks, find_parameters
+from mmpelk.sparsity import apply_masks
+from tests.sparsity.tiny import draw_masks
 
 pytest.importorskip('huggingface_hub', reason='pip install -e .[hub]')
 SMALL: dict[str, Any] = dict(depths=(1, 2), channels=(8, 12), kernel_sizes=(13, 7))
@@ -82,11 +83,7 @@ def test_shrunk_network_comes_back(tmp_path: Path) -> None:
 
 def test_sparse_network_comes_back_with_its_masks(tmp_path: Path) -> None:
     model = network()
-    parameters = find_parameters(model, target=None)
-    attach_masks(parameters)
-    for entry in parameters:
-        entry.mask.copy_(torch.rand(entry.mask.shape) < 0.5)
-    apply_masks(parameters)
+    apply_masks(draw_masks(model, None))
     assert_comes_back(model, tmp_path)
 
 

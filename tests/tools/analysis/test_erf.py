@@ -5,7 +5,6 @@ from pathlib import Path
 from types import ModuleType
 
 import cv2
-import numpy as np
 import pytest
 import torch
 
@@ -23,22 +22,14 @@ def tool() -> ModuleType:
     return load_tool(TOOL)
 
 
-@pytest.fixture(scope='module')
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, random = tmp_path_factory.mktemp('photos'), np.random.default_rng(0)
-    for index in range(3):
-        assert cv2.imwrite(str(folder / f'{index}.png'), random.integers(0, 256, (30, 50, 3), np.uint8))
-    return folder
-
-
 @pytest.fixture
 def options(photos: Path) -> list[object]:
     return ['--images', photos, '--max-images', 2, '--size', 64, '--device', 'cpu']
 
 
-@pytest.mark.parametrize(
-    ('words', 'message'),
-    [
+def test_refuses(options: list[object], tmp_path: Path) -> None:
+    torch.save(dict(state_dict={'backbone.conv1.weight': torch.zeros(1)}), tmp_path / 'other.pth')
+    for words, message in (
         (['PeLK-T', NANO], 'a name, a config and a checkpoint'),
         (['a', 'no.py', 'random'], "no config 'no.py'"),
         (['a', NANO, 'no.pth'], "checkpoint 'no.pth' does not exist"),
@@ -46,16 +37,12 @@ def options(photos: Path) -> list[object]:
         (['a', NANO, 'random', '--model', 'a', NANO, 'random'], 'two models are called a'),
         (['a', NANO, 'random', '--images', 'nowhere'], "there is no image or folder 'nowhere'"),
         (['a', NANO, 'OTHER'], "other.pth' does not fit this backbone: it misses "),
-    ],
-    ids=['words', 'config', 'checkpoint', 'option', 'name', 'images', 'other-network'],
-)
-def test_refuses(words: list[object], message: str, options: list[object], tmp_path: Path) -> None:
-    torch.save(dict(state_dict={'backbone.conv1.weight': torch.zeros(1)}), tmp_path / 'other.pth')
-    given = [tmp_path / 'other.pth' if word == 'OTHER' else word for word in words]
-    printed = call(TOOL, *options, '--model', *given, cwd=tmp_path, code=1)
-    assert printed.splitlines()[-1].startswith('error: ')
-    assert message in printed
-    assert not (tmp_path / 'erf.png').exists()
+    ):
+        given = [tmp_path / 'other.pth' if word == 'OTHER' else word for word in words]
+        printed = call(TOOL, *options, '--model', *given, cwd=tmp_path, code=1)
+        assert printed.splitlines()[-1].startswith('error: ')
+        assert message in printed
+        assert not (tmp_path / 'erf.png').exists()
 
 
 # What tells the default models apart: mixer, kernel sizes, and how many of the first stage's channels they convolve.

@@ -61,7 +61,8 @@ def test_the_wall_that_decides_is_far_and_the_decoy_near(scenes: list) -> None:
                     assert _gap(point, far) >= maker.FAR
 
 
-def test_walls_have_their_colours(scenes: list) -> None:
+def test_walls_have_their_colours_and_the_decoy_tells_nothing(scenes: list) -> None:
+    """Each of the nine pairs of walls comes equally often, so the colours of a tent's two walls are independent."""
     for picture, labels in scenes:
         for colour, expected in maker.WALL_COLOURS.items():
             inside = picture[labels == maker.CLASSES.index(f'wall_{colour}') + 1]
@@ -69,9 +70,6 @@ def test_walls_have_their_colours(scenes: list) -> None:
                 # The light varies by 15 %, and the noise is cut off at black and at white.
                 np.testing.assert_allclose(inside.mean(0), expected, atol=40)
 
-
-def test_the_decoy_tells_nothing(scenes: list) -> None:
-    """Each of the nine pairs of walls comes equally often, so the colours of a tent's two walls are independent."""
     for names in (maker.WALLS, maker.TENTS):
         present = [tuple(name for name in names if len(_points(labels, (name,)))) for _, labels in scenes]
         # Equal walls come in three pairs, two different colours in two pairs each; every pair comes four times.
@@ -86,11 +84,8 @@ def test_layout_is_ade20ks_and_writing_is_idempotent(tmp_path: Path) -> None:
     counts = dict(training=3, validation=2)
     assert maker.write_dataset(root, counts, seed=1)
     files = {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob('*') if path.is_file()}
-    assert sorted(files) == sorted(
-        ['demo.json']
-        + [f'images/{split}/{i:05d}.jpg' for split, count in counts.items() for i in range(count)]
-        + [f'annotations/{split}/{i:05d}.png' for split, count in counts.items() for i in range(count)]
-    )
+    names = [f'{split}/{i:05d}' for split, count in counts.items() for i in range(count)]
+    assert files.keys() == {'demo.json', *(f'images/{n}.jpg' for n in names), *(f'annotations/{n}.png' for n in names)}
     labels = np.asarray(Image.open(root / 'annotations/training/00000.png'))
     assert labels.dtype == np.uint8
     assert labels.min() == 0  # contours
@@ -101,8 +96,6 @@ def test_layout_is_ade20ks_and_writing_is_idempotent(tmp_path: Path) -> None:
     assert {name: (root / name).read_bytes() for name in files} == files
     assert files['images/training/00000.jpg'] != files['images/validation/00000.jpg']
 
-
-def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / 'mine.txt').write_text('precious')
     with pytest.raises(ValueError, match='not made by this tool'):
         maker.write_dataset(tmp_path, dict(training=1), seed=0)
@@ -193,7 +186,5 @@ def test_picture_is_written(tmp_path: Path) -> None:
     plotter.draw(data, predictions, work_dir, ['00000', '00001'], palette, scores).savefig(tmp_path / 'demo.png')
     assert Image.open(tmp_path / 'demo.png').size == (1400, 900)
 
-
-def test_no_training_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='no training log'):
-        plotter.read_curves(tmp_path)
+        plotter.read_curves(tmp_path / 'elsewhere')
