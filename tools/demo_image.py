@@ -1,4 +1,4 @@
-"""Draw what a trained model sees in images and videos: label maps, or a detector's boxes and masks.
+"""Draw what a trained model sees in images and videos: label maps, a detector's boxes and masks, or a class.
 
 python tools/demo_image.py photo.jpg holiday/ --config configs/seg/upernet_pelk_t_ade20k.py --checkpoint model.pth
 python tools/demo_image.py street.mp4 --checkpoint model.onnx
@@ -33,6 +33,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--device', help="'cpu' or 'cuda:0', for example; a GPU by default, where there is one")
     parser.add_argument('--score-thr', type=float, default=0.3, help='lowest score of a drawn box; %(default)s')
     parser.add_argument('--opacity', type=float, default=0.5, help='of drawn label maps, 0 to 1; %(default)s')
+    parser.add_argument(
+        '--label-maps',
+        action='store_true',
+        help='segmentation: write IMAGE.labels.png beside each drawing, of class indices',
+    )
     args = parser.parse_args()
     if not args.config and not args.checkpoint.endswith('.onnx'):
         parser.error('the following arguments are required: --config, except with an .onnx file')
@@ -51,7 +56,7 @@ def load_model(cfg: Config, checkpoint: str, device: str) -> tuple[Any, Any]:
         The model in eval mode, and the toolbox's function that predicts one BGR image ``(H, W, 3)``.
 
     Raises:
-        ValueError: If the config is neither mmseg's nor mmdet's.
+        ValueError: If the config is none of mmseg's, mmdet's and mmpretrain's.
     """
     scope = cfg.get('default_scope')
     # Only the toolbox that is needed: users of one may not have the other.
@@ -63,16 +68,37 @@ def load_model(cfg: Config, checkpoint: str, device: str) -> tuple[Any, Any]:
         from mmdet.apis import inference_detector, init_detector
 
         return init_detector(cfg, checkpoint, device=device), inference_detector
-    raise ValueError(f"this tool draws for configs whose default_scope is 'mmseg' or 'mmdet'; this one's is {scope!r}")
+    if scope == 'mmpretrain':
+        from mmpretrain.apis import ImageClassificationInferencer
+
+        inferencer = ImageClassificationInferencer(cfg, pretrained=checkpoint, device=device)
+        model = inferencer.model
+        model.dataset_meta = dict(classes=inferencer.classes)
+        return model, lambda model, image: inferencer(image, return_datasamples=True)[0]
+    raise ValueError(
+        f"this tool draws for configs whose default_scope is 'mmseg', 'mmdet' or 'mmpretrain'; this one's is {scope!r}"
+    )
 
 
-def make_painter(args: argparse.Namespace) -> Painter:
-    """What draws one picture: the toolbox's visualizer, or, of an ``.onnx`` file, onnxruntime."""
+def make_painter(args: argparse.Namespace, label_maps: list[np.ndarray]) -> Painter:
+    """What draws one picture: the toolbox's visualizer, or, of an ``.onnx`` file, onnxruntime.
+
+    Args:
+        args: The options.
+        label_maps: With ``--label-maps`` the class indices of every picture, ``(H, W)``, are appended to it.
+
+    Raises:
+        UserError: If label maps are wanted of a model that makes none.
+    """
     if args.checkpoint.endswith('.onnx'):
+        if args.label_maps:
+            raise UserError('--label-maps needs --config and the checkpoint that the .onnx file was exported from')
         from mmpelk.export.onnx_painter import OnnxPainter
 
         return OnnxPainter(Path(args.checkpoint), args.opacity)
     cfg = read_config(args.config)
+    if args.label_maps and cfg.get('default_scope') != 'mmseg':
+        raise UserError("--label-maps are a segmentor's; this config is no segmentor's")
     check_operators(cfg)
     check_checkpoint(args.checkpoint)
     model, predict = load_model(cfg, args.checkpoint, args.device or get_device())
@@ -83,14 +109,20 @@ def make_painter(args: argparse.Namespace) -> Painter:
     visualizer.alpha = args.opacity if cfg.default_scope == 'mmseg' else visualizer.alpha
 
     def paint(image: np.ndarray) -> np.ndarray:
-        visualizer.add_datasample('', mmcv.bgr2rgb(image), predict(model, image), draw_gt=False, **options)
+        result = predict(model, image)
+        if args.label_maps:
+            label_maps.append(result.pred_sem_seg.data[0].cpu().numpy())
+        if cfg.default_scope == 'mmpretrain':
+            visualizer.visualize_cls(mmcv.bgr2rgb(image), result, draw_gt=False)
+        else:
+            visualizer.add_datasample('', mmcv.bgr2rgb(image), result, draw_gt=False, **options)
         return mmcv.rgb2bgr(visualizer.get_image())
 
     return paint
 
 
-def draw_all(drawings: list[Drawing], paint: Painter) -> list[str]:
-    """Draw them, with a bar that counts the pictures.
+def draw_all(drawings: list[Drawing], paint: Painter, label_maps: list[np.ndarray]) -> list[str]:
+    """Draw them, with a bar that counts the pictures, and write the label maps beside them.
 
     Returns:
         What was wrong with those that could not be read.
@@ -100,8 +132,12 @@ def draw_all(drawings: list[Drawing], paint: Painter) -> list[str]:
         bar = progress.add_task('Drawing', total=sum(drawing.frames() for drawing in drawings))
         for drawing in drawings:
             try:
-                for _ in drawing.draw(paint):
+                for number, _ in enumerate(drawing.draw(paint)):
                     progress.advance(bar)
+                    if label_maps:
+                        frame = f'.{number:06}' if drawing.is_video else ''
+                        name = drawing.target.with_name(f'{drawing.target.name}{frame}.labels.png')
+                        mmcv.imwrite(label_maps.pop().astype(np.uint8), str(name))
             except UserError as error:
                 problems.append(str(error))
     return problems
@@ -111,8 +147,9 @@ def main() -> None:
     args = parse_args()
     with exit_on_user_error():
         drawings = find_drawings(args.images, args.out)
-        paint = make_painter(args)
-    problems = draw_all(drawings, paint)
+        label_maps: list[np.ndarray] = []
+        paint = make_painter(args, label_maps)
+    problems = draw_all(drawings, paint, label_maps)
     print(f"{len(drawings) - len(problems)} drawings in '{args.out}'")
     if problems:
         print('\n'.join(f'error: {problem}' for problem in problems), file=sys.stderr)

@@ -11,16 +11,20 @@ to train and to look at the result. docs/your_own_data.md says more.
 import argparse
 import os
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 from own_data import (
+    Answers,
     DataSet,
     Machine,
+    config_path,
     make_plan,
     print_report,
     read_classification,
     read_detection,
     read_segmentation,
+    write_findings,
     write_project,
 )
 
@@ -35,18 +39,30 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--data', required=True, type=Path, metavar='FOLDER', help='folder of the data set')
     parser.add_argument('--out', type=Path, metavar='FOLDER', help='folder of the project; projects/NAME by default')
     parser.add_argument('--overwrite', action='store_true', help='replace a config that is there')
+    parser.add_argument('--yes', action='store_true', help='accept every guess that is told as a question')
     parser.add_argument(
-        '--classes', metavar='NAMES', help='segmentation: a,b,c or a file with a name, or name,R,G,B, a line'
+        '--classes',
+        metavar='NAMES',
+        help='segmentation: a,b,c or a=VALUE,b=VALUE or a=#rrggbb,b=#rrggbb, or a file with a class a line',
     )
     parser.add_argument(
-        '--reduce-zero-label',
-        action=argparse.BooleanOptionalAction,
-        help='segmentation: the value 0 means "not labelled", and the classes begin at 1; guessed by default',
+        '--ignore',
+        nargs='+',
+        metavar='VALUE',
+        help="segmentation: values, colours or names that are no class; 'none': 255 is one, too",
+    )
+    parser.add_argument(
+        '--background', metavar='VALUE', help='segmentation: the value or colour of the background, a class of its own'
+    )
+    parser.add_argument(
+        '--soft-edges',
+        action='store_true',
+        help='segmentation: values between those of the classes are blurred contours',
     )
     parser.add_argument('--images', metavar='FOLDER', help='folder of the images in --data, where it is not found')
     parser.add_argument('--labels', metavar='FOLDER', help='segmentation: folder of the label maps in --data')
     parser.add_argument(
-        '--annotations', nargs='+', metavar='FILE', help='detection: files in --data: all, or TRAIN VAL'
+        '--annotations', nargs='+', metavar='FILE', help='detection: files in --data: all, or TRAIN VAL [TEST]'
     )
     parser.add_argument(
         '--val-share', type=float, default=0.2, help='share to validate on, where no folder says it; %(default)s'
@@ -72,33 +88,49 @@ def read(args: argparse.Namespace) -> DataSet:
     if not 0 < args.val_share < 1:
         raise UserError(f'--val-share is a share between 0 and 1, got {args.val_share:g}')
     if args.task == 'seg':
-        return read_segmentation(
-            args.data, args.classes, args.images, args.labels, args.reduce_zero_label, args.val_share
-        )
+        answers = Answers(args.ignore, args.background, args.soft_edges)
+        return read_segmentation(args.data, args.classes, args.images, args.labels, answers, args.val_share)
     if args.task == 'det':
         return read_detection(args.data, args.annotations, args.images, args.val_share)
     return read_classification(args.data, args.val_share)
 
 
 def next_steps(config: Path) -> str:
-    tools = Path(__file__).parent
-    name = shlex.quote(os.path.relpath(config))
-    work = f'work_dirs/{shlex.quote(config.stem)}'
-    return (
-        f'train:            python {tools / "train.py"} {name}\n'
-        f'look at results:  python {tools / "test.py"} {name} $(cat {work}/last_checkpoint) --show-dir drawn\n'
-    )
+    tools, name, work = Path(__file__).parent, shlex.quote(os.path.relpath(config)), f'work_dirs/{config.stem}'
+    last = f'"$(cat {shlex.quote(f"{work}/last_checkpoint")})"'
+    train, test = (shlex.quote(str(tools / tool)) for tool in ('train.py', 'test.py'))
+    return f'train:            python {train} {name}\nlook at results:  python {test} {name} {last} --show-dir drawn\n'
+
+
+def answer(data: DataSet, yes: bool) -> None:
+    """Turn the questions into decisions.
+
+    Raises:
+        UserError: If there are some, and the user has not accepted them.
+    """
+    if data.questions and not yes:
+        raise UserError(
+            f'{len(data.questions)} of the lines above are questions, so no config is written: answer them with the '
+            'options that they name, or accept them all with --yes'
+        )
+    data.notes = [replace(note, kind='decision') if note.kind == 'question' else note for note in data.notes]
 
 
 def main() -> None:
     args = parse_args()
     with exit_on_user_error():
+        out = args.out or Path('projects') / args.name
+        config_path(out, args.overwrite)
         machine = Machine.here(args.gpu_memory)
         data = read(args)
         plan = make_plan(data, machine, args.weights, args.size, args.batch_size)
-        config = write_project(data, plan, args.out or Path('projects') / args.name, args.overwrite)
-    print_report(data)
-    print(f'\n{os.path.relpath(config)}: {plan.summary(machine)}\n')
+        print_report(data)
+        write_findings(data, out)
+        answer(data, args.yes)
+        config = write_project(data, plan, out, args.overwrite)
+    print(
+        f'\n{os.path.relpath(config)}: {plan.summary(machine)}; look at {os.path.relpath(config.parent / "data.png")}\n'
+    )
     print(next_steps(config), end='')
 
 

@@ -36,7 +36,8 @@ def load_deployed(cfg: Config, checkpoint: str) -> nn.Module:
     meta = content.get('meta', {}) if isinstance(content, dict) else {}
     state = fold_masks(state_dict_of(content, checkpoint))
     arguments = copy.deepcopy(cfg.model)  # mmdet reads its parts as attributes
-    arguments.pop('train_cfg', None)
+    if 'train_cfg' in arguments:  # mmdet's detectors want the argument
+        arguments.train_cfg = None
     backbone = arguments.get('backbone', {})
     backbone.update(init_cfg=None, deploy=any(name.endswith('.embedding_table') for name in state))
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):

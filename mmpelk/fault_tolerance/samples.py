@@ -4,6 +4,7 @@ import os.path as osp
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.dataset import Compose
 from mmengine.hooks import Hook
@@ -73,7 +74,9 @@ class CheckDataHook(Hook):
                 )
         for part in _parts(dataset):
             if type(getattr(part, 'pipeline', None)) is Compose:
-                part.pipeline = _Told(part.pipeline.transforms, max([len(classes), *outputs.values()]), files_of(part))
+                number = max([len(classes), *outputs.values()])
+                ignored = _ignored(runner.model) or {getattr(part, 'ignore_index', 255)}
+                part.pipeline = _Told(part.pipeline.transforms, number, files_of(part), ignored)
 
 
 class _Told(Compose):
@@ -83,11 +86,12 @@ class _Told(Compose):
         transforms: Built ones.
         classes: How many there are; 0 if that is not known.
         files: Where the samples are listed, for messages.
+        ignored: Values of label maps that the losses leave out.
     """
 
-    def __init__(self, transforms: list[Any], classes: int, files: str) -> None:
+    def __init__(self, transforms: list[Any], classes: int, files: str, ignored: set[int]) -> None:
         super().__init__(None)
-        self.classes, self.files = classes, files
+        self.classes, self.files, self.ignored = classes, files, sorted(ignored)
         for transform in transforms:
             self.transforms.append(transform)
             if type(transform).__name__.startswith('Load') and type(transform).__name__.endswith('Annotations'):
@@ -112,8 +116,8 @@ class _Told(Compose):
             )
         if seg is not None and seg.ndim != 2:
             raise DataError(f'{_name(data)} has {seg.ndim} dimensions, a label map has two. {self._remedy()}')
-        if seg is not None and 'reduce_zero_label' in data and self.classes:  # MMSegmentation's; 255 is ignored
-            highest = int(seg[seg != 255].max(initial=0))
+        if seg is not None and 'reduce_zero_label' in data and self.classes:  # MMSegmentation's
+            highest = int(seg[~np.isin(seg, self.ignored)].max(initial=0))
             if highest >= self.classes:
                 raise DataError(
                     f'{_name(data)} has class {highest}, but there are {self.classes} classes, from 0 on. '
@@ -186,6 +190,12 @@ def _parts(dataset: Any) -> Iterator[Any]:
         yield dataset
     for part in inner:
         yield from _parts(part)
+
+
+def _ignored(model: Any) -> set[int]:
+    """The values of label maps that a segmentor's heads ignore."""
+    found = (getattr(part, 'ignore_index', None) for part in model.modules() if hasattr(part, 'num_classes'))
+    return {value for value in found if isinstance(value, int)}
 
 
 def _outputs(model: nn.Module) -> Iterator[tuple[str, int]]:

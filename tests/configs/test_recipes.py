@@ -54,7 +54,9 @@ def segmentation(convnext: tuple[int, ...], pelk: tuple[int, ...]) -> Changes:
         'model.pretrained': (None, ABSENT),
         'optim_wrapper.loss_scale': ('dynamic', ABSENT),  # the default
         'tta_pipeline.0.backend_args': (None, ABSENT),
-        'tta_pipeline.1.transforms.2.0.reduce_zero_label': (ABSENT, True),
+        # The data set says it.
+        'train_dataloader.dataset.pipeline.1.reduce_zero_label': (True, ABSENT),
+        'val_dataloader.dataset.pipeline.2.reduce_zero_label': (True, ABSENT),
     }
 
 

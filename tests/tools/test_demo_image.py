@@ -60,7 +60,7 @@ def test_files_and_folders_are_drawn_in_their_own_size(trained: list[object], tm
 
 
 def test_other_toolboxes_are_refused() -> None:
-    with pytest.raises(ValueError, match="'mmseg' or 'mmdet'"):
+    with pytest.raises(ValueError, match="'mmseg', 'mmdet' or 'mmpretrain'"):
         load_model(Config(dict(default_scope='mmpose')), 'model.pth', 'cpu')
 
 

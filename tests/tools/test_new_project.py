@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from PIL import Image
 
-from tests.commands import call
+from tests.commands import call, run
 from tests.paths import TOOLS, sample_data
 from tests.tools.own_data.pictures import image, label
 
@@ -57,7 +57,6 @@ def test_config_builds_and_reads_its_data(task: str, options: tuple, tmp_path: P
     assert 'train.py projects/mine/mine.py' in printed
     cfg = Config.fromfile(tmp_path / 'projects' / 'mine' / 'mine.py')
     init_default_scope(cfg.default_scope)
-    assert 'mine' not in cfg.model  # nothing but the recipe's keys
     loop, saving = cfg.train_cfg, cfg.default_hooks.checkpoint
     assert (saving.save_best, saving.max_keep_ckpts, saving.interval) == (BEST[task], 1, loop.val_interval)
     assert 5 <= (loop.get('max_iters') or loop.max_epochs) / loop.val_interval < 20
@@ -77,7 +76,7 @@ def test_rewritten_labels_are_read(tmp_path: Path) -> None:
         label(root / 'labels' / f'{index}.png', [[0, 0, 0], [0, 128, 0]], (96, 64))
     image(root / 'images' / '9.png', (96, 64))  # another kind of file beside the JPEGs
     label(root / 'labels' / '9.png', [[0, 0, 0], [0, 128, 0]], (96, 64))
-    make_project('seg', root, tmp_path, '--classes', 'road,grass')
+    make_project('seg', root, tmp_path, '--classes', 'road=#000000,grass=#008000')
     cfg = Config.fromfile(tmp_path / 'projects' / 'mine' / 'mine.py')
     init_default_scope('mmseg')
     values = set()
@@ -107,6 +106,38 @@ def test_mistakes_in_the_command(options: list, said: str, tmp_path: Path) -> No
     assert not (tmp_path / 'projects').exists()
 
 
+def test_a_question_stops_the_project(tmp_path: Path) -> None:
+    root = make_data('seg', tmp_path / 'data')
+    config = tmp_path / 'projects' / 'mine' / 'mine.py'
+    printed = make_project('seg', root, tmp_path, '--classes', 'sky', '--ignore', 'none', code=1)
+    assert 'say which is which' in printed
+    for index in range(4):
+        label(root / 'labels' / f'{index}.png', [0, 1, 2], (96, 64))
+    printed = make_project('seg', root, tmp_path, '--classes', 'sky,sea', code=1)
+    assert '- question: ' in printed
+    assert 'accept them all with --yes' in printed
+    assert not config.exists()
+    # What was understood is there to look at, and the answer.
+    assert Image.open(config.with_name('data.png')).size[0] > 1000
+    assert 'question' in config.with_name('data.txt').read_text()
+    assert '- question' not in make_project('seg', root, tmp_path, '--classes', 'sky,sea', '--ignore', 2)
+    assert Config.fromfile(config).classes == ('sky', 'sea')
+    make_project('seg', root, tmp_path, '--classes', 'sky,sea', '--yes', '--overwrite')
+
+
+def test_names_are_data_from_the_command_to_the_network(tmp_path: Path) -> None:
+    root = make_data('seg', tmp_path / "it's {{ fileDirname }}" / 'data')
+    names = ["{{_base_.model}} it's", '$x_{y}$ [red] \\ "two"']
+    (root / 'classes.txt').write_text('\n'.join(names))
+    make_project('seg', root, root.parent)
+    cfg = Config.fromfile(root.parent / 'projects' / 'mine' / 'mine.py')
+    assert cfg.classes == tuple(names)
+    init_default_scope('mmseg')
+    dataset = DATASETS.build(cfg.val_dataloader.dataset)
+    assert dataset.metainfo['classes'] == tuple(names)
+    assert dataset[0]['data_samples'].gt_sem_seg.data.unique().tolist() == [0, 1, 255]
+
+
 def test_a_config_that_was_changed_is_not_replaced(tmp_path: Path) -> None:
     root = make_data('seg', tmp_path / 'data')
     make_project('seg', root, tmp_path)
@@ -130,65 +161,101 @@ def shrink_ade20k(target: Path) -> Path:
     return target
 
 
+def run_printed(task: str, data: Path, folder: Path, *small: str, options: tuple = ()) -> Path:
+    """Type the printed commands in a shell, shortened; returns the work folder."""
+    printed = make_project(task, data, folder, *options)
+    (train,) = re.findall(r'train: +python (.+)', printed)
+    (test,) = re.findall(r'look at results: +python (.+)', printed)
+    log = run('bash', '-c', f'"$PYTHON" {train} --cfg-options {" ".join(small)}', cwd=folder)
+    assert 'no more pictures' not in log
+    work = folder / 'work_dirs' / 'mine'
+    assert Image.open(work / 'progress.png').size[0] == 1200
+    assert BEST[task].replace('bbox', 'segm') in log or BEST[task] in log
+    run('bash', '-c', f'"$PYTHON" {test}', cwd=folder)
+    held_out = 0
+    for split in ('test', 'val'):
+        lists = list((folder / 'projects' / 'mine').glob(f'{split}.*'))
+        if lists and not held_out:
+            text = lists[0].read_text()
+            held_out = len(json.loads(text)['images'] if task == 'det' else text.splitlines())
+    drawn = [path for path in (folder / 'drawn').rglob('*') if path.suffix in ('.png', '.jpg')]
+    assert len(drawn) == held_out
+    assert all(np.asarray(Image.open(path)).std() > 1 for path in drawn)
+    return work
+
+
+def look_at_predictions(work: Path, pictures: list[Path], folder: Path, *options: object) -> list[Path]:
+    """Draw pictures with ``tools/demo_image.py``; returns the drawings."""
+    checkpoint = (work / 'last_checkpoint').read_text()
+    config = folder / 'projects' / 'mine' / 'mine.py'
+    call(
+        *(TOOLS / 'demo_image.py', *pictures, '--config', config, '--checkpoint', checkpoint, *options),
+        cwd=folder,
+    )
+    drawn = [folder / 'predictions' / path.name for path in pictures]
+    for path, source in zip(drawn, pictures, strict=True):
+        assert Image.open(path).size == Image.open(source).size
+    return drawn
+
+
 @pytest.mark.slow
 def test_tutorial_segmentation(tmp_path: Path) -> None:
-    """The three commands of docs/your_own_data.md, as printed, on real pictures."""
+    """The commands as printed, on real pictures, and every other way to look at the result."""
     pytest.importorskip('mmseg')
-    printed = make_project('seg', shrink_ade20k(tmp_path / 'data'), tmp_path)
-    (command,) = re.findall(r'train: +python \S+train.py (.+)', printed)
+    folder = tmp_path / 'my work'
+    data = shrink_ade20k(folder / 'data')
     short = [
-        '--cfg-options',
-        'train_cfg.max_iters=3',
-        'train_cfg.val_interval=3',
-        'default_hooks.checkpoint.interval=3',
+        f'{key}=3' for key in ('train_cfg.max_iters', 'train_cfg.val_interval', 'default_hooks.checkpoint.interval')
     ]
-    log = call(TOOLS / 'train.py', *command.split(), *short, cwd=tmp_path)
-    assert 'mIoU' in log
-    assert 'no more pictures' not in log
-    work = tmp_path / 'work_dirs' / 'mine'
-    assert Image.open(work / 'progress.png').size[0] == 1200
+    work = run_printed('seg', data, folder, *short)
     checkpoint = (work / 'last_checkpoint').read_text()
-    call(TOOLS / 'test.py', *command.split(), checkpoint, '--show-dir', 'drawn', cwd=tmp_path)
-    drawn = [path for path in tmp_path.rglob('*.png') if 'drawn' in path.parts]
-    assert len(drawn) == 1
+    call(TOOLS / 'test.py', 'projects/mine/mine.py', checkpoint, '--tta', '--out', 'maps', cwd=folder)
+    (map_,) = (folder / 'maps').glob('*.png')
+    pictures = sorted((data / 'images' / 'validation').iterdir())
+    assert Image.open(map_).size == Image.open(pictures[0]).size
+    (drawn,) = look_at_predictions(work, pictures, folder, '--label-maps')
+    indices = np.asarray(Image.open(f'{drawn}.labels.png'))
+    assert indices.shape == Image.open(pictures[0]).size[::-1]
+    assert indices.max() < 150
 
 
 @pytest.mark.slow
 def test_tutorial_detection(tmp_path: Path) -> None:
     pytest.importorskip('mmdet')
-    source = sample_data('coco_sample')
-    printed = make_project('det', source, tmp_path, '--batch-size', 7)
-    (command,) = re.findall(r'train: +python \S+train.py (.+)', printed)
+    folder = tmp_path / 'my work'
+    folder.mkdir()
     small = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'default_hooks.checkpoint.interval=1']
-    small += ['train_dataloader.dataset.pipeline.2.scales=[(96,64)]', 'val_dataloader.dataset.pipeline.1.scale=(96,64)']
-    log = call(TOOLS / 'train.py', *command.split(), '--cfg-options', *small, cwd=tmp_path)
-    assert 'coco/segm_mAP' in log
-    assert 'no more pictures' not in log
-    assert (tmp_path / 'work_dirs' / 'mine' / 'progress.png').exists()
+    small += [
+        "'train_dataloader.dataset.pipeline.2.scales=[(96,64)]'",
+        "'val_dataloader.dataset.pipeline.1.scale=(96,64)'",
+    ]
+    work = run_printed('det', sample_data('coco_sample'), folder, *small, options=('--batch-size', 7))
+    pictures = sorted((sample_data('coco_sample') / 'val2017').iterdir())[:2]
+    look_at_predictions(work, pictures, folder, '--score-thr', 0)
+    checkpoint = (work / 'last_checkpoint').read_text()
+    for name in ('onnx', 'onnxscript', 'onnxruntime'):
+        pytest.importorskip(name)
+    call(TOOLS / 'export_onnx.py', 'projects/mine/mine.py', checkpoint, 'mine.onnx', '--shape', 64, 96, cwd=folder)
 
 
 @pytest.mark.slow
 def test_tutorial_classification(tmp_path: Path) -> None:
     """Cut out of the COCO pictures: people against everything else."""
     pytest.importorskip('mmpretrain')
+    folder = tmp_path / 'my work'
     source = sample_data('coco_sample')
     content = json.loads((source / 'annotations' / 'instances_train2017.json').read_text())
     names = {entry['id']: entry['file_name'] for entry in content['images']}
     for entry in content['annotations']:
         x, y, w, h = map(int, entry['bbox'])
         picture = cv2.imread(str(source / 'train2017' / names[entry['image_id']]))[y : y + h, x : x + w]
-        folder = tmp_path / 'data' / ('person' if entry['category_id'] == 1 else 'thing')
-        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / 'data' / ('person' if entry['category_id'] == 1 else 'thing')
+        target.mkdir(parents=True, exist_ok=True)
         if picture.size:
-            cv2.imwrite(str(folder / f'{entry["id"]}.png'), cv2.resize(picture, (32, 32), interpolation=cv2.INTER_AREA))
-    printed = make_project('cls', tmp_path / 'data', tmp_path)
-    (command,) = re.findall(r'train: +python \S+train.py (.+)', printed)
-    small = ['--cfg-options', 'train_cfg.max_epochs=1', 'train_cfg.val_interval=1']
-    log = call(TOOLS / 'train.py', *command.split(), *small, cwd=tmp_path)
-    assert 'accuracy/top1' in log
-    assert 'no more pictures' not in log
-    picture = np.asarray(Image.open(tmp_path / 'work_dirs' / 'mine' / 'progress.png'))
-    assert picture.shape[1] == 1200
+            cv2.imwrite(str(target / f'{entry["id"]}.png'), cv2.resize(picture, (64, 64), interpolation=cv2.INTER_AREA))
+    work = run_printed('cls', folder / 'data', folder, 'train_cfg.max_epochs=1', 'train_cfg.val_interval=1')
+    pictures = sorted((folder / 'data' / 'person').iterdir())[:2]
+    look_at_predictions(work, pictures, folder)
 
 
 def test_data_are_left_alone(tmp_path: Path) -> None:

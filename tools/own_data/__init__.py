@@ -4,20 +4,24 @@ from .classification import read_classification
 from .dataset import DataSet, Note
 from .detection import read_detection
 from .machine import Machine
+from .meaning import Answers
 from .plan import Plan, make_plan
 from .report import print_report
 from .segmentation import read_segmentation
-from .writing import write_project
+from .writing import config_path, write_findings, write_project
 
 __all__ = [
+    'Answers',
     'DataSet',
     'Machine',
     'Note',
     'Plan',
+    'config_path',
     'make_plan',
     'print_report',
     'read_classification',
     'read_detection',
     'read_segmentation',
+    'write_findings',
     'write_project',
 ]

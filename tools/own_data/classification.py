@@ -1,12 +1,24 @@
 """Classification: a folder of pictures for every class."""
 
 import hashlib
+import re
 from collections import defaultdict
 from pathlib import Path
 
 from mmpelk.errors import UserError
 
-from .dataset import DataSet, find_images, make_palette, map_files, read_header, split_names, split_of
+from .dataset import (
+    DataSet,
+    complete_splits,
+    find_images,
+    listed_in,
+    make_palette,
+    map_files,
+    read_header,
+    read_split_lists,
+    split_names,
+    split_of,
+)
 
 __all__ = ['read_classification']
 
@@ -26,16 +38,22 @@ def read_classification(root: Path, val_share: float = 0.2, limit: int = 20000) 
     data = DataSet('cls', root, [], [], {}, [], [], 'pictures')
     names = find_images(root)
     children = sorted({name.split('/')[0] for name in names if '/' in name})
-    prefixes = {split: [child for child in children if split_of(child) == split] for split in ('train', 'val')}
-    depth = 1 if prefixes['train'] else 0
-    if loose := [name for name in names if name.count('/') <= depth and (not depth or split_of(name.split('/')[0]))]:
-        data.note('mistake', f'{len(loose)} pictures are in no folder of a class and are left out', loose)
+    said = {child: split for child in children if (split := split_of(child)) and _is_split_folder(child)}
+    depth = 1 if 'train' in said.values() else 0
     by_class: dict[str, list[str]] = defaultdict(list)
+    loose, tests = [], []
     for name in names:
         parts = name.split('/')
-        if len(parts) > depth + 1 and (not depth or split_of(parts[0])):
+        if len(parts) > depth + 1 and (not depth or parts[0] in said):
             by_class[parts[depth]].append(name)
-    folders = [root / child for child in prefixes['train'] + prefixes['val']] if depth else [root]
+        elif said.get(parts[0]) == 'test':
+            tests.append(name)
+        elif not depth or parts[0] in said or len(parts) == 1:
+            loose.append(name)
+    if tests:
+        data.note('remark', f'{len(tests)} pictures of the test split have no class: demo_image.py draws them', tests)
+    data.leave_out('pictures are in no folder of a class', loose, len(names))
+    folders = [root / child for child in said] if depth else [root]
     empty = {path.name for folder in folders for path in folder.iterdir() if path.is_dir()} - set(by_class)
     if empty := {name for name in empty if name[0] != '.'}:
         data.note('mistake', f'{len(empty)} folders hold no picture and are no classes', sorted(empty))
@@ -46,43 +64,66 @@ def read_classification(root: Path, val_share: float = 0.2, limit: int = 20000) 
     pixels = len(labelled) <= limit
     headers = map_files(lambda name: (name, read_header(root / name, pixels)), labelled, 'Reading pictures')
     if broken := [(name, header.error) for name, header in headers if header.error]:
-        text = f'{len(broken)} files cannot be read as pictures ({broken[0][1]}) and are left out'
-        data.note('mistake', text, [name for name, _ in broken])
+        data.leave_out(f'pictures cannot be read ({broken[0][1]})', [name for name, _ in broken], len(labelled))
     sizes = {name: header.upright for name, header in headers if not header.error}
+    if not sizes:
+        raise UserError(f"no picture of '{root}' can be read: {broken[0][1]}")
     data.sizes = list(sizes.values())
-    splits: dict[str, list[str]] = {'train': [], 'val': []}
-    few = []
-    for label in data.classes:
+    splits: dict[str, list[str]] = {'train': [], 'val': [], 'test': []}
+    lists = {} if depth else read_split_lists(root)
+    if lists:
+        data.note('decision', 'the split is that of the lists beside the pictures')
+    labels: dict[str, int] = {}
+    for index, label in enumerate(data.classes):
         usable = [name for name in by_class[label] if name in sizes]
+        labels |= dict.fromkeys(usable, index)
         data.counts.append(len(usable))
-        if depth and prefixes['val']:
-            for name in usable:
-                splits[split_of(name.split('/')[0]) or 'train'].append(name)
-        elif len(usable) < 2:
-            few.append(label)
-            splits['train'] += usable
-        else:
-            for split, drawn in split_names(usable, val_share).items():
-                splits[split] += drawn
-    if few:
-        data.note('mistake', f'{len(few)} classes have a single picture: none is left to validate on', few)
-    if not (depth and prefixes['val']):
-        counts = f'{len(splits["train"])} to {len(splits["val"])}'
-        data.note(
-            'decision', f'no folder says which pictures to validate on: {counts} are drawn at random, always the same'
-        )
+        for name in usable:
+            split = said.get(name.split('/')[0]) if depth else listed_in(lists, name) if lists else 'train'
+            if split:
+                splits[split].append(name)
+    if not splits['val']:
+        few = _draw(data, splits, labels, val_share)
+        if few:
+            data.note('mistake', f'{len(few)} classes have a single picture: none is left to validate on', few)
+    complete_splits(data, splits, val_share, lambda name: name)
     data.splits = splits
     data.palette = make_palette(len(data.classes))
     for split, chosen in splits.items():
-        absent = sorted(set(data.classes) - {name.split('/')[depth] for name in chosen})
+        absent = sorted(set(data.classes) - {data.classes[labels[name]] for name in chosen})
         if absent:
             data.note('remark', f'{len(absent)} of {len(data.classes)} classes have no {split} picture', absent)
-    if not splits['train'] or not splits['val']:
-        raise UserError(f"'{root}' has no pictures to {'validate on' if splits['train'] else 'train on'}")
+    if not splits['train']:
+        raise UserError(f"'{root}' has no pictures to train on")
     _find_copies(data, sizes)
     _say_balance(data)
-    data.details['depth'] = depth
+    data.details |= dict(labels=labels)
     return data
+
+
+def _is_split_folder(name: str) -> bool:
+    """``train``, and not ``train_station``: a class may be called like that."""
+    return (
+        re.fullmatch(r'(?i)(train|training|val|valid|validation|dev|test|testing)([_-]?(images|set|data))?', name)
+        is not None
+    )
+
+
+def _draw(data: DataSet, splits: dict[str, list[str]], labels: dict[str, int], share: float) -> list[str]:
+    """Draw a share of every class's training pictures to validate on; returns the classes that have but one."""
+    few, train = [], splits['train']
+    splits['train'] = []
+    for index, label in enumerate(data.classes):
+        own = [name for name in train if labels[name] == index]
+        if len(own) < 2:
+            few.append(label)
+            splits['train'] += own
+        else:
+            for split, drawn in split_names(own, share).items():
+                splits[split] += drawn
+    counts = f'{len(splits["train"])} to {len(splits["val"])}'
+    data.note('decision', f'nothing says which pictures to validate on: {counts} are drawn at random, always the same')
+    return few
 
 
 def _find_copies(data: DataSet, sizes: dict[str, tuple[int, int]]) -> None:
@@ -90,7 +131,7 @@ def _find_copies(data: DataSet, sizes: dict[str, tuple[int, int]]) -> None:
     by_length: dict[int, list[str]] = defaultdict(list)
     for name in sizes:
         by_length[(data.root / name).stat().st_size].append(name)
-    held_out = set(data.splits['val'])
+    held_out = set(data.splits['val']) | set(data.splits.get('test', ()))
     copies = []
     for group in by_length.values():
         if len(group) > 1 and any(name in held_out for name in group):
@@ -101,7 +142,9 @@ def _find_copies(data: DataSet, sizes: dict[str, tuple[int, int]]) -> None:
                 if len({name in held_out for name in same}) > 1:
                     copies += [name for name in same if name in held_out]
     if copies:
-        data.note('mistake', f'{len(copies)} pictures to validate on are copies of pictures to train on', copies)
+        data.note(
+            'mistake', f'{len(copies)} pictures to validate or test on are copies of pictures to train on', copies
+        )
 
 
 def _say_balance(data: DataSet) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from mmengine.registry import DATASETS
 from PIL import Image
 from rich.progress import track
@@ -16,23 +17,29 @@ from mmpelk.analysis.drawings import IMAGE_SUFFIXES
 from mmpelk.errors import UserError
 
 __all__ = [
-    'CLASS_FILES',
+    'Colour',
     'DataSet',
     'Header',
     'Note',
+    'complete_splits',
     'find_images',
     'known_metainfo',
+    'listed_in',
     'make_palette',
     'map_files',
-    'read_classes',
     'read_header',
+    'read_split_lists',
     'split_names',
+    'split_of',
     'spread',
 ]
 
-# Lists of class names that annotation tools leave beside the data: CVAT's, CamVid's, and plain ones.
-CLASS_FILES = ('labelmap.txt', 'class_dict.csv', 'classes.txt', 'labels.txt', 'names.txt')
-SPLITS = {'train': ('train', 'training', 'train2017'), 'val': ('val', 'valid', 'validation', 'val2017', 'test')}
+_SPLITS = {
+    'train': ('train', 'training', 'train2017', 'trn', 'trainset'),
+    'val': ('val', 'valid', 'validation', 'val2017', 'dev', 'valset'),
+    'test': ('test', 'testing', 'test2017', 'tst', 'testset'),
+}
+Colour = tuple[int, int, int]
 _ORIENTATION = 0x0112  # the EXIF tag
 _SHOWN = 5  # files named in a message
 Item = TypeVar('Item')
@@ -44,8 +51,8 @@ class Note:
     """One sentence about the data.
 
     Attributes:
-        kind: ``'mistake'``, something wrong in the data; ``'decision'``, a guess that the user may have to correct;
-            ``'remark'``.
+        kind: ``'question'``, more than one reading fits, and the user has to say which; ``'mistake'``, something wrong
+            in the data; ``'decision'``, what was understood, which the user may have to correct; ``'remark'``.
         text: What was found, and what was done about it or what to do.
         files: Whom it concerns.
     """
@@ -68,7 +75,8 @@ class DataSet:
         root: Its folder, absolute.
         classes: Names, in the order of their indices.
         palette: Colours ``(R, G, B)`` to paint them in.
-        splits: Names of the samples in ``'train'`` and ``'val'``, as the split's files list them.
+        splits: Names of the samples in ``'train'`` and ``'val'``, as the split's files list them, and in ``'test'``
+            where there is one: for ``tools/test.py`` alone.
         sizes: Width and height of the pictures, as they are trained on.
         counts: What was counted of each class: pixels, objects or pictures.
         unit: What that is.
@@ -99,6 +107,18 @@ class DataSet:
     def note(self, kind: str, text: str, files: Iterable[str] = ()) -> None:
         """Append a :class:`Note`."""
         self.notes.append(Note(kind, text, tuple(files)))
+
+    def leave_out(self, text: str, files: Sequence[str], total: int) -> None:
+        """Note what cannot be trained on; a question where it is more than a tenth of the whole."""
+        if files:
+            much = len(files) > 0.1 * total and len(files) > 1
+            asked = f' ({len(files) / total:.0%} of all: --yes, if that is right)' if much else ''
+            self.note('question' if much else 'mistake', f'{len(files)} {text} and are left out{asked}', files)
+
+    @property
+    def questions(self) -> list[Note]:
+        """What the user has to answer before anything is written."""
+        return [note for note in self.notes if note.kind == 'question']
 
 
 @dataclass(frozen=True)
@@ -161,9 +181,81 @@ def find_images(folder: Path) -> list[str]:
     )
 
 
-def split_of(folder: str) -> str | None:
-    """``'train'`` or ``'val'`` if a folder's name says so."""
-    return next((split for split, names in SPLITS.items() if folder.lower() in names), None)
+def split_of(path: str) -> str | None:
+    """``'train'``, ``'val'`` or ``'test'`` if a folder's name says so: ``images/val2017``, ``val_images``."""
+    for part in path.lower().split('/'):
+        words = [part, *re.split(r'[^a-z0-9]+', part)]
+        for split, names in _SPLITS.items():
+            if any(word in names for word in words):
+                return split
+    return None
+
+
+def read_split_lists(root: Path) -> dict[str, set[str]]:
+    """Lists of names beside the pictures, ``train.txt``, ``val.txt`` and ``test.txt``, also below ``ImageSets``.
+
+    Returns:
+        Of each split that has a list, every way to write a sample's name that :func:`listed_in` compares with.
+    """
+    folders = [root, root / 'ImageSets' / 'Segmentation', root / 'ImageSets' / 'Main', root / 'splits', root / 'lists']
+    lists: dict[str, set[str]] = {}
+    for folder in folders:
+        for path in sorted(folder.glob('*.txt')):
+            split = split_of(path.stem) if path.stem.lower() in sum(_SPLITS.values(), ()) else None
+            if split and split not in lists:
+                lines = path.read_text('utf-8-sig', errors='replace').replace('\\', '/').splitlines()
+                names = {_plain(part) for line in lines for part in (line, line.split(' ')[0]) if part.strip()}
+                # Of an absolute path, which is another machine's, the folder and the name.
+                lists[split] = names | {'/'.join(n.split('/')[-2:]) for n in names if re.match(r'/|[A-Za-z]:', n)}
+        if lists:
+            break
+    return lists if 'train' in lists or 'val' in lists else {}
+
+
+def _plain(name: str) -> str:
+    name = name.strip().removeprefix('./')
+    stem, dot, suffix = name.rpartition('.')
+    return stem if dot and f'.{suffix.lower()}' in IMAGE_SUFFIXES else name
+
+
+def listed_in(lists: dict[str, set[str]], name: str) -> str | None:
+    """The split whose list has the picture, by its path below the root or the end of it."""
+    parts = _plain(name).split('/')
+    ends = ['/'.join(parts[start:]) for start in range(len(parts))]
+    for split, names in lists.items():
+        if any(end in names for end in ends):
+            return split
+    return None
+
+
+def complete_splits(data: DataSet, splits: dict[str, list[Item]], share: float, names: Callable[[Item], str]) -> None:
+    """Draw what is validated on from the training where nothing says it; a test split is never taken for it.
+
+    Args:
+        data: Gets a note.
+        splits: Lists of samples; ``'train'`` and ``'val'`` are filled, an empty ``'test'`` goes.
+        share: Of the training's samples that are drawn.
+        names: Of a sample, unique.
+
+    Raises:
+        UserError: If there are too few samples.
+    """
+    if not splits.get('test'):
+        splits.pop('test', None)
+    if not splits['train'] and splits['val']:
+        raise UserError(f"'{data.root}' has samples to validate on, and none to train on")
+    if not splits['val']:
+        by_name = {names(item): item for item in splits['train']}
+        drawn = split_names(list(by_name), share)
+        for split, chosen in drawn.items():
+            splits[split] = [by_name[name] for name in chosen]
+        counts = f'{len(splits["train"])} to {len(splits["val"])}'
+        data.note(
+            'decision', f'nothing says which samples to validate on: {counts} are drawn at random, always the same'
+        )
+    if 'test' in splits:
+        text = f'{len(splits["test"])} samples of the test split are for tools/test.py alone: nothing is chosen by them'
+        data.note('decision', text)
 
 
 def split_names(names: Sequence[str], share: float, seed: int = 0) -> dict[str, list[str]]:
@@ -187,46 +279,28 @@ def spread(items: Sequence[Item], limit: int) -> list[Item]:
     return [items[index * len(items) // limit] for index in range(limit)]
 
 
-def read_classes(given: str | None, root: Path) -> tuple[list[str], list[tuple[int, int, int]]]:
-    """Names of classes, and their colours if the list has them.
-
-    Args:
-        given: Path of a list with a class a line, ``name`` or ``name,R,G,B`` (CVAT's ``name:R,G,B::``, too); or the
-            names themselves, with commas between them; or ``None``: look for one of ``CLASS_FILES`` in ``root``.
-        root: Folder of the data set.
-
-    Raises:
-        UserError: If a name comes twice.
-    """
-    if given and not Path(given).is_file():
-        lines = given.split(',')
-    else:
-        files = [Path(given)] if given else [root / name for name in CLASS_FILES if (root / name).is_file()]
-        lines = files[0].read_text().splitlines() if files else []
-    names: list[str] = []
-    colours: list[tuple[int, int, int]] = []
-    for line in lines:
-        if not (line := line.strip()) or line.startswith('#') or re.fullmatch(r'name\W+r\W+g\W+b', line.lower()):
-            continue
-        found = re.match(r'(.+?)[:,;\t ]\s*(\d+)[, ;\t]+(\d+)[, ;\t]+(\d+)', line)
-        names.append((found[1] if found else line).strip(' :,;\t'))
-        if found:
-            colours.append((int(found[2]), int(found[3]), int(found[4])))
-    if doubled := {name for name in names if names.count(name) > 1}:
-        raise UserError(f'the list of classes has {sorted(doubled)} twice')
-    return names, colours if len(colours) == len(names) else []
-
-
 def known_metainfo(name: str) -> dict[str, Any]:
     """Classes and palette of a public data set, from the toolbox's own class, such as ``'mmseg.ADE20KDataset'``."""
     kind = DATASETS.get(name)
     return dict(kind.METAINFO) if kind is not None else {}
 
 
-def make_palette(count: int) -> list[tuple[int, int, int]]:
-    """Pascal VOC's colours: the bits of the index, the lowest to the highest bits of red, green and blue."""
+def make_palette(count: int, given: Sequence[Colour | None] = ()) -> list[Colour]:
+    """Colours far from each other and from black, the same every time.
 
-    def channel(index: int, offset: int) -> int:
-        return sum(((index >> 3 * bit + offset) & 1) << (7 - bit) for bit in range(8))
-
-    return [(channel(index, 0), channel(index, 1), channel(index, 2)) for index in range(count)]
+    Args:
+        count: How many.
+        given: Colours to keep, ``None`` where one is wanted.
+    """
+    levels = np.linspace(32, 255, 8)
+    free = np.stack(np.meshgrid(levels, levels, levels, indexing='ij'), -1).reshape(-1, 3)
+    free = free[(free @ [0.3, 0.59, 0.11] > 60) & (free.min(1) < 230)]  # neither dark nor nearly white
+    palette = [*given, *[None] * (count - len(given))]
+    taken = [np.zeros(3), *(np.array(colour, float) for colour in palette if colour)]
+    distance = np.min([np.linalg.norm(free - colour, axis=1) for colour in taken], axis=0)
+    for index, colour in enumerate(palette):
+        if colour is None:
+            best = free[distance.argmax()]
+            distance = np.minimum(distance, np.linalg.norm(free - best, axis=1))
+            palette[index] = tuple(best.astype(int).tolist())
+    return palette  # type: ignore[return-value]

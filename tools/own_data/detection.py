@@ -1,6 +1,8 @@
 """Detection and instance segmentation: annotation files in COCO's format."""
 
 import json
+import os
+import re
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,23 @@ import numpy as np
 
 from mmpelk.errors import UserError
 
-from .dataset import DataSet, Header, find_images, make_palette, map_files, read_header, split_names, split_of, spread
+from .dataset import (
+    DataSet,
+    Header,
+    complete_splits,
+    find_images,
+    listed_in,
+    make_palette,
+    map_files,
+    read_header,
+    read_split_lists,
+    split_of,
+)
 
 __all__ = ['read_detection']
 
 _LISTS = ('images', 'annotations', 'categories')
+_CUT = 'objects have a box that reaches out of the image; it is cut off'
 
 
 def read_detection(
@@ -21,7 +35,6 @@ def read_detection(
     annotations: list[str] | None = None,
     images: str | None = None,
     val_share: float = 0.2,
-    limit: int = 2000,
 ) -> DataSet:
     """Read a data set with annotations in COCO's format.
 
@@ -30,7 +43,6 @@ def read_detection(
         annotations: Annotation files in it: of all pictures, or of the training and the validation. Found by default.
         images: Folder of the pictures, if it cannot be found by the names in the annotations.
         val_share: Share of the pictures to validate on where there is one annotation file.
-        limit: Pictures that are read through; of the others only the sizes are read.
 
     Raises:
         UserError: If there are no such files, or nothing can be trained on what is there.
@@ -38,39 +50,94 @@ def read_detection(
     root = root.resolve()
     data = DataSet('det', root, [], [], {}, [], [], 'objects')
     files = _find_files(root, annotations)
-    contents = {split: json.loads(path.read_text()) for split, path in files.items()}
-    first = contents[next(iter(contents))]
-    ids = {category['id']: category['name'] for category in first['categories']}
-    data.classes = [category['name'] for category in first['categories']]
-    for split, content in contents.items():
-        if {category['id']: category['name'] for category in content['categories']} != ids:
-            raise UserError(f"'{files[split]}' has other categories than '{files[next(iter(files))]}': make them equal")
-    if len(set(data.classes)) < len(data.classes):
-        raise UserError(f'two categories have the same name: {", ".join(data.classes)}')
-    folders = {split: _find_pictures(root, files[split], content, images) for split, content in contents.items()}
-    clean = {split: _check(data, content, folders[split], ids, limit) for split, content in contents.items()}
-    if 'val' not in clean:
-        clean = _split(data, clean['train'], val_share)
-        folders['val'] = folders['train']
-    for split, content in clean.items():
-        if not content['annotations']:
-            raise UserError(f"no object of '{files.get(split, files['train'])}' is left for the split '{split}'")
-    data.splits = {split: [image['file_name'] for image in content['images']] for split, content in clean.items()}
-    _count(data, clean, ids)
-    data.palette = make_palette(len(data.classes) + 1)[1:]  # black is hard to see around a box
-    objects = [entry for content in clean.values() for entry in content['annotations'] if not entry.get('iscrowd')]
-    masks = sum(bool(entry.get('segmentation')) for entry in objects)
-    if 0 < masks < len(objects):
-        data.note(
-            'mistake', f'{len(objects) - masks} of {len(objects)} objects have no outline: boxes alone are trained'
-        )
+    contents = {split: json.loads(path.read_text('utf-8-sig')) for split, path in files.items()}
+    _same_categories(data, contents, files)
+    pictures = {path: path for path in find_images(root)}
+    clean = {split: _check(data, content, files[split], pictures, images) for split, content in contents.items()}
+    splits = {split: clean[split]['images'] if split in clean else [] for split in ('train', 'val', 'test')}
+    if list(clean) == ['train'] and (lists := read_split_lists(root)):
+        listed = [(listed_in(lists, image['file_name']), image) for image in splits['train']]
+        splits = {split: [image for said, image in listed if said == split] for split in splits}
+        data.note('decision', 'the split is that of the lists beside the pictures')
+        if lost := [image['file_name'] for said, image in listed if not said]:
+            data.note('remark', f'{len(lost)} pictures are in no list and not used', lost)
+    objects: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    number = 0
+    for content in clean.values():
+        offset = number
+        for image in content['images']:
+            image['id'] += offset
+            number = max(number, image['id'])
+        for entry in content['annotations']:
+            objects[entry['image_id'] + offset].append({**entry, 'image_id': entry['image_id'] + offset})
+    bare = [image for image in splits['train'] if not objects[image['id']]] if not splits['val'] else []
+    splits['train'] = [image for image in splits['train'] if image not in bare]  # none to validate on
+    complete_splits(data, splits, val_share, lambda image: image['file_name'])
+    splits['train'] += bare
+    categories = clean['train']['categories']
+    contents = {}
+    for split, chosen in splits.items():
+        # COCO's evaluation takes the id 0 for "no object", and mixes up objects of equal ids.
+        entries = [entry for image in chosen for entry in objects[image['id']]]
+        entries = [{**entry, 'id': index} for index, entry in enumerate(entries, start=1)]
+        if not entries:
+            raise UserError(f"no object of '{root}' is left for the split '{split}'")
+        contents[split] = dict(images=chosen, categories=categories, annotations=entries)
+    data.splits = {split: [image['file_name'] for image in chosen] for split, chosen in splits.items()}
+    data.classes = [category['name'] for category in categories]
+    _count(data, contents, {category['id']: category['name'] for category in categories})
+    data.palette = make_palette(len(data.classes))
+    kept = [e for content in contents.values() for e in content['annotations'] if not e['iscrowd']]
+    masks = sum(bool(entry.get('segmentation')) for entry in kept)
+    if 0 < masks < len(kept):
+        data.note('mistake', f'{len(kept) - masks} of {len(kept)} objects have no outline: boxes alone are trained')
     data.details |= dict(
-        contents=clean,
-        folders={split: folder.relative_to(root).as_posix() for split, folder in folders.items()},
-        masks=masks == len(objects),
-        sides=[float(np.sqrt(entry['bbox'][2] * entry['bbox'][3])) for entry in objects],
+        contents=contents,
+        folders={split: _common_folder(names) for split, names in data.splits.items()},
+        masks=masks == len(kept) > 0,
+        sides=[float(np.sqrt(entry['bbox'][2] * entry['bbox'][3])) for entry in kept],
     )
     return data
+
+
+def _common_folder(names: list[str]) -> str:
+    """The folder that all pictures are in, ``''`` if there is none below the root."""
+    if len({os.path.isabs(name) for name in names}) != 1:
+        return ''
+    return os.path.commonpath([os.path.dirname(name) for name in names])
+
+
+def _same_categories(data: DataSet, contents: dict[str, dict[str, Any]], files: dict[str, Path]) -> None:
+    """Make the lists of categories one, without those that only group others.
+
+    Raises:
+        UserError: If the files number different names, or two names are equal.
+    """
+    first = next(iter(contents))
+    lists = {
+        split: {category['id']: str(category['name']) for category in content['categories']}
+        for split, content in contents.items()
+    }
+    for split, ids in lists.items():
+        if ids != lists[first]:
+            raise UserError(f"'{files[split]}' has other categories than '{files[first]}': make them equal")
+    used = {entry.get('category_id') for content in contents.values() for entry in content['annotations']}
+    groups = {category.get('supercategory') for category in contents[first]['categories']}
+    # Roboflow lists the name of the project as a category, the parent of all others.
+    parents = [
+        key for key, name in lists[first].items() if name in groups and key not in used and len(lists[first]) > 1
+    ]
+    ids = {key: name for key, name in lists[first].items() if key not in parents}
+    if parents:
+        data.note('decision', 'a category that groups the others and has no object is no class',
+                  [lists[first][key] for key in parents])  # fmt: skip
+    if len(set(ids.values())) < len(ids):
+        raise UserError(f'two categories have the same name: {", ".join(ids.values())}')
+    if not ids:
+        raise UserError(f"'{files[first]}' lists no category")
+    for content in contents.values():
+        content['categories'] = [dict(category, name=ids[category['id']]) for category in content['categories']
+                                 if category['id'] in ids]  # fmt: skip
 
 
 def _find_files(root: Path, given: list[str] | None) -> dict[str, Path]:
@@ -86,83 +153,122 @@ def _find_files(root: Path, given: list[str] | None) -> dict[str, Path]:
         )
     if unreadable := [path for path in files if not _is_coco(path)]:
         raise UserError(f"'{unreadable[0]}' is not in COCO's format: a .json with the lists {', '.join(_LISTS)}")
+    if given and len(given) in (2, 3):
+        return dict(zip(('train', 'val', 'test'), files, strict=False))
     if len(files) == 1:
         return {'train': files[0]}
     found: dict[str, Path] = {}
     for path in files:
-        words = [path.parent.name, *path.stem.replace('-', '_').split('_')]
-        split = next((split for word in words if (split := split_of(word))), None)
+        split = split_of(path.stem.lower()) or split_of(path.parent.name)
         # COCO has keypoints and captions beside the instances.
         if split and (split not in found or path.stem.startswith('instances')):
             found[split] = path
-    if set(found) != {'train', 'val'}:
-        if given and len(given) == 2:
-            return dict(zip(('train', 'val'), files, strict=True))
+    if 'train' not in found:
         names = ', '.join(str(path.relative_to(root)) for path in files)
-        raise UserError(f'which of {names} is for training and which for validation? --annotations TRAIN VAL')
-    return {'train': found['train'], 'val': found['val']}
+        raise UserError(f'which of {names} is for training and which for validation? --annotations TRAIN VAL [TEST]')
+    return {split: found[split] for split in ('train', 'val', 'test') if split in found}
 
 
 def _is_coco(path: Path) -> bool:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text('utf-8-sig'))
     except (json.JSONDecodeError, UnicodeDecodeError):
         return False
     return isinstance(content, dict) and all(isinstance(content.get(key), list) for key in _LISTS)
 
 
-def _find_pictures(root: Path, file: Path, content: dict[str, Any], given: str | None) -> Path:
-    if not content['images']:
+def _find_pictures(
+    data: DataSet, file: Path, images: list[dict[str, Any]], pictures: dict[str, str], given: str | None
+) -> None:
+    """Set every ``file_name`` to the picture's path below the root, ``''`` where there is none."""
+    if not images:
         raise UserError(f"'{file}' lists no image")
-    names = [image['file_name'] for image in spread(content['images'], 20)]
-    if given:
-        candidates = [root / given]
-    else:
-        # By the annotation file, by its name ('instances_train2017'), usual names, and any folder.
-        words = [file.stem, *file.stem.replace('-', '_').split('_'), 'images', 'JPEGImages']
-        below = [path for path in sorted(root.glob('*')) + sorted(root.glob('*/*')) if path.is_dir()]
-        candidates = [file.parent, *(root / word for word in words), *(file.parent / word for word in words)]
-        candidates += [root / 'images' / word for word in words] + [root, *below]
-    hits = {folder: sum((folder / name).is_file() for name in names) for folder in candidates if folder.is_dir()}
-    best = max(hits, key=lambda folder: hits[folder], default=root)
-    if not hits.get(best):
-        where = f"'{candidates[0]}'" if given else f"any folder of '{root}'"
-        raise UserError(f"the image '{names[0]}' of '{file}' is not in {where}; name the folder with --images")
-    return best
+    by_name: dict[str, list[str]] = defaultdict(list)
+    for path in pictures:
+        by_name[Path(path).name].append(path)
+    here = file.parent.relative_to(data.root).as_posix() if data.root in file.parents else '.'
+    split = split_of(file.stem.lower()) or split_of(here)
+    mended, before = [], images[0].get('file_name')
+    for image in images:
+        written = str(image.get('file_name', ''))
+        name = written.replace('\\', '/')
+        name = re.sub(r'^[A-Za-z]:', '', name)
+        parts = [part for part in name.split('/') if part not in ('', '.', '..')]
+        folders = [given.strip('/')] if given else [here, *({} if here == '.' else {'.': 0})]
+        direct = ['/'.join([*([] if folder == '.' else [folder]), *parts]) for folder in folders]
+        candidates = by_name.get(parts[-1] if parts else '', [])
+        if given:
+            candidates = [path for path in candidates if given == '.' or path.startswith(f'{given.strip("/")}/')]
+        # The candidate that agrees longest with the end of the path, then the one of the file's own split.
+        best = sorted(
+            candidates, key=lambda path: (-_common_end(path, parts), split_of(str(Path(path).parent)) != split)
+        )
+        image['file_name'] = next((path for path in direct if path in pictures), best[0] if best else '')
+        image['written'] = written
+        if image['file_name'] and (name.startswith('/') or name != written):
+            mended.append(written)
+    if not any(image['file_name'] for image in images):
+        where = f"'{data.root / given}'" if given else f"any folder of '{data.root}'"
+        raise UserError(f"the image '{before}' of '{file}' is not in {where}; name the folder with --images")
+    if mended:
+        data.note(
+            'decision', f'{len(mended)} paths of another machine in {file.name} are replaced by those here', mended
+        )
 
 
-def _check(data: DataSet, content: dict[str, Any], folder: Path, ids: dict[int, str], limit: int) -> dict[str, Any]:
-    """The content without what cannot be trained on."""
-    images = content['images']
+def _common_end(path: str, parts: list[str]) -> int:
+    count = 0
+    for one, other in zip(reversed(path.split('/')), reversed(parts), strict=False):
+        if one != other:
+            break
+        count += 1
+    return count
+
+
+def _check(
+    data: DataSet, content: dict[str, Any], file: Path, pictures: dict[str, str], given: str | None
+) -> dict[str, Any]:
+    """The content without what cannot be trained on, with paths below the root and images numbered from 1."""
+    images = [dict(image) for image in content['images']]
     if doubled := [str(key) for key, count in Counter(image['id'] for image in images).items() if count > 1]:
-        raise UserError(f"images share the id {doubled[0]} in the annotations of '{folder}': ids have to be unique")
-    missing = [image['file_name'] for image in images if not (folder / image['file_name']).is_file()]
-    if missing:
-        data.note('mistake', f'{len(missing)} annotated images are not there and are left out', missing)
-    present = [image for image in images if (folder / image['file_name']).is_file()]
-    checked = {image['id'] for image in spread(present, limit)}
+        raise UserError(f"images share the id {doubled[0]} in '{file}': ids have to be unique")
+    _find_pictures(data, file, images, pictures, given)
+    data.leave_out('annotated images are not there', [i['written'] for i in images if not i['file_name']], len(images))
+    present = [image for image in images if image['file_name']]
     headers = dict(zip(
         (image['id'] for image in present),
-        map_files(
-            lambda image: read_header(folder / image['file_name'], image['id'] in checked), present, 'Reading images'
-        ),
+        map_files(lambda image: read_header(data.root / image['file_name']), present, 'Reading images'),
         strict=True,
     ))  # fmt: skip
-    if broken := [image['file_name'] for image in present if headers[image['id']].error]:
-        data.note('mistake', f'{len(broken)} images cannot be read and are left out', broken)
-    listed = {image['file_name'] for image in images}
-    if unlisted := [name for name in find_images(folder) if name not in listed and Path(name).name not in listed]:
-        data.note('remark', f"{len(unlisted)} pictures of '{folder.name}' are in no annotation file", unlisted)
+    broken = [image['file_name'] for image in present if headers[image['id']].error]
+    data.leave_out('images cannot be read', broken, len(images))
+    folders = {str(Path(image['file_name']).parent) for image in present}
+    listed = {image['file_name'] for image in present}
+    unlisted = [path for path in pictures if str(Path(path).parent) in folders and path not in listed]
+    if unlisted:
+        data.note('remark', f'{len(unlisted)} pictures beside those of {file.name} are not in it', unlisted)
     present = _check_sizes(data, [image for image in present if not headers[image['id']].error], headers)
     data.sizes += [(image['width'], image['height']) for image in present]
+    ids = {category['id']: category['name'] for category in content['categories']}
     kept = _check_objects(data, content['annotations'], present, {image['id'] for image in images}, ids)
-    return {**content, 'images': present, 'annotations': kept}
+    numbers = {image['id']: number for number, image in enumerate(present, start=1)}
+    for image in present:
+        image.pop('written')
+    return dict(
+        images=[{**image, 'id': numbers[image['id']]} for image in present],
+        categories=content['categories'],
+        annotations=[{**entry, 'image_id': numbers[entry['image_id']]} for entry in kept],
+    )
 
 
 def _check_sizes(data: DataSet, images: list[dict[str, Any]], headers: dict[int, Header]) -> list[dict[str, Any]]:
     stored, upright = [], []
     good: list[dict[str, Any]] = []
     wrong: list[dict[str, Any]] = []
+    if unsized := [image for image in images if not (image.get('width') and image.get('height'))]:
+        data.note('decision', f'{len(unsized)} images without a size in their annotations have that of their files')
+        for image in unsized:
+            image['width'], image['height'] = headers[image['id']].upright
     for image in images:
         header, size = headers[image['id']], (image['width'], image['height'])
         if header.stored != header.upright and size == header.stored:
@@ -183,9 +289,7 @@ def _check_sizes(data: DataSet, images: list[dict[str, Any]], headers: dict[int,
         header = headers[image['id']]
         expected = header.stored if data.ignore_orientation else header.upright
         (good if (image['width'], image['height']) == expected else wrong).append(image)
-    if wrong:
-        names = [image['file_name'] for image in wrong]
-        data.note('mistake', f'{len(wrong)} images differ in size from their annotations and are left out', names)
+    data.leave_out('images differ in size from their annotations', [i['file_name'] for i in wrong], len(images))
     return good
 
 
@@ -194,29 +298,44 @@ def _check_objects(
 ) -> list[dict[str, Any]]:
     sizes = {image['id']: (image['width'], image['height'], image['file_name']) for image in images}
     problems: dict[str, list[str]] = defaultdict(list)
-    kept = []
+    kept, boxed = [], 0
     for entry in objects:
         owner = entry.get('image_id')
         if owner not in known:
-            problems['belong to no image and are left out'].append(f'id {entry.get("id")}')
+            problems['objects belong to no image'].append(f'id {entry.get("id")}')
         elif owner in sizes:
             width, height, name = sizes[owner]
-            x, y, w, h = entry.get('bbox') or (0, 0, 0, 0)
+            box = entry.get('bbox') or _box_of(entry.get('segmentation'), width, height)
+            boxed += bool(box and not entry.get('bbox'))
+            x, y, w, h = map(float, box or (0, 0, 0, 0))
             if entry.get('category_id') not in ids:
-                problems['are of no listed category and are left out'].append(name)
-            elif w < 1 or h < 1:
-                problems['have an empty box and are left out'].append(name)
+                problems['objects are of no listed category'].append(name)
+            elif not all(map(np.isfinite, (x, y, w, h))) or w < 1 or h < 1:
+                problems['objects have an empty box'].append(name)
             elif min(x + w, width) - max(x, 0) < 1 or min(y + h, height) - max(y, 0) < 1:
-                problems['have a box outside the image and are left out'].append(name)
+                problems['objects have a box outside the image'].append(name)
             else:
                 if x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
-                    problems['have a box that reaches out of the image; it is cut off'].append(name)
+                    problems[_CUT].append(name)
                     left, top = max(x, 0), max(y, 0)
-                    entry = {**entry, 'bbox': [left, top, min(x + w, width) - left, min(y + h, height) - top]}
-                # mmdet reads both; exporters leave them out.
-                kept.append({**entry, 'iscrowd': entry.get('iscrowd', 0), 'area': entry.get('area', w * h)})
+                    x, y, w, h = left, top, min(x + w, width) - left, min(y + h, height) - top
+                # mmdet reads all three; exporters leave them out.
+                more = {
+                    'bbox': [x, y, w, h],
+                    'iscrowd': int(bool(entry.get('iscrowd'))),
+                    'area': entry.get('area') or w * h,
+                }
+                kept.append({**entry, **more})
+    if boxed:
+        data.note('decision', f'{boxed} objects without a box have that of their outlines')
+    cut = problems.pop(_CUT, [])
+    if 2 * len(cut) > len(kept):
+        text = f'{len(cut)} of {len(kept)} boxes reach out of their images: COCO has x, y, width, height, no corners'
+        data.note('question', f'{text}; --yes cuts them off', dict.fromkeys(cut))
+    elif cut:
+        data.note('mistake', f'{len(cut)} {_CUT}', dict.fromkeys(cut))
     for text, names in problems.items():
-        data.note('mistake', f'{len(names)} objects {text}', dict.fromkeys(names))
+        data.leave_out(text, names, len(objects))
     with_objects = {entry['image_id'] for entry in kept}
     empty = [image['file_name'] for image in images if image['id'] not in with_objects]
     if empty:
@@ -225,22 +344,18 @@ def _check_objects(
     return kept
 
 
-def _split(data: DataSet, content: dict[str, Any], share: float) -> dict[str, Any]:
-    """Draw images with objects; those without serve the training alone."""
-    with_objects = {entry['image_id'] for entry in content['annotations']}
-    drawn = split_names([image['file_name'] for image in content['images'] if image['id'] in with_objects], share)
-    data.note(
-        'decision',
-        f'one annotation file: {len(drawn["train"])} to {len(drawn["val"])} are drawn at random, always the same',
-    )
-    held_out = set(drawn['val'])
-    result = {}
-    for split in ('train', 'val'):
-        images = [image for image in content['images'] if (image['file_name'] in held_out) == (split == 'val')]
-        chosen = {image['id'] for image in images}
-        objects = [entry for entry in content['annotations'] if entry['image_id'] in chosen]
-        result[split] = {**content, 'images': images, 'annotations': objects}
-    return result
+def _box_of(outline: Any, width: int, height: int) -> list[float] | None:
+    """The box around polygons or a run-length code, x, y, width, height."""
+    if not outline:
+        return None
+    if isinstance(outline, list):
+        points = np.concatenate([np.asarray(part, float).reshape(-1, 2) for part in outline])
+        low, high = points.min(0), points.max(0)
+        return [*low.tolist(), *(high - low).tolist()]
+    from pycocotools import mask
+
+    code = mask.frPyObjects(outline, height, width) if isinstance(outline.get('counts'), list) else outline
+    return mask.toBbox(code).tolist()
 
 
 def _count(data: DataSet, clean: dict[str, Any], ids: dict[int, str]) -> None:

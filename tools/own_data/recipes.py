@@ -1,14 +1,13 @@
 """The text of a project's config: a child of a recipe that says what its data and its machine change."""
 
-from typing import Any
+from pathlib import Path
 
 from .dataset import DataSet
 from .plan import Plan
 
-__all__ = ['config_text']
+__all__ = ['config_text', 'literal']
 
 _WIDTHS = {True: [96, 192, 384, 768], False: [124, 249, 499, 998]}  # of ConvNeXt-T and of PeLK-T
-_PALETTE = 40  # classes; more colours than that nobody tells apart, and the toolbox makes some itself
 _SCRATCH = (
     "        # From scratch: there are no weights here. ConvNeXt-T's, and how to start from them: docs/inflation.md.\n"
 )
@@ -17,15 +16,15 @@ _NANO = (
 )
 
 
-def config_text(data: DataSet, plan: Plan, datasets: dict[str, list[dict[str, Any]]]) -> str:
+def config_text(data: DataSet, plan: Plan, project: Path) -> str:
     """A text config of mmengine.
 
     Args:
         data: The data set.
         plan: How to train on it.
-        datasets: Arguments of the toolbox's data set, for each list of each split.
+        project: Folder of the lists that the data sets read.
     """
-    parts = {'seg': _segmentation, 'det': _detection, 'cls': _classification}[data.task](data, plan, datasets)
+    parts = {'seg': _segmentation, 'det': _detection, 'cls': _classification}[data.task](data, plan)
     start = f'starts from {plan.weights}' if plan.weights else 'starts from scratch'
     counts = f'{len(data.splits["train"])} pictures to train on, {len(data.splits["val"])} to validate on'
     recipe = 'demo/mask_rcnn_pelk_nano_synthetic.py' if data.task == 'det' and plan.nano else plan.recipe
@@ -33,22 +32,30 @@ def config_text(data: DataSet, plan: Plan, datasets: dict[str, list[dict[str, An
 # Written by tools/new_project.py; yours to change.
 _base_ = __import__('mmpelk').config_path({recipe!r})
 
-data_root = {str(data.root)!r}
+data_root = {literal(str(data.root))}
+project = {literal(str(project))}
 {_names(data)}num_classes = len(classes)
 """
     return head + parts
 
 
+def literal(text: str) -> str:
+    """A string of Python that means ``text`` in a config, too, where mmengine replaces what stands in double braces."""
+    return repr(text).replace('{', '\\x7b') if '{{' in text else repr(text)
+
+
 def _names(data: DataSet) -> str:
-    classes = _wrap('classes', [repr(name) for name in data.classes])
-    if data.task == 'cls' or len(data.classes) > _PALETTE:
+    classes = _wrap('classes', '()', [literal(name) for name in data.classes])
+    if data.task == 'cls':
         return classes
-    return classes + _wrap('palette', [str(tuple(colour)) for colour in data.palette])
+    # MMDetection takes a tuple for one colour.
+    return classes + _wrap('palette', '[]', [str(tuple(colour)) for colour in data.palette])
 
 
-def _wrap(name: str, items: list[str]) -> str:
+def _wrap(name: str, brackets: str, items: list[str]) -> str:
     """``name = (...)``, on lines of at most 120 columns."""
-    one = f'{name} = ({", ".join(items)},)\n'
+    opened, closed = brackets[0], brackets[1]
+    one = f'{name} = {opened}{", ".join(items)}{"," * (brackets == "()")}{closed}\n'
     if len(one) <= 120:
         return one
     lines, line = [], ''
@@ -57,7 +64,7 @@ def _wrap(name: str, items: list[str]) -> str:
             lines.append(line.rstrip())
             line = ''
         line += f'{item}, '
-    return f'{name} = (\n' + ''.join(f'    {part}\n' for part in [*lines, line.rstrip()]) + ')\n'
+    return f'{name} = {opened}\n' + ''.join(f'    {part}\n' for part in [*lines, line.rstrip()]) + f'{closed}\n'
 
 
 def _start(plan: Plan, arch: bool = False) -> str:
@@ -65,44 +72,30 @@ def _start(plan: Plan, arch: bool = False) -> str:
     if plan.weights is None:
         return _SCRATCH + '        init_cfg=None,\n'
     named = "        arch='convnext-tiny',\n" * arch
-    return f"{named}        init_cfg=dict(_delete_=True, type='mmpelk.Inflated', checkpoint={plan.weights!r}),\n"
+    return f"{named}        init_cfg=dict(_delete_=True, type='mmpelk.Inflated', checkpoint={literal(plan.weights)}),\n"
 
 
-def _loaders(plan: Plan, datasets: dict[str, list[dict[str, Any]]], val_batch: int = 1) -> str:
-    return (
-        f'{_loader(plan, "train", datasets["train"], plan.batch_size)}'
-        f'{_loader(plan, "val", datasets["val"], val_batch)}test_dataloader = val_dataloader\n'
-    )
+def _loaders(data: DataSet, plan: Plan, val_batch: int = 1) -> str:
+    test = _loader(data, plan, 'test', val_batch) if 'test' in data.splits else 'test_dataloader = val_dataloader\n'
+    return f'{_loader(data, plan, "train", plan.batch_size)}{_loader(data, plan, "val", val_batch)}{test}'
 
 
-def _loader(plan: Plan, split: str, parts: list[dict[str, Any]], batch: int) -> str:
-    """A data loader; several lists of pictures are joined."""
-    if len(parts) == 1:
-        dataset = _dataset(parts[0], split, '        ', delete=True)
-    else:
-        joined = ''.join(f'            dict(\n{_dataset(part, split, " " * 16)}            ),\n' for part in parts)
-        dataset = f"        _delete_=True,\n        type='ConcatDataset',\n        datasets=[\n{joined}        ],\n"
-    return (
-        f'{split}_dataloader = dict(\n    batch_size={batch},\n    num_workers={plan.workers},\n'
-        f'    persistent_workers={plan.workers > 0},\n    dataset=dict(\n{dataset}    ),\n)\n'
-    )
-
-
-def _dataset(part: dict[str, Any], split: str, indent: str, delete: bool = False) -> str:
-    """Arguments of a data set, a line each."""
-    shown = {'_delete_': True} if delete else {}
-    lines = [f'{key}={_show(value)}' for key, value in (shown | part).items()]
-    return ''.join(f'{indent}{line},\n' for line in [*lines, f'pipeline={split}_pipeline', '**_dataset'])
-
-
-def _show(value: Any) -> str:
-    if not isinstance(value, dict):
-        return repr(value)
-    return f'dict({", ".join(f"{key}={_show(item)}" for key, item in value.items())})'
-
-
-def _metainfo(data: DataSet) -> str:
-    return 'dict(classes=classes, palette=palette)' if len(data.classes) <= _PALETTE else 'dict(classes=classes)'
+def _loader(data: DataSet, plan: Plan, split: str, batch: int) -> str:
+    end, prefix = '.json' if data.task == 'det' else '.txt', ''
+    if data.task == 'det':
+        prefix = f'\n        data_prefix=dict(img={literal(data.details["folders"][split])}),'
+    return f"""{split}_dataloader = dict(
+    batch_size={batch},
+    num_workers={plan.workers},
+    persistent_workers={plan.workers > 0},
+    dataset=dict(
+        _delete_=True,
+        ann_file=project + '/{split}{end}',{prefix}
+        pipeline={split}_pipeline,
+        **_dataset,
+    ),
+)
+"""
 
 
 def _load_image(data: DataSet) -> str:
@@ -111,9 +104,7 @@ def _load_image(data: DataSet) -> str:
     return "    dict(type='LoadImageFromFile', color_type='color_ignore_orientation'),  # as the labels were drawn\n"
 
 
-def _segmentation(data: DataSet, plan: Plan, datasets: dict[str, list[dict[str, Any]]]) -> str:
-    meaning = data.details['meaning']
-    zero = meaning.reduce_zero_label
+def _segmentation(data: DataSet, plan: Plan) -> str:
     crop = plan.size[0]
     stride = crop * 2 // 3
     if plan.nano:
@@ -158,10 +149,33 @@ val_pipeline = [
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
+test_pipeline = val_pipeline
+# Every view has the scale of the validation, times the ratio.
+tta_pipeline = [
+{_load_image(data)}    dict(
+        type='TestTimeAug',
+        transforms=[
+            [
+                dict(type='Resize', scale=tuple(round(side * ratio) for side in scale), keep_ratio=True)
+                for ratio in (0.75, 1.0, 1.25)
+            ],
+            [dict(type='RandomFlip', prob=prob, direction='horizontal') for prob in (0.0, 1.0)],
+            [dict(type='LoadAnnotations')],
+            [dict(type='PackSegInputs')],
+        ],
+    ),
+]
+# The lists name the images; labels/ has a map of class indices for each, 255 where nothing is trained.
 _dataset = dict(
-    type='BaseSegDataset', data_root=data_root, metainfo={_metainfo(data)}, reduce_zero_label={zero}
+    type='BaseSegDataset',
+    data_root=data_root,
+    data_prefix=dict(img_path='', seg_map_path=project + '/labels'),
+    img_suffix='',
+    seg_map_suffix='.png',
+    metainfo=dict(classes=classes, palette=palette),
+    reduce_zero_label=False,
 )
-{_loaders(plan, datasets)}
+{_loaders(data, plan)}
 # The learning rate is for a batch of {plan.batch_size}: more processes take --auto-scale-lr.
 optim_wrapper = dict(optimizer=dict(lr={plan.lr!r}){decay})
 auto_scale_lr = dict(base_batch_size={plan.batch_size})
@@ -178,7 +192,7 @@ default_hooks = dict(
 """
 
 
-def _detection(data: DataSet, plan: Plan, datasets: dict[str, list[dict[str, Any]]]) -> str:
+def _detection(data: DataSet, plan: Plan) -> str:
     masks = data.details['masks']
     if plan.nano:
         note, backbone = _NANO, ''
@@ -217,9 +231,10 @@ val_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True, with_mask={masks}),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
-_dataset = dict(type='CocoDataset', data_root=data_root, metainfo={_metainfo(data)})
-{_loaders(plan, datasets)}val_evaluator = dict(ann_file='{{{{ fileDirname }}}}/val.json', metric={metric})
-test_evaluator = val_evaluator
+test_pipeline = val_pipeline
+_dataset = dict(type='CocoDataset', data_root=data_root, metainfo=dict(classes=classes, palette=palette))
+{_loaders(data, plan)}val_evaluator = dict(ann_file=project + '/val.json', metric={metric})
+test_evaluator = dict(ann_file=project + '/{'test' if 'test' in data.splits else 'val'}.json', metric={metric})
 
 # The learning rate is for a batch of {plan.batch_size}: more processes take --auto-scale-lr.
 optim_wrapper = dict(
@@ -241,7 +256,7 @@ default_hooks = dict(
 """
 
 
-def _classification(data: DataSet, plan: Plan, datasets: dict[str, list[dict[str, Any]]]) -> str:
+def _classification(data: DataSet, plan: Plan) -> str:
     side = plan.size[0]
     topk = '(1, 5)' if len(data.classes) > 5 else '(1,)'
     norm = "        norm_cfg=dict(type='BN'),\n"
@@ -284,8 +299,9 @@ val_pipeline = [
     dict(type='CenterCrop', crop_size={side}),
     dict(type='PackInputs'),
 ]
-_dataset = dict(type='CustomDataset', data_root=data_root, metainfo=dict(classes=classes))
-{_loaders(plan, datasets, plan.batch_size)}val_evaluator = dict(topk={topk})
+test_pipeline = val_pipeline
+_dataset = dict(type='CustomDataset', data_root=data_root, data_prefix='', metainfo=dict(classes=classes))
+{_loaders(data, plan, plan.batch_size)}val_evaluator = dict(topk={topk})
 test_evaluator = val_evaluator
 
 # The learning rate is for a batch of {plan.batch_size}: more processes take --auto-scale-lr.

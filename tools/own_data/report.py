@@ -3,6 +3,7 @@
 from typing import TextIO
 
 from rich.console import Console
+from rich.markup import escape
 
 from mmpelk.analysis.table import Table
 
@@ -10,6 +11,7 @@ from .dataset import DataSet
 
 __all__ = ['print_report']
 
+_VALUES = 60  # values of label maps
 _ROWS = 20  # classes shown before the table is cut
 _TASKS = {'seg': 'segmentation', 'det': 'detection', 'cls': 'classification'}
 
@@ -24,8 +26,9 @@ def print_report(data: DataSet, file: TextIO | None = None) -> None:
     console = Console(file=file)
     areas = sorted(data.sizes, key=lambda size: size[0] * size[1])
     overview = Table(['', 'found'], title=f'{_TASKS[data.task]} in {data.root}')
-    for split, purpose in (('train', 'train on'), ('val', 'validate on')):
-        overview.add(f'pictures to {purpose}', str(len(data.splits[split])))
+    for split, purpose in (('train', 'train on'), ('val', 'validate on'), ('test', 'test on at the end')):
+        if split in data.splits:
+            overview.add(f'pictures to {purpose}', str(len(data.splits[split])))
     shown = (areas[0], data.median_size, areas[-1])
     overview.add('sizes: smallest, middle, largest', ', '.join(f'{width}x{height}' for width, height in shown))
     overview.add('classes', str(len(data.classes)))
@@ -42,10 +45,24 @@ def print_report(data: DataSet, file: TextIO | None = None) -> None:
     order = sorted(range(len(data.classes)), key=lambda index: -data.counts[index])
     classes = Table(['class', 'index', data.unit, 'share'])
     for index in order[:_ROWS]:
-        classes.add(data.classes[index], str(index), str(data.counts[index]), f'{data.counts[index] / total:.2%}')
+        classes.add(
+            _plain(data.classes[index]), str(index), str(data.counts[index]), f'{data.counts[index] / total:.2%}'
+        )
     if rest := order[_ROWS:]:
         count = sum(data.counts[index] for index in rest)
         classes.add(f'{len(rest)} more', '', str(count), f'{count / total:.2%}')
     classes.print(console)
-    for note in data.notes:
+    if rows := data.details.get('values'):
+        values = Table(['in the label maps', 'is the class', 'index', 'share of the pixels'], labels=2)
+        for row in rows[:_VALUES]:
+            values.add(*map(_plain, row))
+        if len(rows) > _VALUES:
+            values.add(f'{len(rows) - _VALUES} more', '', '', '')
+        values.print(console)
+    for note in sorted(data.notes, key=lambda note: note.kind != 'question'):
         console.print(f'- {note}', markup=False, highlight=False, soft_wrap=True)
+
+
+def _plain(text: str) -> str:
+    """On one line, and without what rich takes for markup."""
+    return escape(''.join(letter if letter.isprintable() else ' ' for letter in text))

@@ -1,88 +1,73 @@
 """Segmentation: images and label maps, whatever their layout, and the mistakes that are easy to make with them."""
 
 import re
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from mmpelk.analysis.drawings import IMAGE_SUFFIXES
 from mmpelk.errors import UserError
 
 from .dataset import (
     DataSet,
     Header,
-    find_images,
+    complete_splits,
     known_metainfo,
-    make_palette,
+    listed_in,
     map_files,
-    read_classes,
     read_header,
-    split_names,
+    read_split_lists,
     split_of,
-    spread,
 )
+from .meaning import IGNORED, Answers, Meaning, Statistics, interpret
+from .names import ClassName, pack, read_names
 
-__all__ = ['read_segmentation']
+__all__ = ['Pair', 'read_segmentation', 'write_labels']
 
-# Names of folders, in lower case.
-_IMAGES = ('images', 'image', 'imgs', 'img', 'img_dir', 'jpegimages', 'leftimg8bit', 'photos', 'pictures', 'rgb')
-_LABELS = (
-    *('annotations', 'annotation', 'labels', 'label', 'masks', 'mask', 'ann_dir', 'segmentationclass', 'gtfine', 'gt'),
-    *('segmentationclassaug', 'ground_truth', 'groundtruth', 'segmentations', 'segmentation', 'seg'),
-)
-# Ends of names that only images have, and, where an image has several label maps, the end of the one to take.
-_IMAGE_ENDS = ('_leftImg8bit', '_image', '_img', '_sat', '')
-_LABEL_ENDS = ('_gtFine_labelTrainIds', '_gtFine_labelIds')
-_IGNORED = 255
-_MOST_COLOURS = 256
+# Words in the names of folders and files, in lower case.
+_IMAGES = {'images', 'image', 'imgs', 'img', 'jpegimages', 'jpeg', 'jpg', 'leftimg8bit', 'photos', 'photo', 'pictures'}
+_IMAGES |= {'rgb', 'sat', 'stills', 'inputs', 'input', 'raw', 'stillsraw'}
+_LABELS = {'annotations', 'annotation', 'annots', 'annot', 'ann', 'labels', 'label', 'labeled', 'labelled', 'lbl', 'l'}
+_LABELS |= {'masks', 'mask', 'segmentationclass', 'segmentationclassaug', 'segmentations', 'segmentation', 'seg', 'gt'}
+_LABELS |= {
+    'gtfine',
+    'groundtruth',
+    'truth',
+    'semantic',
+    'trimaps',
+    'targets',
+    'labeltrainids',
+    'labelids',
+    'labeledapproved',
+}
+_PLAIN = {'dir', 'png', 'tif', 'tiff', 'jpg', 'jpeg', 'class', 'ground', 'full', 'fixed', 'approved'}
+_OTHER = {'segmentationobject', 'instances', 'instance', 'instanceids', 'panoptic', 'depth', 'disparity'}  # no classes
+_BEST = ('labeltrainids', 'labelids', '', 'color')  # where an image has several label maps, the first of these
+_CITYSCAPES = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # labelIds of the 19 classes
 _RARE = 1e-3  # share of the labelled pixels below which a class is called rare
-Colour = tuple[int, int, int]
 
 
-@dataclass
-class _Folders:
-    """Folders that belong together, relative to the root; ``split`` where their names say it."""
+@dataclass(frozen=True)
+class Pair:
+    """An image and its label map, relative to the root, and the split that their folders say."""
 
-    images: str
-    labels: str
+    image: str
+    label: str
     split: str | None = None
 
 
 @dataclass(frozen=True)
-class _Pair:
-    folders: int
-    name: str  # without its end
-    image_end: str
-    label_end: str
-
-    def image(self, root: Path, folders: Sequence[_Folders]) -> Path:
-        return root / folders[self.folders].images / f'{self.name}{self.image_end}'
-
-    def label(self, root: Path, folders: Sequence[_Folders]) -> Path:
-        return root / folders[self.folders].labels / f'{self.name}{self.label_end}'
-
-
-@dataclass(frozen=True)
 class _Label:
-    """What one label map holds: values, or packed colours, with their number of pixels."""
+    """What one label map holds."""
 
     header: Header
     mode: str = ''
-    counts: dict[int, int] = field(default_factory=dict)
-
-
-@dataclass
-class _Meaning:
-    """What the values in the files stand for."""
-
-    classes: list[str]
-    palette: list[Colour]
-    reduce_zero_label: bool = False
-    mapping: dict[int, int] | None = None  # from values or packed colours, where the files have to be rewritten
+    statistics: Statistics = field(default_factory=Statistics)
 
 
 def read_segmentation(
@@ -90,185 +75,278 @@ def read_segmentation(
     classes: str | None = None,
     images: str | None = None,
     labels: str | None = None,
-    reduce_zero_label: bool | None = None,
+    answers: Answers | None = None,
     val_share: float = 0.2,
-    limit: int = 2000,
 ) -> DataSet:
     """Read a folder of images and label maps.
 
-    Known layouts: ADE20K's, Pascal VOC's, Cityscapes', MMSegmentation's, and any two folders of images and labels with
-    equal names in them, below or above folders that are called train and val.
+    Images and label maps belong together if their paths are equal but for words such as ``images`` and ``masks`` in the
+    names of folders and files: ADE20K's layout, Pascal VOC's, Cityscapes', CamVid's, MMSegmentation's, LoveDA's,
+    ``x.jpg`` beside ``x_mask.png``.
 
     Args:
         root: The folder.
-        classes: As :func:`~own_data.dataset.read_classes` takes it.
+        classes: As :func:`~own_data.names.read_names` takes it.
         images: Folder of the images in ``root``, if its name does not tell.
         labels: Folder of the label maps.
-        reduce_zero_label: Whether the value 0 means "no class" and the classes begin at 1; guessed by default.
-        val_share: Share of the pictures to validate on where the folders do not say it.
-        limit: Label maps whose pixels are counted, and images that are read through.
+        answers: What the user says about the label maps.
+        val_share: Share of the pictures to validate on where nothing says it.
 
     Raises:
         UserError: If there are no such folders, or nothing can be trained on what is there.
     """
     root = root.resolve()
-    folders = _find_folders(root, images, labels)
     data = DataSet('seg', root, [], [], {}, [], [], 'pixels')
-    pairs = _find_pairs(data, folders)
-    checked = set(spread(pairs, limit))
+    pairs = _find_pairs(data, images, labels)
+    names = read_names(classes, root)
+    through_palette = _named_by_palette(root / pairs[0].label, names)
 
-    def read(pair: _Pair) -> tuple[Header, _Label]:
-        image = read_header(pair.image(root, folders), pixels=pair in checked)
-        return image, _read_label(pair.label(root, folders), pixels=pair in checked)
+    def read(pair: Pair) -> tuple[Header, _Label]:
+        return read_header(root / pair.image), _read_label(root / pair.label, through_palette)
 
     found = dict(zip(pairs, map_files(read, pairs, 'Reading label maps'), strict=True))
-    if len(checked) < len(pairs):
-        data.note('remark', f'the pixels of {len(checked)} of {len(pairs)} label maps were counted')
     pairs = _check_pairs(data, found)
-    values: Counter[int] = Counter()
+    statistics = Statistics()
     for pair in pairs:
-        values.update(found[pair][1].counts)
-    colour_coded = _is_colour_coded(data, {pair: found[pair][1] for pair in pairs})
-    meaning = _interpret(data, values, colour_coded, classes, reduce_zero_label, pairs)
+        statistics.add(found[pair][1].statistics)
+    coloured = _are_coloured(data, {pair: found[pair][1] for pair in pairs}) or through_palette
+    lossy = any(pair.label.lower().endswith(('.jpg', '.jpeg')) for pair in pairs)
+    public = _public(pairs)
+    meaning = interpret(statistics, coloured, lossy, names, answers or Answers(), public)
+    for kind, text in meaning.said:
+        data.note(kind, text)
     data.classes, data.palette = meaning.classes, meaning.palette
-    _split(data, folders, pairs, val_share)
-    _count(data, {pair: found[pair][1].counts for pair in pairs}, meaning)
+    splits = _split(data, pairs, val_share)
+    _count(data, splits, {pair: found[pair][1].statistics.counts for pair in pairs}, meaning)
+    data.splits = {split: [pair.image for pair in chosen] for split, chosen in splits.items()}
     data.sizes = [image.stored if data.ignore_orientation else image.upright for image, _ in (found[p] for p in pairs)]
-    data.details |= dict(folders=folders, pairs=pairs, meaning=meaning)
+    chosen = [pair for part in splits.values() for pair in part]
+    data.details |= dict(pairs=chosen, meaning=meaning, through_palette=through_palette, values=meaning.rows)
     return data
 
 
-def write_labels(data: DataSet, out: Path) -> bool:
-    """Write label maps of indices where the files hold colours or scattered values; the classes begin at 0 there.
-
-    Returns:
-        Whether that was needed.
-    """
+def read_indices(data: DataSet, pair: Pair) -> npt.NDArray[np.uint8]:
+    """The label map of an image as indices of the classes, ``(H, W)``, 255 for what is not trained on."""
     mapping = data.details['meaning'].mapping
-    if mapping is None:
-        return False
-    folders = data.details['folders']
     keys = np.array(sorted(mapping))
     indices = np.array([mapping[key] for key in sorted(mapping)], np.uint8)
+    with Image.open(data.root / pair.label) as image:
+        values = _values(image, data.details['through_palette'])
+    position = np.searchsorted(keys, values).clip(max=len(keys) - 1)
+    return np.where(keys[position] == values, indices[position], np.uint8(IGNORED))
 
-    def write(pair: _Pair) -> None:
-        values = _values(Image.open(pair.label(data.root, folders)))
-        position = np.searchsorted(keys, values).clip(max=len(keys) - 1)
-        target = out / folders[pair.folders].labels / f'{pair.name}.png'
+
+def write_labels(data: DataSet, out: Path) -> None:
+    """Write a PNG of indices for every image, as ``out/IMAGE.png``: the classes from 0 on, 255 for no class."""
+
+    def write(pair: Pair) -> None:
+        target = out / f'{pair.image}.png'
         target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.where(keys[position] == values, indices[position], np.uint8(_IGNORED))).save(target)
+        Image.fromarray(read_indices(data, pair)).save(target)
 
     map_files(write, data.details['pairs'], 'Writing label maps')
-    return True
 
 
-def _find_folders(root: Path, images: str | None, labels: str | None) -> list[_Folders]:
+@dataclass(frozen=True)
+class _Named:
+    """What the name of a file says."""
+
+    path: str
+    is_label: bool
+    rank: int  # among several label maps of an image
+    key: str  # equal for an image and its label map
+    stem: str  # the last part of it
+    split: str | None
+
+
+def _read_name(path: str, stems_first: bool, is_label: bool | None = None) -> _Named | None:
+    """Take the words off a path; ``None`` if it is neither image nor label map."""
+    *folders, file = path.split('/')
+    stem = file.rsplit('.', 1)[0]
+    said: dict[str, set[str]] = {'folders': set(), 'stem': set()}
+    kept = []
+    for folder in folders:
+        words = (
+            [folder.lower()]
+            if folder.lower() in _LABELS | _IMAGES | _OTHER
+            else re.split(r'[^a-z0-9]+', folder.lower())
+        )
+        rest = []
+        for word in words:
+            end = next((end for end in _LABELS | _IMAGES if len(end) > 2 and word.endswith(end) and word != end
+                        and split_of(word.removesuffix(end))), '')  # trainannot  # fmt: skip
+            word, known = word.removesuffix(end), end or word
+            if known in _LABELS | _IMAGES | _OTHER and len(known) > 1:
+                said['folders'].add(known)
+            if word and word not in _LABELS | _IMAGES | _PLAIN:
+                rest.append(word)
+        kept += ['_'.join(rest)] if (rest and not re.fullmatch(r'v?[\d_]+', '_'.join(rest))) or rest == words else []
+    stem = re.sub(r'^(image|img|mask|label|seg)(?=\d)', r'\1_', stem, flags=re.IGNORECASE)  # mask7
+    words = re.split(r'([^A-Za-z0-9]+)', stem)
+    while len(words) > 2 and words[-1].lower() in _LABELS | _IMAGES | _OTHER | {'color'}:
+        said['stem'].add(words[-1].lower())
+        words = words[:-2]
+    while len(words) > 2 and words[0].lower() in (_LABELS | _IMAGES) - {'l'}:
+        said['stem'].add(words[0].lower())
+        words = words[2:]
+    if len(words) == 1 and words[0].lower() in _LABELS | _IMAGES and folders:
+        said['stem'].add(words[0].lower())
+        words = ['']
+    if (said['folders'] | said['stem']) & _OTHER:
+        return None
+    order = ('stem', 'folders') if stems_first else ('folders', 'stem')
+    told = next((said[where] for where in order if said[where]), set())
+    label = bool(told & (_LABELS | {'color'})) if is_label is None else is_label
+    rank = min((_BEST.index(word) for word in said['stem'] if word in _BEST), default=_BEST.index(''))
+    name = ''.join(words)
+    split = split_of('/'.join(folders)) if folders else None
+    return _Named(path, label, rank, '/'.join([*kept, name]), name or (kept[-1] if kept else ''), split)
+
+
+def _list_files(root: Path) -> list[str]:
+    suffixes = IMAGE_SUFFIXES | {'.gif'}
+    paths = (path.relative_to(root) for path in root.rglob('*') if path.suffix.lower() in suffixes and path.is_file())
+    return sorted(p.as_posix() for p in paths if not any(part[0] == '.' or part == '__MACOSX' for part in p.parts))
+
+
+def _find_pairs(data: DataSet, images: str | None, labels: str | None) -> list[Pair]:
     if (images is None) != (labels is None):
         raise UserError('--images and --labels go together: the folders of the images and of the label maps')
-    if images is not None and labels is not None:
-        for folder in (images, labels):
-            if not (root / folder).is_dir():
-                raise UserError(f"there is no folder '{folder}' in '{root}'")
-        return [_Folders(images, labels)]
-    children = {path.name.lower(): path.name for path in root.iterdir() if path.is_dir()}
-    if pair := _choose(children):
-        return [_Folders(*pair)]
-    found = []
-    for name in sorted(children.values()):
-        inside = {path.name.lower(): path.name for path in (root / name).iterdir() if path.is_dir()}
-        if (split := split_of(name)) and (pair := _choose(inside)):
-            found.append(_Folders(f'{name}/{pair[0]}', f'{name}/{pair[1]}', split))
-    if not found:
-        raise UserError(
-            f"'{root}' holds {', '.join(sorted(children.values())) or 'no folders'}: neither images and labels ("
-            'such as images/ and annotations/, JPEGImages/ and SegmentationClass/, leftImg8bit/ and gtFine/) nor '
-            'train/ and val/ with those inside. Name them: --images FOLDER --labels FOLDER'
-        )
-    return found
-
-
-def _choose(names: dict[str, str]) -> tuple[str, str] | None:
-    images = next((names[name] for name in _IMAGES if name in names), None)
-    labels = next((names[name] for name in _LABELS if name in names), None)
-    return (images, labels) if images and labels else None
-
-
-def _find_pairs(data: DataSet, folders: list[_Folders]) -> list[_Pair]:
-    pairs: list[_Pair] = []
-    for index, folder in enumerate(folders):
-        images, labels = (find_images(data.root / name) for name in (folder.images, folder.labels))
-        if not images:
-            raise UserError(f"there is no image in '{data.root / folder.images}'")
-        if not labels:
-            raise UserError(f"there is no label map in '{data.root / folder.labels}'")
-        by_name: dict[str, str] = {}  # name without its end, to the end
-        for path in images:
-            stem, suffix = path.rsplit('.', 1)
-            end = next(end for end in _IMAGE_ENDS if stem.endswith(end))
-            by_name[stem.removesuffix(end)] = f'{end}.{suffix}'
-        ends, owners = _label_ends(labels, by_name)
-        matched = set()
-        for path in labels:
-            name = owners.get(path)
-            if name is not None and path.removeprefix(name) in ends and name not in matched:
-                matched.add(name)
-                pairs.append(_Pair(index, name, by_name[name], path.removeprefix(name)))
-        if alone := sorted(f'{name}{end}' for name, end in by_name.items() if name not in matched):
-            data.note('mistake', f'{len(alone)} images without a label map are left out', alone)
-        if alone := [path for path in labels if path not in owners]:
-            data.note('mistake', f'{len(alone)} label maps without an image are left out', alone)
+    prefixes: dict[bool, str] = {}
+    for is_label, folder in ((False, images), (True, labels)):
+        if folder is not None:
+            if not (data.root / folder).is_dir():
+                raise UserError(f"there is no folder '{folder}' in '{data.root}'")
+            prefixes[is_label] = '' if Path(folder) == Path() else f'{Path(folder).as_posix()}/'
+    if len(set(prefixes.values())) == 2:
+        listed: list[tuple[str, bool | None, str]] = [
+            (prefix, is_label, name)
+            for is_label, prefix in prefixes.items()
+            for name in _list_files(data.root / prefix)
+            # One folder may lie in the other.
+            if not any(
+                other.startswith(prefix) and other != prefix and f'{prefix}{name}'.startswith(other)
+                for other in prefixes.values()
+            )
+        ]
+    else:
+        prefix = next(iter(prefixes.values()), '')
+        listed = [(prefix, None, name) for name in _list_files(data.root / prefix)]
+    for stems_first in (False, True):
+        named = [(prefix, _read_name(name, stems_first, is_label)) for prefix, is_label, name in listed]
+        files = [replace(name, path=f'{prefix}{name.path}') for prefix, name in named if name is not None]
+        pairs, alone = _match([f for f in files if not f.is_label], [f for f in files if f.is_label])
+        if pairs:
+            break
     if not pairs:
+        folders = sorted({path.split('/')[0] for _, _, path in listed if '/' in path})
         raise UserError(
-            f"no image in '{data.root / folders[0].images}' has a label map of its name in "
-            f"'{data.root / folders[0].labels}': {data.notes[0]}"
+            f"'{data.root}' holds {len(listed)} pictures in {', '.join(folders[:8]) or 'no folder'}, and no label map "
+            'that belongs to an image by its name, such as images/7.jpg and masks/7.png, or 7.jpg and 7_mask.png. '
+            'Where the folders have other names: --images FOLDER --labels FOLDER'
         )
+    lonely = [file.path for file in alone if not file.is_label]
+    tests = [file.path for file in alone if not file.is_label and file.split == 'test']
+    if tests and not any(pair.split == 'test' for pair in pairs):
+        data.note('remark', f'{len(tests)} images of the test split have no label map: demo_image.py draws them', tests)
+        lonely = [path for path in lonely if path not in tests]
+    data.leave_out('images have no label map', lonely, len(lonely) + len(pairs))
+    lost = [file.path for file in alone if file.is_label]
+    data.leave_out('label maps have no image', lost, len(lost) + len(pairs))
     return pairs
 
 
-def _label_ends(labels: list[str], names: dict[str, str]) -> tuple[set[str], dict[str, str]]:
-    """Ends of the label maps to take, such as ``'.png'`` or ``'_mask.png'``, and each file's image."""
-    owners: dict[str, str] = {}
-    for path in labels:
-        stem = path.rsplit('.', 1)[0]
-        # The longest name that the file's begins with, cut at any place but in the middle of a number.
-        for length in range(len(stem), 0, -1):
-            if stem[:length] in names and not (
-                stem[length - 1 : length].isdigit() and stem[length : length + 1].isdigit()
-            ):
-                owners[path] = stem[:length]
+def _match(images: list[_Named], labels: list[_Named]) -> tuple[list[Pair], list[_Named]]:
+    """Pairs by the whole path without its words, then by split and name, by name alone, and by the beginning of it."""
+    free = {image.path: image for image in images}
+    left = sorted(labels, key=lambda label: (label.rank, label.path))
+    pairs: dict[str, Pair] = {}
+    claimed = set()  # other label maps of images that have one
+    for key_of in (lambda f: f.key, lambda f: (f.split, f.stem), lambda f: f.stem):
+        groups: dict[Any, list[_Named]] = defaultdict(list)
+        for image in images:
+            groups[key_of(image)].append(image)
+        rest = []
+        for label in left:
+            owners = groups[key_of(label)]
+            if len(owners) == 1 and owners[0].path in free:
+                free.pop(owners[0].path)
+                pairs[owners[0].path] = Pair(owners[0].path, label.path, owners[0].split or label.split)
+            elif owners and any(owner.path in pairs for owner in owners) and len(owners) == 1:
+                claimed.add(label.path)
+            else:
+                rest.append(label)
+        left = rest
+    by_stem = {(image.split, image.stem): image for image in free.values()}
+    rest = []
+    for label in left:
+        # The longest name that the label map's begins with, cut at any place but in the middle of a number.
+        for length in range(len(label.stem) - 1, 0, -1):
+            start, after = label.stem[:length], label.stem[length]
+            owner = by_stem.get((label.split, start))
+            if owner and owner.path in free and not (start[-1].isdigit() and after.isdigit()):
+                free.pop(owner.path)
+                pairs[owner.path] = Pair(owner.path, label.path, owner.split)
                 break
-    ends = {path: path.removeprefix(name) for path, name in owners.items()}
-    kinds = Counter(end.rsplit('.', 1)[0] for end in ends.values())
-    preferred = [kind for kind in _LABEL_ENDS if kind in kinds] or [kind for kind, _ in kinds.most_common(1)]
-    return {end for end in ends.values() if end.rsplit('.', 1)[0] == preferred[0]} if preferred else set(), owners
+        else:
+            rest.append(label)
+    return [pairs[path] for path in sorted(pairs)], [*free.values(), *rest]
 
 
-def _values(image: Image.Image) -> npt.NDArray[np.int64]:
-    """Values of a label map ``(H, W)``; colours packed as ``R * 65536 + G * 256 + B``."""
-    if image.mode in ('RGB', 'RGBA', 'CMYK', 'YCbCr', 'LA', 'PA'):
+def _values(image: Image.Image, through_palette: bool = False) -> npt.NDArray[np.int64]:
+    """Values of a label map ``(H, W)``, or packed colours."""
+    if image.mode in ('RGB', 'RGBA', 'CMYK', 'YCbCr', 'LA', 'PA') or through_palette:
         pixels = np.asarray(image.convert('RGB'), dtype=np.int64)
         return pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
     return np.asarray(image).astype(np.int64)
 
 
-def _read_label(path: Path, pixels: bool) -> _Label:
+def _named_by_palette(path: Path, names: list[ClassName]) -> bool:
+    """Whether a label map of indices has a palette whose colours are those of the list of classes."""
+    colours = {name.key for name in names if name.coloured}
     try:
         with Image.open(path) as image:
-            header = Header(*image.size)
-            if not pixels:
-                return _Label(header, image.mode)
-            values, counts = np.unique(_values(image), return_counts=True)
-            return _Label(header, image.mode, dict(zip(values.tolist(), counts.tolist(), strict=True)))
+            if not colours or image.mode != 'P':
+                return False
+            return set(np.unique(_values(image, through_palette=True)).tolist()) <= colours | {pack(224, 224, 192)}
+    except Exception:  # whatever the damage leads to; it is told when all label maps are read
+        return False
+
+
+def _read_label(path: Path, through_palette: bool) -> _Label:
+    try:
+        with Image.open(path) as image:
+            header, mode = Header(*image.size), image.mode
+            values = _values(image, through_palette)
     except Exception as error:  # Pillow's readers raise whatever the damage leads to
         return _Label(Header(error=f'{type(error).__name__}: {error}'.splitlines()[0]))
+    keys, positions = np.unique(values, return_inverse=True)
+    positions = positions.reshape(values.shape)
+    counts = np.bincount(positions.ravel(), minlength=len(keys))
+    # Pixels whose neighbours to all four sides are of their own value.
+    inside = np.zeros(values.shape, bool)
+    same = positions[1:-1, 1:-1]
+    inside[1:-1, 1:-1] = (
+        (same == positions[:-2, 1:-1])
+        & (same == positions[2:, 1:-1])
+        & (same == positions[1:-1, :-2])
+        & (same == positions[1:-1, 2:])
+    )
+    inner = np.bincount(positions[inside], minlength=len(keys))
+    numbers = keys.tolist()
+    return _Label(
+        header,
+        mode,
+        Statistics(dict(zip(numbers, counts.tolist(), strict=True)), dict(zip(numbers, inner.tolist(), strict=True))),
+    )
 
 
-def _check_pairs(data: DataSet, found: dict[_Pair, tuple[Header, _Label]]) -> list[_Pair]:
+def _check_pairs(data: DataSet, found: dict[Pair, tuple[Header, _Label]]) -> list[Pair]:
     """Pairs that can be trained on."""
     broken = {pair: image.error or label.header.error for pair, (image, label) in found.items()}
-    if names := [pair.name for pair, error in broken.items() if error]:
+    if names := [pair.image for pair, error in broken.items() if error]:
         first = next(error for error in broken.values() if error)
-        data.note('mistake', f'{len(names)} pictures or label maps cannot be read ({first}) and are left out', names)
+        data.leave_out(f'images or their label maps cannot be read ({first})', names, len(found))
     readable = {pair: sizes for pair, sizes in found.items() if not broken[pair]}
     turned = {pair: sizes for pair, sizes in readable.items() if sizes[0].orientation > 1}
     as_stored = [p for p, (image, label) in turned.items() if label.header.stored == image.stored != image.upright]
@@ -280,202 +358,83 @@ def _check_pairs(data: DataSet, found: dict[_Pair, tuple[Header, _Label]]) -> li
             text = text.format(len(as_stored), 'shifts them against their label maps: the config ignores it')
         else:
             text = text.format(len(as_upright), 'is in their label maps, too: it is applied')
-        data.note('decision', text, [pair.name for pair in as_stored or as_upright])
-    if undecided := [pair.name for pair in turned if pair not in as_stored and pair not in as_upright]:
+        data.note('decision', text, [pair.image for pair in as_stored or as_upright])
+    if undecided := [pair.image for pair in turned if pair not in as_stored and pair not in as_upright]:
         applied = 'ignored' if data.ignore_orientation else 'applied'
         text = f'{len(undecided)} pictures are rotated by EXIF in a way that their sizes do not tell: it is {applied}'
         data.note('decision', text, undecided)
-    good: list[_Pair] = []
-    different: list[_Pair] = []
+    good: list[Pair] = []
+    different: list[Pair] = []
     for pair, (image, label) in readable.items():
         fits = label.header.stored == (image.stored if data.ignore_orientation else image.upright)
         (good if fits else different).append(pair)
     if different:
         example = ' against '.join('x'.join(map(str, header.stored)) for header in (
             readable[different[0]][0], readable[different[0]][1].header))  # fmt: skip
-        text = f'{len(different)} label maps differ in size from their images ({example}) and are left out'
-        data.note('mistake', text, [pair.name for pair in different])
+        names = [pair.image for pair in different]
+        data.leave_out(f'label maps differ in size from their images ({example})', names, len(found))
     if not good:
         raise UserError(f"nothing in '{data.root}' can be trained on: {data.notes[-1]}")
     return good
 
 
-def _is_colour_coded(data: DataSet, labels: dict[_Pair, _Label]) -> bool:
+def _are_coloured(data: DataSet, labels: dict[Pair, _Label]) -> bool:
     coded = [pair for pair, label in labels.items() if label.mode in ('RGB', 'RGBA', 'CMYK', 'YCbCr', 'LA', 'PA')]
     if coded and len(coded) < len(labels):
         raise UserError(
-            f'{len(coded)} of {len(labels)} label maps are colour pictures, such as {coded[0].name}: convert all'
+            f'{len(coded)} of {len(labels)} label maps are colour pictures, such as {coded[0].label}: convert all'
         )
-    if any(pair.label_end.lower().endswith(('.jpg', '.jpeg')) for pair in labels):
-        data.note('mistake', 'label maps are JPEGs, which blur the values at every contour: export them as PNG')
     return bool(coded)
 
 
-def _interpret(
-    data: DataSet,
-    values: Counter[int],
-    colour_coded: bool,
-    given: str | None,
-    reduce_zero_label: bool | None,
-    pairs: list[_Pair],
-) -> _Meaning:
-    """What the values mean, from names, known data sets, and the values themselves."""
-    names, colours = read_classes(given, data.root)
-    if colour_coded:
-        return _interpret_colours(data, values, names, colours)
-    used = sorted(value for value in values if value != _IGNORED)
-    if not used:
-        raise UserError(f"every pixel of the label maps in '{data.root}' is 255, which means 'no class'")
-    if used[-1] > _IGNORED:
-        raise UserError(f'a label map has the value {used[-1]}: MMSegmentation knows classes up to 254')
-    if not names and (known := _known(pairs, used)):
-        names, colours = list(known['classes']), [(r, g, b) for r, g, b in known['palette']]
-        zero = len(names) == 150 if reduce_zero_label is None else reduce_zero_label
-        data.note(
-            'decision', f'the {len(names)} classes are taken to be {", ".join(names[:3])}, ...; --classes for others'
+def _public(pairs: list[Pair]) -> Any:
+    """A function from values to the public data set that the files' names belong to."""
+
+    def known(values: list[int]) -> dict[str, Any] | None:
+        name, label, top = (
+            Path(pairs[0].image).name,
+            pairs[0].label.lower(),
+            max(v for v in (*values, 0) if v != IGNORED),
         )
-        return _Meaning(names, colours, zero)
-    if names:
-        return _interpret_named(used, names, colours, reduce_zero_label, values)
-    if used == [0] and _IGNORED in values:
-        data.note(
-            'decision',
-            'masks of 0 and 255 are rewritten: 255 means "no class" to MMSegmentation; here it is the foreground',
-        )
-        return _Meaning(['background', 'foreground'], make_palette(2), mapping={0: 0, _IGNORED: 1})
-    if used[-1] >= 8 and 2 * len(used) <= used[-1] + 1:
-        data.note(
-            'decision',
-            f'the values {_shorten(used)} are taken for grey levels of {len(used)} classes and rewritten as indices; '
-            'if they are indices, give the names of all classes with --classes',
-        )
-        mapping = {value: index for index, value in enumerate(used)} | {_IGNORED: _IGNORED}
-        return _Meaning([f'grey_{value}' for value in used], make_palette(len(used)), mapping=mapping)
-    zero = used[0] > 0 if reduce_zero_label is None else reduce_zero_label
-    if reduce_zero_label is None:
-        data.note(
-            'decision',
-            'no pixel is 0, so the classes begin at 1 (reduce_zero_label=True)'
-            if zero
-            else 'the value 0 is taken for a class of its own; if it means "not labelled", give --reduce-zero-label',
-        )
-    if zero and used[-1] == 0:
-        raise UserError('with --reduce-zero-label no class is left: every labelled pixel is 0')
-    count = used[-1] + (not zero)
-    data.note(
-        'decision', f'{count} classes have no names: give them with --classes (and --overwrite), or in the config'
-    )
-    first = int(zero)
-    return _Meaning([f'class_{first + index}' for index in range(count)], make_palette(count), zero)
+        if name.startswith('ADE_') and top <= 150:
+            return dict(known_metainfo('mmseg.ADE20KDataset'), name='ADE20K', keys=range(1, 151))
+        if '_gtfine_labeltrainids' in label and top < 19:
+            return dict(known_metainfo('mmseg.CityscapesDataset'), name='Cityscapes', keys=range(19))
+        if '_gtfine_labelids' in label and top < 34:
+            return dict(known_metainfo('mmseg.CityscapesDataset'), name='Cityscapes', keys=_CITYSCAPES)
+        if re.match(r'20\d\d_\d{6}\.', name) and top <= 20:
+            return dict(known_metainfo('mmseg.PascalVOCDataset'), name='Pascal VOC', keys=range(21))
+        return None
+
+    return lambda values: known(values) if values else None
 
 
-def _interpret_named(
-    used: list[int], names: list[str], colours: list[Colour], zero: bool | None, values: Counter[int]
-) -> _Meaning:
-    if zero is None:
-        zero = used[-1] == len(names)
-    beyond = [value for value in used if value >= len(names) + zero]
-    if beyond:
-        share = sum(values[value] for value in beyond) / sum(values.values())
-        raise UserError(
-            f'{len(names)} classes have names, but the label maps hold the values {_shorten(beyond)} beyond them '
-            f'({share:.1%} of the pixels): name all classes in their order, or correct the label maps'
-        )
-    return _Meaning(names, colours or make_palette(len(names)), zero)
-
-
-def _interpret_colours(data: DataSet, values: Counter[int], names: list[str], colours: list[Colour]) -> _Meaning:
-    if len(values) > _MOST_COLOURS:
-        raise UserError(
-            f'the label maps hold {len(values)} colours, so they are photographs or were smoothed (JPEG, resizing): '
-            'export one colour a class as PNG'
-        )
-    if colours:
-        packed = {r << 16 | g << 8 | b: index for index, (r, g, b) in enumerate(colours)}
-        unknown = {value: count for value, count in values.items() if value not in packed}
-        if unknown:
-            share = sum(unknown.values()) / sum(values.values())
-            shown = ', '.join(_hex(value) for value in list(unknown)[:5])
-            data.note(
-                'mistake', f'{share:.1%} of the pixels have colours of no class ({shown}): they are not trained on'
-            )
-        meaning = _Meaning(names, colours, mapping=packed)
-    else:
-        found = sorted(values)
-        if names and len(names) != len(found):
-            raise UserError(
-                f'{len(names)} classes have names, but the label maps have {len(found)} colours '
-                f'({", ".join(_hex(value) for value in found[:8])}): give a list with lines name,R,G,B to --classes'
-            )
-        meaning = _Meaning(
-            names or [_hex(value) for value in found],
-            [(value >> 16, value >> 8 & 255, value & 255) for value in found],
-            mapping={value: index for index, value in enumerate(found)},
-        )
-    data.note('decision', 'the label maps are colour pictures: index maps are written beside the config')
-    return meaning
-
-
-def _known(pairs: list[_Pair], used: list[int]) -> dict | None:
-    """Classes of the public data set that the files' names belong to."""
-    name = Path(pairs[0].name).name
-    if name.startswith('ADE_') and used[-1] <= 150:
-        return known_metainfo('mmseg.ADE20KDataset')
-    if pairs[0].label_end.startswith('_gtFine_labelTrainIds') and used[-1] < 19:
-        return known_metainfo('mmseg.CityscapesDataset')
-    if re.fullmatch(r'20\d\d_\d{6}', name) and used[-1] <= 20:
-        return known_metainfo('mmseg.PascalVOCDataset')
-    return None
-
-
-def _hex(value: int) -> str:
-    return f'#{value:06x}'
-
-
-def _shorten(values: list[int]) -> str:
-    return ', '.join(map(str, values[:8])) + (', ...' if len(values) > 8 else '')
-
-
-def _split(data: DataSet, folders: list[_Folders], pairs: list[_Pair], share: float) -> None:
-    splits: dict[str, list[_Pair]] = {'train': [], 'val': []}
-    lists = {
-        split: set((data.root / 'ImageSets' / 'Segmentation' / f'{split}.txt').read_text().split())
-        for split in splits
-        if (data.root / 'ImageSets' / 'Segmentation' / f'{split}.txt').is_file()
-    }
+def _split(data: DataSet, pairs: list[Pair], share: float) -> dict[str, list[Pair]]:
+    splits: dict[str, list[Pair]] = {'train': [], 'val': [], 'test': []}
+    lists = read_split_lists(data.root)
+    unsaid: list[Pair] = []
     for pair in pairs:
-        split = folders[pair.folders].split or split_of(pair.name.split('/')[0])
-        split = next((key for key, names in lists.items() if pair.name in names), None if lists else split)
-        if split:
-            splits[split].append(pair)
-    if not splits['train'] or not splits['val']:
-        by_name = {f'{pair.folders}:{pair.name}': pair for pair in splits['train'] or pairs}
-        drawn = split_names(list(by_name), share)
-        splits = {split: [by_name[name] for name in names] for split, names in drawn.items()}
-        counts = f'{len(splits["train"])} to {len(splits["val"])}'
-        data.note(
-            'decision', f'no folder says which pictures to validate on: {counts} are drawn at random, always the same'
-        )
-    data.details['splits'] = splits
-    data.splits = {split: [pair.name for pair in chosen] for split, chosen in splits.items()}
+        split = listed_in(lists, pair.image) or listed_in(lists, pair.label) if lists else pair.split
+        (splits[split] if split else unsaid).append(pair)
+    if lists:
+        counts = ', '.join(f'{len(chosen)} {split}' for split, chosen in splits.items() if chosen)
+        data.note('decision', f'the split is that of the lists beside the pictures: {counts}')
+        if unsaid:
+            data.note('remark', f'{len(unsaid)} pictures are in no list and not used', [pair.image for pair in unsaid])
+    else:
+        splits['train'] += unsaid
+    complete_splits(data, splits, share, lambda pair: pair.image)
+    return splits
 
 
-def _count(data: DataSet, counts: dict[_Pair, dict[int, int]], meaning: _Meaning) -> None:
-    total = {split: np.zeros(_IGNORED + 1, np.int64) for split in data.details['splits']}
-    for split, chosen in data.details['splits'].items():
+def _count(data: DataSet, splits: dict[str, list[Pair]], counts: dict[Pair, dict[int, int]], meaning: Meaning) -> None:
+    total = {split: np.zeros(IGNORED + 1, np.int64) for split in splits}
+    for split, chosen in splits.items():
         for value, count in sum((Counter(counts[pair]) for pair in chosen), Counter()).items():
-            if meaning.mapping is not None:
-                index = meaning.mapping.get(value, _IGNORED)
-            else:
-                index = (
-                    _IGNORED
-                    if value == _IGNORED or (meaning.reduce_zero_label and value == 0)
-                    else value - meaning.reduce_zero_label
-                )
-            total[split][index] += count
-    together = sum(total.values(), np.zeros(_IGNORED + 1, np.int64))
+            total[split][meaning.mapping.get(value, IGNORED)] += count
+    together = sum(total.values(), np.zeros(IGNORED + 1, np.int64))
     data.counts = together[: len(data.classes)].tolist()
-    data.unlabelled = float(together[_IGNORED] / max(together.sum(), 1))
+    data.unlabelled = float(together[IGNORED] / max(together.sum(), 1))
     for split, pixels in total.items():
         absent = [name for name, count in zip(data.classes, pixels.tolist(), strict=False) if not count]
         if absent:

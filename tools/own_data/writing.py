@@ -1,22 +1,43 @@
-"""The files of a project: its config, its split, and what was found in the data."""
+"""The files of a project: what was found in the data, and then its config, its split and its label maps."""
 
 import json
 from pathlib import Path
-from typing import Any
 
 from mmpelk.errors import UserError
 
-from . import segmentation
 from .dataset import DataSet
 from .plan import Plan
+from .preview import draw_preview
 from .recipes import config_text
 from .report import print_report
+from .segmentation import write_labels
 
-__all__ = ['write_project']
+__all__ = ['write_findings', 'write_project']
+
+
+def config_path(out: Path, overwrite: bool) -> Path:
+    """Path of the config of a project.
+
+    Raises:
+        UserError: If it is there already.
+    """
+    out = out.resolve()
+    config = out / f'{out.name}.py'
+    if config.exists() and not overwrite:
+        raise UserError(f"'{config}' is there already; --overwrite replaces it, with all changes that were made to it")
+    return config
+
+
+def write_findings(data: DataSet, out: Path) -> None:
+    """Write what was understood, ``data.txt``, and a drawing of it, ``data.png``."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / 'data.txt').open('w', encoding='utf-8', errors='replace') as file:
+        print_report(data, file)
+    draw_preview(data, out / 'data.png')
 
 
 def write_project(data: DataSet, plan: Plan, out: Path, overwrite: bool = False) -> Path:
-    """Write the config, the lists of the split, label maps of indices where they are needed, and the report.
+    """Write the config, the lists of the split, and label maps of indices.
 
     Args:
         data: The data set.
@@ -28,57 +49,22 @@ def write_project(data: DataSet, plan: Plan, out: Path, overwrite: bool = False)
         Path of the config.
 
     Raises:
-        UserError: If there is a config already.
+        UserError: If there is a config already, or a question is open.
     """
-    out = out.resolve()
-    config = out / f'{out.name}.py'
-    if config.exists() and not overwrite:
-        raise UserError(f"'{config}' is there already; --overwrite replaces it, with all changes that were made to it")
-    out.mkdir(parents=True, exist_ok=True)
+    config = config_path(out, overwrite)
+    if data.questions:
+        raise UserError(f'{len(data.questions)} questions are open: {data.questions[0]}')
+    config.parent.mkdir(parents=True, exist_ok=True)
+    for split, names in data.splits.items():
+        if data.task == 'det':
+            content, folder = data.details['contents'][split], data.details['folders'][split]
+            images = [dict(i, file_name=i['file_name'][len(folder) :].lstrip('/')) for i in content['images']]
+            (config.parent / f'{split}.json').write_text(json.dumps(dict(content, images=images)))
+            continue
+        labels = data.details.get('labels')
+        lines = [f'{name} {labels[name]}' if labels else name for name in names]
+        (config.parent / f'{split}.txt').write_text('\n'.join(lines) + '\n', encoding='utf-8')
     if data.task == 'seg':
-        rewritten = segmentation.write_labels(data, out / 'labels')
-        datasets = {split: _segmentation_lists(data, out, split, rewritten) for split in data.splits}
-    elif data.task == 'det':
-        datasets = {split: _detection_file(data, out, split) for split in data.splits}
-    else:
-        datasets = {split: _classification_list(data, out, split) for split in data.splits}
-    config.write_text(config_text(data, plan, datasets))
-    with (out / 'data.txt').open('w') as file:
-        print_report(data, file)
+        write_labels(data, config.parent / 'labels')
+    config.write_text(config_text(data, plan, config.parent), encoding='utf-8')
     return config
-
-
-def _segmentation_lists(data: DataSet, out: Path, split: str, rewritten: bool) -> list[dict[str, Any]]:
-    """One list of names for all pictures whose folders and ends are the same; mostly it is one."""
-    groups: dict[tuple[int, str, str], list[str]] = {}
-    for pair in data.details['splits'][split]:
-        label_end = '.png' if rewritten else pair.label_end
-        groups.setdefault((pair.folders, pair.image_end, label_end), []).append(pair.name)
-    parts = []
-    for index, ((number, image_end, label_end), names) in enumerate(groups.items()):
-        name = f'{split}.txt' if len(groups) == 1 else f'{split}_{index}.txt'
-        (out / name).write_text('\n'.join(names) + '\n')
-        folders = data.details['folders'][number]
-        labels = f'{{{{ fileDirname }}}}/labels/{folders.labels}' if rewritten else folders.labels
-        parts.append(
-            dict(
-                ann_file=f'{{{{ fileDirname }}}}/{name}',
-                data_prefix=dict(img_path=folders.images, seg_map_path=labels),
-                img_suffix=image_end,
-                seg_map_suffix=label_end,
-            )
-        )
-    return parts
-
-
-def _detection_file(data: DataSet, out: Path, split: str) -> list[dict[str, Any]]:
-    (out / f'{split}.json').write_text(json.dumps(data.details['contents'][split]))
-    folder = data.details['folders'][split]
-    return [dict(ann_file=f'{{{{ fileDirname }}}}/{split}.json', data_prefix=dict(img='' if folder == '.' else folder))]
-
-
-def _classification_list(data: DataSet, out: Path, split: str) -> list[dict[str, Any]]:
-    index = {name: number for number, name in enumerate(data.classes)}
-    lines = [f'{name} {index[name.split("/")[data.details["depth"]]]}' for name in data.splits[split]]
-    (out / f'{split}.txt').write_text('\n'.join(lines) + '\n')
-    return [dict(ann_file=f'{{{{ fileDirname }}}}/{split}.txt', data_prefix='')]

@@ -33,6 +33,46 @@ def test_split_of_the_folders(tmp_path: Path) -> None:
     assert data.classes == ['cat', 'dog']
 
 
+@pytest.mark.parametrize(
+    ('splits', 'expected'),
+    [
+        (('train', 'valid', 'test'), {'train': 6, 'val': 4, 'test': 4}),
+        (('train', 'test'), {'train': 4, 'val': 2, 'test': 4}),
+    ],
+)
+def test_nothing_is_chosen_on_the_test_split(splits: tuple[str, ...], expected: dict[str, int], tmp_path: Path) -> None:
+    for split in splits:
+        count = 3 if split == 'train' else 2
+        write(tmp_path, **{f'{split}__cat': count, f'{split}__dog': count})
+    data = read_classification(tmp_path)
+    assert names(data) == expected
+    assert {name.split('/')[0] for name in data.splits['test']} == {'test'}
+    assert not any(name.startswith('test') for name in data.splits['train'] + data.splits['val'])
+
+
+def test_a_flat_test_folder_is_no_validation(tmp_path: Path) -> None:
+    write(tmp_path, train__cat=5, train__dog=5)
+    for index in range(3):
+        image(tmp_path / 'test' / f'{index}.jpg')
+    data = read_classification(tmp_path)
+    assert names(data) == {'train': 8, 'val': 2}
+    assert data.classes == ['cat', 'dog']
+    assert '3 pictures of the test split have no class' in notes(data, 'remark')
+
+
+def test_lists_beside_the_folders(tmp_path: Path) -> None:
+    write(tmp_path, cat=3, dog=3)
+    (tmp_path / 'train.txt').write_text('cat/0.jpg 0\ncat/2.jpg 0\ndog/0.jpg 1\n')
+    (tmp_path / 'val.txt').write_text('cat/1.jpg 0\ndog/2.jpg 1\n')
+    data = read_classification(tmp_path)
+    assert data.splits == {'train': ['cat/0.jpg', 'cat/2.jpg', 'dog/0.jpg'], 'val': ['cat/1.jpg', 'dog/2.jpg']}
+
+
+def test_classes_called_like_splits(tmp_path: Path) -> None:
+    """A folder ``train_station`` is a class."""
+    assert read_classification(write(tmp_path, train_station=3, test_tube=3)).classes == ['test_tube', 'train_station']
+
+
 def test_mistakes_are_told(tmp_path: Path) -> None:
     write(tmp_path, cat=30, dog=2, bird=1)
     (tmp_path / 'fish').mkdir()
@@ -41,7 +81,7 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
     data = read_classification(tmp_path)
     told = notes(data, 'mistake')
     for said in ('1 pictures are in no folder of a class', '1 folders hold no picture and are no classes (fish)',
-                 '1 files cannot be read', '1 classes have a single picture'):  # fmt: skip
+                 '1 pictures cannot be read', '1 classes have a single picture'):  # fmt: skip
         assert said in told
     assert 'the largest class has 29 pictures, the smallest 1' in notes(data, 'remark')
     assert '1 of 3 classes have no val picture (bird)' in notes(data, 'remark')

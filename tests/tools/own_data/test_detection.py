@@ -44,7 +44,7 @@ def test_coco_sample() -> None:
     assert sum(data.counts) == 159
     assert dict(zip(data.classes, data.counts, strict=True))['person'] == 54
     assert data.details['masks']
-    assert data.details['folders'] == {'train': 'train2017', 'val': 'val2017'}
+    assert {name.split('/')[0] for name in data.splits['val']} == {'val2017'}
     assert not notes(data, 'mistake')
 
 
@@ -62,7 +62,7 @@ def test_layouts_with_splits(files: tuple[str, str], folders: tuple[str, str], t
         write(tmp_path, content(count), file, folder)
     data = read_detection(tmp_path)
     assert {split: len(names) for split, names in data.splits.items()} == {'train': 4, 'val': 2}
-    assert list(data.details['folders'].values()) == list(folders)
+    assert [str(Path(names[0]).parent) for names in data.splits.values()] == list(folders)
     assert not data.details['masks']
 
 
@@ -111,9 +111,129 @@ def test_mistakes_are_told(spoil: Callable[[Content], Any], said: str, left: int
     assert (corners[:, :2] + corners[:, 2:] <= [48, 32]).all()
 
 
+def test_nothing_is_chosen_on_the_test_split(tmp_path: Path) -> None:
+    for split, count in (('train', 4), ('valid', 2), ('test', 3)):
+        write(tmp_path, content(count), f'{split}/_annotations.coco.json', split)
+    data = read_detection(tmp_path)
+    assert {split: {name.split('/')[0] for name in names} for split, names in data.splits.items()} == {
+        'train': {'train'},
+        'val': {'valid'},
+        'test': {'test'},
+    }
+    (tmp_path / 'valid/_annotations.coco.json').unlink()
+    data = read_detection(tmp_path)
+    assert {split: len(names) for split, names in data.splits.items()} == {'train': 3, 'val': 1, 'test': 3}
+
+
+def test_lists_split_one_file(tmp_path: Path) -> None:
+    write(tmp_path, content())
+    (tmp_path / 'train.txt').write_text('0\n4\n')
+    (tmp_path / 'val.txt').write_text('1.jpg\n2.jpg\n')
+    data = read_detection(tmp_path)
+    assert data.splits == {'train': ['images/0.jpg', 'images/4.jpg'], 'val': ['images/1.jpg', 'images/2.jpg']}
+
+
+@pytest.mark.parametrize('ids', [lambda index: index, lambda index: 7, lambda index: f'x{index}'],
+                         ids=['from 0', 'repeated', 'words'])  # fmt: skip
+def test_objects_are_numbered_anew(ids: Callable[[int], object], tmp_path: Path) -> None:
+    """The id 0 means "no object" to COCO's evaluation, and equal ids mix pictures up."""
+    numbered = content()
+    for index, entry in enumerate(numbered['annotations']):
+        entry['id'] = ids(index)
+    data = read_detection(write(tmp_path, numbered))
+    for part in data.details['contents'].values():
+        assert [entry['id'] for entry in part['annotations']] == list(range(1, len(part['annotations']) + 1))
+        names = {image['id']: image['file_name'] for image in part['images']}
+        assert len(names) == len(part['images'])
+        for entry in part['annotations']:
+            assert names[entry['image_id']] in data.splits['train'] + data.splits['val']
+
+
+PATHS = {
+    'windows': lambda name: f'C:\\Users\\me\\images\\{name}',
+    'backslashes': lambda name: f'images\\{name}',
+    'absolute': lambda name: f'/home/me/set/images/{name}',
+    'upwards': lambda name: f'../images/{name}',
+}
+
+
+@pytest.mark.parametrize('path', PATHS.values(), ids=PATHS)
+def test_paths_of_other_machines(path: Callable[[str], str], tmp_path: Path) -> None:
+    moved = content()
+    write(tmp_path, moved, 'annotations/all.json')
+    for entry in moved['images']:
+        entry['file_name'] = path(entry['file_name'])
+    (tmp_path / 'annotations/all.json').write_text(json.dumps(moved))
+    data = read_detection(tmp_path)
+    assert sorted(data.splits['train'] + data.splits['val']) == [f'images/{index}.jpg' for index in range(5)]
+    assert 'paths of another machine' in notes(data, 'decision') or path('x').startswith('..')
+
+
+def test_equal_names_in_two_folders(tmp_path: Path) -> None:
+    for split in ('train', 'val'):
+        write(tmp_path, content(3), f'annotations/instances_{split}.json', f'images/{split}')
+    data = read_detection(tmp_path)
+    assert data.splits['train'] == [f'images/train/{index}.jpg' for index in range(3)]
+    assert data.splits['val'] == [f'images/val/{index}.jpg' for index in range(3)]
+
+
+def test_sizes_and_boxes_are_completed(tmp_path: Path) -> None:
+    bare = content()
+    outline = [[2, 3, 12, 3, 12, 15, 2, 15]]
+    for entry in bare['images']:
+        del entry['width'], entry['height']
+    for entry in bare['annotations']:
+        del entry['bbox']
+        entry['segmentation'] = outline
+    data = read_detection(write(tmp_path, bare))
+    assert set(data.sizes) == {(48, 32)}
+    kept = [entry for part in data.details['contents'].values() for entry in part['annotations']]
+    assert [entry['bbox'] for entry in kept] == [[2, 3, 10, 12]] * 10
+    assert data.details['masks']
+    assert '5 images without a size' in notes(data, 'decision')
+    assert '10 objects without a box' in notes(data, 'decision')
+
+
+def test_box_of_a_run_length_code(tmp_path: Path) -> None:
+    coded = content()
+    mask = np.zeros((32, 48), np.uint8)
+    mask[3:15, 2:12] = 1
+    runs = np.diff(np.flatnonzero(np.diff(np.r_[2, mask.T.ravel(), 2])))
+    for entry in coded['annotations']:
+        del entry['bbox']
+        entry['segmentation'] = dict(size=[32, 48], counts=runs.tolist())
+    data = read_detection(write(tmp_path, coded))
+    kept = [entry for part in data.details['contents'].values() for entry in part['annotations']]
+    assert {tuple(entry['bbox']) for entry in kept} == {(2, 3, 10, 12)}
+
+
+def test_crowds_stay_crowds(tmp_path: Path) -> None:
+    crowded = content()
+    crowded['annotations'][0]['iscrowd'] = 1
+    data = read_detection(write(tmp_path, crowded))
+    kept = [entry for part in data.details['contents'].values() for entry in part['annotations']]
+    assert sum(entry['iscrowd'] for entry in kept) == 1
+
+
+def test_corners_taken_for_sizes_are_a_question(tmp_path: Path) -> None:
+    corners = content()
+    for entry in corners['annotations']:
+        entry['bbox'] = [20, 10, 44, 30]
+    assert 'reach out of their images' in notes(read_detection(write(tmp_path, corners)), 'question')
+
+
+def test_a_category_that_groups_the_others_is_no_class(tmp_path: Path) -> None:
+    grouped = content()
+    for entry in grouped['categories']:
+        entry['supercategory'] = 'animals'
+    grouped['categories'].insert(0, dict(id=0, name='animals', supercategory='none'))
+    data = read_detection(write(tmp_path, grouped))
+    assert data.classes == ['cat', 'dog']
+
+
 def test_unlisted_pictures_are_told(tmp_path: Path) -> None:
     image(write(tmp_path, content()) / 'images' / 'new.jpg')
-    assert "1 pictures of 'images' are in no annotation file (new.jpg)" in notes(read_detection(tmp_path))
+    assert '1 pictures beside those of labels.json are not in it (images/new.jpg)' in notes(read_detection(tmp_path))
 
 
 @pytest.mark.parametrize(('size', 'ignored'), [((48, 32), True), ((32, 48), False)])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from own_data import read_segmentation
+from own_data import Answers, DataSet, read_segmentation
 from own_data.segmentation import write_labels
 from PIL import Image
 
@@ -54,16 +54,22 @@ def test_pascal_voc(tmp_path: Path) -> None:
     (lists / 'train.txt').write_text('2007_000000\n2007_000001\n2007_000002\n')
     (lists / 'val.txt').write_text('2007_000003\n')
     data = read_segmentation(tmp_path)
-    assert data.splits == {'train': ['2007_000000', '2007_000001', '2007_000002'], 'val': ['2007_000003']}
+    assert {split: [Path(name).stem for name in chosen] for split, chosen in data.splits.items()} == {
+        'train': ['2007_000000', '2007_000001', '2007_000002'],
+        'val': ['2007_000003'],
+    }
     assert (data.classes[0], data.classes[15]) == ('background', 'person')
-    assert not data.details['meaning'].reduce_zero_label
+    assert data.details['meaning'].mapping[0] == 0
+    assert not data.questions
 
 
 def test_ade20k_sample() -> None:
     data = read_segmentation(sample_data('ade20k_sample'))
     assert names(data) == {'train': 2, 'val': 1}
     assert len(data.classes) == 150
-    assert data.details['meaning'].reduce_zero_label
+    assert data.details['meaning'].mapping == {value: value - 1 for value in data.details['meaning'].mapping}
+    assert 0 not in data.details['meaning'].mapping
+    assert not data.questions
     counted = dict(zip(data.classes, data.counts, strict=True))
     assert counted['sky'] > counted['tree'] > 0
     assert counted['bathtub'] == 0
@@ -78,58 +84,226 @@ def test_a_split_is_drawn_where_there_is_none_and_always_the_same(tmp_path: Path
     assert 'drawn at random' in notes(first, 'decision')
 
 
-@pytest.mark.parametrize(
-    ('values', 'given', 'classes', 'zero', 'said'),
-    [
-        ([0, 1, 2], None, 3, False, 'the value 0 is taken for a class'),
-        ([1, 2, 3], None, 3, True, 'the classes begin at 1'),
-        ([0, 1, 2], 'a,b', 2, True, ''),
-        ([0, 1, 2], 'a,b,c', 3, False, ''),
-        ([0, 2, 255], 'a,b,c,d', 4, False, ''),
-    ],
-)
-def test_zero_is_a_class_or_unlabelled(
-    values: list[object], given: str | None, classes: int, zero: bool, said: str, tmp_path: Path
+def meaning(data: DataSet) -> dict[object, str]:
+    """The class of every value or colour that is trained."""
+    found = data.details['meaning']
+    shown = (lambda key: f'#{key:06x}') if found.coloured else int
+    return {shown(key): found.classes[index] for key, index in sorted(found.mapping.items())}
+
+
+# Values of the label maps, options, what is trained as what, and the options of the question, if there is one.
+VALUES: dict[str, tuple[list[object], dict, dict, str]] = {
+    'unnamed': ([0, 1, 2], {}, {0: 'class_0', 1: 'class_1', 2: 'class_2'}, ''),
+    'unnamed from 1': ([1, 2, 3], {}, {1: 'class_1', 2: 'class_2', 3: 'class_3'}, ''),
+    'unnamed, void': ([0, 1, 255], {}, {0: 'class_0', 1: 'class_1'}, ''),
+    'unnamed mask': ([0, 255], {}, {0: 'background', 255: 'foreground'}, ''),
+    'named mask': ([0, 255], dict(classes='ground,house'), {0: 'ground', 255: 'house'}, ''),
+    'named mask, background last': ([0, 255], dict(classes='house,background'), {0: 'house', 255: 'background'},
+                                    '--classes house=0,background=255'),
+    'one name, mask': ([0, 255], dict(classes='car'), {0: 'background', 255: 'car'}, ''),
+    'one name': ([0, 1], dict(classes='car'), {0: 'background', 1: 'car'}, ''),
+    'one name, two present values': ([1, 2], dict(classes='a,b'), {1: 'a', 2: 'b'}, ''),
+    'in order': ([0, 1, 2], dict(classes='a,b,c'), {0: 'a', 1: 'b', 2: 'c'}, ''),
+    'some absent': ([0, 2, 255], dict(classes='a,b,c,d'), {0: 'a', 2: 'c'}, ''),
+    'zero absent': ([1, 2], dict(classes='a,b,c'), {1: 'b', 2: 'c'}, '--ignore 0'),
+    'one value too many': ([0, 1, 2], dict(classes='a,b'), {1: 'a', 2: 'b'}, '--ignore 2'),
+    'one value too many, 0 ignored': ([0, 1, 2], dict(classes='a,b', ignore=['0']), {1: 'a', 2: 'b'}, ''),
+    'one value too many, last ignored': ([0, 1, 2], dict(classes='a,b', ignore=['2']), {0: 'a', 1: 'b'}, ''),
+    'one value too many, background': ([0, 1, 2], dict(classes='a,b', background='0'),
+                                       {0: 'background', 1: 'a', 2: 'b'}, ''),
+    'background named first': ([0, 1, 2], dict(classes='background,b'), {0: 'background', 1: 'b'}, '--ignore 2'),
+    'grey levels': ([0, 38, 75, 113], {}, {0: 'class_0', 38: 'class_38', 75: 'class_75', 113: 'class_113'},
+                    '--classes'),
+    'bright grey levels': ([0, 85, 170, 255], {}, {0: 'class_0', 85: 'class_85', 170: 'class_170', 255: 'class_255'},
+                           '--ignore 255'),
+    'bright grey levels, decided': ([0, 85, 255], dict(ignore=['none']),
+                                    {0: 'class_0', 85: 'class_85', 255: 'class_255'}, ''),
+    'bright grey levels, named': ([0, 85, 170, 255], dict(classes='a,b,c,d'), {0: 'a', 85: 'b', 170: 'c', 255: 'd'},
+                                  '--classes a=0,b=85'),
+    'values named': ([0, 5, 9], dict(classes='a=9,b=0,c=5'), {0: 'b', 5: 'c', 9: 'a'}, ''),
+    'values named, one left': ([0, 5, 9], dict(classes='a=9,b=0'), {0: 'b', 9: 'a'}, '--ignore 5'),
+    'values joined': ([0, 5, 9], dict(classes='a=9,b=0,a=5'), {0: 'b', 5: 'a', 9: 'a'}, ''),
+    'grey colours': ([[0, 0, 0], [1, 1, 1]], dict(classes='a,b'), {'#000000': 'a', '#010101': 'b'}, ''),
+    'colours': ([[0, 0, 0], [128, 0, 0]], {}, {'#000000': '#000000', '#800000': '#800000'}, ''),
+    'colours named': ([[9, 0, 0], [0, 9, 0]], dict(classes='b=#000900,a=#090000'), {'#000900': 'b', '#090000': 'a'},
+                      ''),
+    'a colour left': ([[9, 0, 0], [0, 9, 0], [7, 7, 9]], dict(classes='b=#000900,a=#090000'),
+                      {'#000900': 'b', '#090000': 'a'}, '--ignore #070709'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(('values', 'options', 'expected', 'asked'), VALUES.values(), ids=VALUES)
+def test_what_values_mean(
+    values: list[object], options: dict, expected: dict[object, str], asked: str, tmp_path: Path
 ) -> None:
-    data = read_segmentation(write(tmp_path, values), given)
-    assert len(data.classes) == classes
-    assert data.details['meaning'].reduce_zero_label is zero
-    assert said in notes(data)
-    assert data.unlabelled == pytest.approx((values.count(255) + zero * values.count(0)) / len(values))
-    assert all(data.counts[value - zero] for value in values if value != 255 and not (zero and value == 0))
+    words = {key: options[key] for key in ('ignore', 'background') if key in options}
+    data = read_segmentation(write(tmp_path / 'data', values), options.get('classes'), answers=Answers(**words))
+    assert meaning(data) == expected
+    assert asked in notes(data, 'question')
+    assert bool(data.questions) is bool(asked)
+    # Every value is in the table, and the maps that are written have the class of the table on its pixels.
+    assert len(data.details['values']) == len(values)
+    write_labels(data, tmp_path / 'labels')
+    written = np.asarray(Image.open(tmp_path / 'labels' / 'images' / '0.jpg.png'))
+    for index, value in enumerate(values):
+        key = value if isinstance(value, int) else '#{:02x}{:02x}{:02x}'.format(*value)  # type: ignore[misc]
+        pixels = written[:, (2 * index + 1) * SIZE[0] // (2 * len(values))]
+        assert {data.classes[pixel] if pixel < 255 else None for pixel in pixels} == {expected.get(key)}
+    assert sum(data.counts) == sum(int((written < 255).sum()) for _ in range(4))
 
 
-def test_user_decides_about_zero(tmp_path: Path) -> None:
-    data = read_segmentation(write(tmp_path, [0, 1, 2]), reduce_zero_label=True)
-    assert (len(data.classes), data.unlabelled) == (2, pytest.approx(1 / 3))
+LISTS = {
+    'name,R,G,B': 'name,r,g,b\nsky,0,0,9\nroad,9,0,0\n',
+    'R G B name': '0 0 9\tsky\n9 0 0\troad\n',
+    'R G B name, two words': '0 0 9 sky\n9 0 0 road\n',
+    'cvat': '# label:color_rgb:parts:actions\nsky:0,0,9::\nroad:9,0,0::\n',
+    'hex': 'sky=#000009\nroad=#090000\n',
+}
+
+
+@pytest.mark.parametrize('text', LISTS.values(), ids=LISTS)
+def test_lists_of_colours(text: str, tmp_path: Path) -> None:
+    write(tmp_path, [[9, 0, 0], [0, 0, 9]])
+    (tmp_path / 'labelmap.txt').write_text(text)
+    data = read_segmentation(tmp_path)
+    assert data.classes == ['sky', 'road']
+    assert meaning(data) == {'#000009': 'sky', '#090000': 'road'}
+    assert data.palette == [(0, 0, 9), (9, 0, 0)]
+
+
+@pytest.mark.parametrize('text', ['Pixel Value, Class\n0, sky\n1, road\n', '1: road\n0: sky\n', 'sky\t0\nroad\t1\n'])
+def test_lists_of_values(text: str, tmp_path: Path) -> None:
+    write(tmp_path, [0, 1])
+    (tmp_path / 'classes.txt').write_text(text)
+    assert meaning(read_segmentation(tmp_path)) == {0: 'sky', 1: 'road'}
+
+
+def test_names_of_colours_are_never_guessed(tmp_path: Path) -> None:
+    write(tmp_path, [[9, 0, 0], [0, 0, 9]])
+    with pytest.raises(UserError, match='--classes sky=#rrggbb,road=#rrggbb'):
+        read_segmentation(tmp_path, 'sky,road')
+
+
+@pytest.mark.parametrize('end', ['.png', '.jpg'])
+@pytest.mark.parametrize('coloured', [False, True])
+def test_soft_edges(coloured: bool, end: str, tmp_path: Path) -> None:
+    """Contours that were smoothed are no classes, and the classes are not lost."""
+    wanted = {}
+    for index in range(4):
+        image(tmp_path / 'images' / f'{index}.jpg', (96, 64))
+        mask = np.zeros((64, 96), np.uint8)
+        mask[16:48, 20 + index : 70] = 255
+        wanted[f'{index}'] = mask
+        drawn = Image.fromarray(np.stack([mask, 0 * mask, 0 * mask], -1) if coloured else mask)
+        if end == '.png':
+            drawn = drawn.resize((48, 32), Image.Resampling.BICUBIC).resize((96, 64), Image.Resampling.BICUBIC)
+        (tmp_path / 'masks').mkdir(exist_ok=True)
+        drawn.save(tmp_path / 'masks' / f'{index}{end}')
+    data = read_segmentation(tmp_path)
+    assert '--soft-edges' in notes(data, 'question')
+    assert len(data.classes) == 2
+    confirmed = read_segmentation(tmp_path, answers=Answers(soft_edges=True))
+    assert not confirmed.questions
+    write_labels(confirmed, tmp_path / 'labels')
+    for name, mask in wanted.items():
+        written = np.asarray(Image.open(tmp_path / 'labels' / 'images' / f'{name}.jpg.png'))
+        assert (written != 255).mean() > 0.9
+        assert ((written == 1) == (mask == 255))[written != 255].all()
 
 
 @pytest.mark.parametrize(
-    ('values', 'counts', 'said'),
+    ('image_name', 'label_name'),
     [
-        ([0, 255], [1, 1], '255 means "no class"'),
-        ([0, 38, 75, 113], [1, 1, 1, 1], 'grey levels of 4 classes'),
-        ([[0, 0, 0], [128, 0, 0], [128, 0, 0]], [1, 2], 'colour pictures'),
+        ('{i}.jpg', '{i}_mask.png'),
+        ('image_{i}.jpg', 'mask_{i}.png'),
+        ('img{i}.jpg', 'mask{i}.gif'),
+        ('train/{i}.jpg', 'train_masks/{i}_mask.gif'),
+        ('{i}/image.png', '{i}/mask.png'),
+        ('Train/Rural/images_png/{i}.png', 'Train/Rural/masks_png/{i}.png'),
+        ('701_StillsRaw_full/a_{i}.png', 'LabeledApproved_full/a_{i}_L.png'),
+        ('training/images/{i}.jpg', 'training/v1.2/labels/{i}.png'),
+        ('train/{i}_sat.jpg', 'train/{i}_mask.png'),
+        ('top_{i}_RGB.tif', 'top_{i}_label.tif'),
+        ('leftImg8bit/a_{i}_leftImg8bit.png', 'gtFine/a_{i}_gtFine_labelIds.png'),
     ],
-    ids=['mask', 'grey', 'colours'],
 )
-def test_label_maps_that_are_rewritten(values: list[object], counts: list[int], said: str, tmp_path: Path) -> None:
-    data = read_segmentation(write(tmp_path / 'data', values))
-    pixels = SIZE[0] * SIZE[1] * 4 // len(values)
-    assert data.counts == [count * pixels for count in counts]
-    assert said in notes(data, 'decision')
-    assert write_labels(data, tmp_path / 'labels')
-    written = np.asarray(Image.open(tmp_path / 'labels' / 'labels' / '0.png'))
-    assert np.bincount(written.ravel()).tolist() == [count // 4 for count in data.counts]
-
-
-def test_colours_with_names(tmp_path: Path) -> None:
-    write(tmp_path, [[0, 0, 0], [200, 0, 0], [1, 2, 3]])
-    (tmp_path / 'labelmap.txt').write_text('# label:color_rgb:parts:actions\nroad:200,0,0::\nsky:0,0,0::\n')
+def test_layouts_by_name(image_name: str, label_name: str, tmp_path: Path) -> None:
+    for index in range(4):
+        image(tmp_path / image_name.format(i=index))
+        label(tmp_path / label_name.format(i=index), [7, 8] if 'gtFine' in label_name else [0, 1])
     data = read_segmentation(tmp_path)
-    assert data.classes == ['road', 'sky']
-    assert data.palette == [(200, 0, 0), (0, 0, 0)]
-    assert '33.3% of the pixels have colours of no class (#010203)' in notes(data, 'mistake')
+    assert names(data) == {'train': 3, 'val': 1}
+    for pair in data.details['pairs']:
+        number = pair.image.removeprefix('701_').removeprefix('leftImg8bit')
+        digit = next(letter for letter in number if letter.isdigit())
+        assert label_name.format(i=digit) == pair.label
+    assert 'left out' not in notes(data)
+    assert data.unlabelled == 0
+
+
+@pytest.mark.parametrize('layout', ['{s}/images/{i}.png {s}/labels/{i}.png', '{s}/{i}.png {s}annot/{i}.png'])
+@pytest.mark.parametrize(('splits', 'expected'), [
+    (('train', 'valid', 'test'), {'train': 3, 'val': 3, 'test': 3}),
+    (('train', 'test'), {'train': 2, 'val': 1, 'test': 3}),
+    (('train', 'val'), {'train': 3, 'val': 3}),
+])  # fmt: skip
+def test_nothing_is_chosen_on_the_test_split(
+    layout: str, splits: tuple[str, ...], expected: dict[str, int], tmp_path: Path
+) -> None:
+    for split in splits:
+        for index in range(3):
+            pair = layout.format(s=split, i=index).split()
+            image(tmp_path / pair[0])
+            label(tmp_path / pair[1], [0, 1])
+    data = read_segmentation(tmp_path)
+    assert names(data) == expected
+    assert {name.split('/')[0] for name in data.splits.get('test', [])} <= {'test'}
+    assert not any('test' in name for name in data.splits['train'] + data.splits['val'])
+    assert ('for tools/test.py alone' in notes(data, 'decision')) is ('test' in splits)
+
+
+def test_test_images_without_labels_are_no_mistake(tmp_path: Path) -> None:
+    for split, count in (('train', 4), ('test', 3)):
+        for index in range(count):
+            image(tmp_path / split / 'images' / f'{split}{index}.png')
+            if split == 'train':
+                label(tmp_path / split / 'masks' / f'{split}{index}.png', [0, 1])
+    data = read_segmentation(tmp_path)
+    assert names(data) == {'train': 3, 'val': 1}
+    assert not data.questions
+    assert '3 images of the test split have no label map' in notes(data, 'remark')
+
+
+@pytest.mark.parametrize(
+    'line', ['{}', '{}.jpg', 'images/{}.jpg', '/home/x/set/images/{}.jpg /home/x/set/labels/{}.png', 'images\\{}.jpg']
+)
+def test_lists_beside_the_pictures(line: str, tmp_path: Path) -> None:
+    write(tmp_path, [0, 1], count=5)
+    (tmp_path / 'train.txt').write_text('\n'.join(line.format(i, i) for i in (0, 3)))
+    (tmp_path / 'val.txt').write_text('\n'.join(line.format(i, i) for i in (1, 2)) + '\n')
+    data = read_segmentation(tmp_path)
+    assert data.splits == {'train': ['images/0.jpg', 'images/3.jpg'], 'val': ['images/1.jpg', 'images/2.jpg']}
+    assert '1 pictures are in no list' in notes(data)
+
+
+def test_label_maps_read_through_their_palette(tmp_path: Path) -> None:
+    """Indices in another order than the list's, whose colours are in the file."""
+    write(tmp_path, [0, 1])
+    for path in (tmp_path / 'labels').iterdir():
+        indices = np.zeros((SIZE[1], SIZE[0]), np.uint8)
+        indices[:, 24:] = 3
+        drawn = Image.fromarray(indices, 'P')
+        drawn.putpalette([0, 0, 9, 1, 1, 1, 2, 2, 2, 9, 0, 0])
+        drawn.save(path)
+    data = read_segmentation(tmp_path, 'road=#090000,sky=#000009')
+    assert meaning(data) == {'#000009': 'sky', '#090000': 'road'}
+
+
+def test_much_that_is_left_out_is_a_question(tmp_path: Path) -> None:
+    write(tmp_path, [0, 1], count=6)
+    for index in range(2):
+        (tmp_path / 'labels' / f'{index}.png').unlink()
+    assert '2 images have no label map and are left out' in notes(read_segmentation(tmp_path), 'question')
 
 
 def spoil_nothing_fits(root: Path) -> None:
@@ -143,8 +317,8 @@ def spoil_names(root: Path) -> None:
 
 
 SPOILT = {
-    'image without label': (lambda r: (r / 'labels/0.png').unlink(), '1 images without a label map', '0.jpg'),
-    'label without image': (lambda r: (r / 'images/0.jpg').unlink(), '1 label maps without an image', '0.png'),
+    'image without label': (lambda r: (r / 'labels/0.png').unlink(), '1 images have no label map', '0.jpg'),
+    'label without image': (lambda r: (r / 'images/0.jpg').unlink(), '1 label maps have no image', '0.png'),
     'sizes differ': (lambda r: label(r / 'labels/0.png', [0], (20, 20)), 'differ in size', '48x32 against 20x20'),
     'truncated': (
         lambda r: (r / 'images/0.jpg').write_bytes((r / 'images/1.jpg').read_bytes()[:600]),
@@ -190,18 +364,20 @@ def test_exif_orientation(
 
 
 REFUSED = {
-    'beyond the classes': (lambda r: write(r, [0, 1, 7]), dict(classes='a,b'), 'hold the values 7 beyond them'),
+    'beyond the classes': (lambda r: write(r, [0, 1, 7]), dict(classes='a,b'), '7 beyond them are 33.3% of the pixels'),
     'nothing labelled': (lambda r: write(r, [255]), {}, "every pixel .* is 255, which means 'no class'"),
     'photographs as labels': (lambda r: [image(r / f'{kind}/{i}.png') for kind in ('images', 'labels') for i in (0, 1)],
-                              {}, r'\d+ colours, so they are photographs'),
+                              {}, r'\d+ colours: they are photographs'),
     'mixed': (lambda r: (write(r, [0, 1]), label(r / 'labels/0.png', [[0, 0, 0]])), {}, '1 of 4 label maps are colour'),
     'no folders': (lambda r: image(r / '0.jpg'), {}, '--images FOLDER --labels FOLDER'),
     'one picture': (lambda r: write(r, [0, 1], count=1), {}, 'training and validation need one each'),
-    'other names': (lambda r: spoil_names(write(r, [0, 1])), {}, 'no image in .* has a label map of its name'),
+    'other names': (lambda r: spoil_names(write(r, [0, 1])), {}, 'no label map that belongs to an image'),
     'nothing fits': (lambda r: spoil_nothing_fits(write(r, [0, 1])), {}, 'nothing in .* can be trained on'),
     'doubled name': (lambda r: write(r, [0, 1]), dict(classes='a,a'), r"\['a'\] twice"),
-    'only zeros': (lambda r: write(r, [0, 0]), dict(reduce_zero_label=True), 'no class is left'),
-    'names and colours': (lambda r: write(r, [[0, 0, 0], [9, 9, 8]]), dict(classes='a'), 'lines name,R,G,B'),
+    'only zeros': (lambda r: write(r, [0, 0]), {}, 'a single class'),
+    'names and colours': (lambda r: write(r, [[0, 0, 0], [9, 9, 8]]), dict(classes='a'), 'a line name,R,G,B'),
+    'a name without its value': (lambda r: write(r, [0, 1]), dict(classes='a=0,b'), 'give all classes =VALUE'),
+    'no such list': (lambda r: write(r, [0, 1]), dict(classes='gone.txt'), "no list of classes 'gone.txt'"),
 }  # fmt: skip
 
 
@@ -223,4 +399,4 @@ def test_numbers_are_not_cut(tmp_path: Path) -> None:
         image(tmp_path / 'images' / f'{name}.jpg')
         label(tmp_path / 'labels' / f'{name}.png', [0, 1])
     (tmp_path / 'images' / '12.jpg').unlink()
-    assert '1 label maps without an image are left out (12.png)' in notes(read_segmentation(tmp_path))
+    assert '1 label maps have no image and are left out (labels/12.png)' in notes(read_segmentation(tmp_path))

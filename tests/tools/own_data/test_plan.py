@@ -1,0 +1,117 @@
+"""Rates, batches and pipelines of the configs that are written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mmengine.config import Config
+from own_data import DataSet, Machine, make_plan, read_classification, read_detection, read_segmentation, write_project
+
+from mmpelk.config import get_config
+from tests.tools.own_data.pictures import image, label
+
+READERS = {'seg': read_segmentation, 'det': read_detection, 'cls': read_classification}
+# Of each task the recipe whose rate for a picture the plan's has to be near to, and its batch of all processes.
+RECIPES = {
+    ('seg', 'nano'): ('demo/upernet_pelk_nano_synthetic.py', 4),
+    ('det', 'nano'): ('demo/mask_rcnn_pelk_nano_synthetic.py', 4),
+    ('cls', 'nano'): ('demo/pelk_nano_digits.py', 64),
+    ('seg', 'tiny'): ('seg/upernet_pelk_t_ade20k.py', 16),
+    ('det', 'tiny'): ('det/mask_rcnn_pelk_t_coco_1x.py', 16),
+    ('cls', 'tiny'): ('cls/pelk_t_in1k.py', 4096),
+}
+
+
+@pytest.fixture(scope='module', params=READERS)
+def data(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    root = tmp_path_factory.mktemp(request.param)
+    count = 40
+    for index in range(count):
+        folder = 'ab'[index % 2] if request.param == 'cls' else 'images'
+        image(root / folder / f'{index}.jpg', (96 + index, 64))
+        if request.param == 'seg':
+            label(root / 'labels' / f'{index}.png', [0, 1, 255], (96 + index, 64))
+    if request.param == 'det':
+        content = dict(
+            images=[dict(id=index, file_name=f'{index}.jpg', width=96 + index, height=64) for index in range(count)],
+            categories=[dict(id=0, name='cat')],
+            annotations=[dict(id=i, image_id=i, category_id=0, bbox=[4, 5, 50, 40]) for i in range(count)],
+        )
+        (root / 'labels.json').write_text(json.dumps(content))
+    return READERS[request.param](root)  # type: ignore[operator]
+
+
+def plan_of(data: DataSet, size: str, weights: Path | None = None, **options: Any) -> Any:
+    machine = Machine(24.0) if size == 'tiny' else Machine()
+    return make_plan(data, machine, str(weights) if weights else 'none', size, **options)
+
+
+def config_of(data: DataSet, plan: Any, out: Path) -> Config:
+    return Config.fromfile(write_project(data, plan, out / 'mine'))
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    path = tmp_path / 'convnext.pth'
+    path.write_bytes(b'read when the training starts')
+    return path
+
+
+@pytest.mark.parametrize('size', ['nano', 'tiny', 'pretrained'])
+def test_learning_rate(size: str, data: DataSet, weights: Path) -> None:
+    network, start = ('tiny', weights) if size == 'pretrained' else (size, None)
+    rate = plan_of(data, network, start, batch_size=8).lr
+    assert plan_of(data, network, start, batch_size=16).lr == pytest.approx(2 * rate, rel=0.05)
+    recipe, batch = RECIPES[data.task, network]
+    wanted = get_config(recipe).optim_wrapper.optimizer.lr / batch
+    # Shorter trainings and other starts than the recipes' want other rates, but not by orders of magnitude.
+    assert wanted / 10 < rate / 8 < wanted * 10
+
+
+@pytest.mark.parametrize('memory', [8, 11, 24, 80])
+def test_batch_fits_the_memory(memory: float) -> None:
+    for each in (0.2, 1.0, 3.0):
+        batch = Machine(memory).batch_size(each, 2.5, 128)
+        assert batch == 2 or 2.5 + batch * each <= 0.8 * memory
+        assert batch == 128 or 2.5 + 2 * batch * each > 0.8 * memory
+
+
+@pytest.mark.parametrize('size', ['nano', 'tiny', 'pretrained'])
+def test_one_pipeline(size: str, data: DataSet, weights: Path, tmp_path: Path) -> None:
+    """Validation, test, inference and augmented tests see a picture alike, and rates fall in the end."""
+    start = weights if size == 'pretrained' else None
+    cfg = config_of(data, plan_of(data, size.replace('pretrained', 'tiny'), start), tmp_path)
+    pipelines = [cfg.test_pipeline, *(cfg[f'{split}_dataloader'].dataset.pipeline for split in ('val', 'test'))]
+    assert pipelines[1:] == pipelines[:1] * 2
+    assert all(scheduler.get('gamma', 0.5) < 1 for scheduler in cfg.param_scheduler)
+    if data.task == 'seg':
+        (scale,) = (step.scale for step in cfg.test_pipeline if step.type == 'Resize')
+        views = [step.scale for step in cfg.tta_pipeline[1].transforms[0]]
+        assert scale in views
+        assert 'reduce_zero_label' not in str([cfg.train_pipeline, *pipelines, cfg.tta_pipeline])
+        assert not any(cfg[f'{split}_dataloader'].dataset.reduce_zero_label for split in ('train', 'val', 'test'))
+    if data.task != 'cls':
+        # Layers learn at the same rate from scratch; pretrained ones slower towards the stem.
+        decay = cfg.optim_wrapper.get('paramwise_cfg', {}).get('decay_rate', 1.0)
+        assert (decay < 1) is (size == 'pretrained')
+        assert isinstance(cfg.palette, list)  # MMDetection takes a tuple for one colour
+    if data.task == 'det':
+        assert bool(cfg.model.backbone.get('norm_eval')) is (size == 'pretrained')
+
+
+def test_a_test_split_has_a_loader_of_its_own(data: DataSet, tmp_path: Path) -> None:
+    with_test = DataSet(**vars(data))
+    with_test.splits = {**data.splits, 'test': data.splits['val']}
+    if data.task == 'det':
+        contents = data.details['contents']
+        folders = {**data.details['folders'], 'test': data.details['folders']['val']}
+        with_test.details = {**data.details, 'contents': {**contents, 'test': contents['val']}, 'folders': folders}
+    cfg = config_of(with_test, plan_of(with_test, 'nano'), tmp_path)
+    end = 'json' if data.task == 'det' else 'txt'
+    assert [cfg[f'{split}_dataloader'].dataset.ann_file.rsplit('/', 1)[1] for split in ('train', 'val', 'test')] == [
+        f'train.{end}', f'val.{end}', f'test.{end}'
+    ]  # fmt: skip
+    if data.task == 'det':
+        assert cfg.test_evaluator.ann_file.endswith('/test.json')
+        assert cfg.val_evaluator.ann_file.endswith('/val.json')

@@ -1,0 +1,57 @@
+"""The text of a config: every name is data, and rates, lengths and batches are what they are meant to be."""
+
+import string
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmengine.config import Config
+from own_data.dataset import Header, make_palette, split_names
+from own_data.recipes import literal
+
+# What mmengine replaces, Python ends a string by, or a shell and a template would take for theirs.
+PIECES = [
+    *('{{ fileDirname }}', '{{_base_.model}}', '{{$HOME:x}}', '{{', '}}', '{', "'", '"', "'''", '\\', '\\x7b', '\n'),
+    *('$HOME', '%s', '%(x)s', '#', '\r\n', '\u2028', '\x00', 'é', '日本', '\U0001f600', ' ', '[red]'),
+]
+NAMES = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=5), st.sampled_from(string.printable)), max_size=6)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(NAMES.map(''.join), max_size=4))
+def test_every_name_is_data(names: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'config.py'
+        text = f'names = [{", ".join(map(literal, names))}]\n'
+        path.write_text(text, encoding='utf-8')
+        assert Config.fromfile(path).names == names
+
+
+def test_colours_are_told_apart() -> None:
+    for count in (2, 20, 40, 150):
+        palette = np.array(make_palette(count), float)
+        assert palette.shape == (count, 3)
+        assert np.linalg.norm(palette, axis=1).min() > 60  # none is black
+        between = np.linalg.norm(palette[:, None] - palette[None], axis=-1) + 1e3 * np.eye(count)
+        assert between.min() > (60 if count <= 40 else 30)
+    kept = make_palette(3, [None, (1, 2, 3), None])
+    assert kept[1] == (1, 2, 3)
+    assert len(set(kept)) == 3
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_orientations_that_swap_the_sides(orientation: int) -> None:
+    """EXIF's 5 to 8 turn by a quarter."""
+    assert Header(40, 30, orientation).upright == ((30, 40) if orientation in (5, 6, 7, 8) else (40, 30))
+
+
+def test_the_drawn_split_is_not_the_beginning() -> None:
+    names = [f'{index:03}' for index in range(100)]
+    drawn = split_names(names, 0.2)
+    assert len(drawn['val']) == 20
+    assert drawn['val'] != names[:20]
+    # Frames of a video follow each other: a fair draw takes some of every quarter.
+    assert all(any(name in drawn['val'] for name in names[start : start + 25]) for start in range(0, 100, 25))
