@@ -13,12 +13,15 @@ import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from own_data import (
     Answers,
     DataSet,
     Machine,
+    UnknownLayoutError,
     config_path,
+    convert,
     make_plan,
     print_report,
     read_classification,
@@ -59,6 +62,7 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='segmentation: values between those of the classes are blurred contours',
     )
+    parser.add_argument('--format', metavar='NAME', help='of the data set, as Datumaro calls it; found by default')
     parser.add_argument('--images', metavar='FOLDER', help='folder of the images in --data, where it is not found')
     parser.add_argument('--labels', metavar='FOLDER', help='segmentation: folder of the label maps in --data')
     parser.add_argument(
@@ -82,17 +86,34 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read(args: argparse.Namespace) -> DataSet:
+def read(args: argparse.Namespace, out: Path) -> DataSet:
     if not args.data.is_dir():
         raise FileNotFoundError(f"there is no folder '{args.data}'")
     if not 0 < args.val_share < 1:
         raise UserError(f'--val-share is a share between 0 and 1, got {args.val_share:g}')
+    if args.format is None:
+        try:
+            return read_as(args, None)
+        except UnknownLayoutError as error:
+            reason = str(error)
+    else:
+        reason = f'the format is to be {args.format}'
+    converted = convert(args.data, args.task, out / 'converted', reason, args.format, args.classes)
+    data = read_as(args, converted)
+    data.note('decision', f'the data set is read as one of the format {converted["format"]}')
+    if unused := converted.get('unused'):
+        data.note('decision', f'{len(unused)} classes that the format lists have no object and are left out', unused)
+    return data
+
+
+def read_as(args: argparse.Namespace, converted: dict[str, Any] | None) -> DataSet:
+    """Read a layout that is known here, or what was converted."""
     if args.task == 'seg':
         answers = Answers(args.ignore, args.background, args.soft_edges)
-        return read_segmentation(args.data, args.classes, args.images, args.labels, answers, args.val_share)
+        return read_segmentation(args.data, args.classes, args.images, args.labels, answers, args.val_share, converted)
     if args.task == 'det':
-        return read_detection(args.data, args.annotations, args.images, args.val_share)
-    return read_classification(args.data, args.val_share)
+        return read_detection(args.data, args.annotations, args.images, args.val_share, converted)
+    return read_classification(args.data, args.val_share, converted=converted)
 
 
 def next_steps(config: Path) -> str:
@@ -122,7 +143,7 @@ def main() -> None:
         out = args.out or Path('projects') / args.name
         config_path(out, args.overwrite)
         machine = Machine.here(args.gpu_memory)
-        data = read(args)
+        data = read(args, out)
         plan = make_plan(data, machine, args.weights, args.size, args.batch_size)
         print_report(data)
         write_findings(data, out)

@@ -130,7 +130,7 @@ class ProgressLineHook(Hook):
 
 @HOOKS.register_module()
 class RunEstimateHook(Hook):
-    """Log once how long the whole training will take and how much memory it uses.
+    """Log how long the whole training will take and how much memory it uses, and again after the first validation.
 
     Args:
         after: Iterations after which it logs; a shorter training logs nothing.
@@ -144,8 +144,10 @@ class RunEstimateHook(Hook):
             raise ValueError(f'skipped={skipped} iterations have to be at least one, and fewer than after={after}')
         self.after, self.skipped = after, skipped
         self._seen = 0
+        self._seconds = 0.0  # of an iteration
         self._since = 0.0
         self._validations: list[float] = []
+        self._timing = False
         self._others = 0.0  # seconds of validation since then
 
     def after_train_iter(
@@ -160,26 +162,30 @@ class RunEstimateHook(Hook):
         if self._seen == self.skipped:
             self._since, self._others = time.monotonic(), 0.0
         elif self._seen == self.after:
-            seconds = (time.monotonic() - self._since - self._others) / (self.after - self.skipped)
-            self._log(runner, seconds)
+            self._seconds = (time.monotonic() - self._since - self._others) / (self.after - self.skipped)
+            self._log(runner, runner.iter + 1)
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Time a validation among the first iterations, too."""
-        if self._seen <= self.after:
+        if self._seen <= self.after or not self._validations:
             self._validations.append(time.monotonic())
+            self._timing = True
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """The time of the validation counts for no iteration."""
-        if self._validations and self._seen <= self.after:
+        if self._timing:
+            self._timing = False
             self._validations[-1] = time.monotonic() - self._validations[-1]
             self._others += self._validations[-1]
+            if self._seconds and runner.iter < runner.max_iters:  # the first estimate did not know it
+                self._log(runner, runner.iter)
 
     @master_only
-    def _log(self, runner: Runner, seconds: float) -> None:
-        left = runner.max_iters - runner.iter - 1
+    def _log(self, runner: Runner, past: int) -> None:
+        seconds, left = self._seconds, runner.max_iters - past
         loop: Any = runner.train_loop
         by_epoch = isinstance(loop, EpochBasedTrainLoop)
-        done, end = (runner.epoch, loop.max_epochs) if by_epoch else (runner.iter + 1, loop.max_iters)
+        done, end = (runner.epoch, loop.max_epochs) if by_epoch else (past, loop.max_iters)
         validations = 0
         if runner.val_loop is not None:  # mmengine validates at the end, too
             validations = math.ceil(end / loop.val_interval) - done // loop.val_interval

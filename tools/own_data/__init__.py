@@ -1,8 +1,9 @@
 """A data set of one's own: what is in it, what is wrong with it, and a config that fits it and the machine."""
 
 from .classification import read_classification
-from .dataset import DataSet, Note
+from .dataset import DataSet, Note, UnknownLayoutError
 from .detection import read_detection
+from .foreign import convert
 from .machine import Machine
 from .meaning import Answers
 from .plan import Plan, make_plan
@@ -16,7 +17,9 @@ __all__ = [
     'Machine',
     'Note',
     'Plan',
+    'UnknownLayoutError',
     'config_path',
+    'convert',
     'make_plan',
     'print_report',
     'read_classification',

@@ -3,12 +3,15 @@
 import hashlib
 import re
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmpelk.errors import UserError
 
 from .dataset import (
     DataSet,
+    UnknownLayoutError,
     complete_splits,
     find_images,
     listed_in,
@@ -22,45 +25,39 @@ from .dataset import (
 
 __all__ = ['read_classification']
 
+# Folders of other formats.
+_OTHERS = {'jpegimages', 'images', 'image', 'annotations', 'labels', 'segmentationclass', 'segmentationobject', 'masks'}
 
-def read_classification(root: Path, val_share: float = 0.2, limit: int = 20000) -> DataSet:
+
+def read_classification(
+    root: Path, val_share: float = 0.2, limit: int = 20000, converted: dict[str, Any] | None = None
+) -> DataSet:
     """Read ``root/CLASS/*.jpg``, or ``root/train/CLASS/*.jpg`` and ``root/val/CLASS/*.jpg``.
 
     Args:
         root: The folder.
         val_share: Share of every class's pictures to validate on where the folders do not say it.
         limit: Above so many pictures, only their headers are read.
+        converted: The data set as :func:`~own_data.foreign.convert` has read it.
 
     Raises:
         UserError: If there are not two classes with pictures.
     """
     root = root.resolve()
     data = DataSet('cls', root, [], [], {}, [], [], 'pictures')
-    names = find_images(root)
-    children = sorted({name.split('/')[0] for name in names if '/' in name})
-    said = {child: split for child in children if (split := split_of(child)) and _is_split_folder(child)}
-    depth = 1 if 'train' in said.values() else 0
-    by_class: dict[str, list[str]] = defaultdict(list)
-    loose, tests = [], []
-    for name in names:
-        parts = name.split('/')
-        if len(parts) > depth + 1 and (not depth or parts[0] in said):
-            by_class[parts[depth]].append(name)
-        elif said.get(parts[0]) == 'test':
-            tests.append(name)
-        elif not depth or parts[0] in said or len(parts) == 1:
-            loose.append(name)
-    if tests:
-        data.note('remark', f'{len(tests)} pictures of the test split have no class: demo_image.py draws them', tests)
-    data.leave_out('pictures are in no folder of a class', loose, len(names))
-    folders = [root / child for child in said] if depth else [root]
-    empty = {path.name for folder in folders for path in folder.iterdir() if path.is_dir()} - set(by_class)
-    if empty := {name for name in empty if name[0] != '.'}:
-        data.note('mistake', f'{len(empty)} folders hold no picture and are no classes', sorted(empty))
+    if converted:
+        samples = [_Sample(s['image'], s['label'], split_of(s['subset'])) for s in converted['samples']]
+    else:
+        samples = _list_samples(data)
+    by_class: dict[str, list[_Sample]] = defaultdict(list)
+    for sample in samples:
+        by_class[sample.label].append(sample)
     data.classes = sorted(by_class)
     if len(data.classes) < 2:
-        raise UserError(f"'{root}' needs a folder of pictures for each of at least two classes, found {data.classes}")
-    labelled = [name for group in by_class.values() for name in group]
+        raise UnknownLayoutError(
+            f"'{root}' needs a folder of pictures for each of at least two classes, found {data.classes}"
+        )
+    labelled = [sample.path for group in by_class.values() for sample in group]
     pixels = len(labelled) <= limit
     headers = map_files(lambda name: (name, read_header(root / name, pixels)), labelled, 'Reading pictures')
     if broken := [(name, header.error) for name, header in headers if header.error]:
@@ -70,18 +67,15 @@ def read_classification(root: Path, val_share: float = 0.2, limit: int = 20000) 
         raise UserError(f"no picture of '{root}' can be read: {broken[0][1]}")
     data.sizes = list(sizes.values())
     splits: dict[str, list[str]] = {'train': [], 'val': [], 'test': []}
-    lists = {} if depth else read_split_lists(root)
-    if lists:
-        data.note('decision', 'the split is that of the lists beside the pictures')
+    said = any(sample.split for sample in samples)
     labels: dict[str, int] = {}
     for index, label in enumerate(data.classes):
-        usable = [name for name in by_class[label] if name in sizes]
-        labels |= dict.fromkeys(usable, index)
+        usable = [sample for sample in by_class[label] if sample.path in sizes]
+        labels |= {sample.path: index for sample in usable}
         data.counts.append(len(usable))
-        for name in usable:
-            split = said.get(name.split('/')[0]) if depth else listed_in(lists, name) if lists else 'train'
-            if split:
-                splits[split].append(name)
+        for sample in usable:
+            if split := sample.split if said else 'train':
+                splits[split].append(sample.path)
     if not splits['val']:
         few = _draw(data, splits, labels, val_share)
         if few:
@@ -99,6 +93,46 @@ def read_classification(root: Path, val_share: float = 0.2, limit: int = 20000) 
     _say_balance(data)
     data.details |= dict(labels=labels)
     return data
+
+
+@dataclass(frozen=True)
+class _Sample:
+    path: str  # below the root, or absolute
+    label: str
+    split: str | None
+
+
+def _list_samples(data: DataSet) -> list[_Sample]:
+    """Pictures in folders of classes."""
+    root, names = data.root, find_images(data.root)
+    children = sorted({name.split('/')[0] for name in names if '/' in name})
+    said = {child: split for child in children if (split := split_of(child)) and _is_split_folder(child)}
+    depth = 1 if 'train' in said.values() else 0
+    lists = {} if depth else read_split_lists(root)
+    samples, loose, tests = [], [], []
+    for name in names:
+        parts = name.split('/')
+        if len(parts) > depth + 1 and (not depth or parts[0] in said):
+            split = said[parts[0]] if depth else listed_in(lists, name) if lists else None
+            samples.append(_Sample(name, parts[depth], split))
+        elif said.get(parts[0]) == 'test':
+            tests.append(name)
+        elif not depth or parts[0] in said or len(parts) == 1:
+            loose.append(name)
+    found = {sample.label for sample in samples}
+    if foreign := sorted(label for label in found if label.lower() in _OTHERS):
+        raise UnknownLayoutError(f"the folders {', '.join(foreign)} of '{root}' are no classes")
+    if tests:
+        data.note('remark', f'{len(tests)} pictures of the test split have no class: demo_image.py draws them', tests)
+    if len(found) > 1:
+        data.leave_out('pictures are in no folder of a class', loose, len(names))
+    folders = [root / child for child in said] if depth else [root]
+    empty = {path.name for folder in folders for path in folder.iterdir() if path.is_dir()} - found
+    if empty := {name for name in empty if name[0] != '.'}:
+        data.note('mistake', f'{len(empty)} folders hold no picture and are no classes', sorted(empty))
+    if lists:
+        data.note('decision', 'the split is that of the lists beside the pictures')
+    return samples
 
 
 def _is_split_folder(name: str) -> bool:

@@ -21,6 +21,7 @@ __all__ = [
     'DataSet',
     'Header',
     'Note',
+    'UnknownLayoutError',
     'complete_splits',
     'find_images',
     'known_metainfo',
@@ -44,6 +45,10 @@ _ORIENTATION = 0x0112  # the EXIF tag
 _SHOWN = 5  # files named in a message
 Item = TypeVar('Item')
 Result = TypeVar('Result')
+
+
+class UnknownLayoutError(UserError):
+    """The folder has none of the layouts that are read here; it may be of another format."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,21 @@ class DataSet:
             much = len(files) > 0.1 * total and len(files) > 1
             asked = f' ({len(files) / total:.0%} of all: --yes, if that is right)' if much else ''
             self.note('question' if much else 'mistake', f'{len(files)} {text} and are left out{asked}', files)
+
+    def validate_on(self, names: Sequence[str]) -> None:
+        """Validate on some samples alone while training; ``tools/test.py`` keeps all, if it has no split of its own."""
+        contents, folders = self.details.get('contents'), self.details.get('folders')
+        if 'test' not in self.splits:
+            self.splits['test'] = self.splits['val']
+            if contents:
+                contents['test'], folders['test'] = contents['val'], folders['val']
+        self.splits['val'] = list(names)
+        if contents:
+            chosen = set(names)
+            images = [image for image in contents['val']['images'] if image['file_name'] in chosen]
+            ids = {image['id'] for image in images}
+            objects = [entry for entry in contents['val']['annotations'] if entry['image_id'] in ids]
+            contents['val'] = {**contents['val'], 'images': images, 'annotations': objects}
 
     @property
     def questions(self) -> list[Note]:

@@ -14,6 +14,7 @@ from mmpelk.errors import UserError
 from .dataset import (
     DataSet,
     Header,
+    UnknownLayoutError,
     complete_splits,
     find_images,
     listed_in,
@@ -35,6 +36,7 @@ def read_detection(
     annotations: list[str] | None = None,
     images: str | None = None,
     val_share: float = 0.2,
+    converted: dict[str, Any] | None = None,
 ) -> DataSet:
     """Read a data set with annotations in COCO's format.
 
@@ -49,10 +51,13 @@ def read_detection(
     """
     root = root.resolve()
     data = DataSet('det', root, [], [], {}, [], [], 'objects')
-    files = _find_files(root, annotations)
+    files = _converted_files(converted) if converted else _find_files(root, annotations)
     contents = {split: json.loads(path.read_text('utf-8-sig')) for split, path in files.items()}
     _same_categories(data, contents, files)
     pictures = {path: path for path in find_images(root)}
+    if converted:  # pictures that were in an archive
+        listed = (image['file_name'] for content in contents.values() for image in content['images'])
+        pictures |= {path: path for path in listed if Path(path).is_absolute() and Path(path).is_file()}
     clean = {split: _check(data, content, files[split], pictures, images) for split, content in contents.items()}
     splits = {split: clean[split]['images'] if split in clean else [] for split in ('train', 'val', 'test')}
     if list(clean) == ['train'] and (lists := read_split_lists(root)):
@@ -98,6 +103,11 @@ def read_detection(
         sides=[float(np.sqrt(entry['bbox'][2] * entry['bbox'][3])) for entry in kept],
     )
     return data
+
+
+def _converted_files(converted: dict[str, Any]) -> dict[str, Path]:
+    by_split = {split_of(subset) or 'train': Path(path) for subset, path in converted['files'].items()}
+    return {split: by_split[split] for split in ('train', 'val', 'test') if split in by_split}
 
 
 def _common_folder(names: list[str]) -> str:
@@ -148,7 +158,7 @@ def _find_files(root: Path, given: list[str] | None) -> dict[str, Path]:
     else:
         files = [path for path in sorted(root.rglob('*.json')) if _is_coco(path)]
     if not files:
-        raise UserError(
+        raise UnknownLayoutError(
             f"'{root}' holds no annotation file in COCO's format, a .json with {', '.join(_LISTS)}: --annotations FILE"
         )
     if unreadable := [path for path in files if not _is_coco(path)]:
@@ -196,6 +206,8 @@ def _find_pictures(
         parts = [part for part in name.split('/') if part not in ('', '.', '..')]
         folders = [given.strip('/')] if given else [here, *({} if here == '.' else {'.': 0})]
         direct = ['/'.join([*([] if folder == '.' else [folder]), *parts]) for folder in folders]
+        if name in pictures:  # below the root already
+            direct = [name]
         candidates = by_name.get(parts[-1] if parts else '', [])
         if given:
             candidates = [path for path in candidates if given == '.' or path.startswith(f'{given.strip("/")}/')]

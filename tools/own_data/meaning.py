@@ -253,7 +253,12 @@ def _choose(
             kinds = ('colours', 'values') if coloured else ('values', 'colours')
             raise UserError(f'the label maps hold {kinds[0]}, the list of classes names {kinds[1]}: correct the list')
         of_list = tuple((name.name, name.key) for name in names if name.key is not None)
+        if answers.background is not None:
+            of_list = (('background', _key(answers.background, coloured)), *of_list)
         readings = [_Reading(of_list, 'as the list of classes says', '--classes')]
+        if readings[0].present(keys) == 1 and 0 in keys and not coloured:
+            text = 'one class has a value: 0 is the background'
+            readings.append(_Reading((('background', 0), *of_list), text, '--background 0'))
     elif coloured:
         readings = [_by_colour(keys, names, counts)]
     elif not names and answers.ignore is None and not answers.background and (public := known(sorted(keys))):
@@ -395,7 +400,7 @@ def _say_ignored(
     said.append((
         'question' if answers.ignore is None or list(answers.ignore) == ['none'] else 'decision',
         f'{_list(rest, coloured)} have no class ({share:.1%} of the pixels): they are not trained on '
-        f'(--ignore {" ".join(shown[:8])}), or name them with --classes',
+        f'(--ignore {" ".join(shown[:8])}); --background {shown[0]} makes a class of {shown[0]}, --classes names all',
     ))  # fmt: skip
 
 

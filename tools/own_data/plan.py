@@ -6,7 +6,7 @@ from pathlib import Path
 from mmpelk.config import get_config
 from mmpelk.errors import UserError
 
-from .dataset import DataSet
+from .dataset import DataSet, spread
 from .machine import Machine
 
 __all__ = ['Plan', 'make_plan']
@@ -28,6 +28,7 @@ _PUBLIC = 'seg/upernet_pelk_convnext_t_ade20k.py'  # names the address of those 
 # Pictures that a training sees, as iterations of its batch: on a CPU a look at the whole, on a GPU a training.
 _CPU_ITERATIONS = 300
 _GPU_ITERATIONS = (3000, 80000)
+_VALIDATIONS = {'seg': 10, 'det': 5, 'cls': 10}  # of a training, at most
 _GPU_EPOCHS = {'seg': 120, 'det': 24, 'cls': 100}
 
 
@@ -46,6 +47,7 @@ class Plan:
         iterations: Length.
         epochs: The same in epochs.
         lr: Learning rate for ``batch_size``.
+        val_interval: Of the validation; iterations in segmentation, else epochs.
     """
 
     recipe: str
@@ -58,6 +60,7 @@ class Plan:
     iterations: int
     epochs: int
     lr: float
+    val_interval: int
 
     def summary(self, machine: Machine) -> str:
         """One sentence for whoever starts the training."""
@@ -112,7 +115,40 @@ def make_plan(
         recipe = recipe.replace('pelk_t', 'pelk_convnext_t')
     epochs = max(1, round(wanted / steps))
     rate = _learning_rate(data.task, batch, nano, source is not None)
-    return Plan(recipe, nano, source, shape, resized, batch, machine.workers, wanted, epochs, float(f'{rate:.2g}'))
+    count = _fit_validation(data, wanted * batch * area, resized, shape)
+    interval = max(1, (wanted if data.task == 'seg' else epochs) // count)
+    rate = float(f'{rate:.2g}')
+    return Plan(recipe, nano, source, shape, resized, batch, machine.workers, wanted, epochs, rate, interval)
+
+
+def _fit_validation(data: DataSet, trained: float, resized: int, shape: tuple[int, int]) -> int:
+    """How often to validate, so that it takes a quarter of the run at most.
+
+    Where even two validations would take longer, they see a part of the pictures, and the test at the end all.
+
+    Args:
+        data: The data set; its splits may change.
+        trained: Megapixels of the whole training.
+        resized: Short side of a picture at validation.
+        shape: Width and height that training sees.
+    """
+    short, long = sorted(data.median_size)
+    area = resized * resized * long / short / 1e6 if data.task == 'seg' else shape[0] * shape[1] / 1e6
+    # A forward pass takes a third of a training step; windows that overlap by a third see a pixel 2.25 times.
+    each = area / 3 * (2.25 if data.task == 'seg' and long * resized / short > shape[0] else 1.0)
+    pictures = data.splits['val']
+    allowed = trained / 3 / max(each, 1e-9)  # pictures in all validations
+    if 2 * len(pictures) > allowed:
+        kept = max(1, int(allowed / 2))
+        if kept < len(pictures):
+            data.validate_on(spread(pictures, kept))
+            data.note(
+                'decision',
+                f'validations during the training see {kept} of {len(pictures)} pictures, to take a quarter of '
+                'its time; tools/test.py sees ' + ('the test split' if 'test' in data.splits else 'all'),
+            )
+            pictures = data.splits['val']
+    return min(_VALIDATIONS[data.task], max(2, int(allowed / len(pictures))))
 
 
 def _fit_size(data: DataSet, gpu: bool, nano: bool) -> tuple[tuple[int, int], int]:

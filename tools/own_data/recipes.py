@@ -122,7 +122,7 @@ def _segmentation(data: DataSet, plan: Plan) -> str:
     # From scratch all layers learn at the same rate.
     decay = '' if plan.weights else ', paramwise_cfg=dict(decay_rate=1.0)'
     warm_up = max(10, min(1500, plan.iterations // 20))
-    interval = max(1, plan.iterations // 6 if plan.iterations < 1000 else plan.iterations // 10)
+    interval = plan.val_interval
     return f"""crop_size = ({crop}, {crop})
 scale = ({4 * plan.resized}, {plan.resized})
 
@@ -208,7 +208,7 @@ def _detection(data: DataSet, plan: Plan) -> str:
     heads += 'mask_head=dict(num_classes=num_classes)' if masks else 'mask_head=None, mask_roi_extractor=None'
     milestones = [round(plan.epochs * 2 / 3), round(plan.epochs * 11 / 12)]
     warm_up = max(10, min(1000, plan.iterations // 10))
-    interval = max(1, plan.epochs // 5)
+    interval = plan.val_interval
     metric = "['bbox', 'segm']" if masks else "'bbox'"
     best = 'coco/segm_mAP' if masks else 'coco/bbox_mAP'
     decay = '' if plan.weights else '\n    paramwise_cfg=dict(decay_rate=1.0),'
@@ -273,7 +273,7 @@ def _classification(data: DataSet, plan: Plan) -> str:
     else:
         note, backbone, head_text = '', _start(plan) + norm, ''
     warm_up = max(1, plan.epochs // 20)
-    interval = max(1, plan.epochs // 10)
+    interval = plan.val_interval
     crop_scale = '(0.6, 1.0)' if side <= 64 else '(0.25, 1.0)'
     edge = side if side <= 64 else round(side * 256 / 224)
     flip = "    dict(type='RandomFlip', prob=0.5, direction='horizontal'),\n"

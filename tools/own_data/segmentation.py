@@ -16,6 +16,7 @@ from mmpelk.errors import UserError
 from .dataset import (
     DataSet,
     Header,
+    UnknownLayoutError,
     complete_splits,
     known_metainfo,
     listed_in,
@@ -77,6 +78,7 @@ def read_segmentation(
     labels: str | None = None,
     answers: Answers | None = None,
     val_share: float = 0.2,
+    converted: dict[str, Any] | None = None,
 ) -> DataSet:
     """Read a folder of images and label maps.
 
@@ -91,14 +93,21 @@ def read_segmentation(
         labels: Folder of the label maps.
         answers: What the user says about the label maps.
         val_share: Share of the pictures to validate on where nothing says it.
+        converted: The data set as :func:`~own_data.foreign.convert` has read it.
 
     Raises:
         UserError: If there are no such folders, or nothing can be trained on what is there.
     """
     root = root.resolve()
     data = DataSet('seg', root, [], [], {}, [], [], 'pixels')
-    pairs = _find_pairs(data, images, labels)
-    names = read_names(classes, root)
+    if converted:
+        pairs = [Pair(s['image'], s['label'], split_of(s['subset'])) for s in converted['samples']]
+        names = [ClassName(each['name'], each['key']) for each in converted['classes']]
+        # What lies outside of every outline is background, where the format has such a class.
+        names += [ClassName(name.name, 0) for name in names if name.name.lower() == 'background']
+    else:
+        pairs = _find_pairs(data, images, labels)
+        names = read_names(classes, root)
     through_palette = _named_by_palette(root / pairs[0].label, names)
 
     def read(pair: Pair) -> tuple[Header, _Label]:
@@ -111,7 +120,7 @@ def read_segmentation(
         statistics.add(found[pair][1].statistics)
     coloured = _are_coloured(data, {pair: found[pair][1] for pair in pairs}) or through_palette
     lossy = any(pair.label.lower().endswith(('.jpg', '.jpeg')) for pair in pairs)
-    public = _public(pairs)
+    public = _public(pairs) if not converted else lambda values: None
     meaning = interpret(statistics, coloured, lossy, names, answers or Answers(), public)
     for kind, text in meaning.said:
         data.note(kind, text)
@@ -238,9 +247,9 @@ def _find_pairs(data: DataSet, images: str | None, labels: str | None) -> list[P
         pairs, alone = _match([f for f in files if not f.is_label], [f for f in files if f.is_label])
         if pairs:
             break
-    if not pairs:
+    if not pairs or any(path.endswith('_parts_1.png') for _, _, path in listed):  # ADE20K as it was published
         folders = sorted({path.split('/')[0] for _, _, path in listed if '/' in path})
-        raise UserError(
+        raise UnknownLayoutError(
             f"'{data.root}' holds {len(listed)} pictures in {', '.join(folders[:8]) or 'no folder'}, and no label map "
             'that belongs to an image by its name, such as images/7.jpg and masks/7.png, or 7.jpg and 7_mask.png. '
             'Where the folders have other names: --images FOLDER --labels FOLDER'
