@@ -95,6 +95,8 @@ def read(args: argparse.Namespace, out: Path) -> DataSet:
         try:
             return read_as(args, None)
         except UnknownLayoutError as error:
+            if args.task == 'seg' and args.classes:
+                raise  # the user has said what is to be read
             reason = str(error)
     else:
         reason = f'the format is to be {args.format}'

@@ -122,7 +122,7 @@ class DataSet:
 
     def validate_on(self, names: Sequence[str]) -> None:
         """Validate on some samples alone while training; ``tools/test.py`` keeps all, if it has no split of its own."""
-        contents, folders = self.details.get('contents'), self.details.get('folders')
+        contents, folders = self.details.get('contents', {}), self.details.get('folders', {})
         if 'test' not in self.splits:
             self.splits['test'] = self.splits['val']
             if contents:

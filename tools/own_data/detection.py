@@ -56,8 +56,8 @@ def read_detection(
     _same_categories(data, contents, files)
     pictures = {path: path for path in find_images(root)}
     if converted:  # pictures that were in an archive
-        listed = (image['file_name'] for content in contents.values() for image in content['images'])
-        pictures |= {path: path for path in listed if Path(path).is_absolute() and Path(path).is_file()}
+        absolute = (image['file_name'] for content in contents.values() for image in content['images'])
+        pictures |= {path: path for path in absolute if Path(path).is_absolute() and Path(path).is_file()}
     clean = {split: _check(data, content, files[split], pictures, images) for split, content in contents.items()}
     splits = {split: clean[split]['images'] if split in clean else [] for split in ('train', 'val', 'test')}
     if list(clean) == ['train'] and (lists := read_split_lists(root)):

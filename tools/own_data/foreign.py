@@ -81,7 +81,8 @@ def _find_python(reason: str) -> str:
 def _read_labelme(root: Path) -> dict[str, Any] | None:
     """LabelMe's ``x.json`` beside ``x.jpg`` as one file of COCO's; ``None`` if there are none."""
     pictures = {str(Path(path).with_suffix('')): path for path in find_images(root)}
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     names: dict[str, int] = {}
     for path in sorted(root.rglob('*.json')):
         try:

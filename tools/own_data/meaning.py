@@ -6,7 +6,7 @@ from typing import Any
 
 from mmpelk.errors import UserError
 
-from .dataset import make_palette
+from .dataset import UnknownLayoutError, make_palette
 from .names import ClassName, Colour, pack, show_key, unpack
 
 __all__ = ['IGNORED', 'Answers', 'Meaning', 'Statistics', 'interpret']
@@ -299,7 +299,7 @@ def _by_colour(keys: set[int], names: Sequence[ClassName], counts: Mapping[int, 
     if names:
         example = ','.join(f'{name.name}=#rrggbb' for name in names[:2])  # which colour is which, nobody can guess
         shown = sorted(keys, key=lambda key: -counts[key])[:12]
-        raise UserError(
+        raise UnknownLayoutError(
             f'the label maps are colour pictures with {len(keys)} colours ({_list(shown, True)}), and the names of the '
             f'classes do not say which is whose: --classes {example},..., or a file with a line name,R,G,B for each'
         )
