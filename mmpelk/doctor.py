@@ -1,4 +1,4 @@
-"""What this environment has, what it lacks, and the remedy of each.
+"""Check this environment: what is installed, what is missing, and how to mend it.
 
 Every check stands alone and imports what it needs itself: a doctor has to run where something is broken.
 """
@@ -251,7 +251,7 @@ def _shared_memory() -> Iterator[Finding]:
 
 
 def _recipes() -> Iterator[Finding]:
-    """Data folders and pretrained weights of the recipes, each missing one once."""
+    """Data folders and pretrained weights of the recipes; each missing one is reported once."""
     from mmpelk.config import get_config, list_configs
     from mmpelk.engine.checks import missing_data, missing_weights
 
@@ -308,7 +308,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
 
 
 def examine(checks: Iterable[Callable[[], Iterator[Finding]]] = CHECKS) -> list[Finding]:
-    """The findings of every check; one that itself fails is a finding."""
+    """The findings of every check; a check that fails becomes a finding."""
     findings: list[Finding] = []
     for check in checks:
         try:

@@ -1,4 +1,4 @@
-"""What the commands that draw a figure share."""
+"""Shared by the commands that draw a figure."""
 
 from pathlib import Path
 

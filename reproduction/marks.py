@@ -22,7 +22,7 @@ def _cell(value: float | str | None, places: int, mark: str) -> str:
 
 
 def paper(value: float | str | None, places: int = 0) -> str:
-    """What the paper prints and this page compares with."""
+    """A figure that the paper prints, to compare with."""
     return _cell(value, places, '(p)')
 
 
@@ -32,7 +32,7 @@ def target(value: float | str | None, places: int = 1) -> str:
 
 
 def computed(value: float | str | None, places: int = 2) -> str:
-    """What the command of the section computes, the same on any machine."""
+    """A figure that the command of the section computes, the same on any machine."""
     return _cell(value, places, '(c)')
 
 

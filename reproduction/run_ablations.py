@@ -56,7 +56,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def batch_options(cfg: Config, gpus: int, given: Collection[str] = ()) -> dict[str, int]:
-    """What keeps a step at the images that a recipe's learning rate belongs to.
+    """Options that keep the batch of a step at the size of the recipe.
 
     Pre-training adds up the gradients of several iterations, and multiplies the intervals of sparsity and EMA, which
     count iterations, by as much. Segmentation is as long as its iterations, so that each GPU gets more images instead.

@@ -1,4 +1,4 @@
-"""What mmengine left in the work folder of a training: how far it came, and what it measured."""
+"""Read the work folder of a training of mmengine: its progress and its metrics."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Variants of a recipe trained over seeds, several at a time: comparisons that a machine without a GPU can make."""
+"""Variants of a recipe trained over seeds, several at a time: comparisons for a machine without a GPU."""
 
 import json
 import shutil

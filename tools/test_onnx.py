@@ -1,4 +1,4 @@
-"""Test an ONNX file on its recipe's test set, in onnxruntime, by the recipe's own metrics.
+"""Test an ONNX file on its recipe's test set, in onnxruntime, with the recipe's own metrics.
 
 python tools/test_onnx.py configs/seg/upernet_pelk_t_ade20k.py model.onnx
 

@@ -1,4 +1,4 @@
-"""Pictures, folders and videos in, drawings of what a network sees in them out."""
+"""Draw the predictions of a network into images, folders of images and videos."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -70,7 +70,7 @@ class Drawing:
 
 
 def find_drawings(inputs: Iterable[Path], out: Path) -> list[Drawing]:
-    """What to draw, and the files to draw it to.
+    """The images and videos of some paths, and the files that their drawings go to.
 
     Args:
         inputs: Images, videos and folders; folders are searched to their depth, but not ``out`` inside them.

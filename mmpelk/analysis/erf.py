@@ -52,14 +52,14 @@ _LINES: dict[float, Any] = dict(zip(THRESHOLDS, ('-', '--', ':', '-.'), strict=T
 
 @dataclass(frozen=True)
 class Measured:
-    """Scores of a model, and what is known of them."""
+    """Contribution scores of a model, and facts about their measurement."""
 
     scores: Scores  # ``(H, W)``, summed over the images
     facts: dict[str, Any]  # of the model, for the JSON
 
 
 def read_images(paths: Sequence[Path], count: int, size: int) -> dict[str, Image]:
-    """Images by name: BGR, ``(size, size, 3)``, their aspect ratio given up as RepLKNet's script does.
+    """Images by name: BGR, ``(size, size, 3)``, stretched to a square as by RepLKNet's script.
 
     They are spread evenly over the sorted files, so that a data set in folders of classes is not seen by one class.
 
@@ -91,7 +91,7 @@ def read_images(paths: Sequence[Path], count: int, size: int) -> dict[str, Image
 
 
 def load_model(cfg: Config, checkpoint: str, seed: int = 0) -> Any:
-    """The model of a config in eval mode; a checkpoint fills its backbone, necks and heads are left as they come.
+    """The model of a config in eval mode; a checkpoint fills its backbone; necks and heads keep their random weights.
 
     Args:
         cfg: Of a model that has a ``backbone``; it is not changed.

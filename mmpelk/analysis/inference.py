@@ -1,4 +1,4 @@
-"""A recipe's model, and the forward that is counted and timed, without what depends on the image's content."""
+"""A recipe's model, and a forward for counts and timing whose work does not depend on the content of the image."""
 
 import copy
 from typing import Any

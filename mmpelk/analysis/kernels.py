@@ -1,4 +1,4 @@
-"""What a sharing grid, a learnt kernel and a positional embedding look like, as arrays: the paper's Fig. 1 and 3."""
+"""Sharing grids, learnt kernels and positional embeddings as arrays: the data of the paper's Fig. 1 and 3."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -67,7 +67,7 @@ class LearntEmbedding:
 
 
 def backbone_tensors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a checkpoint holds of a backbone, by the names within it.
+    """The tensors of the backbone in a checkpoint, by their names within the backbone.
 
     Args:
         state_dict: Of a whole model, of one inside a wrapper for distributed training, or of a backbone.

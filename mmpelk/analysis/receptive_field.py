@@ -7,7 +7,7 @@ Definitions of the effective receptive field:
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -74,7 +74,7 @@ def _image_scores(model: nn.Module, image: Tensor) -> Tensor:
 
 @contextmanager
 def _measuring(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients of parameters, and both as they were afterwards."""
+    """Eval mode without gradients of parameters; restores both."""
     modes = [(module, module.training) for module in model.modules()]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()
@@ -137,10 +137,8 @@ class AreaRatio:
     area_ratio: float  # its area over that of the image
 
 
-def area_ratios(
-    scores: Scores, thresholds: Sequence[float] = THRESHOLDS, logarithm: bool = False
-) -> tuple[AreaRatio, ...]:
-    """The smallest centred squares that hold more than given shares of the total contribution.
+def area_ratios(scores: Scores, logarithm: bool = False) -> tuple[AreaRatio, ...]:
+    """The smallest centred squares that hold more than the shares :data:`THRESHOLDS` of the total contribution.
 
     The squares are centred on pixel ``(H // 2, W // 2)`` and have odd sides, as in RepLKNet's script. (With an even
     stride the central position of the last map sees a field whose middle is up to half a stride further; the larger
@@ -148,7 +146,6 @@ def area_ratios(
 
     Args:
         scores: ``(H, W)``, not negative.
-        thresholds: Shares in ``(0, 1)``.
         logarithm: Take ``log10(score + 1)`` first, as RepLKNet's and SLaK's scripts do for their tables and RepLKNet's
             does for its figure; SLaK's figure is drawn without. Pass the mean over the images then, as theirs is. The
             logarithm compresses scores above 1 and leaves those far below as they are, so that these ratios depend on
@@ -158,13 +155,10 @@ def area_ratios(
         A square per threshold.
 
     Raises:
-        ValueError: If the scores are no map, are all zero, or are negative or not finite, or a threshold is out of
-            range.
+        ValueError: If the scores are no map, are all zero, or are negative or not finite.
     """
     if scores.ndim != 2 or not np.isfinite(scores).all() or (scores < 0).any() or not scores.any():
         raise ValueError('contribution scores are a map (H, W) of finite numbers, none negative and not all zero')
-    if not all(0 < threshold < 1 for threshold in thresholds):
-        raise ValueError(f'thresholds are shares between 0 and 1, got {tuple(thresholds)}')
     values = np.log10(scores + 1) if logarithm else scores
     height, width = values.shape
     rows, columns = (np.abs(np.arange(extent) - extent // 2) for extent in values.shape)
@@ -173,7 +167,7 @@ def area_ratios(
     contributions = np.cumsum(np.bincount(rings.ravel(), values.ravel()))
     shares = contributions / contributions[-1]
     ratios = []
-    for threshold in thresholds:
+    for threshold in THRESHOLDS:
         radius = int(np.argmax(shares > threshold))
         sides = [int((distances <= radius).sum()) for distances in (rows, columns)]  # cut off at the border
         ratios.append(AreaRatio(threshold, max(sides), math.prod(sides) / (height * width)))

@@ -24,7 +24,7 @@ LAYOUTS = {'channels first': torch.contiguous_format, 'channels last': torch.cha
 
 
 def synchronize(device: str) -> None:
-    """Wait for the device, so that a clock reads what it should."""
+    """Wait for the device to finish, before a clock is read."""
     if device == 'cuda':
         torch.cuda.synchronize()
 
@@ -43,7 +43,7 @@ def _seconds(function: Callable[[], Any], device: str) -> float:
 
 
 def interleaved_medians(functions: Mapping[Name, Callable[[], Any]], device: str, rounds: int) -> dict[Name, float]:
-    """Median seconds of each function, the functions taking turns so that a drifting clock hits all alike.
+    """Median seconds of each function, the functions taking turns so that a drifting clock rate affects all alike.
 
     Every function runs once to warm up, which compiles and plans and counts for nothing. One whose second call takes
     seconds is not run again and counts with that one. Where a round takes milliseconds, there are more rounds than

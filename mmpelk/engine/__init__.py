@@ -1,4 +1,4 @@
-"""What the MM training loop needs from us: optimizer groups, no GPU, progress, and the hooks against lost work."""
+"""Parts for the training loop of mmengine: optimizer groups, training without a GPU, progress, fault tolerance."""
 
 from mmpelk.fault_tolerance.checkpoint_hook import CheckpointHook
 from mmpelk.fault_tolerance.divergence import DivergenceHook

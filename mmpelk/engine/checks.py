@@ -16,7 +16,7 @@ _SIMILAR = 0.85  # share of equal letters above which a new key is taken for a t
 
 
 def check_option_names(cfg: Config, options: Mapping[str, Any]) -> None:
-    """Refuse ``--cfg-options`` keys that are nearly, but not quite, keys of the config.
+    """Refuse ``--cfg-options`` keys that look like misspelt keys of the config.
 
     mmengine adds an unknown key silently. New keys are legitimate; one that resembles an existing key is mostly a
     typing error.

@@ -193,7 +193,7 @@ def exit_on_user_error(running: bool = False) -> Iterator[None]:
     try:
         yield
     except shown as error:
-        ours = isinstance(error, UserError | FileNotFoundError) or not running or _in_building(error)
+        ours = isinstance(error, UserError | FileNotFoundError) or not running or _is_of_building(error)
         if os.environ.get('MMPELK_TRACEBACK') == '1' or not ours:
             raise
         if os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0' or isinstance(error, DataError):
@@ -214,8 +214,8 @@ def exit_on_user_error(running: bool = False) -> Iterator[None]:
         sys.exit(1)
 
 
-def _in_building(error: Exception) -> bool:
-    """Whether a module was being built that the config describes."""
+def _is_of_building(error: Exception) -> bool:
+    """Whether the error was raised while mmengine built a module of the config."""
     return any(
         frame.name.startswith('build_') and 'mmengine' in Path(frame.filename).parts
         for frame in traceback.extract_tb(error.__traceback__)

@@ -36,16 +36,13 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
     Args:
         module: The model.
         device_ids: What mmengine passes to every wrapper; a CPU model has none, so it is not used.
-        broadcast_buffers: Broadcast rank 0's buffers before every training step.
         **kwargs: Those of ``MMDistributedDataParallel``.
     """
 
-    def __init__(
-        self, module: nn.Module, device_ids: object = None, broadcast_buffers: bool = True, **kwargs: Any
-    ) -> None:
+    def __init__(self, module: nn.Module, device_ids: object = None, **kwargs: Any) -> None:
         if any(isinstance(layer, nn.SyncBatchNorm) for layer in module.modules()):
             print_log('SyncBN runs on GPUs only: BN takes its place, with statistics per process', 'current')
-        super().__init__(revert_sync_batchnorm(module), broadcast_buffers=broadcast_buffers, **kwargs)
+        super().__init__(revert_sync_batchnorm(module), broadcast_buffers=True, **kwargs)
 
 
 def adapt_to_machine(cfg: Config) -> None:

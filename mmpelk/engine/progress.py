@@ -67,7 +67,7 @@ class ProgressLineHook(Hook):
         self._handlers: list[tuple[logging.StreamHandler, Any]] = []
 
     def before_train(self, runner: Runner) -> None:
-        """Begin the line."""
+        """Start the line, if the output is a terminal."""
         console = Console()
         if not (is_main_process() and sys.stdout.isatty() and console.is_interactive):
             return

@@ -1,4 +1,4 @@
-"""A picture of a training, written as it goes: curves of loss and metrics, and what the network sees."""
+"""A picture of a running training: curves of loss and metrics, and predictions on validation images."""
 
 import functools
 import io
@@ -47,17 +47,16 @@ def _harmless(method: Callable) -> Callable:
 class ProgressPictureHook(Hook):
     """Write ``progress.png`` to the work folder after every validation, every few minutes, and at the end.
 
-    Args:
-        images: Validation images to show, with labels where the toolbox paints them, and predictions.
-        minutes: Longest time between two drawings of the curves.
+    It shows the curves and a few validation images, with labels where the toolbox paints them, and predictions.
     """
 
     priority = 'LOW'
     FILE = 'progress.png'
     _METRICS = 'progress_metrics'
+    IMAGES = 4
+    SECONDS = 300.0  # between two drawings of the curves, unless there is a validation
 
-    def __init__(self, images: int = 4, minutes: float = 5.0) -> None:
-        self.images, self.minutes = images, minutes
+    def __init__(self) -> None:
         self.broken = False
         self._painted: dict[str, np.ndarray] = {}
         self._chosen: set[int] = set()
@@ -66,15 +65,15 @@ class ProgressPictureHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        """Draw the curves anew, if the last time is long ago."""
-        if time.monotonic() - self._drawn > 60 * self.minutes:
+        """Draw the curves again, if the last drawing is old."""
+        if time.monotonic() - self._drawn > self.SECONDS:
             self._draw(runner, runner.iter + 1)
 
     @_harmless
     def before_val_epoch(self, runner: Runner) -> None:
         """Choose batches from the whole set, the same each time."""
         batches = len(runner.val_dataloader)
-        count = min(self.images, batches)
+        count = min(self.IMAGES, batches)
         self._chosen = {(2 * index + 1) * batches // (2 * count) for index in range(count)}
         self._painted.clear()
 
@@ -89,7 +88,7 @@ class ProgressPictureHook(Hook):
 
     @_harmless
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Note the metrics, and draw."""
+        """Keep the metrics, and draw."""
         numbers = {
             key: float(value)
             for key, value in (metrics or {}).items()
@@ -101,7 +100,7 @@ class ProgressPictureHook(Hook):
         self._draw(runner, runner.iter)
 
     def after_train(self, runner: Runner) -> None:
-        """Draw the end."""
+        """Draw the last iteration."""
         if self._shown != runner.iter:
             self._draw(runner, runner.iter)
 
@@ -143,7 +142,7 @@ def _figure(
     metrics: list[list[Any]],
     painted: dict[str, np.ndarray],
 ) -> bytes:
-    """A PNG."""
+    """The picture as a PNG."""
     # Imported when the first picture is due: a training that never draws needs no matplotlib.
     from matplotlib.figure import Figure
 

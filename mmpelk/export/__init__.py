@@ -1,4 +1,4 @@
-"""Trained networks out of Python: standard operators, ONNX, torch.export."""
+"""Export of trained networks: standard operators, ONNX, torch.export."""
 
 from .comparison import Comparison, compare, in_half
 from .network import ExportedNetwork, Preprocessing, load_deployed, real_image

@@ -1,4 +1,4 @@
-"""What the tools that export share: options, the network and images that they describe, and the comparison."""
+"""Shared by the export tools: options, the network and images that they describe, and the comparison."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -48,7 +48,7 @@ def add_export_options(parser: argparse.ArgumentParser, suffix: str) -> None:
 
 @dataclass
 class Request:
-    """What a command asks for.
+    """The network and images of a command line.
 
     Attributes:
         exported: To be written, in the precision asked for.
@@ -66,7 +66,7 @@ class Request:
 
     @classmethod
     def of(cls, args: argparse.Namespace, suffix: str) -> 'Request':
-        """Of parsed options.
+        """From parsed options.
 
         Raises:
             FileNotFoundError: If config or checkpoint do not exist.

@@ -1,4 +1,4 @@
-"""An exported file beside the network that it was made of."""
+"""Comparison of an exported file with its network."""
 
 import copy
 import time
@@ -15,7 +15,7 @@ from .network import ExportedNetwork
 
 @dataclass(frozen=True)
 class Comparison:
-    """A file beside its network, on one image.
+    """How far a file is from its network on one image, and how fast both are.
 
     Attributes:
         difference: Largest of any output, relative to that output's largest value.
@@ -31,7 +31,7 @@ class Comparison:
 
 
 def compare(run: Callable[[np.ndarray], Sequence[np.ndarray]], exported: ExportedNetwork, image: Tensor) -> Comparison:
-    """Run a file and its network on an image, each twice, the second time with a clock.
+    """Run a file and its network on an image, each twice; the second run is timed.
 
     Args:
         run: Runs the file: from an image to its outputs, in order.

@@ -53,7 +53,7 @@ def map_waves(extent: int, length: int, dtype: torch.dtype = torch.float32, devi
 
 
 def ring_matrix(grid: Sequence[int], dtype: torch.dtype, device: Any = None) -> Tensor:
-    """``(K, k')`` of 0 and 1: which ring a tap belongs to. From a range, as exporters refuse constants in a trace."""
+    """``(K, k')`` of 0 and 1: which ring a tap belongs to. Built of a range: exporters refuse constants."""
     tap = torch.arange(sum(grid), device=device)
     edges = pairwise(accumulate(grid, initial=0))
     return torch.stack([(tap >= low) & (tap < high) for low, high in edges], 1).to(dtype)
@@ -76,7 +76,7 @@ def _ring_waves(grid: Sequence[int], reach: int, length: int, dtype: torch.dtype
 
 
 def _spectrum(x: Tensor, rows: Waves, columns: Waves) -> Spectrum:
-    """Of ``(N, H, W, C)``."""
+    """Spectrum of a map ``(N, H, W, C)``."""
     batch, height, width, channels = x.shape
     flat = x.reshape(batch, height, width * channels)
     cos, sin = ((wave @ flat).reshape(batch, -1, width, channels) for wave in rows)
@@ -128,7 +128,7 @@ def convolve(x: Tensor, kernel: Spectrum, rows: Waves, columns: Waves) -> Tensor
 
 
 def fourier_conv2d(x: Tensor, weight: Tensor, grid: Sequence[int]) -> Tensor:
-    """:func:`mmpelk.ops.peripheral_conv2d` for maps of any size, without a bias; float32 inside, as sums are large.
+    """:func:`mmpelk.ops.peripheral_conv2d` for maps of any size, without a bias; in float32 inside.
 
     Args:
         x: ``(N, C, H, W)``; ``H`` and ``W`` may be symbols of a trace.

@@ -1,4 +1,4 @@
-"""From a recipe and its checkpoint to one function of one image: what is exported."""
+"""The network that is exported: a function of one image, from a recipe and its checkpoint."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -75,7 +75,7 @@ class Preprocessing:
 
     @classmethod
     def of(cls, cfg: Config) -> 'Preprocessing':
-        """A recipe's."""
+        """That of a recipe."""
         given: Mapping[str, Any] = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
         rgb = given.get('bgr_to_rgb', given.get('to_rgb', False)) and not given.get('rgb_to_bgr', False)
         return cls(given.get('mean') or cls.mean, given.get('std') or cls.std, bool(rgb))
@@ -114,7 +114,7 @@ class ExportedNetwork:
 
     @classmethod
     def of(cls, cfg: Config, model: nn.Module) -> 'ExportedNetwork':
-        """Of what :func:`load_deployed` returned.
+        """From what :func:`load_deployed` returned.
 
         A segmentor gives ``logits`` ``(N, classes, H, W)`` of the whole image and ``labels`` ``(N, H, W)``, a
         classifier ``logits`` ``(N, classes)``, and a detector the maps of its neck: what follows them depends on the

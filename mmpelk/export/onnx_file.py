@@ -85,7 +85,7 @@ def export_onnx(exported: ExportedNetwork, image: Tensor, path: Path, opset: int
 
 
 def gelu_translation(x: Any, approximate: str = 'none') -> Any:
-    """``aten::gelu`` with its factors in the order that onnxruntime fuses; it knows not the exporter's.
+    """``aten::gelu`` with its factors in the order that onnxruntime fuses; it does not fuse the exporter's.
 
     A translation for ``custom_translation_table``.
     """
@@ -127,7 +127,7 @@ def open_onnx(path: Path, threads: int = 0, spin: bool = True) -> Any:
 
 
 def onnx_operators(path: Path) -> list[str]:
-    """Names of the operators in a file, sorted; all are ONNX's own, or the name has its domain in front.
+    """Names of the operators in a file, sorted; those that are not ONNX's own have their domain in front.
 
     Args:
         path: The file; its weights are not read.

@@ -1,4 +1,4 @@
-"""Drawings of what an ONNX file of ours sees, from the file alone: preprocessing, classes and colours are in it."""
+"""Draw the predictions of an exported ONNX file, which holds preprocessing, classes and colours itself."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,6 @@ class OnnxPainter:
     Args:
         path: The file, of a segmentor or a classifier.
         opacity: Of drawn label maps, 0 to 1.
-        threads: Of onnxruntime; 0 takes torch's.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -28,11 +27,11 @@ class OnnxPainter:
         UserError: If it is no such file.
     """
 
-    def __init__(self, path: Path, opacity: float = 0.5, threads: int = 0) -> None:
+    def __init__(self, path: Path, opacity: float = 0.5) -> None:
         if not path.is_file():
             raise FileNotFoundError(f"the checkpoint '{path}' does not exist")
         try:
-            self.session = open_onnx(path, threads)
+            self.session = open_onnx(path)
         except ImportError:
             raise
         except Exception as error:  # onnxruntime's own, which have no common base

@@ -1,4 +1,4 @@
-"""A network in standard operators alone: what every exporter, runtime and compiler takes."""
+"""A network of standard operators alone, which every exporter, runtime and compiler takes."""
 
 from collections.abc import Sequence
 from typing import Any

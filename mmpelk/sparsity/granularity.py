@@ -20,7 +20,7 @@ Target = str | Sequence[str] | None
 
 
 class Layer:
-    """Masks that are drawn and updated together.
+    """Masks that are drawn and updated together; here each weight of a parameter has a mask of its own.
 
     Attributes:
         name: Name of the parameter, or of the block.
@@ -32,17 +32,20 @@ class Layer:
     parameters: tuple[MaskedParameter, ...]
     shape: tuple[int, ...]
 
+    def __init__(self, entry: MaskedParameter) -> None:
+        self.name, self.parameters, self.shape = entry.name, (entry,), tuple(entry.weight.shape)
+
     def score(self, scores: Sequence[Tensor]) -> Tensor:
         """Scores of :attr:`shape` from those of the parameters."""
-        raise NotImplementedError
+        return scores[0]
 
     def draw(self, active: int, generator: torch.Generator) -> None:
         """Draw the masks at random, with about ``active`` active weights; the generator is on the CPU."""
-        raise NotImplementedError
+        self.parameters[0].mask.copy_(random_mask(self.shape, active, generator))
 
     def update(self, prune_rate: float, generator: torch.Generator) -> int:
         """Drop and grow; the generator is on the masks' device. Returns the weights that were replaced."""
-        raise NotImplementedError
+        return prune_and_grow(self.parameters[0].weight, self.parameters[0].mask, prune_rate, generator)
 
     def start_grown(self, averages: Sequence[BaseAveragedModel], generator: torch.Generator) -> None:
         """Give what the last update grew its first values, if those are not zero; the generator is on the CPU."""
@@ -52,23 +55,7 @@ class Layer:
         return None
 
 
-class WeightLayer(Layer):
-    """Each weight of a parameter has a mask of its own."""
-
-    def __init__(self, entry: MaskedParameter) -> None:
-        self.name, self.parameters, self.shape = entry.name, (entry,), tuple(entry.weight.shape)
-
-    def score(self, scores: Sequence[Tensor]) -> Tensor:
-        return scores[0]
-
-    def draw(self, active: int, generator: torch.Generator) -> None:
-        self.parameters[0].mask.copy_(random_mask(self.shape, active, generator))
-
-    def update(self, prune_rate: float, generator: torch.Generator) -> int:
-        return prune_and_grow(self.parameters[0].weight, self.parameters[0].mask, prune_rate, generator)
-
-
-class TwoOfFourLayer(WeightLayer):
+class TwoOfFourLayer(Layer):
     """Two of every four weights along the input of a linear layer; the density is fixed."""
 
     def draw(self, active: int, generator: torch.Generator) -> None:
@@ -168,7 +155,7 @@ class UnitLayer(Layer):
 
 
 def _weights(model: nn.Module, target: Target, exclude: Collection[str]) -> list[Layer]:
-    return [WeightLayer(entry) for entry in find_parameters(model, target, exclude)]
+    return [Layer(entry) for entry in find_parameters(model, target, exclude)]
 
 
 def _units(model: nn.Module, target: Target, exclude: Collection[str]) -> list[Layer]:

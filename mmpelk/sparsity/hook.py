@@ -170,14 +170,6 @@ class SparsityHook(Hook):
             masker.close()
         self._maskers = []
 
-    def before_val(self, runner: Runner) -> None:
-        """Log where a checkpoint under evaluation and the mode differ."""
-        self._note_evaluation(runner)
-
-    def before_test(self, runner: Runner) -> None:
-        """Log where a checkpoint under evaluation and the mode differ."""
-        self._note_evaluation(runner)
-
     def _take_or_draw_masks(self, runner: Runner, loaded: Loaded) -> None:
         """Masks from the checkpoint if there is one, else drawn."""
         logger = runner.logger
@@ -311,17 +303,6 @@ class SparsityHook(Hook):
                 f"{sorted(loaded.masks)[:3]}. To keep its zeros, set mode='fixed'; to train all of its weights from"
                 ' here on, fold the masks '
                 'in with tools/export_dense.py and load what that writes.'
-            )
-
-    def _note_evaluation(self, runner: Runner) -> None:
-        if self._tracker is None:
-            return  # validation within training
-        loaded = self._tracker.loaded
-        if self.mode == 'dense' and loaded.masks:
-            runner.logger.info('The masks of the checkpoint are left out: its inactive weights are zero anyway.')
-        elif self.mode != 'dense' and loaded.without_masks:
-            runner.logger.info(
-                'The checkpoint has no masks: it is evaluated as it is, dense or with its masks folded in.'
             )
 
 

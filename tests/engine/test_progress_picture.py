@@ -55,8 +55,8 @@ def validate(hook: ProgressPictureHook, runner: Runner, image: Path, **metrics: 
 
 
 def test_it_is_written_after_a_validation(image: Path, tmp_path: Path) -> None:
-    runner, hook = Runner(tmp_path), ProgressPictureHook(images=3)
-    assert validate(hook, runner, image, mIoU=40.0, mIoU_50=1.0, nothing=float('nan')) == [1, 4, 7]
+    runner, hook = Runner(tmp_path), ProgressPictureHook()
+    assert validate(hook, runner, image, mIoU=40.0, mIoU_50=1.0, nothing=float('nan')) == [1, 3, 5, 7]
     assert not runner.warnings
     with Image.open(tmp_path / 'progress.png') as picture:
         assert picture.size[0] == 1200
@@ -92,7 +92,7 @@ def test_its_failure_is_said_once_and_stops_nothing(image: Path, tmp_path: Path)
 def test_only_rank_0_draws_and_between_validations_when_the_last_picture_is_old(image: Path, tmp_path: Path) -> None:
     with mock.patch.object(progress_picture, 'is_main_process', return_value=False):
         assert validate(ProgressPictureHook(), Runner(tmp_path), image, mIoU=40.0) == []
-    runner, hook = Runner(tmp_path), ProgressPictureHook(minutes=5)
+    runner, hook = Runner(tmp_path), ProgressPictureHook()
     hook.after_train_iter(runner, 0)
     assert not (tmp_path / 'progress.png').exists()
     hook._drawn -= 301

@@ -1,4 +1,4 @@
-"""Put a detection run on one picture: box and mask AP over the epochs, and drawings of tools/demo_image.py.
+"""Draw a picture of a detection run: box and mask AP over the epochs, and drawings of tools/demo_image.py.
 
 python tools/demo/plot_detection.py work_dirs/demo_detection
 """

@@ -42,16 +42,6 @@ class Inflation:
     kept: dict[str, float]
 
 
-def read_weights(checkpoint: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint of mmpretrain, timm or the authors, a local file or a URL; read as data.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is refused, or holds no tensors.
-    """
-    return state_dict_of(read_checkpoint(checkpoint), checkpoint)
-
-
 @torch.no_grad()
 def inflate(weights: Mapping[str, Tensor], backbone: PeLK, name: str = 'the checkpoint') -> Inflation:
     """The weights of a ConvNeXt, SLaK or network with dense kernels, for a backbone of the same widths and depths.
@@ -133,7 +123,8 @@ class Inflated:
         """Load them into a :class:`PeLK`, and log what was taken and what was not."""
         if not isinstance(module, PeLK):
             raise UserError(f'mmpelk.Inflated initialises a PeLK backbone, not a {type(module).__name__}')
-        found = inflate(read_weights(self.checkpoint), module, f"'{self.checkpoint}'")
+        weights = state_dict_of(read_checkpoint(self.checkpoint), self.checkpoint)
+        found = inflate(weights, module, f"'{self.checkpoint}'")
         module.load_state_dict(found.state, strict=False)
         absent = [name for name in module.state_dict() if name not in found.state]
         print_log(
