@@ -152,7 +152,7 @@ EXPENSIVE = {doctor._backends: ('backend', 'MMPELK_BACKEND'), doctor._recipes: (
 
 
 @pytest.mark.parametrize(('break_it', 'name', 'state', 'remedy'), BROKEN.values(), ids=BROKEN)
-def test_what_is_broken_is_said(
+def test_what_is_broken_is_reported(
     break_it: Callable[[Patch], None], name: str, state: str, remedy: str, monkeypatch: Patch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmpelk.models.mixers import PeripheralMixer
 from mmpelk.models.pelk import PeLK
+from mmpelk.models.weights.checkpoint import state_dict_of
 from mmpelk.ops.positional import positional_constant, positional_map, summed_area_table
 from mmpelk.ops.sharing_grid import check_sharing_grid, expand_kernel
 from mmpelk.sparsity.masks import MASK_SUFFIX
@@ -72,10 +73,10 @@ def backbone_tensors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Args:
         state_dict: Of a whole model, of one inside a wrapper for distributed training, or of a backbone.
     """
-    names = {name: name.removeprefix('module.') for name in state_dict}
-    if any(name.startswith('backbone.') for name in names.values()):
-        names = {old: new for old, new in names.items() if new.startswith('backbone.')}
-    return {new.removeprefix('backbone.'): state_dict[old] for old, new in names.items()}
+    state = state_dict_of(state_dict)
+    prefix = 'backbone.'
+    inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return inside or state
 
 
 def learnt_kernel(backbone: PeLK, tensors: Mapping[str, Tensor], stage: int, block: int) -> LearntKernel:

@@ -47,7 +47,7 @@ def test_earlier_drawings_are_no_input(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(('name', 'kind'), [('x.png', 'an image'), ('x.mp4', 'a video')])
-def test_unreadable_files_are_told(name: str, kind: str, tmp_path: Path) -> None:
+def test_unreadable_files_are_refused(name: str, kind: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b'nothing of the kind')
     (drawing,) = find_drawings([tmp_path / name], tmp_path / 'out')
     assert drawing.frames() == 1

@@ -80,7 +80,7 @@ def test_a_resumed_training_has_the_whole_curve(image: Path, tmp_path: Path) -> 
     assert metrics == [[1000, {'mIoU': 40.0}], [1200, {'mIoU': 50.0}]]
 
 
-def test_its_failure_is_said_once_and_stops_nothing(image: Path, tmp_path: Path) -> None:
+def test_its_failure_is_logged_once_and_stops_nothing(image: Path, tmp_path: Path) -> None:
     runner, hook = Runner(tmp_path / 'not there'), ProgressPictureHook()
     validate(hook, runner, image, mIoU=40.0)
     validate(hook, runner, image, mIoU=40.0)

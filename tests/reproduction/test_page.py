@@ -1,4 +1,4 @@
-"""docs/reproduction.md: its figures say where they come from, and what is not measured is said.
+"""docs/reproduction.md: its figures say where they come from, and what is not measured is marked.
 
 That the page is what computations and results files give is tested in ``test_counts``, which has counted most of it.
 """
@@ -41,7 +41,7 @@ def test_runs_are_numbered_as_they_appear() -> None:
     assert [step.name for step in STEPS if f'${{{step.name}}}' not in TEMPLATE.read_text()] == []
 
 
-def test_what_nobody_has_measured_is_said(tmp_path: Path) -> None:
+def test_what_is_not_measured_is_marked(tmp_path: Path) -> None:
     nothing = Results(tmp_path)
     assert page.receptive_fields('erf_random', nothing) == 'Not measured yet.'
     assert [row[0] for row in page.throughput(nothing).rows] == ['A100, the paper']

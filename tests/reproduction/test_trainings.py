@@ -83,9 +83,7 @@ def test_the_others_are_stopped_when_one_fails(make: Callable[..., Training], tm
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_whoever_stops_it_stops_what_it_started(
-    number: signal.Signals, make: Callable[..., Training], tmp_path: Path
-) -> None:
+def test_a_signal_stops_what_it_started(number: signal.Signals, make: Callable[..., Training], tmp_path: Path) -> None:
     """Whole groups: the script's own child, too, although it ignores SIGTERM. The script itself sends the signal."""
     before = signal.signal(number, signal.default_int_handler)  # a suite in the background ignores some
     script = f'(trap "" TERM; {FOREVER}) & kill -{number.value} {os.getpid()}; {FOREVER}'

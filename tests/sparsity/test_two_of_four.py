@@ -57,7 +57,7 @@ def test_groups_whose_smaller_weights_are_smallest_give_one():
     assert (~mask & (weight != 0)).nonzero().tolist() == [[0, 1], [0, 9]]
 
 
-def test_growth_is_random_among_the_dead_of_a_group():
+def test_growth_is_random_among_the_inactive_of_a_group():
     weight, generator = torch.tensor([[3.0, 1.0, 0, 0]]), torch.Generator().manual_seed(0)
     grown = torch.zeros(4)
     for _ in range(2000):
@@ -70,7 +70,7 @@ def test_growth_is_random_among_the_dead_of_a_group():
 
 
 @pytest.mark.parametrize(('active', 'expected'), [([1, 1, 0, 0, 1], True), ([0, 1, 1, 1], False), ([1, 1, 1], False)])
-def test_the_pattern_is_told(active, expected):
+def test_the_pattern_is_recognised(active, expected):
     assert is_two_of_four(torch.tensor([active])) == expected
 
 

@@ -22,7 +22,7 @@ def layers(draw):
 
 
 @given(layer=layers(), rate=st.floats(0, 1))
-def test_update_keeps_the_density_drops_the_smallest_and_grows_what_was_dead(layer, rate):
+def test_update_keeps_the_density_drops_the_smallest_and_grows_the_inactive(layer, rate):
     weight, mask, seed = layer
     before = mask.clone()
     count = prune_and_grow(weight, mask, rate, torch.Generator().manual_seed(seed))
@@ -45,7 +45,7 @@ def test_update_is_a_function_of_weights_mask_and_seed(layer):
     assert torch.equal(first, second)
 
 
-def test_growth_is_random_among_all_dead_weights():
+def test_growth_is_random_among_all_inactive_weights():
     weight = torch.arange(1.0, 21.0).view(4, 5)
     start = weight > 12  # 8 active, 12 inactive
     generator = torch.Generator().manual_seed(0)

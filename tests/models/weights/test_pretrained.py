@@ -104,7 +104,7 @@ def test_folder_is_a_checkpoint_for_recipes_and_deployment(tmp_path: Path) -> No
     deployed.load_state_dict(deploy_state_dict(PeLK(**SMALL), other.state_dict()))
 
 
-def test_misfits_and_damage_are_told(tmp_path: Path) -> None:
+def test_misfits_and_damage_are_refused(tmp_path: Path) -> None:
     network().save_pretrained(tmp_path / 'model')
     other = network(depths=(1, 3))
 
