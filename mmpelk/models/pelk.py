@@ -23,8 +23,6 @@ from .mixers.base import is_traced
 from .weights.checkpoint import backbone_state_dict, check_pretrained, pretrained_cfgs, shorten
 from .weights.pretrained import Pretrained
 
-__all__ = ['ARCHITECTURES', 'PeLK', 'PeLKBlock', 'PeLKStage']
-
 # ConvNeXt's widths times 1.3, cut to integers as SLaK does.
 _TINY: dict[str, Any] = dict(
     depths=(3, 3, 9, 3), channels=(124, 249, 499, 998), kernel_sizes=(51, 49, 47, 13), center_size=5

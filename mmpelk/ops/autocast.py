@@ -5,8 +5,6 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-__all__ = ['autocast_dtype', 'cast_under_autocast', 'without_autocast']
-
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:
     """What autocast casts to on a device, or ``None`` where it is off."""

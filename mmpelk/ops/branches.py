@@ -20,8 +20,6 @@ from .functional import check
 from .layout import dense, empty_as
 from .positional_op import term, term_grads
 
-__all__ = ['branches_backward', 'peripheral_branches']
-
 
 def peripheral_branches(
     x: Tensor,

@@ -24,18 +24,6 @@ from .autocast import cast_under_autocast, without_autocast
 from .backends import convolve, weight_gradient
 from .layout import empty_as
 
-__all__ = [
-    'HAS_CUSTOM_OP',
-    'conv',
-    'conv_backward',
-    'conv_prepared',
-    'dense_flops',
-    'input_grad',
-    'mix',
-    'register',
-    'weight_grad',
-]
-
 HAS_CUSTOM_OP = hasattr(torch.library, 'custom_op') and hasattr(torch.library, 'register_autograd')
 
 

@@ -8,8 +8,6 @@ from .autocast import cast_under_autocast
 from .backends import requested_backend
 from .custom_op import conv
 
-__all__ = ['check', 'peripheral_conv2d']
-
 
 def peripheral_conv2d(
     x: Tensor,

@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-__all__ = ['dense', 'empty_as', 'is_channels_last']
-
 
 def is_channels_last(x: Tensor) -> bool:
     """Whether the channels of ``(N, C, H, W)`` lie next to each other in memory; also those of a slice of channels."""

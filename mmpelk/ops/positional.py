@@ -12,8 +12,6 @@ from torch import Tensor
 
 from .sharing_grid import expand_kernel
 
-__all__ = ['inside', 'positional_constant', 'positional_map', 'prefix_sum', 'summed_area_table']
-
 
 def _weighted_embedding(weight: Tensor, grid: Sequence[int], embedding: Tensor) -> Tensor:
     dtype = torch.promote_types(weight.dtype, torch.float32)  # sums over thousands of positions

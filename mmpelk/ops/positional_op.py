@@ -21,8 +21,6 @@ from .custom_op import register
 from .positional import inside
 from .sharing_grid import reachable_positions
 
-__all__ = ['central_embedding', 'positional_term', 'term', 'term_grads']
-
 
 @dataclass(frozen=True)
 class _Axis:

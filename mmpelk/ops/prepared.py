@@ -15,8 +15,6 @@ from .custom_op import conv, conv_prepared
 from .functional import check
 from .layout import is_channels_last
 
-__all__ = ['Prepared', 'PreparedCache', 'prepare']
-
 _SIZES = 4  # map sizes that a cache keeps
 _BYTES = 64 * 2**20  # that it keeps at most
 

@@ -6,8 +6,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ['peripheral_conv2d_reference']
-
 
 def peripheral_conv2d_reference(
     x: Tensor,

@@ -6,19 +6,6 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-__all__ = [
-    'check_sharing_grid',
-    'expand_kernel',
-    'mirror_half_grid',
-    'project_kernel',
-    'reach',
-    'reachable_positions',
-    'reachable_rings',
-    'reduce_kernel',
-    'resolve_sharing_grid',
-    'sharing_grid',
-]
-
 
 def sharing_grid(kernel_size: int, center_size: int = 5, base: int = 2) -> tuple[int, ...]:
     """Ring widths of a peripheral kernel along one axis (Eq. 2).

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-__all__ = ['channel_chunks', 'image_chunks', 'piece_sizes', 'set_workspace_limit', 'workspace_limit']
-
 _ENVIRONMENT_VARIABLE = 'MMPELK_WORKSPACE_MB'
 _DEFAULT_MB = {'cpu': 64}
 _DEFAULT_ACCELERATOR_MB = 512

@@ -15,19 +15,6 @@ from torch.nn.utils.weight_norm import WeightNorm
 from ..peripheral_conv import EmbeddingMode, PeripheralConv2d
 from ..weights.checkpoint import MASK_SUFFIX
 
-__all__ = [
-    'EmbeddingMode',
-    'Mixer',
-    'MixerSpec',
-    'depthwise_conv',
-    'drop_masks',
-    'folded',
-    'is_traced',
-    'is_untouched',
-    'norm_as_affine',
-    'settle',
-]
-
 _PLAIN_TENSORS = (nn.Parameter, Tensor)
 # torch 2.1 has it under a private name alone.
 _is_compiling = torch.compiler.is_compiling if hasattr(torch.compiler, 'is_compiling') else torch._utils.is_compiling

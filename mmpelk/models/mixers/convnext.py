@@ -4,8 +4,6 @@ from torch import Tensor
 
 from .base import Mixer, MixerSpec, depthwise_conv
 
-__all__ = ['ConvNeXtMixer']
-
 
 class ConvNeXtMixer(Mixer):
     """A depthwise ``7 x 7`` convolution with a bias, and nothing beside it.

@@ -3,8 +3,6 @@
 from .base import MixerSpec
 from .peripheral import PeripheralMixer
 
-__all__ = ['DenseMixer']
-
 
 class DenseMixer(PeripheralMixer):
     """A dense ``K x K`` kernel beside a small one, each with its norm (RepLKNet, https://arxiv.org/abs/2203.06717).

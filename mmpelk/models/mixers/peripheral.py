@@ -13,8 +13,6 @@ from mmpelk.ops.sharing_grid import resolve_sharing_grid
 from ..peripheral_conv import PeripheralConv2d
 from .base import Mixer, MixerSpec, build_norm, drop_masks, folded, is_untouched
 
-__all__ = ['PeripheralMixer']
-
 
 class PeripheralMixer(Mixer):
     """``[peripheral K x K (+ embedding) -> norm] + [dense small x small -> norm]``, depthwise.

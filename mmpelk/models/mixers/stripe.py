@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from .base import Mixer, MixerSpec, build_norm, depthwise_conv, drop_masks, folded
 
-__all__ = ['StripeMixer']
-
 _STRIPE_WIDTH = 5  # N of the paper's K x N, SLaK's default
 
 
