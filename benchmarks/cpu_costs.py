@@ -60,7 +60,7 @@ def fastest_ns(call: Callable[[], Any], seconds: float) -> float:
 @torch.no_grad()
 def measure(cases: Sequence[tuple[int, int, int]], seconds: float) -> list[Row]:
     """Nanoseconds of every backend on every case: of the convolution, and of the gradient of the weight."""
-    rows = []
+    rows, here = [], choice.PROCESSORS[choice.THIS_PROCESSOR]
     for channels, side, kernel_size in cases:
         grid = sharing_grid(kernel_size, min(kernel_size, 5))
         x, grad = (_map(channels, side) for _ in range(2))
@@ -72,7 +72,8 @@ def measure(cases: Sequence[tuple[int, int, int]], seconds: float) -> list[Row]:
                 calls['weight_grad'] = partial(BACKENDS[name].weight_grad, x, grad, grid)
             for what, call in calls.items():
                 times = row[what]
-                slow = name == 'dense' and choice.dense_ns(side, side, kernel_size) * channels > _SLOW * times['dft']
+                expected = choice.dense_ns(side, side, kernel_size, here) * channels
+                slow = name == 'dense' and expected > _SLOW * times['dft']
                 times[name] = fastest_ns(call, 0 if slow else seconds)
         rows.append(row)
     return rows
@@ -115,15 +116,15 @@ def fit(rows: Sequence[Row]) -> choice.Costs:
     return replace(costs, weight_grad=(grads[0], grads[1]))
 
 
-def losses(rows: Sequence[Row]) -> Table:
-    """The choice, and by how much the fastest backend beats it, of every case."""
+def losses(rows: Sequence[Row], processor: str) -> Table:
+    """The choice for a class of processors, and by how much the fastest backend beats it, of every case."""
     table = Table(['channels', 'map', 'K', 'choice', 'of the fastest', 'gradient of the weight', 'of the fastest'])
     for row in rows:
         channels, side, kernel_size = row['case']
         x, grid = torch.empty(1).expand(1, channels, side, side), sharing_grid(kernel_size, min(kernel_size, 5))
         cells = []
         for what in ('forward', 'weight_grad'):
-            name = fastest_backend(x, grid, weight_grad=what == 'weight_grad')
+            name = fastest_backend(x, grid, weight_grad=what == 'weight_grad', processor=processor)
             cells += [name, f'{row[what][name] / min(row[what].values()):.2f}']
         table.add(str(channels), f'{side}x{side}', str(kernel_size), *cells)
     return table
@@ -137,10 +138,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     rows = measure(CASES, args.seconds)
     print(environment_info('cpu'))
-    losses(rows).print()
-    choice.COSTS = fit(rows)
-    print(f'fitted: {choice.COSTS}')
-    losses(rows).print()
+    losses(rows, choice.THIS_PROCESSOR).print()
+    choice.PROCESSORS['fitted'] = fit(rows)
+    print(f'fitted: {choice.PROCESSORS["fitted"]}')
+    losses(rows, 'fitted').print()
 
 
 if __name__ == '__main__':

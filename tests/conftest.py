@@ -1,6 +1,7 @@
 """The two tiers of tests, and tiny data sets and networks for those in which the recipe is not the point."""
 
 import functools
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,17 @@ from yapf.yapflib import yapf_api
 
 from tests.commands import find_free_port
 from tests.paths import CONFIGS
+
+# What the shell or the Slurm job around the tests has set for its own commands changes nothing that is tested.
+OF_COMMANDS = {
+    *('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT', 'NNODES', 'NODE_RANK', 'PORT', 'REQUEUE'),
+    *('GPUS', 'GPUS_PER_NODE', 'CPUS_PER_TASK', 'GRES', 'SRUN_ARGS', 'FORCE_COLOR', 'NO_COLOR', 'COLUMNS'),
+    *('WORK_DIR', 'DATA', 'SEEDS', 'TRITON_INTERPRET', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', 'WANDB_PROJECT'),
+}
+OF_TESTS = {'MMPELK_SAMPLE_DATA', 'MMPELK_ORDINARY_PYTHON'}
+for variable in list(os.environ):
+    if variable in OF_COMMANDS or (variable.startswith(('MMPELK_', 'SLURM_')) and variable not in OF_TESTS):
+        del os.environ[variable]
 
 # For every `_base_ = 'mmdet::...'` mmengine reads the toolbox's hundred metafiles again, a third of a second.
 config_utils.load = functools.cache(config_utils.load)

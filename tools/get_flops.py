@@ -16,6 +16,7 @@ from mmpelk.engine.command_line import SettingsAction, exit_on_user_error, parse
 from mmpelk.fault_tolerance.safe_loading import read_checkpoint
 from mmpelk.models.hidden_units import find_hidden_units, fit_hidden_units
 from mmpelk.models.weights.checkpoint import state_dict_of
+from mmpelk.ops.backends import PROCESSORS, REFERENCE_PROCESSOR, THIS_PROCESSOR
 from mmpelk.sparsity import uniform_units
 
 
@@ -37,6 +38,12 @@ def parse_args() -> argparse.Namespace:
         '--units',
         action='store_true',
         help='the density is that of whole hidden units, taken out (export_dense --shrink)',
+    )
+    parser.add_argument(
+        '--processor',
+        choices=[*PROCESSORS, 'this'],
+        default=REFERENCE_PROCESSOR,
+        help="class of processors whose choice of backends is counted; 'this' is that of this machine",
     )
     parser.add_argument('--json', metavar='FILE', help='write everything there, too')
     parser.add_argument(
@@ -100,7 +107,10 @@ def operator_table(report: dict[str, Any]) -> Table:
     table = Table(['backend', 'large kernels', '% of dense form', 'all'], title=title)
     table.add("the paper's dense form", _readable(large['dense_form']), '100.0', _readable(report['flops']))
     chosen = large['chosen_on_cpu']
-    rows = [*large['executed'].items(), (f'chosen on a CPU: {", ".join(chosen["backends"])}', chosen['executed'])]
+    rows = [
+        *large['executed'].items(),
+        (f'chosen on {chosen["processor"]}: {", ".join(chosen["backends"])}', chosen['executed']),
+    ]
     for name, count in rows:
         if count is None:
             table.add(name, 'unknown', '', '')
@@ -114,7 +124,10 @@ def print_report(
     complexity: Complexity, executed: Mapping[tuple[str, str], int | None], report: dict[str, Any]
 ) -> None:
     component_table(complexity, executed).print()
-    print('live: not masked, as papers count; executed: on a CPU, zeros multiplied like any other weight')
+    print(
+        f'live: not masked, as papers count; executed: on a CPU with {complexity.processor}, zeros multiplied like any '
+        'other weight'
+    )
     published = _readable(complexity.params_as_published)
     print(f'parameters, live, without small kernels and embeddings, with auxiliary heads: {published}')
     for left_out in complexity.left_out:
@@ -139,8 +152,9 @@ def main() -> None:
     with exit_on_user_error():
         model = build_model(read_config(args.config, args.cfg_options))
         densities, stored = sparse_form(model, args)
-        complexity = count_complexity(model, tuple(args.shape), densities)
-        executed = count_complexity(stored, tuple(args.shape)).executed_by_component()
+        processor = THIS_PROCESSOR if args.processor == 'this' else args.processor
+        complexity = count_complexity(model, tuple(args.shape), densities, processor)
+        executed = count_complexity(stored, tuple(args.shape), processor=processor).executed_by_component()
         report = (
             dict(config=args.config, shape=args.shape, density=None if args.checkpoint else args.density)
             | complexity.to_dict()

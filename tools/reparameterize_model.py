@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor
 
+from mmpelk.analysis.inference import image_channels
 from mmpelk.engine.checks import check_checkpoint
 from mmpelk.engine.command_line import SettingsAction, exit_on_user_error, load_config
 from mmpelk.fault_tolerance.safe_loading import read_checkpoint
@@ -52,7 +53,7 @@ def build_backbone(cfg: Config, deploy: bool) -> PeLK:
 @torch.no_grad()
 def largest_difference(trained: PeLK, deployed: PeLK) -> float:
     """Of the outputs for a random image, relative to the largest output."""
-    image = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    image = torch.randn(1, image_channels(trained), 96, 96, generator=torch.Generator().manual_seed(0))
     differences = [
         float((out - want).abs().max() / want.abs().max())
         for out, want in zip(deployed(image), trained(image), strict=True)

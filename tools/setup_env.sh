@@ -48,6 +48,12 @@ forget() { # step: neither it nor what came after it stands
     rm -f "$VENV"/setup.{base,det,test}
 }
 
+stop() { # what ran in the background before this step, if anything did
+    [ "${!:-}" = "$1" ] || { kill -- -"$!" 2> /dev/null && wait "$!" || true; }
+    say "stopped"
+    exit 130
+}
+
 step() { # number, sentence, remedy, command...: run it with its output in the log and the time on the terminal
     local number=$1 sentence=$2 remedy=$3 start=$SECONDS shown=0 elapsed
     shift 3
@@ -63,11 +69,12 @@ step() { # number, sentence, remedy, command...: run it with its output in the l
     forget "$number"
     say "[$number/$STEPS] $sentence ..."
     printf '\n== %s: %s\n' "$(date)" "$*" >> "$LOG"
+    # Before the job starts, which a signal may follow at once.
+    trap "stop '${!:-}'" INT TERM HUP
     set -m # a process group of its own, so that Ctrl-C ends the compilers too
     "$@" >> "$LOG" 2>&1 < /dev/null &
     local job=$!
     set +m
-    trap 'kill -- -"$job" 2> /dev/null; wait "$job" || true; say "stopped"; exit 130' INT TERM HUP
     while kill -0 "$job" 2> /dev/null; do
         sleep 0.5
         elapsed=$((SECONDS - start))
@@ -93,9 +100,10 @@ step() { # number, sentence, remedy, command...: run it with its output in the l
 pinned() { grep -E "^($1)==" requirements.txt; } # requirements whose names match
 
 find_python() { # a Python that the tested set supports
-    local candidate found existing=
-    [ ! -e "$VENV/setup.step1" ] || existing=$VENV/bin/python
-    for candidate in ${PYTHON:-$existing python3.11 python3.12 python3.10 python3 python}; do
+    local candidate found candidates=(python3.11 python3.12 python3.10 python3 python)
+    [ ! -e "$VENV/setup.step1" ] || candidates=("$VENV/bin/python" "${candidates[@]}")
+    [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+    for candidate in "${candidates[@]}"; do
         if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2> /dev/null; then
             # The interpreter itself: the link in an environment goes when that is created anew.
             "$candidate" -c 'import os, sys; print(os.path.realpath(sys.executable))'

@@ -11,11 +11,16 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 [ $# -ge 3 ] || usage
 [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || set -- "$@" --resume
+hand_on() { # signal: to what runs in the background, or, before that, to this shell
+    [ -n "${!:-}" ] || trap - "$1"
+    kill -"$1" "${!:-$$}" || true
+}
+# Before the start, which a signal may follow at once.
+trap 'hand_on TERM' TERM INT # a process in the background ignores Ctrl-C
+trap 'hand_on USR1' USR1
 # In the background: bash hears signals while it waits, and srun sends what it gets to every process.
 slurm "$1" "$2" "$TOOLS/train.py" "$3" --launcher slurm "${@:4}" &
 srun=$!
-trap 'kill -TERM "$srun" || true' TERM INT # a process in the background ignores Ctrl-C
-trap 'kill -USR1 "$srun" || true' USR1
 while kill -0 "$srun" 2> /dev/null; do
     wait "$srun" || true
 done

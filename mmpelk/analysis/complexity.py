@@ -27,13 +27,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmpelk.ops.backends import BACKENDS
+from mmpelk.models.flop_handles import FLOP_HANDLES
+from mmpelk.ops.backends import BACKENDS, PROCESSORS, REFERENCE_PROCESSOR
 from mmpelk.ops.custom_op import HAS_CUSTOM_OP
 from mmpelk.sparsity import state_dict_densities
 from mmpelk.sparsity.masks import MaskedParameter, find_parameters
 
 from .executed import backend_on_cpu, executed_operations
-from .inference import InferenceForm
+from .inference import InferenceForm, image_channels
 
 __all__ = [
     'FLOP_HANDLES',
@@ -92,7 +93,7 @@ class LargeKernelCall:
 
     shape: tuple[int, ...]  # ``(N, C, H, W)`` of the convolved channels
     sharing_grid: tuple[int, ...]  # ring widths; their sum is ``K``
-    backend: str  # the backend that the call names, or that is chosen for it on a CPU
+    backend: str  # the backend that the call names, or that a CPU of the processor class would choose
     has_map: bool  # whether a positional term is added
 
     @property
@@ -117,6 +118,7 @@ class Complexity:
     components: tuple[Component, ...]  # in the order of the model
     left_out: tuple[LeftOut, ...]  # what the convention does not count
     calls: tuple[LargeKernelCall, ...]  # every call of the operator in one forward
+    processor: str = REFERENCE_PROCESSOR  # the class of processors for which the calls' backends are chosen
 
     @property
     def params(self) -> int:
@@ -162,7 +164,10 @@ class Complexity:
         return executed_operations((backend or call.backend, call.shape, call.sharing_grid) for call in self.calls)
 
     def executed_by_component(self) -> dict[tuple[str, str], int | None]:
-        """By part and component, what a CPU executes: masked weights are multiplied, large kernels computed faster."""
+        """By part and component, what a CPU of the class :attr:`processor` executes.
+
+        Masked weights are multiplied, large kernels computed by the backend of each call.
+        """
         dense_form, executed = sum(call.dense_flops for call in self.calls), self.executed()
         faster = None if executed is None else executed - dense_form
         return {
@@ -185,43 +190,55 @@ class Complexity:
             large_kernels=dict(
                 dense_form=sum(call.dense_flops for call in self.calls),
                 executed={name: self.executed(name) for name in BACKENDS},
-                chosen_on_cpu=dict(backends=sorted({call.backend for call in self.calls}), executed=self.executed()),
+                chosen_on_cpu=dict(
+                    processor=self.processor,
+                    backends=sorted({call.backend for call in self.calls}),
+                    executed=self.executed(),
+                ),
             ),
         )
 
 
 def count_complexity(
-    model: nn.Module, shape: tuple[int, int], densities: Mapping[str, float] | None = None
+    model: nn.Module,
+    shape: tuple[int, int],
+    densities: Mapping[str, float] | None = None,
+    processor: str = REFERENCE_PROCESSOR,
 ) -> Complexity:
     """Count parameters and FLOPs for one image, by the convention of this module.
 
     The forward runs on fake tensors: shapes alone, so that 2048 x 512 takes a second. mmengine's and fvcore's analyses
     trace with ``torch.jit``, which needs the real forward: the tracer hands sizes as tensors to the shape functions of
     fake and meta tensors, which refuse them. ``torch.utils.flop_counter`` counts the same operators by module without.
-    :data:`FLOP_HANDLES` teaches mmengine's analysis our operator; where it can run, both agree.
+    mmengine's analysis knows our operator by :data:`FLOP_HANDLES`; where it can run, both agree.
 
     Args:
         model: A backbone, or a model of mmpretrain, mmseg or mmdet. It is put into eval mode.
         shape: Height and width of the image, as the network receives it.
         densities: Share of live weights by parameter name, as :func:`uniform_densities` or
             :func:`checkpoint_densities` give it; a parameter without an entry is dense.
+        processor: Class of processors, of :data:`mmpelk.ops.backends.PROCESSORS`, for which backends are chosen. By
+            default the counts are the same on every machine; ``THIS_PROCESSOR`` is this one's.
 
     Returns:
         Totals and components.
 
     Raises:
-        ValueError: If the shape is not two positive integers, or ``densities`` names unknown parameters.
+        ValueError: If the shape is not two positive integers, ``densities`` names unknown parameters, or the class of
+            processors is unknown.
         RuntimeError: If torch is older than 2.4, where the operator is not visible to counters.
     """
     if not HAS_CUSTOM_OP:
         raise RuntimeError(f'counting FLOPs needs torch 2.4 or newer, this is {torch.__version__}')
     if len(shape) != 2 or min(shape) < 1:
         raise ValueError(f'shape is the height and the width of an image, two positive integers, got {shape}')
+    if processor not in PROCESSORS:
+        raise ValueError(f'unknown class of processors {processor!r}; known: {", ".join(PROCESSORS)}')
     parameters = dict(model.named_parameters())
     densities = densities or {}
     if unknown := set(densities) - set(parameters):
         raise ValueError(f'densities for parameters that the model does not have: {", ".join(sorted(unknown)[:5])}')
-    layers, norms, calls = _count_layers(model, shape)
+    layers, norms, calls = _count_layers(model, shape, processor)
     sums: dict[tuple[str, str], Counter[str]] = {}  # by part and component, in order of appearance
 
     def add(key: tuple[str, str], what: str, amount: int, density: float = 1.0) -> None:
@@ -249,7 +266,7 @@ def count_complexity(
     if embedding := sum(call.embedding_operations for call in calls):
         reason = 'additions and multiplications outside convolutions; the paper says 0.05 % of the backbone'
         left_out.append(LeftOut('embedding', 0, embedding, reason))
-    return Complexity(tuple(components), tuple(left_out), tuple(calls))
+    return Complexity(tuple(components), tuple(left_out), tuple(calls), processor)
 
 
 def _component(path: str, has_parts: bool) -> tuple[str, str]:
@@ -263,7 +280,7 @@ def _component(path: str, has_parts: bool) -> tuple[str, str]:
 
 
 def _count_layers(
-    model: nn.Module, shape: tuple[int, int]
+    model: nn.Module, shape: tuple[int, int], processor: str
 ) -> tuple[dict[str, int], dict[str, int], list[LargeKernelCall]]:
     """By the module that executes them itself: multiply-adds of layers, operations of norms; the operator's calls."""
     from torch.nn.attention import SDPBackend, sdpa_kernel  # not before torch 2.3; counting needs 2.4
@@ -273,8 +290,8 @@ def _count_layers(
     def formula(
         x: list[int], weight: list[int], bias: list[int] | None, grid: list[int], backend: str | None, **_: Any
     ) -> int:
-        name = backend or backend_on_cpu(x, grid)
         x = [x[0], weight[0], *x[2:]]  # the channels that are convolved; others may pass
+        name = backend or backend_on_cpu(x, grid, processor)
         calls.append(LargeKernelCall(tuple(x), tuple(grid), name, bias is not None and len(bias) == 3))
         return 2 * calls[-1].dense_flops  # as torch's own formulas, which count two operations per multiply-add
 
@@ -286,7 +303,7 @@ def _count_layers(
     device = next(model.parameters()).device
     # Fused attention hides its two products of matrices from the counter on a CPU.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FakeTensorMode(allow_non_fake_inputs=True), counter:
-        form(torch.empty(1, 3, *shape, device=device))
+        form(torch.empty(1, image_channels(model), *shape, device=device))
     layers, norms = {}, {}
     for name, by_operator in counter.get_flop_counts().items():
         norms[name] = sum(count for operator, count in by_operator.items() if operator in _NORM_FORMULAS)
@@ -379,13 +396,3 @@ def checkpoint_densities(model: nn.Module, state_dict: Mapping[str, Tensor]) -> 
     known = set(dict(model.named_parameters()))
     masks = state_dict_densities(state_dict)
     return densities | {layer.name: layer.density for layer in masks if layer.name in known}
-
-
-def _flop_handle(inputs: list[Any], outputs: list[Any]) -> int:
-    """``torch.jit`` values of the operator's inputs to the multiply-adds of its dense form."""
-    grid = [int(width.toIValue()) for width in inputs[3].node().inputs()]
-    return math.prod(inputs[0].type().sizes()) * sum(grid) ** 2
-
-
-#: For ``FlopAnalyzer(...).set_op_handle(**FLOP_HANDLES)`` of mmengine.analysis, or fvcore's ``FlopCountAnalysis``.
-FLOP_HANDLES = {'mmpelk::peripheral_conv2d': _flop_handle}

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode  # as torch.utils.flop_counter: there is no public alias
 
-from mmpelk.ops.backends import BACKENDS, fastest_backend
+from mmpelk.ops.backends import BACKENDS, REFERENCE_PROCESSOR, fastest_backend
 
 __all__ = ['backend_on_cpu', 'executed_operations']
 
 
-def backend_on_cpu(shape: Sequence[int], grid: Sequence[int]) -> str:
-    """The backend that is chosen on a CPU, in float32, for ``(N, C, H, W)`` and a sharing grid."""
-    return fastest_backend(torch.empty(1).expand(*shape), grid)
+def backend_on_cpu(shape: Sequence[int], grid: Sequence[int], processor: str = REFERENCE_PROCESSOR) -> str:
+    """The backend that is chosen in float32 for ``(N, C, H, W)`` and a sharing grid, on a class of processors."""
+    return fastest_backend(torch.empty(1).expand(*shape), grid, processor=processor)
 
 
 def executed_operations(calls: Iterable[tuple[str, Sequence[int], Sequence[int]]]) -> int | None:

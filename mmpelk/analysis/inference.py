@@ -36,6 +36,11 @@ def build_model(cfg: Config, seed: int | None = None) -> nn.Module:
         return built
 
 
+def image_channels(model: nn.Module) -> int:
+    """Channels of the images that a model takes: what its first convolution reads, 3 if it has none."""
+    return next((layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), 3)
+
+
 class InferenceForm(nn.Module):
     """Runs the layers that a model runs at inference, on shapes alone.
 

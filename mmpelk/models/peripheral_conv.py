@@ -12,6 +12,8 @@ from mmpelk.ops.positional import positional_constant
 from mmpelk.ops.positional_op import positional_term
 from mmpelk.ops.sharing_grid import resolve_sharing_grid
 
+from .flop_handles import register_flop_handles
+
 __all__ = ['EmbeddingMode', 'PeripheralConv2d']
 
 EmbeddingMode = Literal['in_bounds', 'constant']
@@ -42,6 +44,7 @@ class PeripheralConv2d(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
+        register_flop_handles()
         self.sharing_grid = resolve_sharing_grid(kernel_size, sharing_grid, center_size)
         self.kernel_size = kernel_size
         self.backend = backend

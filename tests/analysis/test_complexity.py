@@ -9,14 +9,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmpelk.analysis.complexity import (
-    FLOP_HANDLES,
     checkpoint_densities,
     count_complexity,
     uniform_densities,
 )
 from mmpelk.analysis.executed import executed_operations
 from mmpelk.models import PeLK
-from mmpelk.ops import force_backend, sharing_grid
+from mmpelk.ops import backends, force_backend, sharing_grid
+from mmpelk.ops.backends import PROCESSORS, REFERENCE_PROCESSOR
 
 NANO = dict(
     depths=(1, 1, 2, 1), channels=(8, 12, 16, 24), kernel_sizes=(13, 11, 9, 7), sharing_grids=(None, None, None, None)
@@ -30,7 +30,7 @@ def nano() -> PeLK:
 
 
 def test_agrees_with_mmengine_module_by_module(nano: PeLK) -> None:
-    analyzer = FlopAnalyzer(nano, (torch.zeros(1, 3, 64, 48),)).set_op_handle(**FLOP_HANDLES)
+    analyzer = FlopAnalyzer(nano, (torch.zeros(1, 3, 64, 48),))
     analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     layers = ('convolution', 'addmm', 'linear', 'matmul', 'peripheral_conv2d', '_convolution', 'conv')
     theirs = {
@@ -63,6 +63,12 @@ def test_totals_are_the_sums_of_hand_counts(nano: PeLK) -> None:
     assert complexity.params == sum(parameter.numel() for parameter in nano.parameters())
     with pytest.raises(ValueError, match='nobody'):
         count_complexity(nano, (64, 48), {'nobody': 0.5})
+
+
+def test_images_of_any_number_of_channels(nano: PeLK) -> None:
+    counts = [count_complexity(PeLK(NANO, in_channels=channels), (64, 48)) for channels in (1, 3, 6)]
+    per_channel = 16 * 12 * NANO['channels'][0] * 4**2
+    assert [count.flops - counts[1].flops for count in counts] == [-2 * per_channel, 0, 3 * per_channel]
 
 
 class Attention(nn.Module):
@@ -168,6 +174,26 @@ def test_dense_backend_executes_the_dense_form(nano: PeLK) -> None:
     complexity = count_complexity(nano, (256, 256))
     dense_form = next(c.flops for c in complexity.components if c.name == 'large_kernels')
     assert complexity.executed('dense') == dense_form
+
+
+@pytest.mark.parametrize('machine', PROCESSORS)
+def test_choice_that_is_counted_is_the_named_processors(machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On every machine, trained and deployed."""
+    monkeypatch.setattr(backends, 'THIS_PROCESSOR', machine)
+    network = PeLK(NANO | dict(kernel_sizes=(51, 49, 47, 13))).eval()
+    chosen = []
+    for _ in range(2):
+        default, *named = (
+            count_complexity(network, (224, 224), **options)
+            for options in ({}, *(dict(processor=processor) for processor in PROCESSORS))
+        )
+        assert default == next(count for count in named if count.processor == REFERENCE_PROCESSOR)
+        chosen.append([[large.backend for large in count.calls] for count in named])
+        network.switch_to_deploy()
+    assert chosen[0] == chosen[1]
+    assert chosen[0][0] != chosen[0][1], 'else nothing is shown'
+    with pytest.raises(ValueError, match="unknown class of processors 'Z80'; known: AVX2"):
+        count_complexity(network, (64, 64), processor='Z80')
 
 
 @pytest.mark.parametrize('backend', ['fft', 'dft'])

@@ -296,6 +296,14 @@ def test_demos_learn_and_are_tested_and_saved(
     assert cfg.default_hooks.checkpoint == dict(type='mmpelk.CheckpointHook', **saving)
 
 
+@pytest.mark.parametrize('name', [name for name in RECIPES if 'upernet' in name])
+def test_mmsegs_tools_find_the_preprocessor(name: str) -> None:
+    """At the top of the config, as ``visualization_cam.py`` reads it."""
+    cfg = Config.fromfile(CONFIGS / name)
+    for key in ('type', 'mean', 'std', 'bgr_to_rgb'):
+        assert cfg.data_preprocessor[key] == cfg.model.data_preprocessor[key]
+
+
 def test_recipe_survives_its_dump() -> None:
     cfg = Config.fromfile(config('det/cascade_mask_rcnn_pelk_t_coco'))
     assert Config.fromstring(cfg.pretty_text, '.py').to_dict() == cfg.to_dict()

@@ -3,6 +3,7 @@
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import time
 from collections import namedtuple
@@ -68,8 +69,10 @@ def test_full_disk(tmp_path: Path, tiny_ade20k: Path, small_disk: Path) -> None:
     while not first.exists():
         assert run.processes[0].is_alive(), run.printed()[-3000:]
         time.sleep(0.01)
+    run.kill(signal.SIGSTOP)  # so that nothing is written in between
     room = shutil.disk_usage(small_disk).free - first.stat().st_size * 3 // 2  # for one more
     subprocess.run(['fallocate', '--length', str(room), small_disk / 'data of others'], check=True)
+    run.kill(signal.SIGCONT)
     assert run.wait() == [1, 1], run.printed()[-3000:]
     printed = run.printed()
     assert 'Traceback' not in printed

@@ -1,5 +1,6 @@
 """Which backend computes a call: the choice, forcing one, and what the log says."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -15,7 +16,17 @@ from torch import Tensor
 
 from mmpelk.ops import available_backends, backends, force_backend, peripheral_conv2d, sharing_grid
 from mmpelk.ops.backends import BACKENDS as TABLE
-from mmpelk.ops.backends import Backend, calls, choice, dense, fastest_backend, table
+from mmpelk.ops.backends import (
+    PROCESSORS,
+    REFERENCE_PROCESSOR,
+    THIS_PROCESSOR,
+    Backend,
+    calls,
+    choice,
+    dense,
+    fastest_backend,
+    table,
+)
 from tests.ops.inputs import BACKENDS, convolve, make_inputs, needs_custom_op, output_and_gradients
 
 
@@ -136,12 +147,10 @@ def test_choice_on_a_cpu(
     dtype: torch.dtype,
     output: str,
     weight_grad: str,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(choice, 'COSTS', choice.AVX2)
     x, grid = torch.empty(1, dtype=dtype).expand(1, channels, size, size), sharing_grid(kernel_size, 1)
-    assert fastest_backend(x, grid) == output
-    assert fastest_backend(x, grid, weight_grad=True) == weight_grad
+    assert fastest_backend(x, grid, processor='AVX2') == output
+    assert fastest_backend(x, grid, weight_grad=True, processor='AVX2') == weight_grad
     assert {'dense', 'dft', 'fft'} <= set(available_backends())
 
 
@@ -160,14 +169,19 @@ def test_choice_on_a_cpu(
         (374, 7, 13, 'dense', 'dft'),
     ],
 )
-def test_choice_with_avx512(
-    channels: int, size: int, kernel_size: int, output: str, weight_grad: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_choice_with_avx512(channels: int, size: int, kernel_size: int, output: str, weight_grad: str) -> None:
     """The fastest as measured where the constants come from."""
-    monkeypatch.setattr(choice, 'COSTS', choice.AVX512)
     x, grid = torch.empty(1).expand(2, channels, size, size), sharing_grid(kernel_size)
-    assert fastest_backend(x, grid) == output
-    assert fastest_backend(x, grid, weight_grad=True) == weight_grad
+    assert fastest_backend(x, grid, processor='AVX512') == output
+    assert fastest_backend(x, grid, weight_grad=True, processor='AVX512') == weight_grad
+
+
+def test_choice_follows_this_machine_unless_a_class_is_named() -> None:
+    capability = torch.backends.cpu.get_cpu_capability()
+    assert (capability if capability in PROCESSORS else REFERENCE_PROCESSOR) == THIS_PROCESSOR
+    for size, kernel_size in itertools.product((7, 14, 28, 56), (13, 31, 47, 51)):
+        x, grid = torch.empty(1).expand(1, 187, size, size), sharing_grid(kernel_size)
+        assert fastest_backend(x, grid) == fastest_backend(x, grid, processor=THIS_PROCESSOR)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +212,7 @@ class _Compiled:
         self.calls, self.damage = 0, damage
         backend = Backend('triton', self.forward, self.weight_grad, kernel_key=lambda x, grid: tuple(grid))
         monkeypatch.setitem(TABLE, 'triton', backend)
-        monkeypatch.setattr(choice, '_fastest_on_cpu', choice._fastest_on_cuda)
+        monkeypatch.setattr(choice, '_fastest_on_cpu', lambda *args: choice._fastest_on_cuda(*args[:-1]))
         monkeypatch.setattr(table, '_refusals', {})
         monkeypatch.setattr(calls, '_trusted', set())
 

@@ -11,6 +11,7 @@ from mmpelk import get_config
 from mmpelk.analysis.complexity import count_complexity
 from mmpelk.analysis.inference import build_model
 from mmpelk.models import PeLK
+from mmpelk.ops.backends import PROCESSORS, REFERENCE_PROCESSOR, THIS_PROCESSOR
 from mmpelk.sparsity import GRANULARITIES, apply_masks, attach_masks, find_parameters, uniform_units
 from mmpelk.sparsity.publish import publish_checkpoint
 from tests.commands import call, load_tool
@@ -27,13 +28,27 @@ def test_writes_what_it_counts(tmp_path: Path, options: list[object]) -> None:
     printed = call(TOOLS / 'get_flops.py', config, '--shape', 64, 48, '--json', 'flops.json', *options, cwd=tmp_path)
     report = json.loads((tmp_path / 'flops.json').read_text())
     assert 'large_kernels' in printed
-    assert 'chosen on a CPU' in printed
+    assert f'chosen on {REFERENCE_PROCESSOR}' in printed
     for key in ('params', 'params_sparse', 'flops', 'flops_sparse'):
         assert report[key] == sum(component[key] for component in report['components'])
     factor = 0.5 if '--density' in options else 1
     assert report['flops_sparse'] == pytest.approx(factor * report['flops'], abs=10)
     large = report['large_kernels']
     assert report['flops_executed'] == report['flops'] - large['dense_form'] + large['chosen_on_cpu']['executed']
+    assert large['chosen_on_cpu']['processor'] == REFERENCE_PROCESSOR
+
+
+@pytest.mark.parametrize('name', [*PROCESSORS, 'this'])
+def test_counts_for_a_class_of_processors(name: str, tmp_path: Path) -> None:
+    config = tmp_path / 'nano.py'
+    config.write_text(f"model = dict(type='mmpelk.PeLK', arch={NANO!r}, norm_cfg=dict(type='BN'))\n")
+    options = ['--shape', 64, 64, '--json', 'flops.json', '--processor', name]
+    printed = call(TOOLS / 'get_flops.py', config, *options, cwd=tmp_path)
+    processor = THIS_PROCESSOR if name == 'this' else name
+    assert f'chosen on {processor}: ' in printed
+    chosen = json.loads((tmp_path / 'flops.json').read_text())['large_kernels']['chosen_on_cpu']
+    calls = count_complexity(PeLK(NANO), (64, 64), processor=processor).calls
+    assert (chosen['processor'], chosen['backends']) == (processor, sorted({large.backend for large in calls}))
 
 
 @pytest.mark.parametrize('source', ['--units', 'masks', 'shrunk'])

@@ -34,7 +34,7 @@ Setup = Callable[..., str]
 @pytest.fixture
 def fake(tmp_path: Path) -> Path:
     """Folder of the stand-in, and of commands that go before the system's."""
-    folder = tmp_path / 'fake'
+    folder = tmp_path / 'a fake'
     folder.mkdir()
     shutil.copy(Path(__file__).with_name('fake_python.sh'), folder / 'python')
     (folder / 'Python.h').touch()
@@ -47,7 +47,7 @@ def variables(fake: Path, tmp_path: Path) -> dict[str, str]:
     return dict(
         PYTHON=str(fake / 'python'),
         FAKE=str(fake),
-        VENV=str(tmp_path / 'venv'),
+        VENV=str(tmp_path / 'the venv'),
         PATH=f'{fake}:{os.environ["PATH"]}',
         CUDA_HOME=str(tmp_path),  # no nvcc: what is tested is the build for the CPU
     )
@@ -81,6 +81,12 @@ def begin(variables: dict[str, str]) -> subprocess.Popen[bytes]:
         # Tests that a shell runs in the background hand down that Ctrl-C is ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+
+
+def check_stopped(process: subprocess.Popen[bytes]) -> None:
+    assert process.wait(300) == 130
+    assert process.stderr is not None
+    assert process.stderr.read().endswith(b'stopped\n')
 
 
 def is_alive(pid: int) -> bool:
@@ -118,9 +124,7 @@ def test_interrupted_in_every_step(fake: Path, variables: dict[str, str], setup:
         process = begin(variables)
         compiler = hang.wait()
         process.send_signal(how)
-        _, said = process.communicate()
-        assert process.returncode == 130
-        assert said.endswith(b'stopped\n')
+        check_stopped(process)
         wait_until(lambda pid=compiler: not is_alive(pid))
     (fake / 'hang').unlink()
     printed = setup()
@@ -130,6 +134,19 @@ def test_interrupted_in_every_step(fake: Path, variables: dict[str, str], setup:
     assert setup() == '', 'nothing is left to do'
     assert calls(fake) == before
     assert sum(call.startswith(STEPS[3]) for call in before) == 4, 'three were stopped, one was finished'
+
+
+def test_interrupted_as_soon_as_a_step_has_begun(fake: Path, variables: dict[str, str]) -> None:
+    """Right after the line that starts the job, where the shell of a busy machine may be held up."""
+    held_up = 'set() { builtin set "$@"; [ "$1" != +m ] || until [ -e "$FAKE/sent" ]; do sleep 0.01; done; }\n'
+    (fake / 'environment').write_text(held_up)
+    hang = Hang(fake, STEPS[1])
+    process = begin(variables | dict(BASH_ENV=str(fake / 'environment')))
+    job = hang.wait()
+    process.send_signal(signal.SIGINT)
+    (fake / 'sent').touch()
+    check_stopped(process)
+    wait_until(lambda: not is_alive(job))
 
 
 def test_killed_in_every_step(fake: Path, variables: dict[str, str], setup: Setup) -> None:
@@ -234,7 +251,7 @@ def test_little_space_is_said_before_anything_is_downloaded(
 @pytest.mark.parametrize(
     ('changes', 'said'),
     [
-        (dict(FAKE_UNSUPPORTED='1'), r'no Python 3.10, 3.11 or 3.12: PYTHON=/\S*python is Python 3.11.0'),
+        (dict(FAKE_UNSUPPORTED='1'), r'no Python 3.10, 3.11 or 3.12: PYTHON=/.*python is Python 3.11.0'),
         (dict(PYTHON='python3.99'), 'PYTHON=python3.99 is not there'),
     ],
 )

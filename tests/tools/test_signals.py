@@ -23,8 +23,8 @@ LONG = dict(train_cfg__max_iters=4000, train_cfg__val_interval=5000)
 LISTENS = r"""
 import os, signal, sys, time
 def hear(number, frame):
+    signal.signal(number, signal.SIG_DFL)  # before it says so: then the second comes
     os.write(1, f'heard {signal.Signals(number).name}\n'.encode())  # at once: two processes write
-    signal.signal(number, signal.SIG_DFL)
     if sys.argv[1] == 'once':
         sys.exit(75)
 for name in ('SIGTERM', 'SIGUSR1', 'SIGINT'):

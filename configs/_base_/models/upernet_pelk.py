@@ -1,16 +1,18 @@
 # UperNet on PeLK. The heads are those of ConvNeXt's and SLaK's UperNet; a recipe adds the width of its backbone.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
+# At the top, too, where mmseg's own recipes have it and tools of mmseg read it.
+data_preprocessor = dict(
+    type='SegDataPreProcessor',
+    mean=[123.675, 116.28, 103.53],
+    std=[58.395, 57.12, 57.375],
+    bgr_to_rgb=True,
+    pad_val=0,
+    seg_pad_val=255,
+    size=(512, 512),
+)
 model = dict(
     type='EncoderDecoder',
-    data_preprocessor=dict(
-        type='SegDataPreProcessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_val=0,
-        seg_pad_val=255,
-        size=(512, 512),
-    ),
+    data_preprocessor=data_preprocessor,
     backbone=dict(
         type='mmpelk.PeLK',
         out_indices=(0, 1, 2, 3),

@@ -8,11 +8,14 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from .calls import convolve, weight_gradient
-from .choice import fastest_backend
+from .choice import PROCESSORS, REFERENCE_PROCESSOR, THIS_PROCESSOR, fastest_backend
 from .table import BACKENDS, Backend, available_backends, get_backend
 
 __all__ = [
     'BACKENDS',
+    'PROCESSORS',
+    'REFERENCE_PROCESSOR',
+    'THIS_PROCESSOR',
     'Backend',
     'available_backends',
     'convolve',

@@ -38,7 +38,7 @@ def forward(
         x = F.pad(x, (0, 0, 0, 0, 0, fill)) if fill else x
         x = x.contiguous(memory_format=torch.channels_last)
         channel_bias = None if channel_bias is None else F.pad(channel_bias, (0, fill))
-    padding = [size // 2 for size in kernel.shape[-2:]]
+    padding = (kernel.shape[-2] // 2, kernel.shape[-1] // 2)
     result = F.conv2d(x, kernel, channel_bias, padding=padding, groups=x.shape[1])[:, :channels]
     if bias is not None and bias.dim() == 3:
         return torch.add(result, bias, out=out) if out is not None else result + bias

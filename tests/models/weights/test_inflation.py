@@ -179,7 +179,8 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
             _inflated(path, **arguments)
 
 
-def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_no_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))  # where what is downloaded goes
     with pytest.raises(FileNotFoundError, match=r"'nowhere\.pth' does not exist"):
         _inflated('nowhere.pth', arch='convnext-tiny', **NANO)
     (tmp_path / 'corrupt.pth').write_bytes(b'no checkpoint')
