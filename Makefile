@@ -63,8 +63,9 @@ format: $(PRE_COMMIT)  ## let ruff format the code and fix what it can
 types: setup-test  ## mypy
 	@$(PYTHON_ENV) -m mypy
 
-torture: setup-test  ## kill and resume a training a hundred times, and compare it to the bit; KILLS=5 SEED=1
+torture: setup-test  ## a training killed and resumed a hundred times, 100,000 mutated checkpoints; KILLS=5 FILES=9 SEED=1
 	@OMP_NUM_THREADS=1 $(PYTHON_ENV) -m tests.fault_tolerance.torture --kills $(or $(KILLS),100) --seed $(or $(SEED),0)
+	@OMP_NUM_THREADS=1 $(PYTHON_ENV) -m tests.fault_tolerance.fuzz --files $(or $(FILES),100000) --seed $(or $(SEED),0)
 
 bench: setup  ## time the operator on this machine
 	@$(PYTHON_ENV) -m benchmarks.peripheral_conv

@@ -349,7 +349,7 @@ def find_newest(paths: list[Path], network: nn.Module) -> tuple[str | None, list
             skipped.append(f"'{path}', which last_checkpoint names, is not there")
             continue
         try:
-            known.append((load_data(path, 'cpu', mmap=True)['meta']['iter'], path))
+            known.append((load_data(path, 'cpu')['meta']['iter'], path))
         except CheckpointError as error:
             skipped.append(str(error))
         except (KeyError, TypeError, AttributeError):
@@ -365,7 +365,7 @@ def find_newest(paths: list[Path], network: nn.Module) -> tuple[str | None, list
 def find_fault(path: str | Path, network: nn.Module) -> str | None:
     """What keeps a training of a network from going on from a checkpoint, or None."""
     try:
-        content = load_data(path, 'cpu', mmap=True)
+        content = load_data(path, 'cpu')
         check_integrity(path)
     except CheckpointError as error:
         return str(error)

@@ -4,135 +4,81 @@ A ``.pth`` is a pickle, and a pickle may call anything. :func:`load_data` builds
 mmengine writes, and refuses everything else. :func:`install_safe_loading` puts it behind mmengine's loader.
 """
 
+import contextlib
 import io
 import json
 import logging
 import os
-import pickle
 import re
-import types
 import zipfile
-from argparse import Namespace
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
-from mmengine.config import ConfigDict
-from mmengine.dist import barrier, get_rank
+from mmengine.dist import all_gather_object, get_rank
 from mmengine.fileio import get_file_backend
-from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import get_deprecated_model_names, get_external_models, get_mmcls_models
 from mmengine.runner.checkpoint import get_torchvision_models as torchvision_models
-from mmengine.utils import digit_version
 from torch.hub import download_url_to_file, get_dir
 
 from .errors import UserError
+from .pickled_data import Location, read_pickled
 
 __all__ = ['CheckpointError', 'check_integrity', 'install_safe_loading', 'load_data', 'read_checkpoint']
 
 TRUST = 'MMPELK_TRUST_CHECKPOINT'
 SAFE_LOADING = f'Checkpoints are read as data: a file that would run code is refused ({TRUST}=1 loads your own anyway)'
 _AGAIN = 'Copy or download it again'
-Location = str | torch.device | Callable | None
 
 
 class CheckpointError(UserError):
     """A checkpoint that is refused: incomplete, of another kind, or wanting to run code."""
 
 
-class _History(HistoryBuffer):
-    """Stands in for ``HistoryBuffer`` in files, whose own ``__setstate__`` would take over functions from them."""
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({key: state[key] for key in ('max_length', '_log_history', '_count_history')})
-        self.__class__ = HistoryBuffer
-
-
-def _method_name(owner: type, name: str) -> str:
-    """Stands in for ``getattr``, which mmengine's files call for the methods of their history buffers."""
-    if owner is not _History:
-        raise pickle.UnpicklingError('GLOBAL builtins.getattr was asked for something else than a history buffer')
-    return name
-
-
-def _allowed() -> dict[str, Any]:
-    """What files may name beyond torch's own list: full names, and what is built for them."""
-    allowed: dict[str, Any] = {
-        'builtins.getattr': _method_name,
-        'builtins.slice': slice,
-        'collections.defaultdict': defaultdict,
-        'argparse.Namespace': Namespace,  # ConvNeXt's, SLaK's and timm's scripts store their options
-        'mmengine.logging.history_buffer.HistoryBuffer': _History,
-        'mmengine.config.config.ConfigDict': ConfigDict,
-        'numpy.ndarray': np.ndarray,
-        'numpy.dtype': np.dtype,
-    }
-    for value in (int, float, bool, str, list, tuple, dict):
-        allowed[f'builtins.{value.__name__}'] = value
-    core = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]  # numpy's own makers of arrays and numbers
-    for package in ('numpy.core', 'numpy._core'):  # as numpy 1 and 2 call it
-        allowed |= {f'{package}.multiarray._reconstruct': core[0], f'{package}.multiarray.scalar': core[1]}
-    for code in '?bhilqBHILQefdgFDSU':
-        kind = type(np.dtype(code))
-        allowed[f'{kind.__module__}.{kind.__qualname__}'] = kind
-    return allowed
-
-
-_ALLOWED = _allowed()
-
-
-class _Unpickler(pickle.Unpickler):
-    """For torch before 2.7, whose own safe loading takes no names for what it lets in."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        full_name = f'{module.replace("__builtin__", "builtins")}.{name}'  # as Python 2 called it, and pickles still do
-        known = _ALLOWED | torch._weights_only_unpickler._get_allowed_globals()
-        if full_name not in known:
-            raise pickle.UnpicklingError(f'GLOBAL {full_name} is not data')
-        return known[full_name]
-
-
-_PICKLE = types.SimpleNamespace(
-    __name__='mmpelk', Unpickler=_Unpickler, load=lambda file, **options: _Unpickler(file, **options).load()
-)
-
-
-def load_data(source: str | Path | BinaryIO, map_location: Location = None, name: object = None, **options: Any) -> Any:
-    """Read a checkpoint, ``.pth`` or ``.safetensors``, as data.
+def load_data(source: str | Path | BinaryIO, map_location: Location = None, name: object = None) -> Any:
+    """Read a checkpoint, ``.pth`` or ``.safetensors``, as data. Threads may read at once.
 
     Args:
         source: Path of a local file, or an open one.
-        map_location: As ``torch.load`` takes it.
+        map_location: As ``torch.load`` takes it. ``'meta'`` reads all but the numbers of tensors.
         name: What to call it in messages, if not by its path.
-        **options: Further ones of ``torch.load``, such as ``mmap``.
 
     Returns:
         What was saved. A ``.safetensors`` gives a dict of ``state_dict`` and ``meta``, as mmengine has it.
 
     Raises:
-        CheckpointError: If the file holds anything but data, or cannot be read. ``MMPELK_TRUST_CHECKPOINT=1`` lets
-            files run code.
+        CheckpointError: If the file holds anything but data, cannot be read, or is damaged: the numbers are compared
+            with the checksums of the archive. ``MMPELK_TRUST_CHECKPOINT=1`` lets files run code.
     """
     name = name or source
     if str(name).endswith('.safetensors'):
         return _load_safetensors(source, map_location, name)
-    trusted = os.environ.get(TRUST) == '1'
-    if not trusted and _is_program(source):
-        raise CheckpointError(f"'{name}' is a TorchScript program, not weights. Ask its author for the state dict")
     try:
-        if trusted:
-            return torch.load(source, map_location=map_location, weights_only=False, **options)
-        if digit_version(torch.__version__) < digit_version('2.7'):
-            # Explicit, because a pickle module of one's own and torch's list exclude each other.
-            return torch.load(source, map_location, pickle_module=_PICKLE, weights_only=False, **options)
-        with torch.serialization.safe_globals([(value, full_name) for full_name, value in _ALLOWED.items()]):
-            return torch.load(source, map_location=map_location, weights_only=True, **options)
+        if os.environ.get(TRUST) == '1':
+            where: Any = map_location
+            return torch.load(source, map_location=where, weights_only=False)
+        with open(source, 'rb') if isinstance(source, str | Path) else contextlib.nullcontext(source) as file:
+            content = read_pickled(file, map_location)
     except Exception as error:  # a damaged file can raise anything
         raise CheckpointError(_explain(source, name, error)) from error
+    _check_parts(content, name)
+    return content
+
+
+def _check_parts(content: Any, name: object) -> None:
+    """Refuse a checkpoint whose parts are not what every reader takes them for."""
+    parts = content if isinstance(content, dict) else {}
+    hub, meta = parts.get('message_hub') or {}, parts.get('meta') or {}
+    wanted = {'meta': meta, 'state_dict': parts.get('state_dict') or {}, 'message_hub': hub}
+    if isinstance(hub, dict):
+        wanted |= {f'message_hub.{key}': hub.get(key, {}) for key in ('log_scalars', 'runtime_info', 'resumed_keys')}
+    if isinstance(meta, dict):
+        wanted['meta.dataset_meta'] = meta.get('dataset_meta') or {}
+    for key, value in wanted.items():
+        if not isinstance(value, dict):
+            raise CheckpointError(f"'{name}' is no checkpoint: its {key} is of type {type(value).__name__}, not dict")
 
 
 def load_from_local(path: str, map_location: Location = None) -> Any:
@@ -164,6 +110,8 @@ def check_integrity(path: str | Path) -> None:
 
 
 def _explain(source: object, name: object, error: Exception) -> str:
+    if str(error) == 'TorchScript':
+        return f"'{name}' is a TorchScript program, not weights. Ask its author for the state dict"
     found = re.search(r'GLOBAL ([\w.]+)', str(error))
     if found:
         return (
@@ -179,23 +127,14 @@ def _explain(source: object, name: object, error: Exception) -> str:
             return f"'{name}' is empty. {_AGAIN}; --resume without a name takes the newest checkpoint that loads"
     if head == b'PK':
         return f"'{name}' is incomplete or damaged. {_AGAIN}; --resume without a name takes the newest one that loads"
+    if isinstance(error, RuntimeError) and 'CUDA' in str(error):
+        return f"'{name}' was saved on a GPU, which is not here: give map_location='cpu'"
     return f"'{name}' is not a checkpoint, or a damaged one ({type(error).__name__}). {_AGAIN}, as .pth or .safetensors"
 
 
 def _head(path: str | Path) -> bytes:
     with open(path, 'rb') as file:
         return file.read(2)
-
-
-def _is_program(source: Any) -> bool:
-    """Whether a file is a TorchScript archive, which ``torch.load`` would hand to the interpreter of those."""
-    if not zipfile.is_zipfile(source):
-        return False
-    with zipfile.ZipFile(source) as archive:
-        program = any(part.endswith('/constants.pkl') for part in archive.namelist())
-    if isinstance(source, io.IOBase):
-        source.seek(0)
-    return program
 
 
 def _load_safetensors(source: str | Path | BinaryIO, map_location: Location, name: object) -> dict[str, Any]:
@@ -210,21 +149,28 @@ def _load_safetensors(source: str | Path | BinaryIO, map_location: Location, nam
         with safe_open(str(source), framework='pt', device=device) as file:
             header = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
+        meta = {'dataset_meta': json.loads(header['dataset_meta'])} if header.get('dataset_meta') else {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"'{name}' is incomplete or no .safetensors file ({error}). {_AGAIN}") from error
-    meta = {'dataset_meta': json.loads(header['dataset_meta'])} if header.get('dataset_meta') else {}
-    return {'meta': meta, 'state_dict': state}
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"'{name}' is refused: dataset_meta in its header is no JSON ({error})") from error
+    content = {'meta': meta, 'state_dict': state}
+    _check_parts(content, name)
+    return content
 
 
 def load_from_http(url: str, map_location: Location = None) -> Any:
     path = Path(get_dir()) / 'checkpoints' / url.rpartition('/')[2].partition('?')[0]
-    if get_rank() == 0 and not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+    fault = ''
+    # The first process of each machine, whose disk the others of it share.
+    if os.environ.get('LOCAL_RANK', str(get_rank())) == '0' and not path.exists():
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             download_url_to_file(url, str(path))
         except OSError as error:
-            raise UserError(f"'{url}' cannot be downloaded: {error}. Check the address and the network") from error
-    barrier()
+            fault = f"'{url}' cannot be downloaded: {error}. Check the address and the network"
+    if found := [each for each in all_gather_object(fault) if each]:
+        raise UserError(found[0])
     return load_data(path, map_location)
 
 

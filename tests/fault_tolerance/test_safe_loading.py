@@ -32,13 +32,6 @@ READS = re.compile(r'read_checkpoint|load_checkpoint|init_model|init_detector|to
 CLASSIFIER = str(CONFIGS / 'cls' / 'pelk_t_in1k.py')
 
 
-@pytest.fixture(params=['torch', 'old torch'])
-def any_torch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways that the loader goes: torch's own safe loading, and ours for versions before 2.7."""
-    if request.param == 'old torch':
-        monkeypatch.setattr(torch, '__version__', '2.1.0')
-
-
 def mmengine_content() -> dict[str, Any]:
     """What mmengine writes, and what data sets add."""
     hub = MessageHub('reliability')
@@ -50,7 +43,6 @@ def mmengine_content() -> dict[str, Any]:
     return {'meta': meta, 'message_hub': hub.state_dict(), 'state_dict': {'w': torch.ones(2, dtype=torch.bfloat16)}}
 
 
-@pytest.mark.usefixtures('any_torch')
 @pytest.mark.parametrize('zipped', [True, False])
 def test_what_mmengine_writes_is_read(tmp_path: Path, zipped: bool) -> None:
     path = tmp_path / 'a.pth'
@@ -63,7 +55,6 @@ def test_what_mmengine_writes_is_read(tmp_path: Path, zipped: bool) -> None:
     assert torch.equal(content['state_dict']['w'], torch.ones(2, dtype=torch.bfloat16))
 
 
-@pytest.mark.usefixtures('any_torch')
 @pytest.mark.parametrize('zipped', [True, False])
 @pytest.mark.parametrize('kind', sorted(payloads(Path())))
 def test_code_is_refused_by_name(tmp_path: Path, kind: str, zipped: bool) -> None:
@@ -74,14 +65,12 @@ def test_code_is_refused_by_name(tmp_path: Path, kind: str, zipped: bool) -> Non
     assert not marker.exists()
 
 
-@pytest.mark.usefixtures('any_torch')
 def test_a_torchscript_program_is_refused(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / 'a.pth')
     with pytest.raises(CheckpointError, match='TorchScript program'):
         load_data(tmp_path / 'a.pth')
 
 
-@pytest.mark.usefixtures('any_torch')
 def test_ones_own_files_can_be_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / 'a.pth', payloads(tmp_path / 'ran')['open'].call and payloads(tmp_path)['module'])
     monkeypatch.setenv('MMPELK_TRUST_CHECKPOINT', '1')

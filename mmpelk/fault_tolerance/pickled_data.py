@@ -1,0 +1,546 @@
+"""An interpreter for the pickles of ``torch.save`` that builds data, and knows nothing else.
+
+Python's own unpicklers call what a file names. This one reads the instructions (``pickletools.genops``) and has a
+function of its own for each of the few names that stand for data: no class of the process is called with a state from a
+file, nothing is imported, nothing is kept between two files. Archives are read with ``zipfile``, which compares the
+checksums.
+"""
+
+import io
+import itertools
+import math
+import pickletools
+import re
+import sys
+import zipfile
+from argparse import Namespace
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pickle import UnpicklingError
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from mmengine.config import ConfigDict
+from mmengine.logging import HistoryBuffer
+from torch import Tensor, nn
+
+__all__ = ['Location', 'read_pickled']
+
+Location = str | torch.device | Mapping[str, str] | Callable | None
+
+# What torch.save wrote before its archives: a number, a version and facts of the machine before the data.
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_STORAGES = {
+    'Float': torch.float32,
+    'Double': torch.float64,
+    'Half': torch.float16,
+    'BFloat16': torch.bfloat16,
+    'Long': torch.int64,
+    'Int': torch.int32,
+    'Short': torch.int16,
+    'Char': torch.int8,
+    'Byte': torch.uint8,
+    'Bool': torch.bool,
+    'ComplexFloat': torch.complex64,
+    'ComplexDouble': torch.complex128,
+    'Untyped': torch.uint8,
+}
+_ARRAY_KINDS = re.compile(r'[|<=]?([?bBhHiIlLqQefdFD]|[biufcSU]\d{1,6})')
+_HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
+_CHUNK = 2**22  # bytes read at a time
+_MOST_DIMENSIONS = 64  # of torch's and NumPy's loops
+
+
+@dataclass(frozen=True)
+class _Name:
+    """A name in a file that stands for one of our functions, or for a type."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class _Storage:
+    """The numbers of tensors, by the key of their record."""
+
+    key: str
+    dtype: torch.dtype
+    numel: int
+    location: str
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+
+@dataclass
+class _Array:
+    """A NumPy array whose content has not come yet, and where in the memo it is."""
+
+    memo_keys: list[int] = field(default_factory=list)
+
+
+def read_pickled(file: BinaryIO, map_location: Location = None) -> Any:
+    """Read what ``torch.save`` wrote, an archive or the format before.
+
+    Args:
+        file: Open, at its beginning; seekable.
+        map_location: As ``torch.load`` takes it. ``'meta'`` leaves the numbers of tensors where they are, and their
+            checksums unseen.
+
+    Raises:
+        Exception: Of any kind, if the file is damaged; ``UnpicklingError`` with ``GLOBAL NAME`` if it names what is not
+            data.
+    """
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    is_archive = zipfile.is_zipfile(file)
+    file.seek(0)
+    return _read_archive(file, size, map_location) if is_archive else _read_legacy(file, size, map_location)
+
+
+def _read_archive(file: BinaryIO, size: int, map_location: Location) -> Any:
+    with zipfile.ZipFile(file) as archive:
+        records = {record.filename: record for record in archive.infolist()}
+        if any(name.endswith('/constants.pkl') for name in records):
+            raise UnpicklingError('TorchScript')
+        found = [name for name in records if re.fullmatch('[^/]+/data.pkl', name)]
+        if len(found) != 1 or any(record.compress_type != zipfile.ZIP_STORED for record in records.values()):
+            raise UnpicklingError('not an archive of torch.save')
+        if sum(record.file_size for record in records.values()) > size:
+            raise UnpicklingError('the archive claims to hold more than it has')
+        root = found[0].partition('/')[0]
+        if f'{root}/byteorder' in records and archive.read(f'{root}/byteorder').decode() != sys.byteorder:
+            raise UnpicklingError('numbers in another byte order')
+
+        def read(storage: _Storage) -> Tensor | None:
+            name = f'{root}/data/{storage.key}'
+            if records[name].file_size != storage.nbytes:
+                raise UnpicklingError(f'{name} has another size')
+            if map_location == 'meta':
+                return None
+            with archive.open(name) as record:
+                return _move(_read_bytes(record, storage.nbytes), storage.location, map_location)
+
+        return _Interpreter(read).run(io.BytesIO(archive.read(found[0])))
+
+
+class _Bounded:
+    """A file of which no more is asked for than it has."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self.file, self.size = file, size
+        self.readline, self.tell = file.readline, file.tell
+
+    def read(self, count: int = -1) -> bytes:
+        left = self.size - self.file.tell()
+        return self.file.read(left if count < 0 else min(count, left))
+
+
+def _read_legacy(file: BinaryIO, size: int, map_location: Location) -> Any:
+    bounded: Any = _Bounded(file, size)
+    if _Interpreter(_nothing).run(bounded) != _LEGACY_MAGIC:
+        raise UnpicklingError('not written by torch.save')
+    _Interpreter(_nothing).run(bounded)  # version of the format
+    if _Interpreter(_nothing).run(bounded)['little_endian'] != (sys.byteorder == 'little'):
+        raise UnpicklingError('numbers in another byte order')
+    # The numbers come last: first which there are, then what they are for.
+    start, known = file.tell(), {}
+
+    def note(storage: _Storage) -> None:
+        known[storage.key] = storage
+
+    content = _Interpreter(note).run(bounded)
+    keys = _Interpreter(_nothing).run(bounded)
+    if map_location == 'meta':
+        return content
+    numbers = {}
+    for key in keys:
+        storage = known[key]
+        numel = int.from_bytes(bounded.read(8), sys.byteorder)
+        if numel != storage.numel or storage.nbytes > size:
+            raise UnpicklingError(f'storage {key} has another size')
+        numbers[key] = _move(_read_bytes(bounded, storage.nbytes), storage.location, map_location)
+    file.seek(start)
+    return _Interpreter(lambda storage: numbers[storage.key]).run(bounded)
+
+
+def _nothing(storage: _Storage) -> None:
+    return None
+
+
+def _read_bytes(file: Any, count: int) -> Tensor:
+    """So many bytes of a file, as a tensor."""
+    numbers = torch.empty(count, dtype=torch.uint8)
+    view: Any = memoryview(numbers.numpy())  # type: ignore[arg-type]
+    for start in range(0, count, _CHUNK):
+        part = file.read(min(_CHUNK, count - start))
+        view[start : start + len(part)] = part
+        if len(part) < min(_CHUNK, count - start):
+            raise EOFError
+    if isinstance(file, zipfile.ZipExtFile):
+        file.read(1)  # the end, where zipfile compares the checksum of an empty record, too
+    return numbers
+
+
+def _move(numbers: Tensor, location: str, map_location: Location) -> Tensor:
+    """The bytes of a storage on the device that it is wanted on."""
+    if isinstance(map_location, Mapping):
+        location = map_location.get(location, location)
+    elif callable(map_location):
+        moved = map_location(numbers.untyped_storage(), location)
+        if moved is not None:
+            return torch.empty(0, dtype=torch.uint8, device=moved.device).set_(moved)
+    elif map_location is not None:
+        location = str(map_location)
+    return numbers.to(location)
+
+
+class _Interpreter:
+    """One pickle.
+
+    Args:
+        read: Gives the bytes of a storage, on its device; None for tensors without numbers (``meta``).
+    """
+
+    def __init__(self, read: Callable[[_Storage], Tensor | None]) -> None:
+        self._read = read
+        self._numbers: dict[str, Tensor | None] = {}
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+        self._makers: dict[str, Callable[..., Any]] = _MAKERS | {
+            'torch._utils._rebuild_tensor': self._make_tensor,
+            'torch._utils._rebuild_tensor_v2': self._make_tensor,
+            'torch._utils._rebuild_tensor_v3': self._make_tensor_of_dtype,
+            'torch._utils._rebuild_from_type_v2': lambda maker, kind, arguments, state: self._call(maker, arguments),
+        }
+
+    def run(self, file: BinaryIO) -> Any:
+        """What the pickle at the position of a file describes."""
+        push, stack = self._stack.append, self._stack
+        argument: Any
+        for opcode, argument, _ in pickletools.genops(file):
+            name = opcode.name
+            if name in _CONSTANTS:
+                push(argument)
+            elif name in _FIXED:
+                push(_FIXED[name]())
+            elif name in _PUTS:
+                self._remember(len(self._memo) if name == 'MEMOIZE' else argument)
+            elif name in _GETS:
+                push(self._memo[argument])
+            elif name == 'MARK':
+                self._marks.append(len(stack))
+            elif name in ('PROTO', 'FRAME'):
+                continue
+            elif name == 'STOP':
+                (content,) = stack
+                return content
+            else:
+                # By name, so that what is not written here cannot be meant.
+                handle = getattr(self, f'_do_{name.lower()}', None)
+                if handle is None:
+                    raise UnpicklingError(f'instruction {name}')
+                handle(argument)
+        raise EOFError
+
+    def _remember(self, key: int) -> None:
+        value = self._memo[key] = self._stack[-1]
+        if isinstance(value, _Array):
+            value.memo_keys.append(key)
+
+    def _pop_marked(self) -> list[Any]:
+        start = self._marks.pop()
+        values = self._stack[start:]
+        del self._stack[start:]
+        return values
+
+    def _do_tuple(self, _: None) -> None:
+        self._stack.append(tuple(self._pop_marked()))
+
+    def _do_tuple1(self, _: None) -> None:
+        self._stack[-1:] = [tuple(self._stack[-1:])]
+
+    def _do_tuple2(self, _: None) -> None:
+        self._stack[-2:] = [tuple(self._stack[-2:])]
+
+    def _do_tuple3(self, _: None) -> None:
+        self._stack[-3:] = [tuple(self._stack[-3:])]
+
+    def _do_append(self, _: None) -> None:
+        value = self._stack.pop()
+        _check(self._stack[-1], list).append(value)
+
+    def _do_appends(self, _: None) -> None:
+        values = self._pop_marked()
+        _check(self._stack[-1], list).extend(values)
+
+    def _do_setitem(self, _: None) -> None:
+        value, key = self._stack.pop(), self._stack.pop()
+        _set_items(self._stack[-1], [key, value])
+
+    def _do_setitems(self, _: None) -> None:
+        values = self._pop_marked()
+        _set_items(self._stack[-1], values)
+
+    def _do_additems(self, _: None) -> None:
+        values = self._pop_marked()
+        _check(self._stack[-1], set).update(map(_hashable, values))
+
+    def _do_frozenset(self, _: None) -> None:
+        self._stack.append(frozenset(map(_hashable, self._pop_marked())))
+
+    def _do_global(self, argument: str) -> None:
+        self._stack.append(self._find(*argument.split(' ', 1)))
+
+    def _do_stack_global(self, _: None) -> None:
+        name, module = self._stack.pop(), self._stack.pop()
+        self._stack.append(self._find(_check(module, str), _check(name, str)))
+
+    def _find(self, module: str, name: str) -> Any:
+        # As Python 2 called them, and pickles of protocol 2 still do.
+        name = {'long': 'int', 'unicode': 'str'}.get(name, name) if module == '__builtin__' else name
+        full_name = f'{module.replace("__builtin__", "builtins")}.{name}'
+        if full_name in _VALUES:
+            return _VALUES[full_name]
+        if re.fullmatch(rf'{re.escape(_HISTORY)}\.\w+', full_name):  # a method, as protocol 4 has it
+            return name.rpartition('.')[2]
+        storage = re.fullmatch(r'torch\.(?:cuda\.|storage\.)?(\w+)Storage', full_name)
+        if full_name in self._makers or (storage and storage[1] in _STORAGES):
+            return _Name(full_name)
+        raise UnpicklingError(f'GLOBAL {full_name} is not data')
+
+    def _do_reduce(self, _: None) -> None:
+        arguments, maker = self._stack.pop(), self._stack.pop()
+        self._stack.append(self._call(maker, arguments))
+
+    _do_newobj = _do_reduce
+
+    def _call(self, maker: Any, arguments: Any) -> Any:
+        if maker in _CALLED_TYPES:
+            maker = _Name(f'builtins.{maker.__name__}')
+        if not isinstance(maker, _Name) or maker.name not in self._makers:
+            raise UnpicklingError('a call of what is no name')
+        return self._makers[maker.name](*_check(arguments, tuple))
+
+    def _do_build(self, _: None) -> None:
+        state, built = self._stack.pop(), self._stack[-1]
+        if type(built) is OrderedDict:  # of a module's state dict
+            metadata = _check(_check(state, dict).get('_metadata', OrderedDict()), OrderedDict)
+            built._metadata = OrderedDict((key, _check(value, dict)) for key, value in metadata.items())  # type: ignore[attr-defined]
+        elif type(built) is HistoryBuffer:
+            # Without the functions that mmengine writes beside them.
+            built._log_history, built._count_history = (
+                _check(state[key], np.ndarray) for key in ('_log_history', '_count_history')
+            )
+            built.max_length = _check(state['max_length'], int)
+        elif type(built) is Namespace:
+            vars(built).update((_check(key, str), value) for key, value in _check(state, dict).items())
+        elif isinstance(built, np.dtype):
+            if state[1] not in ('|', '=', '<' if sys.byteorder == 'little' else '>') or state[2:5] != (None,) * 3:
+                raise UnpicklingError('a dtype of NumPy of another kind')
+        elif isinstance(built, _Array):
+            _, shape, dtype, is_fortran, content = state
+            array = _make_array(content, dtype, shape, 'F' if is_fortran else 'C')
+            self._stack[-1] = array
+            self._memo.update(dict.fromkeys(built.memo_keys, array))
+        else:
+            raise UnpicklingError(f'a state for {type(built).__name__}')
+
+    def _do_binpersid(self, _: None) -> None:
+        kind, maker, key, location, numel, *view = _check(self._stack.pop(), tuple)
+        if kind != 'storage' or view not in ([], [None]) or not isinstance(maker, _Name):
+            raise UnpicklingError('a storage of another kind')
+        dtype = _STORAGES[maker.name.rpartition('.')[2].removesuffix('Storage')]
+        storage = _Storage(_check(key, str), dtype, _index(numel), _check(location, str))
+        if key not in self._numbers:
+            self._numbers[key] = self._read(storage)
+        self._stack.append(storage)
+
+    def _make_tensor(
+        self, storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any = False, *_: Any
+    ) -> Tensor:
+        return self._make_tensor_of_dtype(storage, offset, size, stride, requires_grad, None, None)
+
+    def _make_tensor_of_dtype(
+        self, storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any, dtype: Any, *_: Any
+    ) -> Tensor:
+        storage = _check(storage, _Storage)
+        dtype = storage.dtype if dtype is None else _check(dtype, torch.dtype)
+        size, stride = (tuple(map(_index, _check(value, tuple, torch.Size))) for value in (size, stride))
+        furthest = _index(offset) + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+        if len(size) > _MOST_DIMENSIONS or (math.prod(size) and (furthest + 1) * dtype.itemsize > storage.nbytes):
+            raise UnpicklingError('a tensor beyond its storage')
+        numbers = self._numbers[storage.key]
+        if numbers is None:
+            return torch.empty_strided(size, stride, dtype=dtype, device='meta', requires_grad=bool(requires_grad))
+        if not math.prod(size):
+            return torch.empty(size, dtype=dtype, device=numbers.device, requires_grad=bool(requires_grad))
+        if numbers.numel() < storage.nbytes:
+            raise UnpicklingError('a storage of another size')
+        tensor = torch.empty(0, dtype=dtype, device=numbers.device)
+        tensor.set_(numbers.untyped_storage(), offset, size, stride)
+        return tensor.requires_grad_(bool(requires_grad))
+
+
+_CONSTANTS = {
+    *('INT', 'BININT', 'BININT1', 'BININT2', 'LONG', 'LONG1', 'LONG4', 'FLOAT', 'BINFLOAT'),
+    *('UNICODE', 'SHORT_BINUNICODE', 'BINUNICODE', 'BINUNICODE8', 'STRING', 'BINSTRING', 'SHORT_BINSTRING'),
+    *('BINBYTES', 'SHORT_BINBYTES', 'BINBYTES8', 'BYTEARRAY8'),
+}
+_FIXED: dict[str, Callable[[], Any]] = {
+    'NONE': lambda: None,
+    'NEWTRUE': lambda: True,
+    'NEWFALSE': lambda: False,
+    'EMPTY_DICT': dict,
+    'EMPTY_LIST': list,
+    'EMPTY_TUPLE': tuple,
+    'EMPTY_SET': set,
+}
+_PUTS, _GETS = {'PUT', 'BINPUT', 'LONG_BINPUT', 'MEMOIZE'}, {'GET', 'BINGET', 'LONG_BINGET'}
+_CALLED_TYPES = (int, float, bool, str, bytes, bytearray, complex, list, tuple, dict, set, frozenset)
+
+
+def _check(value: Any, *kinds: type) -> Any:
+    if type(value) not in kinds:
+        raise UnpicklingError(f'{type(value).__name__} instead of {kinds[0].__name__}')
+    return value
+
+
+def _index(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**48:
+        raise UnpicklingError('a size that is none')
+    return value
+
+
+def _hashable(key: Any, depth: int = 2) -> Any:
+    """A key that is hashed at once, unlike tuples of tuples of the same tuples."""
+    if isinstance(key, tuple) and depth:
+        for part in key:
+            _hashable(part, depth - 1)
+    elif not isinstance(key, str | int | float | bytes | np.generic | torch.dtype | type(None)):
+        raise UnpicklingError(f'{type(key).__name__} as a key')
+    return key
+
+
+def _set_items(target: Any, values: list[Any]) -> None:
+    _check(target, dict, OrderedDict, defaultdict, Counter, ConfigDict)
+    for key, value in _pairs(values):
+        target[_hashable(key)] = value
+
+
+def _pairs(values: list[Any]) -> Iterator[tuple[Any, Any]]:
+    return zip(itertools.islice(values, 0, None, 2), itertools.islice(values, 1, None, 2), strict=True)
+
+
+def _make_dict(kind: type[dict]) -> Callable[..., Any]:
+    def make(*arguments: Any) -> Any:
+        made = kind()
+        for argument in arguments:  # one at most: pairs, or a dict
+            items = argument.items() if isinstance(argument, dict) else _check(argument, list, tuple)
+            for key, value in items:
+                made[_hashable(key)] = value
+        return made
+
+    return make
+
+
+def _make_defaultdict(factory: Any = None) -> Any:
+    factory = OrderedDict if factory == _Name('collections.OrderedDict') else factory
+    if factory is not None and factory not in (OrderedDict, int, float, str, list, tuple, dict, set):
+        raise UnpicklingError('a defaultdict of another kind')
+    return defaultdict(factory)
+
+
+def _method_name(owner: Any, name: Any) -> str:
+    """Stands in for ``getattr``, which mmengine's files call for the methods of their history buffers."""
+    if owner != _Name(_HISTORY):
+        raise UnpicklingError('GLOBAL builtins.getattr was asked for something else than a history buffer')
+    return _check(name, str)
+
+
+def _encode(text: Any, encoding: Any) -> bytes:
+    """How pickles of protocol 2 hold bytes."""
+    if encoding != 'latin1':
+        raise UnpicklingError('bytes in another encoding')
+    return _check(text, str).encode('latin1')
+
+
+def _make_dtype(code: Any, *_: Any) -> np.dtype:
+    if not _ARRAY_KINDS.fullmatch(_check(code, str)):
+        raise UnpicklingError(f'a dtype of NumPy of another kind, {code}')
+    return np.dtype(code)
+
+
+def _make_array(content: Any, dtype: Any, shape: Any, order: Any = 'C') -> np.ndarray:
+    shape = tuple(map(_index, _check(shape, tuple)))
+    if not isinstance(dtype, np.dtype) or order not in ('C', 'F') or len(shape) > _MOST_DIMENSIONS // 2:
+        raise UnpicklingError('an array of NumPy of another kind')
+    content = _check(content, bytes, bytearray)
+    if len(content) != math.prod(shape) * dtype.itemsize:
+        raise UnpicklingError('an array of NumPy of another size')
+    if not content:
+        return np.empty(shape, dtype, order=order)
+    return np.frombuffer(content, dtype).reshape(shape, order=order).copy(order='K')
+
+
+def _make_scalar(dtype: Any, content: Any) -> Any:
+    return _make_array(content, dtype, ())[()]
+
+
+def _make_parameter(data: Any, requires_grad: Any, *_: Any) -> nn.Parameter:
+    if not isinstance(data, Tensor):
+        raise UnpicklingError('a parameter without numbers')
+    return nn.Parameter(data, bool(requires_grad))
+
+
+_VALUES: dict[str, Any] = {f'builtins.{kind.__name__}': kind for kind in _CALLED_TYPES}
+_VALUES |= {f'torch.{name}': value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+
+
+def _plain(kind: type, *allowed: type) -> Callable[..., Any]:
+    """A maker of values of a type of Python's, of arguments of some types."""
+    return lambda *arguments: kind(*(_check(each, *allowed) for each in arguments))
+
+
+_MAKERS: dict[str, Callable[..., Any]] = {
+    **{f'builtins.{kind.__name__}': _plain(kind, int, float, bool, str) for kind in (int, float, bool, complex)},
+    'builtins.str': _plain(str, str),
+    'builtins.list': _plain(list, list, tuple),
+    'builtins.tuple': _plain(tuple, list, tuple),
+    'builtins.dict': _make_dict(dict),
+    'builtins.bytes': _plain(bytes, bytes),
+    'builtins.bytearray': _plain(bytearray, bytes),
+    'builtins.set': lambda values=(): {_hashable(value) for value in _check(values, list, tuple)},
+    'builtins.frozenset': lambda values=(): frozenset(_hashable(value) for value in _check(values, list, tuple)),
+    'builtins.slice': _plain(slice, int, type(None)),
+    'builtins.getattr': _method_name,
+    '_codecs.encode': _encode,
+    'collections.OrderedDict': _make_dict(OrderedDict),
+    'collections.Counter': _make_dict(Counter),
+    'collections.defaultdict': _make_defaultdict,
+    'argparse.Namespace': lambda: Namespace(),  # ConvNeXt's, SLaK's and timm's scripts store their options
+    _HISTORY: lambda: HistoryBuffer(),
+    'mmengine.config.config.ConfigDict': _make_dict(ConfigDict),
+    'torch.Size': lambda sizes: torch.Size(map(_index, _check(sizes, tuple, list))),
+    'torch.device': _plain(torch.device, str, int),
+    'torch.Tensor': lambda *_: _refuse('torch.Tensor'),
+    'torch._tensor.Tensor': lambda *_: _refuse('torch.Tensor'),
+    'torch.nn.parameter.Parameter': lambda *_: _refuse('torch.nn.parameter.Parameter'),
+    'torch._utils._rebuild_parameter': _make_parameter,
+    'torch._utils._rebuild_parameter_with_state': _make_parameter,
+    'numpy.dtype': _make_dtype,
+    'numpy.ndarray': lambda *_: _refuse('numpy.ndarray'),
+}
+for _package in ('numpy.core', 'numpy._core'):  # as numpy 1 and 2 call it
+    _MAKERS |= {
+        f'{_package}.multiarray._reconstruct': lambda *_: _Array(),
+        f'{_package}.multiarray.scalar': _make_scalar,
+        f'{_package}.numeric._frombuffer': _make_array,
+    }
+
+
+def _refuse(name: str) -> Any:
+    raise UnpicklingError(f'a call of {name}')

@@ -1,0 +1,229 @@
+"""The interpreter of pickles: what torch.save writes comes back, and no instruction does more than build data."""
+
+import argparse
+import collections
+import io
+import pickle
+import struct
+import tempfile
+import threading
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from torch import Tensor, nn
+
+from mmpelk.fault_tolerance.pickled_data import read_pickled
+from mmpelk.fault_tolerance.safe_loading import CheckpointError, load_data
+from tests.fault_tolerance.fuzz import examples, fuzz
+
+
+def saved(content: Any, **options: Any) -> io.BytesIO:
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **options)
+    buffer.seek(0)
+    return buffer
+
+
+FORMATS = dict(archive={}, protocol4=dict(pickle_protocol=4), legacy=dict(_use_new_zipfile_serialization=False))
+VALUES: dict[str, Any] = {
+    'numbers': [0, -1, 255, 70000, 2**40, -(2**70), 1.5, float('inf'), True, False, None, 1 + 2j],
+    'texts': ['', 'é\n', 'x' * 300, b'', b'\x80\xff', bytearray(b'a')],
+    'containers': [(), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4), [[]], {1, 'a'}, frozenset([2]), {(1, 'a'): {}}],
+    'kinds of dict': [collections.OrderedDict(a=1), collections.Counter('aab'), ConfigDict(a=dict(b=[1]))],
+    'defaultdict': collections.defaultdict(list, a=[1]),
+    'options': argparse.Namespace(lr=0.1, deep=dict(a=[1])),
+    'slice': slice(1, None, 2),
+    'torch': [torch.float32, torch.bfloat16, torch.Size([2, 3]), torch.device('cpu')],
+    'types': [int, float],
+    'arrays': [
+        *(np.arange(6).reshape(2, 3), np.arange(6.0).reshape(2, 3).T, np.zeros((0, 3)), np.array(3, np.uint8)),
+        *(np.array(['a', 'bcd']), np.array([b'x']), np.array([True]), np.array([1 + 1j], np.complex64)),
+    ],
+    'array numbers': [np.float32(0.5), np.int64(-3), np.bool_(True), np.float16(2)],
+    'dtype': np.dtype('float32'),
+}
+
+
+@pytest.mark.parametrize('form', FORMATS)
+@pytest.mark.parametrize('name', VALUES)
+def test_values_come_back(name: str, form: str) -> None:
+    got = read_pickled(saved(VALUES[name], **FORMATS[form]))
+    assert repr(got) == repr(VALUES[name])
+    assert type(got) is type(VALUES[name])
+
+
+@pytest.mark.parametrize('form', ['archive', 'legacy'])
+@pytest.mark.parametrize('dtype', ['float32', 'float64', 'float16', 'bfloat16', 'int64', 'uint8', 'bool', 'complex64'])
+def test_tensors_come_back(dtype: str, form: str) -> None:
+    whole = (torch.arange(24) % 2).view(4, 6).to(getattr(torch, dtype))
+    for tensor in (whole, whole.T, whole[1:, ::2], whole[:0], whole[2, 3], nn.Parameter(whole, requires_grad=False)):
+        got = read_pickled(saved(tensor, **FORMATS[form]))
+        assert type(got) is type(tensor)
+        assert (got.dtype, got.stride(), got.shape) == (tensor.dtype, tensor.stride(), tensor.shape)
+        assert torch.equal(got, tensor)
+
+
+@pytest.mark.parametrize('form', ['archive', 'legacy'])
+def test_tensors_that_share_memory_still_do(form: str) -> None:
+    whole = torch.zeros(4)
+    got = read_pickled(saved([whole, whole[1:], whole], **FORMATS[form]))
+    got[0].fill_(1)
+    assert torch.equal(got[1], torch.ones(3))
+    assert got[0] is got[2]
+
+
+def test_what_modules_say_of_their_version_comes_back() -> None:
+    state = nn.BatchNorm2d(1).state_dict()
+    assert read_pickled(saved(state))._metadata == state._metadata
+
+
+@pytest.mark.parametrize('form', ['archive', 'legacy'])
+def test_where_tensors_go(form: str) -> None:
+    def read(where: Any) -> Tensor:
+        return read_pickled(saved(torch.ones(2, 3).T, **FORMATS[form]), where)
+
+    assert read('meta').device.type == 'meta'
+    assert read('meta').shape == (3, 2)
+    for where in (None, 'cpu', torch.device('cpu'), {'cpu': 'cpu'}, lambda storage, place: storage, lambda *_: None):
+        assert torch.equal(read(where), torch.ones(3, 2))
+
+
+# Instructions that no torch.save writes, each a whole pickle.
+def name(full: str) -> bytes:
+    module, _, last = full.rpartition('.')
+    return f'c{module}\n{last}\n'.encode()
+
+
+def text(value: str) -> bytes:
+    return b'X' + struct.pack('<I', len(value)) + value.encode()
+
+
+def dtype(state: bytes) -> bytes:
+    return name('numpy.dtype') + b'(' + text('V8') + b'\x89\x88tR(K\x03' + state + b'tb'
+
+
+TENSOR = name('torch._utils._rebuild_tensor_v2') + b'((' + text('storage') + name('torch.FloatStorage')
+EVIL: Mapping[str, bytes] = {
+    'slots of an object': name('argparse.Namespace') + b')R(N}' + text('__class__') + name('builtins.dict') + b'stb',
+    'slots of a class': name('argparse.Namespace') + b'(N}' + text('__init__') + name('builtins.dict') + b'stb',
+    'state of a function': name('torch._utils._rebuild_tensor_v2') + b'}' + text('__code__') + b'Nsb',
+    'state of a dict': b'}}' + text('a') + b'Nsb',
+    'a call of a value': b'K\x01K\x02\x85R',
+    'a call of a method': name('builtins.getattr') + name('builtins.dict') + text('get') + b'\x86R',
+    'array of objects': name('numpy.dtype') + b'(' + text('O8') + b'\x89\x88tR',
+    'dtype with fields': dtype(text('|') + b'N' + text('a') + b'\x85}K\x08K\x01K\x1b'),
+    'dtype with a subdtype': dtype(text('|') + b'K\x01K\x02\x86NNK\x08K\x01K\x1b'),
+    'tensor beyond its storage': TENSOR
+    + text('0')
+    + text('cpu')
+    + b'K\x01tQK\x00J\xff\xff\xff\x7f\x85K\x01\x85\x89}tR',
+    'tensor before its storage': TENSOR
+    + text('0')
+    + text('cpu')
+    + b'K\x01tQJ\xff\xff\xff\xffK\x01\x85K\x01\x85\x89}tR',
+    'storage of another size': TENSOR + text('0') + text('cpu') + b'K\x63tQK\x00K\x01\x85K\x01\x85\x89}tR',
+    'storage of another file': TENSOR + text('../x') + text('cpu') + b'K\x01tQK\x00K\x01\x85K\x01\x85\x89}tR',
+    'instance': b'(' + b'iargparse\nNamespace\n',
+    'object': b'(' + name('argparse.Namespace') + b'o',
+    'extension': b'\x82\x01',
+    'buffer of another process': b'\x97',
+    'key that takes for ever': b')' + b'2\x86' * 60 + b'}2Ns',
+    'endless list': b'](' + b'K\x01' * 3,
+}
+
+
+@pytest.mark.parametrize('kind', EVIL)
+def test_instructions_that_are_refused(kind: str, tmp_path: Path) -> None:
+    before = dict(vars(argparse.Namespace))
+    with zipfile.ZipFile(tmp_path / 'a.pth', 'w') as archive:
+        archive.writestr('a/data.pkl', b'\x80\x02' + EVIL[kind] + b'.')
+        archive.writestr('a/data/0', bytes(4))
+    with pytest.raises(CheckpointError, match=r'a\.pth'):
+        load_data(tmp_path / 'a.pth')
+    assert vars(argparse.Namespace) == before
+
+
+def test_a_folder_of_functions_is_no_way_round(tmp_path: Path) -> None:
+    """A name of ours called with what is not data."""
+    content = name('collections.defaultdict') + name('collections.OrderedDict') + b'\x85R.'
+    with zipfile.ZipFile(tmp_path / 'a.pth', 'w') as archive:
+        archive.writestr('a/data.pkl', b'\x80\x02' + content)
+    assert load_data(tmp_path / 'a.pth') == collections.defaultdict(collections.OrderedDict)
+    assert type(load_data(tmp_path / 'a.pth')['new']) is collections.OrderedDict
+
+
+@pytest.mark.parametrize('where', ['data.pkl', 'data/0'])
+def test_a_flipped_bit_is_noticed(where: str, tmp_path: Path) -> None:
+    path = tmp_path / 'a.pth'
+    torch.save(dict(state_dict=dict(w=torch.arange(1000.0))), path)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        record = next(record for record in archive.infolist() if record.filename.endswith(where))
+    content[content.index(archive_content(path, record.filename)) + record.file_size // 2] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match='incomplete or damaged'):
+        load_data(path)
+
+
+def archive_content(path: Path, record: str) -> bytes:
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(record)
+
+
+def test_a_program_behind_a_comment_is_refused(tmp_path: Path) -> None:
+    """Python's zipfile takes the comment for the beginning of another end, so that to it this is no archive at all."""
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / 'program.pt')
+    content = (tmp_path / 'program.pt').read_bytes()
+    assert content[-22:-18] == b'PK\5\6'
+    (tmp_path / 'a.pth').write_bytes(content[:-2] + b'\x04\0' + b'PK\5\6')
+    with pytest.raises(CheckpointError):
+        load_data(tmp_path / 'a.pth')
+
+
+def test_an_old_tar_is_refused(tmp_path: Path) -> None:
+    """torch.load unpacks such archives into a folder, links included."""
+    import tarfile
+
+    with tarfile.open(tmp_path / 'a.pth', 'w') as archive:
+        archive.addfile(tarfile.TarInfo('storages'))
+    with pytest.raises(CheckpointError):
+        load_data(tmp_path / 'a.pth')
+
+
+def test_threads_read_at_once(tmp_path: Path) -> None:
+    for index, content in enumerate(examples(tmp_path).values()):
+        (tmp_path / f'{index}.pth').write_bytes(content)
+    errors: list[Exception] = []
+
+    def read() -> None:
+        for index in range(3):
+            try:
+                load_data(tmp_path / f'{index}.pth')
+            except Exception as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+
+
+def test_the_pickles_are_those_of_python() -> None:
+    """The instructions above are what they are meant to be: Python reads those that torch would write."""
+    assert pickle.loads(b'\x80\x02' + text('a') + b'K\x01\x86.') == ('a', 1)
+
+
+def test_mutated_files() -> None:
+    """As `make torture` does with a hundred thousand."""
+    with tempfile.TemporaryDirectory() as folder:
+        counts = fuzz(Path(folder), 300, 0)
+    assert counts['read'] + counts['refused'] == 300
+    assert min(counts['read'], counts['refused']) > 0
