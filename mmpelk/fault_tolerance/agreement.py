@@ -1,18 +1,44 @@
-"""Whether any process says yes, found out without making any of them wait."""
+"""What all processes of a training have to agree on."""
 
-from typing import Any
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
 from mmengine.device import get_device
-from mmengine.dist import get_comm_device, is_distributed
+from mmengine.dist import broadcast_object_list, get_comm_device, is_distributed, is_main_process
 from torch import Tensor
 
-__all__ = ['Agreement']
+from .errors import UserError
+
+__all__ = ['Agreement', 'from_main', 'raise_on_all']
+
+_Result = TypeVar('_Result')
+
+
+def from_main(function: Callable[[], _Result]) -> _Result:
+    """The result of a function that the first process calls, on all processes; all have to be here."""
+    result: list[Any] = [function() if is_main_process() else None]
+    broadcast_object_list(result)
+    return result[0]
+
+
+@contextlib.contextmanager
+def raise_on_all() -> Iterator[None]:
+    """Raise a :class:`UserError` of the first process on all of them; all have to pass here."""
+    fault = ''
+    try:
+        yield
+    except UserError as error:
+        fault = str(error)
+    fault = from_main(lambda: fault)
+    if fault:
+        raise UserError(fault)
 
 
 class Agreement:
-    """A question to all processes: asked at one point of an iteration, answered at a later one, the same for all.
+    """A non-blocking all-reduce of a flag: asked at one point of an iteration, answered at a later one.
 
     The flags are collected and copied to the host on a stream of their own, while the device computes. The answer waits
     for that copy alone, so that work which was launched after the question goes on in the meantime.

@@ -3,30 +3,35 @@
 import contextlib
 import functools
 import hashlib
+import os
 import os.path as osp
 import pickle
 import re
 import shutil
+import stat
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import all_gather_object, broadcast_object_list, is_main_process, master_only
+from mmengine.dist import all_gather_object, is_main_process, master_only
 from mmengine.fileio import register_backend
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.runner import Runner, save_checkpoint
-from torch import Tensor, nn
 
+from .agreement import from_main, raise_on_all
 from .atomic_files import AtomicBackend, sync, write_atomically
 from .errors import UserError
 from .networks import unwrap_model
 from .random_state import get_random_state
+from .resumable import RUN_ID, find_fault, find_newest, is_run_id
 from .resume import ResumeHook
-from .safe_loading import SAFE_LOADING, CheckpointError, check_integrity, install_safe_loading, load_data
+from .safe_loading import SAFE_LOADING, CheckpointError, install_safe_loading, load_data
+from .work_folder import WorkFolderLock
 
-__all__ = ['CheckpointHook', 'find_fault', 'find_newest']
+__all__ = ['CheckpointHook']
 
 _MAKE_ROOM = (
     'Make room (one checkpoint more than max_keep_ckpts has to fit), or write elsewhere with --cfg-options '
@@ -41,9 +46,11 @@ class CheckpointHook(MMEngineCheckpointHook):
       synced while training goes on; only when it stands on the disk does ``last_checkpoint`` name it, and only then is
       deleted what has to make room for it, so that the disk has to hold one more than ``max_keep_ckpts``. The next
       checkpoint, the end and an exit after a signal wait for that. The best checkpoint is written likewise.
-    - With ``resume=True`` and no name, training goes on from the newest checkpoint that loads whole and is of this
-      network; the log names what was skipped, and why. That is also what finds the one before, if the machine itself
-      has failed before the newest was on the disk.
+    - With ``resume=True`` and no name, training goes on from the newest checkpoint of the same run that loads whole and
+      is of this network; the log names what was skipped, and why. That is also what finds the one before, if the
+      machine itself has failed before the newest was on the disk.
+    - Nothing that a checkpoint says is taken as a path: only regular files in the folder of this run whose names are
+      those of its checkpoints make room for others. Two trainings do not write into one work folder.
     - A disk without room stops all processes with a sentence that says how much is needed and free, and the last good
       checkpoint stays. The log warns of it one checkpoint before.
     - Every checkpoint holds each process's random state, for :class:`~mmpelk.engine.ResumeHook`.
@@ -59,6 +66,9 @@ class CheckpointHook(MMEngineCheckpointHook):
     last_ckpt: Any
 
     _run_state: dict[str, Any] | None = None
+    _run_id: str | None = None
+    _interrupted: str | None = None  # name of a checkpoint in the middle of an epoch, which the next one replaces
+    _lock: WorkFolderLock | None = None
     _place = 0  # batches of the current epoch that were trained on
     _saved = -1  # iteration of the newest checkpoint
     _local = False  # whether files are written by this module's rules
@@ -67,12 +77,27 @@ class CheckpointHook(MMEngineCheckpointHook):
         super().__init__(*args, **kwargs)
         install_safe_loading()
         register_backend('atomic', AtomicBackend, force=True)
-        self._behind = _Behind()
+        self._background = _BackgroundWriter()
+        stem, suffix = osp.splitext(self.filename_tmpl)
+        # `iter_{}.pth`, or `epoch_{}.pth` with the iteration behind it if it was written in the middle of an epoch.
+        stem = re.sub(r'\\\{.*?\\\}', r'\\d+', re.escape(stem))
+        self._name = re.compile(rf'{stem}(_iter_\d+)?{re.escape(suffix)}')
+        self._best_name = re.compile(rf'best_[^/\\]+_{self._name.pattern}')
 
     def before_run(self, runner: Runner) -> None:
-        """Choose the checkpoint to resume from, before mmengine takes ``last_checkpoint`` at its word."""
+        """Choose the checkpoint to resume from, before mmengine takes ``last_checkpoint`` at its word.
+
+        Raises:
+            UserError: If another training writes into the work folder.
+            CheckpointError: If there is none to resume from.
+        """
         runner.logger.info(SAFE_LOADING)
-        # mmengine has no public names for what it was asked to resume; its own hooks read these, too.
+        # mmengine has no public names for which loop it has built and what it was asked to resume.
+        if isinstance(runner._train_loop, dict):
+            return
+        with raise_on_all():
+            if is_main_process():
+                self._lock = WorkFolderLock(runner.work_dir)
         if not runner._resume:
             return
         given = runner._load_from
@@ -80,58 +105,104 @@ class CheckpointHook(MMEngineCheckpointHook):
             runner._load_from = self._choose(runner)
             runner._resume = runner._load_from is not None
         elif '://' not in given:
-            fault = _from_main(lambda: find_fault(given, unwrap_model(runner.model)))
+            fault = from_main(lambda: find_fault(given, unwrap_model(runner.model)))
             if fault:
                 raise CheckpointError(f'{fault}; --resume without a name takes the newest checkpoint that loads')
+            if is_main_process() and Path(given).resolve() in [each.resolve() for each in self._candidates(runner)]:
+                # Those of later iterations are of no use from here on.
+                write_atomically(Path(runner.work_dir) / 'last_checkpoint', given.encode())
 
     def _choose(self, runner: Runner) -> str | None:
+        folder = Path(runner.work_dir)
+        pointer = folder / 'last_checkpoint'
+        pointed = pointer.read_text(errors='replace').strip() if pointer.is_file() else ''
+        if '://' in pointed and self._is_remote(runner) and pointed.startswith(str(self.out_dir or runner.work_dir)):
+            return pointed
+        network = unwrap_model(runner.model)
+        newest = from_main(lambda: find_newest(self._candidates(runner), folder, network))
+        for reason in newest.skipped:
+            runner.logger.warning(f'Not resumed from: {reason}')
+        if newest.path is None and newest.damaged:
+            raise CheckpointError(
+                f'none of the {len(newest.skipped)} checkpoints of {folder} can be resumed from: '
+                f'{"; ".join(newest.skipped)}. Name a good one with --resume FILE, or train from the start in another '
+                '--work-dir'
+            )
+        if newest.path and newest.path != pointed and is_main_process():
+            # Before what it named may have to make room, so that this file always names one that is there.
+            write_atomically(pointer, newest.path.encode())
+        if newest.path is None:
+            runner.logger.info(
+                f'No checkpoint of this run in {folder} to resume from: training starts at the beginning'
+            )
+        return newest.path
+
+    def _candidates(self, runner: Runner) -> list[Path]:
+        """Every file that may be a checkpoint to resume from."""
         folders = [Path(runner.work_dir)]
         if self.out_dir is not None and '://' not in str(self.out_dir):
             folders.append(Path(self.out_dir) / osp.basename(runner.work_dir.rstrip(osp.sep)))
-        named = Path(runner.work_dir) / 'last_checkpoint'
-        pointed = named.read_text(errors='replace').strip() if named.is_file() else ''
-        if '://' in pointed:
-            return pointed
-        network = unwrap_model(runner.model)
-        newest, skipped = _from_main(lambda: find_newest(self._candidates(folders, pointed), network))
-        for reason in skipped:
-            runner.logger.warning(f'Not resumed from: {reason}')
-        if newest is None and skipped:
-            raise CheckpointError(
-                f'none of the {len(skipped)} checkpoints in {folders[-1]} can be resumed from: {"; ".join(skipped)}. '
-                'Name a good one with --resume FILE, or train from the start in another --work-dir'
-            )
-        if newest and newest != pointed and is_main_process():
-            # Before what it named may have to make room: who reads this file alone finds a checkpoint.
-            write_atomically(named, newest.encode())
-        if newest is None:
-            runner.logger.info(f'No checkpoint in {folders[-1]} to resume from: training starts at the beginning')
-        return newest
-
-    def _candidates(self, folders: list[Path], pointed: str) -> list[Path]:
-        """Every checkpoint of the training that could be resumed from."""
-        # `iter_{}.pth`, or `epoch_{}.pth` with the iteration behind it if it was written in the middle of an epoch.
-        stem, suffix = osp.splitext(self.filename_tmpl)
-        stem = re.sub(r'\\\{.*?\\\}', r'\\d+', re.escape(stem))
-        name = re.compile(rf'{stem}(_iter_\d+)?{re.escape(suffix)}')
-        paths = [
-            path for folder in folders if folder.is_dir() for path in folder.iterdir() if name.fullmatch(path.name)
-        ]
+        found = [path for folder in folders if folder.is_dir() for path in folder.iterdir() if path.is_file()]
         # The same file under two names is one.
-        return sorted({path.resolve(): path for path in [*([Path(pointed)] if pointed else []), *paths]}.values())
+        return sorted({path.resolve(): path for path in found if self._name.fullmatch(path.name)}.values())
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Go on as the same run, if training is resumed; the message hub takes what the file says of it afterwards."""
+        if runner._resume:
+            run_id = checkpoint.pop(RUN_ID, None)
+            self._run_id = run_id if is_run_id(run_id) else None
 
     def before_train(self, runner: Runner) -> None:
-        """As mmengine, with files that are whole or not there."""
+        """As mmengine, with files that are whole or not there, and with names instead of paths from a checkpoint."""
+        if 'DeepSpeed' in type(getattr(runner, 'strategy', None)).__name__ and self.max_keep_ckpts > 0:
+            raise UserError(
+                'checkpoints of DeepSpeed are folders, which mmpelk.CheckpointHook does not delete: set '
+                'default_hooks.checkpoint.max_keep_ckpts=-1'
+            )
         if self.backend_args is None and self.file_client_args is None and not self._is_remote(runner):
             self.backend_args = dict(backend='atomic', synced=False)
             self._local = True
+        info = runner.message_hub.runtime_info
+        kept, interrupted = info.pop('keep_ckpt_ids', None), info.pop('interrupted_ckpt', None)
+        for key in [key for key in info if key.startswith('best_score') and not isinstance(info[key], int | float)]:
+            del info[key]
         super().before_train(runner)
-        if self.max_keep_ckpts > 0:
-            # mmengine's forgets an old one as soon as a new one is begun.
-            self.keep_ckpt_ids = deque(self.keep_ckpt_ids)
-        if isinstance(self.out_dir, str) and '://' not in self.out_dir and is_main_process():
-            for left in Path(self.out_dir).glob('.*.pth.tmp'):  # what a kill in the middle of a write left behind
-                left.unlink()
+        self.keep_ckpt_ids = deque(step for step in kept if type(step) is int) if isinstance(kept, list) else deque()
+        self._interrupted = self._own(interrupted, self._name)
+        for key in [key for key in info if re.match('best_ckpt(_|$)', key)]:
+            if best := self._own(info[key], self._best_name):
+                info[key] = self.file_backend.join_path(self.out_dir, best)
+            else:
+                del info[key]
+        if self.save_best is not None:
+            if len(self.key_indicators) == 1:
+                self.best_ckpt_path = info.get('best_ckpt')
+            else:
+                self.best_ckpt_path_dict = {key: info.get(f'best_ckpt_{key}') for key in self.key_indicators}
+        if 'last_ckpt' in info:
+            info['last_ckpt'] = runner._load_from
+        if not runner._resume:
+            self._run_id = uuid.uuid4().hex
+        if is_main_process():
+            self._begin(Path(runner.work_dir))
+
+    def _begin(self, folder: Path) -> None:
+        """Say which run is in a folder, and take away what a kill in the middle of a write has left."""
+        if self._run_id is None:  # resumed from a file without an id
+            (folder / RUN_ID).unlink(missing_ok=True)
+        else:
+            write_atomically(folder / RUN_ID, self._run_id.encode())
+        if self._local and Path(str(self.out_dir)).is_dir():
+            for left in Path(str(self.out_dir)).iterdir():
+                name = left.name.removeprefix('.').removesuffix('.tmp')
+                if left.name == f'.{name}.tmp' and (self._name.fullmatch(name) or self._best_name.fullmatch(name)):
+                    self._remove(left.name)
+
+    def _own(self, path: object, pattern: re.Pattern) -> str | None:
+        """The name in a path that a checkpoint holds, if it is one of this run's files."""
+        name = osp.basename(path) if isinstance(path, str) else ''
+        there = self.file_backend.isfile(self.file_backend.join_path(self.out_dir, name)) if name else False
+        return name if there and pattern.fullmatch(name) else None
 
     def _is_remote(self, runner: Runner) -> bool:
         return '://' in str(self.out_dir or runner.work_dir)
@@ -188,9 +259,9 @@ class CheckpointHook(MMEngineCheckpointHook):
     def _save_as(self, runner: Runner, name: str, meta: dict[str, Any], outdated: Sequence[str] = ()) -> None:
         """Save under a name, and only then say that it is the newest; all processes agree on whether it went well."""
         self._wait()
-        previous = runner.message_hub.runtime_info.get('interrupted_ckpt')
-        interrupted = name if self.by_epoch and name != self.filename_tmpl.format(meta['epoch']) else None
-        runner.message_hub.update_info('interrupted_ckpt', interrupted)
+        previous = self._interrupted
+        self._interrupted = name if self.by_epoch and name != self.filename_tmpl.format(meta['epoch']) else None
+        runner.message_hub.update_info('interrupted_ckpt', self._interrupted)
         resuming = next((hook for hook in runner.hooks if isinstance(hook, ResumeHook)), None)
         self._run_state = dict(
             ranks=all_gather_object(resuming.training_state() if resuming else get_random_state()),
@@ -203,7 +274,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         before, self.last_ckpt = self.last_ckpt, path
         runner.message_hub.update_info('last_ckpt', path)
         try:
-            with _together(path, before):
+            with raise_on_all(), _explain_failed_write(path, before):
                 runner.save_checkpoint(
                     self.out_dir,
                     name,
@@ -219,17 +290,16 @@ class CheckpointHook(MMEngineCheckpointHook):
             self._run_state = None
         self._saved = meta['iter']
         outdated = [*outdated, *([previous] if previous and previous != name else [])]
-        old = [self.file_backend.join_path(self.out_dir, each) for each in outdated]
 
         def finish() -> None:
-            self._let_stand(path, before, old, Path(runner.work_dir) / 'last_checkpoint')
+            self._commit(path, before, outdated, Path(runner.work_dir) / 'last_checkpoint')
             self._warn_of_a_full_disk(runner)
 
-        self._behind.do(finish)
+        self._background.submit(finish)
 
-    def _let_stand(self, path: str, before: str | None, outdated: Sequence[str], pointer: Path | None = None) -> None:
-        """Put a checkpoint on the disk, let a file say that it is the newest, and delete the outdated ones."""
-        with _told(path, before):
+    def _commit(self, path: str, before: str | None, outdated: Sequence[str], pointer: Path | None = None) -> None:
+        """Put a checkpoint on the disk, let a file say that it is the newest, and delete the outdated ones, by name."""
+        with _explain_failed_write(path, before):
             if self._local:
                 sync(path)
             if pointer:
@@ -239,16 +309,20 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     def _wait(self) -> None:
         """Until what was written before is on the disk; all processes learn it if it is not."""
-        with _together('', None):
-            self._behind.wait()
+        with raise_on_all():
+            self._background.wait()
 
     def after_train(self, runner: Runner) -> None:
         """Wait for the disk, and publish as mmengine does."""
         self._wait()
         super().after_train(runner)
+        if self._lock is not None:
+            self._lock.release()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Add the random states, except to the best checkpoint, which nobody resumes from."""
+        """Add the id of the run, and the random states, except to the best checkpoint, which nobody resumes from."""
+        if self._run_id is not None:
+            checkpoint[RUN_ID] = self._run_id
         if self._run_state is not None:
             checkpoint['run_state'] = self._run_state
 
@@ -262,7 +336,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             self.best_ckpt_path = None
         else:
             self.best_ckpt_path_dict = dict.fromkeys(before)
-        super()._save_best_checkpoint(_SavesTogether(runner, self.last_ckpt), metrics)
+        super()._save_best_checkpoint(_SavesOnAll(runner, self.last_ckpt), metrics)
         for key, old in before.items():
             new = self.best_ckpt_path if single else self.best_ckpt_path_dict[key]
             if new is None and single:
@@ -270,8 +344,8 @@ class CheckpointHook(MMEngineCheckpointHook):
             elif new is None:
                 self.best_ckpt_path_dict[key] = old
             else:
-                outdated = [old] if old not in (None, new) else []
-                self._behind.do(functools.partial(self._let_stand, new, old, outdated))
+                outdated = [osp.basename(old)] if old not in (None, new) else []
+                self._background.submit(functools.partial(self._commit, new, old, outdated))
 
     @master_only
     def _publish_model(self, runner: Runner, ckpt_path: str) -> None:
@@ -280,18 +354,23 @@ class CheckpointHook(MMEngineCheckpointHook):
         published = {key: value for key, value in checkpoint.items() if key in self.published_keys}
         digest = hashlib.sha256(pickle.dumps(published)).hexdigest()
         path = f'{osp.splitext(ckpt_path)[0]}-{digest[:8]}.pth'
-        with _told(path, ckpt_path):
+        with _explain_failed_write(path, ckpt_path):
             save_checkpoint(published, path, backend_args=dict(backend='atomic') if self._local else self.backend_args)
         runner.logger.info(f'The checkpoint ({ckpt_path}) is published to {path}, with {sorted(published)}.')
 
-    def _remove(self, path: str) -> None:
-        if self.file_backend.isfile(path):
-            self.file_backend.remove(path)
-        elif self.file_backend.isdir(path):  # deepspeed's are folders
-            self.file_backend.rmtree(path)
+    def _remove(self, name: str) -> None:
+        """Delete a regular file of the folder of checkpoints."""
+        path = self.file_backend.join_path(self.out_dir, name)
+        if not self._local:
+            if self.file_backend.isfile(path):
+                self.file_backend.remove(path)
+            return
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISREG(os.lstat(path).st_mode):
+                os.unlink(path)
 
 
-class _Behind:
+class _BackgroundWriter:
     """What the first process does to files in the order given, while training goes on."""
 
     def __init__(self) -> None:
@@ -299,7 +378,7 @@ class _Behind:
         self._pending: list[Future[None]] = []
 
     @master_only
-    def do(self, task: Callable[[], None]) -> None:
+    def submit(self, task: Callable[[], None]) -> None:
         self._pool = self._pool or ThreadPoolExecutor(1, 'checkpoints')
         self._pending.append(self._pool.submit(task))
 
@@ -314,7 +393,7 @@ class _Behind:
             task.result()
 
 
-class _SavesTogether:
+class _SavesOnAll:
     """A runner, all of whose processes learn it if the first cannot write.
 
     Args:
@@ -329,86 +408,17 @@ class _SavesTogether:
         return getattr(self._runner, name)
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
-        with _together(osp.join(out_dir, filename), self._last_good):
+        with raise_on_all(), _explain_failed_write(osp.join(out_dir, filename), self._last_good):
             self._runner.save_checkpoint(out_dir, filename, *args, **kwargs)
-
-
-def find_newest(paths: list[Path], network: nn.Module) -> tuple[str | None, list[str]]:
-    """The checkpoint of the highest iteration that can be resumed from.
-
-    Args:
-        paths: Files to choose from.
-        network: What is to be trained on.
-
-    Returns:
-        Its path, or None if there is none, and a sentence about each that is damaged or of something else.
-    """
-    known, skipped = [], []
-    for path in paths:
-        if not path.is_file():
-            skipped.append(f"'{path}', which last_checkpoint names, is not there")
-            continue
-        try:
-            known.append((load_data(path, 'cpu')['meta']['iter'], path))
-        except CheckpointError as error:
-            skipped.append(str(error))
-        except (KeyError, TypeError, AttributeError):
-            skipped.append(f"'{path}' was not written by a training")
-    for _, path in sorted(known, reverse=True):
-        fault = find_fault(path, network)
-        if not fault:
-            return str(path), skipped
-        skipped.append(fault)
-    return None, skipped
-
-
-def find_fault(path: str | Path, network: nn.Module) -> str | None:
-    """What keeps a training of a network from going on from a checkpoint, or None."""
-    try:
-        content = load_data(path, 'cpu')
-        check_integrity(path)
-    except CheckpointError as error:
-        return str(error)
-    parts = {'meta', 'state_dict', 'message_hub', 'optimizer'}
-    if not isinstance(content, dict) or not parts <= content.keys():
-        return f"'{path}' is no checkpoint to resume from: it lacks the optimizer. Load it with load_from instead"
-    weights = content['state_dict']
-    for name, parameter in network.named_parameters():
-        found = weights.get(name, weights.get(f'module.{name}'))
-        if not isinstance(found, Tensor) or found.shape != parameter.shape:
-            shape = 'nothing' if found is None else f'shape {tuple(found.shape)}'
-            return f"'{path}' is of another network: {name} has shape {tuple(parameter.shape)} here, {shape} there"
-    return None
 
 
 def _sampler(dataloader: Any) -> Any:
     return getattr(dataloader.batch_sampler, 'sampler', dataloader.sampler)
 
 
-def _from_main(function: Any) -> Any:
-    """What a function gives on rank 0, on all ranks."""
-    result = [function() if is_main_process() else None]
-    broadcast_object_list(result)
-    return result[0]
-
-
 @contextlib.contextmanager
-def _together(path: str, last_good: str | None) -> Iterator[None]:
-    """Tell all processes, in a sentence, of a failure to write; all of them pass here."""
-    fault = ''
-    try:
-        with _told(path, last_good):
-            yield
-    except UserError as error:
-        fault = str(error)
-    fault = _from_main(lambda: fault)
-    if fault:
-        raise UserError(fault)
-
-
-@contextlib.contextmanager
-def _told(path: str, last_good: str | None) -> Iterator[None]:
-    """Turn a failure to write into a sentence."""
+def _explain_failed_write(path: str, last_good: str | None) -> Iterator[None]:
+    """Turn a failure to write into a :class:`UserError` of one sentence."""
     try:
         yield
     except (OSError, RuntimeError) as error:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from .errors import UserError
 from .random_state import get_random_state, make_seed, seed_all, set_random_state
+from .workers import end_workers_with_parent
 
 __all__ = ['ResumeHook']
 
@@ -76,6 +77,7 @@ class ResumeHook(Hook):
         skip = loop.iter if endless else self._place_in_epoch(loop)
         batches = NumberedBatches(loader.batch_sampler, runner.seed, get_rank(), loop.iter, skip, endless)
         loop.dataloader = _rebuild(loader, batches)
+        end_workers_with_parent(loop.dataloader)
         if endless:
             loop.dataloader_iterator = _Continued(loop.dataloader_iterator, loop.dataloader, loop.iter)
         elif skip:
@@ -98,7 +100,12 @@ class ResumeHook(Hook):
 
     def before_val(self, runner: Runner) -> None:
         """Keep the random state of training."""
+        end_workers_with_parent(runner.val_loop.dataloader)
         self._before_val = get_random_state()
+
+    def before_test(self, runner: Runner) -> None:
+        """Let worker processes end with this one."""
+        end_workers_with_parent(runner.test_loop.dataloader)
 
     def after_val(self, runner: Runner) -> None:
         """Put it back."""

@@ -70,12 +70,10 @@ def load_data(source: str | Path | BinaryIO, map_location: Location = None, name
 def _check_parts(content: Any, name: object) -> None:
     """Refuse a checkpoint whose parts are not what every reader takes them for."""
     parts = content if isinstance(content, dict) else {}
-    hub, meta = parts.get('message_hub') or {}, parts.get('meta') or {}
-    wanted = {'meta': meta, 'state_dict': parts.get('state_dict') or {}, 'message_hub': hub}
-    if isinstance(hub, dict):
-        wanted |= {f'message_hub.{key}': hub.get(key, {}) for key in ('log_scalars', 'runtime_info', 'resumed_keys')}
-    if isinstance(meta, dict):
-        wanted['meta.dataset_meta'] = meta.get('dataset_meta') or {}
+    wanted = {key: parts[key] for key in ('meta', 'state_dict', 'message_hub') if parts.get(key) is not None}
+    for part, keys in dict(meta=['dataset_meta'], message_hub=['log_scalars', 'runtime_info', 'resumed_keys']).items():
+        if isinstance(inner := wanted.get(part), dict):
+            wanted |= {f'{part}.{key}': inner[key] for key in keys if inner.get(key) is not None}
     for key, value in wanted.items():
         if not isinstance(value, dict):
             raise CheckpointError(f"'{name}' is no checkpoint: its {key} is of type {type(value).__name__}, not dict")

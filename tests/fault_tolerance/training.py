@@ -175,6 +175,7 @@ _OF_THE_PROCESS = (
     '_ckpt',
     'keep_ckpt_ids',
     'interrupted',
+    'run_id',
 )
 
 

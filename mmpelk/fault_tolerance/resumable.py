@@ -1,0 +1,123 @@
+"""Which checkpoint a training goes on from, and which it must not."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from .safe_loading import CheckpointError, check_integrity, load_data
+
+__all__ = ['RUN_ID', 'Newest', 'find_fault', 'find_newest', 'is_run_id']
+
+RUN_ID = 'run_id'
+"""Name of the file in a work folder, and of the entry of checkpoints, that tell one training from another."""
+
+
+@dataclass
+class Newest:
+    """What was found.
+
+    Attributes:
+        path: The checkpoint to go on from, if there is one.
+        skipped: A sentence about each newer file that is damaged, or not of this training.
+        damaged: How many of them are of this training.
+    """
+
+    path: str | None
+    skipped: list[str]
+    damaged: int
+
+
+def is_run_id(value: object) -> bool:
+    """Whether something is an id as we write it."""
+    return isinstance(value, str) and re.fullmatch('[0-9a-f]{32}', value) is not None
+
+
+def find_newest(paths: Iterable[Path], folder: Path, network: nn.Module) -> Newest:
+    """The checkpoint of the highest iteration that the training in a folder can be resumed from.
+
+    The training is the one whose id is in the folder's file ``run_id``, else the one of the checkpoint that
+    ``last_checkpoint`` names. Of its checkpoints that are newer than the named one only those count that were written
+    after it was named: it may have been killed in between.
+
+    Args:
+        paths: Files to choose from.
+        folder: The work folder.
+        network: What is to be trained on.
+    """
+    pointer, known, skipped = folder / 'last_checkpoint', [], []
+    # Only the name counts: a folder may have been moved or copied.
+    named = Path(pointer.read_text(errors='replace').strip()).name if pointer.is_file() else ''
+    run = _read_id(folder)
+    damaged = 0
+    for path in paths:
+        try:
+            content = load_data(path, 'meta')
+            known.append((content['meta']['iter'], path, content.get(RUN_ID)))
+        except CheckpointError as error:
+            skipped.append(str(error))
+            damaged += 1
+        except (KeyError, TypeError, AttributeError):
+            skipped.append(f"'{path}' was not written by a training")
+            damaged += 1
+    if named and not any(path.name == named for path in paths):
+        skipped.append(f"'{named}', which last_checkpoint names, is not there")
+        damaged += 1
+    at = next((each for each in known if each[1].name == named), None)
+    if run is None and (at or known):
+        run = (at or max(known, key=_iteration))[2]
+    for iteration, path, its_run in sorted(known, key=_iteration, reverse=True):
+        if its_run != run:
+            skipped.append(f"'{path}' is of another training, which was in this folder before")
+        elif at and iteration > at[0] and path.stat().st_mtime_ns < pointer.stat().st_mtime_ns:
+            skipped.append(
+                f"'{path}' is older than '{at[1]}', which last_checkpoint names, although of a later iteration"
+            )
+        elif fault := find_fault(path, network):
+            skipped.append(fault)
+            damaged += 1
+        else:
+            return Newest(str(path), skipped, damaged)
+    return Newest(None, skipped, damaged)
+
+
+def _read_id(folder: Path) -> str | None:
+    path = folder / RUN_ID
+    text = path.read_text(errors='replace').strip() if path.is_file() else None
+    return text if is_run_id(text) else None
+
+
+def _iteration(known: tuple[Any, ...]) -> int:
+    return known[0] if type(known[0]) is int else -1
+
+
+def find_fault(path: str | Path, network: nn.Module) -> str | None:
+    """What keeps a training of a network from going on from a checkpoint, or None."""
+    try:
+        content = load_data(path, 'meta')
+        check_integrity(path)
+    except CheckpointError as error:
+        return str(error)
+    parts = {'meta', 'state_dict', 'message_hub', 'optimizer'}
+    if not isinstance(content, dict) or not parts <= content.keys():
+        return f"'{path}' is no checkpoint to resume from: it lacks the optimizer. Load it with load_from instead"
+    meta, weights, hub = content['meta'], content['state_dict'], content['message_hub']
+    dicts = {key: content[key] for key in (*sorted(parts), 'run_state') if key in content}
+    if isinstance(hub, dict):
+        dicts |= {f'message_hub.{key}': hub.get(key) for key in ('log_scalars', 'runtime_info', 'resumed_keys')}
+    for key, value in dicts.items():
+        if not isinstance(value, dict):
+            return f"'{path}' is no checkpoint to resume from: its {key} is of type {type(value).__name__}"
+    for key in ('epoch', 'iter', 'seed'):
+        value = meta.get(key)
+        if (value is not None or key != 'seed') and (type(value) is not int or value < 0):
+            return f"'{path}' is no checkpoint to resume from: its meta.{key} is {value!r:.40}, not a number"
+    for name, parameter in network.named_parameters():
+        found = weights.get(name, weights.get(f'module.{name}'))
+        if not isinstance(found, Tensor) or found.shape != parameter.shape:
+            shape = 'nothing' if found is None else f'shape {tuple(getattr(found, "shape", ()))}'
+            return f"'{path}' is of another network: {name} has shape {tuple(parameter.shape)} here, {shape} there"
+    return None

@@ -1,0 +1,41 @@
+"""Worker processes of data loaders end with the process that they load for."""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+__all__ = ['end_workers_with_parent']
+
+_LOOK_EVERY = 1.0  # seconds
+
+
+class _Watching:
+    """A ``worker_init_fn`` that starts to watch the parent, and calls another one."""
+
+    def __init__(self, inner: Callable[[int], Any] | None) -> None:
+        self.inner = inner
+
+    def __call__(self, worker: int) -> None:
+        threading.Thread(target=_exit_with, args=(os.getppid(),), daemon=True, name='parent').start()
+        if self.inner is not None:
+            self.inner(worker)
+
+
+def _exit_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK_EVERY)
+    # Not sys.exit: that waits for a queue to be emptied which nobody reads any more.
+    os._exit(1)
+
+
+def end_workers_with_parent(loader: DataLoader) -> None:
+    """Let the workers that a loader starts from now on end when their parent is gone, as after SIGKILL.
+
+    torch's own look for their parent, too, but then wait for ever for what they have loaded to be fetched.
+    """
+    if loader.num_workers and not isinstance(loader.worker_init_fn, _Watching):
+        loader.worker_init_fn = _Watching(loader.worker_init_fn)

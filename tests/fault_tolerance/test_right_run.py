@@ -1,0 +1,258 @@
+"""A resume goes on with the run of the folder, and deletes nothing but that run's own files."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.runner import Runner
+from torch.utils.data import Dataset
+
+from mmpelk.errors import UserError
+from mmpelk.fault_tolerance.safe_loading import CheckpointError, load_data
+from mmpelk.fault_tolerance.work_folder import WorkFolderLock
+from tests.fault_tolerance.test_checkpoint_hook import Network, hook_of
+
+
+class Ones(Dataset):
+    """Four numbers."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.ones(1)
+
+
+def make_runner(folder: Path, iterations: int, resume: bool = False, load_from: Path | None = None, **checkpoint: Any):
+    """A training of a weight that saves at every iteration."""
+    settings = dict(type='mmpelk.CheckpointHook', by_epoch=False, interval=1) | checkpoint
+    return Runner(
+        Network(),
+        work_dir=str(folder),
+        train_dataloader=dict(dataset=Ones(), batch_size=1, sampler=dict(type='InfiniteSampler')),
+        train_cfg=dict(by_epoch=False, max_iters=iterations),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        default_hooks=dict(checkpoint=settings, logger=None),
+        custom_hooks=[dict(type='mmpelk.ResumeHook')],
+        resume=resume,
+        load_from=None if load_from is None else str(load_from),
+        log_level='ERROR',
+        experiment_name=f'{folder.name}-{iterations}-{os.urandom(4).hex()}',
+    )
+
+
+def train(folder: Path, iterations: int, **options: Any) -> Runner:
+    runner = make_runner(folder, iterations, **options)
+    runner.train()
+    return runner
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob('*.pth'))
+
+
+def edit(path: Path, to: Path, **info: Any) -> Path:
+    """A checkpoint whose message hub says something else."""
+    content = torch.load(path, weights_only=False)
+    content['message_hub']['runtime_info'] |= info
+    content['message_hub']['resumed_keys'] |= dict.fromkeys(info, True)
+    torch.save(content, to)
+    return to
+
+
+@pytest.fixture
+def precious(tmp_path: Path) -> Path:
+    folder = tmp_path / 'home' / 'precious'
+    folder.mkdir(parents=True)
+    for name in ('thesis.tex', 'iter_1.pth', 'best_score_iter_1.pth'):
+        (folder / name).write_text('x')
+    return folder
+
+
+@pytest.mark.parametrize('given', ['folder', 'file', 'climbing', 'list', 'number', 'of the folder, but no checkpoint'])
+@pytest.mark.parametrize('key', ['interrupted_ckpt', 'best_ckpt', 'best_ckpt_score', 'keep_ckpt_ids', 'last_ckpt'])
+def test_nothing_that_a_checkpoint_names_is_deleted(key: str, given: str, precious: Path, tmp_path: Path) -> None:
+    train(tmp_path / 'first', 2)
+    (tmp_path / 'second').mkdir()
+    (tmp_path / 'second' / 'notes.txt').write_text('x')
+    (tmp_path / 'second' / 'iter_7.pth').mkdir()  # a folder with the name of a checkpoint
+    climbing = f'/../../{precious.relative_to(tmp_path)}/iter_1'
+    value = {
+        'folder': str(precious),
+        'file': str(precious / 'iter_1.pth'),
+        'climbing': [climbing, climbing, 7] if key == 'keep_ckpt_ids' else f'..{climbing}.pth',
+        'list': [str(precious)],
+        'number': 7,
+        'of the folder, but no checkpoint': str(tmp_path / 'second' / 'notes.txt'),
+    }[given]
+    evil = edit(tmp_path / 'first' / 'iter_2.pth', tmp_path / 'evil.pth', **{key: value, 'best_score': -1.0})
+    before = sorted(tmp_path.glob('home/**/*')) + sorted((tmp_path / 'first').iterdir())
+    runner = make_runner(
+        tmp_path / 'second', 4, resume=True, load_from=evil, max_keep_ckpts=1, save_best='score', rule='greater'
+    )
+    runner.train()
+    hook = hook_of(runner)
+    runner.train_loop._iter -= 1
+    hook.after_val_epoch(runner, dict(score=0.5))
+    hook.after_val_epoch(runner, dict(score=0.6))
+    hook._wait()
+    assert sorted(tmp_path.glob('home/**/*')) + sorted((tmp_path / 'first').iterdir()) == before
+    assert (tmp_path / 'second' / 'notes.txt').exists()
+    assert (tmp_path / 'second' / 'iter_7.pth').is_dir()
+
+
+def test_a_copy_of_a_run_leaves_the_run_alone(tmp_path: Path) -> None:
+    options = dict(max_keep_ckpts=1, save_best='score', rule='greater')
+    runner = make_runner(tmp_path / 'run', 2, **options)
+    runner.train()
+    hook = hook_of(runner)
+    runner.train_loop._iter -= 1
+    hook.after_val_epoch(runner, dict(score=0.1))
+    hook._save_checkpoint(runner)  # with the best one's name
+    hook._wait()
+    before = names(tmp_path / 'run')
+    best = [name for name in before if name.startswith('best')]
+    assert len(best) == 1
+    shutil.copytree(tmp_path / 'run', tmp_path / 'run2')
+    resumed = train(tmp_path / 'run2', 4, resume=True, **options)
+    assert resumed._load_from.startswith(str(tmp_path / 'run2'))
+    hook = hook_of(resumed)
+    assert hook.best_ckpt_path == str(tmp_path / 'run2' / best[0])
+    resumed.train_loop._iter -= 1
+    hook.after_val_epoch(resumed, dict(score=0.2))
+    hook._wait()
+    assert names(tmp_path / 'run') == before
+    assert best[0] not in names(tmp_path / 'run2')  # its own copy has made room
+
+
+def test_the_run_that_was_begun_last_is_resumed(tmp_path: Path) -> None:
+    train(tmp_path, 4)
+    train(tmp_path, 2)
+    runner = make_runner(tmp_path, 3, resume=True)
+    runner.train()
+    assert Path(runner._load_from).name == 'iter_2.pth'
+    ids = {name: load_data(tmp_path / name)['run_id'] for name in names(tmp_path)}
+    assert ids['iter_1.pth'] == ids['iter_2.pth'] == ids['iter_3.pth'] != ids['iter_4.pth']
+
+
+def test_a_run_without_a_checkpoint_begins_again(tmp_path: Path) -> None:
+    train(tmp_path, 2)
+    runner = make_runner(tmp_path, 2)
+    runner.train_loop.run = lambda: hook_of(runner).before_train(runner)  # ends before it saves anything
+    runner.train()
+    resumed = make_runner(tmp_path, 3, resume=True)
+    resumed.train()
+    assert resumed._load_from is None
+    assert names(tmp_path) == ['iter_1.pth', 'iter_2.pth', 'iter_3.pth']
+
+
+def test_a_damaged_one_gives_way_to_one_of_the_same_run(tmp_path: Path) -> None:
+    train(tmp_path, 4)
+    train(tmp_path, 2)
+    (tmp_path / 'iter_2.pth').write_bytes((tmp_path / 'iter_2.pth').read_bytes()[:-100])
+    runner = make_runner(tmp_path, 3, resume=True)
+    runner.train()
+    assert Path(runner._load_from).name == 'iter_1.pth'
+    assert Path((tmp_path / 'last_checkpoint').read_text()).name == 'iter_3.pth'
+
+
+def test_iterations_are_compared_as_numbers(tmp_path: Path) -> None:
+    train(tmp_path, 10)
+    (tmp_path / 'last_checkpoint').unlink()
+    runner = make_runner(tmp_path, 11, resume=True)
+    runner.train()
+    assert Path(runner._load_from).name == 'iter_10.pth'
+
+
+def test_one_that_was_not_named_yet_is_the_newest(tmp_path: Path) -> None:
+    """Killed after the file was renamed, before `last_checkpoint` named it."""
+    train(tmp_path, 3)
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_2.pth'))
+    os.utime(tmp_path / 'last_checkpoint', ns=(0, os.stat(tmp_path / 'iter_2.pth').st_mtime_ns))
+    runner = make_runner(tmp_path, 4, resume=True)
+    runner.train()
+    assert Path(runner._load_from).name == 'iter_3.pth'
+
+
+def test_going_back_is_not_undone_by_the_next_resume(tmp_path: Path) -> None:
+    train(tmp_path, 4)
+    back = make_runner(tmp_path, 4, resume=True, load_from=tmp_path / 'iter_2.pth')
+    back.train_loop.run = lambda: hook_of(back).before_train(back)  # ends before it saves anything
+    back.train()
+    runner = make_runner(tmp_path, 4, resume=True)
+    runner.train()
+    assert Path(runner._load_from).name == 'iter_2.pth'
+
+
+def test_checkpoints_without_an_id_are_one_run(tmp_path: Path) -> None:
+    """Of mmengine's own hook, or of an earlier release."""
+    train(tmp_path, 3)
+    for name in names(tmp_path):
+        content = torch.load(tmp_path / name, weights_only=False)
+        del content['run_id']
+        torch.save(content, tmp_path / name)
+    (tmp_path / 'run_id').unlink()
+    os.utime(tmp_path / 'last_checkpoint')
+    runner = make_runner(tmp_path, 4, resume=True)
+    runner.train()
+    assert Path(runner._load_from).name == 'iter_3.pth'
+    again = make_runner(tmp_path, 5, resume=True)
+    again.train()
+    assert Path(again._load_from).name == 'iter_4.pth'
+
+
+@pytest.mark.parametrize('pointer', ['', '../elsewhere.pth', 's3://bucket/x.pth', '\0\n', 'iter_9.pth'])
+def test_whatever_last_checkpoint_says(pointer: str, tmp_path: Path) -> None:
+    train(tmp_path / 'run', 2)
+    (tmp_path / 'run' / 'last_checkpoint').write_text(pointer)
+    runner = make_runner(tmp_path / 'run', 3, resume=True)
+    runner.train()
+    assert Path(runner._load_from) == tmp_path / 'run' / 'iter_2.pth'
+
+
+@pytest.mark.parametrize(
+    ('part', 'value'),
+    [
+        *(('meta', value) for value in (None, [], 'x', dict(epoch='1', iter=1), dict(epoch=0, iter=-1), dict(iter=1))),
+        ('meta', dict(epoch=0, iter=1, seed='x')),
+        *(('message_hub', value) for value in ([], dict(log_scalars=[], runtime_info={}, resumed_keys={}), {})),
+        *(('optimizer', value) for value in ([], None)),
+        ('state_dict', []),
+        ('run_state', 3),
+    ],
+)
+def test_hostile_types_end_in_a_sentence(part: str, value: Any, tmp_path: Path) -> None:
+    train(tmp_path, 1)
+    content = torch.load(tmp_path / 'iter_1.pth', weights_only=False)
+    torch.save(content | {part: value}, tmp_path / 'evil.pth')
+    with pytest.raises(CheckpointError, match=r'evil\.pth'):
+        train(tmp_path, 2, resume=True, load_from=tmp_path / 'evil.pth')
+
+
+@pytest.mark.slow
+def test_a_folder_of_another_training_is_refused(tmp_path: Path) -> None:
+    program = (
+        'import sys; from mmpelk.fault_tolerance.work_folder import WorkFolderLock\n'
+        f'lock = WorkFolderLock({str(tmp_path)!r}); print("locked", flush=True); sys.stdin.read()'
+    )
+    other = subprocess.Popen([sys.executable, '-c', program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b'locked\n'
+        with pytest.raises(UserError, match=f'process {other.pid} on .* trains in .*--work-dir'):
+            train(tmp_path, 1)
+    finally:
+        other.send_signal(signal.SIGKILL)
+        other.communicate()
+    train(tmp_path, 1)  # the lock of a dead process is none
+
+
+def test_a_process_may_train_again_in_its_folder(tmp_path: Path) -> None:
+    WorkFolderLock(tmp_path)
+    WorkFolderLock(tmp_path).release()
