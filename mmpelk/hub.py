@@ -13,19 +13,20 @@ has methods of the same names, :class:`mmpelk.models.PeLK`'s. All of this takes 
 
 import ast
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from pprint import pformat
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmpelk.errors import UserError
 from mmpelk.models import PeLK
-from mmpelk.models.weights.publication import Publication, check_types, fetch, fit_network, refuse_unknown
+from mmpelk.models.weights.harmless import refuse_harmful, without_initialisation
+from mmpelk.models.weights.publication import Publication, fetch, fit_network, refuse_unknown
 
 RECIPE = 'config.py'
 _KIND = 'recipe'
@@ -75,7 +76,7 @@ def push_to_hub(
     return _published(model, cfg, dataset_meta).push(repo_id, **options)
 
 
-def from_pretrained(name: str | Path, device: str = 'cpu', **options: Any) -> nn.Module:
+def from_pretrained(name: str | Path, device: str = 'cpu', allow: Collection[str] = (), **options: Any) -> nn.Module:
     """A network that :func:`save_pretrained` or :func:`push_to_hub` wrote, in eval mode.
 
     It has what its toolbox's ``init_model`` leaves in a model, so that ``inference_model``, ``inference_detector`` and
@@ -84,6 +85,7 @@ def from_pretrained(name: str | Path, device: str = 'cpu', **options: Any) -> nn
     Args:
         name: A folder, or a repository such as ``'user/name'``.
         device: Where it shall run.
+        allow: Names of modules that the recipe may use besides those that are known to be harmless.
         **options: Of huggingface_hub: ``revision``, ``cache_dir``, ``token``, ``force_download``,
             ``local_files_only``.
 
@@ -92,14 +94,14 @@ def from_pretrained(name: str | Path, device: str = 'cpu', **options: Any) -> nn
     """
     found = fetch(name, _KIND, [RECIPE], **options)
     content = read_recipe(found.files[RECIPE], name)
-    check_types(content, name)
     if not isinstance(content.get('model'), dict):
         raise UserError(f"'{name}' has no model in its {RECIPE}")
+    refuse_harmful_recipe(content, name, allow)
     cfg = Config(content)
     if cfg.get('data_preprocessor'):  # mmengine's runner gives it to the model
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     init_default_scope(cfg.get('default_scope') or 'mmengine')  # for good, as inference_model wants it
-    model: Any = revert_sync_batchnorm(MODELS.build(cfg.model))
+    model: Any = revert_sync_batchnorm(MODELS.build(ConfigDict(without_initialisation(cfg.model.to_dict()))))
     fit_network(model, found.state)
     own = model.state_dict()
     refuse_unknown(own, found.state, name)
@@ -110,6 +112,22 @@ def from_pretrained(name: str | Path, device: str = 'cpu', **options: Any) -> nn
     model.cfg = model._config = cfg  # as mmseg and mmdet call it, and as mmpretrain does
     model.dataset_meta = model._dataset_meta = found.meta.get('dataset_meta') or {}
     return model.to(device).eval()
+
+
+def refuse_harmful_recipe(content: Mapping[str, Any], name: str | Path, allow: Collection[str] = ()) -> None:
+    """Refuse a recipe whose network, or what the toolboxes build of it for inference, is not known to be harmless.
+
+    Raises:
+        UserError: As :func:`mmpelk.models.weights.harmless.refuse_harmful`.
+    """
+    scope = content.get('default_scope') or 'mmengine'
+    for key in ('model', 'data_preprocessor'):
+        refuse_harmful(without_initialisation(content.get(key)), scope, name, allow)
+    # Inferencers build these of the recipe; the rest of it is for training, which is for those who trust its author.
+    loader = content.get('test_dataloader')
+    dataset = loader.get('dataset') if isinstance(loader, Mapping) else None
+    pipeline = dataset.get('pipeline') if isinstance(dataset, Mapping) else None
+    refuse_harmful([content.get('test_pipeline'), pipeline, content.get('visualizer')], scope, name, allow)
 
 
 def _published(model: Any, cfg: Config | None, dataset_meta: Mapping[str, Any] | None) -> Publication:

@@ -118,9 +118,13 @@ def test_every_recipe_can_be_written_and_read_as_data() -> None:
     for name in mmpelk.list_configs():
         cfg = mmpelk.get_config(name)
         content = hub.read_recipe(hub.write_recipe(cfg), name)
-        hub.check_types(content, name)
+        hub.refuse_harmful_recipe(content, name)
         assert Config(content).model == cfg.model, name
         assert content['test_dataloader'] == cfg.test_dataloader.to_dict(), name
+
+
+def _recipe(part: dict[str, Any]) -> str:
+    return f"default_scope = 'mmseg'\nmodel = {dict(type='EncoderDecoder', backbone=part)!r}\n"
 
 
 @pytest.mark.parametrize(
@@ -131,10 +135,23 @@ def test_every_recipe_can_be_written_and_read_as_data() -> None:
         ('model = {"type": "os.system", "command": "touch pwned"}\n', "wants 'os.system'"),
         ('model = {"type": "EncoderDecoder", "backbone": [{"type": "mmengine.load"}]}\n', "wants 'mmengine.load'"),
         ('default_scope = "evil"\nmodel = {}\n', "wants 'evil'"),
+        (_recipe(dict(type='CameraMotionCompensation', warp_mode='euclidean')), 'CameraMotionCompensation'),
+        (_recipe(dict(type='EncoderDecoder', _scope_='mmdet')), '_scope_'),
+        (_recipe(dict(type='evil_module')), "wants 'evil_module'"),
+        (_recipe(dict(type='MaskRCNN')), "'MaskRCNN', which is not registered here in 'mmseg'"),
+        (_recipe(dict(type='CrossEntropyLoss', class_weight='evil.pkl')), "'evil.pkl', which is no word"),
+        (_recipe(dict(type='CrossEntropyLoss', class_weight='http://host/evil')), 'which is no word'),
+        (_recipe(dict(type='CrossEntropyLoss', class_weight=b'x')), 'of type bytes'),
+        (_recipe(dict(type='UPerHead', test_cfg=dict(nms=dict(type='__import__("os")')))), 'known to run nothing'),
+        ('default_scope = "mmseg"\nmodel = {}\ntest_pipeline = [{"type": "evil"}]\n', "wants 'evil'"),
+        ('default_scope = "mmseg"\nmodel = {}\nvisualizer = {"type": "evil"}\n', "wants 'evil'"),
         ('model = {"type": "EncoderDecoder", "backbone": {"_scope_": "evil"}}\n', "wants 'evil'"),
         ('default_scope = "mmseg"\n', 'has no model'),
     ],
-    ids=['statement', 'call', 'type', 'function', 'scope', 'inner scope', 'none'],
+    ids=[
+        *('statement', 'call', 'type', 'function', 'scope', 'evaluates', 'other scope', 'module', 'not registered'),
+        *('pickle', 'address', 'bytes', 'nms', 'pipeline', 'visualizer', 'inner scope', 'none'),
+    ],
 )
 def test_recipes_run_no_code(recipe: str, message: str, tmp_path: Path) -> None:
     model, cfg, meta = network('mmseg')
@@ -143,6 +160,20 @@ def test_recipes_run_no_code(recipe: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         hub.from_pretrained(tmp_path)
     assert not Path('pwned').exists()
+
+
+def test_files_that_a_recipe_starts_from_are_not_read(tmp_path: Path) -> None:
+    model, cfg, meta = network('mmseg')
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='/no/such/file.pth')
+    hub.save_pretrained(model, tmp_path, cfg, meta)
+    assert 'UPerHead' in str(hub.from_pretrained(tmp_path).cfg.model)
+
+
+def test_modules_that_the_caller_trusts(tmp_path: Path) -> None:
+    content = dict(default_scope='mmseg', model=dict(type='PointHead'))
+    with pytest.raises(ValueError, match='PointHead'):
+        hub.refuse_harmful_recipe(content, 'name')
+    hub.refuse_harmful_recipe(content, 'name', ['PointHead'])
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:

@@ -91,7 +91,8 @@ class Pretrained:
             ImportError: If huggingface_hub is not installed.
             UserError: If it cannot be read, its weights do not fit its arguments, or it is another kind of network.
         """
-        from .publication import check_types, fetch, fit_network, refuse_unknown
+        from .harmless import refuse_harmful
+        from .publication import fetch, fit_network, refuse_unknown
 
         found = fetch(
             name,
@@ -106,7 +107,7 @@ class Pretrained:
         known = set(inspect.signature(cls).parameters) - {'init_cfg'}
         if unknown := sorted(set(given) - known):
             raise UserError(f"'{name}' has arguments that {cls.__name__} of this mmpelk does not know: {unknown}")
-        check_types(given, str(name))
+        refuse_harmful(given, 'mmpelk', name)
         network: Any = cls(**{**given, **arguments})
         fit_network(network, found.state)
         own = network.state_dict()

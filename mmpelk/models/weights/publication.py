@@ -1,7 +1,6 @@
 """Weights with a config beside them: a folder, or a repository of the Hugging Face Hub. It needs huggingface_hub."""
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,14 +20,9 @@ try:
 except ImportError as error:
     raise ImportError("weights by name take the package huggingface_hub: pip install 'mmpelk[hub]'") from error
 
-__all__ = ['CONFIG', 'WEIGHTS', 'Publication', 'check_types', 'fetch', 'fit_network', 'refuse_unknown']
+__all__ = ['CONFIG', 'WEIGHTS', 'Publication', 'fetch', 'fit_network', 'refuse_unknown']
 
 CONFIG, WEIGHTS = 'config.json', 'model.safetensors'
-# A registered name, perhaps with its library. mmengine's registries import any other dotted name, and call it.
-_LIBRARY = '(mmpelk|mmengine|mmcv|mmseg|mmdet|mmpretrain)'
-_NAMES = {'type': re.compile(rf'\w+|{_LIBRARY}\.[A-Z]\w*')} | dict.fromkeys(
-    ('_scope_', 'default_scope'), re.compile(_LIBRARY)
-)
 _CARD = """---
 library_name: mmpelk
 tags: [pelk, large-kernel]
@@ -123,25 +117,6 @@ def fetch(name: str | Path, kind: str, files: Iterable[str] = (), **options: Any
             f"'{name}' is neither a folder with {CONFIG} and {WEIGHTS} nor a repository that can be read here: {reason}"
         ) from error
     return Publication(config, loaded['state_dict'], meta=loaded['meta'], files=texts)
-
-
-def check_types(config: Any, name: str | Path) -> None:
-    """Refuse a config that names, as the type of a module, what is no registered module.
-
-    Raises:
-        UserError: At the first such name.
-    """
-    if isinstance(config, Mapping):
-        for key in _NAMES.keys() & config.keys():
-            if isinstance(config[key], str) and not _NAMES[key].fullmatch(config[key]):
-                raise UserError(
-                    f"'{name}' is refused: its config wants '{config[key]}', which is no module of OpenMMLab's but "
-                    'code that it would run'
-                )
-        config = list(config.values())
-    if isinstance(config, list | tuple):
-        for value in config:
-            check_types(value, name)
 
 
 def fit_network(network: nn.Module, state: Mapping[str, Tensor]) -> None:
