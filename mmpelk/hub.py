@@ -24,6 +24,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmpelk.errors import UserError
+from mmpelk.fault_tolerance.safe_loading import install_safe_loading
 from mmpelk.models import PeLK
 from mmpelk.models.weights.harmless import refuse_harmful, without_initialisation
 from mmpelk.models.weights.publication import Publication, fetch, fit_network, refuse_unknown
@@ -92,6 +93,7 @@ def from_pretrained(name: str | Path, device: str = 'cpu', allow: Collection[str
     Raises:
         UserError: If it cannot be read, its recipe would run code, or its weights are of another network.
     """
+    install_safe_loading()  # the toolboxes read what is in a folder with it, too
     found = fetch(name, _KIND, [RECIPE], **options)
     content = read_recipe(found.files[RECIPE], name)
     if not isinstance(content.get('model'), dict):

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import numbers
 import os
 import os.path as osp
 import pickle
@@ -164,7 +165,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             self._local = True
         info = runner.message_hub.runtime_info
         kept, interrupted = info.pop('keep_ckpt_ids', None), info.pop('interrupted_ckpt', None)
-        for key in [key for key in info if key.startswith('best_score') and not isinstance(info[key], int | float)]:
+        for key in [key for key in info if key.startswith('best_score') and not isinstance(info[key], numbers.Real)]:
             del info[key]
         super().before_train(runner)
         self.keep_ckpt_ids = deque(step for step in kept if type(step) is int) if isinstance(kept, list) else deque()
