@@ -1,6 +1,8 @@
 """What ``tools/train.py`` and ``tools/test.py`` share: options, the config that they describe, and error messages."""
 
 import argparse
+import errno
+import logging
 import os
 import re
 import sys
@@ -189,10 +191,17 @@ def exit_on_user_error(running: bool = False) -> Iterator[None]:
             modules are built, most other errors are, too.
     """
     install_safe_loading()
+    # A log on a full disk would print a traceback for every line.
+    before, logging.raiseExceptions = logging.raiseExceptions, False
     shown = (AssertionError, AttributeError, ImportError, KeyError, OSError, TypeError, ValueError)
     try:
         yield
     except shown as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            error = DataError(  # which one process alone may see
+                f'the disk is full: {error}. Make room, or write elsewhere with --work-dir; the last good checkpoint '
+                'stays, go on with --resume'
+            )
         ours = isinstance(error, UserError | FileNotFoundError) or not running or _is_of_building(error)
         if os.environ.get('MMPELK_TRACEBACK') == '1' or not ours:
             raise
@@ -212,6 +221,8 @@ def exit_on_user_error(running: bool = False) -> Iterator[None]:
             file=sys.stderr,
         )
         sys.exit(1)
+    finally:
+        logging.raiseExceptions = before
 
 
 def _is_of_building(error: Exception) -> bool:

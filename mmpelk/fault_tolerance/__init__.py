@@ -1,4 +1,4 @@
-"""What keeps a long training: checkpoints, exact resume, preemption, divergence, bad samples, safe loading.
+"""Protection of long trainings: checkpoints, exact resume, preemption, divergence, bad samples, safe loading.
 
 Imports torch, mmengine and itself, nothing of PeLK.
 """

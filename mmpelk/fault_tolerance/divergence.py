@@ -116,7 +116,7 @@ class _Guard:
         self.left_out = False  # whether it is known that it was left out
         self.late = any(p.is_cuda for group in wrapper.optimizer.param_groups for p in group['params'])
         self._statistics = _Statistics(network)
-        self._losses, self._gradients = Agreement(), _Later()
+        self._losses, self._gradients = Agreement(), _DelayedFlag()
         self._scaled = hasattr(wrapper, 'loss_scaler')
         self._reason = ''
         self._backward, self._step = wrapper.backward, wrapper.step
@@ -272,7 +272,7 @@ def _joined(values: list[Tensor]) -> Tensor:
     return torch.cat([value.flatten() for value in values])
 
 
-class _Later:
+class _DelayedFlag:
     """A flag of the device that is read one step after it was set; every process has the same."""
 
     def __init__(self) -> None:

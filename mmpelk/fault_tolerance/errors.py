@@ -1,4 +1,4 @@
-"""Errors that are told as a sentence, whenever they happen."""
+"""Errors shown as one line, without a traceback."""
 
 __all__ = ['DataError', 'UserError']
 

@@ -5,6 +5,7 @@ mmengine writes, and refuses everything else. :func:`install_safe_loading` puts 
 """
 
 import contextlib
+import functools
 import io
 import json
 import logging
@@ -31,6 +32,7 @@ __all__ = ['CheckpointError', 'check_integrity', 'install_safe_loading', 'load_d
 TRUST = 'MMPELK_TRUST_CHECKPOINT'
 SAFE_LOADING = f'Checkpoints are read as data: a file that would run code is refused ({TRUST}=1 loads your own anyway)'
 _AGAIN = 'Copy or download it again'
+_MMENGINE = 'mmengine.runner.checkpoint'
 
 
 class CheckpointError(UserError):
@@ -205,11 +207,27 @@ _LOADERS: dict[str, Callable] = {
 }
 
 
-def _is_replaceable(prefix: str) -> bool:
-    """Whether mmengine's own loader, or none, is registered for addresses that begin so."""
+def _owner(prefix: str) -> str:
+    """The module whose loader is registered for addresses that begin so; mmengine's where there is none."""
     # `_schemes`: mmengine has no public way to ask whose loader is registered.
     known = CheckpointLoader._schemes.get(prefix)
-    return known is None or known.__module__ == 'mmengine.runner.checkpoint'
+    return _MMENGINE if known is None else known.__module__
+
+
+def _without_config(loader: Callable) -> Callable:
+    """A loader for mmengine: its inferencers run the text of a config that a checkpoint holds."""
+
+    @functools.wraps(loader)
+    def load(name: str, map_location: Location = None) -> Any:
+        content = loader(name, map_location)
+        parts = content if isinstance(content, dict) else {}
+        hub = parts.get('message_hub') or {}
+        for part in (parts.get('meta') or {}, hub.get('runtime_info') or {}):
+            if os.environ.get(TRUST) != '1':
+                part.pop('cfg', None)
+        return content
+
+    return load
 
 
 def read_checkpoint(name: str | Path, map_location: Location = 'cpu') -> Any:
@@ -228,7 +246,11 @@ def read_checkpoint(name: str | Path, map_location: Location = 'cpu') -> Any:
     name = str(name)
     # As mmengine chooses: of all prefixes that match, the last in alphabetical order.
     prefix = max(prefix for prefix in _LOADERS.keys() | CheckpointLoader._schemes if re.match(prefix, name))
-    loader = _LOADERS[prefix] if prefix in _LOADERS and _is_replaceable(prefix) else CheckpointLoader._schemes[prefix]
+    loader = (
+        _LOADERS[prefix]
+        if prefix in _LOADERS and _owner(prefix) in (_MMENGINE, __name__)
+        else CheckpointLoader._schemes[prefix]
+    )
     return loader(name, map_location)
 
 
@@ -236,12 +258,13 @@ def install_safe_loading() -> None:
     """Let mmengine's ``CheckpointLoader`` read checkpoints as data in this process.
 
     That is the one door through which runners, ``init_cfg`` and the toolboxes read checkpoints. Only mmengine's own
-    loaders are replaced; one that somebody has registered stays. Importing mmpelk does not call this: our tools, our
+    loaders are replaced; one that somebody has registered stays. Configs in checkpoints are left out, which mmengine's
+    inferencers would run where they are given weights alone. Importing mmpelk does not call this: our tools, our
     hooks and :mod:`mmpelk.hub` do. The first call is logged, and every training logs it.
     """
     # mmengine logs the loaders' names from the eleventh character on.
-    replaced = [prefix for prefix in _LOADERS if _is_replaceable(prefix)]
+    replaced = [prefix for prefix in _LOADERS if _owner(prefix) == _MMENGINE]
     for prefix in replaced:
-        CheckpointLoader.register_scheme(prefix, _LOADERS[prefix], force=True)
+        CheckpointLoader.register_scheme(prefix, _without_config(_LOADERS[prefix]), force=True)
     if replaced:
         logging.getLogger(__name__).info(SAFE_LOADING)

@@ -1,4 +1,4 @@
-"""What is wrong with a sample or a data set is told with its file, not by a traceback out of a worker process."""
+"""Errors in samples and data sets that name the file, instead of a traceback out of a worker process."""
 
 import os.path as osp
 from collections.abc import Iterator
@@ -76,10 +76,10 @@ class CheckDataHook(Hook):
             if type(getattr(part, 'pipeline', None)) is Compose:
                 number = max([len(classes), *outputs.values()])
                 ignored = _ignored(runner.model) or {getattr(part, 'ignore_index', 255)}
-                part.pipeline = _Told(part.pipeline.transforms, number, files_of(part), ignored)
+                part.pipeline = _CheckedPipeline(part.pipeline.transforms, number, files_of(part), ignored)
 
 
-class _Told(Compose):
+class _CheckedPipeline(Compose):
     """A pipeline whose errors name the sample.
 
     Args:

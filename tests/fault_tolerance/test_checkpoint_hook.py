@@ -2,13 +2,16 @@
 
 import errno
 import os
+import shutil
 import threading
+from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -142,6 +145,56 @@ def test_the_best_one_before_goes_when_the_new_one_stands(disk: Disk, runner: Ru
     disk.allowed.set()
     hook._wait()
     assert [path.name for path in tmp_path.glob('best*')] == ['best_score_iter_2.pth']
+
+
+@pytest.mark.parametrize(('missing', 'warned'), [(1, True), (0, False)])
+def test_a_disk_that_has_no_room_for_the_next_one(
+    missing: int, warned: bool, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = hook_of(runner)
+    size = os.path.getsize(str(hook.last_ckpt))
+    usage = namedtuple('Usage', 'total used free')(10 * size, 9 * size, size - missing)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda folder: usage)
+    said: list[str] = []
+    monkeypatch.setattr(runner.logger, 'warning', said.append)
+    hook._warn_of_a_full_disk(runner)
+    assert [('does not fit' in line) for line in said] == [True] * warned
+
+
+class Stops(Hook):
+    """Saves in the middle of an epoch and ends the training, as a signal does."""
+
+    priority = 'LOWEST'
+
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        if runner.iter == 1:
+            hook_of(runner).save_now(runner)
+            raise KeyboardInterrupt
+
+
+def test_a_checkpoint_in_the_middle_of_an_epoch_gives_way_to_the_next(tmp_path: Path) -> None:
+    for resume in (False, True):
+        runner = Runner(
+            Network(),
+            work_dir=str(tmp_path),
+            train_dataloader=dict(dataset=[torch.ones(1)] * 4, batch_size=1, sampler=dict(type='DefaultSampler')),
+            train_cfg=dict(by_epoch=True, max_epochs=1),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+            default_hooks=dict(checkpoint=dict(type='mmpelk.CheckpointHook', interval=1), logger=None),
+            resume=resume,
+            log_level='ERROR',
+            experiment_name=f'{tmp_path.name}-{resume}',
+        )
+        if resume:
+            runner.train()
+            hook_of(runner)._wait()
+        else:
+            runner.register_hook(Stops())
+            with pytest.raises(KeyboardInterrupt):
+                runner.train()
+            assert here(tmp_path)[0] == ['epoch_0_iter_2.pth']
+            hook_of(runner)._lock.release()
+    assert here(tmp_path) == (['epoch_1.pth'], 'epoch_1.pth')
 
 
 def test_what_is_synced_is_the_file_and_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

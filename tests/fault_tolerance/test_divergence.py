@@ -141,6 +141,14 @@ def test_one_bad_batch_of_two_spoils_their_step() -> None:
     assert training.hook.skipped == 1
 
 
+def test_several_that_are_not_in_a_row_end_nothing() -> None:
+    training = Training('SGD', late=False, patience=2)
+    for _ in range(4):
+        training.step('bad loss')
+        training.step()
+    assert training.hook.skipped == 4
+
+
 def test_several_in_a_row_end_the_training() -> None:
     training = Training('SGD', late=True, patience=3)
     for _ in range(3):

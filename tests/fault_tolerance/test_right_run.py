@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from mmengine.runner import Runner
@@ -113,7 +114,7 @@ def test_a_copy_of_a_run_leaves_the_run_alone(tmp_path: Path) -> None:
     runner.train()
     hook = hook_of(runner)
     runner.train_loop._iter -= 1
-    hook.after_val_epoch(runner, dict(score=0.1))
+    hook.after_val_epoch(runner, dict(score=np.float32(0.1)))
     hook._save_checkpoint(runner)  # with the best one's name
     hook._wait()
     before = names(tmp_path / 'run')
@@ -125,6 +126,8 @@ def test_a_copy_of_a_run_leaves_the_run_alone(tmp_path: Path) -> None:
     hook = hook_of(resumed)
     assert hook.best_ckpt_path == str(tmp_path / 'run2' / best[0])
     resumed.train_loop._iter -= 1
+    hook.after_val_epoch(resumed, dict(score=0.05))  # not as good as the one before
+    assert hook.best_ckpt_path == str(tmp_path / 'run2' / best[0])
     hook.after_val_epoch(resumed, dict(score=0.2))
     hook._wait()
     assert names(tmp_path / 'run') == before
@@ -233,6 +236,18 @@ def test_hostile_types_end_in_a_sentence(part: str, value: Any, tmp_path: Path) 
     torch.save(content | {part: value}, tmp_path / 'evil.pth')
     with pytest.raises(CheckpointError, match=r'evil\.pth'):
         train(tmp_path, 2, resume=True, load_from=tmp_path / 'evil.pth')
+
+
+@pytest.mark.slow
+def test_a_flipped_bit_is_seen_before_a_resume(tmp_path: Path) -> None:
+    train(tmp_path, 3)
+    content = bytearray((tmp_path / 'iter_3.pth').read_bytes())
+    weight = load_data(tmp_path / 'iter_3.pth')['state_dict']['weight'].numpy().tobytes()
+    content[content.index(weight)] ^= 1
+    (tmp_path / 'iter_3.pth').write_bytes(content)
+    runner = make_runner(tmp_path, 4, resume=True)
+    runner.train()
+    assert Path(runner._load_from).name == 'iter_2.pth'
 
 
 @pytest.mark.slow

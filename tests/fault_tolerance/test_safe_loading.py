@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import ConfigDict
+from mmengine.infer import BaseInferencer
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.model import BaseModule
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import load_checkpoint as load_into
+from safetensors.torch import save_file
 from torch import nn
 
+from mmpelk.errors import UserError
 from mmpelk.fault_tolerance import safe_loading
 from mmpelk.fault_tolerance.safe_loading import CheckpointError, load_data
 from mmpelk.sparsity.publish import save_safetensors
@@ -126,6 +129,69 @@ def test_safetensors_stand_in_for_pth(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(CheckpointError, match='incomplete'):
         load_data(path)
+
+
+@pytest.mark.usefixtures('installed')
+def test_configs_in_checkpoints_do_not_reach_mmengine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its inferencers run them where they are given weights alone."""
+    path, text = str(tmp_path / 'a.pth'), f'open({str(tmp_path / "ran")!r}, "w")'
+    torch.save(dict(meta=dict(cfg=text), message_hub=dict(runtime_info=dict(cfg=text, x=1)), state_dict={}), path)
+    for content in (CheckpointLoader.load_checkpoint(path), CheckpointLoader.load_checkpoint(path, 'cpu')):
+        assert content['meta'] == {}
+        assert content['message_hub']['runtime_info'] == dict(x=1)
+    assert load_data(path)['meta'] == safe_loading.read_checkpoint(path)['meta'] == dict(cfg=text)
+    with pytest.raises(ValueError, match='Cannot find the config in the checkpoint'):
+        BaseInferencer._init_model(mock.Mock(), {}, path, 'cpu')
+    assert not (tmp_path / 'ran').exists()
+    monkeypatch.setenv('MMPELK_TRUST_CHECKPOINT', '1')
+    assert CheckpointLoader.load_checkpoint(path)['meta'] == dict(cfg=text)
+
+
+def test_nested_json_in_a_header_ends_in_a_sentence(tmp_path: Path) -> None:
+    for text in ('[' * 100_000, '{', '[]', '"a"'):
+        save_file({'w': torch.ones(1)}, str(tmp_path / 'a.safetensors'), metadata=dict(dataset_meta=text))
+        with pytest.raises(CheckpointError, match=r'a\.safetensors'):
+            load_data(tmp_path / 'a.safetensors')
+
+
+@pytest.mark.parametrize('part', ['meta', 'state_dict', 'message_hub'])
+def test_parts_of_another_type_end_in_a_sentence(part: str, tmp_path: Path) -> None:
+    torch.save({part: [1]}, tmp_path / 'a.pth')
+    with pytest.raises(CheckpointError, match=f'its {part} is of type list, not dict'):
+        load_data(tmp_path / 'a.pth')
+
+
+@pytest.mark.parametrize(('local_rank', 'downloads'), [('0', True), ('1', False)])
+def test_the_first_process_of_each_machine_downloads(
+    local_rank: str, downloads: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the second machine, whose ranks begin at eight."""
+    fetched: list[str] = []
+
+    def download(url: str, path: str) -> None:
+        fetched.append(url)
+        torch.save({'state_dict': {}}, path)
+
+    monkeypatch.setenv('LOCAL_RANK', local_rank)
+    monkeypatch.setattr(safe_loading, 'get_rank', lambda: 8 + int(local_rank))
+    monkeypatch.setattr(safe_loading, 'get_dir', lambda: str(tmp_path))
+    monkeypatch.setattr(safe_loading, 'download_url_to_file', download)
+    (tmp_path / 'checkpoints').mkdir()
+    _path = str(tmp_path / 'checkpoints' / 'a.pth')
+    # Where the others read, the first process of the machine has been here.
+    monkeypatch.setattr(
+        safe_loading, 'all_gather_object', lambda fault: [fault] if fetched else [download('other', _path) or fault]
+    )
+    assert safe_loading.read_checkpoint('https://host/a.pth') == {'state_dict': {}}
+    assert fetched == (['https://host/a.pth'] if downloads else ['other'])
+
+
+@pytest.mark.parametrize('faults', [['', 'no network'], ['no network', '']])
+def test_a_download_that_fails_on_one_machine_ends_all(faults: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('LOCAL_RANK', '1')
+    monkeypatch.setattr(safe_loading, 'all_gather_object', lambda fault: faults)
+    with pytest.raises(UserError, match='no network'):
+        safe_loading.read_checkpoint('https://host/a.pth')
 
 
 def test_nothing_else_unpickles() -> None:
