@@ -75,9 +75,10 @@ class _Storage:
 
 
 @dataclass
-class _Array:
-    """A NumPy array whose content has not come yet, and where in the memo it is."""
+class _Pending:
+    """An array of NumPy or a history buffer whose content has not come yet, and where in the memo it is."""
 
+    kind: type
     memo_keys: list[int] = field(default_factory=list)
 
 
@@ -248,7 +249,7 @@ class _Interpreter:
 
     def _remember(self, key: int) -> None:
         value = self._memo[key] = self._stack[-1]
-        if isinstance(value, _Array):
+        if isinstance(value, _Pending):
             value.memo_keys.append(key)
 
     def _pop_marked(self) -> list[Any]:
@@ -330,22 +331,15 @@ class _Interpreter:
         if type(built) is OrderedDict:  # of a module's state dict
             metadata = _check(_check(state, dict).get('_metadata', OrderedDict()), OrderedDict)
             built._metadata = OrderedDict((key, _check(value, dict)) for key, value in metadata.items())  # type: ignore[attr-defined]
-        elif type(built) is HistoryBuffer:
-            # Without the functions that mmengine writes beside them.
-            built._log_history, built._count_history = (
-                _check(state[key], np.ndarray) for key in ('_log_history', '_count_history')
-            )
-            built.max_length = _check(state['max_length'], int)
         elif type(built) is Namespace:
             vars(built).update((_check(key, str), value) for key, value in _check(state, dict).items())
         elif isinstance(built, np.dtype):
             if state[1] not in ('|', '=', '<' if sys.byteorder == 'little' else '>') or state[2:5] != (None,) * 3:
                 raise UnpicklingError('a dtype of NumPy of another kind')
-        elif isinstance(built, _Array):
-            _, shape, dtype, is_fortran, content = state
-            array = _make_array(content, dtype, shape, 'F' if is_fortran else 'C')
-            self._stack[-1] = array
-            self._memo.update(dict.fromkeys(built.memo_keys, array))
+        elif isinstance(built, _Pending):
+            made = _make_history(state) if built.kind is HistoryBuffer else _make_array_of_state(*state)
+            self._stack[-1] = made
+            self._memo.update(dict.fromkeys(built.memo_keys, made))
         else:
             raise UnpicklingError(f'a state for {type(built).__name__}')
 
@@ -486,6 +480,16 @@ def _make_array(content: Any, dtype: Any, shape: Any, order: Any = 'C') -> np.nd
     return np.frombuffer(content, dtype).reshape(shape, order=order).copy(order='K')
 
 
+def _make_array_of_state(version: Any, shape: Any, dtype: Any, is_fortran: Any, content: Any) -> np.ndarray:
+    return _make_array(content, dtype, shape, 'F' if is_fortran else 'C')
+
+
+def _make_history(state: Any) -> HistoryBuffer:
+    """Without the functions that mmengine writes beside the numbers."""
+    numbers, counts = (_check(state[key], np.ndarray) for key in ('_log_history', '_count_history'))
+    return HistoryBuffer(numbers, counts, _check(state['max_length'], int))
+
+
 def _make_scalar(dtype: Any, content: Any) -> Any:
     return _make_array(content, dtype, ())[()]
 
@@ -522,7 +526,7 @@ _MAKERS: dict[str, Callable[..., Any]] = {
     'collections.Counter': _make_dict(Counter),
     'collections.defaultdict': _make_defaultdict,
     'argparse.Namespace': lambda: Namespace(),  # ConvNeXt's, SLaK's and timm's scripts store their options
-    _HISTORY: lambda: HistoryBuffer(),
+    _HISTORY: lambda: _Pending(HistoryBuffer),
     'mmengine.config.config.ConfigDict': _make_dict(ConfigDict),
     'torch.Size': lambda sizes: torch.Size(map(_index, _check(sizes, tuple, list))),
     'torch.device': _plain(torch.device, str, int),
@@ -536,7 +540,7 @@ _MAKERS: dict[str, Callable[..., Any]] = {
 }
 for _package in ('numpy.core', 'numpy._core'):  # as numpy 1 and 2 call it
     _MAKERS |= {
-        f'{_package}.multiarray._reconstruct': lambda *_: _Array(),
+        f'{_package}.multiarray._reconstruct': lambda *_: _Pending(np.ndarray),
         f'{_package}.multiarray.scalar': _make_scalar,
         f'{_package}.numeric._frombuffer': _make_array,
     }
