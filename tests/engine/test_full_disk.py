@@ -10,6 +10,7 @@ from mmengine.runner import CheckpointLoader
 
 from mmpelk.engine.command_line import exit_on_user_error
 
+
 def _meet(number: int) -> None:
     assert not logging.raiseExceptions
     raise OSError(number, os.strerror(number), 'scalars.json')
