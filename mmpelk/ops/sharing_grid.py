@@ -115,12 +115,17 @@ def resolve_sharing_grid(kernel_size: int, grid: Sequence[int] | None, center_si
 
 def _ring_of_position(grid: Sequence[int], device: torch.device) -> Tensor:
     """Index of the ring that each of the ``K`` positions belongs to, shape ``(K,)``."""
-    if device.type == 'cuda':  # no copy from the host, which a CUDA graph cannot capture
-        ring = torch.zeros(sum(grid), dtype=torch.int64, device=device)
-        for edge in accumulate(grid[:-1]):
-            ring[edge:].add_(1)
-        return ring
+    if device.type == 'cuda':
+        return _ring_without_copy(grid, device)
     return torch.tensor([ring for ring, width in enumerate(grid) for _ in range(width)], device=device)
+
+
+def _ring_without_copy(grid: Sequence[int], device: torch.device) -> Tensor:
+    """:func:`_ring_of_position` made on the device: a CUDA graph can capture no copy from the host."""
+    ring = torch.zeros(sum(grid), dtype=torch.int64, device=device)
+    for edge in accumulate(grid[:-1]):
+        ring[edge:].add_(1)
+    return ring
 
 
 def expand_kernel(weight: Tensor, grid: Sequence[int]) -> Tensor:

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from mmpelk.ops import expand_kernel, sharing_grid
 from mmpelk.ops.sharing_grid import (
+    _ring_of_position,
+    _ring_without_copy,
     check_sharing_grid,
     mirror_half_grid,
     reachable_rings,
@@ -139,3 +141,10 @@ def test_reachable_rings_are_those_that_meet_the_map(grid: tuple[int, ...], exte
     assert list(range(rings.start, rings.stop)) == sorted(set(meets.values()))
     covered = {tap: rings.start + a for a in range(len(edges) - 1) for tap in range(edges[a], edges[a + 1])}
     assert covered == meets
+
+
+@pytest.mark.parametrize('grid', [(1,), (1, 1, 1), (4, 2, 1, 1, 1, 2, 4), (3, 1, 1)], ids=str)
+def test_rings_made_on_the_device(grid: tuple[int, ...]) -> None:
+    """What a CUDA graph captures, here on the CPU."""
+    device = torch.device('cpu')
+    assert torch.equal(_ring_without_copy(grid, device), _ring_of_position(grid, device))

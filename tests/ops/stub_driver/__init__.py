@@ -26,6 +26,7 @@ def build(folder: Path) -> None:
     source = Path(__file__).with_name('libcuda.c')
     command = ['gcc', '-shared', '-fPIC', '-w', '-o', folder / 'libcuda.so.1', source, '-I', headers]
     subprocess.run(command, check=True)
+    (folder / 'libcuda.so').symlink_to('libcuda.so.1')  # by which Triton before 3.6 links
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
@@ -59,8 +60,7 @@ def install() -> Any:
         def get_current_target(self) -> GPUTarget:
             return GPUTarget('cuda', _HOPPER, 32)
 
-    # Private, because the public way to choose a driver looks for a GPU.
-    triton.runtime.driver._active = Driver()
+    triton.runtime.driver.set_active(Driver())
     torch.cuda.get_device_capability = lambda device=None: divmod(_HOPPER, 10)
     table.BACKENDS['triton'] = Backend('triton', launch.forward, launch.weight_grad, kernel_key=launch.kernel_key)
     choice._fastest_on_cpu = choice._fastest_on_cuda
