@@ -294,7 +294,7 @@ def choice(step: Step) -> None:
                 with step.guarded(stage=label, dtype=str(dtype)[6:], what=what):
                     weight_grad = what != 'forward'
                     run = partial(_compute, weight_grad, maps, weight, bias, grid, out)
-                    measured = measured_backend(x, grid, run, weight_grad=weight_grad)
+                    measured = measured_backend(x, grid, run, 'weight_grad' if weight_grad else 'forward')
                     rule = fastest_backend(x, grid, weight_grad=weight_grad)
                     step.write(stage=label, dtype=str(dtype)[6:], what=what, measured=measured, rule=rule)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .autocast import autocast_dtype, cast_under_autocast, without_autocast
 from .backends import BACKENDS, fastest_backend, forced_backend, requested_backend
+from .backends.measured import measured_backend
 from .custom_op import conv, conv_prepared
 from .functional import check
 from .layout import is_channels_last
@@ -136,9 +137,23 @@ def prepare(
     mixed = x[:, : weight.shape[0]]
     check(mixed, weight, grid, bias)
     requested = requested_backend(mixed, weight, grid, backend)
-    name = requested or fastest_backend(mixed, grid)
+    name = requested or _measured(mixed, weight, bias, grid) or fastest_backend(mixed, grid)
     make = BACKENDS[name].prepare
     if make is None:
         return Prepared(weight, bias, grid, requested, None)
     with without_autocast(x.device.type):
         return Prepared(weight, bias, grid, name, make(weight, grid, mixed))
+
+
+def _measured(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int]) -> str | None:
+    """The backend that is measured to be the fastest with a prepared kernel, if calls are to be measured."""
+    kernels: dict[str, dict[str, Tensor]] = {}
+
+    def run(name: str) -> Tensor:
+        backend = BACKENDS[name]
+        if name not in kernels:
+            kernels[name] = {} if backend.prepare is None else {'kernel': backend.prepare(weight, grid, x)}
+        return backend.forward(x, weight, bias, grid, **kernels[name])
+
+    with without_autocast(x.device.type):
+        return measured_backend(x, grid, run, what='prepared')

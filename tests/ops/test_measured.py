@@ -14,6 +14,7 @@ from mmpelk import ops
 from mmpelk.ops import peripheral_conv2d, sharing_grid
 from mmpelk.ops.backends import BACKENDS as TABLE
 from mmpelk.ops.backends import fastest_backend, measured
+from mmpelk.ops.prepared import prepare
 
 GRID = sharing_grid(13)
 
@@ -164,3 +165,16 @@ def test_all_processes_take_the_answer_of_the_first(cache: Path, monkeypatch: py
     clock.seconds['dense'] = 0.1
     assert _call(clock) == 'fft'
     assert not clock.timed  # nor is anything measured again
+
+
+def test_prepared_kernels_are_measured_as_such(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    assert _call(clock) == 'fft'
+    clock.seconds['dft'] = 0.5
+    x, weight = torch.randn(1, 2, 9, 8), torch.randn(2, 1, len(GRID), len(GRID))
+    prepared = prepare(x, weight, GRID, None)
+    assert prepared.backend == 'dft'
+    assert prepared.kernel is not None
+    torch.testing.assert_close(prepared(x), peripheral_conv2d(x, weight, GRID, backend='dense'))
+    monkeypatch.setattr(ops, 'benchmark', False)
+    assert prepare(x, weight, GRID, None).backend == fastest_backend(x, GRID)

@@ -68,7 +68,7 @@ def _by_the_fastest(
 ) -> Tensor:
     skip: set[str] = set()
     while True:
-        name = None if skip else measured_backend(x, grid, run, weight_grad=weight_grad)
+        name = None if skip else measured_backend(x, grid, run, 'weight_grad' if weight_grad else 'forward')
         name = name or fastest_backend(x, grid, weight_grad=weight_grad, skip=skip)
         kernel_key = BACKENDS[name].kernel_key
         if kernel_key is None or x.numel() == 0:

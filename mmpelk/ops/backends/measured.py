@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -40,6 +40,8 @@ _MOST_DENSE = 2**33
 
 _lock = threading.RLock()
 _RULE = 'rule'
+What = Literal['forward', 'prepared', 'weight_grad']
+_WEIGHT_GRAD: What = 'weight_grad'
 _answers: dict[Hashable, str] = {}
 _shapes: dict[Hashable, set[str]] = {}
 
@@ -50,41 +52,41 @@ def is_on(x: Tensor) -> bool:
     return x.is_cuda and torch.backends.cudnn.benchmark if wanted is None else bool(wanted)
 
 
-def measured_backend(x: Tensor, grid: Sequence[int], run: Callable[[str], Any], *, weight_grad: bool) -> str | None:
+def measured_backend(x: Tensor, grid: Sequence[int], run: Callable[[str], Any], what: What) -> str | None:
     """The backend that was measured to be the fastest for such a call, after measuring it if it is the first.
 
     Args:
         x: The call's map.
         grid: Its sharing grid.
         run: Computes the call with a backend.
-        weight_grad: Whether it computes the gradient of the weight.
+        what: What it computes; ``'prepared'`` is ``'forward'`` with what a backend has prepared of the weight.
 
     Returns:
         A name, or ``None`` where the rule is to decide.
     """
     if not is_on(x) or type(x) is not Tensor or torch.are_deterministic_algorithms_enabled():
         return None
-    call = weight_grad, tuple(grid), x.shape, x.stride(), x.dtype, x.device, torch.get_num_threads()
+    call = what, tuple(grid), x.shape, x.stride(), x.dtype, x.device, torch.get_num_threads()
     name = _answers.get(call)
     if name is None and not (x.is_cuda and torch.cuda.is_current_stream_capturing()):
         with _lock:
-            name = _answers.get(call) or _ask(x, grid, run, weight_grad)
+            name = _answers.get(call) or _ask(x, grid, run, what)
             _answers[call] = name or _RULE
-    if name is None or name == _RULE or refusal(name, x, weight_grad) is not None:
+    if name is None or name == _RULE or refusal(name, x, what == _WEIGHT_GRAD) is not None:
         return None
     return name
 
 
-def _ask(x: Tensor, grid: Sequence[int], run: Callable[[str], Any], weight_grad: bool) -> str | None:
+def _ask(x: Tensor, grid: Sequence[int], run: Callable[[str], Any], what: What) -> str | None:
     """An answer of the file or of a measurement; ``None`` after too many shapes."""
-    key, path = _key(x, grid, weight_grad), cache_file()
+    key, path = _key(x, grid, what), cache_file()
     known = None if path is None else _read(path).get(key)
     if known is None:
-        shapes = _shapes.setdefault((tuple(grid), x.shape[1], x.dtype, x.device, weight_grad), set())
+        shapes = _shapes.setdefault((tuple(grid), x.shape[1], x.dtype, x.device, what), set())
         if len(shapes) >= _MOST_SHAPES:
             return None
         shapes.add(key)
-    name = _agreed(key, lambda: known or _measure(x, grid, run, weight_grad))
+    name = _agreed(key, lambda: known or _measure(x, grid, run, what))
     if name not in BACKENDS:
         return None
     if path is not None and name != known:
@@ -92,10 +94,10 @@ def _ask(x: Tensor, grid: Sequence[int], run: Callable[[str], Any], weight_grad:
     return name
 
 
-def _measure(x: Tensor, grid: Sequence[int], run: Callable[[str], Any], weight_grad: bool) -> str:
+def _measure(x: Tensor, grid: Sequence[int], run: Callable[[str], Any], what: What) -> str:
     """Time every backend that can compute the call; those that fail are left out."""
     seconds: dict[str, float] = {}
-    for name in _candidates(x, grid, weight_grad):
+    for name in _candidates(x, grid, what):
         try:
             call = partial(run, name)
             call()  # compiles, plans, allocates
@@ -108,19 +110,19 @@ def _measure(x: Tensor, grid: Sequence[int], run: Callable[[str], Any], weight_g
     fastest = min(seconds, key=seconds.__getitem__)
     _LOGGER.debug(
         'measured %s: %s',
-        _key(x, grid, weight_grad),
+        _key(x, grid, what),
         {name: f'{1e3 * value:.3f} ms' for name, value in seconds.items()},
     )
     return fastest
 
 
-def _candidates(x: Tensor, grid: Sequence[int], weight_grad: bool) -> list[str]:
+def _candidates(x: Tensor, grid: Sequence[int], what: What) -> list[str]:
     names = []
     for name, backend in BACKENDS.items():
         usable = (
             backend.unavailable_reason() is None
             and backend.unsupported_reason(x, x, grid) is None
-            and refusal(name, x, weight_grad) is None
+            and refusal(name, x, what == _WEIGHT_GRAD) is None
         )
         if usable and (name != 'dense' or x.numel() * sum(grid) ** 2 <= _MOST_DENSE):
             names.append(name)
@@ -141,8 +143,7 @@ def _seconds(x: Tensor, call: Callable[[], Any], in_a_row: int = 1) -> float:
     return (time.perf_counter() - start) / in_a_row
 
 
-def _key(x: Tensor, grid: Sequence[int], weight_grad: bool) -> str:
-    what = 'weight_grad' if weight_grad else 'forward'
+def _key(x: Tensor, grid: Sequence[int], what: What) -> str:
     layout = 'channels_last' if is_channels_last(x) else 'planes'
     where = _machine(x.device)
     return f'{where} | {what} {"x".join(map(str, x.shape))} {str(x.dtype)[6:]} {layout} {"+".join(map(str, grid))}'
