@@ -25,7 +25,10 @@ import os, signal, sys, time
 def hear(number, frame):
     signal.signal(number, signal.SIG_DFL)  # before it says so: then the second comes
     os.write(1, f'heard {signal.Signals(number).name}\n'.encode())  # at once: two processes write
-    if sys.argv[1] == 'once':
+    if sys.argv[1] == 'once':  # torchrun stops the others as soon as one has ended
+        open(f'heard{os.environ.get("RANK", 0)}', 'w').close()
+        while sum(name.startswith('heard') for name in os.listdir()) < int(os.environ.get('WORLD_SIZE', 1)):
+            time.sleep(0.01)
         sys.exit(75)
 for name in ('SIGTERM', 'SIGUSR1', 'SIGINT'):
     signal.signal(getattr(signal, name), hear)
