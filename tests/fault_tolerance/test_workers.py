@@ -1,0 +1,62 @@
+"""Worker processes of a loader end when the process that they load for is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.paths import ROOT
+
+PROGRAM = """
+import time
+import torch
+from torch.utils.data import DataLoader
+from mmpelk.fault_tolerance.workers import end_workers_with_parent
+
+class Large(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1000
+
+    def __getitem__(self, index):
+        return bytes(2**20)  # by the queue, whose pipe is full at once
+
+loader = DataLoader(Large(), batch_size=1, num_workers=2, collate_fn=list)
+end_workers_with_parent(loader)
+batches = iter(loader)
+next(batches)
+print(*(worker.pid for worker in batches._workers), flush=True)
+time.sleep(600)
+"""
+
+
+def is_running(process: int) -> bool:
+    try:
+        with open(f'/proc/{process}/stat') as file:
+            return file.read().rpartition(')')[2].split()[0] != 'Z'
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_killed_process() -> None:
+    environment = os.environ | dict(PYTHONPATH=str(ROOT))
+    with subprocess.Popen(
+        [sys.executable, '-c', PROGRAM], stdout=subprocess.PIPE, text=True, env=environment
+    ) as parent:
+        assert parent.stdout is not None
+        workers = [int(word) for word in parent.stdout.readline().split()]
+        assert len(workers) == 2
+        assert all(map(is_running, workers))
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    try:
+        until = time.monotonic() + 120
+        while any(map(is_running, workers)):
+            assert time.monotonic() < until, 'workers are left'
+            time.sleep(0.1)
+    finally:
+        for worker in filter(is_running, workers):
+            os.kill(worker, signal.SIGKILL)
