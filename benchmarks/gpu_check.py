@@ -33,7 +33,16 @@ RESULTS = ROOT / 'benchmarks' / 'results'
 PAGE = ROOT / 'benchmarks' / 'gpu.md'
 MARKS = ('<!-- table of gpu_check -->', '<!-- end of the table -->')
 # Seconds; ten minutes together. A dry run on a busy CPU may take ten times as long.
-BUDGETS = {'machine': 30, 'correctness': 150, 'operator': 130, 'peers': 80, 'choice': 30, 'networks': 130, 'ddp': 50}
+BUDGETS = {
+    'machine': 30,
+    'correctness': 150,
+    'host': 20,
+    'operator': 120,
+    'peers': 80,
+    'choice': 30,
+    'networks': 120,
+    'ddp': 50,
+}
 DRY_FACTOR = 10
 
 
@@ -68,6 +77,7 @@ TARGETS = {
     ('stage 1', 'forward', 'float32'): 120,
     ('stage 1, 512 x 512', 'forward', 'bfloat16'): 60,
 }
+HOST_TARGETS = {'host, inference': 40, 'host, forward and backward': 150}  # microseconds, the fastest tenth
 # Images per second of PeLK-T over those of the same network without convolution.
 OF_THE_CEILING = {'inference': 0.88, 'training': 0.75}
 
@@ -209,6 +219,31 @@ def correctness(step: Step) -> None:
     result = subprocess.run([sys.executable, '-m', 'pytest', *words], cwd=ROOT, env=environment, text=True, stdout=-1)
     print(result.stdout[-6000:])
     step.write(what='triton_cases', passed=result.returncode == 0, summary=result.stdout.strip().splitlines()[-1])
+
+
+def host(step: Step) -> None:
+    """Microseconds that the host takes to launch a call, on a map too small to wait for the device."""
+    import torch
+
+    from mmpelk.ops import peripheral_conv2d
+
+    grid, (x, *_), weight, bias = step.inputs(Stage(2, 8, 8, 14, 47), torch.bfloat16, 'channels_last')
+    inputs = x.detach().requires_grad_(), weight.detach().requires_grad_()
+    grad = torch.ones_like(x)
+    calls = {
+        'host, inference': lambda: torch.no_grad()(peripheral_conv2d)(x, weight, grid, bias),
+        'host, forward and backward': lambda: torch.autograd.grad(peripheral_conv2d(*inputs, grid), inputs, grad),
+    }
+    for what, call in calls.items():
+        with step.guarded(what=what):
+            times = []
+            for _ in range(20 if step.dry else 400):
+                start = time.perf_counter()
+                call()
+                times.append(time.perf_counter() - start)
+                if not step.dry:
+                    torch.cuda.synchronize()
+            step.write(what=what, us=round(1e6 * sorted(times)[len(times) // 10], 1))
 
 
 def operator(step: Step) -> None:
@@ -411,6 +446,7 @@ def ddp(step: Step) -> None:
 STEPS: dict[str, Callable[[Step], None]] = {
     'machine': machine,
     'correctness': correctness,
+    'host': host,
     'operator': operator,
     'peers': peers,
     'choice': choice,
@@ -444,6 +480,9 @@ def shortfalls(rows: Sequence[dict[str, Any]], targets: bool = True) -> list[str
         target = TARGETS.get((row.get('stage', ''), row.get('what', ''), row.get('dtype', '')))
         ours = row.get('layout') == 'channels_last' and row.get('backend') == 'triton'
         if target and ours and row.get('us', 0) > target:
+            short.append(f'{_words(row)}: {row["us"]} microseconds, the target is {target}')
+        target = HOST_TARGETS.get(row.get('what', ''))
+        if target and row.get('us', 0) > target:
             short.append(f'{_words(row)}: {row["us"]} microseconds, the target is {target}')
     speeds = {
         (row['network'], row['what'], row['dtype']): row['images_per_second']
