@@ -34,7 +34,7 @@ from mmpelk.models.weights.checkpoint import check_pretrained, state_dict_of
 
 from . import receptive_field as field
 from .drawings import IMAGE_SUFFIXES
-from .inference import build_model
+from .inference import build_model, image_channels
 from .receptive_field import THRESHOLDS, Scores
 from .table import Table
 from .timing import environment_info
@@ -162,6 +162,11 @@ def preprocessed(model: Any, images: Sequence[Image]) -> Iterator[Tensor]:
     """Images as the model expects them: ``(1, 3, H, W)``, normalised by its ``data_preprocessor``."""
     for image in images:
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        if (channels := image_channels(model)) != len(pixels):
+            raise ValueError(
+                f'the network takes {channels} channels and these pictures have {len(pixels)}: its receptive field is '
+                'measured with contribution_scores on images of your own'
+            )
         # An empty sample: preprocessors that pad write into it.
         inputs = model.data_preprocessor(dict(inputs=[pixels], data_samples=[BaseDataElement()]))['inputs']
         yield torch.stack(inputs).float() if isinstance(inputs, list) else inputs

@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ class ProgressPictureHook(Hook):
         """Let the toolbox paint the first image of a chosen batch."""
         if batch_idx in self._chosen and outputs:
             path = outputs[0].img_path
-            self._painted[path] = _paint(runner.visualizer, path, outputs[0])
+            self._painted[path] = _paint(runner.visualizer, _picture(path, data_batch, outputs[0]), outputs[0])
 
     @_harmless
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
@@ -120,9 +120,27 @@ class ProgressPictureHook(Hook):
         os.replace(aside, path)  # a viewer never sees half a picture
 
 
-def _paint(visualizer: Any, path: str, sample: Any) -> np.ndarray:
+def _picture(path: str, data_batch: Any, sample: Any) -> np.ndarray:
+    """What a sample's file shows, ``(H, W, 3)`` of uint8, RGB.
+
+    Files with more channels, or of sensors, are no pictures; of those the first three channels that the network gets
+    are shown, from their darkest to their brightest value.
+    """
+    try:
+        if (image := mmcv.imread(path, channel_order='rgb')) is not None:
+            return image
+    except Exception:  # decoders raise anything
+        if not isinstance(data_batch, Mapping):
+            raise
+    values = data_batch['inputs'][0].float()[:3].permute(1, 2, 0).numpy()
+    values = values[..., np.arange(3) % values.shape[2]]  # grey, if there are fewer
+    low, high = values.min((0, 1)), values.max((0, 1))
+    image = np.rint((values - low) / np.maximum(high - low, 1e-6) * 255).astype(np.uint8)
+    return mmcv.imresize(image, sample.ori_shape[1::-1])  # the size of the labels
+
+
+def _paint(visualizer: Any, image: np.ndarray, sample: Any) -> np.ndarray:
     """Image, label and prediction as the toolbox shows them, ``(H, W, 3)`` RGB."""
-    image = mmcv.imread(path, channel_order='rgb')
     with tempfile.TemporaryDirectory() as folder:
         file = os.path.join(folder, 'painted.png')
         if hasattr(visualizer, 'visualize_cls'):  # mmpretrain's; small images are enlarged, so that text fits

@@ -36,7 +36,7 @@ def add_export_options(parser: argparse.ArgumentParser, suffix: str) -> None:
     )
     parser.add_argument('--dynamic', action='store_true', help='let batch and image size vary')
     parser.add_argument(
-        '--fold-preprocessing', action='store_true', help='take (N, H, W, 3) of uint8, red, green, blue, as images come'
+        '--fold-preprocessing', action='store_true', help='take (N, H, W, C) of uint8, red, green, blue, as images come'
     )
     parser.add_argument('--half', action='store_true', help='weights and maps in float16')
     parser.add_argument('--image', type=Path, help='photograph to compare on; one of matplotlib by default')
@@ -82,7 +82,7 @@ class Request:
         network = ExportedNetwork.of(cfg, load_deployed(cfg, args.checkpoint))
         for shape in shapes:
             network.check_size(*shape)
-        images = [torch.from_numpy(real_image(args.image, shape))[None] for shape in shapes]
+        images = [torch.from_numpy(real_image(args.image, shape, network.channels))[None] for shape in shapes]
         exact = network.folded() if args.fold_preprocessing else network
         exported = in_half(network) if args.half else network
         exported = exported.folded() if args.fold_preprocessing else exported

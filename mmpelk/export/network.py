@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -66,7 +66,7 @@ class Preprocessing:
     Attributes:
         mean: Per channel, in the network's order.
         std: Per channel, likewise.
-        rgb: Whether the network's order is red, green, blue.
+        rgb: Whether the network's order is red, green, blue; without meaning but for three channels.
     """
 
     mean: Sequence[float] = (0.0, 0.0, 0.0)
@@ -74,21 +74,33 @@ class Preprocessing:
     rgb: bool = True
 
     @classmethod
-    def of(cls, cfg: Config) -> 'Preprocessing':
-        """That of a recipe."""
+    def of(cls, cfg: Config, channels: int = 3) -> 'Preprocessing':
+        """That of a recipe, for a network of so many channels.
+
+        Raises:
+            UserError: If mean or std are of another number of channels.
+        """
         given: Mapping[str, Any] = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
         rgb = given.get('bgr_to_rgb', given.get('to_rgb', False)) and not given.get('rgb_to_bgr', False)
-        return cls(given.get('mean') or cls.mean, given.get('std') or cls.std, bool(rgb))
+        numbers = []
+        for key, default in (('mean', 0.0), ('std', 1.0)):
+            values = list(given.get(key) or [default])
+            numbers.append(values * channels if len(values) == 1 else values)
+            if len(numbers[-1]) != channels:
+                raise UserError(
+                    f'data_preprocessor.{key} has {len(values)} values, the network takes {channels} channels'
+                )
+        return cls(numbers[0], numbers[1], bool(rgb))
 
     def apply(self, pixels: Tensor) -> Tensor:
-        """``(N, H, W, 3)`` of red, green, blue from 0 to 255 to the network's ``(N, 3, H, W)``, float32."""
+        """``(N, H, W, C)`` from 0 to 255, three in red, green, blue, to the network's ``(N, C, H, W)``, float32."""
         pixels = pixels.permute(0, 3, 1, 2).float()
-        pixels = pixels if self.rgb else pixels.flip(1)
+        pixels = pixels.flip(1) if len(self.mean) == 3 and not self.rgb else pixels
         mean, std = (torch.tensor(value).view(1, -1, 1, 1) for value in (self.mean, self.std))
         return (pixels - mean) / std
 
     def of_image(self, image: np.ndarray) -> Tensor:
-        """:meth:`apply` for one ``(H, W, 3)`` of uint8, red, green, blue."""
+        """:meth:`apply` for one ``(H, W, C)`` of uint8."""
         return self.apply(torch.from_numpy(np.ascontiguousarray(image))[None])
 
 
@@ -97,12 +109,13 @@ class ExportedNetwork:
     """A model's inference as a module of one input, ``image``.
 
     Attributes:
-        network: Takes ``(N, 3, H, W)`` and returns a tuple of tensors.
+        network: Takes ``(N, C, H, W)`` and returns a tuple of tensors.
         outputs: Their names.
         task: ``'segmentation'``, ``'classification'`` or ``'detection'``.
         preprocessing: Of the recipe.
         smallest: Side of the smallest image, that of the stem's patch.
         meta: Names and colours of the classes, where they are known.
+        takes_pixels: Whether it takes ``(N, H, W, C)`` of uint8, with the preprocessing inside.
     """
 
     network: nn.Module
@@ -111,6 +124,12 @@ class ExportedNetwork:
     preprocessing: Preprocessing
     smallest: int
     meta: dict[str, Any] = field(default_factory=dict)
+    takes_pixels: bool = False
+
+    @property
+    def channels(self) -> int:
+        """Of an image."""
+        return len(self.preprocessing.mean)
 
     @classmethod
     def of(cls, cfg: Config, model: nn.Module) -> 'ExportedNetwork':
@@ -128,9 +147,10 @@ class ExportedNetwork:
         if task == 'detection':
             levels = cast(Any, model).neck.num_outs if hasattr(model, 'neck') else len(cast(Any, model).backbone.depths)
             names = tuple(f'level{level}' for level in range(levels))
-        stem = cast(Any, model).backbone.downsample_layers[0][0].kernel_size[0]
+        backbone = cast(Any, model).backbone
+        stem = backbone.downsample_layers[0][0].kernel_size[0]
         meta = {key: value for key, value in cast(Any, model).dataset_meta.items() if key in ('classes', 'palette')}
-        return cls(_Inference(model, task), names, task, Preprocessing.of(cfg), stem, meta)
+        return cls(_Inference(model, task), names, task, Preprocessing.of(cfg, backbone.in_channels), stem, meta)
 
     def check_size(self, height: int, width: int) -> None:
         """Refuse images that the stem has no patch for.
@@ -145,9 +165,8 @@ class ExportedNetwork:
             )
 
     def folded(self) -> 'ExportedNetwork':
-        """The same that takes ``(N, H, W, 3)`` of uint8, red, green, blue."""
-        network = _WithPreprocessing(self.network, self.preprocessing)
-        return ExportedNetwork(network, self.outputs, self.task, self.preprocessing, self.smallest, self.meta)
+        """The same that takes ``(N, H, W, C)`` of uint8, three channels in red, green, blue."""
+        return replace(self, network=_WithPreprocessing(self.network, self.preprocessing), takes_pixels=True)
 
 
 def task_of(model: nn.Module) -> str:
@@ -197,12 +216,13 @@ class _WithPreprocessing(nn.Module):
         return self.network(self.preprocessing.apply(image).to(dtype))
 
 
-def real_image(path: Path | None, size: tuple[int, int]) -> np.ndarray:
-    """A photograph, stretched to ``(H, W)``: ``(H, W, 3)`` of uint8, red, green, blue.
+def real_image(path: Path | None, size: tuple[int, int], channels: int = 3) -> np.ndarray:
+    """A photograph, stretched to ``(H, W)``: ``(H, W, C)`` of uint8; red, green, blue, and again from the fourth on.
 
     Args:
         path: The image; ``None`` takes matplotlib's portrait of Grace Hopper.
         size: ``(H, W)``.
+        channels: ``C``.
 
     Raises:
         UserError: If it cannot be read.
@@ -213,4 +233,4 @@ def real_image(path: Path | None, size: tuple[int, int]) -> np.ndarray:
     image = mmcv.imread(str(path or cbook.get_sample_data('grace_hopper.jpg', asfileobj=False)), channel_order='rgb')
     if image is None:
         raise UserError(f"'{path}' is not readable as an image")
-    return mmcv.imresize(image, size[::-1])
+    return mmcv.imresize(image, size[::-1])[..., np.arange(channels) % 3]

@@ -53,8 +53,7 @@ def export_onnx(exported: ExportedNetwork, image: Tensor, path: Path, opset: int
             'exporting to ONNX takes the packages onnx and onnxscript: pip install "mmpelk[export]"'
         ) from error
     network = make_plain(copy.deepcopy(exported.network), None if dynamic else image)
-    channels_last = image.shape[-1] == 3
-    vary = dict.fromkeys((0, 1, 2) if channels_last else (0, 2, 3), torch.export.Dim.DYNAMIC)
+    vary = dict.fromkeys((0, 1, 2) if exported.takes_pixels else (0, 2, 3), torch.export.Dim.DYNAMIC)
     if dynamic:
         image = image[:1].repeat(2, 1, 1, 1)  # a batch of one would be taken for a constant
     with warnings.catch_warnings(), torch.no_grad():
@@ -76,7 +75,7 @@ def export_onnx(exported: ExportedNetwork, image: Tensor, path: Path, opset: int
         mean=list(preprocessing.mean),
         std=list(preprocessing.std),
         channel_order='rgb' if preprocessing.rgb else 'bgr',
-        preprocessing='in the file' if channels_last else 'before the file',
+        preprocessing='in the file' if exported.takes_pixels else 'before the file',
         **exported.meta,
     )
     program.model.metadata_props.update({key: json.dumps(value) for key, value in meta.items()})

@@ -32,7 +32,7 @@ def export_program(exported: ExportedNetwork, image: Tensor, dynamic: bool = Fal
     Raises:
         UserError: If the image of a dynamic program is too small.
     """
-    sides = (1, 2) if image.shape[-1] == 3 else (2, 3)
+    sides = (1, 2) if exported.takes_pixels else (2, 3)
     if dynamic:
         if min(image.shape[side] for side in sides) < SMALLEST_DYNAMIC:
             raise UserError(

@@ -238,7 +238,7 @@ class PeLK(Pretrained, BaseModule):
         ValueError: If an argument is out of its range; the message names what is allowed.
 
     Inputs:
-        ``(N, 3, H, W)`` of any size from the stem's patch on.
+        ``(N, in_channels, H, W)`` of any size from the stem's patch on.
 
     Outputs:
         A tuple with ``(N, C_i, H_i, W_i)`` per output stage, or ``(N, C_i)`` with ``gap_before_final_norm``.
@@ -311,6 +311,7 @@ class PeLK(Pretrained, BaseModule):
         self.out_indices = _resolve_out_indices(out_indices, self.num_stages)
         if not 0 <= frozen_stages <= self.num_stages:
             raise ValueError(f'frozen_stages is in [0, {self.num_stages}], got {frozen_stages}')
+        self.in_channels = in_channels
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.gap_before_final_norm = gap_before_final_norm

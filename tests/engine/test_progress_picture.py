@@ -7,6 +7,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from mmengine.logging import MessageHub
 from PIL import Image
 
@@ -64,6 +65,24 @@ def test_it_is_written_after_a_validation(image: Path, tmp_path: Path) -> None:
         assert len(picture.convert('RGB').getcolors(1 << 20)) > 10
     assert runner.message_hub.get_info('progress_metrics') == [[1000, {'mIoU': 40.0}]]
     assert not list(tmp_path.glob('.progress*'))
+
+
+@pytest.mark.parametrize('channels', [1, 2, 3, 6])
+@pytest.mark.parametrize('dtype', [torch.uint8, torch.int16, torch.float32])
+def test_a_file_that_is_no_picture(channels: int, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Such as of a sensor: what the network gets is shown, in the size of the labels."""
+    np.save(tmp_path / 'scene.npy', np.zeros((40, 30, channels)))
+    runner, hook = Runner(tmp_path, batches=1), ProgressPictureHook()
+    hook.before_val_epoch(runner)
+    pixels = torch.arange(channels * 20 * 15).remainder(97).reshape(channels, 20, 15).to(dtype)
+    sample = SimpleNamespace(img_path=str(tmp_path / 'scene.npy'), ori_shape=(40, 30))
+    hook.after_val_iter(runner, 0, dict(inputs=[pixels]), [sample])
+    hook.after_val_epoch(runner, {})
+    assert not runner.warnings
+    (painted,) = hook._painted.values()
+    assert painted.shape == (40, 2 * 30, 3)
+    assert painted.min() < 5  # resized
+    assert painted.max() > 250
 
 
 def test_a_resumed_training_has_the_whole_curve(image: Path, tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from torch import nn
 
-from mmpelk.export import ExportedNetwork, Preprocessing, export_onnx, onnx_operators
+from mmpelk.errors import UserError
+from mmpelk.export import ExportedNetwork, Preprocessing, export_onnx, onnx_operators, real_image
 from mmpelk.export.fourier import fourier_conv2d
 from mmpelk.export.plain import AnySizeForm, DenseForm, FourierForm, PlainAveragePool, make_plain
 from mmpelk.export.torch_program import decomposition_table
@@ -61,6 +63,26 @@ def small_backbone() -> PeLK:
             nn.init.uniform_(block.gamma, 0.5, 1.5)
     model.eval().switch_to_deploy()
     return model
+
+
+@pytest.mark.parametrize(
+    'given', [{}, dict(mean=[2.0], std=[4.0]), dict(mean=list(range(6)), std=[2] * 6, bgr_to_rgb=True)]
+)
+def test_preprocessing_of_six_channels(given: dict) -> None:
+    preprocessing = Preprocessing.of(Config(dict(model=dict(data_preprocessor=given))), 6)
+    assert len(preprocessing.mean) == len(preprocessing.std) == 6
+    image = real_image(None, (8, 9), 6)
+    assert image.shape == (8, 9, 6)
+    want = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    for channel in range(6):
+        mean, std = (preprocessing.mean[channel], preprocessing.std[channel])
+        torch.testing.assert_close(preprocessing.of_image(image)[:, channel], (want[:, channel] - mean) / std)
+
+
+def test_preprocessing_of_another_number_of_channels() -> None:
+    cfg = Config(dict(model=dict(data_preprocessor=dict(mean=[0.0] * 3, std=[1.0] * 3))))
+    with pytest.raises(UserError, match=r'data_preprocessor\.mean has 3 values, the network takes 6 channels'):
+        Preprocessing.of(cfg, 6)
 
 
 def test_plain_network_has_no_operator_of_ours() -> None:
