@@ -1,6 +1,10 @@
 """The choice by measuring: what is timed, what is kept, and where the rule stays."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -178,3 +182,53 @@ def test_prepared_kernels_are_measured_as_such(cache: Path, monkeypatch: pytest.
     torch.testing.assert_close(prepared(x), peripheral_conv2d(x, weight, GRID, backend='dense'))
     monkeypatch.setattr(ops, 'benchmark', False)
     assert prepare(x, weight, GRID, None).backend == fastest_backend(x, GRID)
+
+
+PROCESS = """
+import sys, time, torch
+from mmpelk import ops
+from mmpelk.ops.backends import measured
+rank, port = map(int, sys.argv[1:])
+torch.distributed.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+seconds = [{'dense': 3, 'dft': 2, 'fft': 1}, {'dense': 1, 'dft': 2, 'fft': 3}][rank]
+measured._seconds = lambda x, call, in_a_row=1: seconds[call.args[0]]
+ops.benchmark = True
+grid = ops.sharing_grid(13)
+for height in (9, 10, 11) if rank else (11, 10, 9):  # in another order each: nobody waits for the other
+    ops.peripheral_conv2d(torch.randn(1, 2, height, 8), torch.randn(2, 1, len(grid), len(grid)), grid)
+torch.distributed.barrier()
+print(*(name for _, name in sorted(((call[2], name) for call, name in measured._answers.items()))))
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason='torch was built without torch.distributed')
+def test_two_processes_agree() -> None:
+    """Over a real store, with clocks that do not agree."""
+    with socket.socket() as found:
+        found.bind(('127.0.0.1', 0))
+        port = str(found.getsockname()[1])
+    environment = {**os.environ, 'MMPELK_BENCHMARK_CACHE': '', 'OMP_NUM_THREADS': '1'}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, '-c', PROCESS, str(rank), port], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=120)[0].split() for process in processes]
+    assert all(process.returncode == 0 for process in processes)
+    assert said[0] == said[1]
+    assert len(said[0]) == 3
+
+
+def test_a_store_that_is_gone_ends_nothing(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def gone(key: str, measure: Callable[[], str]) -> str:
+        raise RuntimeError('Connection reset by peer')
+
+    monkeypatch.setattr(measured, '_agreed', gone)
+    clock = Clock(monkeypatch)
+    assert _call(clock) == _call(clock) == fastest_backend(torch.empty(1, 2, 9, 8), GRID)
+    assert caplog.text.count('Connection reset by peer') == 1

@@ -70,7 +70,10 @@ def measured_backend(x: Tensor, grid: Sequence[int], run: Callable[[str], Any], 
     name = _answers.get(call)
     if name is None and not (x.is_cuda and torch.cuda.is_current_stream_capturing()):
         with _lock:
-            name = _answers.get(call) or _ask(x, grid, run, what)
+            try:
+                name = _answers.get(call) or _ask(x, grid, run, what)
+            except Exception as error:  # of a store that is gone, for instance: no reason to end a training
+                _LOGGER.warning('no backend is measured for %s: %s: %s', what, type(error).__name__, error)
             _answers[call] = name or _RULE
     if name is None or name == _RULE or refusal(name, x, what == _WEIGHT_GRAD) is not None:
         return None

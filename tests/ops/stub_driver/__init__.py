@@ -63,6 +63,6 @@ def install() -> Any:
     triton.runtime.driver.set_active(Driver())
     torch.cuda.get_device_capability = lambda device=None: divmod(_HOPPER, 10)
     table.BACKENDS['triton'] = Backend('triton', launch.forward, launch.weight_grad, kernel_key=launch.kernel_key)
-    choice._fastest_on_cpu = choice._fastest_on_cuda
+    choice._fastest_on_cpu = lambda *args: choice._fastest_on_cuda(*args[:-1])
     library = ctypes.CDLL(str(Path(os.environ['TRITON_LIBCUDA_PATH']) / 'libcuda.so.1'))
     return ctypes.c_ulong.in_dll(library, 'stub_launches')
