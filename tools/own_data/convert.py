@@ -49,9 +49,13 @@ def _open(data: Path, task: str, name: str | None) -> tuple[Any, str]:
     raise _Unknown('; '.join(reasons) or 'no format that Datumaro knows was found')
 
 
-def _pictures(dataset: Any, data: Path, out: Path) -> Iterator[tuple[Any, str, tuple[int, int]]]:
-    """Items with the path of their picture, below ``data`` or absolute, and its height and width."""
+def _pictures(dataset: Any, data: Path, out: Path) -> Iterator[tuple[Any, str, str, tuple[int, int]]]:
+    """Items with their split, the path of their picture, below ``data`` or absolute, and its height and width."""
+    subsets = {item.subset for item in dataset}
     for item in dataset:
+        split = _split(item.subset, subsets)
+        if split is None:
+            continue
         media = item.media
         path = getattr(media, 'path', None)
         if path and Path(path).is_file() and Path(path).suffix.lower() in _SUFFIXES:
@@ -70,7 +74,7 @@ def _pictures(dataset: Any, data: Path, out: Path) -> Iterator[tuple[Any, str, t
             Image.fromarray(pixels[..., ::-1] if pixels.ndim == 3 else pixels).save(target)  # BGR
             name, resolved = str(target), target
         with Image.open(resolved) as image:
-            yield item, name, (image.height, image.width)
+            yield item, split, name, (image.height, image.width)
 
 
 def _shape_mask(annotation: Any, size: tuple[int, int]) -> np.ndarray:
@@ -86,7 +90,7 @@ def _segmentation(dataset: Any, data: Path, out: Path, names: list[str]) -> dict
     """Label maps with 0 for what lies outside of every outline, and the classes from 1 on."""
     samples: list[dict[str, Any]] = []
     used: set[int] = set()
-    for item, name, size in _pictures(dataset, data, out):
+    for item, split, name, size in _pictures(dataset, data, out):
         labels = np.zeros(size, np.uint16)
         shapes = [a for a in item.annotations if a.type.name in _WANTED['seg'] and a.label is not None]
         for shape in sorted(shapes, key=lambda shape: getattr(shape, 'z_order', 0)):
@@ -98,7 +102,7 @@ def _segmentation(dataset: Any, data: Path, out: Path, names: list[str]) -> dict
         target = out / 'maps' / f'{len(samples):06}.png'
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(labels if labels.max() > 255 else labels.astype(np.uint8)).save(target)
-        samples.append(dict(image=name, label=str(target), subset=item.subset))
+        samples.append(dict(image=name, label=str(target), subset=split))
     colours = dataset.categories().get(_category('mask'))
     table = {int(key): [int(part) for part in value] for key, value in (colours.colormap if colours else {}).items()}
     classes = [dict(name=name, key=index + 1, colour=table.get(index)) for index, name in enumerate(names)]
@@ -111,8 +115,8 @@ def _detection(dataset: Any, data: Path, out: Path, names: list[str]) -> dict[st
 
     contents: dict[str, dict[str, list]] = defaultdict(lambda: dict(images=[], annotations=[]))
     used = set()
-    for item, name, (height, width) in _pictures(dataset, data, out):
-        content = contents[item.subset]
+    for item, split, name, (height, width) in _pictures(dataset, data, out):
+        content = contents[split]
         number = len(content['images']) + 1
         content['images'].append(dict(id=number, file_name=name, width=width, height=height))
         groups: dict[Any, list[Any]] = defaultdict(list)
@@ -151,11 +155,11 @@ def _detection(dataset: Any, data: Path, out: Path, names: list[str]) -> dict[st
 
 def _classification(dataset: Any, data: Path, out: Path, names: list[str]) -> dict[str, Any]:
     samples, several = [], 0
-    for item, name, _ in _pictures(dataset, data, out):
+    for item, split, name, _ in _pictures(dataset, data, out):
         labels = {annotation.label for annotation in item.annotations if annotation.type.name == 'label'}
         several += len(labels) > 1
         if len(labels) == 1:
-            samples.append(dict(image=name, label=names[labels.pop()], subset=item.subset))
+            samples.append(dict(image=name, label=names[labels.pop()], subset=split))
     if several:
         raise _Unknown(f'{several} pictures have several labels: this is no data set for a classifier of one label')
     return dict(samples=samples)
@@ -167,18 +171,43 @@ def _category(kind: str) -> Any:
     return AnnotationType[kind]
 
 
-def _with_list(data: Path, folder: Path, names: list[str]) -> Path:
-    """A folder that has what Ultralytics' YOLO format wants beside ``images`` and ``labels``: a list of the names."""
+def _completed(data: Path, folder: Path, names: list[str]) -> Path:
+    """The data, or a folder of links to it that has the list of names that its format wants beside the labels."""
+    kinds = {path.name for path in data.iterdir()}
+    yolo = {'images', 'labels'} <= kinds and not list(data.glob('*.y*ml')) and any((data / 'labels').rglob('*.txt'))
+    voc = {'Annotations', 'JPEGImages'} <= kinds and 'labelmap.txt' not in kinds
+    if not yolo and not voc:
+        return data
     for each in data.iterdir():
         (folder / each.name).symlink_to(each)
-    highest = max(
-        (int(line.split()[0]) for path in (data / 'labels').rglob('*.txt') for line in path.read_text().splitlines()
-         if line.strip()), default=0)  # fmt: skip
-    names = names or [f'class_{index}' for index in range(highest + 1)]
-    splits = [path.name for path in sorted((data / 'images').iterdir()) if path.is_dir()]
-    listed = dict(names=dict(enumerate(names)), **{split: f'images/{split}' for split in splits or ['.']})
-    (folder / 'data.yaml').write_text(json.dumps(listed))  # JSON is YAML
+    if yolo:
+        lines = [
+            line for path in (data / 'labels').rglob('*.txt') for line in path.read_text().splitlines() if line.strip()
+        ]
+        highest = max((int(line.split()[0]) for line in lines), default=0)
+        splits = [path.name for path in sorted((data / 'images').iterdir()) if path.is_dir()]
+        listed = {split: f'images/{split}' for split in splits or ['.']}
+        names = names or [f'class_{index}' for index in range(highest + 1)]
+        (folder / 'data.yaml').write_text(json.dumps(dict(names=dict(enumerate(names)), **listed)))  # JSON is YAML
+        return folder
+    from defusedxml import ElementTree
+
+    files = sorted((data / 'Annotations').glob('*.xml'))
+    found = {name.text or '' for path in files for name in ElementTree.parse(path).findall('object/name')}
+    (folder / 'labelmap.txt').write_text(''.join(f'{name}:::\n' for name in ['background', *sorted(found)]))
+    if 'ImageSets' not in kinds:
+        (folder / 'ImageSets' / 'Main').mkdir(parents=True)
+        (folder / 'ImageSets' / 'Main' / 'default.txt').write_text('\n'.join(path.stem for path in files))
     return folder
+
+
+def _split(subset: str, subsets: set[str]) -> str | None:
+    """``'train'``, ``'val'``, ``'test'``, ``'default'``, or ``None`` for a union of others."""
+    words = set(re.split(r'[^a-z]+', subset.lower()))
+    for split, known in (('train', {'train', 'training'}), ('val', {'val', 'valid', 'validation'}), ('test', {'test'})):
+        if words & known:
+            return split
+    return None if subset in ('trainval', 'all') and len(subsets) > 1 else 'default'
 
 
 def main() -> None:
@@ -194,10 +223,8 @@ def main() -> None:
     result: dict[str, Any]
     try:
         with tempfile.TemporaryDirectory() as folder:
-            listed = data
-            plain_yolo = (data / 'images').is_dir() and (data / 'labels').is_dir() and not list(data.glob('*.y*ml'))
-            if args.task == 'det' and plain_yolo and any((data / 'labels').rglob('*.txt')):
-                listed = _with_list(data, Path(folder), [name for name in args.classes.split(',') if name])
+            names = [name for name in args.classes.split(',') if name]
+            listed = _completed(data, Path(folder), names) if args.task == 'det' else data
             dataset, name = _open(listed, args.task, args.format)
             names = [label.name for label in dataset.categories()[_category('label')].items]
             result = {'seg': _segmentation, 'det': _detection, 'cls': _classification}[args.task](

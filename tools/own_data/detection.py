@@ -59,6 +59,10 @@ def read_detection(
         absolute = (image['file_name'] for content in contents.values() for image in content['images'])
         pictures |= {path: path for path in absolute if Path(path).is_absolute() and Path(path).is_file()}
     clean = {split: _check(data, content, files[split], pictures, images) for split, content in contents.items()}
+    listed = {image['file_name'] for content in clean.values() for image in content['images']}
+    beside = {os.path.dirname(name) for name in listed}
+    if unlisted := [path for path in pictures if os.path.dirname(path) in beside and path not in listed]:
+        data.note('remark', f'{len(unlisted)} pictures beside the others are in no annotation file', unlisted)
     splits = {split: clean[split]['images'] if split in clean else [] for split in ('train', 'val', 'test')}
     if list(clean) == ['train'] and (lists := read_split_lists(root)):
         listed = [(listed_in(lists, image['file_name']), image) for image in splits['train']]
@@ -106,8 +110,12 @@ def read_detection(
 
 
 def _converted_files(converted: dict[str, Any]) -> dict[str, Path]:
-    by_split = {split_of(subset) or 'train': Path(path) for subset, path in converted['files'].items()}
-    return {split: by_split[split] for split in ('train', 'val', 'test') if split in by_split}
+    files = {subset: Path(path) for subset, path in converted['files'].items()}
+    if 'train' not in files and 'default' in files:
+        files['train'] = files['default']
+    if 'train' not in files:
+        raise UserError(f'the data set has the splits {", ".join(files)}, and none to train on')
+    return {split: files[split] for split in ('train', 'val', 'test') if split in files}
 
 
 def _common_folder(names: list[str]) -> str:
@@ -254,11 +262,6 @@ def _check(
     ))  # fmt: skip
     broken = [image['file_name'] for image in present if headers[image['id']].error]
     data.leave_out('images cannot be read', broken, len(images))
-    folders = {str(Path(image['file_name']).parent) for image in present}
-    listed = {image['file_name'] for image in present}
-    unlisted = [path for path in pictures if str(Path(path).parent) in folders and path not in listed]
-    if unlisted:
-        data.note('remark', f'{len(unlisted)} pictures beside those of {file.name} are not in it', unlisted)
     present = _check_sizes(data, [image for image in present if not headers[image['id']].error], headers)
     data.sizes += [(image['width'], image['height']) for image in present]
     ids = {category['id']: category['name'] for category in content['categories']}

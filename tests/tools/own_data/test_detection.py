@@ -233,7 +233,7 @@ def test_a_category_that_groups_the_others_is_no_class(tmp_path: Path) -> None:
 
 def test_unlisted_pictures_are_told(tmp_path: Path) -> None:
     image(write(tmp_path, content()) / 'images' / 'new.jpg')
-    assert '1 pictures beside those of labels.json are not in it (images/new.jpg)' in notes(read_detection(tmp_path))
+    assert '1 pictures beside the others are in no annotation file (images/new.jpg)' in notes(read_detection(tmp_path))
 
 
 @pytest.mark.parametrize(('size', 'ignored'), [((48, 32), True), ((32, 48), False)])

@@ -154,6 +154,33 @@ def test_plain_yolo_without_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @needs_datumaro
 @pytest.mark.slow
+@pytest.mark.parametrize('listed', [False, True])
+def test_voc_with_classes_of_its_own(listed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as blood cells: Pascal VOC's folders without its classes, and a list of train and val together."""
+    monkeypatch.setenv('MMPELK_DATUMARO_PYTHON', PYTHON)
+    root = tmp_path / 'data'
+    for index in range(5):
+        image(root / 'JPEGImages' / f'{index}.jpg')
+        target = root / 'Annotations' / f'{index}.xml'
+        target.parent.mkdir(parents=True, exist_ok=True)
+        box = '<xmin>5</xmin><ymin>6</ymin><xmax>25</xmax><ymax>20</ymax>'
+        objects = f'<object><name>{"RBC" if index else "WBC"}</name><bndbox>{box}</bndbox></object>'
+        size = '<size><width>48</width><height>32</height><depth>3</depth></size>'
+        target.write_text(f'<annotation><filename>{index}.jpg</filename>{size}{objects}</annotation>')
+    if listed:
+        (root / 'ImageSets' / 'Main').mkdir(parents=True)
+        for split, names in dict(train='0 1', val='2', test='3', trainval='0 1 2').items():
+            (root / 'ImageSets' / 'Main' / f'{split}.txt').write_text('\n'.join(names.split()))
+    data = read_detection(root, converted=convert(root.resolve(), 'det', tmp_path / 'out', ''))
+    assert sorted(data.classes) == ['RBC', 'WBC']
+    counts = {split: len(names) for split, names in data.splits.items()}
+    assert counts == ({'train': 2, 'val': 1, 'test': 1} if listed else {'train': 4, 'val': 1})
+    boxes = [entry['bbox'] for part in data.details['contents'].values() for entry in part['annotations']]
+    assert np.abs(np.subtract(boxes, [[5, 6, 20, 14]])).max() <= 1
+
+
+@needs_datumaro
+@pytest.mark.slow
 def test_what_nobody_reads_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('MMPELK_DATUMARO_PYTHON', PYTHON)
     (tmp_path / 'data').mkdir()
