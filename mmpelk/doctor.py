@@ -250,17 +250,27 @@ def _shared_memory() -> Iterator[Finding]:
         yield Finding('shared memory', 'ok', f'{free:.1f} GB')
 
 
+def _projects() -> list[Path]:
+    """Configs of tools/new_project.py: of the folder that one is in, or below projects in it."""
+    here = Path.cwd()
+    found = [here / f'{here.name}.py', *sorted(here.glob('projects/*/*.py'))]
+    return [path for path in found if path.is_file() and path.stem == path.parent.name]
+
+
 def _recipes() -> Iterator[Finding]:
-    """Data folders and pretrained weights of the recipes; each missing one is reported once."""
+    """Data folders and pretrained weights of the recipes, or of one's own projects, each missing one once."""
+    from mmengine.config import Config
+
     from mmpelk.config import get_config, list_configs
     from mmpelk.engine.checks import missing_data, missing_weights
 
     problems: dict[str, list[str]] = {}
     ready = []
-    for name in list_configs():
+    projects = {os.path.relpath(path): path for path in _projects()}
+    for name in projects or list_configs():
         if name.startswith('demo/'):
             continue  # their data is drawn by the demo
-        cfg = get_config(name)
+        cfg = Config.fromfile(projects[name]) if projects else get_config(name)
         missing = [next(missing_data(cfg, ['train_dataloader', 'val_dataloader']), None)]
         missing.append(next(missing_weights(cfg), None))
         paths = [found[0] for found in missing if found]
@@ -271,9 +281,10 @@ def _recipes() -> Iterator[Finding]:
     for path, names in problems.items():
         more = f' and {len(names) - 1} more' if len(names) > 1 else ''
         page = 'docs/training.md' if path.startswith('checkpoints') else 'docs/getting_started.md'
-        yield Finding(path, 'warning', f'not here; needed by {names[0]}{more}', f'{page} says where it comes from')
+        remedy = 'put it back, or run tools/new_project.py again' if projects else f'{page} says where it comes from'
+        yield Finding(path, 'warning', f'not here; needed by {names[0]}{more}', remedy)
     yield Finding(
-        'recipes',
+        'projects' if projects else 'recipes',
         'ok',
         f'{len(ready)} ready to train: {", ".join(ready)}' if ready else 'none has its data and weights here',
     )

@@ -165,6 +165,29 @@ def test_what_is_broken_is_reported(
     assert doctor.report(findings) == (1 if any(finding.state == 'error' for finding in findings) else 0)
 
 
+def write_project(root: Path, data: Path) -> Path:
+    config = root / 'flowers.py'
+    root.mkdir(parents=True)
+    config.write_text(f"train_dataloader = dict(dataset=dict(type='CocoDataset', data_root={str(data)!r}))\n")
+    return config
+
+
+@pytest.mark.parametrize('inside', [False, True])
+def test_a_project_is_spoken_of_instead_of_the_recipes(inside: bool, monkeypatch: Patch, tmp_path: Path) -> None:
+    data = tmp_path / 'data'
+    config = write_project(tmp_path / 'projects' / 'flowers', data)
+    monkeypatch.chdir(config.parent if inside else tmp_path)
+    (missing, summary) = doctor.examine([doctor._recipes])
+    assert (missing.name, missing.state) == (str(data), 'warning')
+    assert 'flowers.py' in missing.text
+    assert 'new_project.py' in (missing.remedy or '')
+    assert summary.name == 'projects'
+    data.mkdir()
+    (summary,) = doctor.examine([doctor._recipes])
+    assert summary.text.startswith('1 ready to train')
+    assert 'ade' not in summary.text
+
+
 def test_backends_pass_and_nothing_is_broken(monkeypatch: Patch) -> None:
     monkeypatch.delenv('MMPELK_BACKEND', raising=False)
     findings = {finding.name: finding for finding in doctor.examine([doctor._backends])}

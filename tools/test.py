@@ -1,6 +1,7 @@
 """Test a checkpoint with any recipe, whatever its task. ``tools/dist_test.sh`` runs it on several processes."""
 
 import argparse
+import os
 
 import torch.distributed
 from mmengine.config import Config, ConfigDict
@@ -47,7 +48,7 @@ def show_predictions(cfg: Config, args: argparse.Namespace) -> None:
         hook.update(show=True, wait_time=args.wait_time)
     if args.show_dir:
         target, key = (hook, FOLDER_KEYS[scope]) if scope in FOLDER_KEYS else (cfg.visualizer, 'save_dir')
-        target[key] = args.show_dir
+        target[key] = os.path.abspath(args.show_dir)  # the toolboxes take other paths from the work folder
 
 
 def store_predictions(cfg: Config, path: str) -> None:

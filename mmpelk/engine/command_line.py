@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -170,11 +171,59 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+class _ShortFormatter(logging.Formatter):
+    """Shortens long messages on the terminal until the loop begins: the config, the environment, lists of hooks.
+
+    Args:
+        whole: Formats a message.
+        file: Has all of it.
+    """
+
+    LINES = 8
+
+    def __init__(self, whole: logging.Formatter, file: str | None) -> None:
+        super().__init__()
+        self.whole, self.file = whole, file
+        self.shorten = file is not None
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message, or its first lines."""
+        text = self.whole.format(record)
+        lines = text.splitlines()
+        if not self.shorten or len(lines) <= self.LINES or record.levelno > logging.INFO:
+            return text
+        first = next((line for line in lines[1:] if line.strip(' -=')), '')
+        return f'{lines[0]} {first.strip()[:80]} ... {len(lines) - 1} lines in {self.file}'
+
+
+class _ShortLogRunner(Runner):
+    """mmengine's runner whose log is whole in its file, and short on the terminal before the first iteration."""
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        """The logger, whose handlers of the terminal shorten."""
+        logger = super().build_logger(*args, **kwargs)
+        file = getattr(logger, 'log_file', None)
+        self.short_formatters: list[_ShortFormatter] = []
+        for handler in logger.handlers:
+            if type(handler) is logging.StreamHandler and handler.formatter is not None:
+                formatter = _ShortFormatter(handler.formatter, os.path.relpath(file) if file else None)
+                handler.setFormatter(formatter)
+                self.short_formatters.append(formatter)
+        return logger
+
+    def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+        """Call the hooks; what is said from the first iteration on is shown whole."""
+        super().call_hook(fn_name, **kwargs)
+        if fn_name in ('before_train', 'before_val', 'before_test'):
+            for formatter in self.short_formatters:
+                formatter.shorten = False
+
+
 def build_runner(cfg: Config) -> Runner:
     """mmengine's ``Runner``, or the one that the config names; a default hook that is ``None`` is left out."""
     if hooks := cfg.get('default_hooks'):  # mmengine leaves out its own alone, and fails at others
         cfg.default_hooks = {name: hook for name, hook in hooks.items() if hook is not None or name in _MMENGINES_HOOKS}
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else _ShortLogRunner.from_cfg(cfg)
 
 
 @contextmanager

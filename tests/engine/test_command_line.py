@@ -99,3 +99,29 @@ def test_every_default_hook_can_be_left_out(tmp_path: Path) -> None:
         found = hooks_of(tmp_path, HOOKS | {name: None})
         assert sorted([*found, hook['type'].removeprefix('mmpelk.')]) == everything, name
     assert 'RuntimeInfoHook' not in hooks_of(tmp_path, HOOKS | dict(runtime_info=None))
+
+
+def test_long_messages_are_short_on_the_terminal_until_the_loop_begins(tmp_path: Path, capsys: Any) -> None:
+    """The log's file has every line; what is said from the first iteration on, and what is wrong, is shown whole."""
+    cfg = Config(
+        dict(
+            model=dict(type='mmpelk.PeLK', depths=(1,), channels=(8,), kernel_sizes=(5,), out_indices=(0,)),
+            work_dir=str(tmp_path),
+            experiment_name='short_on_the_terminal',
+            **{f'setting_{index}': index for index in range(40)},
+        )
+    )
+    runner = build_runner(cfg)
+    long = '\n'.join(f'line {index}' for index in range(20))
+    runner.logger.info(f'before\n{long}')
+    runner.logger.warning(f'wrong\n{long}')
+    runner.call_hook('before_val')
+    runner.logger.info(f'table\n{long}')
+    printed = capsys.readouterr().out
+    (log,) = tmp_path.rglob('*.log')
+    written = log.read_text()
+    assert 'setting_39' not in printed
+    assert 'setting_39' in written
+    assert [line.count('line 19') for line in (printed, written)] == [2, 3]
+    assert '... 20 lines in ' in printed
+    assert log.name in printed

@@ -9,11 +9,12 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mmengine.config import Config
 
-from mmpelk.engine import RunEstimateHook
+from mmpelk.engine import RunEstimateHook, progress
 from mmpelk.engine.progress import _duration, add_vis_backend
 from mmpelk.errors import UserError
 from tests.commands import call
@@ -25,6 +26,33 @@ def test_duration_and_an_estimate_without_iterations() -> None:
     assert {seconds: _duration(seconds) for seconds in texts} == texts
     with pytest.raises(ValueError, match='fewer than after=5'):
         RunEstimateHook(after=5, skipped=5)
+
+
+def test_estimate_is_corrected_by_the_first_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one knows no validation; a second one counts those to come, and there is no third."""
+    clock, said = [0.0], []
+    monkeypatch.setattr(progress.time, 'monotonic', lambda: clock[0])
+    runner = SimpleNamespace(
+        max_iters=100,
+        iter=0,
+        train_loop=SimpleNamespace(max_iters=100, val_interval=20),
+        val_loop=object(),
+        logger=SimpleNamespace(info=said.append),
+    )
+    hook = RunEstimateHook(after=10, skipped=2)
+    for iteration in range(100):
+        clock[0] += 1.0
+        runner.iter = iteration
+        hook.after_train_iter(runner, iteration)  # type: ignore[arg-type]
+        runner.iter = iteration + 1
+        if runner.iter % 20 == 0:
+            hook.before_val_epoch(runner)  # type: ignore[arg-type]
+            clock[0] += 60.0
+            hook.after_val_epoch(runner)  # type: ignore[arg-type]
+    assert len(said) == 2
+    assert '1 min 30 s for 90 more without the validations' in said[0]
+    # 80 iterations of a second, and four validations of a minute.
+    assert '5 min 20 s for 80 more with validations of 60 s' in said[1]
 
 
 @pytest.mark.parametrize('name', ['tensorboard', 'wandb'])

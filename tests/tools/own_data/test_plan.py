@@ -115,3 +115,29 @@ def test_a_test_split_has_a_loader_of_its_own(data: DataSet, tmp_path: Path) -> 
     if data.task == 'det':
         assert cfg.test_evaluator.ann_file.endswith('/test.json')
         assert cfg.val_evaluator.ann_file.endswith('/val.json')
+
+
+@pytest.mark.parametrize('pictures', [8, 200, 20000])
+@pytest.mark.parametrize('size', ['nano', 'tiny'])
+def test_validation_takes_a_quarter_of_the_run(pictures: int, size: str, data: DataSet) -> None:
+    """By the count of pixels; where two validations of all pictures take longer, they see a part, and the test all."""
+    many = DataSet(**vars(data))
+    names = [f'{index}.jpg' for index in range(pictures)]
+    many.splits, many.notes = {**data.splits, 'val': names}, []
+    if data.task == 'det':
+        image = data.details['contents']['val']['images'][0]
+        images = [{**image, 'id': index, 'file_name': name} for index, name in enumerate(names)]
+        contents = {**data.details['contents'], 'val': {**data.details['contents']['val'], 'images': images}}
+        many.details = {**data.details, 'contents': contents, 'folders': dict(data.details['folders'])}
+    plan = plan_of(many, size)
+    total = plan.iterations if data.task == 'seg' else plan.epochs
+    count = total // plan.val_interval
+    assert count >= 2
+    seen = len(many.splits['val']) * count
+    short, long = sorted(data.median_size)
+    whole = plan.resized**2 * long / short if data.task == 'seg' else plan.size[0] * plan.size[1]
+    # A forward pass takes a third of a step.
+    assert seen * whole / 3 <= 1.01 * plan.iterations * plan.batch_size * plan.size[0] * plan.size[1] / 3
+    if len(many.splits['val']) < pictures:
+        assert many.splits['test'] == names
+        assert f'see {len(many.splits["val"])} of {pictures} pictures' in '\n'.join(map(str, many.notes))
