@@ -59,9 +59,9 @@ def read_detection(
         absolute = (image['file_name'] for content in contents.values() for image in content['images'])
         pictures |= {path: path for path in absolute if Path(path).is_absolute() and Path(path).is_file()}
     clean = {split: _check(data, content, files[split], pictures, images) for split, content in contents.items()}
-    listed = {image['file_name'] for content in clean.values() for image in content['images']}
-    beside = {os.path.dirname(name) for name in listed}
-    if unlisted := [path for path in pictures if os.path.dirname(path) in beside and path not in listed]:
+    named = {image['file_name'] for content in clean.values() for image in content['images']}
+    beside = {os.path.dirname(name) for name in named}
+    if unlisted := [path for path in pictures if os.path.dirname(path) in beside and path not in named]:
         data.note('remark', f'{len(unlisted)} pictures beside the others are in no annotation file', unlisted)
     splits = {split: clean[split]['images'] if split in clean else [] for split in ('train', 'val', 'test')}
     if list(clean) == ['train'] and (lists := read_split_lists(root)):
