@@ -1,6 +1,19 @@
 """PeLK, parameter-efficient large kernel ConvNets with peripheral convolution, as an OpenMMLab plugin."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from mmpelk.config import config_path, get_config, list_configs, resolve_recipe
 
-__all__ = ['__version__', 'config_path', 'get_config', 'list_configs', 'resolve_recipe']
+if TYPE_CHECKING:
+    from mmpelk.models.enlarge import dense, enlarge
+
+__all__ = ['__version__', 'config_path', 'dense', 'enlarge', 'get_config', 'list_configs', 'resolve_recipe']
 __version__ = '0.1.0'
+
+
+def __getattr__(name: str) -> Any:
+    """``enlarge`` and ``dense`` are imported when they are asked for, with torch and mmengine."""
+    if name in ('dense', 'enlarge'):
+        return getattr(import_module('mmpelk.models.enlarge'), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,5 +1,6 @@
 """The PeLK backbone and its modules."""
 
+from .enlarge import Enlarged, EnlargedConv2d
 from .mixers import MIXERS, ConvNeXtMixer, DenseMixer, Mixer, MixerSpec, PeripheralMixer, StripeMixer
 from .pelk import ARCHITECTURES, PeLK, PeLKBlock
 from .peripheral_conv import PeripheralConv2d
@@ -10,6 +11,8 @@ __all__ = [
     'MIXERS',
     'ConvNeXtMixer',
     'DenseMixer',
+    'Enlarged',
+    'EnlargedConv2d',
     'Inflated',
     'Mixer',
     'MixerSpec',
