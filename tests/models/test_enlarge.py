@@ -85,21 +85,22 @@ def small() -> nn.Sequential:
 @pytest.mark.slow
 @pytest.mark.parametrize('name', FAMILIES)
 def test_families_compute_the_same(name: str) -> None:
-    """In float32, in training and in evaluation; where random weights blow up, relative to what they give."""
+    """In float32, to 1e-5; batch norms over few numbers make more of rounding: there as far off as the original is."""
     network = build(name)
     larger = copy.deepcopy(network)
-    found = mmpelk.enlarge(larger, 31)
-    assert found.changes
+    assert mmpelk.enlarge(larger, 31).changes
     x = torch.rand(2, 3, FAMILIES[name], FAMILIES[name])
-    for training in (False, True):
-        for module in (network, larger):
-            module.train(training)
+
+    def run(model: nn.Module, x: Tensor) -> Tensor:
+        torch.manual_seed(1)  # of dropped paths
         with torch.no_grad():
-            torch.manual_seed(1)
-            want = network(x)
-            torch.manual_seed(1)
-            got = larger(x)
-        assert (got - want).norm() <= 1e-5 * want.norm()
+            return model(x).double()
+
+    for training in (False, True):
+        before = copy.deepcopy(network).train(training)
+        want, got = run(network.train(training), x), run(larger.train(training), x)
+        if (got - want).norm() > 1e-5 * want.norm():
+            assert (got - want).norm() <= 2 * (want - run(before.double(), x.double())).norm()
     larger.load_state_dict(network.state_dict())  # the public weights of the original
 
 
