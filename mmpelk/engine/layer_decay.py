@@ -1,15 +1,27 @@
 """Learning rates that decay with depth, for any backbone with ``get_layer_depth``."""
 
 import json
+from typing import Any
 
 from mmengine.logging import MMLogger
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIMIZERS
 from torch import nn
 
+from mmpelk.models import PeripheralConv2d
 from mmpelk.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
-_PREFIX = 'backbone.'
+# Keys of mmengine's own constructor.
+_MMENGINES = {
+    'custom_keys',
+    'bias_lr_mult',
+    'bias_decay_mult',
+    'norm_decay_mult',
+    'dwconv_decay_mult',
+    'dcn_offset_lr_mult',
+    'flat_decay_mult',
+    'bypass_duplicate',
+}
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -23,9 +35,12 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     - ``decay_type``: ``'layer_wise'`` or ``'stage_wise'``. Stage-wise, the stem and all downsampling layers are
       layer 0, stage ``i`` is layer ``i + 1``, and everything else trains at the full rate;
     - ``num_layers``: stage-wise only, the depth that the exponent counts from, 6 in ConvNeXt-T's recipe and 12 in the
-      deeper ones. By default it follows from the backbone's depth.
+      deeper ones. By default it follows from the backbone's depth;
+    - the keys of mmengine's ``DefaultOptimWrapperConstructor``, ``custom_keys`` and the others. Their factors of the
+      learning rate multiply the layer's; ``dwconv_decay_mult`` is of peripheral convolutions, too.
 
-    Norms, biases and other one-dimensional parameters have no weight decay, nor has the positional embedding.
+    Backbones may have any name and lie anywhere in the model. Unless one of those keys says otherwise, norms, biases
+    and other one-dimensional parameters have no weight decay, nor has the positional embedding.
 
     Raises:
         ValueError: If ``paramwise_cfg`` holds unknown keys or values, or the backbone has no ``get_layer_depth``.
@@ -34,7 +49,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
         cfg = self.paramwise_cfg
-        known = {'decay_rate', 'decay_type', 'num_layers'}
+        known = {'decay_rate', 'decay_type', 'num_layers', *_MMENGINES}
         if 'decay_rate' not in cfg or set(cfg) - known:
             raise ValueError(f'paramwise_cfg needs decay_rate and may have {sorted(known)}; got {sorted(cfg)}')
         if not 0 < cfg['decay_rate'] <= 1:
@@ -47,52 +62,101 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 raise ValueError(
                     f'optim_wrapper.optimizer.type: {kind} is not in torch.optim or the registry; check it'
                 )
-        if not isinstance(self.base_lr, int | float | None):
+        if not isinstance(self.base_lr, int | float):
             raise ValueError(f'optim_wrapper.optimizer.lr has to be a number, but is {self.base_lr!r}')
 
     def add_params(self, params: list[dict], module: nn.Module, **kwargs: object) -> None:
-        """Add the model's parameters to ``params``, one group per layer and per weight decay."""
+        """Add the model's parameters to ``params``, one group per layer, weight decay and other rule."""
+        backbones = self._backbones(module)
+        rules = self._rules(module)
         groups: dict[str, dict] = {}
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
                 continue
-            layer, last = self._layer(module, name)
-            decays = parameter.dim() > 1 and not name.endswith(('.bias', '.positional_embedding'))
-            group_name = f'layer_{layer}_{"decay" if decays else "no_decay"}'
-            if group_name not in groups:
-                scale = self.paramwise_cfg['decay_rate'] ** (last - layer)
-                groups[group_name] = {
+            prefix = next((prefix for prefix in backbones if name.startswith(prefix)), None)
+            layer, last = self._layer(backbones, prefix, name)
+            rule = dict(rules.get(id(parameter), {}))
+            scale = self.paramwise_cfg['decay_rate'] ** (last - layer) * rule.pop('lr', self.base_lr) / self.base_lr
+            decay = rule.pop('weight_decay', self.base_wd)
+            if 'weight_decay' not in rules.get(id(parameter), {}) and _is_without_decay(name, parameter):
+                decay = 0.0
+            whose = f'{prefix}' if prefix and len(backbones) > 1 else ''
+            key = f'{whose}layer_{layer}_{"no_decay" if decay == 0 else "decay"}'
+            key += ''.join(f'_{what}={value}' for what, value in rules.get(id(parameter), {}).items())
+            if key not in groups:
+                groups[key] = rule | {
                     'params': [],
                     'param_names': [],
-                    'group_name': group_name,
+                    'group_name': key,
                     'lr_scale': scale,
                     'lr': scale * self.base_lr,
                 }
-                if not decays:
-                    groups[group_name]['weight_decay'] = 0.0
-                elif self.base_wd is not None:  # else the optimizer's own default
-                    groups[group_name]['weight_decay'] = self.base_wd
-            groups[group_name]['params'].append(parameter)
-            groups[group_name]['param_names'].append(name)
+                if decay is not None:  # else the optimizer's own default
+                    groups[key]['weight_decay'] = decay
+            groups[key]['params'].append(parameter)
+            groups[key]['param_names'].append(name)
         table = {name: {key: group.get(key) for key in ('lr', 'weight_decay')} for name, group in groups.items()}
         MMLogger.get_current_instance().debug('parameter groups: %s', json.dumps(table, indent=2))
         params.extend(groups.values())
 
-    def _layer(self, model: nn.Module, name: str) -> tuple[int, int]:
-        """Layer of a parameter, and the layer that trains at the full rate."""
-        backbone = getattr(model, 'backbone', None)
-        if backbone is None or not hasattr(backbone, 'get_layer_depth'):
+    def _backbones(self, model: nn.Module) -> dict[str, Any]:
+        """Modules that know the layers of their parameters, by the prefix of their names, wherever they are."""
+        found = {f'{name}.' if name else '': part for name, part in model.named_modules() if _knows_layers(part)}
+        # Classifiers of mmpretrain pass the question on to their backbone.
+        inner = {
+            prefix: part
+            for prefix, part in found.items()
+            if not any(other is not part and _knows_layers(other) for other in part.modules())
+        }
+        if not inner:
+            backbone = getattr(model, 'backbone', None)
             raise ValueError(
                 f'{type(self).__name__} needs a model whose backbone has get_layer_depth(name, prefix), as PeLK and '
                 f"mmpretrain's backbones have; got {type(backbone).__name__}"
             )
-        layer, num_layers = backbone.get_layer_depth(name, _PREFIX)
+        return inner
+
+    def _rules(self, model: nn.Module) -> dict[int, dict[str, Any]]:
+        """What mmengine's own keys say of a parameter, by its id: ``lr``, ``weight_decay``, and what else they set."""
+        cfg = {key: value for key, value in self.paramwise_cfg.items() if key in _MMENGINES}
+        if not cfg:
+            return {}
+        groups: list[dict] = []
+        DefaultOptimWrapperConstructor(dict(optimizer=self.optimizer_cfg), cfg).add_params(groups, model)
+        rules: dict[int, dict[str, Any]] = {}
+        for group in groups:
+            (parameter,) = group.pop('params')
+            rules.setdefault(id(parameter), group)
+        if (factor := cfg.get('dwconv_decay_mult')) is None:
+            return rules
+        for prefix, part in model.named_modules():
+            if isinstance(part, PeripheralConv2d):  # a depthwise convolution, of a class that mmengine does not know
+                for name, parameter in part.named_parameters(recurse=False):
+                    is_custom = any(key in f'{prefix}.{name}' for key in cfg.get('custom_keys', {}))
+                    if not is_custom and not (name == 'bias' and 'bias_decay_mult' in cfg):
+                        rules.setdefault(id(parameter), {})['weight_decay'] = self.base_wd * factor
+        return rules
+
+    def _layer(self, backbones: dict[str, Any], prefix: str | None, name: str) -> tuple[int, int]:
+        """Layer of a parameter, and the layer that trains at the full rate."""
+        if prefix is None:  # heads and necks
+            last = max(self._layer(backbones, prefix, f'{prefix}norm.weight')[1] for prefix in backbones)
+            return last, last
+        layer, num_layers = backbones[prefix].get_layer_depth(name, prefix)
         last = num_layers - 1
         if self.paramwise_cfg.get('decay_type', 'layer_wise') == 'stage_wise':
             last = self.paramwise_cfg.get('num_layers', num_layers - 2) + 1
-            part, *index = name.removeprefix(_PREFIX).split('.')
-            if not name.startswith(_PREFIX) or part not in ('downsample_layers', 'stages'):
+            part, *index = name.removeprefix(prefix).split('.')
+            if part not in ('downsample_layers', 'stages'):
                 layer = last
             else:
                 layer = 0 if part == 'downsample_layers' else int(index[0]) + 1
         return layer, last
+
+
+def _knows_layers(module: nn.Module) -> bool:
+    return hasattr(module, 'get_layer_depth')
+
+
+def _is_without_decay(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.dim() <= 1 or name.endswith(('.bias', 'positional_embedding'))

@@ -442,7 +442,7 @@ class PeLK(Pretrained, BaseModule):
         Returns:
             The id, 0 being the stem, and the number of ids.
         """
-        last = 12 if self.depths[-2] > 9 else 6
+        last = 12 if max(self.depths[2:3], default=0) > 9 else 6
         if not param_name.startswith(prefix):
             return last + 1, last + 2
         part, *index = param_name[len(prefix) :].split('.')

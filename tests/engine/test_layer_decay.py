@@ -3,7 +3,8 @@
 import pytest
 import torch
 from mmdet.engine.optimizers import LearningRateDecayOptimizerConstructor as Mmdets
-from mmpretrain.models import ConvNeXt
+from mmengine.optim import DefaultOptimWrapperConstructor
+from mmpretrain.models import ConvNeXt, ImageClassifier
 from mmseg.engine.optimizers import LearningRateDecayOptimizerConstructor as Mmsegs
 from torch import nn
 
@@ -83,3 +84,80 @@ def test_backbone_without_depths() -> None:
         LayerDecayOptimWrapperConstructor(OPTIM_WRAPPER, dict(decay_rate=0.9)).add_params(
             [], _Segmentor(nn.Conv2d(3, 4, 1))
         )
+
+
+def _groups(model: nn.Module, **paramwise_cfg: object) -> dict[str, tuple[float, ...]]:
+    optimizer = LayerDecayOptimWrapperConstructor(OPTIM_WRAPPER, dict(decay_rate=0.8) | paramwise_cfg)(model).optimizer
+    assert len({group['group_name'] for group in optimizer.param_groups}) == len(optimizer.param_groups)
+    return _rates(optimizer.param_groups)
+
+
+@pytest.mark.parametrize('decay_type', ['layer_wise', 'stage_wise'])
+def test_backbones_of_any_name(decay_type: str) -> None:
+    """Of several sensors, or of a teacher: each parameter trains at the rate of its own backbone's layer."""
+    want = _groups(_Segmentor(PeLK(SMALL)), decay_type=decay_type)
+    deeper = _groups(_Segmentor(PeLK(SMALL | dict(depths=(1, 1, 27, 1)))), decay_type=decay_type)
+    model = nn.Module()
+    model.img_backbone = PeLK(SMALL)
+    model.student = _Segmentor(PeLK(SMALL | dict(depths=(1, 1, 27, 1))))
+    model.fusion = nn.Linear(3, 3)
+    got = _groups(model, decay_type=decay_type)
+    assert got.keys() == {name for name, _ in model.named_parameters()}
+    for name, rates in got.items():
+        if name.startswith('fusion.'):
+            assert rates[1] == 1
+        elif name.startswith('student.'):
+            assert rates == pytest.approx(deeper[name.removeprefix('student.')]), name
+        else:
+            assert rates == pytest.approx(want[name.replace('img_backbone', 'backbone')]), name
+
+
+def test_backbone_alone_and_in_a_classifier() -> None:
+    want = _groups(_Segmentor(PeLK(SMALL)))
+    alone = _groups(PeLK(SMALL))
+    assert alone == {name.removeprefix('backbone.'): want[name] for name in want if name.startswith('backbone.')}
+    head = dict(type='LinearClsHead', num_classes=2, in_channels=8)
+    classifier = _groups(ImageClassifier(backbone=dict(type='mmpelk.PeLK', arch=SMALL), head=head))
+    assert {name: rates for name, rates in classifier.items() if name in want} == {
+        name: rates for name, rates in want.items() if name.startswith('backbone.')
+    }
+    assert classifier['head.fc.weight'][1] == 1
+
+
+def test_one_stage_has_layers() -> None:
+    rates = _groups(PeLK(depths=(2,), channels=(8,), kernel_sizes=(5,), out_indices=(0,)))
+    scales = [rates[name][1] for name in ('downsample_layers.0.0.weight', 'stages.0.0.gamma', 'norm0.weight')]
+    assert scales == sorted(scales)
+    assert len(set(scales)) == 3
+
+
+MULTIPLIERS = dict(
+    bias_lr_mult=2.0, bias_decay_mult=0.3, norm_decay_mult=0.5, dwconv_decay_mult=0.2, flat_decay_mult=0.1,
+    custom_keys={'decode_head': dict(lr_mult=10.0), 'stages.1': dict(decay_mult=0.7, lr_mult=0.5)},
+)  # fmt: skip
+
+
+def test_keys_of_mmengine() -> None:
+    """As its own constructor has them, times the layer's rate; the large kernel is as depthwise as the small one."""
+    model, groups = _Segmentor(PeLK(SMALL)), []
+    DefaultOptimWrapperConstructor(OPTIM_WRAPPER, MULTIPLIERS).add_params(groups, model)
+    rules = {id(group['params'][0]): group for group in groups}
+    parameters, base = dict(model.named_parameters()), OPTIM_WRAPPER['optimizer']
+    plain, got = _groups(model), _groups(model, **MULTIPLIERS)
+    assert got.keys() == plain.keys()
+    for name, (_, scale, decay) in plain.items():
+        rule = rules[id(parameters[name.replace('large.weight', 'small.weight')])]
+        lr = rule.get('lr', base['lr'])
+        assert got[name] == pytest.approx((scale * lr, scale * lr / base['lr'], rule.get('weight_decay', decay))), name
+
+
+def test_single_keys_of_mmengine() -> None:
+    model = _Segmentor(PeLK(SMALL))
+    plain = _groups(model)
+    kernels = {name for name in plain if name.endswith(('large.weight', 'small.weight'))}
+    changed = _groups(model, dwconv_decay_mult=0.0)
+    assert {name for name in plain if changed[name] != plain[name]} == kernels
+    changed = _groups(model, custom_keys={'positional_embedding': dict(decay_mult=1.0)})
+    assert {name for name in plain if changed[name] != plain[name]} == {
+        name for name in plain if name.endswith('positional_embedding')
+    }
