@@ -10,6 +10,7 @@ One model for each of :data:`mmpelk.models.ARCHITECTURES`. Arguments that timm d
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -25,7 +26,8 @@ from mmpelk.sparsity import fold_masks
 try:
     from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     from timm.layers import NormMlpClassifierHead
-    from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+    from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
+    from timm.models._features import FeatureGetterNet  # the class that features_only takes; not exported
 except ImportError as error:
     raise ImportError("PeLK in timm's registry takes the package timm: pip install 'mmpelk[timm]'") from error
 
@@ -42,11 +44,17 @@ class PeLKClassifier(nn.Module):
         global_pool: A name of timm's; ``''`` for none.
         drop_rate: Dropout in front of the linear layer.
         head_init_scale: Factor of the linear layer's initial values.
+        output_stride: Of the last map; it can only be the network's own.
+        device: Where the parameters are made.
+        dtype: Their type.
         **arguments: Of :class:`mmpelk.models.PeLK`, such as ``drop_path_rate``.
 
     Attributes:
         num_features: Channels of :meth:`forward_features`.
         feature_info: Channels, stride and module of each stage's map.
+
+    Raises:
+        UserError: If ``output_stride`` is another than the network's own.
     """
 
     def __init__(
@@ -56,9 +64,32 @@ class PeLKClassifier(nn.Module):
         global_pool: str = 'avg',
         drop_rate: float = 0.0,
         head_init_scale: float = 1.0,
+        output_stride: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         **arguments: Any,
     ) -> None:
         super().__init__()
+        with nullcontext() if device is None else torch.device(device):
+            self._build(num_classes, in_chans, global_pool, drop_rate, head_init_scale, arguments)
+        if dtype is not None:
+            self.to(dtype=dtype)
+        own = self.feature_info[-1]['reduction']
+        if output_stride not in (None, own):
+            raise UserError(
+                f'the output_stride of this network is {own}, got {output_stride}: its kernels have no dilation. Take '
+                'the map of an earlier stage, features_only=True with out_indices, or a larger image'
+            )
+
+    def _build(
+        self,
+        num_classes: int,
+        in_chans: int,
+        global_pool: str,
+        drop_rate: float,
+        head_init_scale: float,
+        arguments: dict[str, Any],
+    ) -> None:
         self.backbone: Any = PeLK(in_channels=in_chans, out_indices=(), **arguments)
         initialize(self.backbone, self.backbone.init_cfg)  # as init_weights() does, which prints every name
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
@@ -153,7 +184,15 @@ class PeLKClassifier(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:
         """Another linear layer, none for 0 classes; with ``reset_other`` without the norm in front of it."""
         self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool, reset_other=reset_other, in_features=self.num_features)
+        like = self.backbone.downsample_layers[0][0].weight
+        self.head.reset(
+            num_classes,
+            global_pool,
+            reset_other=reset_other,
+            in_features=self.num_features,
+            device=like.device,
+            dtype=like.dtype,
+        )
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns of parameter names, for timm's layer-wise learning rates."""
@@ -180,6 +219,14 @@ class PeLKClassifier(nn.Module):
                 block.with_cp = enable
 
 
+class PeLKFeatures(FeatureGetterNet):
+    """Maps of some stages: what ``features_only=True`` makes."""
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the blocks in the backward pass."""
+        cast(PeLKClassifier, self.model).set_grad_checkpointing(enable)
+
+
 def names_of_timm(state: Mapping[str, Any], model: PeLKClassifier) -> dict[str, Tensor]:
     """Weights of a classification recipe, by the names that they have here, masks folded in.
 
@@ -196,19 +243,23 @@ def _entry(name: str, arch: str) -> Callable[..., nn.Module]:
     def create(pretrained: bool = False, **arguments: Any) -> nn.Module:
         given = [arguments.get(key) or {} for key in ('pretrained_cfg', 'pretrained_cfg_overlay')]
         sources = [
-            cfg.get(key) for cfg in given if isinstance(cfg, dict) for key in ('file', 'url', 'hf_hub_id', 'state_dict')
+            (cfg.to_dict() if isinstance(cfg, PretrainedCfg) else cfg).get(key)
+            for cfg in given
+            if isinstance(cfg, dict | PretrainedCfg)
+            for key in ('file', 'url', 'hf_hub_id', 'state_dict')
         ]
         if pretrained and not any(sources):
             raise UserError(
                 f'there are no published weights of {name} yet: leave pretrained out, or give your own with '
                 "pretrained=True, pretrained_cfg_overlay=dict(file='FILE.safetensors')"
             )
+        stages = len(arguments.get('depths') or ARCHITECTURES[arch]['depths'])
         return build_model_with_cfg(
             PeLKClassifier,
             name,
             pretrained,
             pretrained_filter_fn=names_of_timm,
-            feature_cfg=dict(feature_cls='getter', out_indices=tuple(range(len(ARCHITECTURES[arch]['depths'])))),
+            feature_cfg=dict(feature_cls=PeLKFeatures, out_indices=tuple(range(stages))),
             **dict(arch=arch) | arguments,
         )
 

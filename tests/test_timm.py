@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from mmpelk.errors import UserError
 from mmpelk.models import ARCHITECTURES
 from mmpelk.models.weights.key_maps import to_timm
 
@@ -16,6 +18,8 @@ import timm
 from mmpelk.timm import NAMES
 
 SMALL: dict[str, Any] = dict(depths=(1, 2, 1), channels=(8, 12, 16), kernel_sizes=(13, 9, 7))
+
+SHARED = dict(first_conv='backbone.downsample_layers.0.0', classifier='head.fc')
 
 
 def create(**arguments: Any) -> Any:
@@ -103,6 +107,62 @@ def test_learning_and_recomputing_give_the_same_gradients() -> None:
         gradients.append([value.grad for value in model.parameters()])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_extracted_features_learn_with_recomputing() -> None:
+    gradients = []
+    for recompute in (False, True):
+        model = create(features_only=True).train()
+        model.set_grad_checkpointing(recompute)
+        assert model.model.backbone.stages[0][0].with_cp == recompute
+        sum(out.square().sum() for out in model(torch.ones(2, 3, 32, 32))).backward()
+        gradients.append([value.grad for value in model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize('extra', [{}, dict(features_only=True), dict(num_classes=0), dict(global_pool='')], ids=str)
+def test_device_and_dtype(extra: dict[str, Any]) -> None:
+    for device, dtype in (('meta', None), (None, torch.bfloat16), (torch.device('meta'), torch.float64)):
+        model = timm.create_model('pelk_tiny', **SMALL, device=device, dtype=dtype, **extra)
+        assert {str(value.device) for value in model.parameters()} == {'meta' if device else 'cpu'}
+        assert {value.dtype for value in model.parameters()} == {dtype or torch.float32}
+    assert create(dtype=torch.float64)(torch.rand(1, 3, 32, 32, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_new_head_is_like_the_network() -> None:
+    model = create(device='meta', dtype=torch.bfloat16)
+    model.reset_classifier(7)
+    assert (model.head.fc.weight.device.type, model.head.fc.weight.dtype) == ('meta', torch.bfloat16)
+
+
+def test_created_of_fake_tensors() -> None:
+    with FakeTensorMode():
+        model = create()
+        assert model(torch.rand(1, 3, 32, 32)).shape == (1, 1000)
+        assert type(model.head.fc.weight.data).__name__ == 'FakeTensor'
+
+
+def test_output_stride() -> None:
+    assert create(output_stride=16).feature_info[-1]['reduction'] == 16
+    for extra in ({}, dict(features_only=True)):
+        with pytest.raises(UserError, match=r'output_stride of this network is 16, got 8.*out_indices'):
+            create(output_stride=8, **extra)
+
+
+def test_description_of_weights_as_an_object(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+    from timm.models import PretrainedCfg
+
+    source = create(num_classes=5)
+    torch.nn.init.uniform_(source.head.fc.weight)
+    save_file(source.state_dict(), str(tmp_path / 'model.safetensors'))
+    given = PretrainedCfg(file=str(tmp_path / 'model.safetensors'), num_classes=5, **SHARED)
+    model = create(num_classes=5, pretrained=True, pretrained_cfg=given)
+    image = torch.rand(2, 3, 32, 32)
+    assert torch.equal(model(image), source(image))
+    with pytest.raises(UserError, match='published weights of pelk_tiny yet'):
+        create(pretrained=True, pretrained_cfg=PretrainedCfg(num_classes=5, **SHARED))
 
 
 def test_layer_groups_hold_every_parameter() -> None:
