@@ -35,13 +35,14 @@ MARKS = ('<!-- table of gpu_check -->', '<!-- end of the table -->')
 # Seconds; ten minutes together. A dry run on a busy CPU may take ten times as long.
 BUDGETS = {
     'machine': 30,
-    'correctness': 150,
+    'correctness': 130,
     'host': 20,
     'operator': 120,
     'peers': 80,
     'choice': 30,
-    'networks': 120,
-    'ddp': 50,
+    'networks': 110,
+    'ddp': 30,
+    'recipes': 60,
 }
 DRY_FACTOR = 10
 
@@ -443,6 +444,72 @@ def ddp(step: Step) -> None:
     torch.distributed.destroy_process_group()
 
 
+RECIPES = ('cls/pelk_t_in1k.py', 'seg/upernet_pelk_t_ade20k.py', 'det/mask_rcnn_pelk_t_coco_1x.py')
+
+
+def recipes(step: Step) -> None:
+    """A training step of a recipe of every task as its runner takes it: mixed precision, DDP, synchronised batch norms.
+
+    Dry: in float32 with plain batch norms, on images of 64 x 64.
+    """
+    import torch
+    from mmengine.config import Config
+    from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
+    from mmengine.optim import AmpOptimWrapper, OptimWrapper
+    from mmengine.registry import MODELS, init_default_scope
+
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group('gloo' if step.dry else 'nccl', store=store, rank=0, world_size=1)
+    for recipe in RECIPES:
+        for dtype in (None,) if step.dry else ('float16', 'bfloat16'):
+            with step.guarded(recipe=recipe, dtype=dtype):
+                config = Config.fromfile(ROOT / 'configs' / recipe)
+                init_default_scope(config.default_scope)
+                model = MODELS.build(config.model)
+                model = revert_sync_batchnorm(model) if step.dry else model
+                model = MMDistributedDataParallel(model.to(step.device).train(), find_unused_parameters=True)
+                optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
+                wrapper = (
+                    OptimWrapper(optimizer) if dtype is None else AmpOptimWrapper(dtype=dtype, optimizer=optimizer)
+                )
+                batch = _batch(config.default_scope, 64 if step.dry else 256)
+                losses = [model.train_step(batch, wrapper) for _ in range(1 if step.dry else 2)]
+                finite = all(
+                    bool(torch.isfinite(torch.as_tensor(value)).all())
+                    for step_losses in losses
+                    for value in step_losses.values()
+                )
+                step.write(
+                    recipe=recipe,
+                    dtype=dtype,
+                    loss=float(torch.as_tensor(losses[-1]['loss']).detach()),
+                    passed=finite,
+                    summary='losses',
+                )
+    torch.distributed.destroy_process_group()
+
+
+def _batch(scope: str, side: int) -> dict[str, Any]:
+    """Two random images with the labels of a task, as its data loader gives them."""
+    import torch
+
+    images = [torch.randint(0, 256, (3, side, side), dtype=torch.uint8) for _ in range(2)]
+    if scope == 'mmdet':
+        from mmdet.testing import demo_mm_inputs
+
+        return demo_mm_inputs(2, [[3, side, side]] * 2, num_classes=80, with_mask=True)
+    if scope == 'mmseg':
+        from mmengine.structures import PixelData
+        from mmseg.structures import SegDataSample
+
+        meta = dict(img_shape=(side, side), ori_shape=(side, side))
+        labels = [PixelData(data=torch.randint(0, 150, (1, side, side))) for _ in images]
+        return dict(inputs=images, data_samples=[SegDataSample(gt_sem_seg=label, metainfo=meta) for label in labels])
+    from mmpretrain.structures import DataSample
+
+    return dict(inputs=images, data_samples=[DataSample().set_gt_label(label) for label in range(2)])
+
+
 STEPS: dict[str, Callable[[Step], None]] = {
     'machine': machine,
     'correctness': correctness,
@@ -452,6 +519,7 @@ STEPS: dict[str, Callable[[Step], None]] = {
     'choice': choice,
     'networks': networks,
     'ddp': ddp,
+    'recipes': recipes,
 }
 
 
