@@ -44,6 +44,7 @@ def show_predictions(cfg: Config, args: argparse.Namespace) -> None:
             f'{", ".join(DRAW_KEYS)} in the config'
         )
     hook[DRAW_KEYS[scope]] = True
+    hook['interval'] = 1  # mmpretrain draws one in thousands by default; the others draw all of a test
     if args.show:
         hook.update(show=True, wait_time=args.wait_time)
     if args.show_dir:

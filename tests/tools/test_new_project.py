@@ -225,6 +225,7 @@ def test_tutorial_detection(tmp_path: Path) -> None:
     folder = tmp_path / 'my work'
     folder.mkdir()
     small = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'default_hooks.checkpoint.interval=1']
+    small += ['model.test_cfg.rcnn.score_thr=0']  # three iterations are sure of nothing
     small += [
         "'train_dataloader.dataset.pipeline.2.scales=[(96,64)]'",
         "'val_dataloader.dataset.pipeline.1.scale=(96,64)'",

@@ -122,6 +122,11 @@ def interpret(
     else:
         grey = False
     said: list[tuple[str, str]] = []
+    listed = {name.name: unpack(name.key) for name in names if name.coloured and name.key is not None}
+    if listed and not coloured:
+        names = [ClassName(name) for name in listed]
+        text = 'the list of classes names colours, the label maps hold indices: they are taken for places in the list'
+        said.append(('question', f'{text} (--classes {next(iter(listed))}=0,...)'))
     nearest = _soften(statistics, coloured, lossy, names, answers, said)
     counts: dict[int, int] = {}
     for key, count in statistics.counts.items():
@@ -146,7 +151,7 @@ def interpret(
     if grey:
         mapping = {pack(key, key, key): value for key, value in mapping.items()}
     return Meaning(
-        classes, _palette(classes, reading, coloured, names, known, keys), mapping, coloured or grey, rows, said
+        classes, _palette(classes, reading, coloured, listed, known, keys), mapping, coloured or grey, rows, said
     )
 
 
@@ -154,11 +159,11 @@ def _palette(
     classes: list[str],
     reading: _Reading,
     coloured: bool,
-    names: Sequence[ClassName],
+    listed: Mapping[str, Colour],
     known: Callable[[list[int]], dict[str, Any] | None],
     keys: set[int],
 ) -> list[Colour]:
-    of_names = {name: unpack(key) for name, key in reading.classes} if coloured else {}
+    of_names = {name: unpack(key) for name, key in reading.classes} if coloured else dict(listed)
     if not of_names and (public := known(sorted(keys))) and list(public['classes']) == classes:
         of_names = dict(zip(classes, map(tuple, public['palette']), strict=True))
     return make_palette(len(classes), [of_names.get(name) for name in classes])

@@ -178,6 +178,15 @@ def test_lists_of_values(text: str, tmp_path: Path) -> None:
     assert meaning(read_segmentation(tmp_path)) == {0: 'sky', 1: 'road'}
 
 
+def test_indices_with_a_list_of_colours_are_a_question(tmp_path: Path) -> None:
+    """A list of 32 colours beside maps of 12 joined classes would name them all wrongly."""
+    write(tmp_path, [0, 1])
+    data = read_segmentation(tmp_path, 'sky=#000009,road=#090000')
+    assert 'taken for places in the list (--classes sky=0,...)' in notes(data, 'question')
+    assert meaning(data) == {0: 'sky', 1: 'road'}
+    assert data.palette == [(0, 0, 9), (9, 0, 0)]
+
+
 def test_names_of_colours_are_never_guessed(tmp_path: Path) -> None:
     write(tmp_path, [[9, 0, 0], [0, 0, 9]])
     with pytest.raises(UserError, match='--classes sky=#rrggbb,road=#rrggbb'):
