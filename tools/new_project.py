@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--classes',
         metavar='NAMES',
-        help='segmentation: a,b,c or a=VALUE,b=VALUE or a=#rrggbb,b=#rrggbb, or a file with a class a line',
+        help='in the order of their indices: a,b,c or a file with a class a line; segmentation: also a=VALUE, a=#rrggbb',
     )
     parser.add_argument(
         '--ignore',
@@ -114,8 +114,10 @@ def read_as(args: argparse.Namespace, converted: dict[str, Any] | None) -> DataS
         answers = Answers(args.ignore, args.background, args.soft_edges)
         return read_segmentation(args.data, args.classes, args.images, args.labels, answers, args.val_share, converted)
     if args.task == 'det':
-        return read_detection(args.data, args.annotations, args.images, args.val_share, converted)
-    return read_classification(args.data, args.val_share, converted=converted)
+        # What was converted has the names in the list's order already.
+        order = None if converted else args.classes
+        return read_detection(args.data, args.annotations, args.images, args.val_share, converted, order)
+    return read_classification(args.data, args.val_share, converted=converted, classes=args.classes)
 
 
 def next_steps(config: Path) -> str:

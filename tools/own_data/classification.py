@@ -22,6 +22,7 @@ from .dataset import (
     split_names,
     split_of,
 )
+from .names import order_names
 
 __all__ = ['read_classification']
 
@@ -30,7 +31,11 @@ _OTHERS = {'jpegimages', 'images', 'image', 'annotations', 'labels', 'segmentati
 
 
 def read_classification(
-    root: Path, val_share: float = 0.2, limit: int = 20000, converted: dict[str, Any] | None = None
+    root: Path,
+    val_share: float = 0.2,
+    limit: int = 20000,
+    converted: dict[str, Any] | None = None,
+    classes: str | None = None,
 ) -> DataSet:
     """Read ``root/CLASS/*.jpg``, or ``root/train/CLASS/*.jpg`` and ``root/val/CLASS/*.jpg``.
 
@@ -39,6 +44,7 @@ def read_classification(
         val_share: Share of every class's pictures to validate on where the folders do not say it.
         limit: Above so many pictures, only their headers are read.
         converted: The data set as :func:`~own_data.foreign.convert` has read it.
+        classes: The names in the order of their indices; by default that of the alphabet.
 
     Raises:
         UserError: If there are not two classes with pictures.
@@ -57,6 +63,7 @@ def read_classification(
         raise UnknownLayoutError(
             f"'{root}' needs a folder of pictures for each of at least two classes, found {data.classes}"
         )
+    data.classes = order_names(data.classes, classes, root)
     labelled = [sample.path for group in by_class.values() for sample in group]
     pixels = len(labelled) <= limit
     headers = map_files(lambda name: (name, read_header(root / name, pixels)), labelled, 'Reading pictures')

@@ -24,6 +24,7 @@ from .dataset import (
     read_split_lists,
     split_of,
 )
+from .names import order_names
 
 __all__ = ['read_detection']
 
@@ -37,6 +38,7 @@ def read_detection(
     images: str | None = None,
     val_share: float = 0.2,
     converted: dict[str, Any] | None = None,
+    classes: str | None = None,
 ) -> DataSet:
     """Read a data set with annotations in COCO's format.
 
@@ -45,6 +47,8 @@ def read_detection(
         annotations: Annotation files in it: of all pictures, or of the training and the validation. Found by default.
         images: Folder of the pictures, if it cannot be found by the names in the annotations.
         val_share: Share of the pictures to validate on where there is one annotation file.
+        converted: The data set as :func:`~own_data.foreign.convert` has read it.
+        classes: The names of the categories in the order of their indices; by default that of the file.
 
     Raises:
         UserError: If there are no such files, or nothing can be trained on what is there.
@@ -83,7 +87,8 @@ def read_detection(
     splits['train'] = [image for image in splits['train'] if image not in bare]  # none to validate on
     complete_splits(data, splits, val_share, lambda image: image['file_name'])
     splits['train'] += bare
-    categories = clean['train']['categories']
+    by_name = {category['name']: category for category in clean['train']['categories']}
+    categories = [by_name[name] for name in order_names(list(by_name), classes, root)]
     contents = {}
     for split, chosen in splits.items():
         # COCO's evaluation takes the id 0 for "no object", and mixes up objects of equal ids.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmpelk.errors import UserError
 
-__all__ = ['ClassName', 'pack', 'read_names', 'show_key', 'unpack']
+__all__ = ['ClassName', 'order_names', 'pack', 'read_names', 'show_key', 'unpack']
 
 Colour = tuple[int, int, int]
 # Lists that annotation tools leave beside the data: CVAT's, CamVid's, Roboflow's, Darknet's, and plain ones.
@@ -105,3 +105,20 @@ def _of_match(parts: dict[str, str | None]) -> ClassName:
     if max(colour) > 255:
         raise UserError(f"the colour {colour} of the class '{name}' is beyond 255")
     return ClassName(name, pack(*colour), coloured=True)
+
+
+def order_names(found: list[str], given: str | None, root: Path) -> list[str]:
+    """The classes that a data set has, in the order that the user gives.
+
+    Raises:
+        UserError: If those are others.
+    """
+    if given is None:
+        return found
+    names = [name.name for name in read_names(given, root)]
+    if sorted(names) != sorted(found):
+        raise UserError(
+            f'--classes has {", ".join(names[:12])}, the data set {", ".join(found[:12])}: give the same names, in the '
+            'order of their indices'
+        )
+    return names

@@ -68,6 +68,12 @@ def test_lists_beside_the_folders(tmp_path: Path) -> None:
     assert data.splits == {'train': ['cat/0.jpg', 'cat/2.jpg', 'dog/0.jpg'], 'val': ['cat/1.jpg', 'dog/2.jpg']}
 
 
+def test_the_order_of_the_classes_is_the_users(tmp_path: Path) -> None:
+    data = read_classification(write(tmp_path, cat=3, dog=4), classes='dog,cat')
+    assert (data.classes, data.counts) == (['dog', 'cat'], [4, 3])
+    assert {data.classes[index] for name, index in data.details['labels'].items() if 'cat/' in name} == {'cat'}
+
+
 def test_classes_called_like_splits(tmp_path: Path) -> None:
     """A folder ``train_station`` is a class."""
     assert read_classification(write(tmp_path, train_station=3, test_tube=3)).classes == ['test_tube', 'train_station']

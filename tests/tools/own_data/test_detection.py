@@ -231,6 +231,14 @@ def test_a_category_that_groups_the_others_is_no_class(tmp_path: Path) -> None:
     assert data.classes == ['cat', 'dog']
 
 
+def test_the_order_of_the_classes_is_the_users(tmp_path: Path) -> None:
+    data = read_detection(write(tmp_path, content()), classes='dog,cat')
+    assert data.classes == ['dog', 'cat']
+    assert [entry['name'] for entry in data.details['contents']['train']['categories']] == ['dog', 'cat']
+    with pytest.raises(UserError, match='give the same names'):
+        read_detection(tmp_path, classes='dog,cow')
+
+
 def test_unlisted_pictures_are_told(tmp_path: Path) -> None:
     image(write(tmp_path, content()) / 'images' / 'new.jpg')
     assert '1 pictures beside the others are in no annotation file (images/new.jpg)' in notes(read_detection(tmp_path))
