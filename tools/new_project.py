@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--classes',
         metavar='NAMES',
-        help='in the order of their indices: a,b,c or a file with a class a line; segmentation: also a=VALUE, a=#rrggbb',
+        help='in the order of their indices: a,b,c or a list file; segmentation: a=VALUE or a=#rrggbb, too',
     )
     parser.add_argument(
         '--ignore',
