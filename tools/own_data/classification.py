@@ -63,7 +63,7 @@ def read_classification(
         raise UnknownLayoutError(
             f"'{root}' needs a folder of pictures for each of at least two classes, found {data.classes}"
         )
-    data.classes = order_names(data.classes, classes, root)
+    data.classes[:] = order_names(data.classes, classes, root)
     labelled = [sample.path for group in by_class.values() for sample in group]
     pixels = len(labelled) <= limit
     headers = map_files(lambda name: (name, read_header(root / name, pixels)), labelled, 'Reading pictures')
