@@ -39,7 +39,8 @@ def convolve(
         return BACKENDS[name].forward(x, weight, bias, grid, out, **kernel)
     return _by_the_fastest(
         False,
-        x,
+        [x] if out is None else [x, out],
+        0 if bias is None else bias.dim(),
         grid,
         lambda name: BACKENDS[name].forward(x, weight, bias, grid, out),
         lambda result: _forward_error(result, x, weight, bias, grid),
@@ -52,7 +53,8 @@ def weight_gradient(name: str | None, x: Tensor, grad_out: Tensor, grid: Sequenc
         return BACKENDS[name].weight_grad(x, grad_out, grid)
     return _by_the_fastest(
         True,
-        x,
+        [x, grad_out],
+        0,
         grid,
         lambda name: BACKENDS[name].weight_grad(x, grad_out, grid),
         lambda result: _weight_grad_error(result, x, grad_out, grid),
@@ -61,11 +63,13 @@ def weight_gradient(name: str | None, x: Tensor, grad_out: Tensor, grid: Sequenc
 
 def _by_the_fastest(
     weight_grad: bool,
-    x: Tensor,
+    maps: Sequence[Tensor],
+    bias_dims: int,
     grid: Sequence[int],
     run: Callable[[str], Tensor],
     error_of: Callable[[Tensor], float | None],
 ) -> Tensor:
+    x = maps[0]
     skip: set[str] = set()
     while True:
         name = None if skip else measured_backend(x, grid, run, 'weight_grad' if weight_grad else 'forward')
@@ -74,7 +78,7 @@ def _by_the_fastest(
         if kernel_key is None or x.numel() == 0:
             return run(name)
         try:
-            key = (name, weight_grad, x.device, x.dtype, kernel_key(x, grid))
+            key = (name, weight_grad, bias_dims, x.device, x.dtype, *[kernel_key(each, grid) for each in maps])
             if key in _trusted:
                 return run(name)
             if _is_capturing(x):  # nothing can be compared
