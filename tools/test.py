@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from typing import Any
 
 import torch.distributed
 from mmengine.config import Config, ConfigDict
@@ -52,6 +53,14 @@ def show_predictions(cfg: Config, args: argparse.Namespace) -> None:
         target[key] = os.path.abspath(args.show_dir)  # the toolboxes take other paths from the work folder
 
 
+def overwritten_drawings(dataset: Any) -> int:
+    """How many drawings of ``--show-dir`` replace another: the toolboxes name them without the folders."""
+    names = [
+        os.path.basename(dataset.get_data_info(index).get('img_path', str(index))) for index in range(len(dataset))
+    ]
+    return len(names) - len(set(names))
+
+
 def store_predictions(cfg: Config, path: str) -> None:
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
     if path.endswith(('.pkl', '.pickle')):
@@ -90,6 +99,9 @@ def main() -> None:
         adapt_to_machine(cfg)
         runner = build_runner(cfg)
         build_data(runner, 'test')
+        if args.show_dir and (lost := overwritten_drawings(runner.test_loop.dataloader.dataset)):
+            text = f'{lost} pictures have the name of another in another folder, and {args.show_dir} keeps one'
+            runner.logger.warning(f'{text} drawing of each name: tools/demo_image.py keeps the folders')
     with exit_on_user_error(running=True):
         runner.test()
     if torch.distributed.is_initialized():
