@@ -18,16 +18,25 @@ from pathlib import Path
 from pprint import pformat
 from typing import Any
 
+import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from torch import nn
 
 from mmpelk.errors import UserError
 from mmpelk.fault_tolerance.safe_loading import install_safe_loading
 from mmpelk.models import PeLK
 from mmpelk.models.weights.harmless import refuse_harmful, without_initialisation
-from mmpelk.models.weights.publication import Publication, fetch, fit_network, refuse_unknown
+from mmpelk.models.weights.publication import (
+    Publication,
+    fetch,
+    fit_network,
+    refuse_changed,
+    refuse_unknown,
+    state_of,
+    unwrapped,
+)
 
 RECIPE = 'config.py'
 _KIND = 'recipe'
@@ -43,13 +52,15 @@ def save_pretrained(
     """Write a trained network, masks included, and its recipe into a folder.
 
     Args:
-        model: Of a toolbox; its backbone may be deployed or shrunk.
+        model: Of a toolbox; its backbone may be deployed or shrunk, and it may be compiled or in a data-parallel
+            wrapper.
         folder: It is created where there is none.
         cfg: Its recipe; by default what the toolbox's ``init_model`` left in the model.
         dataset_meta: ``classes`` and ``palette``; likewise.
 
     Raises:
-        UserError: If there is no recipe, or it holds something that cannot be written as text.
+        UserError: If there is no recipe, it holds something that cannot be written as text, or it builds another
+            network, as of one that was fused, pruned or reparametrised.
     """
     _published(model, cfg, dataset_meta).save(folder)
 
@@ -100,10 +111,9 @@ def from_pretrained(name: str | Path, device: str = 'cpu', allow: Collection[str
         raise UserError(f"'{name}' has no model in its {RECIPE}")
     refuse_harmful_recipe(content, name, allow)
     cfg = Config(content)
-    if cfg.get('data_preprocessor'):  # mmengine's runner gives it to the model
-        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    _complete(cfg)
     init_default_scope(cfg.get('default_scope') or 'mmengine')  # for good, as inference_model wants it
-    model: Any = revert_sync_batchnorm(MODELS.build(ConfigDict(without_initialisation(cfg.model.to_dict()))))
+    model = _build(cfg)
     fit_network(model, found.state)
     own = model.state_dict()
     refuse_unknown(own, found.state, name)
@@ -132,7 +142,17 @@ def refuse_harmful_recipe(content: Mapping[str, Any], name: str | Path, allow: C
     refuse_harmful([content.get('test_pipeline'), pipeline, content.get('visualizer')], scope, name, allow)
 
 
+def _complete(cfg: Config) -> None:
+    if cfg.get('data_preprocessor'):  # mmengine's runner gives it to the model
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+
+
+def _build(cfg: Config) -> Any:
+    return revert_sync_batchnorm(MODELS.build(ConfigDict(without_initialisation(cfg.model.to_dict()))))
+
+
 def _published(model: Any, cfg: Config | None, dataset_meta: Mapping[str, Any] | None) -> Publication:
+    model = unwrapped(model)
     recipe = cfg or getattr(model, 'cfg', None) or getattr(model, '_config', None)
     if recipe is None:
         raise UserError(
@@ -140,15 +160,20 @@ def _published(model: Any, cfg: Config | None, dataset_meta: Mapping[str, Any] |
         )
     meta = dataset_meta or getattr(model, 'dataset_meta', None) or getattr(model, '_dataset_meta', None) or {}
     recipe = Config(copy.deepcopy(recipe.to_dict()))
-    if isinstance(model.backbone, PeLK):
-        now = model.backbone.arguments()
+    if isinstance(backbone := unwrapped(model.backbone), PeLK):
+        now = backbone.arguments()
         recipe.model.backbone.update(init_cfg=None, deploy=now['deploy'])
         if now['hidden_channels']:
             recipe.model.backbone.hidden_channels = now['hidden_channels']
     config = {'type': _KIND, 'default_scope': recipe.get('default_scope'), 'model': type(model).__name__}
-    return Publication(
-        config, model.state_dict(), _USAGE, {'dataset_meta': _plain(meta)}, {RECIPE: write_recipe(recipe)}
-    )
+    state, text = state_of(model), write_recipe(recipe)
+    _complete(recipe)
+    with (
+        torch.random.fork_rng(devices=[]),
+        DefaultScope.overwrite_default_scope(recipe.get('default_scope') or 'mmengine'),
+    ):
+        refuse_changed(_build(recipe), state)
+    return Publication(config, state, _USAGE, {'dataset_meta': _plain(meta)}, {RECIPE: text})
 
 
 def write_recipe(cfg: Config) -> str:

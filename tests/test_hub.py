@@ -1,15 +1,22 @@
 """``mmpelk.hub``: whole networks of all three toolboxes in folders that their own tools take, too."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from mmcv.cnn.utils import fuse_conv_bn
 from mmengine.config import Config
+from mmengine.model import ExponentialMovingAverage, revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+from torch.nn.utils import prune
 
 import mmpelk
+from mmpelk.errors import UserError
 from mmpelk.sparsity import apply_masks
 from tests.paths import CONFIGS, sample_data
 from tests.sparsity.tiny import draw_masks
@@ -71,6 +78,54 @@ def test_network_comes_back(scope: str, form: str, tmp_path: Path) -> None:
     features = torch.rand(1, 3, 64, 96)
     for out, want in zip(other.extract_feat(features), model.extract_feat(features), strict=True):
         assert torch.equal(out, want)
+
+
+def in_data_parallel(model: nn.Module) -> nn.Module:
+    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        return nn.parallel.DistributedDataParallel(revert_sync_batchnorm(model))
+    finally:
+        dist.destroy_process_group()
+
+
+def with_compiled_backbone(model: Any) -> Any:
+    model.backbone = torch.compile(model.backbone)
+    return model
+
+
+WRAPPERS = dict(
+    compiled=torch.compile,
+    parallel=in_data_parallel,
+    averaged=ExponentialMovingAverage,
+    compiled_parallel=lambda model: torch.compile(in_data_parallel(model)),
+    compiled_backbone=with_compiled_backbone,
+)
+
+
+@pytest.mark.parametrize('wrapper', WRAPPERS)
+def test_wrapped_network_comes_back(wrapper: str, tmp_path: Path) -> None:
+    model, cfg, meta = network('mmseg')
+    want = copy.deepcopy(model)
+    hub.save_pretrained(WRAPPERS[wrapper](model), tmp_path, cfg, meta)
+    assert_same_state(want, hub.from_pretrained(tmp_path))
+    assert json.loads((tmp_path / 'config.json').read_text())['model'] == 'EncoderDecoder'
+
+
+CHANGES = dict(
+    fused=fuse_conv_bn,
+    pruned=lambda model: prune.l1_unstructured(model.decode_head.conv_seg, 'weight', 0.5),
+    parametrised=lambda model: nn.utils.parametrizations.weight_norm(model.backbone.stages[0][0].pointwise_conv1),
+    replaced=lambda model: setattr(model.decode_head, 'conv_seg', nn.Conv2d(32, 3, 1)),
+)
+
+
+@pytest.mark.parametrize('change', CHANGES)
+def test_network_that_its_recipe_does_not_build_is_refused(change: str, tmp_path: Path) -> None:
+    model, cfg, meta = network('mmseg')
+    CHANGES[change](model)
+    with pytest.raises(UserError, match=r'another than its description builds: they differ in .* take that off first'):
+        hub.save_pretrained(model, tmp_path / 'model', cfg, meta)
+    assert not (tmp_path / 'model').exists()
 
 
 def test_shrunk_network_comes_back(tmp_path: Path) -> None:

@@ -5,7 +5,10 @@ The folder holds ``config.json``, the arguments of the constructor, and ``model.
 
 import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import torch
+from torch import nn
 
 from mmpelk.errors import UserError
 
@@ -37,6 +40,7 @@ class Pretrained:
 
         Raises:
             ImportError: If huggingface_hub is not installed.
+            UserError: If it is fused, pruned or reparametrised, so that its arguments build another.
         """
         self._published().save(folder)
 
@@ -57,10 +61,12 @@ class Pretrained:
         return self._published().push(repo_id, **options)
 
     def _published(self) -> 'Publication':
-        from .publication import Publication
+        from .publication import Publication, refuse_changed, state_of
 
-        state = self.state_dict()  # type: ignore[attr-defined]
-        return Publication({'type': type(self).__name__, **self.arguments()}, state, _USAGE)
+        state, arguments = state_of(cast(nn.Module, self)), self.arguments()
+        with torch.device('meta'):
+            refuse_changed(cast(nn.Module, type(self)(**arguments)), state)
+        return Publication({'type': type(self).__name__, **arguments}, state, _USAGE)
 
     @classmethod
     def from_pretrained(

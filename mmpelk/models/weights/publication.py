@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
+from mmengine.model import BaseAveragedModel, is_model_wrapper
 from torch import Tensor, nn
 
 from mmpelk.errors import UserError
@@ -20,7 +21,17 @@ try:
 except ImportError as error:
     raise ImportError("weights by name take the package huggingface_hub: pip install 'mmpelk[hub]'") from error
 
-__all__ = ['CONFIG', 'WEIGHTS', 'Publication', 'fetch', 'fit_network', 'refuse_unknown']
+__all__ = [
+    'CONFIG',
+    'WEIGHTS',
+    'Publication',
+    'fetch',
+    'fit_network',
+    'refuse_changed',
+    'refuse_unknown',
+    'state_of',
+    'unwrapped',
+]
 
 CONFIG, WEIGHTS = 'config.json', 'model.safetensors'
 _CARD = """---
@@ -128,6 +139,38 @@ def fit_network(network: nn.Module, state: Mapping[str, Tensor]) -> None:
         if weight != key and attribute in dict(modules.get(owner, nn.Identity()).named_parameters(recurse=False)):
             modules[owner].register_buffer(attribute + MASK_SUFFIX, state[key].clone())
     fit_all_hidden_units(network, state)
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """A network without what data-parallel training, averaging and ``torch.compile`` put around it and its parts."""
+    while is_model_wrapper(network) or isinstance(network, BaseAveragedModel):
+        network = cast(nn.Module, network.module)
+    return getattr(network, '_orig_mod', network)
+
+
+def state_of(network: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a network, by the names that it has without compiled parts."""
+    return {key.replace('_orig_mod.', ''): value for key, value in network.state_dict().items()}
+
+
+def refuse_changed(built: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Refuse weights that the network of their own description cannot load.
+
+    Args:
+        built: Of the description; masks and hidden units become those of the weights.
+        state: The weights.
+
+    Raises:
+        UserError: It names what differs.
+    """
+    fit_network(built, state)
+    own = {key: value.shape for key, value in built.state_dict().items()}
+    found = {key: value.shape for key, value in state.items()}
+    if wrong := [key for key in {**own, **found} if own.get(key) != found.get(key)]:
+        raise UserError(
+            f'the network is another than its description builds: they differ in {shorten(wrong)}. Save it before it '
+            'is fused, pruned, reparametrised or quantised, or take that off first'
+        )
 
 
 def refuse_unknown(own: Iterable[str], state: Iterable[str], name: str | Path) -> None:

@@ -1,14 +1,19 @@
 """``PeLK.from_pretrained``, ``save_pretrained`` and ``push_to_hub``."""
 
+import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from mmcv.cnn.utils import fuse_conv_bn
 from mmengine.config import ConfigDict
 from torch import nn
+from torch.nn.utils import prune
 
+from mmpelk.errors import UserError
 from mmpelk.models import PeLK
 from mmpelk.models.deploy import deploy_state_dict
 from mmpelk.sparsity import apply_masks
@@ -85,6 +90,32 @@ def test_sparse_network_comes_back_with_its_masks(tmp_path: Path) -> None:
     model = network()
     apply_masks(draw_masks(model, None))
     assert_comes_back(model, tmp_path)
+
+
+def test_compiled_parts_come_back(tmp_path: Path) -> None:
+    model = network()
+    want = copy.deepcopy(model)
+    model.stages[0][0].pointwise_conv1 = torch.compile(model.stages[0][0].pointwise_conv1)
+    torch.compile(model).save_pretrained(tmp_path)
+    state = want.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in PeLK.from_pretrained(tmp_path).state_dict().items())
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        fuse_conv_bn,
+        lambda model: prune.l1_unstructured(model.stages[0][0].pointwise_conv1, 'weight', 0.5),
+        lambda model: nn.utils.parametrizations.weight_norm(model.stages[0][0].mixer.small),
+    ],
+    ids=['fused', 'pruned', 'reparametrised'],
+)
+def test_changed_network_is_refused(change: Callable[[PeLK], Any], tmp_path: Path) -> None:
+    model = network()
+    change(model)
+    with pytest.raises(UserError, match=r'another than its description builds: they differ in stages\.0\.0\.'):
+        model.save_pretrained(tmp_path / 'model')
+    assert not (tmp_path / 'model').exists()
 
 
 def test_features_of_a_classifiers_backbone(tmp_path: Path) -> None:
