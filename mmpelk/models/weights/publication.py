@@ -143,9 +143,13 @@ def fit_network(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 def unwrapped(network: nn.Module) -> nn.Module:
     """A network without what data-parallel training, averaging and ``torch.compile`` put around it and its parts."""
-    while is_model_wrapper(network) or isinstance(network, BaseAveragedModel):
-        network = cast(nn.Module, network.module)
-    return getattr(network, '_orig_mod', network)
+    while True:
+        if is_model_wrapper(network) or isinstance(network, BaseAveragedModel):
+            network = cast(nn.Module, network.module)
+        elif hasattr(network, '_orig_mod'):  # as torch.compile calls it, in state dicts, too
+            network = cast(nn.Module, network._orig_mod)
+        else:
+            return network
 
 
 def state_of(network: nn.Module) -> dict[str, Tensor]:

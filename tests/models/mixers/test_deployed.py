@@ -115,6 +115,21 @@ def test_settings_and_copies(mixer: PeripheralMixer, backend: str, dtype: torch.
     assert mixer(x.mT.contiguous().mT).is_contiguous()
 
 
+def _forward(rank: int, mixer: PeripheralMixer, x: Tensor, out: Tensor) -> None:
+    with torch.no_grad():
+        out[rank] = mixer(x)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_started_processes_take_a_mixer_that_has_run(mixer: PeripheralMixer) -> None:
+    x = torch.randn(2, 5, 9, 12)
+    want = mixer(x)
+    out = torch.zeros(1, *want.shape).share_memory_()
+    torch.multiprocessing.spawn(_forward, (mixer, x, out), nprocs=1)
+    torch.testing.assert_close(out[0], want, rtol=0, atol=1e-6)  # of as many threads as the process takes
+
+
 @torch.no_grad()
 def test_a_size_is_prepared_once_and_the_oldest_makes_room(mixer: PeripheralMixer) -> None:
     images = [torch.randn(1, 5, 10 + extra, 9) for extra in range(5)]
