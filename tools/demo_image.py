@@ -72,6 +72,7 @@ def load_model(cfg: Config, checkpoint: str, device: str) -> tuple[Any, Any]:
         from mmpretrain.apis import ImageClassificationInferencer
 
         inferencer = ImageClassificationInferencer(cfg, pretrained=checkpoint, device=device)
+        inferencer.show_progress = False  # a bar for every picture
         model = inferencer.model
         model.dataset_meta = dict(classes=inferencer.classes)
         return model, lambda model, image: inferencer(image, return_datasamples=True)[0]
@@ -103,10 +104,12 @@ def make_painter(args: argparse.Namespace, label_maps: list[np.ndarray]) -> Pain
     check_checkpoint(args.checkpoint)
     model, predict = load_model(cfg, args.checkpoint, args.device or get_device())
     # Nothing but the drawing is wanted: no backend writes a second copy.
-    visualizer: Any = VISUALIZERS.build({**cfg.visualizer, 'vis_backends': None})
+    settings = {'name': 'drawings', **cfg.visualizer, 'vis_backends': None, '_scope_': cfg.default_scope}
+    visualizer: Any = VISUALIZERS.build(settings)
     visualizer.dataset_meta = model.dataset_meta
     options = dict(pred_score_thr=args.score_thr) if cfg.default_scope == 'mmdet' else {}
-    visualizer.alpha = args.opacity if cfg.default_scope == 'mmseg' else visualizer.alpha
+    if cfg.default_scope == 'mmseg':
+        visualizer.alpha = args.opacity
 
     def paint(image: np.ndarray) -> np.ndarray:
         result = predict(model, image)
