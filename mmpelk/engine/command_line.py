@@ -16,10 +16,12 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch import nn
 
 from mmpelk.config import config_path, list_configs
 from mmpelk.errors import DataError, UserError
 from mmpelk.fault_tolerance.safe_loading import install_safe_loading
+from mmpelk.models.weights.checkpoint import shorten
 
 from .checks import check_option_names
 
@@ -262,7 +264,17 @@ def exit_on_user_error(running: bool = False) -> Iterator[None]:
             print(f'error: {message}', file=sys.stderr)
         sys.exit(1)
     except RuntimeError as error:
-        if os.environ.get('MMPELK_TRACEBACK') == '1' or not _LOST.search(str(error)):
+        if os.environ.get('MMPELK_TRACEBACK') == '1':
+            raise
+        if names := unused_parameters(error):
+            if os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0':
+                print(
+                    f'error: the loss does not depend on {shorten(names)}: leave stages whose maps nothing reads out '
+                    'of model.backbone.out_indices, or give --cfg-options find_unused_parameters=True',
+                    file=sys.stderr,
+                )
+            sys.exit(1)
+        if not _LOST.search(str(error)):
             raise
         print(
             f'error: another process has ended or does not answer: {str(error).splitlines()[0]}. What it printed says '
@@ -272,6 +284,17 @@ def exit_on_user_error(running: bool = False) -> Iterator[None]:
         sys.exit(1)
     finally:
         logging.raiseExceptions = before
+
+
+def unused_parameters(error: RuntimeError) -> list[str]:
+    """Names of the parameters that an error of ``DistributedDataParallel`` gives by number; none if it is another."""
+    numbers = re.search(r'did not receive grad for rank \d+:((?: \d+)+)', str(error))
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        wrapper = frame.f_locals.get('self')
+        if numbers and isinstance(wrapper, nn.parallel.DistributedDataParallel):
+            names = [name for name, value in wrapper.module.named_parameters() if value.requires_grad]
+            return [names[int(number)] for number in numbers[1].split() if int(number) < len(names)]
+    return []
 
 
 def _is_of_building(error: Exception) -> bool:

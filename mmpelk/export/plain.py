@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmpelk.models import PeripheralConv2d
+from mmpelk.errors import UserError
+from mmpelk.models import Mixer, PeripheralConv2d
 from mmpelk.models.pelk import PeLKBlock
 from mmpelk.ops import expand_kernel
 
@@ -127,14 +128,23 @@ def make_plain(network: nn.Module, image: Tensor | None = None) -> nn.Module:
 
     Returns:
         The network.
+
+    Raises:
+        UserError: If it is not deployed.
     """
+    modules = dict(network.named_modules())
+    for name, module in modules.items():
+        if isinstance(module, Mixer) and not module.deployed:
+            raise UserError(
+                f'{name} is not deployed, and standard operators are put in the place of merged kernels alone: call '
+                'backbone.eval() and backbone.switch_to_deploy() before make_plain'
+            )
     calls: dict[nn.Module, tuple[torch.Size, Tensor | None]] = {}
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         bias_map = args[1] if len(args) > 1 else kwargs.get('bias_map')
         calls[module] = args[0].shape[-2:], None if bias_map is None else bias_map.detach().clone()
 
-    modules = dict(network.named_modules())
     convs = {name: module for name, module in modules.items() if isinstance(module, PeripheralConv2d)}
     if image is not None:
         handles = [conv.register_forward_pre_hook(record, with_kwargs=True) for conv in convs.values()]

@@ -19,7 +19,7 @@ from mmpelk.registry import MODELS
 
 from .hidden_units import HiddenUnits, fit_hidden_units
 from .mixers import MIXERS, EmbeddingMode, Mixer, MixerSpec
-from .mixers.base import is_traced
+from .peripheral_conv import is_traced
 from .weights.checkpoint import backbone_state_dict, check_pretrained, pretrained_cfgs, shorten
 from .weights.pretrained import Pretrained
 

@@ -1,5 +1,6 @@
 """The peripheral convolution as a module (Section 4.1 of the PeLK paper), with its positional term (Section 4.2)."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Literal
 
@@ -17,6 +18,14 @@ from .flop_handles import register_flop_handles
 __all__ = ['EmbeddingMode', 'PeripheralConv2d']
 
 EmbeddingMode = Literal['in_bounds', 'constant']
+
+# torch 2.1 has it under a private name alone.
+_is_compiling = torch.compiler.is_compiling if hasattr(torch.compiler, 'is_compiling') else torch._utils.is_compiling
+
+
+def is_traced() -> bool:
+    """Whether a graph is being made of the calls."""
+    return _is_compiling() or torch.jit.is_tracing()
 
 
 class PeripheralConv2d(nn.Module):
@@ -75,6 +84,13 @@ class PeripheralConv2d(nn.Module):
                 :func:`mmpelk.ops.positional_op.central_embedding`.
             embedding_mode: How Eq. 3 treats positions outside the map.
         """
+        if is_traced() and torch.onnx.is_in_onnx_export():  # which fails, but with a translation of the user's
+            warnings.warn(
+                'ONNX has no peripheral convolution: deploy the network, backbone.switch_to_deploy(), then put '
+                'standard operators in its place, mmpelk.export.make_plain(network, image), or use '
+                'tools/export_onnx.py',
+                stacklevel=2,
+            )
         bias: Tensor | None = self.bias
         if embedding is not None:
             term = embedding_term(x, self.weight, embedding, self.sharing_grid, embedding_mode)

@@ -53,6 +53,9 @@ def test_pooling(bins: int | tuple[int, None]) -> None:
     torch.testing.assert_close(PlainAveragePool(pool)(x), pool(x))
 
 
+ONE_BRANCH = dict(branch_norms=False, small_kernel_size=0, positional_embedding=None)
+
+
 def small_backbone() -> PeLK:
     torch.manual_seed(0)
     model = PeLK(
@@ -96,6 +99,27 @@ def test_plain_network_has_no_operator_of_ours() -> None:
             with torch.no_grad():
                 for out, want in zip(plain(image), model(image), strict=True):
                     torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-5)
+
+
+def test_plain_form_of_a_trained_network_is_refused() -> None:
+    model = PeLK(depths=(1,), channels=(8,), kernel_sizes=(7,))
+    with pytest.raises(UserError, match=r'stages\.0\.0\.mixer is not deployed.*switch_to_deploy'):
+        make_plain(model, torch.rand(1, 3, 32, 32))
+    model.eval().switch_to_deploy()
+    make_plain(model, torch.rand(1, 3, 32, 32))
+    make_plain(PeLK(depths=(1,), channels=(8,), kernel_sizes=(7,), **ONE_BRANCH).eval(), torch.rand(1, 3, 32, 32))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('dynamo', [True, False])
+def test_own_export_to_onnx_names_the_remedy(dynamo: bool, tmp_path: Path) -> None:
+    pytest.importorskip('onnxscript', reason='pip install -e .[export]')
+    model, image = small_backbone(), torch.rand(1, 3, 64, 48)
+    with (
+        pytest.warns(UserWarning, match=r'mmpelk\.export\.make_plain'),
+        pytest.raises(Exception, match='peripheral_conv2d'),
+    ):
+        torch.onnx.export(model, (image,), str(tmp_path / 'model.onnx'), dynamo=dynamo)
 
 
 @pytest.mark.slow

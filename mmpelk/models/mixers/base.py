@@ -12,12 +12,10 @@ from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weig
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from ..peripheral_conv import EmbeddingMode, PeripheralConv2d
+from ..peripheral_conv import EmbeddingMode, PeripheralConv2d, is_traced
 from ..weights.checkpoint import MASK_SUFFIX
 
 _PLAIN_TENSORS = (nn.Parameter, Tensor)
-# torch 2.1 has it under a private name alone.
-_is_compiling = torch.compiler.is_compiling if hasattr(torch.compiler, 'is_compiling') else torch._utils.is_compiling
 
 
 @dataclass(frozen=True)
@@ -158,11 +156,6 @@ def build_norm(spec: MixerSpec) -> nn.Module:
 def depthwise_conv(channels: int, height: int, width: int, bias: bool) -> nn.Conv2d:
     """Depthwise convolution that keeps the size of the map."""
     return nn.Conv2d(channels, channels, (height, width), padding=(height // 2, width // 2), groups=channels, bias=bias)
-
-
-def is_traced() -> bool:
-    """Whether a graph is being made of the calls."""
-    return _is_compiling() or torch.jit.is_tracing()
 
 
 def is_untouched(*kernels: nn.Module) -> bool:
