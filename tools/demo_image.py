@@ -72,10 +72,10 @@ def load_model(cfg: Config, checkpoint: str, device: str) -> tuple[Any, Any]:
         from mmpretrain.apis import ImageClassificationInferencer
 
         inferencer = ImageClassificationInferencer(cfg, pretrained=checkpoint, device=device)
-        inferencer.show_progress = False  # a bar for every picture
         model = inferencer.model
         model.dataset_meta = dict(classes=inferencer.classes)
-        return model, lambda model, image: inferencer(image, return_datasamples=True)[0]
+        # Called as a whole, it shows a bar for every picture.
+        return model, lambda model, image: inferencer.forward(next(inferencer.preprocess([image])))[0]
     raise ValueError(
         f"this tool draws for configs whose default_scope is 'mmseg', 'mmdet' or 'mmpretrain'; this one's is {scope!r}"
     )
