@@ -146,6 +146,11 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         last = num_layers - 1
         if self.paramwise_cfg.get('decay_type', 'layer_wise') == 'stage_wise':
             last = self.paramwise_cfg.get('num_layers', num_layers - 2) + 1
+            if not hasattr(backbones[prefix], 'downsample_layers'):
+                raise ValueError(
+                    "decay_type='stage_wise' is for backbones with downsample_layers and stages, as ConvNeXt's; "
+                    f"{type(backbones[prefix]).__name__} takes 'layer_wise'"
+                )
             part, *index = name.removeprefix(prefix).split('.')
             if part not in ('downsample_layers', 'stages'):
                 layer = last

@@ -4,12 +4,13 @@ import pytest
 import torch
 from mmdet.engine.optimizers import LearningRateDecayOptimizerConstructor as Mmdets
 from mmengine.optim import DefaultOptimWrapperConstructor
-from mmpretrain.models import ConvNeXt, ImageClassifier
+from mmpretrain.models import ConvNeXt, ImageClassifier, SwinTransformer
 from mmseg.engine.optimizers import LearningRateDecayOptimizerConstructor as Mmsegs
 from torch import nn
 
+import mmpelk
 from mmpelk.engine import LayerDecayOptimWrapperConstructor
-from mmpelk.models import PeLK
+from mmpelk.models import PeLK, PeripheralConv2d
 
 
 class _Segmentor(nn.Module):
@@ -122,6 +123,26 @@ def test_backbone_alone_and_in_a_classifier() -> None:
         name: rates for name, rates in want.items() if name.startswith('backbone.')
     }
     assert classifier['head.fc.weight'][1] == 1
+
+
+@pytest.mark.parametrize('decay_type', ['layer_wise', 'stage_wise'])
+def test_enlarged_network(decay_type: str) -> None:
+    arch = dict(depths=(1, 1, 2, 1), channels=(8,) * 4)
+    want = _groups(_Segmentor(ConvNeXt(arch)), decay_type=decay_type)
+    enlarged = _Segmentor(ConvNeXt(arch))
+    mmpelk.enlarge(enlarged, 13)
+    assert any(isinstance(module, PeripheralConv2d) for module in enlarged.modules())
+    assert _groups(enlarged, decay_type=decay_type) == want
+    undecayed = _groups(enlarged, decay_type=decay_type, dwconv_decay_mult=0.0)
+    changed = {name for name in want if undecayed[name] != want[name]}
+    assert changed == {name for name in want if name.endswith('depthwise_conv.weight')}
+
+
+def test_stages_of_another_kind_are_refused() -> None:
+    swin = _Segmentor(SwinTransformer(arch=dict(embed_dims=8, depths=[1], num_heads=[1]), out_indices=(0,)))
+    assert len({rates[1] for rates in _groups(swin).values()}) > 2
+    with pytest.raises(ValueError, match=r"stage_wise.*SwinTransformer takes 'layer_wise'"):
+        _groups(swin, decay_type='stage_wise')
 
 
 def test_one_stage_has_layers() -> None:
