@@ -103,13 +103,39 @@ def test_dist_train_saves_and_exits_with_the_code_to_try_again_on(tmp_path: Path
     check_integrity(tmp_path / (tmp_path / 'work' / 'last_checkpoint').read_text())
 
 
+def slurm_variables(folder: Path, program: str) -> dict[str, object]:
+    """Of a batch job in which a program runs in the place of the training."""
+    (folder / 'listens.py').write_text(program)
+    for name, text in (('srun', SRUN), ('scontrol', SCONTROL)):
+        (folder / name).write_text(text)
+        (folder / name).chmod(stat.S_IRWXU)
+    return dict(PATH=f'{folder}:{os.environ["PATH"]}', REQUEUE=1, SLURM_JOB_ID=17)
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
+@pytest.mark.parametrize('sent_to', ['launcher', 'process'])
+def test_slurm_requeues_what_a_signal_ended_before_it_listened(
+    tmp_path: Path, number: signal.Signals, sent_to: str
+) -> None:
+    starting = "import os, time\nos.write(1, f'process {os.getpid()}.\\n'.encode())\ntime.sleep(600)\n"
+    command = Command(
+        *(TOOLS / 'slurm_train.sh', 'short', 'a job', 'config.py'),
+        folder=tmp_path,
+        **slurm_variables(tmp_path, starting),
+    )
+    command.wait_for(command.says('.\n'))
+    if sent_to == 'launcher':
+        command.process.send_signal(number)
+    else:  # by Slurm, past the launcher
+        os.kill(int(command.log.read_text().split()[1].rstrip('.')), number)
+    tried_again = sent_to == 'launcher' or number == signal.SIGUSR1
+    assert command.end() == (PREEMPTED if tried_again else 128 + number)
+    assert (tmp_path / 'scontrol_arguments').exists() == tried_again
+
+
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_slurm_requeues_what_was_preempted(tmp_path: Path, number: signal.Signals) -> None:
-    (tmp_path / 'listens.py').write_text(LISTENS)
-    for name, text in (('srun', SRUN), ('scontrol', SCONTROL)):
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(stat.S_IRWXU)
-    variables = dict(PATH=f'{tmp_path}:{os.environ["PATH"]}', REQUEUE=1, SLURM_JOB_ID=17)
+    variables = slurm_variables(tmp_path, LISTENS)
     restarts = 2 if number == signal.SIGTERM else 0
     words = [TOOLS / 'slurm_train.sh', 'short', 'a job', 'config.py', '--amp']
     command = Command(*words, folder=tmp_path, SLURM_RESTART_COUNT=restarts, **variables)
