@@ -253,6 +253,11 @@ def _entry(name: str, arch: str) -> Callable[..., nn.Module]:
                 f'there are no published weights of {name} yet: leave pretrained out, or give your own with '
                 "pretrained=True, pretrained_cfg_overlay=dict(file='FILE.safetensors')"
             )
+        if arguments.get('feature_cls') in ('list', 'dict'):
+            raise UserError(
+                "feature_cls is 'getter', the default, 'hook' or 'fx', not "
+                f'{arguments["feature_cls"]!r}: the stages and what is between them do not stand in one row'
+            )
         stages = len(arguments.get('depths') or ARCHITECTURES[arch]['depths'])
         return build_model_with_cfg(
             PeLKClassifier,

@@ -63,6 +63,17 @@ def test_features(out_indices: Any, stages: list[int]) -> None:
         assert torch.equal(out, expected)
 
 
+def test_other_ways_to_extract_features() -> None:
+    image = torch.rand(1, 3, 64, 48)
+    want = create(features_only=True)(image)
+    for kind in ('hook', 'fx'):
+        maps = create(features_only=True, feature_cls=kind, out_indices=(0, 1, 2))(image)
+        torch.testing.assert_close(list(maps), want)
+    for kind in ('list', 'dict'):
+        with pytest.raises(UserError, match=f"'hook' or 'fx', not '{kind}'"):
+            create(features_only=True, feature_cls=kind)
+
+
 def test_stages_that_are_not_there() -> None:
     with pytest.raises(ValueError, match='of 3 stages'):
         create(features_only=True, out_indices=(0, 7))
