@@ -113,6 +113,7 @@ def test_backbones_of_any_name(decay_type: str) -> None:
             assert rates == pytest.approx(want[name.replace('img_backbone', 'backbone')]), name
 
 
+@pytest.mark.scope('mmpretrain')
 def test_backbone_alone_and_in_a_classifier() -> None:
     want = _groups(_Segmentor(PeLK(SMALL)))
     alone = _groups(PeLK(SMALL))
