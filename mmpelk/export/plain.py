@@ -1,5 +1,6 @@
 """A network of standard operators alone, which every exporter, runtime and compiler takes."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from mmpelk.errors import UserError
 from mmpelk.models import Mixer, PeripheralConv2d
+from mmpelk.models.mixers.base import is_watched
 from mmpelk.models.pelk import PeLKBlock
 from mmpelk.ops import expand_kernel
 
@@ -130,7 +132,7 @@ def make_plain(network: nn.Module, image: Tensor | None = None) -> nn.Module:
         The network.
 
     Raises:
-        UserError: If it is not deployed.
+        UserError: If it is not deployed, or a hook, a wrapper or another class decides what a convolution computes.
     """
     modules = dict(network.named_modules())
     for name, module in modules.items():
@@ -146,6 +148,12 @@ def make_plain(network: nn.Module, image: Tensor | None = None) -> nn.Module:
         calls[module] = args[0].shape[-2:], None if bias_map is None else bias_map.detach().clone()
 
     convs = {name: module for name, module in modules.items() if isinstance(module, PeripheralConv2d)}
+    for name, conv in convs.items():
+        if is_watched(conv) or type(conv).forward is not PeripheralConv2d.forward:
+            raise UserError(
+                f'{name} has a hook, a wrapper or a forward of its own, which standard operators would leave out: take '
+                'it off before make_plain'
+            )
     if image is not None:
         handles = [conv.register_forward_pre_hook(record, with_kwargs=True) for conv in convs.values()]
         with torch.enable_grad():  # for inference alone a mixer calls the operator past its convolution
@@ -160,8 +168,9 @@ def make_plain(network: nn.Module, image: Tensor | None = None) -> nn.Module:
             _replace(network, name, FourierForm(conv, size, bias_map))
         else:
             _replace(network, name, AnySizeForm(conv))
+    uses = Counter(id(module) for _, module in network.named_modules(remove_duplicate=False))
     for name, module in modules.items():
-        if isinstance(module, PeLKBlock):
+        if isinstance(module, PeLKBlock) and uses[id(module.pointwise_conv2)] == uses[id(module)]:
             _fold_layer_scale(module)
         if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size not in (1, (1, 1)):
             _replace(network, name, PlainAveragePool(module))
@@ -170,9 +179,10 @@ def make_plain(network: nn.Module, image: Tensor | None = None) -> nn.Module:
 
 @torch.no_grad()
 def _fold_layer_scale(block: PeLKBlock) -> None:
-    """One product of maps less in each block."""
-    if block.gamma is not None:
-        linear = block.pointwise_conv2
+    """One product of maps less in each block whose linear layer nobody has changed."""
+    linear = block.pointwise_conv2
+    as_built = type(linear) is nn.Linear and not is_watched(linear) and isinstance(linear.weight, nn.Parameter)
+    if block.gamma is not None and as_built:
         linear.weight = nn.Parameter(linear.weight * block.gamma[:, None], requires_grad=False)
         linear.bias = nn.Parameter(linear.bias * block.gamma, requires_grad=False)
         block.gamma = None

@@ -1,5 +1,6 @@
 """PeLK (Section 4.4 of the paper): a ConvNeXt-like backbone whose blocks mix tokens by peripheral convolution."""
 
+import copy
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, Literal, cast
@@ -19,6 +20,7 @@ from mmpelk.registry import MODELS
 
 from .hidden_units import HiddenUnits, fit_hidden_units
 from .mixers import MIXERS, EmbeddingMode, Mixer, MixerSpec
+from .mixers.base import fold_pruning, is_watched
 from .peripheral_conv import is_traced
 from .weights.checkpoint import backbone_state_dict, check_pretrained, pretrained_cfgs, shorten
 from .weights.pretrained import Pretrained
@@ -127,7 +129,8 @@ class PeLKBlock(BaseModule):
         if self.gamma is None:
             return x + self.drop_path(out)
         scale = self.gamma.view(1, -1, 1, 1)
-        if self.training:  # a path is dropped by its scale, a number per channel, and not by passes over the map
+        if self.drop_path.training or is_watched(self.drop_path):
+            # A path is dropped by its scale, a number per channel, and not by passes over the map.
             scale = self.drop_path(scale.expand(x.shape[0], -1, -1, -1))
         # Traces are checked without gradients, and shall be the same then.
         return x + out * scale if torch.is_grad_enabled() or is_traced() else torch.addcmul(x, out, scale)
@@ -168,7 +171,7 @@ class PeLKStage(Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W)`` through all blocks."""
         embedding: Tensor | None = self.positional_embedding
-        # Once for all blocks; traced graphs serve maps of any size.
+        # Once for all blocks; compiled graphs serve maps of any size.
         if embedding is not None and self.embedding_mode == 'in_bounds' and type(x) is Tensor and not is_traced():
             embedding = central_embedding(embedding, x.shape[-2:])
         for block in self:
@@ -179,13 +182,16 @@ class PeLKStage(Sequential):
         """A block, or for a slice a stage of some of the blocks with the same embedding."""
         if not isinstance(index, slice):
             return super().__getitem__(index)
-        part = PeLKStage(list(self)[index], None, self.embedding_mode)
+        part = PeLKStage([], None, self.embedding_mode)
+        for name, block in list(self.named_children())[index]:  # by their names, as nn.Sequential keeps them
+            part.add_module(name, block)
         part.positional_embedding = self.positional_embedding
         part.training = self.training
         return part
 
     def switch_to_deploy(self) -> None:
         """Merge every block's mixer and drop the embedding, which the mixers then hold as tables."""
+        fold_pruning(self)
         for block in self:
             block.mixer.switch_to_deploy(self.positional_embedding)
         self.positional_embedding = None
@@ -279,7 +285,10 @@ class PeLK(Pretrained, BaseModule):
         if init_cfg is None:
             init_cfg = dict(type='TruncNormal', layer=['Conv2d', 'Linear', 'PeripheralConv2d'], std=0.02, bias=0.0)
         super().__init__(init_cfg)
-        self._arguments = {name: arguments[name] for name in arguments.keys() - {'self', '__class__', 'init_cfg'}}
+        # Copies: the caller may change its own, such as an arch, afterwards.
+        self._arguments = copy.deepcopy(
+            {name: arguments[name] for name in arguments.keys() - {'self', '__class__', 'init_cfg'}}
+        )
         arch = _resolve_arch(
             arch,
             depths=depths,

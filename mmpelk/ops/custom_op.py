@@ -205,7 +205,7 @@ if HAS_CUSTOM_OP:
         schema='(Tensor x, Tensor weight, Tensor? bias, int[] grid, str backend, Tensor kernel) -> Tensor',
     )
     _prepared.register_fake(lambda x, weight, bias, grid, backend, kernel: empty_as(x))
-    conv_prepared: Callable[..., Tensor] = torch.ops.mmpelk.peripheral_conv2d_prepared
+    conv_prepared: Callable[..., Tensor] = _without_tangents(torch.ops.mmpelk.peripheral_conv2d_prepared)
 else:
     conv_prepared = _conv_prepared
 

@@ -83,7 +83,12 @@ class PreparedCache:
         return len(self._entries)
 
     def get(
-        self, x: Tensor, tensors: Sequence[Tensor | None], backend: str | None, make: Callable[[], Prepared]
+        self,
+        x: Tensor,
+        tensors: Sequence[Tensor | None],
+        backend: str | None,
+        make: Callable[[], Prepared],
+        grid: Sequence[int] = (),
     ) -> Prepared:
         """What ``make`` returns, or returned before for a map like ``x`` and the same ``tensors``.
 
@@ -92,10 +97,11 @@ class PreparedCache:
             tensors: All tensors that ``make`` reads.
             backend: The backend that ``make`` asks for.
             make: Prepares the convolution.
+            grid: Ring widths that ``make`` reads.
         """
         if x.device.type != 'cpu':
             return make()
-        key = _settings_of(x, backend)
+        key = *_settings_of(x, backend), tuple(grid)
         entry = self._entries.get(key)
         if entry is not None and entry.is_of(tensors):
             return entry.prepared

@@ -157,3 +157,44 @@ def test_program_is_decomposed_to_aten() -> None:
     with torch.no_grad():
         for out, want in zip(program.module()(image), model(image), strict=True):
             torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_that_others_changed_keep_the_layer_scale() -> None:
+    """A linear layer of another class, with a hook, or of two blocks is not multiplied; a hooked kernel is refused."""
+
+    class Adapted(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + x.mean(-1, keepdim=True)
+
+    def deployed() -> PeLK:
+        torch.manual_seed(0)
+        arch = dict(depths=(2,), channels=(16,), kernel_sizes=(31,))
+        network = PeLK(arch, layer_scale_init_value=0.5, gap_before_final_norm=False).eval()
+        network.switch_to_deploy()
+        return network
+
+    def adapt(network: PeLK) -> None:
+        old = network.stages[0][0].pointwise_conv2
+        network.stages[0][0].pointwise_conv2 = Adapted(old.in_features, old.out_features)
+
+    def share(network: PeLK) -> None:
+        network.stages[0][1].pointwise_conv2 = network.stages[0][0].pointwise_conv2
+
+    changes = {
+        'another class': adapt,
+        'a hook': lambda network: network.stages[0][0].pointwise_conv2.register_forward_hook(lambda m, i, out: out + 1),
+        'shared': lambda network: setattr(
+            network.stages[0][1], 'pointwise_conv2', network.stages[0][0].pointwise_conv2
+        ),
+    }
+    image = torch.rand(1, 3, 64, 64)
+    for kind, change in changes.items():
+        network = deployed()
+        change(network)
+        with torch.no_grad():
+            want = network(image)[0]
+            torch.testing.assert_close(make_plain(network, image)(image)[0], want, rtol=1e-4, atol=1e-4, msg=kind)
+    network = deployed()
+    network.stages[0][0].mixer.large.register_forward_hook(lambda module, args, out: 2 * out)
+    with pytest.raises(UserError, match='has a hook, a wrapper or a forward of its own'):
+        make_plain(network, image)

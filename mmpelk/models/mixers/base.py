@@ -13,9 +13,10 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ..peripheral_conv import EmbeddingMode, PeripheralConv2d, is_traced
-from ..weights.checkpoint import MASK_SUFFIX
 
 _PLAIN_TENSORS = (nn.Parameter, Tensor)
+# In eval mode each is a scale and a shift per channel. Subclasses may do more, such as an activation.
+_AFFINE_NORMS = {norm.forward for norm in (nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d)}
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,10 @@ class Mixer(nn.Module):
 
     def settle(self) -> None:
         """:func:`settle` everything that is about to be merged."""
-        for name, module in self.named_modules():
-            if next(module.parameters(recurse=False), None) is not None or parametrize.is_parametrized(module):
+        for name, module in list(self.named_modules()):
+            # Kernels and norms; what computes their parameters is theirs.
+            is_leaf = name and next(module.children(), None) is None and '.parametrizations.' not in f'.{name}.'
+            if is_leaf or parametrize.is_parametrized(module):
                 settle(module, name)
 
     def build_small_branch(self, spec: MixerSpec) -> None:
@@ -164,7 +167,7 @@ def is_untouched(*kernels: nn.Module) -> bool:
     Only then may a mixer read their weights instead of calling them. That is also false while a graph is made of the
     calls, of which every kernel shall be a part. Every forward asks: it takes about a microsecond for two kernels.
     """
-    if _has_any_global_hook() or is_traced():
+    if _has_any_global_hook() or is_traced() or _is_transformed():
         return False
     for kernel in kernels:
         own = kernel.__dict__
@@ -172,6 +175,18 @@ def is_untouched(*kernels: nn.Module) -> bool:
         if own['_backward_hooks'] or own['_backward_pre_hooks'] or not _computes_as_built(kernel, own):
             return False
     return True
+
+
+def _is_transformed() -> bool:
+    """Whether torch.func computes for a transform, such as vmap, whose tensors must not be kept."""
+    return torch._C._functorch.peek_interpreter_stack() is not None  # private: torch has no public way to ask
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether somebody waits for the calls of a module, or has replaced what they do."""
+    own = module.__dict__
+    hooks = own['_forward_hooks'] or own['_forward_pre_hooks'] or own['_backward_hooks'] or own['_backward_pre_hooks']
+    return bool(hooks) or 'forward' in own or '_compiled_call_impl' in own
 
 
 def _computes_as_built(kernel: nn.Module, own: dict[str, Any]) -> bool:
@@ -202,10 +217,9 @@ def settle(module: nn.Module, name: str) -> None:
             if not isinstance(value, nn.Parameter):  # as torch leaves what took no gradient
                 delattr(module, tensor)
                 module.register_parameter(tensor, nn.Parameter(value.detach()))
+    fold_pruning(module)
     for hook in list(module._forward_pre_hooks.values()):
-        if isinstance(hook, prune.BasePruningMethod):
-            prune.remove(module, hook._tensor_name)  # as its own `is_pruned` finds them
-        elif isinstance(hook, WeightNorm):
+        if isinstance(hook, WeightNorm):
             remove_weight_norm(module, hook.name)
         elif isinstance(hook, SpectralNorm):
             remove_spectral_norm(module, hook.name)
@@ -216,6 +230,13 @@ def settle(module: nn.Module, name: str) -> None:
             f'{name} ({type(module).__name__}) cannot be merged: a hook, a wrapper, another class or another padding '
             'decides what it computes. Take that off it before switch_to_deploy, or keep the model as trained'
         )
+
+
+def fold_pruning(module: nn.Module) -> None:
+    """Put pruned parameters in the place of those that torch's pruning computes at every call."""
+    for hook in list(module._forward_pre_hooks.values()):
+        if isinstance(hook, prune.BasePruningMethod):
+            prune.remove(module, hook._tensor_name)  # as its own `is_pruned` finds them
 
 
 @torch.no_grad()
@@ -230,13 +251,6 @@ def folded(kernel: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
         return weight, bias
     scale, shift = norm_as_affine(norm)
     return weight * scale, shift + bias * scale.flatten()
-
-
-def drop_masks(conv: nn.Module) -> None:
-    """Remove the sparsity masks of a kernel before others are merged into it; the merged kernel is not sparse."""
-    for name, _ in list(conv.named_buffers(recurse=False)):
-        if name.endswith(MASK_SUFFIX):
-            delattr(conv, name)
 
 
 def norm_as_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
@@ -254,6 +268,10 @@ def norm_as_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     state = norm.state_dict()
     if 'running_var' not in state:
         raise ValueError(f'{type(norm).__name__} has no running statistics to fold; deploy needs BN or SyncBN branches')
+    if type(norm).forward not in _AFFINE_NORMS and type(norm).__name__ != 'FrozenBatchNorm2d':  # torchvision's
+        raise ValueError(
+            f'{type(norm).__name__} may do more than a batch norm and is not merged; deploy needs BN or SyncBN branches'
+        )
     return affine_of(state, cast(float, norm.eps))
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from mmpelk.ops.branches import peripheral_branches
@@ -11,7 +12,7 @@ from mmpelk.ops.prepared import Prepared, PreparedCache, prepare
 from mmpelk.ops.sharing_grid import resolve_sharing_grid
 
 from ..peripheral_conv import PeripheralConv2d
-from .base import Mixer, MixerSpec, build_norm, drop_masks, folded, is_untouched
+from .base import Mixer, MixerSpec, build_norm, folded, is_untouched, is_watched
 
 
 class PeripheralMixer(Mixer):
@@ -71,7 +72,9 @@ class PeripheralMixer(Mixer):
 
     def passes_rest(self, x: Tensor) -> bool:
         """Deployed, for inference: one operator writes the whole map."""
-        return self.deployed and not torch.is_grad_enabled() and type(x) is Tensor and is_untouched(self.large)
+        if not self.deployed or torch.is_grad_enabled() or type(x) is not Tensor:
+            return False
+        return not is_watched(self) and is_untouched(self.large)
 
     def _mix_prepared(self, x: Tensor) -> Tensor:
         large = self.large
@@ -80,7 +83,7 @@ class PeripheralMixer(Mixer):
         def make() -> Prepared:
             return prepare(x, large.weight, large.sharing_grid, self._deployed_bias(x), large.backend)
 
-        return self._prepared.get(x, tensors, large.backend, make)(x)
+        return self._prepared.get(x, tensors, large.backend, make, large.sharing_grid)(x)
 
     def _deployed_bias(self, x: Tensor) -> Tensor | None:
         """What is added to the convolution of maps of the size of ``x``: a number or a map per channel."""
@@ -91,7 +94,7 @@ class PeripheralMixer(Mixer):
         return total.permute(1, 2, 0).contiguous().permute(2, 0, 1)  # channels last, as the network's maps
 
     def _deployed_map(self, x: Tensor) -> Tensor | None:
-        return positional_map(self.embedding_table, x.shape[-2:]) if self.embedding_mode == 'in_bounds' else None
+        return map_of_table(x, self.embedding_table) if self.embedding_mode == 'in_bounds' else None
 
     @torch.no_grad()
     def switch_to_deploy(self, embedding: Tensor | None = None) -> None:
@@ -111,14 +114,32 @@ class PeripheralMixer(Mixer):
                 bias = bias + positional_constant(weight, grid, embedding.double())
             else:
                 table = summed_area_table(weight, grid, embedding.double())
-                self.register_buffer('embedding_table', table.to(self.large.weight.dtype))
+                # In half precision the differences of its sums would lose digits.
+                dtype = torch.promote_types(self.large.weight.dtype, torch.float32)
+                self.register_buffer('embedding_table', table.to(dtype))
         small_weight, small_bias = self.take_small_branch([margin] * 4)
         del self.large_norm
-        drop_masks(self.large)
-        self.large.weight.copy_(weight + small_weight)
-        bias = (bias + small_bias).to(self.large.weight)
-        self.large.bias = nn.Parameter(bias, requires_grad=self.large.weight.requires_grad)
+        self.large = merged_like(self.large, weight + small_weight, bias + small_bias)
         self.deployed = True
+
+
+def merged_like(kernel: PeripheralConv2d, weight: Tensor, bias: Tensor) -> PeripheralConv2d:
+    """A kernel of its own, in the place of one that others may share."""
+    with torch.device('meta'):
+        merged = PeripheralConv2d(
+            len(weight), kernel.kernel_size, kernel.sharing_grid, bias=True, backend=kernel.backend
+        )
+    for name, value in (('weight', weight), ('bias', bias)):
+        setattr(merged, name, nn.Parameter(value.to(kernel.weight), kernel.weight.requires_grad))
+    return merged.train(kernel.training)
+
+
+def map_of_table(x: Tensor, table: Tensor) -> Tensor:
+    """The positional term of maps of the size of ``x``."""
+    return positional_map(table, x.shape[-2:])
+
+
+torch.fx.wrap('map_of_table')  # kept as a call by symbolic tracing, because it looks at the size of the map
 
 
 def _centre_margin(grid: Sequence[int], small_kernel_size: int) -> int:

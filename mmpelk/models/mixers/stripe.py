@@ -5,7 +5,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from .base import Mixer, MixerSpec, build_norm, depthwise_conv, drop_masks, folded
+from .base import Mixer, MixerSpec, build_norm, depthwise_conv, folded
 
 _STRIPE_WIDTH = 5  # N of the paper's K x N, SLaK's default
 
@@ -75,11 +75,20 @@ class StripeMixer(Mixer):
         second_weight, second_bias = folded(second, self.large_norm[1])
         small_weight, small_bias = self.take_small_branch([columns, columns, rows, rows])
         del self.large_norm
-        drop_masks(first)
-        drop_masks(second)
-        first.weight.copy_(weight + small_weight)
-        second.weight.copy_(second_weight)
-        bias = (bias + second_bias + small_bias).to(first.weight)
-        second.bias = None
-        first.bias = nn.Parameter(bias, requires_grad=first.weight.requires_grad)
+        # Kernels of their own: others may share those that were trained.
+        self.large = nn.ModuleList(
+            [
+                _merged_like(first, weight + small_weight, bias + second_bias + small_bias),
+                _merged_like(second, second_weight, None),
+            ]
+        )
         self.deployed = True
+
+
+def _merged_like(stripe: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
+    with torch.device('meta'):
+        merged = depthwise_conv(len(weight), weight.shape[2], weight.shape[3], bias is not None)
+    merged.weight = nn.Parameter(weight.to(stripe.weight), stripe.weight.requires_grad)
+    if bias is not None:
+        merged.bias = nn.Parameter(bias.to(stripe.weight), stripe.weight.requires_grad)
+    return merged.train(stripe.training)

@@ -179,3 +179,101 @@ def test_untouched_is_the_rule() -> None:
         touched = trained()
         change(touched.large)
         assert not is_untouched(touched.large, touched.small)
+
+
+@pytest.mark.parametrize('name', ['peripheral', 'stripe'])
+def test_kernels_that_are_shared_are_merged_apart(name: str) -> None:
+    """Two blocks, or two networks, with one kernel: deploying one leaves the other as it is."""
+    first, second, x = trained(name), trained(name), image().detach()
+    second.large = first.large
+    with torch.no_grad():
+        wants = first(x), second(x)
+        first.switch_to_deploy()
+        torch.testing.assert_close(second(x), wants[1])
+        second.switch_to_deploy()
+        for mixer, want in zip((first, second), wants, strict=True):
+            torch.testing.assert_close(mixer(x), want)
+
+
+@pytest.mark.parametrize('wrap', [False, True])
+@torch.no_grad()
+def test_a_watched_mixer_gets_its_own_channels_when_deployed(wrap: bool) -> None:
+    network = PeLK(dict(depths=(1,), channels=(16,), kernel_sizes=(SIZE,)), gap_before_final_norm=False).eval()
+    network.switch_to_deploy()
+    mixer, seen = network.stages[0][0].mixer, []
+    if wrap:
+        inner = mixer.forward
+        mixer.forward = lambda x, embedding=None: (seen.append(x.shape[1]), inner(x, embedding))[1]
+    else:
+        mixer.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[1]))
+    network(torch.rand(1, 3, 32, 32))
+    assert seen == [6]
+
+
+class Activated(nn.BatchNorm2d):
+    """As timm's norms with an activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+def test_norms_that_do_more_are_refused() -> None:
+    mixer, x = trained(), image()
+    norm = Activated(4).double().eval()
+    norm.load_state_dict(mixer.large_norm.state_dict())
+    mixer.large_norm = norm
+    want = mixer(x)
+    with pytest.raises(ValueError, match='Activated may do more than a batch norm'):
+        mixer.switch_to_deploy()
+    torch.testing.assert_close(mixer(x), want)
+
+
+def test_a_pruned_embedding_is_folded() -> None:
+    network = PeLK(dict(depths=(2,), channels=(16,), kernel_sizes=(SIZE,)), gap_before_final_norm=False).double().eval()
+    stage, x = network.stages[0], torch.rand(1, 3, 32, 32, dtype=torch.float64)
+    prune.l1_unstructured(stage, 'positional_embedding', 0.3)
+    stage.positional_embedding_orig.data.mul_(30)  # as a step of an optimizer
+    with torch.no_grad():
+        want = network(x)[0]
+        network.switch_to_deploy()
+        torch.testing.assert_close(network(x)[0], want)
+
+
+def test_dropped_paths_can_be_drawn_in_evaluation() -> None:
+    arch = dict(depths=(2,), channels=(16,), kernel_sizes=(SIZE,))
+    network = PeLK(arch, drop_path_rate=0.9, layer_scale_init_value=1.0).eval()
+    x = torch.rand(8, 3, 32, 32)
+    with torch.no_grad():
+        want = network(x)[0]
+        assert torch.equal(network(x)[0], want)
+        network.stages[0][1].drop_path.train()
+        assert not torch.equal(network(x)[0], want)
+
+
+def test_slices_of_a_stage_keep_names_and_embedding() -> None:
+    network = PeLK(dict(depths=(3,), channels=(16,), kernel_sizes=(SIZE,)), gap_before_final_norm=False).eval()
+    stage, x = network.stages[0], torch.rand(1, 16, 9, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(stage[1:](stage[:1](x)), stage(x))
+    assert [name for name, _ in stage[1:].named_children()] == ['1', '2']
+    assert stage[:1].positional_embedding is stage.positional_embedding
+
+
+@torch.no_grad()
+def test_forward_mode_is_refused_when_deployed_and_vmap_keeps_nothing() -> None:
+    network = PeLK(dict(depths=(1,), channels=(16,), kernel_sizes=(SIZE,)), gap_before_final_norm=False).eval()
+    network.switch_to_deploy()
+    x = torch.rand(1, 3, 32, 32)
+    with pytest.raises(NotImplementedError, match='no forward-mode derivative'):
+        torch.func.jvp(lambda image: network(image)[0], (x,), (x,))
+    stacked = torch.stack([x, 2 * x])
+    want = torch.stack([network(one)[0] for one in stacked])
+    for _ in range(2):
+        torch.testing.assert_close(torch.vmap(lambda image: network(image)[0])(stacked), want)
+
+
+def test_arguments_are_those_of_the_call() -> None:
+    arch = dict(depths=[1], channels=[16], kernel_sizes=[SIZE])
+    network = PeLK(arch)
+    arch['kernel_sizes'][0] = 31
+    assert network.arguments()['arch']['kernel_sizes'] == [SIZE]
