@@ -16,7 +16,8 @@ _MOST_CLASSES = 255
 _MOST_COLOURS = 200_000
 _NEAR = 40  # how far a blurred value may be from its class's, in any channel
 _SMALLEST = 0.003  # share of the pixels that a class has at least where contours are blurred
-_BACKGROUNDS = ('background', 'bg', '_background_', '__background__', 'void', 'unlabeled', 'unlabelled', 'other')
+_OWN = ('background', 'bg', '_background_', '__background__')  # what --background names
+_BACKGROUNDS = (*_OWN, 'void', 'unlabeled', 'unlabelled', 'other')
 
 
 @dataclass(frozen=True)
@@ -259,7 +260,11 @@ def _choose(
             raise UserError(f'the label maps hold {kinds[0]}, the list of classes names {kinds[1]}: correct the list')
         of_list = tuple((name.name, name.key) for name in names if name.key is not None)
         if answers.background is not None:
-            of_list = (('background', _key(answers.background, coloured)), *of_list)
+            key = _key(answers.background, coloured)
+            taken = [name for name, value in of_list if value == key]
+            if [name for name in taken if name.lower() not in _OWN]:
+                raise UserError(f"--background {answers.background} is the class '{taken[0]}' in the list of classes")
+            of_list = of_list if taken else (('background', key), *of_list)
         readings = [_Reading(of_list, 'as the list of classes says', '--classes')]
         if readings[0].present(keys) == 1 and 0 in keys and not coloured:
             text = 'one class has a value: 0 is the background'
@@ -318,11 +323,18 @@ def _by_colour(keys: set[int], names: Sequence[ClassName], counts: Mapping[int, 
 
 def _named(keys: set[int], names: list[str], answers: Answers, void: set[int], coloured: bool) -> Iterator[_Reading]:
     """Names without values: in order of the values, from 0 or from 1, with or without a background beside them."""
-    labelled, count = keys - void, len(names)
+    order, labelled = names, keys - void
     front: tuple[tuple[str, int], ...] = ()
     if answers.background is not None:
-        front = (('background', _key(answers.background, coloured)),)
+        # The list may name the background, too: it is one class.
+        own = next((name for name in names if name.lower() in _OWN), 'background')
+        order = names if own in names else [own, *names]
+        names = [name for name in names if name != own]
+        front = ((own, _key(answers.background, coloured)),)
         labelled -= {front[0][1]}
+    count = len(names)
+    if not names:
+        return
     literal = tuple(zip(names, range(count), strict=True))
     from_one = tuple(zip(names, range(1, count + 1), strict=True))
     of_zero = f"value 0 is '{names[0]}', the first name"
@@ -331,12 +343,16 @@ def _named(keys: set[int], names: list[str], answers: Answers, void: set[int], c
     in_order = tuple(zip(names, ascending, strict=False))
     if front:
         text = f'value {front[0][1]} is the background'
+
+        def ordered(rest: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
+            return tuple(sorted(front + rest, key=lambda pair: order.index(pair[0])))
+
         if len(ascending) == count:
             gaps = ascending[-1] - ascending[0] >= count
-            yield _Reading(front + in_order, f'{text}, the other values have the names in their order', '--classes',
+            yield _Reading(ordered(in_order), f'{text}, the other values have the names in their order', '--classes',
                            not gaps or count == 1)  # fmt: skip
         elif front[0][1] == 0 and labelled <= set(range(1, count + 1)):
-            yield _Reading(front + from_one, f'{text}, {of_one}', '--background 0')
+            yield _Reading(ordered(from_one), f'{text}, {of_one}', '--background 0')
         return
     background_first = not any(name.lower() in _BACKGROUNDS for name in names[1:])
     if not labelled - {0} and IGNORED in keys and count <= 2:
@@ -345,11 +361,16 @@ def _named(keys: set[int], names: list[str], answers: Answers, void: set[int], c
         text = f"value 0 is '{pair[0][0]}' and 255 '{pair[1][0]}'"
         yield _Reading(pair, text, f'--classes {pair[0][0]}=0,{pair[1][0]}=255', background_first)
     elif labelled <= set(range(1, count + 1)) and '0' in (answers.ignore or ()):
-        yield _Reading(from_one, of_one, '--ignore 0')
+        # Without a value above the last place, the list may count from the value 0 that is left out.
+        named_zero = labelled <= set(range(count))
+        if not named_zero or names[0].lower() not in _BACKGROUNDS:
+            yield _Reading(from_one, of_one, f'--classes {names[0]}=1,...')
+        if named_zero:
+            yield _Reading(literal, of_zero, f'--classes {names[0]}=0,...')
     elif labelled <= set(range(count)):
         yield _Reading(literal, of_zero, f'--classes {names[0]}=0,...')
         if 0 not in labelled:
-            yield _Reading(from_one, of_one, '--ignore 0')
+            yield _Reading(from_one, of_one, f'--classes {names[0]}=1,...')
     elif 0 in labelled and labelled <= set(range(count + 1)):
         last = _Reading(literal, f'{of_zero}, and {count} no class', f'--ignore {count}', ignored=frozenset({count}))
         first = _Reading(from_one, f'{of_one}, and 0 no class', '--ignore 0', ignored=frozenset({0}))

@@ -50,6 +50,18 @@ _PLAIN = {'dir', 'png', 'tif', 'tiff', 'jpg', 'jpeg', 'class', 'ground', 'full',
 _OTHER = {'segmentationobject', 'instances', 'instance', 'instanceids', 'panoptic', 'depth', 'disparity'}  # no classes
 _BEST = ('labeltrainids', 'labelids', '', 'color')  # where an image has several label maps, the first of these
 _CITYSCAPES = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # labelIds of the 19 classes
+_SEVERAL = (
+    'label maps belong to images that have another, and are not used: draw the classes of an image into one map, or '
+    'choose the maps with --images FOLDER --labels FOLDER'
+)
+_OTHER_FOLDERS = (
+    'images are paired with label maps of other folders, as the names of the files are equal: --yes, if they belong '
+    'together, else rename or remove them'
+)
+_BEGINNINGS = (
+    "images are paired with label maps whose names only begin like the image's: --yes, if they belong together, else "
+    'rename or remove them'
+)
 _RARE = 1e-3  # share of the labelled pixels below which a class is called rare
 
 
@@ -244,7 +256,7 @@ def _find_pairs(data: DataSet, images: str | None, labels: str | None) -> list[P
     for stems_first in (False, True):
         named = [(prefix, _read_name(name, stems_first, is_label)) for prefix, is_label, name in listed]
         files = [replace(name, path=f'{prefix}{name.path}') for prefix, name in named if name is not None]
-        pairs, alone = _match([f for f in files if not f.is_label], [f for f in files if f.is_label])
+        pairs, alone, doubts = _match([f for f in files if not f.is_label], [f for f in files if f.is_label])
         if pairs:
             break
     if not pairs or any(path.endswith('_parts_1.png') for _, _, path in listed):  # ADE20K as it was published
@@ -254,6 +266,8 @@ def _find_pairs(data: DataSet, images: str | None, labels: str | None) -> list[P
             'that belongs to an image by its name, such as images/7.jpg and masks/7.png, or 7.jpg and 7_mask.png. '
             'Where the folders have other names: --images FOLDER --labels FOLDER'
         )
+    for text, doubtful in doubts.items():
+        data.note('question', f'{len(doubtful)} {text}', doubtful)
     lonely = [file.path for file in alone if not file.is_label]
     tests = [file.path for file in alone if not file.is_label and file.split == 'test']
     if tests and not any(pair.split == 'test' for pair in pairs):
@@ -265,12 +279,17 @@ def _find_pairs(data: DataSet, images: str | None, labels: str | None) -> list[P
     return pairs
 
 
-def _match(images: list[_Named], labels: list[_Named]) -> tuple[list[Pair], list[_Named]]:
-    """Pairs by the whole path without its words, then by split and name, by name alone, and by the beginning of it."""
+def _match(images: list[_Named], labels: list[_Named]) -> tuple[list[Pair], list[_Named], dict[str, list[str]]]:
+    """Pairs by the whole path without its words, then by split and name, by name alone, and by the beginning of it.
+
+    Returns:
+        The pairs, the files that belong to none, and what is doubtful: what has to be asked, with the files.
+    """
     free = {image.path: image for image in images}
     left = sorted(labels, key=lambda label: (label.rank, label.path))
     pairs: dict[str, Pair] = {}
-    claimed = set()  # other label maps of images that have one
+    of: dict[str, _Named] = {}  # the label map of an image
+    doubts: dict[str, list[str]] = defaultdict(list)
     for key_of in (lambda f: f.key, lambda f: (f.split, f.stem), lambda f: f.stem):
         groups: dict[Any, list[_Named]] = defaultdict(list)
         for image in images:
@@ -278,16 +297,21 @@ def _match(images: list[_Named], labels: list[_Named]) -> tuple[list[Pair], list
         rest = []
         for label in left:
             owners = groups[key_of(label)]
-            if len(owners) == 1 and owners[0].path in free:
-                free.pop(owners[0].path)
-                pairs[owners[0].path] = Pair(owners[0].path, label.path, owners[0].split or label.split)
-            elif owners and any(owner.path in pairs for owner in owners) and len(owners) == 1:
-                claimed.add(label.path)
-            else:
+            owner = owners[0] if len(owners) == 1 else None
+            if owner is None or (owner.split and label.split and owner.split != label.split):
                 rest.append(label)
+            elif owner.path in free:
+                free.pop(owner.path)
+                of[owner.path] = label
+                pairs[owner.path] = Pair(owner.path, label.path, owner.split or label.split)
+                folders = [set(file.key.split('/')[:-1]) for file in (owner, label)]
+                if not (folders[0] <= folders[1] or folders[1] <= folders[0]):
+                    doubts[_OTHER_FOLDERS].append(f'{owner.path} with {label.path}')
+            elif label.key != of[owner.path].key or label.rank <= of[owner.path].rank:  # not of Cityscapes' set
+                doubts[_SEVERAL].append(f'{label.path} beside {of[owner.path].path}')
         left = rest
     by_stem = {(image.split, image.stem): image for image in free.values()}
-    rest = []
+    rest, ends = [], {}
     for label in left:
         # The longest name that the label map's begins with, cut at any place but in the middle of a number.
         for length in range(len(label.stem) - 1, 0, -1):
@@ -295,11 +319,15 @@ def _match(images: list[_Named], labels: list[_Named]) -> tuple[list[Pair], list
             owner = by_stem.get((label.split, start))
             if owner and owner.path in free and not (start[-1].isdigit() and after.isdigit()):
                 free.pop(owner.path)
+                end = label.stem[length:].lower()
+                ends[f'{owner.path} with {label.path}'] = '' if end in IMAGE_SUFFIXES else end
                 pairs[owner.path] = Pair(owner.path, label.path, owner.split)
                 break
         else:
             rest.append(label)
-    return [pairs[path] for path in sorted(pairs)], [*free.values(), *rest]
+    if len(set(ends.values())) > 1 or (of and any(ends.values())):
+        doubts[_BEGINNINGS] += list(ends)
+    return [pairs[path] for path in sorted(pairs)], [*free.values(), *rest], doubts
 
 
 def _values(image: Image.Image, through_palette: bool = False) -> npt.NDArray[np.int64]:

@@ -105,7 +105,13 @@ VALUES: dict[str, tuple[list[object], dict, dict, str]] = {
     'one name, two present values': ([1, 2], dict(classes='a,b'), {1: 'a', 2: 'b'}, ''),
     'in order': ([0, 1, 2], dict(classes='a,b,c'), {0: 'a', 1: 'b', 2: 'c'}, ''),
     'some absent': ([0, 2, 255], dict(classes='a,b,c,d'), {0: 'a', 2: 'c'}, ''),
-    'zero absent': ([1, 2], dict(classes='a,b,c'), {1: 'b', 2: 'c'}, '--ignore 0'),
+    'zero absent': ([1, 2], dict(classes='a,b,c'), {1: 'b', 2: 'c'}, '--classes a=1,...'),
+    'zero ignored, two readings': ([0, 1, 2], dict(classes='a,b,c', ignore=['0']), {1: 'a', 2: 'b'},
+                                   '--classes a=0,...'),
+    'zero ignored, the background': ([0, 1, 2], dict(classes='background,b,c', ignore=['0']), {1: 'b', 2: 'c'}, ''),
+    'background said twice': ([0, 1, 2], dict(classes='background,b,c', background='0'),
+                              {0: 'background', 1: 'b', 2: 'c'}, ''),
+    'background said twice, last': ([0, 1, 2], dict(classes='b,c,bg', background='0'), {0: 'bg', 1: 'b', 2: 'c'}, ''),
     'one value too many': ([0, 1, 2], dict(classes='a,b'), {1: 'a', 2: 'b'}, '--ignore 2'),
     'one value too many, 0 ignored': ([0, 1, 2], dict(classes='a,b', ignore=['0']), {1: 'a', 2: 'b'}, ''),
     'one value too many, last ignored': ([0, 1, 2], dict(classes='a,b', ignore=['2']), {0: 'a', 1: 'b'}, ''),
@@ -385,6 +391,8 @@ REFUSED = {
     'doubled name': (lambda r: write(r, [0, 1]), dict(classes='a,a'), r"\['a'\] twice"),
     'only zeros': (lambda r: write(r, [0, 0]), {}, 'a single class'),
     'names and colours': (lambda r: write(r, [[0, 0, 0], [9, 9, 8]]), dict(classes='a'), 'a line name,R,G,B'),
+    'a class called background': (lambda r: write(r, [0, 1]),
+                                  dict(classes='a=0,b=1', answers=Answers(background='0')), "is the class 'a'"),
     'a name without its value': (lambda r: write(r, [0, 1]), dict(classes='a=0,b'), 'give all classes =VALUE'),
     'no such list': (lambda r: write(r, [0, 1]), dict(classes='gone.txt'), "no list of classes 'gone.txt'"),
 }  # fmt: skip
@@ -409,3 +417,42 @@ def test_numbers_are_not_cut(tmp_path: Path) -> None:
         label(tmp_path / 'labels' / f'{name}.png', [0, 1])
     (tmp_path / 'images' / '12.jpg').unlink()
     assert '1 label maps have no image and are left out (labels/12.png)' in notes(read_segmentation(tmp_path))
+
+
+def test_several_label_maps_of_an_image_are_a_question(tmp_path: Path) -> None:
+    """One folder of masks for each class: all but one would be dropped."""
+    for index in range(4):
+        image(tmp_path / 'images' / f'{index}.jpg')
+        for name in ('cat', 'dog'):
+            label(tmp_path / 'masks' / name / f'{index}.png', [0, 1])
+    asked = notes(read_segmentation(tmp_path), 'question')
+    assert '4 label maps belong to images that have another' in asked
+    assert 'masks/dog/0.png' in asked
+
+
+def test_other_folders_with_equal_names_are_a_question(tmp_path: Path) -> None:
+    for folder, pictures, maps in (('A', range(4), range(2)), ('B', range(2), range(4))):
+        for index in pictures:
+            image(tmp_path / 'images' / folder / f'{index}.jpg')
+        for index in maps:
+            label(tmp_path / 'masks' / folder / f'{index}.png', [0, 1])
+    asked = notes(read_segmentation(tmp_path), 'question')
+    assert '2 images are paired with label maps of other folders' in asked
+    assert 'images/A/2.jpg with masks/B/2.png' in asked
+
+
+def test_other_splits_are_no_pairs(tmp_path: Path) -> None:
+    for index in range(6):
+        image(tmp_path / 'images' / 'train' / f'{index}.jpg')
+        label(tmp_path / 'masks' / ('train' if index < 4 else 'val') / f'{index}.png', [0, 1])
+    data = read_segmentation(tmp_path)
+    assert sum(names(data).values()) == 4
+    assert '2 images have no label map' in notes(data, 'question')
+
+
+def test_beginnings_of_names_beside_whole_names_are_a_question(tmp_path: Path) -> None:
+    for name in ('cat', 'cat_a', 'dog'):
+        image(tmp_path / 'images' / f'{name}.jpg')
+    for name in ('cat_c', 'cat_a', 'dog'):
+        label(tmp_path / 'masks' / f'{name}.png', [0, 1])
+    assert 'images/cat.jpg with masks/cat_c.png' in notes(read_segmentation(tmp_path), 'question')
