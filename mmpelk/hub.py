@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from mmengine.registry import MODELS, TRANSFORMS, VISBACKENDS, VISUALIZERS, DefaultScope, init_default_scope
 from torch import nn
 
 from mmpelk.errors import UserError
 from mmpelk.fault_tolerance.safe_loading import install_safe_loading
 from mmpelk.models import PeLK
-from mmpelk.models.weights.harmless import refuse_harmful, without_initialisation
+from mmpelk.models.weights.harmless import only_registered, refuse_harmful, without_initialisation
 from mmpelk.models.weights.publication import (
     Publication,
     fetch,
@@ -113,7 +113,8 @@ def from_pretrained(name: str | Path, device: str = 'cpu', allow: Collection[str
     cfg = Config(content)
     _complete(cfg)
     init_default_scope(cfg.get('default_scope') or 'mmengine')  # for good, as inference_model wants it
-    model = _build(cfg)
+    with only_registered(name):
+        model = _build(cfg)
     fit_network(model, found.state)
     own = model.state_dict()
     refuse_unknown(own, found.state, name)
@@ -139,7 +140,12 @@ def refuse_harmful_recipe(content: Mapping[str, Any], name: str | Path, allow: C
     loader = content.get('test_dataloader')
     dataset = loader.get('dataset') if isinstance(loader, Mapping) else None
     pipeline = dataset.get('pipeline') if isinstance(dataset, Mapping) else None
-    refuse_harmful([content.get('test_pipeline'), pipeline, content.get('visualizer')], scope, name, allow)
+    refuse_harmful([content.get('test_pipeline'), pipeline], scope, name, allow, (TRANSFORMS,))
+    visualizer = content.get('visualizer')
+    inner = visualizer.get('vis_backends') if isinstance(visualizer, Mapping) else None
+    outer = {**visualizer, 'vis_backends': None} if isinstance(visualizer, Mapping) else visualizer
+    refuse_harmful(outer, scope, name, allow, (VISUALIZERS,))
+    refuse_harmful(inner, scope, name, allow, (VISBACKENDS,))
 
 
 def _complete(cfg: Config) -> None:

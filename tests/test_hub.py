@@ -178,8 +178,8 @@ def test_every_recipe_can_be_written_and_read_as_data() -> None:
         assert content['test_dataloader'] == cfg.test_dataloader.to_dict(), name
 
 
-def _recipe(part: dict[str, Any]) -> str:
-    return f"default_scope = 'mmseg'\nmodel = {dict(type='EncoderDecoder', backbone=part)!r}\n"
+def _recipe(part: dict[str, Any], **others: Any) -> str:
+    return f"default_scope = 'mmseg'\nmodel = {dict(type='EncoderDecoder', backbone=part, **others)!r}\n"
 
 
 @pytest.mark.parametrize(
@@ -194,8 +194,14 @@ def _recipe(part: dict[str, Any]) -> str:
         (_recipe(dict(type='EncoderDecoder', _scope_='mmdet')), '_scope_'),
         (_recipe(dict(type='evil_module')), "wants 'evil_module'"),
         (_recipe(dict(type='MaskRCNN')), "'MaskRCNN', which is not registered here in 'mmseg'"),
-        (_recipe(dict(type='CrossEntropyLoss', class_weight='evil.pkl')), "'evil.pkl', which is no word"),
-        (_recipe(dict(type='CrossEntropyLoss', class_weight='http://host/evil')), 'which is no word'),
+        (_recipe(dict(type='CrossEntropyLoss', class_weight='evil.pkl')), "class_weight='evil.pkl'"),
+        (_recipe(dict(type='CrossEntropyLoss', class_weight='mean')), "class_weight='mean'"),
+        (_recipe(dict(type='CrossEntropyLoss', reduction='evil')), "reduction='evil'"),
+        (_recipe(dict(type='CrossEntropyLoss', class_weight='http://host/evil')), "class_weight='http://host/evil'"),
+        (_recipe(dict(type='nms'), decode_head=None), "wants 'nms' where no such module is registered"),
+        (_recipe(dict(type='Resize')), "wants 'Resize', which is not registered here in 'mmseg' as what"),
+        ('default_scope = "mmseg"\nmodel = {}\ntest_pipeline = [{"type": "Mixup"}]\n', "wants 'Mixup', which is not"),
+        ('default_scope = "mmseg"\nmodel = {}\nvisualizer = {"type": "Resize"}\n', "wants 'Resize', which is not"),
         (_recipe(dict(type='CrossEntropyLoss', class_weight=b'x')), 'of type bytes'),
         (_recipe(dict(type='UPerHead', test_cfg=dict(nms=dict(type='__import__("os")')))), 'known to run nothing'),
         ('default_scope = "mmseg"\nmodel = {}\ntest_pipeline = [{"type": "evil"}]\n', "wants 'evil'"),
@@ -205,7 +211,17 @@ def _recipe(part: dict[str, Any]) -> str:
     ],
     ids=[
         *('statement', 'call', 'type', 'function', 'scope', 'evaluates', 'other scope', 'module', 'not registered'),
-        *('pickle', 'address', 'bytes', 'nms', 'pipeline', 'visualizer', 'inner scope', 'none'),
+        *('pickle', 'file', 'word', 'address', 'imported nms', 'imported transform'),
+        *(
+            'imported in pipeline',
+            'imported visualizer',
+            'bytes',
+            'nms',
+            'pipeline',
+            'visualizer',
+            'inner scope',
+            'none',
+        ),
     ],
 )
 def test_recipes_run_no_code(recipe: str, message: str, tmp_path: Path) -> None:

@@ -4,16 +4,20 @@ A registry is no list of what is harmless: some registered modules evaluate an a
 one names, and a name that no registry knows is imported.
 """
 
+import contextlib
 import re
-from collections.abc import Collection, Mapping
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.registry import MODELS, TASK_UTILS, TRANSFORMS, VISBACKENDS, VISUALIZERS
+from mmengine.registry import MODELS, TASK_UTILS, Registry, registry
 
 from mmpelk.errors import UserError
+from mmpelk.models.mixers import MIXERS
+from mmpelk.models.pelk import ARCHITECTURES
 
-__all__ = ['refuse_harmful', 'without_initialisation']
+__all__ = ['only_registered', 'refuse_harmful', 'without_initialisation']
 
 _NETWORKS = {
     *('EncoderDecoder', 'FasterRCNN', 'MaskRCNN', 'CascadeRCNN', 'RetinaNet', 'FCOS', 'ImageClassifier', 'PeLK'),
@@ -37,18 +41,55 @@ _FOR_INFERENCE = {
 _FUNCTIONS = {'nms', 'soft_nms', 'RoIAlign', 'Mixup', 'CutMix'}
 _ALLOWED = _NETWORKS | _PARTS | _FOR_INFERENCE | _FUNCTIONS
 _LIBRARIES = ('mmpelk', 'mmengine', 'mmcv', 'mmseg', 'mmdet', 'mmpretrain')
-# A word, which names a mode or an architecture; not a file, an address or an expression.
-_WORD = re.compile(r'[\w-]*')
+_BUILT = (MODELS, TASK_UTILS)
+# Arguments that may be strings, and which. Any other may be a file: mmseg's losses unpickle what class_weight names.
+_MODES = {'whole', 'slide', 'original', 'multi_label', 'classy_vision', 'nearest', 'bilinear', 'bicubic', 'zeros'}
+_RESIZING = {'nearest', 'bilinear', 'bicubic', 'area', 'lanczos', 'box', 'hamming'}
+_WORDS: dict[str, Collection[str]] = {
+    'arch': ARCHITECTURES,
+    'mixer': MIXERS,
+    'positional_embedding': {'default', 'in_bounds', 'constant'},
+    'hidden_channels': {'pretrained'},
+    'mode': _MODES | {'iou', 'iof', 'giou', 'linear', 'square', 'log'},
+    'reduction': {'none', 'mean', 'sum'},
+    'loss_type': {'multi_class', 'binary'},
+    'classes': {'present', 'all'},
+    'input_transform': {'resize_concat', 'multiple_select'},
+    'add_extra_convs': {'on_input', 'on_lateral', 'on_output'},
+    'order': {'conv', 'norm', 'act'},
+    'pool_mode': {'avg', 'max'},
+    'padding_mode': {'zeros', 'reflect', 'replicate', 'circular', 'constant'},
+    'score_mode': {'max', 'mean'},
+    'interpolation': _RESIZING,
+    'backend': {'cv2', 'pillow'},
+    'imdecode_backend': {'cv2', 'pillow'},
+    'color_type': {'color', 'grayscale', 'unchanged', 'color_ignore_orientation'},
+    'edge': {'short', 'long', 'width', 'height'},
+    'name': {'visualizer', 'vis'},
+    'meta_keys': {
+        *('img_id', 'img_path', 'img_shape', 'ori_shape', 'pad_shape', 'scale_factor', 'flip', 'flip_direction'),
+        *('seg_map_path', 'reduce_zero_label', 'sample_idx'),
+    },
+}
+_LOSS_NAME = re.compile(r'(loss|aux)_\w+')
+_lock = threading.RLock()
 
 
-def refuse_harmful(config: Any, scope: object, name: str | Path, allow: Collection[str] = ()) -> None:
-    """Refuse a config that builds what is not known to be harmless, or gives it what is no number and no word.
+def refuse_harmful(
+    config: Any,
+    scope: object,
+    name: str | Path,
+    allow: Collection[str] = (),
+    registries: Sequence[Registry] = _BUILT,
+) -> None:
+    """Refuse a config that builds what is not known to be harmless, or gives it a string that is not known to be.
 
     Args:
         config: Of literals.
         scope: Library whose registries the names are of, as ``default_scope`` gives it.
         name: Of the folder or repository, for messages.
         allow: Further names of modules that the caller trusts.
+        registries: Those that build what the config names; by default those of networks.
 
     Raises:
         UserError: At the first such name or argument, and where a module is not registered here, which mmengine would
@@ -58,22 +99,26 @@ def refuse_harmful(config: Any, scope: object, name: str | Path, allow: Collecti
         raise UserError(f"'{name}' is refused: its config wants '{scope}', which is no library of OpenMMLab's")
     for kind in sorted(_check(config, str(name), str(scope), _ALLOWED | set(allow))):
         library, _, plain = kind.rpartition('.')
-        if plain not in _FUNCTIONS and not _is_registered(plain, library or str(scope)):
+        if registries is _BUILT and plain in _FUNCTIONS:
+            continue
+        if not _is_registered(plain, library or str(scope), registries):
             raise UserError(
                 f"'{name}' is refused: its config wants '{kind}', which is not registered here in "
-                f"'{library or scope}': install that library"
+                f"'{library or scope}' as what it is used for: install that library, or correct the name"
             )
 
 
-def _check(config: Any, name: str, scope: str, allowed: Collection[str]) -> set[str]:
+def _check(config: Any, name: str, scope: str, allowed: Collection[str], argument: str = '') -> set[str]:
     """Look at all of a config; the names of its modules."""
     kinds: set[str] = set()
     if isinstance(config, Mapping):
         for key, value in config.items():
             if not isinstance(key, str) or (key == '_scope_' and value != scope):
                 raise UserError(f"'{name}' is refused: its config wants '{value}' by {key!r}, not '{scope}'")
+            if key == '_scope_':
+                continue
             if key != 'type':
-                kinds |= _check(value, name, scope, allowed)
+                kinds |= _check(value, name, scope, allowed, key)
                 continue
             library, _, plain = value.rpartition('.') if isinstance(value, str) else ('', '', '')
             if plain not in allowed or library not in ('', *_LIBRARIES):
@@ -85,23 +130,63 @@ def _check(config: Any, name: str, scope: str, allowed: Collection[str]) -> set[
             kinds.add(value)
     elif isinstance(config, list | tuple | set):
         for value in config:
-            kinds |= _check(value, name, scope, allowed)
+            kinds |= _check(value, name, scope, allowed, argument)
     elif isinstance(config, str):
-        if not _WORD.fullmatch(config):
-            raise UserError(f"'{name}' is refused: its config has the argument {config!r:.80}, which is no word")
+        is_loss = argument == 'loss_name' and _LOSS_NAME.fullmatch(config)
+        if config not in _WORDS.get(argument, ()) and not is_loss:
+            raise UserError(
+                f"'{name}' is refused: its config has {argument}={config!r:.80}, which is not among the words that are "
+                'known to name no file. If you trust its author, read its config.py and build the network with the '
+                "toolbox's own init_model"
+            )
     elif not isinstance(config, int | float | type(None)):
         raise UserError(f"'{name}' is refused: its config has an argument of type {type(config).__name__}")
     return kinds
 
 
-def _is_registered(name: str, scope: str) -> bool:
-    for root in (MODELS, TASK_UTILS, TRANSFORMS, VISUALIZERS, VISBACKENDS):
-        with root.switch_scope_and_registry(scope) as registry:
-            for each in (registry, root):
+def _is_registered(name: str, scope: str, registries: Sequence[Registry]) -> bool:
+    for root in registries:
+        with root.switch_scope_and_registry(scope) as switched:
+            for each in (switched, root):
                 each.import_from_location()
                 if name in each.module_dict:
                     return True
     return False
+
+
+@contextlib.contextmanager
+def only_registered(name: str | Path) -> Iterator[None]:
+    """Let this thread build registered modules only: mmengine imports a name that the registry in use does not know.
+
+    Args:
+        name: Of the folder or repository, for messages.
+
+    Raises:
+        UserError: At such a name.
+    """
+    # mmengine has no option for it. Other threads go on as before; the lock keeps the replacements in order.
+    here = threading.get_ident()
+    refused: list[str] = []
+
+    def refuse(kind: str) -> Any:
+        if threading.get_ident() != here:
+            return imported(kind)
+        refused.append(kind)
+        raise KeyError(kind)
+
+    with _lock:
+        imported = registry.get_object_from_string
+        registry.get_object_from_string = refuse
+        try:
+            yield
+        except Exception as error:  # mmengine makes its own of ours
+            if not refused:
+                raise
+            raise UserError(
+                f"'{name}' is refused: its config wants '{refused[0]}' where no such module is registered"
+            ) from error
+        finally:
+            registry.get_object_from_string = imported
 
 
 def without_initialisation(config: Any) -> Any:

@@ -97,7 +97,7 @@ class Pretrained:
             ImportError: If huggingface_hub is not installed.
             UserError: If it cannot be read, its weights do not fit its arguments, or it is another kind of network.
         """
-        from .harmless import refuse_harmful
+        from .harmless import only_registered, refuse_harmful
         from .publication import fetch, fit_network, refuse_unknown
 
         found = fetch(
@@ -114,7 +114,8 @@ class Pretrained:
         if unknown := sorted(set(given) - known):
             raise UserError(f"'{name}' has arguments that {cls.__name__} of this mmpelk does not know: {unknown}")
         refuse_harmful(given, 'mmpelk', name)
-        network: Any = cls(**{**given, **arguments})
+        with only_registered(name):
+            network: Any = cls(**{**given, **arguments})
         fit_network(network, found.state)
         own = network.state_dict()
         remedy = 'Leave out the arguments that change the network, or give the right folder'

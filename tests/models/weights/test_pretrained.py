@@ -197,3 +197,17 @@ def test_push_sends_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert sent == dict(token='hf_1', private=True, repo='me/pelk', message='Weights')
     assert "PeLK.from_pretrained('me/pelk')" in (tmp_path / 'README.md').read_text()
     assert torch.equal(PeLK.from_pretrained(tmp_path).norm1.weight, model.norm1.weight)
+
+
+@pytest.mark.parametrize('kind', ['nms', 'Mixup', 'AnchorGenerator'])
+def test_a_name_that_is_no_norm_is_not_imported(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network().save_pretrained(tmp_path)
+    config = tmp_path / 'config.json'
+    config.write_text(json.dumps({**json.loads(config.read_text()), 'norm_cfg': dict(type=kind)}))
+    (tmp_path / f'{kind}.py').write_text("print('ran')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=f"wants '{kind}'"):
+        PeLK.from_pretrained(tmp_path)
+    assert 'ran' not in capsys.readouterr().out
