@@ -22,6 +22,7 @@ from own_data import (
     UnknownLayoutError,
     config_path,
     convert,
+    has_labelme,
     make_plan,
     print_report,
     read_classification,
@@ -95,7 +96,7 @@ def read(args: argparse.Namespace, out: Path) -> DataSet:
         try:
             return read_as(args, None)
         except UnknownLayoutError as error:
-            if args.task == 'seg' and args.classes:
+            if args.task == 'seg' and args.classes and not has_labelme(args.data):
                 raise  # the user has said what is to be read
             reason = str(error)
     else:

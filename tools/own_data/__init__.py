@@ -3,7 +3,7 @@
 from .classification import read_classification
 from .dataset import DataSet, Note, UnknownLayoutError
 from .detection import read_detection
-from .foreign import convert
+from .foreign import convert, has_labelme
 from .machine import Machine
 from .meaning import Answers
 from .plan import Plan, make_plan
@@ -20,6 +20,7 @@ __all__ = [
     'UnknownLayoutError',
     'config_path',
     'convert',
+    'has_labelme',
     'make_plan',
     'print_report',
     'read_classification',

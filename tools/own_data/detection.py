@@ -59,7 +59,10 @@ def read_detection(
     contents = {split: json.loads(path.read_text('utf-8-sig')) for split, path in files.items()}
     _same_categories(data, contents, files)
     pictures = {path: path for path in find_images(root)}
-    if converted:  # pictures that were in an archive
+    if converted:
+        for left_out in converted.get('left_out', ()):
+            data.leave_out(*left_out)
+        # Pictures that were in an archive.
         absolute = (image['file_name'] for content in contents.values() for image in content['images'])
         pictures |= {path: path for path in absolute if Path(path).is_absolute() and Path(path).is_file()}
     clean = {split: _check(data, content, files[split], pictures, images) for split, content in contents.items()}

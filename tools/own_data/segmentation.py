@@ -116,7 +116,9 @@ def read_segmentation(
         pairs = [Pair(s['image'], s['label'], split_of(s['subset'])) for s in converted['samples']]
         names = [ClassName(each['name'], each['key']) for each in converted['classes']]
         # What lies outside of every outline is background, where the format has such a class.
-        names += [ClassName(name.name, 0) for name in names if name.name.lower() == 'background']
+        names += [ClassName(name.name, 0) for name in names if name.name.lower() in ('background', '_background_')]
+        for left_out in converted.get('left_out', ()):
+            data.leave_out(*left_out)
     else:
         pairs = _find_pairs(data, images, labels)
         names = read_names(classes, root)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from own_data import convert, read_classification, read_detection, read_segmentation
+from own_data import convert, has_labelme, read_classification, read_detection, read_segmentation
 from own_data.segmentation import read_indices
 
 from mmpelk.errors import UserError
 from tests.paths import ROOT
-from tests.tools.own_data.pictures import image
+from tests.tools.own_data.pictures import image, names, notes
 
 BOX = (4, 5, 24, 20)  # left, top, right, bottom
 _OWN = ROOT / '.venv-data' / 'bin' / 'python'
@@ -83,6 +83,81 @@ def test_labelme_maps(tmp_path: Path) -> None:
     inside[top + 1 : bottom, left + 1 : right] = True
     assert (indices[inside] == 0).all()
     assert set(np.unique(indices).tolist()) == {0, 1, 255}
+
+
+def labelme(path: Path, shapes: list[dict], size: tuple[int, int] = (48, 32)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = dict(shapes=shapes, imagePath=f'{path.stem}.jpg', imageWidth=size[0], imageHeight=size[1])
+    path.write_text(json.dumps(content))
+
+
+def polygon(name: str, left: int = 2, top: int = 2, **more: object) -> dict:
+    corners = [[left, top], [left + 10, top], [left + 10, top + 10], [left, top + 10]]
+    return dict(label=name, shape_type='polygon', points=corners) | more
+
+
+def test_labelme_has_the_folders_splits_and_the_users_order(tmp_path: Path) -> None:
+    for split, count in (('train', 3), ('valid', 2), ('test', 1)):
+        for index in range(count):
+            image(tmp_path / 'data' / split / f'{split}{index}.jpg')
+            labelme(tmp_path / 'data' / split / f'{split}{index}.json', [polygon('cat'), polygon('dog', 20)])
+    root, expected = tmp_path / 'data', {'train': 3, 'val': 2, 'test': 1}
+    detection = read_detection(root, converted=convert(root, 'det', tmp_path / 'det', '', classes='dog,cat'))
+    maps = read_segmentation(root, converted=convert(root, 'seg', tmp_path / 'seg', '', classes='dog,cat'))
+    assert names(detection) == names(maps) == expected
+    assert detection.classes == maps.classes == ['dog', 'cat']
+    assert (read_indices(maps, maps.details['pairs'][0])[5, 5], has_labelme(root)) == (1, True)
+    with pytest.raises(UserError, match='give the same names'):
+        convert(root, 'seg', tmp_path / 'seg', '', classes='dog,bird')
+    with pytest.raises(UserError, match='no values: give --classes'):
+        convert(root, 'seg', tmp_path / 'seg', '', classes='dog=1,cat=2')
+
+
+def test_labelme_of_other_sizes_is_left_out(tmp_path: Path) -> None:
+    root = tmp_path / 'data'
+    for index in range(6):
+        image(root / f'{index}.jpg')
+        labelme(root / f'{index}.json', [polygon('cat'), polygon('dog', 20)], (96, 64) if index < 2 else (48, 32))
+    for read, task in ((read_detection, 'det'), (read_segmentation, 'seg')):
+        data = read(root, converted=convert(root, task, tmp_path / task, ''))
+        assert 'differ in size' in notes(data, 'question')
+        assert sum(names(data).values()) == 4
+
+
+def test_labelme_is_drawn_on_the_picture_that_was_shown(tmp_path: Path) -> None:
+    """LabelMe turns a picture as EXIF says, before anything is drawn."""
+    root = tmp_path / 'data'
+    for index in range(4):
+        image(root / f'{index}.jpg', orientation=6)
+        labelme(root / f'{index}.json', [polygon('cat', 2, 34), polygon('dog')], (32, 48))
+    data = read_segmentation(root, converted=convert(root, 'seg', tmp_path / 'out', ''))
+    assert not data.ignore_orientation
+    indices = read_indices(data, data.details['pairs'][0])
+    assert indices.shape == (48, 32)
+    assert indices[40, 5] == data.classes.index('cat')
+
+
+def test_labelme_shapes(tmp_path: Path) -> None:
+    """Parts of a group are one object, turned rectangles are read, what is no class is none, the rest is counted."""
+    root = tmp_path / 'data'
+    shapes = [
+        *(polygon('cat', group_id=1), polygon('cat', 20, group_id=1)),
+        *(polygon('dog', 2, 18, shape_type='rectangle'), polygon('dog', 18, 18, shape_type='rotation')),
+        *(polygon('__ignore__', 36, 18), polygon('fish', shape_type='mask')),
+    ]
+    for index in range(4):
+        image(root / f'{index}.jpg')
+        labelme(root / f'{index}.json', shapes)
+    (root / 'x.json').write_text('{"shapes": [')
+    data = read_detection(root, converted=convert(root, 'det', tmp_path / 'det', ''))
+    assert dict(zip(data.classes, data.counts, strict=True)) == {'cat': 4, 'dog': 8}
+    maps = read_segmentation(root, converted=convert(root, 'seg', tmp_path / 'seg', ''))
+    assert maps.classes == ['cat', 'dog']
+    assert read_indices(maps, maps.details['pairs'][0])[25, 40] == 255
+    for asked in (notes(data), notes(maps)):
+        assert 'shapes enclose nothing that is read here (4 mask)' in asked
+        assert "1 JSON files beside LabelMe's cannot be read and are left out" in asked
+    assert '4 shapes are called __ignore__' in notes(data)
 
 
 def test_without_datumaro_the_way_to_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
