@@ -238,6 +238,7 @@ class _Interpreter:
                 continue
             elif name == 'STOP':
                 (content,) = stack
+                _refuse_placeholders(content)
                 return content
             else:
                 # By name, so that what is not written here cannot be meant.
@@ -354,14 +355,32 @@ class _Interpreter:
         self._stack.append(storage)
 
     def _make_tensor(
-        self, storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any = False, *_: Any
+        self,
+        storage: Any,
+        offset: Any,
+        size: Any,
+        stride: Any,
+        requires_grad: Any = False,
+        hooks: Any = None,
+        metadata: Any = None,
     ) -> Tensor:
-        return self._make_tensor_of_dtype(storage, offset, size, stride, requires_grad, None, None)
+        return self._make_tensor_of_dtype(storage, offset, size, stride, requires_grad, hooks, None, metadata)
 
     def _make_tensor_of_dtype(
-        self, storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any, dtype: Any, *_: Any
+        self,
+        storage: Any,
+        offset: Any,
+        size: Any,
+        stride: Any,
+        requires_grad: Any,
+        hooks: Any,
+        dtype: Any,
+        metadata: Any = None,
     ) -> Tensor:
         storage = _check(storage, _Storage)
+        bits = {} if metadata is None else _check(metadata, dict)
+        if not bits.keys() <= {'conj', 'neg'}:
+            raise UnpicklingError('a tensor with metadata of another kind')
         dtype = storage.dtype if dtype is None else _check(dtype, torch.dtype)
         size, stride = (tuple(map(_index, _check(value, tuple, torch.Size))) for value in (size, stride))
         furthest = _index(offset) + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
@@ -376,6 +395,9 @@ class _Interpreter:
             raise UnpicklingError('a storage of another size')
         tensor = torch.empty(0, dtype=dtype, device=numbers.device)
         tensor.set_(numbers.untyped_storage(), offset, size, stride)
+        # torch stores the numbers of a conjugate or negative view as they are without it.
+        tensor = tensor.conj() if bits.get('conj') else tensor
+        tensor = tensor.neg() if bits.get('neg') else tensor
         return tensor.requires_grad_(bool(requires_grad))
 
 
@@ -401,6 +423,23 @@ def _check(value: Any, *kinds: type) -> Any:
     if type(value) not in kinds:
         raise UnpicklingError(f'{type(value).__name__} instead of {kinds[0].__name__}')
     return value
+
+
+def _refuse_placeholders(content: Any) -> None:
+    """Refuse content in which a name or a storage is left that nothing was made of."""
+    seen: set[int] = set()
+    left = [content]
+    while left:
+        value = left.pop()
+        if isinstance(value, _Name | _Storage | _Pending):
+            raise UnpicklingError('a name or a storage as a value')
+        if not isinstance(value, dict | list | tuple | set | frozenset | Namespace) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            left += [*dict.values(value), getattr(value, '_metadata', None) if type(value) is OrderedDict else None]
+        else:
+            left += vars(value).values() if isinstance(value, Namespace) else value
 
 
 def _index(value: Any) -> int:
@@ -476,7 +515,7 @@ def _make_array(content: Any, dtype: Any, shape: Any, order: Any = 'C') -> np.nd
     if len(content) != math.prod(shape) * dtype.itemsize:
         raise UnpicklingError('an array of NumPy of another size')
     if not content:
-        return np.empty(shape, dtype, order=order)
+        return np.zeros(shape, dtype, order=order)
     return np.frombuffer(content, dtype).reshape(shape, order=order).copy(order='K')
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .errors import UserError
+
 __all__ = [
     'get_random_state',
     'isolated_randomness',
@@ -16,6 +18,8 @@ __all__ = [
     'seed_all',
     'set_random_state',
 ]
+
+_NUMPY_KEYS = 624  # of MT19937
 
 
 def get_random_state() -> dict[str, Any]:
@@ -33,14 +37,27 @@ def get_random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Go on where :func:`get_random_state` was called."""
-    version, numbers, gauss = state['python']
-    random.setstate((version, tuple(numbers), gauss))
-    kind, keys, *rest = state['numpy']
-    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state['torch'].cpu())
-    if 'cuda' in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state['cuda'].cpu())
+    """Go on where :func:`get_random_state` was called.
+
+    Raises:
+        UserError: If it is no such state, as a file may hold.
+    """
+    try:
+        version, numbers, gauss = state['python']
+        kind, keys, position, *rest = state['numpy']
+        # NumPy reads beyond its keys at a position beyond them.
+        if type(position) is not int or not 0 <= position <= _NUMPY_KEYS or keys.shape != (_NUMPY_KEYS,):
+            raise ValueError('a place of NumPy that is none')
+        random.setstate((version, tuple(numbers), gauss))
+        np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), position, *rest))
+        torch.set_rng_state(state['torch'].cpu())
+        if 'cuda' in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state['cuda'].cpu())
+    except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f'the random state of the checkpoint is damaged ({type(error).__name__}): resume from another one with '
+            '--resume FILE, or train from its weights with load_from'
+        ) from error
 
 
 def make_seed(numbers: Sequence[int]) -> int:

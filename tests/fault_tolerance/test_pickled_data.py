@@ -58,6 +58,36 @@ def test_values_come_back(name: str, form: str) -> None:
     assert type(got) is type(VALUES[name])
 
 
+@pytest.mark.parametrize('form', FORMATS)
+@pytest.mark.parametrize('view', ['conj', 'negative', 'transposed'])
+def test_views_that_change_numbers_come_back(view: str, form: str) -> None:
+    number = torch.tensor([[1 + 2j, 3 - 4j]])
+    tensor = dict(conj=number.conj(), negative=number.conj().imag, transposed=number.mH)[view]
+    assert tensor.is_conj() or tensor.is_neg(), 'has a bit of its own'
+    assert torch.equal(read_pickled(saved(tensor, **FORMATS[form])), tensor)
+
+
+def test_other_metadata_of_tensors_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._utils, 'get_tensor_metadata', lambda tensor: {'twice': True})
+    with pytest.raises(pickle.UnpicklingError, match='metadata'):
+        read_pickled(saved(torch.ones(1)))
+
+
+def test_empty_texts_come_back() -> None:
+    """NumPy makes room for a character of them, which is not in the file."""
+    for _ in range(50):
+        np.full(1, b'x')  # what memory holds that is used again
+        assert read_pickled(saved([np.bytes_(b''), np.str_('')])) == [b'', '']
+
+
+@pytest.mark.parametrize('value', [torch.Size, collections.OrderedDict, torch.FloatStorage, nn.Parameter])
+@pytest.mark.parametrize('where', ['alone', 'list', 'dict', 'deep'])
+def test_a_class_is_no_value(value: type, where: str) -> None:
+    content = dict(alone=value, list=[value], dict={'a': value}, deep=argparse.Namespace(a=[({'b': value},)]))[where]
+    with pytest.raises(pickle.UnpicklingError, match='as a value'):
+        read_pickled(saved(content))
+
+
 @pytest.mark.parametrize('form', ['archive', 'legacy'])
 @pytest.mark.parametrize('dtype', ['float32', 'float64', 'float16', 'bfloat16', 'int64', 'uint8', 'bool', 'complex64'])
 def test_tensors_come_back(dtype: str, form: str) -> None:

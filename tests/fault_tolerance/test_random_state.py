@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from mmpelk.fault_tolerance.errors import UserError
 from mmpelk.fault_tolerance.random_state import get_random_state, make_seed, seed_all, set_random_state
 
 
@@ -39,3 +40,24 @@ def test_every_number_counts() -> None:
     seeds = {make_seed(numbers) for numbers in ([1, 2, 3], [1, 3, 2], [2, 2, 3], [1, 2, 4], [2**40, 2, 3])}
     assert len(seeds) == 5
     assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+@pytest.mark.parametrize(
+    ('part', 'index', 'value'),
+    [
+        ('numpy', 2, 10**8),
+        ('numpy', 2, -1),
+        ('numpy', 2, 1.0),
+        ('numpy', 1, torch.zeros(3, dtype=torch.int64)),
+        ('numpy', 1, 'x'),
+        ('numpy', 0, 'PCG64'),
+        ('python', 1, (1, 2)),
+    ],
+)
+def test_a_state_that_is_none_is_refused(part: str, index: int, value: object) -> None:
+    state = get_random_state()
+    changed = list(state[part])
+    changed[index] = value
+    with pytest.raises(UserError, match='random state of the checkpoint is damaged'):
+        set_random_state({**state, part: tuple(changed)})
+    set_random_state(state)
