@@ -1,5 +1,6 @@
 """A resume goes on with the run of the folder, and deletes nothing but that run's own files."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -269,5 +270,60 @@ def test_a_folder_of_another_training_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_process_may_train_again_in_its_folder(tmp_path: Path) -> None:
-    WorkFolderLock(tmp_path)
+    first = WorkFolderLock(tmp_path)
     WorkFolderLock(tmp_path).release()
+    assert is_locked(tmp_path), 'by the first'
+    first.release()
+    assert not is_locked(tmp_path)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a lock of another opening of the file is refused, as another process's is."""
+    with open(folder / '.lock') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def test_a_lock_outlasts_copies_of_its_folder_and_earlier_runners(tmp_path: Path) -> None:
+    failed, lock = WorkFolderLock(tmp_path / '.'), WorkFolderLock(tmp_path)
+    shutil.copytree(tmp_path, tmp_path / 'copy', ignore=shutil.ignore_patterns('copy'))
+    del failed
+    assert is_locked(tmp_path)
+    lock.release()
+
+
+@pytest.mark.slow
+def test_a_forked_process_does_not_keep_the_lock(tmp_path: Path) -> None:
+    lock = WorkFolderLock(tmp_path)
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(write, b'.')
+        signal.pause()
+    try:
+        os.read(read, 1)
+        lock.release()
+        assert not is_locked(tmp_path)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(read)
+        os.close(write)
+
+
+def test_links_in_a_work_folder_lead_to_nothing(tmp_path: Path) -> None:
+    precious, folder = tmp_path / 'thesis.tex', tmp_path / 'run'
+    folder.mkdir()
+    precious.write_text('a year of work')
+    for name in ('.last_checkpoint.tmp', '.run_id.tmp', '.iter_1.pth.tmp'):
+        (folder / name).symlink_to(precious)
+    train(folder, 1)
+    assert names(folder) == ['iter_1.pth']
+    (folder / '.lock').unlink()
+    (folder / '.lock').symlink_to(precious)
+    with pytest.raises(UserError, match=r'\.lock.* cannot be opened to lock the folder'):
+        WorkFolderLock(folder)
+    assert precious.read_text() == 'a year of work'
