@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import inspect
 import numbers
 import os
 import os.path as osp
@@ -29,7 +30,7 @@ from .networks import unwrap_model
 from .random_state import get_random_state
 from .resumable import RUN_ID, find_fault, find_newest, is_run_id
 from .resume import ResumeHook
-from .safe_loading import SAFE_LOADING, CheckpointError, install_safe_loading, load_data
+from .safe_loading import SAFE_LOADING, TRUST, CheckpointError, install_safe_loading, load_data, scheduler_states
 from .work_folder import WorkFolderLock
 
 __all__ = ['CheckpointHook']
@@ -54,6 +55,7 @@ class CheckpointHook(MMEngineCheckpointHook):
       those of its checkpoints make room for others. Two trainings do not write into one work folder.
     - A disk without room stops all processes with a sentence that says how much is needed and free, and the last good
       checkpoint stays. The log warns of it one checkpoint before.
+    - The first checkpoint is read again: a training whose checkpoints hold what is refused ends there, with a sentence.
     - Every checkpoint holds each process's random state, for :class:`~mmpelk.engine.ResumeHook`.
 
     Folders in a remote store (``out_dir='s3://…'``) are written as mmengine writes them.
@@ -72,6 +74,7 @@ class CheckpointHook(MMEngineCheckpointHook):
     _lock: WorkFolderLock | None = None
     _place = 0  # batches of the current epoch that were trained on
     _saved = -1  # iteration of the newest checkpoint
+    _is_readable = False  # whether a checkpoint of this training was read again
     _local = False  # whether files are written by this module's rules
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -293,6 +296,9 @@ class CheckpointHook(MMEngineCheckpointHook):
         outdated = [*outdated, *([previous] if previous and previous != name else [])]
 
         def finish() -> None:
+            if self._local and not self._is_readable:
+                _refuse_unreadable(path)
+                self._is_readable = True
             self._commit(path, before, outdated, Path(runner.work_dir) / 'last_checkpoint')
             self._warn_of_a_full_disk(runner)
 
@@ -321,7 +327,13 @@ class CheckpointHook(MMEngineCheckpointHook):
             self._lock.release()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Add the id of the run, and the random states, except to the best checkpoint, which nobody resumes from."""
+        """Add the id of the run, and the random states, except to the best checkpoint, which nobody resumes from.
+
+        Functions that schedulers put into their states, as OneCycleLR does, are left out: they are built anew.
+        """
+        for state in scheduler_states(checkpoint.get('param_schedulers')):
+            for key in [key for key, value in state.items() if inspect.isroutine(value)]:
+                del state[key]
         if self._run_id is not None:
             checkpoint[RUN_ID] = self._run_id
         if self._run_state is not None:
@@ -411,6 +423,17 @@ class _SavesOnAll:
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
         with raise_on_all(), _explain_failed_write(osp.join(out_dir, filename), self._last_good):
             self._runner.save_checkpoint(out_dir, filename, *args, **kwargs)
+
+
+def _refuse_unreadable(path: str) -> None:
+    """Read a checkpoint as a resume would, but for its numbers."""
+    try:
+        load_data(path, 'meta')
+    except CheckpointError as error:
+        raise UserError(
+            f'this training cannot be resumed: {error}. Keep functions and objects out of what its hooks, schedulers '
+            f'and message hub save, or set {TRUST}=1 for the training and the resume'
+        ) from error
 
 
 def _sampler(dataloader: Any) -> Any:

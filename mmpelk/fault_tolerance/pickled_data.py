@@ -49,6 +49,7 @@ _STORAGES = {
 }
 _ARRAY_KINDS = re.compile(r'[|<=]?([?bBhHiIlLqQefdFD]|[biufcSU]\d{1,6})')
 _HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
+_ONE_CYCLE = 'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler'
 _CHUNK = 2**22  # bytes read at a time
 _MOST_DIMENSIONS = 64  # of torch's and NumPy's loops
 
@@ -307,7 +308,9 @@ class _Interpreter:
         full_name = f'{module.replace("__builtin__", "builtins")}.{name}'
         if full_name in _VALUES:
             return _VALUES[full_name]
-        if re.fullmatch(rf'{re.escape(_HISTORY)}\.\w+', full_name):  # a method, as protocol 4 has it
+        if re.fullmatch(
+            rf'({re.escape(_HISTORY)}|{re.escape(_ONE_CYCLE)})\.\w+', full_name
+        ):  # a method, as protocol 4 has it
             return name.rpartition('.')[2]
         storage = re.fullmatch(r'torch\.(?:cuda\.|storage\.)?(\w+)Storage', full_name)
         if full_name in self._makers or (storage and storage[1] in _STORAGES):
@@ -488,8 +491,8 @@ def _make_defaultdict(factory: Any = None) -> Any:
 
 
 def _method_name(owner: Any, name: Any) -> str:
-    """Stands in for ``getattr``, which mmengine's files call for the methods of their history buffers."""
-    if owner != _Name(_HISTORY):
+    """Stands in for ``getattr``, which mmengine's files call for methods of history buffers and of OneCycleLR."""
+    if owner not in (_Name(_HISTORY), _Name(_ONE_CYCLE)):
         raise UnpicklingError('GLOBAL builtins.getattr was asked for something else than a history buffer')
     return _check(name, str)
 
@@ -566,6 +569,7 @@ _MAKERS: dict[str, Callable[..., Any]] = {
     'collections.defaultdict': _make_defaultdict,
     'argparse.Namespace': lambda: Namespace(),  # ConvNeXt's, SLaK's and timm's scripts store their options
     _HISTORY: lambda: _Pending(HistoryBuffer),
+    _ONE_CYCLE: lambda *_: _refuse(_ONE_CYCLE),
     'mmengine.config.config.ConfigDict': _make_dict(ConfigDict),
     'torch.Size': lambda sizes: torch.Size(map(_index, _check(sizes, tuple, list))),
     'torch.device': _plain(torch.device, str, int),

@@ -214,8 +214,17 @@ def _owner(prefix: str) -> str:
     return _MMENGINE if known is None else known.__module__
 
 
+def scheduler_states(schedulers: Any) -> list[dict[str, Any]]:
+    """The states of the schedulers of a checkpoint, which are in a list, or in lists by the name of the optimizer."""
+    lists = schedulers.values() if isinstance(schedulers, dict) else [schedulers]
+    return [state for each in lists if isinstance(each, list) for state in each if isinstance(state, dict)]
+
+
 def _without_config(loader: Callable) -> Callable:
-    """A loader for mmengine: its inferencers run the text of a config that a checkpoint holds."""
+    """A loader for mmengine: its inferencers run the text of a config that a checkpoint holds.
+
+    The name of a function that OneCycleLR has stored is left out, too: the scheduler that is built has the function.
+    """
 
     @functools.wraps(loader)
     def load(name: str, map_location: Location = None) -> Any:
@@ -225,6 +234,9 @@ def _without_config(loader: Callable) -> Callable:
         for part in (parts.get('meta') or {}, hub.get('runtime_info') or {}):
             if os.environ.get(TRUST) != '1':
                 part.pop('cfg', None)
+        for state in scheduler_states(parts.get('param_schedulers')):
+            if isinstance(state.get('anneal_func'), str):
+                del state['anneal_func']
         return content
 
     return load

@@ -31,7 +31,14 @@ class Ones(Dataset):
         return torch.ones(1)
 
 
-def make_runner(folder: Path, iterations: int, resume: bool = False, load_from: Path | None = None, **checkpoint: Any):
+def make_runner(
+    folder: Path,
+    iterations: int,
+    resume: bool = False,
+    load_from: Path | None = None,
+    scheduler: Any = None,
+    **checkpoint: Any,
+):
     """A training of a weight that saves at every iteration."""
     settings = dict(type='mmpelk.CheckpointHook', by_epoch=False, interval=1) | checkpoint
     return Runner(
@@ -40,6 +47,7 @@ def make_runner(folder: Path, iterations: int, resume: bool = False, load_from: 
         train_dataloader=dict(dataset=Ones(), batch_size=1, sampler=dict(type='InfiniteSampler')),
         train_cfg=dict(by_epoch=False, max_iters=iterations),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        param_scheduler=scheduler,
         default_hooks=dict(checkpoint=settings, logger=None),
         custom_hooks=[dict(type='mmpelk.ResumeHook')],
         resume=resume,
@@ -327,3 +335,30 @@ def test_links_in_a_work_folder_lead_to_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r'\.lock.* cannot be opened to lock the folder'):
         WorkFolderLock(folder)
     assert precious.read_text() == 'a year of work'
+
+
+ONE_CYCLE = dict(type='OneCycleLR', by_epoch=False, eta_max=0.1, total_steps=10)
+
+
+@pytest.mark.parametrize('strategy', ['cos', 'linear'])
+@pytest.mark.parametrize('stored', [False, True], ids=['ours', 'as mmengine stores it'])
+def test_a_scheduler_with_a_function_is_resumed(strategy: str, stored: bool, tmp_path: Path) -> None:
+    scheduler = {**ONE_CYCLE, 'anneal_strategy': strategy}
+    whole = train(tmp_path / 'whole', 5, scheduler=dict(scheduler))
+    halfway = tmp_path / 'whole' / 'iter_2.pth'
+    assert 'anneal_func' not in load_data(halfway)['param_schedulers'][0]
+    if stored:
+        content = load_data(halfway)
+        content['param_schedulers'][0]['anneal_func'] = whole.param_schedulers[0].state_dict()['anneal_func']
+        torch.save(content, halfway)
+    train(tmp_path / 'resumed', 5, resume=True, load_from=halfway, scheduler=dict(scheduler))
+    weights = [load_data(tmp_path / run / 'iter_5.pth')['state_dict']['weight'] for run in ('whole', 'resumed')]
+    assert torch.equal(*weights)
+
+
+def test_a_training_that_could_not_be_resumed_ends_at_its_first_checkpoint(tmp_path: Path) -> None:
+    runner = make_runner(tmp_path, 3)
+    runner.message_hub.update_info('function', print, resumed=True)
+    with pytest.raises(UserError, match=r'cannot be resumed: .*iter_1.*builtins\.print'):
+        runner.train()
+    assert names(tmp_path) == ['iter_1.pth']
