@@ -54,7 +54,7 @@ def read_classification(
     if converted:
         samples = [_Sample(s['image'], s['label'], split_of(s['subset'])) for s in converted['samples']]
     else:
-        samples = _list_samples(data)
+        samples = _list_samples(data, classes is not None)
     by_class: dict[str, list[_Sample]] = defaultdict(list)
     for sample in samples:
         by_class[sample.label].append(sample)
@@ -64,6 +64,8 @@ def read_classification(
             f"'{root}' needs a folder of pictures for each of at least two classes, found {data.classes}"
         )
     data.classes[:] = order_names(data.classes, classes, root)
+    if classes is None:
+        _ask_names(data)
     labelled = [sample.path for group in by_class.values() for sample in group]
     pixels = len(labelled) <= limit
     headers = map_files(lambda name: (name, read_header(root / name, pixels)), labelled, 'Reading pictures')
@@ -109,16 +111,47 @@ class _Sample:
     split: str | None
 
 
-def _list_samples(data: DataSet) -> list[_Sample]:
+def _ask_names(data: DataSet) -> None:
+    """Ask where the names of the classes look like something else."""
+    shown = ','.join(data.classes[:8])
+    if splits := [name for name in data.classes if split_of(name)]:
+        text = (
+            f'{len(splits)} classes are called like a split: --classes {shown} confirms the classes, --data FOLDER/...'
+        )
+        data.note('question', f'{text} takes a folder below', splits)
+    by_name: dict[str, list[str]] = defaultdict(list)
+    for name in data.classes:
+        by_name[name.lower()].append(name)
+    if twins := [name for group in by_name.values() if len(group) > 1 for name in group]:
+        text = f'{len(twins)} classes differ in capital letters alone: rename the folders to join them, or --classes'
+        data.note('question', f'{text} {shown} confirms them', twins)
+
+
+def _wrapping(names: list[str]) -> str:
+    """The folders that hold everything else, as an archive has them, with a slash behind."""
+    prefix = ''
+    while True:
+        children = {name[len(prefix) :].split('/')[0] for name in names}
+        below = [name[len(prefix) :].count('/') for name in names]
+        if len(children) != 1 or min(below) < 2 or _is_split_folder(child := children.pop()):
+            return prefix
+        prefix += f'{child}/'
+
+
+def _list_samples(data: DataSet, confirmed: bool) -> list[_Sample]:
     """Pictures in folders of classes."""
-    root, names = data.root, find_images(data.root)
-    children = sorted({name.split('/')[0] for name in names if '/' in name})
+    names = find_images(data.root)
+    prefix = _wrapping(names) if names else ''
+    root = data.root / prefix
+    children = sorted({part[0] for name in names if len(part := name[len(prefix) :].split('/')) > 1})
     said = {child: split for child in children if (split := split_of(child)) and _is_split_folder(child)}
     depth = 1 if 'train' in said.values() else 0
-    lists = {} if depth else read_split_lists(root)
-    samples, loose, tests = [], [], []
+    lists = {} if depth else read_split_lists(root, names)
+    samples, loose, tests, beside, deeper = [], [], [], [], []
     for name in names:
-        parts = name.split('/')
+        parts = name[len(prefix) :].split('/')
+        if len(parts) > depth + 2 and (not depth or parts[0] in said):
+            deeper.append(name)
         if len(parts) > depth + 1 and (not depth or parts[0] in said):
             split = said[parts[0]] if depth else listed_in(lists, name) if lists else None
             samples.append(_Sample(name, parts[depth], split))
@@ -126,12 +159,19 @@ def _list_samples(data: DataSet) -> list[_Sample]:
             tests.append(name)
         elif not depth or parts[0] in said or len(parts) == 1:
             loose.append(name)
+        else:
+            beside.append(name)
     found = {sample.label for sample in samples}
     if foreign := sorted(label for label in found if label.lower() in _OTHERS):
         raise UnknownLayoutError(f"the folders {', '.join(foreign)} of '{root}' are no classes")
     if tests:
         data.note('remark', f'{len(tests)} pictures of the test split have no class: demo_image.py draws them', tests)
     if len(found) > 1:
+        data.leave_out('pictures are in folders beside those of the splits', beside, len(names))
+        if deeper and not confirmed:
+            listed = ','.join(sorted(found)[:8])
+            text = f'{len(deeper)} pictures are in folders below that of their class: --classes {listed} confirms that'
+            data.note('question', f'{text} these are the classes, --data FOLDER/... takes a folder below', deeper)
         data.leave_out('pictures are in no folder of a class', loose, len(names))
     folders = [root / child for child in said] if depth else [root]
     empty = {path.name for folder in folders for path in folder.iterdir() if path.is_dir()} - found

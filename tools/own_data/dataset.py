@@ -40,6 +40,7 @@ _SPLITS = {
     'val': ('val', 'valid', 'validation', 'val2017', 'dev', 'valset'),
     'test': ('test', 'testing', 'test2017', 'tst', 'testset'),
 }
+_JOINED = ('trainval', 'train_val', 'train+val')
 Colour = tuple[int, int, int]
 _ORIENTATION = 0x0112  # the EXIF tag
 _SHOWN = 5  # files named in a message
@@ -211,25 +212,56 @@ def split_of(path: str) -> str | None:
     return None
 
 
-def read_split_lists(root: Path) -> dict[str, set[str]]:
+def read_split_lists(root: Path, pictures: Iterable[str]) -> dict[str, set[str]]:
     """Lists of names beside the pictures, ``train.txt``, ``val.txt`` and ``test.txt``, also below ``ImageSets``.
+
+    Without a ``train.txt``, what ``trainval.txt`` has beyond the validation is the training.
+
+    Args:
+        root: Where they are looked for.
+        pictures: Paths that a line may name, or the end of them. A line that names none may have more after the first
+            word.
 
     Returns:
         Of each split that has a list, every way to write a sample's name that :func:`listed_in` compares with.
     """
     folders = [root, root / 'ImageSets' / 'Segmentation', root / 'ImageSets' / 'Main', root / 'splits', root / 'lists']
+    known = {end for picture in pictures for end in _ends(picture)}
     lists: dict[str, set[str]] = {}
+    joined: set[str] = set()
     for folder in folders:
         for path in sorted(folder.glob('*.txt')):
-            split = split_of(path.stem) if path.stem.lower() in sum(_SPLITS.values(), ()) else None
-            if split and split not in lists:
+            stem = path.stem.lower()
+            split = split_of(stem) if stem in sum(_SPLITS.values(), ()) else None
+            if stem in _JOINED or (split and split not in lists):
                 lines = path.read_text('utf-8-sig', errors='replace').replace('\\', '/').splitlines()
-                names = {_plain(part) for line in lines for part in (line, line.split(' ')[0]) if part.strip()}
-                # Of an absolute path, which is another machine's, the folder and the name.
-                lists[split] = names | {'/'.join(n.split('/')[-2:]) for n in names if re.match(r'/|[A-Za-z]:', n)}
-        if lists:
+                names = {name for line in lines if line.strip() for name in _names_in(line, known)}
+                if split:
+                    lists[split] = names
+                else:
+                    joined |= names
+        if lists or joined:
             break
+    if joined and 'train' not in lists:
+        lists['train'] = joined - lists.get('val', set()) - lists.get('test', set())
     return lists if 'train' in lists or 'val' in lists else {}
+
+
+def _names_in(line: str, known: set[str]) -> set[str]:
+    """What a line of a list calls its picture."""
+    for text in (line, line.split(' ')[0]):
+        # Of an absolute path, which is another machine's, the folder and the name.
+        name = _plain(text)
+        found = {name, '/'.join(name.split('/')[-2:])} if re.match(r'/|[A-Za-z]:', name) else {name}
+        if found & known:
+            break
+    return found
+
+
+def _ends(name: str) -> list[str]:
+    """A picture's path without its suffix, and every end of it."""
+    parts = _plain(name).split('/')
+    return ['/'.join(parts[start:]) for start in range(len(parts))]
 
 
 def _plain(name: str) -> str:
@@ -240,8 +272,7 @@ def _plain(name: str) -> str:
 
 def listed_in(lists: dict[str, set[str]], name: str) -> str | None:
     """The split whose list has the picture, by its path below the root or the end of it."""
-    parts = _plain(name).split('/')
-    ends = ['/'.join(parts[start:]) for start in range(len(parts))]
+    ends = _ends(name)
     for split, names in lists.items():
         if any(end in names for end in ends):
             return split

@@ -65,13 +65,15 @@ def read_detection(
         # Pictures that were in an archive.
         absolute = (image['file_name'] for content in contents.values() for image in content['images'])
         pictures |= {path: path for path in absolute if Path(path).is_absolute() and Path(path).is_file()}
-    clean = {split: _check(data, content, files[split], pictures, images) for split, content in contents.items()}
+    clean = _join(
+        data, {key: _check(data, part, files[key], pictures, images) for key, part in contents.items()}, files
+    )
     named = {image['file_name'] for content in clean.values() for image in content['images']}
     beside = {os.path.dirname(name) for name in named}
     if unlisted := [path for path in pictures if os.path.dirname(path) in beside and path not in named]:
         data.note('remark', f'{len(unlisted)} pictures beside the others are in no annotation file', unlisted)
     splits = {split: clean[split]['images'] if split in clean else [] for split in ('train', 'val', 'test')}
-    if list(clean) == ['train'] and (lists := read_split_lists(root)):
+    if list(clean) == ['train'] and (lists := read_split_lists(root, named)):
         listed = [(listed_in(lists, image['file_name']), image) for image in splits['train']]
         splits = {split: [image for said, image in listed if said == split] for split in splits}
         data.note('decision', 'the split is that of the lists beside the pictures')
@@ -115,6 +117,41 @@ def read_detection(
         sides=[float(np.sqrt(entry['bbox'][2] * entry['bbox'][3])) for entry in kept],
     )
     return data
+
+
+def _join(data: DataSet, parts: dict[str, dict[str, Any]], files: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    """The contents of each split, of one annotation file or of several.
+
+    Raises:
+        UserError: If a picture is in two files of a split.
+    """
+    joined: dict[str, dict[str, Any]] = {}
+    owners: dict[str, dict[str, Path]] = defaultdict(dict)
+    for key, part in parts.items():
+        split = key.split('/')[0]
+        for image in part['images']:
+            other = owners[split].setdefault(image['file_name'], files[key])
+            if other != files[key]:
+                raise UserError(
+                    f"the picture '{image['file_name']}' is in '{other}' and in '{files[key]}', both for the split "
+                    f"'{split}': choose with --annotations TRAIN VAL [TEST]"
+                )
+        if split not in joined:
+            joined[split] = part
+            continue
+        offset = len(joined[split]['images'])  # they are numbered from 1
+        joined[split]['images'] += [{**image, 'id': image['id'] + offset} for image in part['images']]
+        entries = [{**entry, 'image_id': entry['image_id'] + offset} for entry in part['annotations']]
+        joined[split]['annotations'] += entries
+    for split in joined:
+        several = [str(path) for key, path in files.items() if key.split('/')[0] == split]
+        if len(several) > 1:
+            data.note('decision', f'{len(several)} annotation files are joined for the split {split}', several)
+    first = 'train' if 'train' in owners else next(iter(owners))
+    held_out = {name for split, named in owners.items() if split != first for name in named}
+    if both := sorted(held_out & set(owners[first])):
+        data.note('question', f'{len(both)} pictures to train on are listed to validate or test on, too', both)
+    return joined
 
 
 def _converted_files(converted: dict[str, Any]) -> dict[str, Path]:
@@ -183,22 +220,27 @@ def _find_files(root: Path, given: list[str] | None) -> dict[str, Path]:
         return dict(zip(('train', 'val', 'test'), files, strict=False))
     if len(files) == 1:
         return {'train': files[0]}
-    found: dict[str, Path] = {}
+    by_split: dict[str | None, list[Path]] = defaultdict(list)
     for path in files:
-        split = split_of(path.stem.lower()) or split_of(path.parent.name)
+        by_split[split_of(path.stem.lower()) or split_of(path.parent.name)].append(path)
+    found: dict[str, Path] = {}
+    for split in ('train', 'val', 'test'):
         # COCO has keypoints and captions beside the instances.
-        if split and (split not in found or path.stem.startswith('instances')):
-            found[split] = path
-    if 'train' not in found:
+        parts = [path for path in by_split[split] if path.stem.startswith('instances')] or by_split[split]
+        found |= {f'{split}/{number}' if number else split: path for number, path in enumerate(parts)}
+    if 'train' not in found or by_split[None]:
         names = ', '.join(str(path.relative_to(root)) for path in files)
         raise UserError(f'which of {names} is for training and which for validation? --annotations TRAIN VAL [TEST]')
-    return {split: found[split] for split in ('train', 'val', 'test') if split in found}
+    return found
 
 
 def _is_coco(path: Path) -> bool:
+    text = path.read_bytes().decode('utf-8-sig', errors='replace')
     try:
-        content = json.loads(path.read_text('utf-8-sig'))
-    except (json.JSONDecodeError, UnicodeDecodeError):
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        if any(f'"{name}"' in text for name in _LISTS):
+            raise UserError(f"the annotation file '{path}' is damaged ({error}): copy or export it again") from error
         return False
     return isinstance(content, dict) and all(isinstance(content.get(key), list) for key in _LISTS)
 
@@ -215,6 +257,8 @@ def _find_pictures(
     here = file.parent.relative_to(data.root).as_posix() if data.root in file.parents else '.'
     split = split_of(file.stem.lower()) or split_of(here)
     mended, before = [], images[0].get('file_name')
+    tied: list[str] = []
+    agreed: dict[int, int] = {}  # how many parts of its path a picture's has at the end
     for image in images:
         written = str(image.get('file_name', ''))
         name = written.replace('\\', '/')
@@ -227,14 +271,24 @@ def _find_pictures(
         candidates = by_name.get(parts[-1] if parts else '', [])
         if given:
             candidates = [path for path in candidates if given == '.' or path.startswith(f'{given.strip("/")}/')]
+
         # The candidate that agrees longest with the end of the path, then the one of the file's own split.
-        best = sorted(
-            candidates, key=lambda path: (-_common_end(path, parts), split_of(str(Path(path).parent)) != split)
-        )
-        image['file_name'] = next((path for path in direct if path in pictures), best[0] if best else '')
+        def rank(path: str, parts: list[str] = parts) -> tuple[int, bool]:
+            return -_common_end(path, parts), split_of(str(Path(path).parent)) != split
+
+        best = sorted(candidates, key=rank)
+        exact = next((path for path in direct if path in pictures), '')
+        image['file_name'] = exact or (best[0] if best else '')
+        if not exact and len(best) > 1 and rank(best[0]) == rank(best[1]):
+            tied.append(f'{best[0]} or {best[1]}')
+        agreed[id(image)] = len(parts) if exact else -rank(best[0])[0] if best else 0
         image['written'] = written
         if image['file_name'] and (name.startswith('/') or name != written):
             mended.append(written)
+    if tied:
+        text = f'{len(tied)} images of {file.name} are in several folders: --images FOLDER names the right one'
+        data.note('question', text, tied)
+    _check_folders(data, file, images, agreed)
     if not any(image['file_name'] for image in images):
         where = f"'{data.root / given}'" if given else f"any folder of '{data.root}'"
         raise UserError(f"the image '{before}' of '{file}' is not in {where}; name the folder with --images")
@@ -242,6 +296,37 @@ def _find_pictures(
         data.note(
             'decision', f'{len(mended)} paths of another machine in {file.name} are replaced by those here', mended
         )
+
+
+def _check_folders(data: DataSet, file: Path, images: list[dict[str, Any]], agreed: dict[int, int]) -> None:
+    """Ask where the folders that the annotations name are not those where the pictures were found.
+
+    Raises:
+        UserError: If a picture is listed twice.
+    """
+    owners: dict[str, dict[str, Any]] = {}
+    for image in sorted(images, key=lambda image: -agreed[id(image)]):
+        owner = owners.setdefault(image['file_name'], image)
+        if image['file_name'] and owner is not image:
+            if owner['written'] == image['written']:
+                ids = f'{owner["id"]} and {image["id"]}'
+                raise UserError(f"'{file}' lists '{image['written']}' twice, with the ids {ids}: join the two entries")
+            image['file_name'] = ''  # it belongs to another, whose folders agree better
+    written: dict[str, set[str]] = defaultdict(set)
+    found: dict[str, set[str]] = defaultdict(set)
+    for image in images:
+        if image['file_name']:
+            there, said = os.path.dirname(image['file_name']), os.path.dirname(image['written'].replace('\\', '/'))
+            written[said].add(there)
+            found[there].add(said)
+    doubtful = []
+    for image in images:
+        there, said = os.path.dirname(image['file_name']), os.path.dirname(image['written'].replace('\\', '/'))
+        if image['file_name'] and said and agreed[id(image)] == 1 and (len(written[said]) > 1 or len(found[there]) > 1):
+            doubtful.append(f'{image["file_name"]} for {image["written"]}')
+    if doubtful:
+        text = f'{len(doubtful)} images of {file.name} are found in other folders than it names'
+        data.note('question', f'{text}: --images FOLDER names the right one', doubtful)
 
 
 def _common_end(path: str, parts: list[str]) -> int:

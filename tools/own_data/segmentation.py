@@ -450,7 +450,7 @@ def _public(pairs: list[Pair]) -> Any:
 
 def _split(data: DataSet, pairs: list[Pair], share: float) -> dict[str, list[Pair]]:
     splits: dict[str, list[Pair]] = {'train': [], 'val': [], 'test': []}
-    lists = read_split_lists(data.root)
+    lists = read_split_lists(data.root, [path for pair in pairs for path in (pair.image, pair.label)])
     unsaid: list[Pair] = []
     for pair in pairs:
         split = listed_in(lists, pair.image) or listed_in(lists, pair.label) if lists else pair.split

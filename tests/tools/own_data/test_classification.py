@@ -102,3 +102,26 @@ def test_copies_between_the_splits_are_found(tmp_path: Path) -> None:
 def test_one_class_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='at least two classes'):
         read_classification(write(tmp_path, cat=3))
+
+
+def test_a_folder_that_wraps_the_splits_is_no_class(tmp_path: Path) -> None:
+    data = read_classification(write(tmp_path, archive__train__cat=3, archive__train__dog=2, archive__val__cat=2))
+    assert data.classes == ['cat', 'dog']
+    assert names(data) == {'train': 5, 'val': 2}
+    assert not data.questions
+
+
+@pytest.mark.parametrize(
+    ('counts', 'asked'),
+    [
+        (dict(seg_train__sea=3, seg_test__sea=2), '2 classes are called like a split'),
+        (dict(fold1__sea=3, fold2__sea=2), '5 pictures are in folders below that of their class'),
+        (dict(Cat=3, cat=2), '2 classes differ in capital letters alone'),
+        (dict(train__cat=3, train__dog=3, extra__cat=3), '3 pictures are in folders beside those of the splits'),
+    ],
+)
+def test_folders_that_may_be_no_classes_are_a_question(counts: dict[str, int], asked: str, tmp_path: Path) -> None:
+    data = read_classification(write(tmp_path, **counts))
+    assert asked in notes(data, 'question')
+    if 'beside' not in asked:
+        assert not read_classification(tmp_path, classes=','.join(data.classes)).questions

@@ -286,3 +286,71 @@ def test_upright_pictures_are_not_touched(tmp_path: Path) -> None:
     data = read_detection(write(tmp_path, content()))
     assert set(data.sizes) == {(48, 32)}
     assert Image.open(tmp_path / 'images' / '0.jpg').size == (48, 32)
+
+
+def test_a_picture_listed_twice_is_refused(tmp_path: Path) -> None:
+    twice = content()
+    twice['images'].append(dict(twice['images'][0], id=99))
+    with pytest.raises(UserError, match=r"lists '0\.jpg' twice, with the ids 10 and 99"):
+        read_detection(write(tmp_path, twice))
+
+
+def test_pictures_of_another_folder_are_not_taken(tmp_path: Path) -> None:
+    """Those of a second camera that are not there have the names of the first one's."""
+    both = content(6)
+    for index, entry in enumerate(both['images']):
+        entry['file_name'] = f'cam{"AB"[index % 2]}/{index // 2}.jpg'
+    data = read_detection(write(tmp_path, both, folder='camA'))
+    assert '3 annotated images are not there' in notes(data, 'question')
+    assert sum(map(len, data.splits.values())) == 3
+
+
+def test_folders_that_disagree_and_names_in_two_folders_are_questions(tmp_path: Path) -> None:
+    data = content()
+    for entry in data['images']:
+        entry['file_name'] = f'camB/{entry["file_name"]}'
+    write(tmp_path / 'moved', data, folder='camB')
+    (tmp_path / 'moved' / 'camA').mkdir()
+    (tmp_path / 'moved' / 'camB' / '4.jpg').rename(tmp_path / 'moved' / 'camA' / '4.jpg')
+    assert 'camA/4.jpg for camB/4.jpg' in notes(read_detection(tmp_path / 'moved'), 'question')
+    for folder in ('a', 'b'):
+        write(tmp_path / 'bare', content(), folder=folder)
+    assert 'a/0.jpg or b/0.jpg' in notes(read_detection(tmp_path / 'bare'), 'question')
+    assert not read_detection(tmp_path / 'bare', images='b').questions
+
+
+def test_several_files_of_a_split_are_joined(tmp_path: Path) -> None:
+    for name, count in (('site1/train', 3), ('site2/train', 4), ('site1/val', 2)):
+        write(tmp_path, content(count), f'{name}/labels.json', name)
+    data = read_detection(tmp_path)
+    assert {split: len(names) for split, names in data.splits.items()} == {'train': 7, 'val': 2}
+    assert sum(data.counts) == 18
+    train = data.details['contents']['train']
+    owners = {image['id']: image['file_name'] for image in train['images']}
+    assert len({owners[entry['image_id']] for entry in train['annotations']}) == 7
+    assert '2 annotation files are joined for the split train' in notes(data, 'decision')
+
+
+def test_a_picture_in_two_files_is_told(tmp_path: Path) -> None:
+    write(tmp_path, content(), 'train.json')
+    write(tmp_path, content(2), 'val.json')
+    assert '2 pictures to train on are listed to validate' in notes(read_detection(tmp_path), 'question')
+    write(tmp_path, content(), 'train_old.json')
+    with pytest.raises(UserError, match='both for the split'):
+        read_detection(tmp_path)
+
+
+def test_a_damaged_annotation_file_is_named(tmp_path: Path) -> None:
+    write(tmp_path, content(), 'train.json')
+    (tmp_path / 'val.json').write_text((tmp_path / 'train.json').read_text()[:-3])
+    with pytest.raises(UserError, match=r"val\.json' is damaged"):
+        read_detection(tmp_path)
+
+
+def test_a_joined_list_is_the_training(tmp_path: Path) -> None:
+    write(tmp_path, content(8))
+    (tmp_path / 'trainval.txt').write_text('0\n1\n2\n3\n4\n')
+    (tmp_path / 'test.txt').write_text('5\n6\n7\n')
+    data = read_detection(tmp_path)
+    assert {split: len(names) for split, names in data.splits.items()} == {'train': 4, 'val': 1, 'test': 3}
+    assert sorted(Path(name).stem for name in data.splits['test']) == ['5', '6', '7']

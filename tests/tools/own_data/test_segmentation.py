@@ -456,3 +456,16 @@ def test_beginnings_of_names_beside_whole_names_are_a_question(tmp_path: Path) -
     for name in ('cat_c', 'cat_a', 'dog'):
         label(tmp_path / 'masks' / f'{name}.png', [0, 1])
     assert 'images/cat.jpg with masks/cat_c.png' in notes(read_segmentation(tmp_path), 'question')
+
+
+def test_names_with_spaces_in_lists(tmp_path: Path) -> None:
+    """The first word of a line is a name where the whole line is none."""
+    every = [f'photo{letter}{copy}' for letter in 'ab' for copy in ('', ' (1)')]
+    for name in every:
+        image(tmp_path / 'images' / f'{name}.jpg')
+        label(tmp_path / 'masks' / f'{name}.png', [0, 1])
+    (tmp_path / 'train.txt').write_text('\n'.join(name for name in every if '(' in name))
+    (tmp_path / 'val.txt').write_text('\n'.join(f'{name} 1' for name in every if '(' not in name))
+    data = read_segmentation(tmp_path)
+    assert data.splits == {'train': ['images/photoa (1).jpg', 'images/photob (1).jpg'],
+                           'val': ['images/photoa.jpg', 'images/photob.jpg']}  # fmt: skip
