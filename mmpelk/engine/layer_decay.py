@@ -76,7 +76,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             prefix = next((prefix for prefix in backbones if name.startswith(prefix)), None)
             layer, last = self._layer(backbones, prefix, name)
             rule = dict(rules.get(id(parameter), {}))
-            scale = self.paramwise_cfg['decay_rate'] ** (last - layer) * rule.pop('lr', self.base_lr) / self.base_lr
+            factor = rule.pop('lr', self.base_lr) / self.base_lr if self.base_lr else 1.0
+            scale = self.paramwise_cfg['decay_rate'] ** (last - layer) * factor
             decay = rule.pop('weight_decay', self.base_wd)
             if 'weight_decay' not in rules.get(id(parameter), {}) and _is_without_decay(name, parameter):
                 decay = 0.0
