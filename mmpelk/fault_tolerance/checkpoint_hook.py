@@ -28,7 +28,7 @@ from .atomic_files import AtomicBackend, sync, write_atomically
 from .errors import UserError
 from .networks import unwrap_model
 from .random_state import get_random_state
-from .resumable import RUN_ID, find_fault, find_newest, is_run_id
+from .resumable import ANCESTORS, RUN_ID, Run, find_fault, find_newest, run_of
 from .resume import ResumeHook
 from .safe_loading import SAFE_LOADING, TRUST, CheckpointError, install_safe_loading, load_data, scheduler_states
 from .work_folder import WorkFolderLock
@@ -69,7 +69,7 @@ class CheckpointHook(MMEngineCheckpointHook):
     last_ckpt: Any
 
     _run_state: dict[str, Any] | None = None
-    _run_id: str | None = None
+    _run: Run | None = None
     _interrupted: str | None = None  # name of a checkpoint in the middle of an epoch, which the next one replaces
     _lock: WorkFolderLock | None = None
     _place = 0  # batches of the current epoch that were trained on
@@ -112,9 +112,17 @@ class CheckpointHook(MMEngineCheckpointHook):
             fault = from_main(lambda: find_fault(given, unwrap_model(runner.model)))
             if fault:
                 raise CheckpointError(f'{fault}; --resume without a name takes the newest checkpoint that loads')
+            if is_main_process():
+                self._branch(runner, given)
             if is_main_process() and Path(given).resolve() in [each.resolve() for each in self._candidates(runner)]:
                 # Those of later iterations are of no use from here on.
                 write_atomically(Path(runner.work_dir) / 'last_checkpoint', given.encode())
+
+    def _branch(self, runner: Runner, given: str) -> None:
+        """Go on from a named checkpoint as a run of its own, so that later ones of the run before do not count."""
+        content = load_data(given, 'meta')
+        self._run = run_of(content).branch(uuid.uuid4().hex, content['meta']['iter'])
+        write_atomically(Path(runner.work_dir) / RUN_ID, self._run.text().encode())
 
     def _choose(self, runner: Runner) -> str | None:
         folder = Path(runner.work_dir)
@@ -124,6 +132,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             return pointed
         network = unwrap_model(runner.model)
         newest = from_main(lambda: find_newest(self._candidates(runner), folder, network))
+        self._run = newest.run
         for reason in newest.skipped:
             runner.logger.warning(f'Not resumed from: {reason}')
         if newest.path is None and newest.damaged:
@@ -153,8 +162,9 @@ class CheckpointHook(MMEngineCheckpointHook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Go on as the same run, if training is resumed; the message hub takes what the file says of it afterwards."""
         if runner._resume:
-            run_id = checkpoint.pop(RUN_ID, None)
-            self._run_id = run_id if is_run_id(run_id) else None
+            self._run = self._run or run_of(checkpoint)
+            for key in (RUN_ID, ANCESTORS):
+                checkpoint.pop(key, None)
 
     def before_train(self, runner: Runner) -> None:
         """As mmengine, with files that are whole or not there, and with names instead of paths from a checkpoint."""
@@ -186,16 +196,16 @@ class CheckpointHook(MMEngineCheckpointHook):
         if 'last_ckpt' in info:
             info['last_ckpt'] = runner._load_from
         if not runner._resume:
-            self._run_id = uuid.uuid4().hex
+            self._run = Run(uuid.uuid4().hex)
         if is_main_process():
             self._begin(Path(runner.work_dir))
 
     def _begin(self, folder: Path) -> None:
         """Say which run is in a folder, and take away what a kill in the middle of a write has left."""
-        if self._run_id is None:  # resumed from a file without an id
+        if self._run is None or self._run.id is None:  # resumed from a file without an id
             (folder / RUN_ID).unlink(missing_ok=True)
         else:
-            write_atomically(folder / RUN_ID, self._run_id.encode())
+            write_atomically(folder / RUN_ID, self._run.text().encode())
         if self._local and Path(str(self.out_dir)).is_dir():
             for left in Path(str(self.out_dir)).iterdir():
                 name = left.name.removeprefix('.').removesuffix('.tmp')
@@ -334,8 +344,10 @@ class CheckpointHook(MMEngineCheckpointHook):
         for state in scheduler_states(checkpoint.get('param_schedulers')):
             for key in [key for key, value in state.items() if inspect.isroutine(value)]:
                 del state[key]
-        if self._run_id is not None:
-            checkpoint[RUN_ID] = self._run_id
+        if self._run is not None and self._run.id is not None:
+            checkpoint[RUN_ID] = self._run.id
+            if self._run.ancestors:
+                checkpoint[ANCESTORS] = self._run.ancestors
         if self._run_state is not None:
             checkpoint['run_state'] = self._run_state
 

@@ -1,8 +1,9 @@
 """Which checkpoint a training goes on from, and which it must not."""
 
+import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,39 @@ from torch import Tensor, nn
 
 from .safe_loading import CheckpointError, check_integrity, load_data
 
-__all__ = ['RUN_ID', 'Newest', 'find_fault', 'find_newest', 'is_run_id']
+__all__ = ['ANCESTORS', 'RUN_ID', 'Newest', 'Run', 'find_fault', 'find_newest', 'run_of']
 
 RUN_ID = 'run_id'
 """Name of the file in a work folder, and of the entry of checkpoints, that tell one training from another."""
+
+ANCESTORS = 'run_id_ancestors'
+"""Name of the entry of checkpoints that tells which runs the training was before, each up to an iteration."""
+_NO_ID = '-'
+
+
+@dataclass
+class Run:
+    """A training, which may have branched off others.
+
+    Attributes:
+        id: Of it, if it has one.
+        ancestors: Ids of those that it goes on from, and the last iteration of each that is of it, too.
+    """
+
+    id: str | None = None
+    ancestors: dict[str, int] = field(default_factory=dict)
+
+    def branch(self, run_id: str, iteration: int) -> 'Run':
+        """The run that goes on from an iteration of this one under an id of its own."""
+        return Run(run_id, {**self.ancestors, self.id or _NO_ID: iteration})
+
+    def has(self, other: str | None, iteration: int) -> bool:
+        """Whether a checkpoint that a run wrote at an iteration is of this training."""
+        return iteration <= {**self.ancestors, self.id or _NO_ID: math.inf}.get(other or _NO_ID, -math.inf)
+
+    def text(self) -> str:
+        """As the file ``run_id`` holds it: the id, and a line for each ancestor."""
+        return '\n'.join([self.id or _NO_ID, *(f'{key} {value}' for key, value in self.ancestors.items())])
 
 
 @dataclass
@@ -24,14 +54,24 @@ class Newest:
         path: The checkpoint to go on from, if there is one.
         skipped: A sentence about each newer file that is damaged, or not of this training.
         damaged: How many of them are of this training.
+        run: The training.
     """
 
     path: str | None
     skipped: list[str]
     damaged: int
+    run: Run
 
 
-def is_run_id(value: object) -> bool:
+def run_of(checkpoint: dict[str, Any]) -> Run:
+    """The run that a checkpoint says to be of; what is not as we write it is left out."""
+    run_id, ancestors = checkpoint.get(RUN_ID), checkpoint.get(ANCESTORS)
+    pairs = ancestors.items() if isinstance(ancestors, dict) else ()
+    known = {key: value for key, value in pairs if (key == _NO_ID or _is_run_id(key)) and type(value) is int}
+    return Run(run_id if _is_run_id(run_id) else None, known)
+
+
+def _is_run_id(value: object) -> bool:
     """Whether something is an id as we write it."""
     return isinstance(value, str) and re.fullmatch('[0-9a-f]{32}', value) is not None
 
@@ -40,8 +80,8 @@ def find_newest(paths: Iterable[Path], folder: Path, network: nn.Module) -> Newe
     """The checkpoint of the highest iteration that the training in a folder can be resumed from.
 
     The training is the one whose id is in the folder's file ``run_id``, else the one of the checkpoint that
-    ``last_checkpoint`` names. Of its checkpoints that are newer than the named one only those count that were written
-    after it was named: it may have been killed in between.
+    ``last_checkpoint`` names. Checkpoints of the runs that it branched off count up to where it did. Without ids, those
+    that are newer than the named one count if they were written after it was named.
 
     Args:
         paths: Files to choose from.
@@ -51,12 +91,12 @@ def find_newest(paths: Iterable[Path], folder: Path, network: nn.Module) -> Newe
     pointer, known, skipped = folder / 'last_checkpoint', [], []
     # Only the name counts: a folder may have been moved or copied.
     named = Path(pointer.read_text(errors='replace').strip()).name if pointer.is_file() else ''
-    run = _read_id(folder)
+    run = _read_run(folder)
     damaged = 0
     for path in paths:
         try:
             content = load_data(path, 'meta')
-            known.append((content['meta']['iter'], path, content.get(RUN_ID)))
+            known.append((content['meta']['iter'], path, run_of(content)))
         except CheckpointError as error:
             skipped.append(str(error))
             damaged += 1
@@ -69,10 +109,17 @@ def find_newest(paths: Iterable[Path], folder: Path, network: nn.Module) -> Newe
     at = next((each for each in known if each[1].name == named), None)
     if run is None and (at or known):
         run = (at or max(known, key=_iteration))[2]
-    for iteration, path, its_run in sorted(known, key=_iteration, reverse=True):
-        if its_run != run:
+    run = run or Run()
+    for each in sorted(known, key=_iteration, reverse=True):
+        _, path, its_run = each
+        if not run.has(its_run.id, _iteration(each)):
             skipped.append(f"'{path}' is of another training, which was in this folder before")
-        elif at and iteration > at[0] and path.stat().st_mtime_ns < pointer.stat().st_mtime_ns:
+        elif (
+            at
+            and its_run.id is None
+            and _iteration(each) > _iteration(at)
+            and path.stat().st_mtime_ns < pointer.stat().st_mtime_ns
+        ):
             skipped.append(
                 f"'{path}' is older than '{at[1]}', which last_checkpoint names, although of a later iteration"
             )
@@ -80,14 +127,16 @@ def find_newest(paths: Iterable[Path], folder: Path, network: nn.Module) -> Newe
             skipped.append(fault)
             damaged += 1
         else:
-            return Newest(str(path), skipped, damaged)
-    return Newest(None, skipped, damaged)
+            return Newest(str(path), skipped, damaged, run)
+    return Newest(None, skipped, damaged, run)
 
 
-def _read_id(folder: Path) -> str | None:
+def _read_run(folder: Path) -> Run | None:
     path = folder / RUN_ID
-    text = path.read_text(errors='replace').strip() if path.is_file() else None
-    return text if is_run_id(text) else None
+    run_id, *lines = path.read_text(errors='replace').splitlines() or [''] if path.is_file() else ['']
+    pairs = [re.fullmatch(r'(\S+) (\d{1,15})', line) for line in lines]
+    run = run_of({RUN_ID: run_id.strip(), ANCESTORS: {pair[1]: int(pair[2]) for pair in pairs if pair}})
+    return run if run.id else None
 
 
 def _iteration(known: tuple[Any, ...]) -> int:

@@ -202,6 +202,29 @@ def test_going_back_is_not_undone_by_the_next_resume(tmp_path: Path) -> None:
     assert Path(runner._load_from).name == 'iter_2.pth'
 
 
+@pytest.mark.parametrize('files', ['all', 'no run_id'])
+def test_a_copy_goes_on_with_the_branch_of_its_original(files: str, tmp_path: Path) -> None:
+    run, copy = tmp_path / 'run', tmp_path / 'copy'
+    train(run, 5)
+    back = make_runner(run, 3, resume=True, load_from=run / 'iter_2.pth')
+    back.train()
+    shutil.copytree(run, copy)
+    ids = {name: load_data(copy / name)['run_id'] for name in names(copy)}
+    assert ids['iter_2.pth'] == ids['iter_5.pth'] != ids['iter_3.pth']
+    for index, path in enumerate([copy / 'last_checkpoint', copy / 'iter_3.pth', copy / 'iter_5.pth']):
+        os.utime(path, (index, index))  # the abandoned one is the youngest file
+    if files == 'no run_id':
+        (copy / 'run_id').unlink()
+    for name, chosen in [('iter_3.pth', 'iter_3.pth'), ('iter_2.pth', 'iter_2.pth')]:
+        if name == 'iter_2.pth':  # the one of the branch is lost: the one that it goes on from counts
+            (copy / 'iter_3.pth').write_bytes(b'')
+        runner = make_runner(copy, 4, resume=True)
+        runner.train_loop.run = lambda runner=runner: hook_of(runner).before_train(runner)
+        runner.train()
+        assert Path(runner._load_from).name == chosen
+        (copy / 'last_checkpoint').write_text('iter_3.pth')
+
+
 def test_checkpoints_without_an_id_are_one_run(tmp_path: Path) -> None:
     """Of mmengine's own hook, or of an earlier release."""
     train(tmp_path, 3)
