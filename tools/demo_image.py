@@ -124,7 +124,16 @@ def make_painter(args: argparse.Namespace, label_maps: list[np.ndarray]) -> Pain
     return paint
 
 
-def draw_all(drawings: list[Drawing], paint: Painter, label_maps: list[np.ndarray]) -> list[str]:
+def find_color_type(cfg: Config) -> str:
+    """How the config's tests read pictures: with the rotation that EXIF asks for, or without it."""
+    pipeline = cfg.get('test_pipeline') or cfg.get('test_dataloader', {}).get('dataset', {}).get('pipeline', [])
+    types = [step.get('color_type') for step in pipeline if str(step.get('type')).endswith('LoadImageFromFile')]
+    return 'color_ignore_orientation' if 'color_ignore_orientation' in types else 'color'
+
+
+def draw_all(
+    drawings: list[Drawing], paint: Painter, label_maps: list[np.ndarray], color_type: str = 'color'
+) -> list[str]:
     """Draw them, with a bar that counts the pictures, and write the label maps beside them.
 
     Returns:
@@ -135,7 +144,7 @@ def draw_all(drawings: list[Drawing], paint: Painter, label_maps: list[np.ndarra
         bar = progress.add_task('Drawing', total=sum(drawing.frames() for drawing in drawings))
         for drawing in drawings:
             try:
-                for number, _ in enumerate(drawing.draw(paint)):
+                for number, _ in enumerate(drawing.draw(paint, color_type)):
                     progress.advance(bar)
                     if label_maps:
                         frame = f'.{number:06}' if drawing.is_video else ''
@@ -152,7 +161,8 @@ def main() -> None:
         drawings = find_drawings(args.images, args.out)
         label_maps: list[np.ndarray] = []
         paint = make_painter(args, label_maps)
-    problems = draw_all(drawings, paint, label_maps)
+        color_type = find_color_type(read_config(args.config)) if args.config else 'color'
+    problems = draw_all(drawings, paint, label_maps, color_type)
     print(f"{len(drawings) - len(problems)} drawings in '{args.out}'")
     if problems:
         print('\n'.join(f'error: {problem}' for problem in problems), file=sys.stderr)

@@ -37,8 +37,13 @@ class Drawing:
         """Number of pictures: 1, or the frame count in the header of the video."""
         return max(1, mmcv.VideoReader(str(self.source)).frame_cnt) if self.is_video else 1
 
-    def draw(self, paint: Painter) -> Iterator[None]:
+    def draw(self, paint: Painter, color_type: str = 'color') -> Iterator[None]:
         """Write the drawing; yields after each picture.
+
+        Args:
+            paint: What draws into a picture.
+            color_type: How an image is read, as MMCV's ``imread`` calls it: with EXIF's rotation, or
+                ``'color_ignore_orientation'``. The drawing lies as the image was read.
 
         Raises:
             UserError: If the source cannot be read, or the video not be written.
@@ -47,7 +52,7 @@ class Drawing:
         if self.is_video:
             yield from self._draw_video(paint)
             return
-        image = mmcv.imread(str(self.source))
+        image = mmcv.imread(str(self.source), color_type)
         if image is None:
             raise UserError(f"'{self.source}' is not readable as an image")
         mmcv.imwrite(paint(image), str(self.target))

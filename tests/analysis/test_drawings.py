@@ -5,6 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from mmpelk.analysis.drawings import Drawing, find_drawings
 
@@ -53,3 +54,22 @@ def test_unreadable_files_are_refused(name: str, kind: str, tmp_path: Path) -> N
     assert drawing.frames() == 1
     with pytest.raises(ValueError, match=f'not readable as {kind}'):
         list(drawing.draw(lambda image: image))
+
+
+@pytest.mark.parametrize(('color_type', 'shape'), [('color', (12, 8, 3)), ('color_ignore_orientation', (8, 12, 3))])
+def test_images_are_read_and_drawn_in_the_same_orientation(
+    color_type: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new('RGB', (12, 8)).save(tmp_path / 'x.jpg', exif=exif)
+    shapes = []
+
+    def paint(image: np.ndarray) -> np.ndarray:
+        shapes.append(image.shape)
+        return image
+
+    (drawing,) = find_drawings([tmp_path / 'x.jpg'], tmp_path / 'out')
+    list(drawing.draw(paint, color_type))
+    assert shapes == [shape]
+    assert cv2.imread(str(drawing.target)).shape == shape

@@ -11,7 +11,7 @@ from mmengine.runner import save_checkpoint
 
 from tests.commands import call
 from tests.paths import CONFIGS, TOOLS
-from tools.demo_image import load_model
+from tools.demo_image import find_color_type, load_model
 
 TASKS = {'mmdet': 'mask_rcnn_pelk_nano_synthetic.py', 'mmseg': 'upernet_pelk_nano_synthetic.py'}
 PALETTE = [(20 * index, index, index) for index in range(11)]
@@ -102,3 +102,11 @@ def test_onnx_file_draws_as_its_checkpoint(trained: list[object], tmp_path: Path
 def test_config_is_wanted_with_a_checkpoint(tmp_path: Path) -> None:
     printed = call(TOOLS / 'demo_image.py', tmp_path, '--checkpoint', 'model.pth', cwd=tmp_path, code=2)
     assert '--config, except with an .onnx file' in printed
+
+
+@pytest.mark.parametrize('color_type', ['color', 'color_ignore_orientation'])
+def test_pictures_are_read_as_the_config_reads_them(color_type: str) -> None:
+    pipeline = [dict(type='LoadImageFromFile', color_type=color_type), dict(type='PackSegInputs')]
+    assert find_color_type(Config(dict(test_pipeline=pipeline))) == color_type
+    assert find_color_type(Config(dict(test_dataloader=dict(dataset=dict(pipeline=pipeline))))) == color_type
+    assert find_color_type(Config(dict(model=dict()))) == 'color'
