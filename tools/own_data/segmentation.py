@@ -26,7 +26,7 @@ from .dataset import (
     split_of,
 )
 from .meaning import IGNORED, Answers, Meaning, Statistics, interpret
-from .names import ClassName, pack, read_names
+from .names import ClassName, pack, read_names, show_key
 
 __all__ = ['Pair', 'read_segmentation', 'write_labels']
 
@@ -81,6 +81,7 @@ class _Label:
     header: Header
     mode: str = ''
     statistics: Statistics = field(default_factory=Statistics)
+    palette: dict[int, int] = field(default_factory=dict)  # packed colours of the indices that it has
 
 
 def read_segmentation(
@@ -128,6 +129,9 @@ def read_segmentation(
         return read_header(root / pair.image), _read_label(root / pair.label, through_palette)
 
     found = dict(zip(pairs, map_files(read, pairs, 'Reading label maps'), strict=True))
+    if not through_palette and _compare_palettes(data, {pair: label for pair, (_, label) in found.items()}):
+        through_palette = True
+        found = dict(zip(pairs, map_files(read, pairs, 'Reading label maps'), strict=True))
     pairs = _check_pairs(data, found)
     statistics = Statistics()
     for pair in pairs:
@@ -356,10 +360,14 @@ def _read_label(path: Path, through_palette: bool) -> _Label:
     try:
         with Image.open(path) as image:
             header, mode = Header(*image.size), image.mode
+            table = image.getpalette('RGB') if mode == 'P' else None
             values = _values(image, through_palette)
     except Exception as error:  # Pillow's readers raise whatever the damage leads to
         return _Label(Header(error=f'{type(error).__name__}: {error}'.splitlines()[0]))
     keys, positions = np.unique(values, return_inverse=True)
+    palette = np.asarray(table or [], np.int64).reshape(-1, 3)
+    packed = (palette[:, 0] << 16 | palette[:, 1] << 8 | palette[:, 2]).tolist()
+    colours = {key: packed[key] for key in keys.tolist() if not through_palette and 0 <= key < len(packed)}
     positions = positions.reshape(values.shape)
     counts = np.bincount(positions.ravel(), minlength=len(keys))
     # Pixels whose neighbours to all four sides are of their own value.
@@ -377,6 +385,7 @@ def _read_label(path: Path, through_palette: bool) -> _Label:
         header,
         mode,
         Statistics(dict(zip(numbers, counts.tolist(), strict=True)), dict(zip(numbers, inner.tolist(), strict=True))),
+        colours,
     )
 
 
@@ -417,12 +426,36 @@ def _check_pairs(data: DataSet, found: dict[Pair, tuple[Header, _Label]]) -> lis
     return good
 
 
+def _compare_palettes(data: DataSet, labels: dict[Pair, _Label]) -> bool:
+    """Whether the same colours have other indices in other files, so that colours are to be compared."""
+    seen: dict[int, dict[int, str]] = defaultdict(dict)  # of an index the colours, each with a file that has it
+    for pair, label in labels.items():
+        for index, colour in label.palette.items():
+            seen[index].setdefault(colour, pair.label)
+    differing = {index: colours for index, colours in seen.items() if len(colours) > 1}
+    if not differing:
+        return False
+    index, files = next(iter(differing.items()))
+    shown = ' and '.join(f'{show_key(colour, True)} in {file}' for colour, file in list(files.items())[:2])
+    text = f'the palettes of the label maps differ: index {index} is {shown}'
+    if len({colour for colours in seen.values() for colour in colours}) <= len(seen):
+        data.note('decision', f'{text}; they have the same colours in other orders, so the colours are the classes')
+        return True
+    data.note('question', f'{text}; the indices are taken for the classes, --yes confirms that, else convert to RGB')
+    return False
+
+
 def _are_coloured(data: DataSet, labels: dict[Pair, _Label]) -> bool:
     coded = [pair for pair, label in labels.items() if label.mode in ('RGB', 'RGBA', 'CMYK', 'YCbCr', 'LA', 'PA')]
     if coded and len(coded) < len(labels):
         raise UserError(
             f'{len(coded)} of {len(labels)} label maps are colour pictures, such as {coded[0].label}: convert all'
         )
+    modes = {label.mode: pair.label for pair, label in labels.items()}
+    if len(modes) > 1 and not coded:
+        shown = ', '.join(f'{mode} in {file}' for mode, file in sorted(modes.items()))
+        text = f'the label maps are of several kinds ({shown}), whose values may differ: --yes, if they mean the same'
+        data.note('question', f'{text}, else convert them to one')
     return bool(coded)
 
 

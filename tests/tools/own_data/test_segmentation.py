@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from own_data import Answers, DataSet, read_segmentation
-from own_data.segmentation import write_labels
+from own_data.segmentation import read_indices, write_labels
 from PIL import Image
 
 from mmpelk.errors import UserError
@@ -469,3 +469,36 @@ def test_names_with_spaces_in_lists(tmp_path: Path) -> None:
     data = read_segmentation(tmp_path)
     assert data.splits == {'train': ['images/photoa (1).jpg', 'images/photob (1).jpg'],
                            'val': ['images/photoa.jpg', 'images/photob.jpg']}  # fmt: skip
+
+
+def write_palettes(root: Path, palettes: list[list[int]], values: list[list[int]]) -> Path:
+    for number, (palette, stripes) in enumerate(zip(palettes, values, strict=True)):
+        image(root / 'images' / f'{number}.jpg')
+        (root / 'masks').mkdir(parents=True, exist_ok=True)
+        indices = np.array(stripes, np.uint8)[np.arange(SIZE[0]) * len(stripes) // SIZE[0]]
+        drawn = Image.fromarray(np.broadcast_to(indices, SIZE[::-1]).copy(), 'P')
+        drawn.putpalette(palette)
+        drawn.save(root / 'masks' / f'{number}.png')
+    return root
+
+
+def test_palettes_in_other_orders_are_compared_by_colour(tmp_path: Path) -> None:
+    """Optimised files number the same colours otherwise."""
+    red, green = [255, 0, 0], [0, 255, 0]
+    write_palettes(tmp_path, [red + green, green + red] * 2, [[0, 1], [1, 0]] * 2)
+    data = read_segmentation(tmp_path)
+    assert 'index 0 is #ff0000 in masks/0.png and #00ff00 in masks/1.png' in notes(data, 'decision')
+    assert meaning(data) == {'#00ff00': '#00ff00', '#ff0000': '#ff0000'}
+    first, second = (read_indices(data, pair) for pair in sorted(data.details['pairs'], key=lambda p: p.image)[:2])
+    assert (first == second).all()
+
+
+def test_palettes_with_other_colours_are_a_question(tmp_path: Path) -> None:
+    write_palettes(tmp_path, [[0, 0, 0, 9, 9, 9], [0, 0, 0, 200, 0, 0]] * 2, [[0, 1]] * 4)
+    assert 'the palettes of the label maps differ: index 1' in notes(read_segmentation(tmp_path), 'question')
+
+
+def test_label_maps_of_several_kinds_are_a_question(tmp_path: Path) -> None:
+    write(tmp_path, [0, 255])
+    Image.fromarray(np.arange(SIZE[0] * SIZE[1]).reshape(SIZE[::-1]) % 2 == 1).save(tmp_path / 'labels' / '0.png')
+    assert 'of several kinds (1 in labels/0.png, L in' in notes(read_segmentation(tmp_path), 'question')
