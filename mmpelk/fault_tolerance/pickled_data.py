@@ -216,7 +216,7 @@ class _Interpreter:
             'torch._utils._rebuild_tensor': self._make_tensor,
             'torch._utils._rebuild_tensor_v2': self._make_tensor,
             'torch._utils._rebuild_tensor_v3': self._make_tensor_of_dtype,
-            'torch._utils._rebuild_from_type_v2': lambda maker, kind, arguments, state: self._call(maker, arguments),
+            'torch._tensor._rebuild_from_type_v2': self._make_with_attributes,
         }
 
     def run(self, file: BinaryIO) -> Any:
@@ -329,6 +329,12 @@ class _Interpreter:
         if not isinstance(maker, _Name) or maker.name not in self._makers:
             raise UnpicklingError('a call of what is no name')
         return self._makers[maker.name](*_check(arguments, tuple))
+
+    def _make_with_attributes(self, maker: Any, kind: Any, arguments: Any, _: Any) -> Any:
+        """A tensor without the attributes that somebody gave it."""
+        if kind not in (_Name('torch.Tensor'), _Name('torch._tensor.Tensor')):
+            raise UnpicklingError('a tensor of another kind')
+        return self._call(maker, arguments)
 
     def _do_build(self, _: None) -> None:
         state, built = self._stack.pop(), self._stack[-1]

@@ -100,7 +100,7 @@ def find_newest(paths: Iterable[Path], folder: Path, network: nn.Module) -> Newe
         except CheckpointError as error:
             skipped.append(str(error))
             damaged += 1
-        except (KeyError, TypeError, AttributeError):
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
             skipped.append(f"'{path}' was not written by a training")
             damaged += 1
     if named and not any(path.name == named for path in paths):
@@ -163,7 +163,9 @@ def find_fault(path: str | Path, network: nn.Module) -> str | None:
     for key in ('epoch', 'iter', 'seed'):
         value = meta.get(key)
         if (value is not None or key != 'seed') and (type(value) is not int or value < 0):
-            return f"'{path}' is no checkpoint to resume from: its meta.{key} is {value!r:.40}, not a number"
+            # Not its value, which may be of any length.
+            kind = 'a negative one' if type(value) is int else f'of type {type(value).__name__}'
+            return f"'{path}' is no checkpoint to resume from: its meta.{key} is {kind}, not a number from 0 on"
     for name, parameter in network.named_parameters():
         found = weights.get(name, weights.get(f'module.{name}'))
         if not isinstance(found, Tensor) or found.shape != parameter.shape:

@@ -118,6 +118,9 @@ def _explain(source: object, name: object, error: Exception) -> str:
             f"'{name}' is refused: it wants {found[1]}, which is not data but code that the file would run. Weights "
             f'need none: do not trust the file. If it is your own, {TRUST}=1 loads it'
         )
+    # torch without CUDA asserts that it has it.
+    if isinstance(error, RuntimeError | AssertionError) and re.search('CUDA|NVIDIA', str(error)):
+        return f"'{name}' was saved on a GPU, which is not here: give map_location='cpu'"
     if isinstance(error, OSError) and error.filename:
         return f"'{name}' cannot be read: {error.strerror}"
     head = b''
@@ -127,8 +130,6 @@ def _explain(source: object, name: object, error: Exception) -> str:
             return f"'{name}' is empty. {_AGAIN}; --resume without a name takes the newest checkpoint that loads"
     if head == b'PK':
         return f"'{name}' is incomplete or damaged. {_AGAIN}; --resume without a name takes the newest one that loads"
-    if isinstance(error, RuntimeError) and 'CUDA' in str(error):
-        return f"'{name}' was saved on a GPU, which is not here: give map_location='cpu'"
     return f"'{name}' is not a checkpoint, or a damaged one ({type(error).__name__}). {_AGAIN}, as .pth or .safetensors"
 
 

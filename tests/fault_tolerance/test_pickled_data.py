@@ -67,6 +67,15 @@ def test_views_that_change_numbers_come_back(view: str, form: str) -> None:
     assert torch.equal(read_pickled(saved(tensor, **FORMATS[form])), tensor)
 
 
+@pytest.mark.parametrize('form', FORMATS)
+def test_tensors_with_attributes_come_back_without(form: str) -> None:
+    tensor = torch.randn(3)
+    tensor.of_somebody = 1  # type: ignore[attr-defined]
+    got = read_pickled(saved(tensor, **FORMATS[form]))
+    assert torch.equal(got, tensor)
+    assert not hasattr(got, 'of_somebody')
+
+
 def test_other_metadata_of_tensors_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch._utils, 'get_tensor_metadata', lambda tensor: {'twice': True})
     with pytest.raises(pickle.UnpicklingError, match='metadata'):

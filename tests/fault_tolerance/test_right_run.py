@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from torch.utils.data import Dataset
 
 from mmpelk.errors import UserError
+from mmpelk.fault_tolerance.resumable import find_fault, find_newest
 from mmpelk.fault_tolerance.safe_loading import CheckpointError, load_data
 from mmpelk.fault_tolerance.work_folder import WorkFolderLock
 from tests.fault_tolerance.test_checkpoint_hook import Network, hook_of
@@ -385,3 +386,31 @@ def test_a_training_that_could_not_be_resumed_ends_at_its_first_checkpoint(tmp_p
     with pytest.raises(UserError, match=r'cannot be resumed: .*iter_1.*builtins\.print'):
         runner.train()
     assert names(tmp_path) == ['iter_1.pth']
+
+
+STRAY: dict[str, Any] = dict(
+    tensor=torch.ones(3),
+    empty=torch.ones(()),
+    array=np.ones(3),
+    list=[1],
+    text='x',
+    long=dict(meta=dict(iter=10**6000)),
+)
+
+
+@pytest.mark.parametrize('content', STRAY)
+def test_files_that_are_no_checkpoints_end_in_a_sentence(content: str, tmp_path: Path) -> None:
+    torch.save(STRAY[content], tmp_path / 'iter_5.pth')
+    newest = find_newest([tmp_path / 'iter_5.pth'], tmp_path, torch.nn.Linear(1, 1))
+    assert newest.path is None
+    assert newest.damaged == 1
+
+
+def test_a_long_number_is_not_printed(tmp_path: Path) -> None:
+    train(tmp_path, 1)
+    content = load_data(tmp_path / 'iter_1.pth')
+    content['meta']['epoch'] = -(10**6000)
+    torch.save(content, tmp_path / 'iter_1.pth')
+    fault = find_fault(tmp_path / 'iter_1.pth', Network())
+    assert fault is not None
+    assert 'meta.epoch is a negative one' in fault

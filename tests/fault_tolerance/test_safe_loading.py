@@ -297,3 +297,14 @@ def test_toolboxes_own_tool_refuses(tiny_config: Path, evil: Path, tmp_path: Pat
     printed = run(mim(), 'test', 'mmsegmentation', tiny_config, '--checkpoint', evil, cwd=tmp_path, code=1)
     assert 'is refused: it wants io.open' in printed
     assert not (tmp_path / 'ran').exists()
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_a_file_of_a_gpu_where_there_is_none(zipped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.is_available():
+        pytest.skip('this machine has a GPU')
+    monkeypatch.setattr(torch.serialization, 'location_tag', lambda storage: 'cuda:0')
+    torch.save({'state_dict': {'a': torch.ones(3)}}, tmp_path / 'a.pth', _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match="was saved on a GPU, which is not here: give map_location='cpu'"):
+        load_data(tmp_path / 'a.pth')
+    assert load_data(tmp_path / 'a.pth', 'cpu')['state_dict']['a'].tolist() == [1, 1, 1]

@@ -95,8 +95,8 @@ def refuse_harmful(
         UserError: At the first such name or argument, and where a module is not registered here, which mmengine would
             import instead.
     """
-    if scope not in _LIBRARIES:
-        raise UserError(f"'{name}' is refused: its config wants '{scope}', which is no library of OpenMMLab's")
+    if not isinstance(scope, str) or scope not in _LIBRARIES:
+        raise UserError(f"'{name}' is refused: its config wants '{_text(scope)}', which is no library of OpenMMLab's")
     for kind in sorted(_check(config, str(name), str(scope), _ALLOWED | set(allow))):
         library, _, plain = kind.rpartition('.')
         if registries is _BUILT and plain in _FUNCTIONS:
@@ -114,7 +114,9 @@ def _check(config: Any, name: str, scope: str, allowed: Collection[str], argumen
     if isinstance(config, Mapping):
         for key, value in config.items():
             if not isinstance(key, str) or (key == '_scope_' and value != scope):
-                raise UserError(f"'{name}' is refused: its config wants '{value}' by {key!r}, not '{scope}'")
+                raise UserError(
+                    f"'{name}' is refused: its config wants '{_text(value)}' by '{_text(key)}', not '{scope}'"
+                )
             if key == '_scope_':
                 continue
             if key != 'type':
@@ -123,8 +125,8 @@ def _check(config: Any, name: str, scope: str, allowed: Collection[str], argumen
             library, _, plain = value.rpartition('.') if isinstance(value, str) else ('', '', '')
             if plain not in allowed or library not in ('', *_LIBRARIES):
                 raise UserError(
-                    f"'{name}' is refused: its config wants '{value}', which is not among the modules that are known "
-                    'to run nothing of what a config says. If you trust its author, read its config.py and build the '
+                    f"'{name}' is refused: its config wants '{_text(value)}', which is not among the modules that are "
+                    'known to run nothing of what a config says. If you trust its author, read its config.py and build the '
                     "network with the toolbox's own init_model"
                 )
             kinds.add(value)
@@ -142,6 +144,11 @@ def _check(config: Any, name: str, scope: str, allowed: Collection[str], argumen
     elif not isinstance(config, int | float | type(None)):
         raise UserError(f"'{name}' is refused: its config has an argument of type {type(config).__name__}")
     return kinds
+
+
+def _text(value: Any) -> str:
+    """A string, cut, or the type of what is none."""
+    return value[:80] if isinstance(value, str) else type(value).__name__
 
 
 def _is_registered(name: str, scope: str, registries: Sequence[Registry]) -> bool:
