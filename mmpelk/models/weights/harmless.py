@@ -126,8 +126,8 @@ def _check(config: Any, name: str, scope: str, allowed: Collection[str], argumen
             if plain not in allowed or library not in ('', *_LIBRARIES):
                 raise UserError(
                     f"'{name}' is refused: its config wants '{_text(value)}', which is not among the modules that are "
-                    'known to run nothing of what a config says. If you trust its author, read its config.py and build the '
-                    "network with the toolbox's own init_model"
+                    'known to run nothing of what a config says. If you trust its author, read its config.py and build '
+                    "the network with the toolbox's own init_model"
                 )
             kinds.add(value)
     elif isinstance(config, list | tuple | set):
