@@ -1,6 +1,5 @@
 """Classification: a folder of pictures for every class."""
 
-import hashlib
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from .dataset import (
     DataSet,
     UnknownLayoutError,
     complete_splits,
+    count_unread,
+    find_copies,
     find_images,
     listed_in,
     make_palette,
@@ -69,6 +70,7 @@ def read_classification(
     labelled = [sample.path for group in by_class.values() for sample in group]
     pixels = len(labelled) <= limit
     headers = map_files(lambda name: (name, read_header(root / name, pixels)), labelled, 'Reading pictures')
+    count_unread(data, len(labelled))
     if broken := [(name, header.error) for name, header in headers if header.error]:
         data.leave_out(f'pictures cannot be read ({broken[0][1]})', [name for name, _ in broken], len(labelled))
     sizes = {name: header.upright for name, header in headers if not header.error}
@@ -98,7 +100,7 @@ def read_classification(
             data.note('remark', f'{len(absent)} of {len(data.classes)} classes have no {split} picture', absent)
     if not splits['train']:
         raise UserError(f"'{root}' has no pictures to train on")
-    _find_copies(data, sizes)
+    find_copies(data, list(sizes))
     _say_balance(data)
     data.details |= dict(labels=labels)
     return data
@@ -205,27 +207,6 @@ def _draw(data: DataSet, splits: dict[str, list[str]], labels: dict[str, int], s
     counts = f'{len(splits["train"])} to {len(splits["val"])}'
     data.note('decision', f'nothing says which pictures to validate on: {counts} are drawn at random, always the same')
     return few
-
-
-def _find_copies(data: DataSet, sizes: dict[str, tuple[int, int]]) -> None:
-    """The same file in training and in validation, where it would be praised for being remembered."""
-    by_length: dict[int, list[str]] = defaultdict(list)
-    for name in sizes:
-        by_length[(data.root / name).stat().st_size].append(name)
-    held_out = set(data.splits['val']) | set(data.splits.get('test', ()))
-    copies = []
-    for group in by_length.values():
-        if len(group) > 1 and any(name in held_out for name in group):
-            digests: dict[bytes, list[str]] = defaultdict(list)
-            for name in group:
-                digests[hashlib.sha256((data.root / name).read_bytes()).digest()].append(name)
-            for same in digests.values():
-                if len({name in held_out for name in same}) > 1:
-                    copies += [name for name in same if name in held_out]
-    if copies:
-        data.note(
-            'mistake', f'{len(copies)} pictures to validate or test on are copies of pictures to train on', copies
-        )
 
 
 def _say_balance(data: DataSet) -> None:

@@ -1,7 +1,9 @@
 """What the readers of all tasks share: what they find, and how pictures are read and split."""
 
+import hashlib
 import random
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,6 +25,8 @@ __all__ = [
     'Note',
     'UnknownLayoutError',
     'complete_splits',
+    'count_unread',
+    'find_copies',
     'find_images',
     'known_metainfo',
     'listed_in',
@@ -40,6 +44,7 @@ _SPLITS = {
     'val': ('val', 'valid', 'validation', 'val2017', 'dev', 'valset'),
     'test': ('test', 'testing', 'test2017', 'tst', 'testset'),
 }
+_UNREAD = {'.avif', '.gif', '.heic', '.jfif', '.jp2'}
 _JOINED = ('trainval', 'train_val', 'train+val')
 Colour = tuple[int, int, int]
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -202,6 +207,15 @@ def find_images(folder: Path) -> list[str]:
     )
 
 
+def count_unread(data: DataSet, read: int) -> None:
+    """Note pictures of kinds that are not looked for."""
+    paths = (path for path in data.root.rglob('*') if path.suffix.lower() in _UNREAD)
+    names = sorted(path.relative_to(data.root).as_posix() for path in paths if path.is_file())
+    kinds = ', '.join(sorted({Path(name).suffix.lower() for name in names}))
+    data.leave_out(f'pictures are of kinds that are not read ({kinds}; convert them to .jpg or .png)', names,
+                   read + len(names))  # fmt: skip
+
+
 def split_of(path: str) -> str | None:
     """``'train'``, ``'val'`` or ``'test'`` if a folder's name says so: ``images/val2017``, ``val_images``."""
     for part in path.lower().split('/'):
@@ -307,6 +321,27 @@ def complete_splits(data: DataSet, splits: dict[str, list[Item]], share: float, 
     if 'test' in splits:
         text = f'{len(splits["test"])} samples of the test split are for tools/test.py alone: nothing is chosen by them'
         data.note('decision', text)
+
+
+def find_copies(data: DataSet, names: Sequence[str]) -> None:
+    """The same file in training and in validation, where it would be praised for being remembered."""
+    by_length: dict[int, list[str]] = defaultdict(list)
+    for name in names:
+        by_length[(data.root / name).stat().st_size].append(name)
+    held_out = set(data.splits['val']) | set(data.splits.get('test', ()))
+    copies = []
+    for group in by_length.values():
+        if len(group) > 1 and any(name in held_out for name in group):
+            digests: dict[bytes, list[str]] = defaultdict(list)
+            for name in group:
+                digests[hashlib.sha256((data.root / name).read_bytes()).digest()].append(name)
+            for same in digests.values():
+                if len({name in held_out for name in same}) > 1:
+                    copies += [name for name in same if name in held_out]
+    if copies:
+        data.note(
+            'mistake', f'{len(copies)} pictures to validate or test on are copies of pictures to train on', copies
+        )
 
 
 def split_names(names: Sequence[str], share: float, seed: int = 0) -> dict[str, list[str]]:

@@ -16,6 +16,8 @@ from .dataset import (
     Header,
     UnknownLayoutError,
     complete_splits,
+    count_unread,
+    find_copies,
     find_images,
     listed_in,
     make_palette,
@@ -59,6 +61,7 @@ def read_detection(
     contents = {split: json.loads(path.read_text('utf-8-sig')) for split, path in files.items()}
     _same_categories(data, contents, files)
     pictures = {path: path for path in find_images(root)}
+    count_unread(data, len(pictures))
     if converted:
         for left_out in converted.get('left_out', ()):
             data.leave_out(*left_out)
@@ -103,6 +106,7 @@ def read_detection(
             raise UserError(f"no object of '{root}' is left for the split '{split}'")
         contents[split] = dict(images=chosen, categories=categories, annotations=entries)
     data.splits = {split: [image['file_name'] for image in chosen] for split, chosen in splits.items()}
+    find_copies(data, [name for chosen in data.splits.values() for name in chosen])
     data.classes = [category['name'] for category in categories]
     _count(data, contents, {category['id']: category['name'] for category in categories})
     data.palette = make_palette(len(data.classes))

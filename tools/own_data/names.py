@@ -28,6 +28,7 @@ _FORMS = tuple(
         r'(?P<name>\D.*?)[\t,;:]\s*(?P<value>\d+)',  # name, value
     )
 )
+_TITLES = ('class', 'classes', 'class_name', 'class name', 'name', 'names', 'label', 'labels')  # of a single column
 _HEADING = re.compile(r'\b(name|names|class|classes|label|value|id|r|red)\b', re.IGNORECASE)
 
 
@@ -73,7 +74,8 @@ def read_names(given: str | None, root: Path) -> list[ClassName]:
     Raises:
         UserError: If the list cannot be read, or a name without a value comes twice.
     """
-    if given and not Path(given).is_file():
+    from_file = not given or Path(given).is_file()
+    if given and not from_file:
         if given.endswith(('.txt', '.csv', '.names')):
             raise UserError(f"there is no list of classes '{given}'")
         lines = given.split(',')
@@ -81,7 +83,8 @@ def read_names(given: str | None, root: Path) -> list[ClassName]:
         files = [Path(given)] if given else [root / name for name in _FILES if (root / name).is_file()]
         lines = files[0].read_text('utf-8-sig', errors='replace').splitlines() if files else []
     lines = [line.strip() for line in lines if line.strip() and not line.startswith(('#', '//'))]
-    if len(lines) > 1 and _HEADING.search(lines[0]) and any(form.fullmatch(lines[1]) for form in _FORMS):
+    headed = len(lines) > 1 and _HEADING.search(lines[0]) and any(form.fullmatch(lines[1]) for form in _FORMS)
+    if headed or (from_file and len(lines) > 2 and lines[0].strip('" ').lower() in _TITLES):
         lines = lines[1:]
     for form in _FORMS:
         found = [form.fullmatch(line) for line in lines]

@@ -18,6 +18,7 @@ from .dataset import (
     Header,
     UnknownLayoutError,
     complete_splits,
+    find_copies,
     known_metainfo,
     listed_in,
     map_files,
@@ -147,6 +148,7 @@ def read_segmentation(
     _count(data, splits, {pair: found[pair][1].statistics.counts for pair in pairs}, meaning)
     data.splits = {split: [pair.image for pair in chosen] for split, chosen in splits.items()}
     data.sizes = [image.stored if data.ignore_orientation else image.upright for image, _ in (found[p] for p in pairs)]
+    find_copies(data, [pair.image for part in splits.values() for pair in part])
     chosen = [pair for part in splits.values() for pair in part]
     data.details |= dict(pairs=chosen, meaning=meaning, through_palette=through_palette, values=meaning.rows)
     return data
@@ -474,7 +476,7 @@ def _public(pairs: list[Pair]) -> Any:
             return dict(known_metainfo('mmseg.CityscapesDataset'), name='Cityscapes', keys=range(19))
         if '_gtfine_labelids' in label and top < 34:
             return dict(known_metainfo('mmseg.CityscapesDataset'), name='Cityscapes', keys=_CITYSCAPES)
-        if re.match(r'20\d\d_\d{6}\.', name) and top <= 20:
+        if re.match(r'20(0[5-9]|1[0-2])_00\d{4}\.', name) and top <= 20:
             return dict(known_metainfo('mmseg.PascalVOCDataset'), name='Pascal VOC', keys=range(21))
         return None
 

@@ -125,3 +125,11 @@ def test_folders_that_may_be_no_classes_are_a_question(counts: dict[str, int], a
     assert asked in notes(data, 'question')
     if 'beside' not in asked:
         assert not read_classification(tmp_path, classes=','.join(data.classes)).questions
+
+
+def test_pictures_that_are_not_read_are_counted(tmp_path: Path) -> None:
+    write(tmp_path, cat=4, dog=4)
+    for index in range(3):
+        (tmp_path / 'cat' / f'{index}.jpg').rename(tmp_path / 'cat' / f'{index}.jfif')
+    asked = notes(read_classification(tmp_path), 'question')
+    assert '3 pictures are of kinds that are not read (.jfif; convert them to .jpg or .png)' in asked

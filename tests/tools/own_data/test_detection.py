@@ -354,3 +354,9 @@ def test_a_joined_list_is_the_training(tmp_path: Path) -> None:
     data = read_detection(tmp_path)
     assert {split: len(names) for split, names in data.splits.items()} == {'train': 4, 'val': 1, 'test': 3}
     assert sorted(Path(name).stem for name in data.splits['test']) == ['5', '6', '7']
+
+
+def test_copies_between_the_splits_are_found(tmp_path: Path) -> None:
+    for split, count in (('train', 3), ('valid', 2)):  # every picture is the same noise
+        write(tmp_path, content(count), f'{split}/labels.json', split)
+    assert '2 pictures to validate or test on are copies' in notes(read_detection(tmp_path), 'mistake')

@@ -1,5 +1,6 @@
 """Folders of images and label maps: every layout is understood, and every common mistake is told."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -502,3 +503,27 @@ def test_label_maps_of_several_kinds_are_a_question(tmp_path: Path) -> None:
     write(tmp_path, [0, 255])
     Image.fromarray(np.arange(SIZE[0] * SIZE[1]).reshape(SIZE[::-1]) % 2 == 1).save(tmp_path / 'labels' / '0.png')
     assert 'of several kinds (1 in labels/0.png, L in' in notes(read_segmentation(tmp_path), 'question')
+
+
+def test_a_list_with_a_head_line(tmp_path: Path) -> None:
+    write(tmp_path, [0, 1, 2])
+    (tmp_path / 'classes.csv').write_text('class\nsky\nroad\ncar\n')
+    assert meaning(read_segmentation(tmp_path)) == {0: 'sky', 1: 'road', 2: 'car'}
+
+
+def test_time_stamps_are_no_pascal_voc(tmp_path: Path) -> None:
+    for index in range(4):
+        image(tmp_path / 'images' / f'2023_10451{index}.jpg')
+        label(tmp_path / 'masks' / f'2023_10451{index}.png', [0, 1, 2])
+    assert len(read_segmentation(tmp_path).classes) == 3
+
+
+def test_copies_between_the_splits_are_found(tmp_path: Path) -> None:
+    for split, size in (('train', SIZE), ('val', (40, 30))):
+        for index in range(2):
+            image(tmp_path / 'images' / split / f'{split}{index}.jpg', (size[0], size[1] + index))
+            label(tmp_path / 'masks' / split / f'{split}{index}.png', [0, 1], (size[0], size[1] + index))
+    assert 'are copies' not in notes(read_segmentation(tmp_path))
+    for kind, end in (('images', 'jpg'), ('masks', 'png')):
+        shutil.copy(tmp_path / f'{kind}/train/train0.{end}', tmp_path / f'{kind}/val/new.{end}')
+    assert '1 pictures to validate or test on are copies' in notes(read_segmentation(tmp_path), 'mistake')
