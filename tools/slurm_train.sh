@@ -7,6 +7,7 @@
 # GPUS is the number of processes on all machines together. GRES= (empty) asks for no GPU: gloo on CPUs.
 # SIGTERM, SIGUSR1 (sbatch --signal=B:USR1@120) and Ctrl-C let the training save and exit with code 75.
 # REQUEUE=1 inside a batch job: it is queued again then. A job that Slurm has restarted resumes by itself.
+# A batch script starts it with exec: B: signals the script's shell alone, which would end the job unsaved.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 [ $# -ge 3 ] || usage
