@@ -26,7 +26,14 @@ def shorten(names: list[str]) -> str:
 
 def pretrained_cfgs(init_cfg: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
     """The parts of an ``init_cfg`` that load weights, however it is spelt: alone or in a list, by name or by class."""
-    cfgs = [init_cfg] if isinstance(init_cfg, Mapping) else list(init_cfg or [])
+    if init_cfg is None:
+        return []
+    cfgs = list(init_cfg) if isinstance(init_cfg, list | tuple) else [init_cfg]
+    if not all(isinstance(cfg, Mapping) for cfg in cfgs):
+        raise TypeError(
+            f'init_cfg is a dict, a list of dicts or None, got {init_cfg!r}; weights are loaded by '
+            "dict(type='Pretrained', checkpoint=...)"
+        )
     kinds = ('Pretrained', 'mmengine.Pretrained', PretrainedInit)
     return [dict(cfg) for cfg in cfgs if cfg.get('type') in kinds]
 

@@ -110,3 +110,9 @@ def test_a_module_called_module_keeps_its_name() -> None:
 def test_no_weights(content: Any) -> None:
     with pytest.raises(UserError, match=r"'file\.pth' holds no weights"):
         state_dict_of(content, 'file.pth')
+
+
+@pytest.mark.parametrize('init_cfg', ['weights.pth', ['weights.pth'], [None], 123], ids=str)
+def test_init_cfg_that_is_none(init_cfg: Any) -> None:
+    with pytest.raises(TypeError, match=r"init_cfg is a dict, .* dict\(type='Pretrained', checkpoint=\.\.\.\)"):
+        PeLK(**SMALL, init_cfg=init_cfg)
