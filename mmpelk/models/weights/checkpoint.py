@@ -28,7 +28,7 @@ def pretrained_cfgs(init_cfg: Mapping[str, Any] | Sequence[Mapping[str, Any]] | 
     """The parts of an ``init_cfg`` that load weights, however it is spelt: alone or in a list, by name or by class."""
     if init_cfg is None:
         return []
-    cfgs = list(init_cfg) if isinstance(init_cfg, list | tuple) else [init_cfg]
+    cfgs: list[Any] = list(init_cfg) if isinstance(init_cfg, list | tuple) else [init_cfg]
     if not all(isinstance(cfg, Mapping) for cfg in cfgs):
         raise TypeError(
             f'init_cfg is a dict, a list of dicts or None, got {init_cfg!r}; weights are loaded by '
