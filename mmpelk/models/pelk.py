@@ -139,9 +139,8 @@ class PeLKBlock(BaseModule):
         """The first channels mixed, the others as they are (Eq. 4)."""
         if not self.other_channels or (isinstance(self.mixer, Mixer) and self.mixer.passes_rest(x)):
             return self.mixer(x, embedding)
-        mixed, others = x.split(
-            [self.mixed_channels, self.other_channels], 1
-        )  # the gradient of a split is one concatenation
+        # The gradient of a split is one concatenation.
+        mixed, others = x.split([self.mixed_channels, self.other_channels], 1)
         parts = [self.mixer(mixed, embedding), others]
         return torch.cat([part.permute(0, 2, 3, 1) for part in parts], -1).permute(0, 3, 1, 2)
 

@@ -169,12 +169,7 @@ def is_untouched(*kernels: nn.Module) -> bool:
     """
     if _has_any_global_hook() or is_traced() or _is_transformed():
         return False
-    for kernel in kernels:
-        own = kernel.__dict__
-        # Private, as torch has no public way to ask whether a module has hooks.
-        if own['_backward_hooks'] or own['_backward_pre_hooks'] or not _computes_as_built(kernel, own):
-            return False
-    return True
+    return not any(is_watched(kernel) or not _is_as_built(kernel) for kernel in kernels)
 
 
 def _is_transformed() -> bool:
@@ -185,13 +180,19 @@ def _is_transformed() -> bool:
 def is_watched(module: nn.Module) -> bool:
     """Whether somebody waits for the calls of a module, or has replaced what they do."""
     own = module.__dict__
-    hooks = own['_forward_hooks'] or own['_forward_pre_hooks'] or own['_backward_hooks'] or own['_backward_pre_hooks']
+    return bool(own['_backward_hooks'] or own['_backward_pre_hooks']) or _computes_otherwise(own)
+
+
+def _computes_otherwise(own: dict[str, Any]) -> bool:
+    """Whether hooks or a replaced ``forward`` may change what a module of these attributes computes."""
+    # Private, as torch has no public way to ask whether a module has hooks.
+    hooks = own['_forward_hooks'] or own['_forward_pre_hooks']
     return bool(hooks) or 'forward' in own or '_compiled_call_impl' in own
 
 
-def _computes_as_built(kernel: nn.Module, own: dict[str, Any]) -> bool:
-    if own['_forward_hooks'] or own['_forward_pre_hooks'] or 'forward' in own or '_compiled_call_impl' in own:
-        return False
+def _is_as_built(kernel: nn.Module) -> bool:
+    """Whether a kernel has the class, the kind of weight and the padding that it was built with."""
+    own = kernel.__dict__
     # Sharded, quantised and fake tensors are of other classes.
     if type(own['_parameters'].get('weight')) not in _PLAIN_TENSORS:
         return False
@@ -224,8 +225,7 @@ def settle(module: nn.Module, name: str) -> None:
         elif isinstance(hook, SpectralNorm):
             remove_spectral_norm(module, hook.name)
     is_kernel = isinstance(module, nn.Conv2d | PeripheralConv2d)
-    hooked = module._forward_hooks or module._forward_pre_hooks or 'forward' in module.__dict__
-    if hooked or (is_kernel and not _computes_as_built(module, module.__dict__)):
+    if _computes_otherwise(module.__dict__) or (is_kernel and not _is_as_built(module)):
         raise ValueError(
             f'{name} ({type(module).__name__}) cannot be merged: a hook, a wrapper, another class or another padding '
             'decides what it computes. Take that off it before switch_to_deploy, or keep the model as trained'
