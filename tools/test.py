@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.distributed
@@ -53,12 +54,26 @@ def show_predictions(cfg: Config, args: argparse.Namespace) -> None:
         target[key] = os.path.abspath(args.show_dir)  # the toolboxes take other paths from the work folder
 
 
-def overwritten_drawings(dataset: Any) -> int:
-    """How many drawings of ``--show-dir`` replace another: the toolboxes name them without the folders."""
-    names = [
-        os.path.basename(dataset.get_data_info(index).get('img_path', str(index))) for index in range(len(dataset))
-    ]
-    return len(names) - len(set(names))
+def keep_folders(visualizer: Any, pictures: Sequence[str]) -> None:
+    """Draw below the pictures' folders where their names alone are not distinct: the toolboxes' hooks drop folders."""
+    if len({os.path.basename(picture) for picture in pictures}) == len(pictures):
+        return
+    common = os.path.commonpath([os.path.dirname(os.path.abspath(picture)) for picture in pictures])
+
+    def with_folders(draw: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, data_sample: Any, out_file: str | None = None, **options: Any) -> Any:
+            if out_file is not None:
+                folder, name = os.path.split(out_file)
+                below = os.path.relpath(os.path.dirname(os.path.abspath(data_sample.img_path)), common)
+                out_file = os.path.normpath(os.path.join(folder, below, name))
+            return draw(*args, data_sample=data_sample, out_file=out_file, **options)
+
+        return wrapped
+
+    if hasattr(visualizer, 'visualize_cls'):
+        visualizer.visualize_cls = with_folders(visualizer.visualize_cls)
+    else:
+        visualizer.add_datasample = with_folders(visualizer.add_datasample)
 
 
 def store_predictions(cfg: Config, path: str) -> None:
@@ -99,9 +114,10 @@ def main() -> None:
         adapt_to_machine(cfg)
         runner = build_runner(cfg)
         build_data(runner, 'test')
-        if args.show_dir and (lost := overwritten_drawings(runner.test_loop.dataloader.dataset)):
-            text = f'{lost} pictures have the name of another in another folder, and {args.show_dir} keeps one'
-            runner.logger.warning(f'{text} drawing of each name: tools/demo_image.py keeps the folders')
+        if args.show_dir:
+            dataset = runner.test_loop.dataloader.dataset
+            pictures = (dataset.get_data_info(index).get('img_path') for index in range(len(dataset)))
+            keep_folders(runner.visualizer, [picture for picture in pictures if picture])
     with exit_on_user_error(running=True):
         runner.test()
     if torch.distributed.is_initialized():

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,10 @@ from .dataset import (
     count_unread,
     find_copies,
     find_images,
-    listed_in,
     make_palette,
     map_files,
     read_header,
-    read_split_lists,
+    split_by_lists,
     split_names,
     split_of,
 )
@@ -148,15 +147,13 @@ def _list_samples(data: DataSet, confirmed: bool) -> list[_Sample]:
     children = sorted({part[0] for name in names if len(part := name[len(prefix) :].split('/')) > 1})
     said = {child: split for child in children if (split := split_of(child)) and _is_split_folder(child)}
     depth = 1 if 'train' in said.values() else 0
-    lists = {} if depth else read_split_lists(root, names)
     samples, loose, tests, beside, deeper = [], [], [], [], []
     for name in names:
         parts = name[len(prefix) :].split('/')
         if len(parts) > depth + 2 and (not depth or parts[0] in said):
             deeper.append(name)
         if len(parts) > depth + 1 and (not depth or parts[0] in said):
-            split = said[parts[0]] if depth else listed_in(lists, name) if lists else None
-            samples.append(_Sample(name, parts[depth], split))
+            samples.append(_Sample(name, parts[depth], said[parts[0]] if depth else None))
         elif said.get(parts[0]) == 'test':
             tests.append(name)
         elif not depth or parts[0] in said or len(parts) == 1:
@@ -171,17 +168,18 @@ def _list_samples(data: DataSet, confirmed: bool) -> list[_Sample]:
     if len(found) > 1:
         data.leave_out('pictures are in folders beside those of the splits', beside, len(names))
         if deeper and not confirmed:
-            listed = ','.join(sorted(found)[:8])
-            text = f'{len(deeper)} pictures are in folders below that of their class: --classes {listed} confirms that'
+            shown = ','.join(sorted(found)[:8])
+            text = f'{len(deeper)} pictures are in folders below that of their class: --classes {shown} confirms that'
             data.note('question', f'{text} these are the classes, --data FOLDER/... takes a folder below', deeper)
         data.leave_out('pictures are in no folder of a class', loose, len(names))
     folders = [root / child for child in said] if depth else [root]
     empty = {path.name for folder in folders for path in folder.iterdir() if path.is_dir()} - found
     if empty := {name for name in empty if name[0] != '.'}:
         data.note('mistake', f'{len(empty)} folders hold no picture and are no classes', sorted(empty))
-    if lists:
-        data.note('decision', 'the split is that of the lists beside the pictures')
-    return samples
+    listed = None if depth else split_by_lists(data, root, samples, lambda sample: [sample.path])
+    if listed is None:
+        return samples
+    return [replace(sample, split=split) for split, part in listed.items() for sample in part]
 
 
 def _is_split_folder(name: str) -> bool:

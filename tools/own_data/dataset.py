@@ -29,11 +29,10 @@ __all__ = [
     'find_copies',
     'find_images',
     'known_metainfo',
-    'listed_in',
     'make_palette',
     'map_files',
     'read_header',
-    'read_split_lists',
+    'split_by_lists',
     'split_names',
     'split_of',
     'spread',
@@ -226,39 +225,69 @@ def split_of(path: str) -> str | None:
     return None
 
 
-def read_split_lists(root: Path, pictures: Iterable[str]) -> dict[str, set[str]]:
-    """Lists of names beside the pictures, ``train.txt``, ``val.txt`` and ``test.txt``, also below ``ImageSets``.
+def split_by_lists(
+    data: DataSet, root: Path, items: Sequence[Item], paths: Callable[[Item], Sequence[str]]
+) -> dict[str, list[Item]] | None:
+    """The split of lists of names beside the pictures: ``train.txt``, ``val.txt``, ``test.txt``, also in ``ImageSets``.
 
-    Without a ``train.txt``, what ``trainval.txt`` has beyond the validation is the training.
+    Without a ``train.txt``, what ``trainval.txt`` has beyond the validation is the training, else what is in no list.
 
     Args:
-        root: Where they are looked for.
-        pictures: Paths that a line may name, or the end of them. A line that names none may have more after the first
-            word.
+        data: Gets notes.
+        root: Where the lists are looked for.
+        items: Samples.
+        paths: Of a sample, which a line may name, or the end of them. A line that names none may have more after the
+            first word.
 
     Returns:
-        Of each split that has a list, every way to write a sample's name that :func:`listed_in` compares with.
+        The samples of each split, ``None`` if there are no lists.
     """
+    known = {end for item in items for path in paths(item) for end in _ends(path)}
+    lists, lost = _read_split_lists(root, known)
+    if not lists:
+        return None
+    splits: dict[str, list[Item]] = {'train': [], 'val': [], 'test': []}
+    rest: list[Item] = []
+    several: list[str] = []
+    for item in items:
+        ends = {end for path in paths(item) for end in _ends(path)}
+        said_by = [split for split, names in lists.items() if names & ends]
+        (splits[said_by[0]] if said_by else rest).append(item)
+        several += [f'{paths(item)[0]} in {" and ".join(said_by)}'] * (len(said_by) > 1)
+    said = 'the split is that of the lists beside the pictures'
+    if 'train' not in lists:
+        splits['train'], rest = rest, []
+        said += ', and what is in none is trained on'
+    data.note('decision', f'{said}: {", ".join(f"{len(part)} {split}" for split, part in splits.items() if part)}')
+    if rest:
+        data.note('remark', f'{len(rest)} pictures are in no list and not used', [paths(item)[0] for item in rest])
+    if several:
+        data.note('question', f'{len(several)} pictures are in several lists: --yes takes the first', several)
+    data.leave_out('lines of the lists name no picture that is here', lost, len(lost) + len(items))
+    return splits
+
+
+def _read_split_lists(root: Path, known: set[str]) -> tuple[dict[str, set[str]], list[str]]:
+    """Of each split that has a list, how its lines call the pictures; and the lines that name none."""
     folders = [root, root / 'ImageSets' / 'Segmentation', root / 'ImageSets' / 'Main', root / 'splits', root / 'lists']
-    known = {end for picture in pictures for end in _ends(picture)}
     lists: dict[str, set[str]] = {}
     joined: set[str] = set()
+    lost: list[str] = []
     for folder in folders:
         for path in sorted(folder.glob('*.txt')):
             stem = path.stem.lower()
             split = split_of(stem) if stem in sum(_SPLITS.values(), ()) else None
             if stem in _JOINED or (split and split not in lists):
                 lines = path.read_text('utf-8-sig', errors='replace').replace('\\', '/').splitlines()
-                names = {name for line in lines if line.strip() for name in _names_in(line, known)}
-                if split:
-                    lists[split] = names
-                else:
-                    joined |= names
+                found = {line: _names_in(line, known) for line in lines if line.strip()}
+                lost += [f'{path.name}: {line}' for line, names in found.items() if not names & known]
+                listed = lists.setdefault(split, set()) if split else joined
+                listed |= {name for names in found.values() for name in names}
         if lists or joined:
             break
     if joined and 'train' not in lists:
         lists['train'] = joined - lists.get('val', set()) - lists.get('test', set())
-    return lists if 'train' in lists or 'val' in lists else {}
+    return lists, lost
 
 
 def _names_in(line: str, known: set[str]) -> set[str]:
@@ -282,15 +311,6 @@ def _plain(name: str) -> str:
     name = name.strip().removeprefix('./')
     stem, dot, suffix = name.rpartition('.')
     return stem if dot and f'.{suffix.lower()}' in IMAGE_SUFFIXES else name
-
-
-def listed_in(lists: dict[str, set[str]], name: str) -> str | None:
-    """The split whose list has the picture, by its path below the root or the end of it."""
-    ends = _ends(name)
-    for split, names in lists.items():
-        if any(end in names for end in ends):
-            return split
-    return None
 
 
 def complete_splits(data: DataSet, splits: dict[str, list[Item]], share: float, names: Callable[[Item], str]) -> None:

@@ -19,11 +19,10 @@ from .dataset import (
     count_unread,
     find_copies,
     find_images,
-    listed_in,
     make_palette,
     map_files,
     read_header,
-    read_split_lists,
+    split_by_lists,
     split_of,
 )
 from .names import order_names
@@ -76,12 +75,8 @@ def read_detection(
     if unlisted := [path for path in pictures if os.path.dirname(path) in beside and path not in named]:
         data.note('remark', f'{len(unlisted)} pictures beside the others are in no annotation file', unlisted)
     splits = {split: clean[split]['images'] if split in clean else [] for split in ('train', 'val', 'test')}
-    if list(clean) == ['train'] and (lists := read_split_lists(root, named)):
-        listed = [(listed_in(lists, image['file_name']), image) for image in splits['train']]
-        splits = {split: [image for said, image in listed if said == split] for split in splits}
-        data.note('decision', 'the split is that of the lists beside the pictures')
-        if lost := [image['file_name'] for said, image in listed if not said]:
-            data.note('remark', f'{len(lost)} pictures are in no list and not used', lost)
+    if list(clean) == ['train']:
+        splits = split_by_lists(data, root, splits['train'], lambda image: [image['file_name']]) or splits
     objects: dict[int, list[dict[str, Any]]] = defaultdict(list)
     number = 0
     for content in clean.values():

@@ -20,10 +20,9 @@ from .dataset import (
     complete_splits,
     find_copies,
     known_metainfo,
-    listed_in,
     map_files,
     read_header,
-    read_split_lists,
+    split_by_lists,
     split_of,
 )
 from .meaning import IGNORED, Answers, Meaning, Statistics, interpret
@@ -484,19 +483,11 @@ def _public(pairs: list[Pair]) -> Any:
 
 
 def _split(data: DataSet, pairs: list[Pair], share: float) -> dict[str, list[Pair]]:
-    splits: dict[str, list[Pair]] = {'train': [], 'val': [], 'test': []}
-    lists = read_split_lists(data.root, [path for pair in pairs for path in (pair.image, pair.label)])
-    unsaid: list[Pair] = []
-    for pair in pairs:
-        split = listed_in(lists, pair.image) or listed_in(lists, pair.label) if lists else pair.split
-        (splits[split] if split else unsaid).append(pair)
-    if lists:
-        counts = ', '.join(f'{len(chosen)} {split}' for split, chosen in splits.items() if chosen)
-        data.note('decision', f'the split is that of the lists beside the pictures: {counts}')
-        if unsaid:
-            data.note('remark', f'{len(unsaid)} pictures are in no list and not used', [pair.image for pair in unsaid])
-    else:
-        splits['train'] += unsaid
+    splits = split_by_lists(data, data.root, pairs, lambda pair: (pair.image, pair.label))
+    if splits is None:
+        splits = {
+            split: [pair for pair in pairs if (pair.split or 'train') == split] for split in ('train', 'val', 'test')
+        }
     complete_splits(data, splits, share, lambda pair: pair.image)
     return splits
 

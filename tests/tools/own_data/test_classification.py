@@ -68,6 +68,20 @@ def test_lists_beside_the_folders(tmp_path: Path) -> None:
     assert data.splits == {'train': ['cat/0.jpg', 'cat/2.jpg', 'dog/0.jpg'], 'val': ['cat/1.jpg', 'dog/2.jpg']}
 
 
+def test_a_lone_list_of_tests_is_read(tmp_path: Path) -> None:
+    write(tmp_path, cat=5, dog=5)
+    (tmp_path / 'test.txt').write_text('cat/0.jpg\ndog/4.jpg\nfish/0.jpg\n')
+    data = read_classification(tmp_path)
+    assert data.splits['test'] == ['cat/0.jpg', 'dog/4.jpg']
+    assert names(data) == {'train': 6, 'val': 2, 'test': 2}
+    assert 'what is in none is trained on' in notes(data, 'decision')
+    assert '1 lines of the lists name no picture that is here' in notes(data, 'mistake')
+    (tmp_path / 'val.txt').write_text('cat/0.jpg\ndog/3.jpg\n')
+    data = read_classification(tmp_path)
+    assert names(data) == {'train': 7, 'val': 1, 'test': 2}
+    assert '1 pictures are in several lists' in notes(data, 'question')
+
+
 def test_the_order_of_the_classes_is_the_users(tmp_path: Path) -> None:
     data = read_classification(write(tmp_path, cat=3, dog=4), classes='dog,cat')
     assert (data.classes, data.counts) == (['dog', 'cat'], [4, 3])

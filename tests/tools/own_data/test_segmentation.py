@@ -94,8 +94,10 @@ def meaning(data: DataSet) -> dict[object, str]:
 
 # Values of the label maps, options, what is trained as what, and the options of the question, if there is one.
 VALUES: dict[str, tuple[list[object], dict, dict, str]] = {
-    'unnamed': ([0, 1, 2], {}, {0: 'class_0', 1: 'class_1', 2: 'class_2'}, ''),
-    'unnamed from 1': ([1, 2, 3], {}, {1: 'class_1', 2: 'class_2', 3: 'class_3'}, ''),
+    'unnamed': ([0, 1, 2], {}, {0: 'class_0', 1: 'class_1', 2: 'class_2'}, '--ignore none'),
+    'unnamed, all are classes': ([0, 1, 2], dict(ignore=['none']), {0: 'class_0', 1: 'class_1', 2: 'class_2'}, ''),
+    'unnamed, one ignored': ([0, 1, 2], dict(ignore=['2']), {0: 'class_0', 1: 'class_1'}, ''),
+    'unnamed from 1': ([1, 2, 3], {}, {1: 'class_1', 2: 'class_2', 3: 'class_3'}, '--ignore none'),
     'unnamed, void': ([0, 1, 255], {}, {0: 'class_0', 1: 'class_1'}, ''),
     'unnamed mask': ([0, 255], {}, {0: 'background', 255: 'foreground'}, ''),
     'named mask': ([0, 255], dict(classes='ground,house'), {0: 'ground', 255: 'house'}, ''),
