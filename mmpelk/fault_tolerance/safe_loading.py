@@ -222,9 +222,10 @@ def scheduler_states(schedulers: Any) -> list[dict[str, Any]]:
 
 
 def _without_config(loader: Callable) -> Callable:
-    """A loader for mmengine: its inferencers run the text of a config that a checkpoint holds.
+    """A loader for mmengine, which runs the text of a config that a checkpoint holds.
 
-    The name of a function that OneCycleLR has stored is left out, too: the scheduler that is built has the function.
+    Its inferencers run ``cfg``, its runner on a resume ``config``. The name of a function that OneCycleLR
+    has stored is left out, too: the scheduler that is built has the function.
     """
 
     @functools.wraps(loader)
@@ -233,8 +234,8 @@ def _without_config(loader: Callable) -> Callable:
         parts = content if isinstance(content, dict) else {}
         hub = parts.get('message_hub') or {}
         for part in (parts.get('meta') or {}, hub.get('runtime_info') or {}):
-            if os.environ.get(TRUST) != '1':
-                part.pop('cfg', None)
+            for key in ('cfg', 'config') if os.environ.get(TRUST) != '1' else ():
+                part.pop(key, None)
         for state in scheduler_states(parts.get('param_schedulers')):
             if isinstance(state.get('anneal_func'), str):
                 del state['anneal_func']
@@ -272,8 +273,8 @@ def install_safe_loading() -> None:
 
     That is the one door through which runners, ``init_cfg`` and the toolboxes read checkpoints. Only mmengine's own
     loaders are replaced; one that somebody has registered stays. Configs in checkpoints are left out, which mmengine's
-    inferencers would run where they are given weights alone. Importing mmpelk does not call this: our tools, our
-    hooks and :mod:`mmpelk.hub` do. The first call is logged, and every training logs it.
+    runner would run on a resume, and its inferencers where they are given weights alone. Importing mmpelk does not call
+    this: our tools, our hooks and :mod:`mmpelk.hub` do. The first call is logged, and every training logs it.
     """
     # mmengine logs the loaders' names from the eleventh character on.
     replaced = [prefix for prefix in _LOADERS if _owner(prefix) == _MMENGINE]

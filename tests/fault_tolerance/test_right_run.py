@@ -271,6 +271,17 @@ def test_hostile_types_end_in_a_sentence(part: str, value: Any, tmp_path: Path) 
         train(tmp_path, 2, resume=True, load_from=tmp_path / 'evil.pth')
 
 
+@pytest.mark.parametrize('key', ['cfg', 'config'])
+def test_a_resume_runs_no_config_of_a_checkpoint(key: str, tmp_path: Path) -> None:
+    """mmengine's runner looks for the number of processes in one."""
+    train(tmp_path, 1)
+    content = torch.load(tmp_path / 'iter_1.pth', weights_only=False)
+    content['meta'][key] = f'open({str(tmp_path / "ran")!r}, "w")'
+    torch.save(content, tmp_path / 'evil.pth')
+    train(tmp_path / 'other', 2, resume=True, load_from=tmp_path / 'evil.pth')
+    assert not (tmp_path / 'ran').exists()
+
+
 @pytest.mark.slow
 def test_a_flipped_bit_is_seen_before_a_resume(tmp_path: Path) -> None:
     train(tmp_path, 3)

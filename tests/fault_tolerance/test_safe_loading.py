@@ -135,16 +135,17 @@ def test_safetensors_stand_in_for_pth(tmp_path: Path) -> None:
 def test_configs_in_checkpoints_do_not_reach_mmengine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its inferencers run them where they are given weights alone."""
     path, text = str(tmp_path / 'a.pth'), f'open({str(tmp_path / "ran")!r}, "w")'
-    torch.save(dict(meta=dict(cfg=text), message_hub=dict(runtime_info=dict(cfg=text, x=1)), state_dict={}), path)
+    configs = dict(cfg=text, config=text)  # as the inferencers and the runner call it
+    torch.save(dict(meta=configs, message_hub=dict(runtime_info=dict(x=1, **configs)), state_dict={}), path)
     for content in (CheckpointLoader.load_checkpoint(path), CheckpointLoader.load_checkpoint(path, 'cpu')):
         assert content['meta'] == {}
         assert content['message_hub']['runtime_info'] == dict(x=1)
-    assert load_data(path)['meta'] == safe_loading.read_checkpoint(path)['meta'] == dict(cfg=text)
+    assert load_data(path)['meta'] == safe_loading.read_checkpoint(path)['meta'] == configs
     with pytest.raises(ValueError, match='Cannot find the config in the checkpoint'):
         BaseInferencer._init_model(mock.Mock(), {}, path, 'cpu')
     assert not (tmp_path / 'ran').exists()
     monkeypatch.setenv('MMPELK_TRUST_CHECKPOINT', '1')
-    assert CheckpointLoader.load_checkpoint(path)['meta'] == dict(cfg=text)
+    assert CheckpointLoader.load_checkpoint(path)['meta'] == configs
 
 
 def test_nested_json_in_a_header_ends_in_a_sentence(tmp_path: Path) -> None:
