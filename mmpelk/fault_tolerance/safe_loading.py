@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -149,13 +150,17 @@ def _load_safetensors(source: str | Path | BinaryIO, map_location: Location, nam
     try:
         with safe_open(str(source), framework='pt', device=device) as file:
             header = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
-        meta = {'dataset_meta': json.loads(header['dataset_meta'])} if header.get('dataset_meta') else {}
+            state = OrderedDict((key, file.get_tensor(key)) for key in file.keys())  # noqa: SIM118 - it is no dict
+        texts = {key: json.loads(header[key]) for key in ('dataset_meta', 'state_dict_metadata') if header.get(key)}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"'{name}' is incomplete or no .safetensors file ({error}). {_AGAIN}") from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"'{name}' is refused: dataset_meta in its header is no JSON ({error})") from error
-    content = {'meta': meta, 'state_dict': state}
+        raise CheckpointError(f"'{name}' is refused: a text in its header is no JSON ({error})") from error
+    metadata = texts.pop('state_dict_metadata', {})  # of its modules, as torch.save writes it
+    if not isinstance(metadata, dict) or not all(isinstance(value, dict) for value in metadata.values()):
+        raise CheckpointError(f"'{name}' is refused: state_dict_metadata in its header is not a dict for each module")
+    state._metadata = OrderedDict(metadata)  # type: ignore[attr-defined]
+    content = {'meta': texts, 'state_dict': state}
     _check_parts(content, name)
     return content
 

@@ -23,6 +23,7 @@ from .mixers import MIXERS, EmbeddingMode, Mixer, MixerSpec
 from .mixers.base import fold_pruning, is_watched
 from .peripheral_conv import is_traced
 from .weights.checkpoint import backbone_state_dict, check_pretrained, pretrained_cfgs, shorten
+from .weights.facts import refuse_another, write_fact
 from .weights.pretrained import Pretrained
 
 # ConvNeXt's widths times 1.3, cut to integers as SLaK does.
@@ -187,6 +188,18 @@ class PeLKStage(Sequential):
         part.positional_embedding = self.positional_embedding
         part.training = self.training
         return part
+
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.positional_embedding is not None:
+            write_fact(destination, prefix, 'embedding_mode', self.embedding_mode)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        if self.positional_embedding is not None:
+            refuse_another(local_metadata, prefix, 'embedding_mode', self.embedding_mode)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def switch_to_deploy(self) -> None:
         """Merge every block's mixer and drop the embedding, which the mixers then hold as tables."""

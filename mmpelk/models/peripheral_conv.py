@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.fx
@@ -14,6 +14,7 @@ from mmpelk.ops.positional_op import positional_term
 from mmpelk.ops.sharing_grid import resolve_sharing_grid
 
 from .flop_handles import register_flop_handles
+from .weights.facts import refuse_another, write_fact
 
 __all__ = ['EmbeddingMode', 'PeripheralConv2d']
 
@@ -99,6 +100,17 @@ class PeripheralConv2d(nn.Module):
             bias_map = bias_map.to(x.dtype)
             bias = bias_map if bias is None else bias_map + bias[:, None, None]
         return peripheral_conv2d(x, self.weight, self.sharing_grid, bias, backend=self.backend)
+
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        write_fact(destination, prefix, 'sharing_grid', self.sharing_grid)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        # As many shared parameters may be those of another size.
+        refuse_another(local_metadata, prefix, 'sharing_grid', self.sharing_grid)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def extra_repr(self) -> str:
         """Channels, kernel size and grid."""

@@ -14,6 +14,7 @@ from mmengine.dist import broadcast, get_world_size
 from torch import Tensor, nn
 
 from mmpelk.models.weights.checkpoint import MASK_SUFFIX
+from mmpelk.models.weights.facts import facts_of, with_facts
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,4 +194,4 @@ def fold_masks(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     folded = {key: value for key, value in state_dict.items() if key not in masks}
     for mask, owner in masks.items():
         folded[owner] = state_dict[owner] * state_dict[mask]
-    return folded
+    return with_facts(folded, facts_of(state_dict))

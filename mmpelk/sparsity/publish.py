@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmpelk.models.hidden_units import shrink_hidden_units
 from mmpelk.models.weights.checkpoint import write_safetensors
+from mmpelk.models.weights.facts import facts_of, with_facts
 
 from .masks import fold_masks
 from .report import overall_density, state_dict_densities
@@ -76,6 +77,8 @@ def publish_checkpoint(
                 "no hidden unit of the checkpoint is inactive, so nothing can be taken out: train with SparsityHook's "
                 "granularity='unit', or export without shrinking"
             )
+    # Those of the averaged weights are the same.
+    published['state_dict'] = with_facts(published['state_dict'], facts_of(checkpoint['state_dict']))
     if keep_optimizer:
         published |= {key: checkpoint[key] for key in _RESUME_KEYS if key in checkpoint}
     return published

@@ -1,5 +1,6 @@
 """Names and checks of checkpoints, with messages that name the remedy."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from mmpelk.errors import UserError
 from mmpelk.fault_tolerance.safe_loading import read_checkpoint
 
 from ..hidden_units import fit_all_hidden_units
+from .facts import facts_of, with_facts
 
 MASK_SUFFIX = '_mask'
 """End of the name of a weight's sparsity mask, a buffer beside it."""
@@ -52,11 +54,11 @@ def state_dict_of(content: Any, name: str | Path = 'the checkpoint') -> dict[str
             content = content[key]
     entries = content if isinstance(content, Mapping) else {}
     weights = {key: value for key, value in entries.items() if isinstance(value, Tensor)}
+    prefix = 'module.' if all(key.startswith('module.') for key in weights) else ''
     if not weights:
         raise UserError(f"'{name}' holds no weights: neither it nor its 'state_dict' or 'model' has tensors")
-    if all(key.startswith('module.') for key in weights):
-        weights = {key.removeprefix('module.'): value for key, value in weights.items()}
-    return weights
+    weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+    return with_facts(weights, facts_of(entries, prefix))
 
 
 def backbone_state_dict(path: str, prefix: str | None = None) -> dict[str, Tensor]:
@@ -82,7 +84,7 @@ def backbone_state_dict(path: str, prefix: str | None = None) -> dict[str, Tenso
             f"no key of '{path}' begins with '{prefix}'; its keys look like {shorten(list(state))}. "
             'Set init_cfg.prefix to what stands before the backbone there'
         )
-    return found
+    return with_facts(found, facts_of(state, prefix))
 
 
 def check_pretrained(backbone: nn.Module, path: str, prefix: str = '') -> dict[str, Tensor]:
@@ -130,7 +132,7 @@ def refuse_misfit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], name: 
 
 
 def write_safetensors(state: Mapping[str, Tensor], path: str | Path, header: Mapping[str, str] | None = None) -> None:
-    """Write tensors as ``.safetensors``, with texts in its header.
+    """Write tensors and facts of a state dict as ``.safetensors``, with further texts in its header.
 
     Raises:
         UserError: If the package ``safetensors`` is not installed.
@@ -141,4 +143,5 @@ def write_safetensors(state: Mapping[str, Tensor], path: str | Path, header: Map
         raise UserError('writing .safetensors takes the package safetensors: pip install safetensors') from error
     # Clones: the format refuses tensors that share memory, such as tied weights.
     tensors = {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
-    save_file(tensors, str(path), metadata={'format': 'pt', **(header or {})})
+    facts = {'state_dict_metadata': json.dumps(facts_of(state))} if facts_of(state) else {}
+    save_file(tensors, str(path), metadata={'format': 'pt', **facts, **(header or {})})

@@ -13,6 +13,7 @@ from torch import nn
 from mmpelk.errors import UserError
 
 from .checkpoint import refuse_misfit
+from .facts import facts_of, with_facts
 
 if TYPE_CHECKING:
     from .publication import Publication
@@ -114,12 +115,17 @@ class Pretrained:
         if unknown := sorted(set(given) - known):
             raise UserError(f"'{name}' has arguments that {cls.__name__} of this mmpelk does not know: {unknown}")
         refuse_harmful(given, 'mmpelk', name)
+        state = found.state
         with only_registered(name):
             network: Any = cls(**{**given, **arguments})
-        fit_network(network, found.state)
+            if arguments and not facts_of(state):  # as the folders of earlier versions
+                with torch.device('meta'):
+                    described = cast(nn.Module, cls(**given)).state_dict()
+                state = with_facts(state, facts_of(described))
+        fit_network(network, state)
         own = network.state_dict()
         remedy = 'Leave out the arguments that change the network, or give the right folder'
-        refuse_misfit(own, found.state, f"'{name}'", remedy)
-        refuse_unknown(own, [key for key in found.state if not key.startswith('norm')], str(name))
-        network.load_state_dict(found.state, strict=False)
+        refuse_misfit(own, state, f"'{name}'", remedy)
+        refuse_unknown(own, [key for key in state if not key.startswith('norm')], str(name))
+        network.load_state_dict(state, strict=False)
         return network.eval()

@@ -15,6 +15,7 @@ from mmpelk.fault_tolerance.safe_loading import read_checkpoint
 
 from ..hidden_units import fit_all_hidden_units
 from .checkpoint import MASK_SUFFIX, shorten, write_safetensors
+from .facts import facts_of, with_facts
 
 try:
     from huggingface_hub import HfApi, snapshot_download
@@ -154,7 +155,9 @@ def unwrapped(network: nn.Module) -> nn.Module:
 
 def state_of(network: nn.Module) -> dict[str, Tensor]:
     """The state dict of a network, by the names that it has without compiled parts."""
-    return {key.replace('_orig_mod.', ''): value for key, value in network.state_dict().items()}
+    state = network.state_dict()
+    facts = {name.replace('_orig_mod.', '').removesuffix('._orig_mod'): told for name, told in facts_of(state).items()}
+    return with_facts({key.replace('_orig_mod.', ''): value for key, value in state.items()}, facts)
 
 
 def refuse_changed(built: nn.Module, state: Mapping[str, Tensor]) -> None:
