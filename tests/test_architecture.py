@@ -44,6 +44,17 @@ def imports(path: Path) -> Iterator[str]:
             yield '.'.join(part for part in (package, node.module) if part)
 
 
+def test_timms_and_transformers_users_need_no_mmcv() -> None:
+    """Where ``mmpelk.timm`` comes from, mmcv is imported in functions alone, for what a config names."""
+    rooms = {'timm.py', 'errors.py', 'registry.py', 'models', 'sparsity', 'ops', 'fault_tolerance'}
+    for path in MODULES:
+        if path.relative_to(PACKAGE).parts[0] in rooms:
+            at_import = [
+                node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)
+            ]
+            assert 'mmcv' not in ' '.join(map(ast.unparse, at_import)), path
+
+
 def test_relative_imports_are_resolved() -> None:
     assert 'mmpelk.engine.layer_decay' in imports(PACKAGE / 'engine' / '__init__.py')
 
@@ -100,6 +111,22 @@ def test_package_imports_without_the_toolboxes() -> None:
     )
     done = run_blocked(TOOLBOXES, code)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_timms_models_train_without_mmcv() -> None:
+    code = (
+        'import sys, torch, mmpelk.timm, timm\n'
+        'small = dict(depths=(1, 1), channels=(8, 12), kernel_sizes=(13, 11), drop_path_rate=0.1)\n'
+        'model = timm.create_model("pelk_tiny", features_only=True, out_indices=(0, 1), **small)\n'
+        'maps = model(torch.rand(2, 3, 32, 32))\n'
+        'sum(each.mean() for each in maps).backward()\n'
+        'print(sorted(name for name in sys.modules if name.startswith("mmcv") and sys.modules[name]))'
+    )
+    pytest.importorskip('timm')
+    done = run_blocked(TOOLBOXES | {'mmcv'}, code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == '[]'
 
 
 @pytest.mark.slow

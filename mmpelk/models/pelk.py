@@ -8,8 +8,6 @@ from typing import Any, Literal, cast
 import torch
 import torch.fx
 import torch.nn.functional as F
-from mmcv.cnn import build_activation_layer
-from mmcv.cnn.bricks import DropPath
 from mmengine.logging import print_log
 from mmengine.model import BaseModule, ModuleList, Sequential
 from torch import Tensor, nn
@@ -19,6 +17,7 @@ from mmpelk.ops.positional_op import central_embedding
 from mmpelk.registry import MODELS
 
 from .hidden_units import HiddenUnits, fit_hidden_units
+from .layers import DropPath, build_activation
 from .mixers import MIXERS, EmbeddingMode, Mixer, MixerSpec
 from .mixers.base import fold_pruning, is_watched
 from .peripheral_conv import is_traced
@@ -105,7 +104,7 @@ class PeLKBlock(BaseModule):
         self.with_cp = with_cp
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.pointwise_conv1 = nn.Linear(channels, hidden_channels)
-        self.act = build_activation_layer(act_cfg or dict(type='GELU'))
+        self.act = build_activation(act_cfg)
         self.pointwise_conv2 = nn.Linear(hidden_channels, channels)
         self.gamma = (
             nn.Parameter(torch.full((channels,), float(layer_scale_init_value))) if layer_scale_init_value else None

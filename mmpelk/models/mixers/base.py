@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
-from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook  # private: torch has no public way to ask
 from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from ..layers import build_norm
 from ..peripheral_conv import EmbeddingMode, PeripheralConv2d, is_traced
 
 _PLAIN_TENSORS = (nn.Parameter, Tensor)
@@ -134,7 +134,7 @@ class Mixer(nn.Module):
         """Add ``small`` and ``small_norm``, if there is to be a small kernel."""
         if size := self.small_kernel_size:
             self.small = depthwise_conv(spec.channels, size, size, bias=False)
-            self.small_norm = build_norm(spec)
+            self.small_norm = build_norm(spec.norm_cfg, spec.channels)
 
     @torch.no_grad()
     def take_small_branch(self, padding: Sequence[int]) -> tuple[Tensor, Tensor] | tuple[int, int]:
@@ -149,11 +149,6 @@ class Mixer(nn.Module):
         weight = nn.functional.pad(weight, list(padding))
         del self.small, self.small_norm
         return weight, bias
-
-
-def build_norm(spec: MixerSpec) -> nn.Module:
-    """Norm of a branch."""
-    return build_norm_layer(spec.norm_cfg or dict(type='BN'), spec.channels)[1]
 
 
 def depthwise_conv(channels: int, height: int, width: int, bias: bool) -> nn.Conv2d:

@@ -11,8 +11,9 @@ from mmpelk.ops.positional import positional_constant, positional_map, summed_ar
 from mmpelk.ops.prepared import Prepared, PreparedCache, prepare
 from mmpelk.ops.sharing_grid import resolve_sharing_grid
 
+from ..layers import build_norm
 from ..peripheral_conv import PeripheralConv2d
-from .base import Mixer, MixerSpec, build_norm, folded, is_untouched, is_watched
+from .base import Mixer, MixerSpec, folded, is_untouched, is_watched
 
 
 class PeripheralMixer(Mixer):
@@ -37,7 +38,7 @@ class PeripheralMixer(Mixer):
             if self.embedding_mode == 'in_bounds':
                 self.register_buffer('embedding_table', torch.zeros(channels, size + 1, size + 1))
             return
-        self.large_norm = build_norm(spec)
+        self.large_norm = build_norm(spec.norm_cfg, spec.channels)
         self.build_small_branch(spec)
 
     @classmethod

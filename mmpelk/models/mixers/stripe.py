@@ -5,7 +5,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from .base import Mixer, MixerSpec, build_norm, depthwise_conv, folded
+from ..layers import build_norm
+from .base import Mixer, MixerSpec, depthwise_conv, folded
 
 _STRIPE_WIDTH = 5  # N of the paper's K x N, SLaK's default
 
@@ -37,7 +38,7 @@ class StripeMixer(Mixer):
         self.large = nn.ModuleList(stripes)
         if spec.deploy:
             return
-        self.large_norm = nn.ModuleList([build_norm(spec) for _ in stripes])
+        self.large_norm = nn.ModuleList([build_norm(spec.norm_cfg, spec.channels) for _ in stripes])
         self.build_small_branch(spec)
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
