@@ -1,8 +1,10 @@
 """Cells of the page's tables: every figure is marked with its source."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from . import RESULTS
 
 NOTHING = '-'
 NOT_PRINTED = 'not printed'
+_MARK = re.compile(r' \((?:p|c|target|m\d+)\)')
 _FACTS = ('device', 'threads', 'torch', 'cudnn', 'python', 'mmpelk', 'date')
 
 
@@ -55,6 +58,21 @@ def deviation(ours: float | None, theirs: float | None, places: int = 1) -> str:
 def with_deviation(cell: str, percent: str) -> str:
     """A computed cell with its :func:`deviation`, if that is more than rounding."""
     return f'{cell}, {percent}' if percent.startswith('**') else cell
+
+
+def share_marks(table: Table) -> Table:
+    """A table with the most frequent mark of each column in its heading; cells keep the marks that differ."""
+    common = [Counter(_MARK.findall(' '.join(cells))).most_common(1) for cells in zip(*table.rows, strict=True)]
+    shared = [found[0][0] if found else '' for found in common]
+    rows: list[Sequence[str]] = [
+        [
+            _MARK.sub('', cell) if set(_MARK.findall(cell)) == {mark} else cell
+            for cell, mark in zip(row, shared, strict=True)
+        ]
+        for row in table.rows
+    ]
+    headings = [heading + mark for heading, mark in zip(table.columns, shared, strict=True)]
+    return replace(table, columns=headings, rows=rows)
 
 
 @dataclass

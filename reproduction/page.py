@@ -18,7 +18,7 @@ from . import RESULTS
 from .ablations import ABLATIONS
 from .collect_ablations import Trainings, ablation_table, load, measured_rows
 from .counts import counts_table, head_table, measured_scores, upernet
-from .marks import NOTHING, Results, computed, paper
+from .marks import NOTHING, Results, computed, paper, share_marks
 from .mixers import mixers_table, read_schedules
 from .paper import SHARING_GRIDS, TABLE_8, TABLES
 from .scaling import measure, saved_table, size_table
@@ -57,7 +57,7 @@ def render(folder: Path = RESULTS) -> str:
     # In the order of the page, in which the runs are numbered.
     for name in sorted(sections, key=lambda name: template.index(f'${{{name}}}')):
         section = sections[name]()
-        texts[name] = section.markdown() if isinstance(section, Table) else section
+        texts[name] = share_marks(section).markdown() if isinstance(section, Table) else section
     return Template(template).substitute(texts, runs=results.listing().markdown())
 
 

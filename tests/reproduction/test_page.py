@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from mmpelk.analysis.complexity import Complexity, Component
+from mmpelk.analysis.table import Table
 from reproduction import counts, page
 from reproduction.counts import counts_table
-from reproduction.marks import Results, deviation
+from reproduction.marks import Results, deviation, share_marks
 from reproduction.page import TEMPLATE
 from reproduction.steps import STEPS
 
@@ -29,6 +30,15 @@ def test_deviations() -> None:
         (1, None, 1, '-'),
     ):
         assert deviation(ours, theirs, places) == text
+
+
+def test_most_frequent_mark_of_a_column_stands_in_its_heading() -> None:
+    table = Table(['net', 'score', 'flops'])
+    for row in (('a', '1 (p)', '2 (c), **+9 %**'), ('b', '3 (p)', '-'), ('c', '4 (target); 5 (m1)', '6 (c)')):
+        table.add(*row)
+    shared = share_marks(table)
+    assert shared.columns == ['net', 'score (p)', 'flops (c)']
+    assert shared.rows == [['a', '1', '2, **+9 %**'], ['b', '3', '-'], ['c', '4 (target); 5 (m1)', '6']]
 
 
 def test_runs_are_numbered_as_they_appear() -> None:
