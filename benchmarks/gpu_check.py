@@ -524,7 +524,7 @@ STEPS: dict[str, Callable[[Step], None]] = {
 
 
 def run_steps(names: Sequence[str], results: Path, dry: bool) -> None:
-    """Each step in a process of its own; what it ended with is a line, too."""
+    """Run each step in a process of its own, and write a line with its end."""
     for name in names:
         command = [sys.executable, '-u', '-m', 'benchmarks.gpu_check', '--step', name, '--results', str(results)]
         print(f'== {name}', flush=True)

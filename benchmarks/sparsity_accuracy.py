@@ -103,12 +103,12 @@ class Task:
         variants = self.variants()
         dense, small = (count_complexity(build_model(variants[name]), self.shape) for name in ('dense', 'small'))
         sizes = [entry.weight.numel() for entry in find_parameters(build_model(variants['dense']), self.target)]
-        dead = sum(sizes) - active_total(sizes, DENSITY)
+        inactive = sum(sizes) - active_total(sizes, DENSITY)
         return {
-            'dense': dict(live=dense.params, executed=dense.flops),
-            'weight': dict(live=dense.params - dead, executed=dense.flops),
-            'unit': dict(live=small.params, executed=small.flops),
-            'small': dict(live=small.params, executed=small.flops),
+            'dense': dict(active=dense.params, executed=dense.flops),
+            'weight': dict(active=dense.params - inactive, executed=dense.flops),
+            'unit': dict(active=small.params, executed=small.flops),
+            'small': dict(active=small.params, executed=small.flops),
         }
 
 
@@ -149,7 +149,7 @@ def make_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
             table.add(
                 task,
                 name,
-                f'{result["live"] / 1e3:.1f} k',
+                f'{result["active"] / 1e3:.1f} k',
                 f'{result["executed"] / 1e6:.1f} M',
                 f'{result["mean"]:.2f} ± {result["deviation"]:.2f}',
                 '-' if name == 'small' else f'{gain["mean"]:+.2f} ± {gain["deviation"]:.2f}',

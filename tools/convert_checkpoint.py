@@ -42,7 +42,9 @@ def parse_args() -> argparse.Namespace:
         part.add_argument('out', type=Path, help='.pth to write, or .safetensors when exporting')
         part.add_argument('--key', help='entry of the file that holds the weights; by default state_dict or model')
         if mode == 'import':
-            part.add_argument('--source', choices=SOURCES, help='whose names it has; by default told from them')
+            part.add_argument(
+                '--source', choices=SOURCES, help='whose names the checkpoint has; by default recognised from the names'
+            )
     # What load_config looks for.
     parser.set_defaults(launcher='none', work_dir=None, cfg_options=None)
     return parser.parse_args()

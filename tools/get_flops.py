@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of any recipe, by component: dense, live (not masked), and what a device really executes."""
+"""Parameters and FLOPs of any recipe, by component: dense, active (not masked), and what a device really executes."""
 
 import argparse
 import copy
@@ -31,7 +31,7 @@ def parse_args() -> argparse.Namespace:
         '--density',
         type=float,
         default=1.0,
-        help="share of live weights in the backbone's and a classifier's 2-D and 4-D parameters; 0.6 in the paper",
+        help="share of active weights in the backbone's and a classifier's 2-D and 4-D parameters; 0.6 in the paper",
     )
     density.add_argument('--checkpoint', help="take the density of every layer from this checkpoint's masks or zeros")
     parser.add_argument(
@@ -53,7 +53,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def sparse_form(model: nn.Module, args: argparse.Namespace) -> tuple[dict[str, float], nn.Module]:
-    """Densities of the model, and the model as it is stored: narrower, if its dead hidden units are taken out."""
+    """Densities of the model, and the model as it is stored: narrower, if its inactive hidden units are taken out."""
     stored = copy.deepcopy(model)
     blocks = find_hidden_units(stored)
     if args.checkpoint is not None:
@@ -77,7 +77,7 @@ def sparse_form(model: nn.Module, args: argparse.Namespace) -> tuple[dict[str, f
 
 
 def component_table(complexity: Complexity, executed: Mapping[tuple[str, str], int | None]) -> Table:
-    columns = ['part', 'component', 'params', 'live', 'FLOPs', 'live', 'executed', '% of live', '% of part']
+    columns = ['part', 'component', 'params', 'active', 'FLOPs', 'active', 'executed', '% of active', '% of part']
     title = 'Parameters (training form) and FLOPs (deployed form, one per multiply-add)'
     table = Table(columns, title=title, labels=2)
     for component in complexity.components:
@@ -125,11 +125,11 @@ def print_report(
 ) -> None:
     component_table(complexity, executed).print()
     print(
-        f'live: not masked, as papers count; executed: on a CPU with {complexity.processor}, zeros multiplied like any '
-        'other weight'
+        f'active: not masked, as papers count; executed: on a CPU with {complexity.processor}, which multiplies zeros '
+        'like any other weight'
     )
     published = _readable(complexity.params_as_published)
-    print(f'parameters, live, without small kernels and embeddings, with auxiliary heads: {published}')
+    print(f'parameters, active, without small kernels and embeddings, with auxiliary heads: {published}')
     for left_out in complexity.left_out:
         counts = [f'{_readable(left_out.params)} parameters'] if left_out.params else []
         counts += [f'{_readable(left_out.flops)} operations'] if left_out.flops else []

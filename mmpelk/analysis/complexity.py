@@ -215,7 +215,7 @@ def count_complexity(
     Args:
         model: A backbone, or a model of mmpretrain, mmseg or mmdet. It is put into eval mode.
         shape: Height and width of the image, as the network receives it.
-        densities: Share of live weights by parameter name, as :func:`uniform_densities` or
+        densities: Share of active weights by parameter name, as :func:`uniform_densities` or
             :func:`checkpoint_densities` give it; a parameter without an entry is dense.
         processor: Class of processors, of :data:`mmpelk.ops.backends.PROCESSORS`, for which backends are chosen. By
             default the counts are the same on every machine; ``THIS_PROCESSOR`` is this one's.
@@ -355,7 +355,7 @@ def uniform_densities(model: nn.Module, density: float) -> dict[str, float]:
 
     Args:
         model: A backbone, or a model with one.
-        density: Share of live weights; 0.6 in the paper's tables.
+        density: Share of active weights; 0.6 in the paper's tables.
 
     Returns:
         Densities by parameter name.
@@ -376,7 +376,7 @@ def checkpoint_densities(model: nn.Module, state_dict: Mapping[str, Tensor]) -> 
         state_dict: Its parameters, and masks if any, by name.
 
     Returns:
-        Share of live weights of every maskable parameter, by name.
+        Share of active weights of every maskable parameter, by name.
 
     Raises:
         ValueError: If a maskable parameter is missing or has another shape.
@@ -392,7 +392,7 @@ def checkpoint_densities(model: nn.Module, state_dict: Mapping[str, Tensor]) -> 
                 'model; give the config that the checkpoint was trained with'
             )
         densities[name] = int(torch.count_nonzero(state_dict[name])) / parameter.numel()
-    # A weight that has just been grown is live and may still be zero: the mask knows.
+    # A weight that has just been grown is active and may still be zero: the mask knows.
     known = set(dict(model.named_parameters()))
     masks = state_dict_densities(state_dict)
     return densities | {layer.name: layer.density for layer in masks if layer.name in known}

@@ -214,7 +214,7 @@ class _ShortLogRunner(Runner):
         return logger
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
-        """Call the hooks; what is said from the first iteration on is shown whole."""
+        """Call the hooks; messages are shown whole from the first iteration on."""
         super().call_hook(fn_name, **kwargs)
         if fn_name in ('before_train', 'before_val', 'before_test'):
             for formatter in self.short_formatters:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmpelk.errors import UserError
 from mmpelk.models import Mixer, PeripheralConv2d
-from mmpelk.models.mixers.base import is_watched
+from mmpelk.models.mixers.base import is_hooked
 from mmpelk.models.pelk import PeLKBlock
 from mmpelk.ops import expand_kernel
 
@@ -149,7 +149,7 @@ def make_plain(network: nn.Module, image: Tensor | None = None) -> nn.Module:
 
     convs = {name: module for name, module in modules.items() if isinstance(module, PeripheralConv2d)}
     for name, conv in convs.items():
-        if is_watched(conv) or type(conv).forward is not PeripheralConv2d.forward:
+        if is_hooked(conv) or type(conv).forward is not PeripheralConv2d.forward:
             raise UserError(
                 f'{name} has a hook, a wrapper or a forward of its own, which standard operators would leave out: take '
                 'it off before make_plain'
@@ -179,9 +179,9 @@ def make_plain(network: nn.Module, image: Tensor | None = None) -> nn.Module:
 
 @torch.no_grad()
 def _fold_layer_scale(block: PeLKBlock) -> None:
-    """One product of maps less in each block whose linear layer nobody has changed."""
+    """One product of maps less in each block whose linear layer is as it was built."""
     linear = block.pointwise_conv2
-    as_built = type(linear) is nn.Linear and not is_watched(linear) and isinstance(linear.weight, nn.Parameter)
+    as_built = type(linear) is nn.Linear and not is_hooked(linear) and isinstance(linear.weight, nn.Parameter)
     if block.gamma is not None and as_built:
         linear.weight = nn.Parameter(linear.weight * block.gamma[:, None], requires_grad=False)
         linear.bias = nn.Parameter(linear.bias * block.gamma, requires_grad=False)

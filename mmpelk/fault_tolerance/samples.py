@@ -23,7 +23,7 @@ class CheckDataHook(Hook):
     """Look at every sample where its annotations are loaded, and at the weights to test, and say what is wrong.
 
     A label map has to have its image's size and no class beyond the data set's and the head's, boxes have to be finite,
-    a class index has to exist; whatever else goes wrong while a sample is loaded and transformed is told with its file,
+    a class index has to exist; any other error while a sample is loaded and transformed is raised with its file,
     too. On a GPU an index out of range would end in an error of the device that names neither.
 
     Weights of another network, which MMEngine would leave out with a warning, are not tested.

@@ -19,7 +19,7 @@ from mmpelk.errors import UserError
 from mmpelk.ops.sharing_grid import expand_kernel
 from mmpelk.registry import MODELS
 
-from .mixers.base import is_watched
+from .mixers.base import is_hooked
 from .peripheral_conv import PeripheralConv2d
 
 __all__ = ['Enlarged', 'EnlargedConv2d', 'Enlargement', 'dense', 'enlarge']
@@ -279,7 +279,7 @@ def _why_not(module: Any, size: int, center_size: int | None) -> str | None:
         f'its class {type(module).__name__} convolves in a way of its own': not _computes_as_conv2d(module),
         'its weight is parametrised or pruned; remove that before': parametrize.is_parametrized(module)
         or 'weight' not in dict(module.named_parameters(recurse=False)),
-        'it has hooks or a forward of its own; remove them before': is_watched(module),
+        'it has hooks or a forward of its own; remove them before': is_hooked(module),
         f'its kernel of {kernel[0]} x {kernel[1]} is not smaller than {size}': max(kernel) >= size,
         f'its kernel of {kernel[0]} x {kernel[1]} does not fit the centre of {center_size}': center_size is not None
         and max(kernel) > center_size,

@@ -1,4 +1,4 @@
-"""What FLOP counters that trace with ``torch.jit`` have to be told of the operator."""
+"""Handles of the operator for FLOP counters that trace with ``torch.jit``."""
 
 import functools
 import math

@@ -151,7 +151,7 @@ def fit_hidden_units(units: HiddenUnits, state_dict: Mapping[str, Tensor], prefi
     if all(weight is not None and weight.dim() >= 2 for weight in weights):
         first, second = (weight for weight in weights if weight is not None)
         own = units.first.get_parameter('weight').shape
-        # Of another width in its other dimensions, it is no checkpoint of this network: whoever loads it says so.
+        # Of another width in its other dimensions, it is no checkpoint of this network, which loading reports.
         if first.shape[0] == second.shape[1] != own[0] and first.shape[1:] == own[1:]:
             units.resize(first.shape[0])
 

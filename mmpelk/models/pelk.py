@@ -19,7 +19,7 @@ from mmpelk.registry import MODELS
 from .hidden_units import HiddenUnits, fit_hidden_units
 from .layers import DropPath, build_activation
 from .mixers import MIXERS, EmbeddingMode, Mixer, MixerSpec
-from .mixers.base import fold_pruning, is_watched
+from .mixers.base import fold_pruning, is_hooked
 from .peripheral_conv import is_traced
 from .weights.checkpoint import backbone_state_dict, check_pretrained, pretrained_cfgs, shorten
 from .weights.facts import refuse_another, write_fact
@@ -129,7 +129,7 @@ class PeLKBlock(BaseModule):
         if self.gamma is None:
             return x + self.drop_path(out)
         scale = self.gamma.view(1, -1, 1, 1)
-        if self.drop_path.training or is_watched(self.drop_path):
+        if self.drop_path.training or is_hooked(self.drop_path):
             # A path is dropped by its scale, a number per channel, and not by passes over the map.
             scale = self.drop_path(scale.expand(x.shape[0], -1, -1, -1))
         # Traces are checked without gradients, and shall be the same then.

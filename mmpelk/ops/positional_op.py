@@ -62,7 +62,7 @@ def _dtype(weight: Tensor) -> torch.dtype:
 
 
 def central_embedding(embedding: Tensor, size: Sequence[int]) -> Tensor:
-    """What the outputs of a map read of an embedding, channels last: once for all blocks that share it.
+    """The crop of an embedding that a map of this size reaches, channels last, for all blocks that share it.
 
     Args:
         embedding: ``(C, K, K)``.

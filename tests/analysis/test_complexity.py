@@ -141,7 +141,7 @@ def test_checkpoint_densities_follow_masks_then_zeros(nano: PeLK) -> None:
     state = {name: torch.ones_like(value) for name, value in nano.state_dict().items()}
     masked, zeroed = 'stages.0.0.pointwise_conv1.weight', 'stages.0.0.mixer.large.weight'
     state[masked + '_mask'] = torch.arange(state[masked].numel()).view_as(state[masked]) % 4 == 0
-    state[masked].zero_()  # live weights that have just been grown
+    state[masked].zero_()  # active weights that have just been grown
     state[zeroed].flatten()[::2] = 0
     densities = checkpoint_densities(nano, state)
     rings = state[zeroed].numel()

@@ -53,7 +53,7 @@ def test_counts_for_a_class_of_processors(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('source', ['--units', 'masks', 'shrunk'])
 def test_dense_live_and_executed_counts_of_units(tmp_path: Path, source: str) -> None:
-    """Dead units count as dense, are not live, and are executed as long as they are in the tensors."""
+    """Inactive units count as dense, are not active, and are executed as long as they are in the tensors."""
     model = PeLK(NANO)
     config, size = tmp_path / 'nano.py', ('--shape', 64, 64, '--json', 'flops.json')
     config.write_text(f"model = dict(type='mmpelk.PeLK', arch={NANO!r}, norm_cfg=dict(type='BN'))\n")
@@ -68,9 +68,9 @@ def test_dense_live_and_executed_counts_of_units(tmp_path: Path, source: str) ->
     options = ['--density', 0.6, '--units'] if source == '--units' else ['--checkpoint', 'nano.pth']
     call(TOOLS / 'get_flops.py', config, *size, *options, cwd=tmp_path)
     report = json.loads((tmp_path / 'flops.json').read_text())
-    dead = [(layer.shape[0] - units[name]) * layer.shape[1] for name, layer in layers.items()]
+    inactive = [(layer.shape[0] - units[name]) * layer.shape[1] for name, layer in layers.items()]
     assert report['params'] == sum(parameter.numel() for parameter in model.parameters())
-    assert report['params_sparse'] == pytest.approx(report['params'] - sum(dead), abs=3)  # rounded by component
+    assert report['params_sparse'] == pytest.approx(report['params'] - sum(inactive), abs=3)  # rounded by component
     whole = [entry.weight.numel() for entry in find_parameters(model, None)]
     assert report['params'] - report['params_sparse'] == pytest.approx(0.4 * sum(whole), rel=0.01)
     large = report['large_kernels']
@@ -89,8 +89,8 @@ def test_page_has_the_counts_of_pelk_t() -> None:
     counts = {}
     for units in (False, True):
         densities, stored = tool.sparse_form(model, SimpleNamespace(checkpoint=None, density=0.6, units=units))
-        live = count_complexity(model, (224, 224), densities)
-        counts[units] = live, tool.total(count_complexity(stored, (224, 224)).executed_by_component())
+        active = count_complexity(model, (224, 224), densities)
+        counts[units] = active, tool.total(count_complexity(stored, (224, 224)).executed_by_component())
     (weights, executed), (units, executed_units) = counts[False], counts[True]
     cells = [f'{count / 1e6:.2f} M' for count in (weights.params, weights.params_sparse)] + ['29 M']
     cells += [f'{count / 1e9:.2f} G' for count in (weights.flops, weights.flops_sparse)] + ['5.6 G']

@@ -157,14 +157,14 @@ def depthwise_conv(channels: int, height: int, width: int, bias: bool) -> nn.Con
 
 
 def is_untouched(*kernels: nn.Module) -> bool:
-    """Whether kernels are as they were built: nobody watches, wraps, replaces or reparametrises them.
+    """Whether kernels are as they were built: without hooks, wrappers, replacements or parametrisations.
 
     Only then may a mixer read their weights instead of calling them. That is also false while a graph is made of the
     calls, of which every kernel shall be a part. Every forward asks: it takes about a microsecond for two kernels.
     """
     if _has_any_global_hook() or is_traced() or _is_transformed():
         return False
-    return not any(is_watched(kernel) or not _is_as_built(kernel) for kernel in kernels)
+    return not any(is_hooked(kernel) or not _is_as_built(kernel) for kernel in kernels)
 
 
 def _is_transformed() -> bool:
@@ -172,8 +172,8 @@ def _is_transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None  # private: torch has no public way to ask
 
 
-def is_watched(module: nn.Module) -> bool:
-    """Whether somebody waits for the calls of a module, or has replaced what they do."""
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a module has hooks, or a ``forward`` that was replaced on the instance."""
     own = module.__dict__
     return bool(own['_backward_hooks'] or own['_backward_pre_hooks']) or _computes_otherwise(own)
 

@@ -13,7 +13,7 @@ from mmpelk.ops.sharing_grid import resolve_sharing_grid
 
 from ..layers import build_norm
 from ..peripheral_conv import PeripheralConv2d
-from .base import Mixer, MixerSpec, folded, is_untouched, is_watched
+from .base import Mixer, MixerSpec, folded, is_hooked, is_untouched
 
 
 class PeripheralMixer(Mixer):
@@ -75,7 +75,7 @@ class PeripheralMixer(Mixer):
         """Deployed, for inference: one operator writes the whole map."""
         if not self.deployed or torch.is_grad_enabled() or type(x) is not Tensor:
             return False
-        return not is_watched(self) and is_untouched(self.large)
+        return not is_hooked(self) and is_untouched(self.large)
 
     def _mix_prepared(self, x: Tensor) -> Tensor:
         large = self.large

@@ -176,7 +176,7 @@ def _agreed(key: str, measure: Callable[[], str]) -> str:
     distributed = torch.distributed
     if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
         return measure()
-    # Private: the store of the process group is the only way to agree that waits for nobody. A collective would hang as
+    # Private: the store of the process group is the only way to agree without waiting. A collective would hang as
     # soon as two processes have maps of different sizes.
     store = distributed.distributed_c10d._get_default_store()
     name = f'mmpelk/{key}'
