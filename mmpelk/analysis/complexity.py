@@ -132,7 +132,7 @@ class Complexity:
 
     @property
     def params_as_published(self) -> int:
-        """Live parameters without 5x5 branches and embeddings, and with auxiliary heads.
+        """Active parameters without 5x5 branches and embeddings, and with auxiliary heads.
 
         This, not :attr:`params_sparse`, rounds to the paper's column (in all rows but PeLK-S at 224 x 224).
         """

@@ -118,7 +118,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         return inner
 
     def _rules(self, model: nn.Module) -> dict[int, dict[str, Any]]:
-        """Settings that mmengine's own keys give each parameter, by its id: ``lr``, ``weight_decay``, and what else they set."""
+        """Settings that mmengine's own keys give each parameter, by its id: ``lr``, ``weight_decay`` and others."""
         cfg = {key: value for key, value in self.paramwise_cfg.items() if key in _MMENGINES}
         if not cfg:
             return {}
