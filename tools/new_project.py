@@ -22,7 +22,7 @@ from own_data import (
     UnknownLayoutError,
     config_path,
     convert,
-    has_labelme,
+    has_outlines,
     make_plan,
     print_report,
     read_classification,
@@ -96,7 +96,7 @@ def read(args: argparse.Namespace, out: Path) -> DataSet:
         try:
             return read_as(args, None)
         except UnknownLayoutError as error:
-            if args.task == 'seg' and args.classes and not has_labelme(args.data):
+            if args.task == 'seg' and args.classes and not has_outlines(args.data):
                 raise  # the user has said what is to be read
             reason = str(error)
     else:
@@ -104,6 +104,8 @@ def read(args: argparse.Namespace, out: Path) -> DataSet:
     converted = convert(args.data, args.task, out / 'converted', reason, args.format, args.classes)
     data = read_as(args, converted)
     data.note('decision', f'the data set is read as one of the format {converted["format"]}')
+    for text in converted.get('said', ()):
+        data.note('decision', text)
     if unused := converted.get('unused'):
         data.note('decision', f'{len(unused)} classes that the format lists have no object and are left out', unused)
     return data
@@ -115,9 +117,7 @@ def read_as(args: argparse.Namespace, converted: dict[str, Any] | None) -> DataS
         answers = Answers(args.ignore, args.background, args.soft_edges)
         return read_segmentation(args.data, args.classes, args.images, args.labels, answers, args.val_share, converted)
     if args.task == 'det':
-        # What was converted has the names in the list's order already.
-        order = None if converted else args.classes
-        return read_detection(args.data, args.annotations, args.images, args.val_share, converted, order)
+        return read_detection(args.data, args.annotations, args.images, args.val_share, converted, args.classes)
     return read_classification(args.data, args.val_share, converted=converted, classes=args.classes)
 
 

@@ -3,9 +3,10 @@
 from .classification import read_classification
 from .dataset import DataSet, Note, UnknownLayoutError
 from .detection import read_detection
-from .foreign import convert, has_labelme
+from .foreign import convert
 from .machine import Machine
 from .meaning import Answers
+from .outlines import has_outlines
 from .plan import Plan, make_plan
 from .report import print_report
 from .segmentation import read_segmentation
@@ -20,7 +21,7 @@ __all__ = [
     'UnknownLayoutError',
     'config_path',
     'convert',
-    'has_labelme',
+    'has_outlines',
     'make_plan',
     'print_report',
     'read_classification',

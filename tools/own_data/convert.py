@@ -10,7 +10,6 @@ picture, the split and the label; beside it label maps, annotations in COCO's fo
 import argparse
 import json
 import re
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,36 +170,6 @@ def _category(kind: str) -> Any:
     return AnnotationType[kind]
 
 
-def _completed(data: Path, folder: Path, names: list[str]) -> Path:
-    """The data, or a folder of links to it that has the list of names that its format wants beside the labels."""
-    kinds = {path.name for path in data.iterdir()}
-    yolo = {'images', 'labels'} <= kinds and not list(data.glob('*.y*ml')) and any((data / 'labels').rglob('*.txt'))
-    voc = {'Annotations', 'JPEGImages'} <= kinds and 'labelmap.txt' not in kinds
-    if not yolo and not voc:
-        return data
-    for each in data.iterdir():
-        (folder / each.name).symlink_to(each)
-    if yolo:
-        lines = [
-            line for path in (data / 'labels').rglob('*.txt') for line in path.read_text().splitlines() if line.strip()
-        ]
-        highest = max((int(line.split()[0]) for line in lines), default=0)
-        splits = [path.name for path in sorted((data / 'images').iterdir()) if path.is_dir()]
-        listed = {split: f'images/{split}' for split in splits or ['.']}
-        names = names or [f'class_{index}' for index in range(highest + 1)]
-        (folder / 'data.yaml').write_text(json.dumps(dict(names=dict(enumerate(names)), **listed)))  # JSON is YAML
-        return folder
-    from defusedxml import ElementTree
-
-    files = sorted((data / 'Annotations').glob('*.xml'))
-    found = {name.text or '' for path in files for name in ElementTree.parse(path).findall('object/name')}
-    (folder / 'labelmap.txt').write_text(''.join(f'{name}:::\n' for name in ['background', *sorted(found)]))
-    if 'ImageSets' not in kinds:
-        (folder / 'ImageSets' / 'Main').mkdir(parents=True)
-        (folder / 'ImageSets' / 'Main' / 'default.txt').write_text('\n'.join(path.stem for path in files))
-    return folder
-
-
 def _split(subset: str, subsets: set[str]) -> str | None:
     """``'train'``, ``'val'``, ``'test'``, ``'default'``, or ``None`` for a union of others."""
     words = set(re.split(r'[^a-z]+', subset.lower()))
@@ -216,21 +185,15 @@ def main() -> None:
     parser.add_argument('--data', required=True, type=Path)
     parser.add_argument('--out', required=True, type=Path)
     parser.add_argument('--format')
-    parser.add_argument('--classes', default='')
     args = parser.parse_args()
     data, out = args.data.resolve(), args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any]
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            names = [name for name in args.classes.split(',') if name]
-            listed = _completed(data, Path(folder), names) if args.task == 'det' else data
-            dataset, name = _open(listed, args.task, args.format)
-            names = [label.name for label in dataset.categories()[_category('label')].items]
-            result = {'seg': _segmentation, 'det': _detection, 'cls': _classification}[args.task](
-                dataset, data, out, names
-            )
-            result |= dict(format=name, error='')
+        dataset, name = _open(data, args.task, args.format)
+        names = [label.name for label in dataset.categories()[_category('label')].items]
+        result = {'seg': _segmentation, 'det': _detection, 'cls': _classification}[args.task](dataset, data, out, names)
+        result |= dict(format=name, error='')
     except _Unknown as error:
         result = dict(error=str(error))
     (out / 'converted.json').write_text(json.dumps(result))

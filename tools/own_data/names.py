@@ -118,7 +118,10 @@ def order_names(found: list[str], given: str | None, root: Path) -> list[str]:
     """
     if given is None:
         return found
-    names = [name.name for name in read_names(given, root)]
+    listed = read_names(given, root)
+    if any(name.key is not None for name in listed) and not Path(given).is_file():
+        raise UserError('the data set has names and no values: give --classes NAME,... alone')
+    names = [name.name for name in listed]
     if sorted(names) != sorted(found):
         raise UserError(
             f'--classes has {", ".join(names[:12])}, the data set {", ".join(found[:12])}: give the same names, in the '

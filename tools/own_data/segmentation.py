@@ -26,7 +26,7 @@ from .dataset import (
     split_of,
 )
 from .meaning import IGNORED, Answers, Meaning, Statistics, interpret
-from .names import ClassName, pack, read_names, show_key
+from .names import ClassName, order_names, pack, read_names, show_key
 
 __all__ = ['Pair', 'read_segmentation', 'write_labels']
 
@@ -115,7 +115,8 @@ def read_segmentation(
     data = DataSet('seg', root, [], [], {}, [], [], 'pixels')
     if converted:
         pairs = [Pair(s['image'], s['label'], split_of(s['subset'])) for s in converted['samples']]
-        names = [ClassName(each['name'], each['key']) for each in converted['classes']]
+        keys = {each['name']: each['key'] for each in converted['classes']}
+        names = [ClassName(name, keys[name]) for name in order_names(list(keys), classes, root)]
         # What lies outside of every outline is background, where the format has such a class.
         names += [ClassName(name.name, 0) for name in names if name.name.lower() in ('background', '_background_')]
         for left_out in converted.get('left_out', ()):
@@ -240,6 +241,8 @@ def _list_files(root: Path) -> list[str]:
 def _find_pairs(data: DataSet, images: str | None, labels: str | None) -> list[Pair]:
     if (images is None) != (labels is None):
         raise UserError('--images and --labels go together: the folders of the images and of the label maps')
+    if images is None and any(b'<segm>' in path.read_bytes() for path in data.root.rglob('*.xml')):
+        raise UnknownLayoutError(f"'{data.root}' holds LabelMe's XML files, whose masks are of single objects")
     prefixes: dict[bool, str] = {}
     for is_label, folder in ((False, images), (True, labels)):
         if folder is not None:
@@ -324,7 +327,10 @@ def _match(images: list[_Named], labels: list[_Named]) -> tuple[list[Pair], list
         for length in range(len(label.stem) - 1, 0, -1):
             start, after = label.stem[:length], label.stem[length]
             owner = by_stem.get((label.split, start))
-            if owner and owner.path in free and not (start[-1].isdigit() and after.isdigit()):
+            if owner and not (start[-1].isdigit() and after.isdigit()):
+                if owner.path not in free:
+                    doubts[_SEVERAL].append(f'{label.path} beside {pairs[owner.path].label}')
+                    break
                 free.pop(owner.path)
                 end = label.stem[length:].lower()
                 ends[f'{owner.path} with {label.path}'] = '' if end in IMAGE_SUFFIXES else end

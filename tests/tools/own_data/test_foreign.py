@@ -6,9 +6,25 @@ import subprocess
 import sys
 from pathlib import Path
 
+import new_project
 import numpy as np
 import pytest
-from own_data import convert, has_labelme, read_classification, read_detection, read_segmentation
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.optim import OptimWrapper
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from own_data import (
+    Answers,
+    DataSet,
+    Machine,
+    convert,
+    has_outlines,
+    make_plan,
+    read_detection,
+    read_segmentation,
+    write_project,
+)
 from own_data.segmentation import read_indices
 
 from mmpelk.errors import UserError
@@ -19,7 +35,7 @@ BOX = (4, 5, 24, 20)  # left, top, right, bottom
 _OWN = ROOT / '.venv-data' / 'bin' / 'python'
 PYTHON = os.environ.get('MMPELK_DATUMARO_PYTHON') or (str(_OWN) if _OWN.is_file() else '')
 needs_datumaro = pytest.mark.skipif(not PYTHON, reason='pip install -r requirements/own_data.txt in .venv-data')
-# Written by Datumaro itself, of four pictures to train on and two to validate on.
+# Written by Datumaro itself, of four pictures to train on and two to validate on: every format in one process.
 EXPORT = f"""
 import sys
 import datumaro
@@ -27,22 +43,24 @@ import numpy as np
 from datumaro.components.annotation import Bbox, Label, Mask
 from datumaro.components.dataset_base import DatasetItem
 from datumaro.components.media import Image
-kind, name, out = sys.argv[1:]
 left, top, right, bottom = {BOX}
-items = []
-for index in range(6):
-    pixels = np.random.default_rng(index).integers(0, 256, (32, 48, 3), dtype=np.uint8)
-    mask = np.zeros((32, 48), bool)
-    mask[top:bottom, left + index:right] = 1
-    annotations = dict(
-        det=[Bbox(left + index, top, right - left - index, bottom - top, label=1, id=1, group=1)],
-        seg=[Mask(~mask, label=0, id=1, group=1), Mask(mask, label=1, id=2, group=2)],
-        cls=[Label(index % 2)],
-    )[kind]
-    media = Image.from_numpy(data=pixels)
-    subset = 'train' if index < 4 else 'val'
-    items.append(DatasetItem(id=f'im{{index}}', subset=subset, media=media, annotations=annotations))
-datumaro.Dataset.from_iterable(items, categories=['background', 'dog']).export(out, name, save_media=True)
+out = sys.argv[1]
+for kind, name in (word.split(':') for word in sys.argv[2:]):
+    items = []
+    for index in range(6):
+        pixels = np.random.default_rng(index).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+        mask = np.zeros((32, 48), bool)
+        mask[top:bottom, left + index:right] = 1
+        annotations = dict(
+            det=[Bbox(left + index, top, right - left - index, bottom - top, label=1, id=1, group=1)],
+            seg=[Mask(~mask, label=0, id=1, group=1), Mask(mask, label=1, id=2, group=2)],
+            cls=[Label(index % 2)],
+        )[kind]
+        media = Image.from_numpy(data=pixels)
+        subset = 'train' if index < 4 else 'val'
+        items.append(DatasetItem(id=f'im{{index}}', subset=subset, media=media, annotations=annotations))
+    dataset = datumaro.Dataset.from_iterable(items, categories=['background', 'dog'])
+    dataset.export(f'{{out}}/{{kind}} {{name}}', name, save_media=True)
 """
 
 
@@ -106,7 +124,7 @@ def test_labelme_has_the_folders_splits_and_the_users_order(tmp_path: Path) -> N
     maps = read_segmentation(root, converted=convert(root, 'seg', tmp_path / 'seg', '', classes='dog,cat'))
     assert names(detection) == names(maps) == expected
     assert detection.classes == maps.classes == ['dog', 'cat']
-    assert (read_indices(maps, maps.details['pairs'][0])[5, 5], has_labelme(root)) == (1, True)
+    assert (read_indices(maps, maps.details['pairs'][0])[5, 5], has_outlines(root)) == (1, True)
     with pytest.raises(UserError, match='give the same names'):
         convert(root, 'seg', tmp_path / 'seg', '', classes='dog,bird')
     with pytest.raises(UserError, match='no values: give --classes'):
@@ -167,24 +185,53 @@ def test_without_datumaro_the_way_to_it_is_told(tmp_path: Path, monkeypatch: pyt
         convert(tmp_path, 'seg', tmp_path / 'out', 'no label map')
 
 
-READERS = {'seg': read_segmentation, 'det': read_detection, 'cls': read_classification}
 FORMATS = [
     *(('det', name) for name in ('yolo', 'yolo_ultralytics', 'voc_detection', 'cvat', 'label_me', 'datumaro')),
     *(('det', name) for name in ('coco_instances', 'open_images', 'wider_face', 'mot_seq_gt')),
     *(('seg', name) for name in ('voc_segmentation', 'camvid', 'cvat', 'coco_instances', 'datumaro', 'label_me')),
-    *(('cls', name) for name in ('imagenet_txt', 'voc_classification', 'cifar', 'datumaro')),
+    *(
+        ('cls', name)
+        for name in ('imagenet_txt', 'voc_classification', 'cifar', 'datumaro', 'imagenet_with_subset_dirs')
+    ),
 ]
+
+
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp('exported')
+    words = [f'{task}:{name}' for task, name in FORMATS]
+    subprocess.run([PYTHON, '-c', EXPORT, str(out), *words], check=True, capture_output=True)
+    return out
+
+
+def train(data: DataSet, out: Path) -> None:
+    """Two iterations with the config that is written."""
+    config = write_project(data, make_plan(data, Machine(), batch_size=2), out / 'mine')
+    cfg = Config.fromfile(config)
+    init_default_scope(cfg.default_scope)
+    samples = DATASETS.build(cfg.train_dataloader.dataset)
+    assert len(samples) == len(data.splits['train'])
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model).train()
+    optimizer = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-3))
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    for start in (0, 2):
+        losses = model.train_step(pseudo_collate([samples[start], samples[start + 1]]), optimizer)
+        assert torch.isfinite(losses['loss'])
+    assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
 
 
 @needs_datumaro
 @pytest.mark.slow
 @pytest.mark.parametrize(('task', 'name'), FORMATS, ids=lambda value: value)
-def test_formats_of_datumaro(task: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exported by it and read here: the same boxes, pixels and classes on the same pictures, and the same split."""
+def test_formats_of_datumaro(
+    task: str, name: str, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exported by it and read by the command: the same boxes, pixels, classes and split; and trained."""
     monkeypatch.setenv('MMPELK_DATUMARO_PYTHON', PYTHON)
-    root = tmp_path / 'data'
-    subprocess.run([PYTHON, '-c', EXPORT, task, name, str(root)], check=True, capture_output=True)
-    data = READERS[task](root, converted=convert(root.resolve(), task, tmp_path / 'out', ''))  # type: ignore[operator]
+    command = ['new_project.py', 'mine', '--task', task, '--data', str(exported / f'{task} {name}')]
+    monkeypatch.setattr(sys, 'argv', command)
+    data = new_project.read(new_project.parse_args(), tmp_path / 'out')
     number = lambda path: int(Path(path).stem.removesuffix('_leftImg8bit')[-1]) - (name == 'mot_seq_gt')  # noqa: E731
     if name != 'mot_seq_gt':
         assert {split: sorted(map(number, names)) for split, names in data.splits.items()} == {
@@ -199,6 +246,10 @@ def test_formats_of_datumaro(task: str, name: str, tmp_path: Path, monkeypatch: 
                 index = names[entry['image_id']]
                 want = [left + index, top, right - left - index, bottom - top]
                 assert np.abs(np.subtract(entry['bbox'], want)).max() <= 1.01  # corners are rounded by some
+                assert {each['id']: each['name'] for each in part['categories']}[entry['category_id']] in (
+                    'dog',
+                    'face',
+                )
     elif task == 'seg':
         for pair in data.details['pairs']:
             want = np.zeros((32, 48), bool)
@@ -208,50 +259,158 @@ def test_formats_of_datumaro(task: str, name: str, tmp_path: Path, monkeypatch: 
         assert {number(path): data.classes[index] for path, index in data.details['labels'].items()} == {
             index: ('background', 'dog')[index % 2] for index in range(6)
         }
+    new_project.answer(data, yes=True)
+    train(data, tmp_path)
 
 
-@needs_datumaro
+def read(task: str, root: Path, out: Path, classes: str | None = None) -> DataSet:
+    converted = convert(root, task, out, '', classes=classes)
+    if task == 'seg':
+        return read_segmentation(root, classes, answers=Answers(background='0'), converted=converted)
+    return read_detection(root, converted=converted, classes=classes)
+
+
+# A box of the class 1 as shares of 48 x 32, and its corners.
+YOLO = {'box': '1 0.5 0.5 0.25 0.5', 'polygon': '1 0.375 0.25 0.625 0.25 0.625 0.75 0.375 0.75'}
+YAML = 'names: [cat, dog]\ntrain: ../train/images\nval: C:\\\\me\\valid\\images\n'
+
+
+def write_yolo(root: Path, images: str, labels: str, line: str, count: int = 4) -> None:
+    for index in range(count):
+        image(root / images / f'{images[:2]}{index}.jpg')
+        (root / labels).mkdir(parents=True, exist_ok=True)
+        (root / labels / f'{images[:2]}{index}.txt').write_text(f'\ufeff{line}\r\n\r\n')
+
+
+@pytest.mark.parametrize('task', ['det', 'seg'])
+@pytest.mark.parametrize('shape', YOLO)
+@pytest.mark.parametrize('layout', ['coco128', 'roboflow', 'darknet'])
+def test_yolo(layout: str, shape: str, task: str, tmp_path: Path) -> None:
+    root, classes, expected = tmp_path / 'data', None, {'train': 4, 'val': 2, 'test': 1}
+    if layout == 'coco128':
+        write_yolo(root, 'images/train2017', 'labels/train2017', YOLO[shape])
+        classes, expected = 'cat,dog', {'train': 3, 'val': 1}
+    elif layout == 'roboflow':
+        for split, count in (('train', 4), ('valid', 2), ('test', 1)):
+            write_yolo(root, f'{split}/images', f'{split}/labels', YOLO[shape], count)
+        (root / 'data.yaml').write_text(YAML)
+    else:
+        write_yolo(root, 'data', 'data', YOLO[shape], 7)
+        (root / 'data' / 'classes.txt').write_text('cat\ndog\n')
+        for split, numbers in (('train', '0123'), ('val', '45'), ('test', '6')):
+            (root / f'{split}.txt').write_text(''.join(f'/home/me/data/da{number}.jpg\n' for number in numbers))
+    if (shape, task) == ('box', 'seg'):
+        with pytest.raises(UserError, match='no outlines: --task det'):
+            read(task, root, tmp_path / 'out', classes)
+        return
+    data = read(task, root, tmp_path / 'out', classes)
+    assert data.classes == ['cat', 'dog'] if task == 'det' else ['background', 'cat', 'dog']
+    assert names(data) == expected
+    if task == 'det':
+        assert data.counts == [0, sum(expected.values())]
+        assert data.details['masks'] is (shape == 'polygon')
+        boxes = [entry['bbox'] for part in data.details['contents'].values() for entry in part['annotations']]
+        assert np.allclose(boxes, [18, 8, 12, 16])
+    else:
+        indices = read_indices(data, data.details['pairs'][0])
+        assert {data.classes[value] for value in np.unique(indices)} == {'background', 'dog'}
+        assert (indices[9:24, 19:30] == data.classes.index('dog')).all()
+        assert (indices == data.classes.index('dog')).mean() == pytest.approx(12 * 16 / (48 * 32), rel=0.2)  # edges
+
+
 @pytest.mark.slow
-def test_plain_yolo_without_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """coco128's layout: images/train2017 and labels/train2017, names elsewhere."""
-    monkeypatch.setenv('MMPELK_DATUMARO_PYTHON', PYTHON)
+@pytest.mark.parametrize(
+    ('form', 'task'), [('LabelMe', 'det'), ('LabelMe', 'seg'), ('YOLO', 'det'), ('YOLO', 'seg'), ('Pascal VOC', 'det')]
+)
+def test_outlines_are_trained(form: str, task: str, tmp_path: Path) -> None:
     root = tmp_path / 'data'
-    for index in range(4):
-        image(root / 'images' / 'train2017' / f'{index}.jpg')
-        target = root / 'labels' / 'train2017' / f'{index}.txt'
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text('1 0.5 0.5 0.25 0.5\n')
-    data = read_detection(root, converted=convert(root, 'det', tmp_path / 'out', '', classes='cat,dog'))
-    assert data.classes == ['dog']
-    boxes = [entry['bbox'] for part in data.details['contents'].values() for entry in part['annotations']]
-    assert np.allclose(boxes, [18, 8, 12, 16])
+    if form == 'LabelMe':
+        write_labelme(root)
+    elif form == 'YOLO':
+        write_yolo(root, 'images', 'labels', YOLO['polygon'])
+    else:
+        for index in range(5):
+            image(root / f'{index}.jpg')
+            write_voc(root / f'{index}.xml', 'cat', f'{index}.jpg')
+    train(read(task, root, tmp_path / 'out'), tmp_path)
 
 
-@needs_datumaro
-@pytest.mark.slow
-@pytest.mark.parametrize('listed', [False, True])
-def test_voc_with_classes_of_its_own(listed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as blood cells: Pascal VOC's folders without its classes, and a list of train and val together."""
-    monkeypatch.setenv('MMPELK_DATUMARO_PYTHON', PYTHON)
+@pytest.mark.parametrize(('line', 'names', 'message'), [
+    ('2 .5 .5 .2 .2', 'names: [cat, dog]', 'have the class 2, but 2 names'),
+    ('0 .5 .5 .2 .2 .9', 'names: [cat]', 'line 1 of .* has 6 numbers: .* confidence'),
+    ('0 20 20 10 10', 'names: [cat]', 'beyond 0 to 1'),
+    ('0 .5 .5 .2 .2\ncat .5 .5 .2 .2', 'names: [cat]', 'line 2 of .* is not one of a YOLO label file'),
+    ('0 .5 .5 .2 nan', 'names: [cat]', 'no annotations'),
+    ('0 .5 .5 .2 .2', 'names: [cat]\nkpt_shape: [3, 2]', 'key points'),
+    ('0 .5 .5 .2 .2', 'names: {1: cat}', 'not numbered 0, 1, 2'),
+    ('0 .5 .5 .2 .2', 'names: [cat', 'is damaged'),
+])  # fmt: skip
+def test_yolo_that_means_something_else_is_refused(
+    line: str, names: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv('MMPELK_DATUMARO_PYTHON', raising=False)
+    monkeypatch.setattr('own_data.foreign._ENVIRONMENT', tmp_path / 'none')
+    write_yolo(tmp_path / 'data', 'images', 'labels', line)
+    (tmp_path / 'data' / 'data.yaml').write_text(names)
+    with pytest.raises(UserError, match=message):
+        convert(tmp_path / 'data', 'det', tmp_path / 'out', 'no annotations')
+
+
+def test_pictures_without_a_label_file_are_left_out(tmp_path: Path) -> None:
+    """An empty file says that there is no object."""
+    root = tmp_path / 'data'
+    write_yolo(root, 'images', 'labels', YOLO['polygon'], 6)
+    (root / 'labels' / 'im0.txt').unlink()
+    (root / 'labels' / 'im1.txt').write_text('')
+    data = read('seg', root, tmp_path / 'out')
+    assert sum(names(data).values()) == 5
+    assert '1 pictures have no label file' in notes(data, 'mistake')
+    (root / 'data.yaml').write_text('names: [cat, dog]')
+    with pytest.raises(UserError, match=r'indices into the names of .* cat, dog; no --classes'):
+        read('seg', root, tmp_path / 'out', 'dog,cat')
+
+
+def write_voc(path: Path, name: str, file: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    box = '<xmin>5</xmin><ymin>6.0</ymin><xmax>25</xmax><ymax>20</ymax>'
+    objects = f'<object><name>{name}</name><part><name>x</name></part><bndbox>{box}</bndbox></object>'
+    size = '<size><width>48</width><height>32</height><depth>3</depth></size>'
+    path.write_text(f'<annotation><filename>{file}</filename>{size}{objects}</annotation>')
+
+
+@pytest.mark.parametrize('layout', ['voc', 'voc with lists', 'kaggle', 'roboflow'])
+def test_pascal_voc(layout: str, tmp_path: Path) -> None:
+    """Such as blood cells: other classes than Pascal VOC's, in its folders, in others, and beside the pictures."""
     root = tmp_path / 'data'
     for index in range(5):
-        image(root / 'JPEGImages' / f'{index}.jpg')
-        target = root / 'Annotations' / f'{index}.xml'
-        target.parent.mkdir(parents=True, exist_ok=True)
-        box = '<xmin>5</xmin><ymin>6</ymin><xmax>25</xmax><ymax>20</ymax>'
-        objects = f'<object><name>{"RBC" if index else "WBC"}</name><bndbox>{box}</bndbox></object>'
-        size = '<size><width>48</width><height>32</height><depth>3</depth></size>'
-        target.write_text(f'<annotation><filename>{index}.jpg</filename>{size}{objects}</annotation>')
-    if listed:
+        images, xmls = ('JPEGImages', 'Annotations') if 'voc' in layout else ('images', 'annotations')
+        if layout == 'roboflow':
+            images = xmls = ('train', 'train', 'valid', 'test', 'test')[index]
+        image(root / images / f'{index}.jpg')
+        write_voc(root / xmls / f'{index}.xml', 'RBC' if index else 'WBC', f'{index}.jpg')
+    expected = (
+        {'train': 2, 'val': 1, 'test': 2} if 'lists' in layout or layout == 'roboflow' else {'train': 4, 'val': 1}
+    )
+    if layout == 'voc with lists':
         (root / 'ImageSets' / 'Main').mkdir(parents=True)
-        for split, names in dict(train='0 1', val='2', test='3', trainval='0 1 2').items():
-            (root / 'ImageSets' / 'Main' / f'{split}.txt').write_text('\n'.join(names.split()))
-    data = read_detection(root, converted=convert(root.resolve(), 'det', tmp_path / 'out', ''))
-    assert sorted(data.classes) == ['RBC', 'WBC']
-    counts = {split: len(names) for split, names in data.splits.items()}
-    assert counts == ({'train': 2, 'val': 1, 'test': 1} if listed else {'train': 4, 'val': 1})
+        for split, listed in dict(train='0 1', val='2', test='3 4', trainval='0 1 2').items():
+            (root / 'ImageSets' / 'Main' / f'{split}.txt').write_text('\n'.join(listed.split()))
+    data = read('det', root, tmp_path / 'out')
+    assert data.classes == ['RBC', 'WBC']
+    assert (data.counts, names(data)) == ([4, 1], expected)
     boxes = [entry['bbox'] for part in data.details['contents'].values() for entry in part['annotations']]
-    assert np.abs(np.subtract(boxes, [[5, 6, 20, 14]])).max() <= 1
+    assert boxes == [[5, 6, 20, 14]] * 5
+    assert read('det', root, tmp_path / 'out', 'WBC,RBC').classes == ['WBC', 'RBC']
+    with pytest.raises(UserError, match='no outlines: --task det'):
+        read('seg', root, tmp_path / 'out')
+
+
+def test_an_xml_of_several_pictures_is_refused(tmp_path: Path) -> None:
+    for folder in ('a', 'b'):
+        image(tmp_path / 'data' / folder / '0.jpg')
+    write_voc(tmp_path / 'data' / 'Annotations' / '0.xml', 'cat', '0.jpg')
+    with pytest.raises(UserError, match=r'may belong to a/0.jpg or to b/0.jpg'):
+        read('det', tmp_path / 'data', tmp_path / 'out')
 
 
 @needs_datumaro
