@@ -14,7 +14,7 @@ import re
 import sys
 import zipfile
 from argparse import Namespace
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pickle import UnpicklingError
@@ -51,6 +51,7 @@ _ARRAY_KINDS = re.compile(r'[|<=]?([?bBhHiIlLqQefdFD]|[biufcSU]\d{1,6})')
 _HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
 _ONE_CYCLE = 'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler'
 _CHUNK = 2**22  # bytes read at a time
+_DEEPEST = 100  # containers in each other
 _MOST_DIMENSIONS = 64  # of torch's and NumPy's loops
 
 
@@ -99,6 +100,9 @@ def read_pickled(file: BinaryIO, map_location: Location = None) -> Any:
     file.seek(0)
     is_archive = zipfile.is_zipfile(file)
     file.seek(0)
+    if not is_archive and file.read(2) == b'PK':
+        raise zipfile.BadZipFile('an archive without an end')
+    file.seek(0)
     return _read_archive(file, size, map_location) if is_archive else _read_legacy(file, size, map_location)
 
 
@@ -109,9 +113,9 @@ def _read_archive(file: BinaryIO, size: int, map_location: Location) -> Any:
             raise UnpicklingError('TorchScript')
         found = [name for name in records if re.fullmatch('[^/]+/data.pkl', name)]
         if len(found) != 1 or any(record.compress_type != zipfile.ZIP_STORED for record in records.values()):
-            raise UnpicklingError('not an archive of torch.save')
+            raise UnpicklingError('an archive that torch.save has not written')
         if sum(record.file_size for record in records.values()) > size:
-            raise UnpicklingError('the archive claims to hold more than it has')
+            raise UnpicklingError('less than it claims')
         root = found[0].partition('/')[0]
         if f'{root}/byteorder' in records and archive.read(f'{root}/byteorder').decode() != sys.byteorder:
             raise UnpicklingError('numbers in another byte order')
@@ -143,7 +147,7 @@ class _Bounded:
 def _read_legacy(file: BinaryIO, size: int, map_location: Location) -> Any:
     bounded: Any = _Bounded(file, size)
     if _Interpreter(_nothing).run(bounded) != _LEGACY_MAGIC:
-        raise UnpicklingError('not written by torch.save')
+        raise UnpicklingError('a pickle that torch.save has not written')
     _Interpreter(_nothing).run(bounded)  # version of the format
     if _Interpreter(_nothing).run(bounded)['little_endian'] != (sys.byteorder == 'little'):
         raise UnpicklingError('numbers in another byte order')
@@ -227,6 +231,8 @@ class _Interpreter:
             name = opcode.name
             if name in _CONSTANTS:
                 push(argument)
+            elif name in _TEXTS_OF_PYTHON_2:
+                push(_decode(argument))
             elif name in _FIXED:
                 push(_FIXED[name]())
             elif name in _PUTS:
@@ -274,11 +280,11 @@ class _Interpreter:
 
     def _do_append(self, _: None) -> None:
         value = self._stack.pop()
-        _check(self._stack[-1], list).append(value)
+        _check(self._stack[-1], list, deque).append(value)
 
     def _do_appends(self, _: None) -> None:
         values = self._pop_marked()
-        _check(self._stack[-1], list).extend(values)
+        _check(self._stack[-1], list, deque).extend(values)
 
     def _do_setitem(self, _: None) -> None:
         value, key = self._stack.pop(), self._stack.pop()
@@ -339,12 +345,14 @@ class _Interpreter:
     def _do_build(self, _: None) -> None:
         state, built = self._stack.pop(), self._stack[-1]
         if type(built) is OrderedDict:  # of a module's state dict
-            metadata = _check(_check(state, dict).get('_metadata', OrderedDict()), OrderedDict)
+            metadata = _check(_check(state, dict).get('_metadata', {}), OrderedDict, dict)
             built._metadata = OrderedDict((key, _check(value, dict)) for key, value in metadata.items())  # type: ignore[attr-defined]
         elif type(built) is Namespace:
             vars(built).update((_check(key, str), value) for key, value in _check(state, dict).items())
         elif isinstance(built, np.dtype):
-            if state[1] not in ('|', '=', '<' if sys.byteorder == 'little' else '>') or state[2:5] != (None,) * 3:
+            if state[1] not in ('|', '=', '<' if sys.byteorder == 'little' else '>'):
+                raise UnpicklingError('an array of NumPy in another byte order')
+            if state[2:5] != (None,) * 3:
                 raise UnpicklingError('a dtype of NumPy of another kind')
         elif isinstance(built, _Pending):
             made = _make_history(state) if built.kind is HistoryBuffer else _make_array_of_state(*state)
@@ -412,9 +420,10 @@ class _Interpreter:
 
 _CONSTANTS = {
     *('INT', 'BININT', 'BININT1', 'BININT2', 'LONG', 'LONG1', 'LONG4', 'FLOAT', 'BINFLOAT'),
-    *('UNICODE', 'SHORT_BINUNICODE', 'BINUNICODE', 'BINUNICODE8', 'STRING', 'BINSTRING', 'SHORT_BINSTRING'),
+    *('UNICODE', 'SHORT_BINUNICODE', 'BINUNICODE', 'BINUNICODE8'),
     *('BINBYTES', 'SHORT_BINBYTES', 'BINBYTES8', 'BYTEARRAY8'),
 }
+_TEXTS_OF_PYTHON_2 = {'STRING', 'BINSTRING', 'SHORT_BINSTRING'}
 _FIXED: dict[str, Callable[[], Any]] = {
     'NONE': lambda: None,
     'NEWTRUE': lambda: True,
@@ -437,18 +446,20 @@ def _check(value: Any, *kinds: type) -> Any:
 def _refuse_placeholders(content: Any) -> None:
     """Refuse content in which a name or a storage is left that nothing was made of."""
     seen: set[int] = set()
-    left = [content]
+    left = [(0, content)]
     while left:
-        value = left.pop()
+        depth, value = left.pop()
+        if depth > _DEEPEST:  # what reads it later calls itself at each level
+            raise UnpicklingError('containers in containers without an end')
         if isinstance(value, _Name | _Storage | _Pending):
             raise UnpicklingError('a name or a storage as a value')
-        if not isinstance(value, dict | list | tuple | set | frozenset | Namespace) or id(value) in seen:
+        if not isinstance(value, dict | list | tuple | set | frozenset | deque | Namespace) or id(value) in seen:
             continue
         seen.add(id(value))
+        inner: Any = vars(value).values() if isinstance(value, Namespace) else value
         if isinstance(value, dict):
-            left += [*dict.values(value), getattr(value, '_metadata', None) if type(value) is OrderedDict else None]
-        else:
-            left += vars(value).values() if isinstance(value, Namespace) else value
+            inner = [*dict.values(value), getattr(value, '_metadata', None) if type(value) is OrderedDict else None]
+        left += [(depth + 1, each) for each in inner]
 
 
 def _index(value: Any) -> int:
@@ -458,11 +469,11 @@ def _index(value: Any) -> int:
 
 
 def _hashable(key: Any, depth: int = 2) -> Any:
-    """A key that is hashed at once, unlike tuples of tuples of the same tuples."""
-    if isinstance(key, tuple) and depth:
+    """A key that is hashed and compared at once, unlike tuples of tuples of the same tuples."""
+    if isinstance(key, tuple | frozenset) and depth:
         for part in key:
             _hashable(part, depth - 1)
-    elif not isinstance(key, str | int | float | bytes | np.generic | torch.dtype | type(None)):
+    elif not isinstance(key, str | int | float | complex | bytes | np.generic | torch.dtype | type(None)):
         raise UnpicklingError(f'{type(key).__name__} as a key')
     return key
 
@@ -494,6 +505,18 @@ def _make_defaultdict(factory: Any = None) -> Any:
     if factory is not None and factory not in (OrderedDict, int, float, str, list, tuple, dict, set):
         raise UnpicklingError('a defaultdict of another kind')
     return defaultdict(factory)
+
+
+def _make_deque(values: Any = (), length: Any = None) -> deque:
+    return deque(_check(values, list, tuple), None if length is None else _index(length))
+
+
+def _decode(text: str) -> str:
+    """A text of Python 2, whose bytes ``pickletools`` gives as characters, as ``torch.load`` has it."""
+    try:
+        return text.encode('latin1').decode()
+    except UnicodeDecodeError:
+        return text
 
 
 def _method_name(owner: Any, name: Any) -> str:
@@ -535,7 +558,10 @@ def _make_array_of_state(version: Any, shape: Any, dtype: Any, is_fortran: Any, 
 def _make_history(state: Any) -> HistoryBuffer:
     """Without the functions that mmengine writes beside the numbers."""
     numbers, counts = (_check(state[key], np.ndarray) for key in ('_log_history', '_count_history'))
-    return HistoryBuffer(numbers, counts, _check(state['max_length'], int))
+    length = _check(state['max_length'], int)
+    if any(each.ndim != 1 or each.dtype.kind not in 'biuf' for each in (numbers, counts)) or length < 1:
+        raise UnpicklingError('a history buffer of another kind')
+    return HistoryBuffer(numbers, counts, length)
 
 
 def _make_scalar(dtype: Any, content: Any) -> Any:
@@ -557,6 +583,11 @@ def _plain(kind: type, *allowed: type) -> Callable[..., Any]:
     return lambda *arguments: kind(*(_check(each, *allowed) for each in arguments))
 
 
+def _make_path(*parts: Any) -> str:
+    """As a text: the options that scripts store have paths of the machine that they ran on."""
+    return '/'.join(_check(part, str) for part in parts).replace('//', '/', 1)
+
+
 _MAKERS: dict[str, Callable[..., Any]] = {
     **{f'builtins.{kind.__name__}': _plain(kind, int, float, bool, str) for kind in (int, float, bool, complex)},
     'builtins.str': _plain(str, str),
@@ -570,6 +601,7 @@ _MAKERS: dict[str, Callable[..., Any]] = {
     'builtins.slice': _plain(slice, int, type(None)),
     'builtins.getattr': _method_name,
     '_codecs.encode': _encode,
+    'collections.deque': _make_deque,
     'collections.OrderedDict': _make_dict(OrderedDict),
     'collections.Counter': _make_dict(Counter),
     'collections.defaultdict': _make_defaultdict,
@@ -577,6 +609,8 @@ _MAKERS: dict[str, Callable[..., Any]] = {
     _HISTORY: lambda: _Pending(HistoryBuffer),
     _ONE_CYCLE: lambda *_: _refuse(_ONE_CYCLE),
     'mmengine.config.config.ConfigDict': _make_dict(ConfigDict),
+    **dict.fromkeys(('pathlib.PosixPath', 'pathlib.WindowsPath', 'pathlib._local.PosixPath'), _make_path),
+    'torch.torch_version.TorchVersion': _plain(str, str),
     'torch.Size': lambda sizes: torch.Size(map(_index, _check(sizes, tuple, list))),
     'torch.device': _plain(torch.device, str, int),
     'torch.Tensor': lambda *_: _refuse('torch.Tensor'),

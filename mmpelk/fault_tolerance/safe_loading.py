@@ -15,6 +15,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, BinaryIO
 
 import torch
@@ -114,6 +115,11 @@ def _explain(source: object, name: object, error: Exception) -> str:
     if str(error) == 'TorchScript':
         return f"'{name}' is a TorchScript program, not weights. Ask its author for the state dict"
     found = re.search(r'GLOBAL ([\w.]+)', str(error))
+    if found and found[1].startswith('torch._utils._rebuild_'):
+        return (
+            f"'{name}' is not read: it holds tensors of another kind than numbers in memory (sparse, quantised, nested "
+            f'or without numbers; {found[1]}). Save them dense, such as by .to_dense() or .dequantize()'
+        )
     if found:
         return (
             f"'{name}' is refused: it wants {found[1]}, which is not data but code that the file would run. Weights "
@@ -124,6 +130,11 @@ def _explain(source: object, name: object, error: Exception) -> str:
         return f"'{name}' was saved on a GPU, which is not here: give map_location='cpu'"
     if isinstance(error, OSError) and error.filename:
         return f"'{name}' cannot be read: {error.strerror}"
+    if isinstance(error, UnpicklingError) and str(error):
+        return (
+            f"'{name}' is not a checkpoint that is read as data: it holds {error}. {_AGAIN}; if it is your own, "
+            f'{TRUST}=1 loads it'
+        )
     head = b''
     if isinstance(source, str | Path):
         head = Path(source).read_bytes()[:2] if Path(source).stat().st_size < 2**16 else _head(source)

@@ -2,7 +2,9 @@
 
 import argparse
 import collections
+import decimal
 import io
+import pathlib
 import pickle
 import struct
 import tempfile
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import ConfigDict
+from mmengine.logging import HistoryBuffer
 from torch import Tensor, nn
 
 from mmpelk.fault_tolerance.pickled_data import read_pickled
@@ -35,6 +38,8 @@ VALUES: dict[str, Any] = {
     'numbers': [0, -1, 255, 70000, 2**40, -(2**70), 1.5, float('inf'), True, False, None, 1 + 2j],
     'texts': ['', 'é\n', 'x' * 300, b'', b'\x80\xff', bytearray(b'a')],
     'containers': [(), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4), [[]], {1, 'a'}, frozenset([2]), {(1, 'a'): {}}],
+    'keys': [{1 + 2j: 1, frozenset([1, 'a']): 2, b'\xe9': 3}, {frozenset([frozenset([1])])}],
+    'deques': [collections.deque([1, [2]], 3), collections.deque('ab')],
     'kinds of dict': [collections.OrderedDict(a=1), collections.Counter('aab'), ConfigDict(a=dict(b=[1]))],
     'defaultdict': collections.defaultdict(list, a=[1]),
     'options': argparse.Namespace(lr=0.1, deep=dict(a=[1])),
@@ -74,6 +79,61 @@ def test_tensors_with_attributes_come_back_without(form: str) -> None:
     got = read_pickled(saved(tensor, **FORMATS[form]))
     assert torch.equal(got, tensor)
     assert not hasattr(got, 'of_somebody')
+
+
+def test_what_scripts_store_beside_weights_comes_back_as_text() -> None:
+    assert read_pickled(saved([pathlib.PosixPath('/a/b.c'), torch.__version__])) == ['/a/b.c', str(torch.__version__)]
+
+
+@pytest.mark.parametrize('kind', [dict, collections.OrderedDict])
+def test_metadata_of_a_state_dict_that_somebody_has_made(kind: type) -> None:
+    state = collections.OrderedDict(a=1)
+    state._metadata = kind(a=dict(version=1))  # type: ignore[attr-defined]
+    assert read_pickled(saved(state))._metadata == {'a': {'version': 1}}
+
+
+def nested(depth: int) -> list:
+    value: list = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+# What the sentence has to name.
+REFUSED: dict[str, Any] = {
+    '_rebuild_sparse_tensor.*to_dense': torch.eye(2).to_sparse(),
+    '_rebuild_qtensor.*dequantize': torch.quantize_per_tensor(torch.eye(2), 0.1, 0, torch.qint8),
+    '_rebuild_meta_tensor': torch.ones(2, device='meta'),
+    'another byte order': np.arange(3).astype('>f4'),
+    'NumPy of another kind, O8': np.array([1, 'a'], dtype=object),
+    'decimal.Decimal': decimal.Decimal(1),
+    'tuple as a key': {(((1,),),): 2},
+    'without an end': nested(200),
+}
+
+
+@pytest.mark.parametrize('named', REFUSED)
+def test_what_is_refused_is_named(named: str, tmp_path: Path) -> None:
+    torch.save(REFUSED[named], tmp_path / 'a.pth')
+    with pytest.raises(CheckpointError, match=rf'a\.pth.*{named}'):
+        load_data(tmp_path / 'a.pth')
+
+
+@pytest.mark.parametrize(('content', 'key'), [(b'\xc3\xa9', 'é'), (b'\xe9', 'é'), (b'conv', 'conv')])
+def test_texts_of_python_2(content: bytes, key: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / 'a.pth', 'w') as archive:
+        archive.writestr('a/data.pkl', b'\x80\x02}U' + bytes([len(content)]) + content + b'K\x01s.')
+    assert load_data(tmp_path / 'a.pth') == {key: 1}
+
+
+@pytest.mark.parametrize(
+    'broken', [dict(max_length=0), dict(_log_history=np.ones((2, 2))), dict(_log_history=np.array('a'))]
+)
+def test_history_buffers_of_another_kind_are_refused(broken: dict[str, Any]) -> None:
+    buffer = HistoryBuffer([1.0], [1])
+    vars(buffer).update(broken)
+    with pytest.raises(pickle.UnpicklingError, match='history buffer'):
+        read_pickled(saved(buffer))
 
 
 def test_other_metadata_of_tensors_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

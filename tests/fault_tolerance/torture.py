@@ -5,7 +5,7 @@ processes, or to one, whose loss the other has to notice. After each kill every 
 start, which is `--resume` and nothing else, must lose no more than one interval. At the end weights, averages,
 optimizer, masks, random states and logged losses are compared, bit for bit, to those of a run that nobody interrupted.
 
-python -m tests.fault_tolerance.torture --kills 100 --seed 0
+python -m tests.fault_tolerance.torture --kills 100 --seed 0 --amp
 """
 
 import argparse
@@ -57,9 +57,10 @@ class Torture:
         folder: To work in.
         kills: How many.
         seed: Of the moments and of the training.
+        amp: Train in mixed precision, with a gradient scaler.
     """
 
-    def __init__(self, folder: Path, kills: int, seed: int) -> None:
+    def __init__(self, folder: Path, kills: int, seed: int, amp: bool = False) -> None:
         self.folder, self.kills = folder, kills
         self.draw = random.Random(seed)
         self.iterations = 3 * kills + 4 * INTERVAL
@@ -72,6 +73,7 @@ class Torture:
             default_hooks__checkpoint__interval=INTERVAL,
             default_hooks__checkpoint__save_best=None,
             **NO_VALIDATION,
+            **({'optim_wrapper.type': 'CPUAmpOptimWrapper'} if amp else {}),
             param_scheduler=[dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=2, end=self.iterations)],
         )
         self._starts = 0
@@ -150,7 +152,7 @@ def resumed_from(running: Running) -> int | None:
     return int(found[1]) if found else None
 
 
-def torture(folder: Path, kills: int, seed: int, say: Callable[[str], Any] = print) -> str:
+def torture(folder: Path, kills: int, seed: int, say: Callable[[str], Any] = print, amp: bool = False) -> str:
     """Kill and resume, and compare.
 
     Returns:
@@ -160,7 +162,7 @@ def torture(folder: Path, kills: int, seed: int, say: Callable[[str], Any] = pri
         AssertionError: If more than an interval is lost, a checkpoint is torn, or the ends differ.
     """
     preload('seg')
-    runs = Torture(folder, kills, seed)
+    runs = Torture(folder, kills, seed, amp)
     begun = time.monotonic()
     runs.finish(runs.start('whole'))
     whole = time.monotonic() - begun
@@ -183,6 +185,7 @@ def torture(folder: Path, kills: int, seed: int, say: Callable[[str], Any] = pri
     name = f'iter_{runs.iterations}.pth'
     first, second = (torch.load(folder / run / name, weights_only=False) for run in ('whole', 'killed'))
     assert {'state_dict', 'ema_state_dict', 'optimizer', 'message_hub', 'run_state'} <= first.keys()
+    assert ('loss_scaler' in first['optimizer']) == amp
     assert not (differ := difference(first, second)), differ
     return (
         f'{kills} kills of {runs.iterations} iterations on two processes (seed {seed}), {writing} of them in a write '
@@ -209,11 +212,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--kills', type=int, default=100, help='%(default)s')
     parser.add_argument('--seed', type=int, default=0, help='of the moments and of the training; %(default)s')
+    parser.add_argument('--amp', action='store_true', help='in bfloat16, with a gradient scaler')
     args = parser.parse_args()
     if args.kills < 1:
         parser.error('--kills takes a number from 1 on')
     with tempfile.TemporaryDirectory() as folder:
-        print(torture(Path(folder), args.kills, args.seed, lambda line: print(line, flush=True)))
+        print(torture(Path(folder), args.kills, args.seed, lambda line: print(line, flush=True), args.amp))
 
 
 if __name__ == '__main__':

@@ -10,8 +10,12 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from mmengine.hooks import Hook
+from mmengine.optim import AmpOptimWrapper
+from mmengine.optim.optimizer import amp_optimizer_wrapper
+from mmengine.registry import OPTIM_WRAPPERS
 
 from tests.commands import load_tool
 from tests.paths import TOOLS
@@ -69,6 +73,20 @@ class Signalled(Hook):
     def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
         if (runner.iter + 1, int(os.environ['RANK'])) == (self.iteration, self.rank):
             os.kill(os.getpid(), self.number)
+
+
+@OPTIM_WRAPPERS.register_module()
+class CPUAmpOptimWrapper(AmpOptimWrapper):
+    """mmengine's wrapper, which asks for a GPU, with torch's gradient scaler of the CPU."""
+
+    def __init__(self, **options: Any) -> None:
+        import torch
+
+        scaler = mock.patch.object(
+            amp_optimizer_wrapper, 'GradScaler', lambda **options: torch.amp.GradScaler('cpu', **options)
+        )
+        with mock.patch.object(amp_optimizer_wrapper, 'is_cuda_available', return_value=True), scaler:
+            super().__init__(**options)
 
 
 def preload(*tasks: str) -> None:
