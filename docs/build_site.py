@@ -25,16 +25,13 @@ ELSEWHERE = {
 API = {
     'mmpelk': ['mmpelk', 'mmpelk.registry', 'mmpelk.fault_tolerance.safe_loading', 'mmpelk.errors'],
     # griffe takes the name for the submodule's.
-    'ops': ['mmpelk.ops', 'mmpelk.ops.sharing_grid.sharing_grid'],
+    'ops': ['mmpelk.ops', 'mmpelk.ops.sharing_grid.sharing_grid', 'mmpelk.ops.executed'],
     'models': ['mmpelk.models'],
     'engine': ['mmpelk.engine'],
     'sparsity': ['mmpelk.sparsity'],
     'analysis': [
         'mmpelk.analysis',
-        *(
-            f'mmpelk.analysis.{name}'
-            for name in ('complexity', 'executed', 'erf', 'receptive_field', 'kernels', 'timing')
-        ),
+        *(f'mmpelk.analysis.{name}' for name in ('complexity', 'erf', 'receptive_field', 'kernels', 'timing')),
     ],
     'export': ['mmpelk.export'],
 }

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 from mmpelk.config import config_path, get_config, list_configs, resolve_recipe
 
 if TYPE_CHECKING:
-    from mmpelk.models.enlarge import dense, enlarge
+    from mmpelk.models.enlarge import dense, enlarge, shrink
 
-__all__ = ['__version__', 'config_path', 'dense', 'enlarge', 'get_config', 'list_configs', 'resolve_recipe']
+__all__ = ['__version__', 'config_path', 'dense', 'enlarge', 'get_config', 'list_configs', 'resolve_recipe', 'shrink']
 __version__ = '0.1.0'
 
 
 def __getattr__(name: str) -> Any:
-    """``enlarge`` and ``dense`` are imported when they are asked for, with torch and mmengine."""
-    if name in ('dense', 'enlarge'):
+    """``enlarge``, ``shrink`` and ``dense`` are imported when they are asked for, with torch and mmengine."""
+    if name in ('dense', 'enlarge', 'shrink'):
         return getattr(import_module('mmpelk.models.enlarge'), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -30,10 +30,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmpelk.models.flop_handles import FLOP_HANDLES
 from mmpelk.ops.backends import BACKENDS, PROCESSORS, REFERENCE_PROCESSOR
 from mmpelk.ops.custom_op import HAS_CUSTOM_OP
+from mmpelk.ops.executed import backend_on_cpu, executed_operations
 from mmpelk.sparsity import state_dict_densities
 from mmpelk.sparsity.masks import MaskedParameter, find_parameters
 
-from .executed import backend_on_cpu, executed_operations
 from .inference import InferenceForm, image_channels
 
 __all__ = [
@@ -156,7 +156,7 @@ class Complexity:
     def executed(self, backend: str | None = None) -> int | None:
         """Operations that a backend executes in the large kernels; ``None`` where it hides them.
 
-        Real operations: see :func:`mmpelk.analysis.executed.executed_operations`. Masked weights save none of them.
+        Real operations: see :func:`mmpelk.ops.executed.executed_operations`. Masked weights save none of them.
 
         Args:
             backend: ``None`` for each call's own :attr:`LargeKernelCall.backend`.

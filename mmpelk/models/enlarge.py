@@ -4,34 +4,45 @@ A depthwise kernel is the fine-grained centre of a larger peripheral kernel whos
 computes what it computed before, its public weights load as before, and the periphery is ready to learn.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
+from itertools import accumulate
+from math import prod
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from mmpelk.errors import UserError
-from mmpelk.ops.sharing_grid import expand_kernel
+from mmpelk.ops.executed import backend_on_cpu, executed_operations
+from mmpelk.ops.sharing_grid import expand_kernel, sharing_grid
 from mmpelk.registry import MODELS
 
 from .mixers.base import is_hooked
 from .peripheral_conv import PeripheralConv2d
+from .weights.checkpoint import pretrained_cfgs
 
-__all__ = ['Enlarged', 'EnlargedConv2d', 'Enlargement', 'dense', 'enlarge']
+__all__ = ['Enlarged', 'EnlargedConv2d', 'Enlargement', 'dense', 'enlarge', 'shrink']
 
-KernelSize = int | Mapping[str, int] | Callable[[str, nn.Module], int | None]
+KernelSize = int | Mapping[str, int] | Mapping[int, int] | Callable[[str, nn.Module], int | None]
+Maps = Mapping[nn.Module, Sequence[tuple[int, int]]]
+
+# Wrappers that keep lists of the parameters that they were built with, which a change would not reach.
+_WRAPPERS = {'DistributedDataParallel', 'FullyShardedDataParallel'}
 
 
 class EnlargedConv2d(PeripheralConv2d):
     """A peripheral convolution in the place of a smaller depthwise one.
 
     It loads the smaller dense kernel, too, such as that of the original network's public weights: the kernel becomes
-    the centre, and all other regions zero. It has the attributes of ``nn.Conv2d`` that other code reads.
+    the centre, and all other regions zero. Initialisers that look for an ``nn.Conv2d``, by ``Module.apply``, initialise
+    the dense kernel. It has the attributes of ``nn.Conv2d`` that other code reads.
 
     Args:
         channels: Number of channels ``C``.
@@ -44,6 +55,9 @@ class EnlargedConv2d(PeripheralConv2d):
     Raises:
         ValueError: If the kernel is no larger than the centre, or the centre smaller than the dense kernel.
     """
+
+    #: Whether to say so when it loads a dense kernel; :func:`enlarge` asks the first of a network to.
+    announces = False
 
     def __init__(
         self,
@@ -60,16 +74,52 @@ class EnlargedConv2d(PeripheralConv2d):
                 f'a kernel of {dense_size[0]} x {dense_size[1]} fits a centre of at least {max(dense_size)} and below '
                 f'kernel_size {kernel_size}, got center_size {center}'
             )
+        self.dense_size = dense_size  # before the base class calls `reset_parameters`
         super().__init__(channels, kernel_size, center_size=center, bias=bias, backend=backend)
-        self.dense_size = dense_size
         self.in_channels = self.out_channels = self.groups = channels
         self.stride = self.dilation = (1, 1)
-        self.padding = (kernel_size // 2, kernel_size // 2)
         self.padding_mode = 'zeros'
         self.transposed = False
+        self.center_size = center
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Rows and columns of zeros on either side."""
+        return self.kernel_size // 2, self.kernel_size // 2
+
+    @contextmanager
+    def as_dense(self) -> Iterator[nn.Conv2d]:
+        """The original's ``nn.Conv2d``, with the same parameters; the kernel has its original shape meanwhile.
+
+        What is written into the kernel becomes the centre, and all other regions zero. If nothing is, nothing changes.
+        """
+        whole = self.weight.data
+        rings, (rows, columns) = whole.shape[-1], self.dense_size
+        top, left = (rings - rows) // 2, (rings - columns) // 2
+        centre = whole[:, :, top : top + rows, left : left + columns].clone()
+        conv = _conv2d(len(whole), self.dense_size, self.weight, self.bias).train(self.training)
+        self.weight.data = centre.clone()
+        try:
+            yield conv
+        finally:
+            kernel, self.weight.data = self.weight.data, whole
+        if not whole.is_meta and not torch.equal(kernel, centre):
+            whole.copy_(self.embed(kernel))
+
+    def reset_parameters(self) -> None:
+        """As ``nn.Conv2d`` initialises the dense kernel."""
+        nn.init.zeros_(self.weight)
+        with self.as_dense() as conv:
+            conv.reset_parameters()
 
     def init_weights(self) -> None:
         """Keep the weights: initialisers of the toolboxes would fill the periphery, too."""
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> 'EnlargedConv2d':
+        """As ``nn.Module.apply``; ``fn`` gets :meth:`as_dense` first, so that it initialises the dense kernel."""
+        with self.as_dense() as conv:
+            fn(conv)
+        return super().apply(fn)
 
     def embed(self, kernel: Tensor) -> Tensor:
         """The ``(C, 1, k', k')`` weight that holds a dense kernel ``(C, 1, *dense_size)`` in its centre."""
@@ -81,12 +131,19 @@ class EnlargedConv2d(PeripheralConv2d):
         kernel = state_dict.get(f'{prefix}weight')
         if kernel is not None and kernel.shape[2:] == self.dense_size:
             state_dict[f'{prefix}weight'] = self.embed(kernel)
+            if self.announces:
+                before, after = ' x '.join(map(str, self.dense_size)), f'{self.kernel_size} x {self.kernel_size}'
+                print_log(
+                    f'{prefix}weight of {before} is the centre of {after} now; so are the others that are loaded from '
+                    'the network before it was enlarged',
+                    'current',
+                )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 @dataclass(frozen=True)
 class Change:
-    """A convolution that was enlarged.
+    """A convolution whose kernel was enlarged, or made smaller.
 
     Attributes:
         name: Of the module.
@@ -94,6 +151,9 @@ class Change:
         before: Rows and columns of its kernel before.
         after: Side of its kernel now.
         parameters: How many of its weight's before and now.
+        maps: Heights and widths of the maps that it was called for, if an image's size was given.
+        backend: What it was told to compute with; ``None`` chooses.
+        sharing_grid: Ring widths of its kernel now.
     """
 
     name: str
@@ -101,14 +161,35 @@ class Change:
     before: tuple[int, int]
     after: int
     parameters: tuple[int, int]
+    maps: tuple[tuple[int, int], ...]
+    backend: str | None
+    sharing_grid: tuple[int, ...]
+
+    @property
+    def flops(self) -> tuple[int, int]:
+        """Multiply-adds for one image of the dense kernels, before and now, whatever a backend really computes."""
+        positions = self.channels * sum(map(prod, self.maps))
+        return positions * prod(self.before), positions * self.after**2
+
+    @property
+    def executed(self) -> int | None:
+        """Operations for one image that a CPU of the reference class really executes; ``None`` where it hides them."""
+        calls = []
+        for size in self.maps:
+            shape = (1, self.channels, *size)
+            calls.append((self.backend or backend_on_cpu(shape, self.sharing_grid), shape, self.sharing_grid))
+        return executed_operations(calls)
 
 
 @dataclass(frozen=True)
 class Enlargement:
-    """What :func:`enlarge` has done; printed as a table.
+    """What :func:`enlarge` or :func:`shrink` has done; printed as a table.
+
+    The table has FLOPs if the size of an image was given: multiply-adds of the dense kernels before and now, and the
+    operations that a CPU of the class ``mmpelk.ops.backends.REFERENCE_PROCESSOR`` executes for those now.
 
     Attributes:
-        changes: The convolutions that were enlarged.
+        changes: The convolutions that were changed.
         left: Names of depthwise convolutions that were not, and why.
     """
 
@@ -116,20 +197,31 @@ class Enlargement:
     left: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        rows = [('convolution', 'channels', 'kernel', 'parameters')]
-        rows += [
-            (
-                change.name,
-                str(change.channels),
-                f'{change.before[0]} x {change.before[1]} -> {change.after} x {change.after}',
-                f'{change.parameters[0]:,} -> {change.parameters[1]:,}',
-            )
-            for change in self.changes
-        ]
+        rows = [['convolution', 'channels', 'kernel', 'parameters']]
+        with_flops = any(change.maps for change in self.changes)
+        if with_flops:
+            rows[0] += ['maps', 'FLOPs', 'executed']
+        for change in self.changes:
+            kernel = f'{change.before[0]} x {change.before[1]} -> {change.after} x {change.after}'
+            rows.append([change.name, str(change.channels), kernel, _arrow(change.parameters)])
+            if with_flops:
+                maps = ', '.join(f'{height} x {width}' for height, width in change.maps)
+                executed = change.executed
+                rows[-1] += [maps, _arrow(change.flops), '' if executed is None else f'{executed:,}']
+        total = tuple(sum(change.parameters[when] for change in self.changes) for when in (0, 1))
+        rows.append(['all', '', '', _arrow(total)])
+        if with_flops:
+            flops = tuple(sum(change.flops[when] for change in self.changes) for when in (0, 1))
+            counts = [change.executed for change in self.changes]
+            rows[-1] += ['', _arrow(flops), '' if None in counts else f'{sum(filter(None, counts)):,}']
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines += [f'{name} is left as it is: {reason}' for name, reason in self.left.items()]
         return '\n'.join(lines)
+
+
+def _arrow(counts: Sequence[int]) -> str:
+    return ' -> '.join(f'{count:,}' for count in counts)
 
 
 def enlarge(
@@ -139,63 +231,95 @@ def enlarge(
     include: str | Sequence[str] = '*',
     exclude: str | Sequence[str] = (),
     backend: str | None = None,
+    input_size: Sequence[int] | None = None,
 ) -> Enlargement:
     """Replace the depthwise convolutions of a network by peripheral ones of the same function, in place.
 
-    That are those of stride 1 and dilation 1 with an odd kernel and zero padding that keeps the size of the map. The
-    others are left and named with the reason. Weights of the network before load into it as before; the new parameters
-    are zero and get gradients from the first step on. Call it before the optimizer is built, and before the network is
-    wrapped or compiled.
+    That are those of stride 1 and dilation 1 with an odd kernel and zero padding that keeps the size of the map, and
+    those that were enlarged before, where the rings of the larger kernel can hold the trained one. The others are left
+    and named with the reason. Weights of the network before load into it as before; the new parameters are zero and get
+    gradients from the first step on. The parameters are the same objects, with new shapes: an optimizer that was built
+    before trains them, unless it has made a step.
 
     Args:
-        model: Any network.
+        model: Any network, not yet wrapped for several GPUs.
         kernel_size: Side ``K`` of the large kernels, odd; or by patterns of names, the first that fits
-            (``{'stages.0.*': 51, '*': 31}``); or a function of name and module, which returns ``None`` to leave it.
+            (``{'stages.0.*': 51, '*': 31}``); or by the side of the map (``{56: 51, 28: 49}``, with ``input_size``); or
+            a function of name and module, which returns ``None`` to leave it.
         center_size: Side of the fine-grained centre, odd; by default that of the kernel which it holds.
         include: Patterns of the names to enlarge (``fnmatch``).
         exclude: Patterns of the names to leave.
         backend: What :func:`mmpelk.ops.peripheral_conv2d` takes; ``None`` chooses.
+        input_size: Height and width of an image: the network runs once on one of zeros, in evaluation mode, and the
+            report has the sizes of the maps and the FLOPs.
 
     Returns:
         What was enlarged and what was left; ``print`` shows a table.
 
     Raises:
-        UserError: If the network has no depthwise convolution, if none of them can be enlarged, or if a size is not
-            odd; nothing is changed then.
+        UserError: If the network has no depthwise convolution, if none of them can be enlarged, if a size is not odd,
+            if the network is wrapped for several GPUs, or if it does not take such an image; nothing is changed then.
 
     Example:
         >>> network = timm.create_model('convnext_tiny', pretrained=True)
         >>> print(mmpelk.enlarge(network, 51))
     """
-    found, plans = Enlargement(), []
-    for name, module in _depthwise(model):
-        if not _matches(name, include) or _matches(name, exclude):
-            continue
-        size = _size_of(kernel_size, name, module)
-        if size is None:
-            found.left[name] = 'no kernel size is given for it'
-            continue
-        if not isinstance(size, int) or size < 1 or size % 2 == 0:
-            raise UserError(f'kernel_size is an odd positive integer, got {size!r} for {name}')
-        if reason := _why_not(module, size, center_size):
-            found.left[name] = reason
-        else:
-            plans.append((name, module, size))
-    if not plans:
-        reasons = '; '.join(f'{name}: {reason}' for name, reason in found.left.items())
+    wrappers = [type(each) for each in model.modules() if _WRAPPERS & {base.__name__ for base in type(each).mro()}]
+    if wrappers:
         raise UserError(
-            f'no depthwise convolution of the {type(model).__name__} can be enlarged: '
-            + (reasons or 'it has none among the names that include and exclude leave')
+            f'the {wrappers[0].__name__} would not know of the new shapes: enlarge the network, and wrap it after that'
         )
-    replaced: dict[nn.Module, EnlargedConv2d] = {}
-    for name, module, size in plans:
-        if module not in replaced:
-            replaced[module] = _enlarged(module, size, center_size, backend)
-        conv = replaced[module]
-        _replace(model, name, conv)
-        counts = module.weight.numel(), conv.weight.numel()
-        found.changes.append(Change(name, conv.in_channels, conv.dense_size, size, counts))
-    return found
+    by_map = isinstance(kernel_size, Mapping) and any(isinstance(key, int) for key in kernel_size)
+    if by_map and not all(isinstance(key, int) for key in cast(Mapping[Any, int], kernel_size)):
+        raise UserError('kernel_size has the sides of maps or patterns of names as keys, not both')
+    if by_map and input_size is None:
+        raise UserError('kernel_size by the side of the map needs the size of an image: input_size=(height, width)')
+    found = _selected(_depthwise(model), include, exclude)
+    maps = {} if input_size is None else _maps(model, [module for _, module in found], input_size)
+    owners = Counter(value for each in model.modules() for _, value in each.named_parameters(recurse=False))
+
+    def why_not(module: Any, size: int) -> str | None:
+        if owners[module.weight] > 1:
+            return 'its weight belongs to another module, too'
+        return _why_not(module, size, center_size)
+
+    plans, left = _plans(model, found, kernel_size, why_not, maps, 'enlarged')
+    return _carry_out(model, plans, left, maps, partial(_enlarged, center_size=center_size, backend=backend))
+
+
+def shrink(
+    model: nn.Module,
+    kernel_size: KernelSize,
+    center_size: int | None = None,
+    include: str | Sequence[str] = '*',
+    exclude: str | Sequence[str] = (),
+) -> Enlargement:
+    """Make enlarged kernels smaller where that changes nothing, in place: those that are zero outside of the new size.
+
+    Args:
+        model: A network after :func:`enlarge`.
+        kernel_size: Side of the new kernels, as of :func:`enlarge`, but not by the side of the map.
+        center_size: Side of the fine-grained centre, odd; by default that of each kernel.
+        include: As of :func:`enlarge`.
+        exclude: As of :func:`enlarge`.
+
+    Returns:
+        What was made smaller, and what was not and why.
+
+    Raises:
+        UserError: If none can be made smaller without a change, or a size is not odd; nothing is changed then.
+    """
+    if isinstance(kernel_size, Mapping) and any(isinstance(key, int) for key in kernel_size):
+        raise UserError('shrink takes a number, sizes by patterns of names, or a function of name and module')
+    found = _selected(_enlarged_convs(model), include, exclude)
+
+    def why_not(conv: EnlargedConv2d, size: int) -> str | None:
+        if size >= conv.kernel_size:
+            return f'its kernel of {conv.kernel_size} x {conv.kernel_size} is not larger than {size}'
+        return _why_no_other_size(conv, size, center_size)
+
+    plans, left = _plans(model, found, kernel_size, why_not, {}, 'made smaller')
+    return _carry_out(model, plans, left, {}, partial(_resized, center_size=center_size))
 
 
 def dense(model: nn.Module) -> list[str]:
@@ -207,12 +331,12 @@ def dense(model: nn.Module) -> list[str]:
         Names of the convolutions.
     """
     names, replaced = [], {}
-    for name, module in list(model.named_modules(remove_duplicate=False)):
-        if type(module) is not EnlargedConv2d:
-            continue
-        if module not in replaced:
-            replaced[module] = _dense(module)
-        _replace(model, name, replaced[module])
+    for name, conv in list(_enlarged_convs(model)):
+        if conv not in replaced:
+            _set_data(conv.weight, expand_kernel(conv.weight.detach(), conv.sharing_grid))
+            size = conv.kernel_size, conv.kernel_size
+            replaced[conv] = _conv2d(conv.in_channels, size, conv.weight, conv.bias).train(conv.training)
+        _replace(model, name, replaced[conv])
         names.append(name)
     return names
 
@@ -221,11 +345,12 @@ def dense(model: nn.Module) -> list[str]:
 def Enlarged(backbone: dict[str, Any], **options: Any) -> nn.Module:
     """``type='mmpelk.Enlarged'``: any registered network with its depthwise convolutions enlarged.
 
-    The result is that network itself, so that its names, its ``init_cfg``, its layer decay and its checkpoints stay.
+    The result is that network itself, so that its names, its ``init_cfg``, its layer decay and its checkpoints stay. It
+    is initialised as the plain network.
 
     Args:
         backbone: Config of the network.
-        **options: Of :func:`enlarge`.
+        **options: Of :func:`enlarge`; and ``init_cfg``, which takes the place of the network's own.
 
     Raises:
         UserError: As :func:`enlarge`.
@@ -233,52 +358,200 @@ def Enlarged(backbone: dict[str, Any], **options: Any) -> nn.Module:
     Example:
         >>> backbone=dict(type='mmpelk.Enlarged', backbone=dict(type='mmdet.CSPNeXt'), kernel_size=31)
     """
-    network = MODELS.build(backbone)
+    if 'init_cfg' in options:
+        backbone = {**backbone, 'init_cfg': options.pop('init_cfg')}
+    network: Any = MODELS.build(backbone)
     print_log(f'enlarged convolutions:\n{enlarge(network, **options)}', 'current')
+    if hasattr(network, 'init_weights'):
+        network.init_weights = partial(_init_as_plain, network)
     return network
+
+
+def _init_as_plain(network: Any) -> None:
+    """``init_weights`` of a network with its plain convolutions in their places, which initialisers look for."""
+    init_weights = partial(type(network).init_weights, network)
+    if pretrained_cfgs(getattr(network, 'init_cfg', None)):
+        return init_weights()  # the weights may be those of the plain or of the enlarged network
+    with ExitStack() as stack:
+        plain: dict[nn.Module, nn.Conv2d] = {}
+        for name, conv in list(_enlarged_convs(network)):
+            if conv not in plain:
+                plain[conv] = stack.enter_context(conv.as_dense())
+            _replace(network, name, plain[conv])
+            stack.callback(_replace, network, name, conv)
+        return init_weights()
 
 
 def _depthwise(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Names and modules of a network's depthwise convolutions; shared ones under each of their names."""
     for name, module in model.named_modules(remove_duplicate=False):
-        if (
-            isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels > 1
-        ) or isinstance(module, PeripheralConv2d):
+        is_depthwise = isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels
+        if is_depthwise or isinstance(module, PeripheralConv2d):
             yield name, module
 
 
-def _matches(name: str, patterns: str | Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in ([patterns] if isinstance(patterns, str) else patterns))
+def _enlarged_convs(model: nn.Module) -> Iterator[tuple[str, EnlargedConv2d]]:
+    for name, module in model.named_modules(remove_duplicate=False):
+        if type(module) is EnlargedConv2d:
+            yield name, module
 
 
-def _size_of(kernel_size: KernelSize, name: str, module: nn.Module) -> Any:
-    if isinstance(kernel_size, Mapping):
-        return next((size for pattern, size in kernel_size.items() if fnmatchcase(name, pattern)), None)
-    return kernel_size(name, module) if callable(kernel_size) else kernel_size
+def _selected(
+    modules: Iterator[tuple[str, Any]], include: str | Sequence[str], exclude: str | Sequence[str]
+) -> list[tuple[str, Any]]:
+    def matches(name: str, patterns: str | Sequence[str]) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in ([patterns] if isinstance(patterns, str) else patterns))
+
+    return [(name, module) for name, module in modules if matches(name, include) and not matches(name, exclude)]
+
+
+def _maps(model: nn.Module, modules: Sequence[nn.Module], input_size: Sequence[int]) -> Maps:
+    """Heights and widths of the maps that modules get of one image, in the order of the calls."""
+    if len(input_size) != 2 or not all(isinstance(side, int) and side > 0 for side in input_size):
+        raise UserError(f'input_size is the height and the width of an image, got {input_size!r}')
+    found: dict[nn.Module, list[tuple[int, int]]] = {module: [] for module in modules}
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d | PeripheralConv2d))
+    channels = first.weight.shape[1] * (first.groups if isinstance(first, nn.Conv2d) else len(first.weight))
+    image = first.weight.new_zeros(1, channels, *input_size)
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found[module].append((inputs[0].shape[-2], inputs[0].shape[-1]))
+
+    handles = [module.register_forward_pre_hook(note) for module in found]
+    in_training = [module for module in model.modules() if module.training]
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(image)
+    except Exception as error:  # whatever a network raises
+        raise UserError(
+            f'the {type(model).__name__} does not take an image of {tuple(image.shape)}: {error}; leave input_size '
+            'out, and give sizes by patterns of names'
+        ) from error
+    finally:
+        for module in in_training:
+            module.training = True
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _plans(
+    model: nn.Module,
+    found: Sequence[tuple[str, Any]],
+    kernel_size: KernelSize,
+    why_not: Callable[[Any, int], str | None],
+    maps: Maps,
+    what: str,
+) -> tuple[list[tuple[str, Any, int]], dict[str, str]]:
+    """Names, modules and new sizes of what can be done, and the reasons of the others."""
+    plans, left = [], {}
+    for name, module in found:
+        size: Any = kernel_size
+        reason: str | None = 'no kernel size is given for it'
+        if isinstance(kernel_size, Mapping) and any(isinstance(key, int) for key in kernel_size):
+            size, reason = _size_by_map(kernel_size, set(maps[module]))
+        elif isinstance(kernel_size, Mapping):
+            size = next((value for pattern, value in kernel_size.items() if fnmatchcase(name, str(pattern))), None)
+        elif callable(kernel_size):
+            size = kernel_size(name, module)
+        if size is not None:
+            if not isinstance(size, int) or size < 1 or size % 2 == 0:
+                raise UserError(f'kernel_size is an odd positive integer, got {size!r} for {name}')
+            reason = why_not(module, size)
+        if reason:
+            left[name] = reason
+        else:
+            plans.append((name, module, size))
+    if not plans:
+        reasons = '; '.join(f'{name}: {reason}' for name, reason in left.items())
+        raise UserError(
+            f'no depthwise convolution of the {type(model).__name__} can be {what}: '
+            + (reasons or 'it has none among the names that include and exclude leave')
+        )
+    if not plans[0][0]:
+        raise UserError(
+            'the model is a single convolution: put it into a network, such as nn.Sequential, to enlarge it'
+        )
+    return plans, left
+
+
+def _size_by_map(sizes: Mapping[Any, int], maps: set[tuple[int, int]]) -> tuple[int | None, str]:
+    """The size for the maps of a module, or ``None`` and the reason."""
+    names = ' and '.join(f'{height} x {width}' for height, width in sorted(maps))
+    if not maps:
+        return None, 'the network does not call it'
+    if len(maps) > 1 or any(height != width for height, width in maps):
+        return None, f'its maps are {names}, and not of one side: give its size by a pattern of names'
+    ((side, _),) = maps
+    return sizes.get(side), f'no kernel size is given for maps of {names}'
+
+
+def _carry_out(
+    model: nn.Module,
+    plans: Sequence[tuple[str, Any, int]],
+    left: dict[str, str],
+    maps: Maps,
+    change: Callable[[Any, int], EnlargedConv2d],
+) -> Enlargement:
+    before = {module: (_kernel_of(module), module.weight.numel()) for _, module, _ in plans}
+    found, done = Enlargement(left=left), dict[nn.Module, EnlargedConv2d]()
+    for name, module, size in plans:
+        if module not in done:
+            done[module] = change(module, size)
+            done[module].announces |= len(done) == 1
+        conv, (kernel, count) = done[module], before[module]
+        _replace(model, name, conv)
+        counts = count, conv.weight.numel()
+        seen = tuple(maps.get(module, ()))
+        found.changes.append(
+            Change(name, conv.in_channels, kernel, size, counts, seen, conv.backend, conv.sharing_grid)
+        )
+    return found
+
+
+def _kernel_of(module: Any) -> tuple[int, int]:
+    rows, columns = module.kernel_size if isinstance(module, nn.Conv2d) else (module.kernel_size,) * 2
+    return rows, columns
 
 
 def _computes_as_conv2d(module: nn.Module) -> bool:
     """Whether a class convolves as ``nn.Conv2d``; mmcv's wrapper does, beside a case for empty maps."""
+    # Private: subclasses may change this step alone.
+    if type(module)._conv_forward is not nn.Conv2d._conv_forward:  # type: ignore[attr-defined]
+        return False
     forward = type(module).forward
     return forward is nn.Conv2d.forward or forward.__module__ == 'mmcv.cnn.bricks.wrappers'
+
+
+def _has_plain_weight(module: nn.Module) -> bool:
+    return type(dict(module.named_parameters(recurse=False)).get('weight')) is nn.Parameter
 
 
 def _why_not(module: Any, size: int, center_size: int | None) -> str | None:
     """What keeps a depthwise convolution from being enlarged."""
     if isinstance(module, PeripheralConv2d):
-        return f'its kernel is peripheral already, {module.kernel_size} x {module.kernel_size}'
+        side = f'{module.kernel_size} x {module.kernel_size}'
+        if type(module) is not EnlargedConv2d:
+            return f'its kernel is peripheral already, {side}'
+        if size <= module.kernel_size:
+            return f'its kernel of {side} is not smaller than {size}'
+        return _why_no_other_size(module, size, center_size)
     kernel, padding = module.kernel_size, module.padding
     keeps = [side // 2 for side in kernel]
     padded = keeps if padding == 'same' else [0, 0] if padding == 'valid' else list(padding)
     checks = {
+        f'it has {module.out_channels // module.in_channels} outputs of each channel': module.out_channels
+        != module.in_channels,
         f'its stride is {module.stride}': module.stride != (1, 1),
         f'its dilation is {module.dilation}': module.dilation != (1, 1),
         f'its kernel of {kernel[0]} x {kernel[1]} is even': any(side % 2 == 0 for side in kernel),
         f'its padding mode is {module.padding_mode}': module.padding_mode != 'zeros',
         f'its padding of {padding} changes the size of the map': padded != keeps,
         f'its class {type(module).__name__} convolves in a way of its own': not _computes_as_conv2d(module),
-        'its weight is parametrised or pruned; remove that before': parametrize.is_parametrized(module)
-        or 'weight' not in dict(module.named_parameters(recurse=False)),
+        'its weight is parametrised, pruned, sharded or quantised; enlarge it before that': not _has_plain_weight(
+            module
+        ),
         'it has hooks or a forward of its own; remove them before': is_hooked(module),
         f'its kernel of {kernel[0]} x {kernel[1]} is not smaller than {size}': max(kernel) >= size,
         f'its kernel of {kernel[0]} x {kernel[1]} does not fit the centre of {center_size}': center_size is not None
@@ -288,31 +561,71 @@ def _why_not(module: Any, size: int, center_size: int | None) -> str | None:
     return next((reason for reason, holds in checks.items() if holds), None)
 
 
-def _enlarged(module: nn.Conv2d, size: int, center_size: int | None, backend: str | None) -> EnlargedConv2d:
-    dense_size = module.kernel_size[0], module.kernel_size[1]
+def _why_no_other_size(conv: EnlargedConv2d, size: int, center_size: int | None) -> str | None:
+    """What keeps an enlarged kernel from another size; larger ones hold it if their rings end where its rings end."""
+    center = center_size or conv.center_size
+    if not _has_plain_weight(conv) or conv.weight.is_meta:
+        return 'its weight is parametrised, pruned, sharded, quantised or on the meta device'
+    if not max(conv.dense_size) <= center < size:
+        return f'a centre of {center} does not fit between {max(conv.dense_size)} and {size}; give another center_size'
+    if _on_grid(conv, sharing_grid(size, center)) is not None:
+        return None
+    centers = (each for each in range(center + 2, size, 2) if _on_grid(conv, sharing_grid(size, each)) is not None)
+    if (remedy := next(centers, None)) is not None:
+        return f'the rings of {size} cut through the rings of its kernel; center_size={remedy} does not'
+    return f'its kernel is not zero outside of {size} x {size}'
+
+
+def _on_grid(conv: EnlargedConv2d, grid: Sequence[int]) -> Tensor | None:
+    """The parameters of the same kernel on another grid, ``(C, 1, k', k')``; ``None`` if it is not on that grid."""
+    kernel = expand_kernel(conv.weight.detach(), conv.sharing_grid)
+    margin = (sum(grid) - conv.kernel_size) // 2
+    resized = F.pad(kernel, (margin,) * 4)  # a negative margin cuts
+    firsts = torch.tensor(list(accumulate(grid[:-1], initial=0)), device=kernel.device)
+    weight = resized.index_select(2, firsts).index_select(3, firsts)
+    is_same = torch.equal(F.pad(expand_kernel(weight, grid), (-margin,) * 4), kernel)
+    return weight if is_same and torch.equal(expand_kernel(weight, grid), resized) else None
+
+
+def _enlarged(module: Any, size: int, center_size: int | None, backend: str | None) -> EnlargedConv2d:
+    if isinstance(module, EnlargedConv2d):
+        module.backend = backend or module.backend
+        return _resized(module, size, center_size)
+    rows, columns = module.kernel_size
     with torch.device('meta'):  # whose values are those of the convolution, and no random numbers are drawn
         conv = EnlargedConv2d(
-            module.in_channels, size, dense_size, center_size, bias=module.bias is not None, backend=backend
+            module.in_channels, size, (rows, columns), center_size, bias=module.bias is not None, backend=backend
         )
-    conv.weight = nn.Parameter(conv.embed(module.weight.detach()), requires_grad=module.weight.requires_grad)
-    conv.bias = cast('nn.Parameter | None', module.bias)
+    _set_data(module.weight, conv.embed(module.weight.detach()))
+    conv.weight, conv.bias = module.weight, module.bias
     return conv.train(module.training)
 
 
-def _dense(conv: EnlargedConv2d) -> nn.Conv2d:
-    size, channels = conv.kernel_size, conv.in_channels
+def _resized(conv: EnlargedConv2d, size: int, center_size: int | None) -> EnlargedConv2d:
+    center = center_size or conv.center_size
+    grid = sharing_grid(size, center)
+    _set_data(conv.weight, cast(Tensor, _on_grid(conv, grid)))
+    conv.kernel_size, conv.center_size, conv.sharing_grid = size, center, grid
+    return conv
+
+
+def _set_data(parameter: nn.Parameter, values: Tensor) -> None:
+    """Give a parameter another shape; optimizers and other modules hold the same object."""
+    parameter.grad = None
+    # While graphs of earlier calls exist, autograd keeps the shape that gradients have; another type makes it ask anew.
+    parameter.data = values.new_empty(0, dtype=torch.float32 if values.dtype == torch.float64 else torch.float64)
+    parameter.data = values
+
+
+def _conv2d(channels: int, size: tuple[int, int], weight: nn.Parameter, bias: Tensor | None) -> nn.Conv2d:
+    padding = size[0] // 2, size[1] // 2
     with torch.device('meta'):
-        plain = nn.Conv2d(channels, channels, size, padding=size // 2, groups=channels, bias=conv.bias is not None)
-    weight = expand_kernel(conv.weight.detach(), conv.sharing_grid)
-    plain.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)
-    plain.register_parameter('bias', cast('nn.Parameter | None', conv.bias))
-    return plain.train(conv.training)
+        conv = nn.Conv2d(channels, channels, size, padding=padding, groups=channels, bias=bias is not None)
+    conv.weight = weight
+    conv.register_parameter('bias', cast('nn.Parameter | None', bias))
+    return conv
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    if not name:
-        raise UserError(
-            'the model is a single convolution: put it into a network, such as nn.Sequential, to enlarge it'
-        )
     owner, _, attribute = name.rpartition('.')
     setattr(model.get_submodule(owner), attribute, module)

@@ -13,7 +13,7 @@ from mmpelk.analysis.complexity import (
     count_complexity,
     uniform_densities,
 )
-from mmpelk.analysis.executed import executed_operations
+from mmpelk.ops.executed import executed_operations
 from mmpelk.models import PeLK
 from mmpelk.ops import backends, force_backend, sharing_grid
 from mmpelk.ops.backends import PROCESSORS, REFERENCE_PROCESSOR

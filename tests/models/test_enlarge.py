@@ -2,17 +2,24 @@
 
 import copy
 import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from mmengine.model import BaseModule, ExponentialMovingAverage
 from mmengine.registry import MODELS
 from mmengine.runner import load_state_dict as mmengine_load_state_dict
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 import mmpelk
 from mmpelk.models import EnlargedConv2d, PeripheralConv2d
+from mmpelk.ops.executed import executed_operations
+from tests.sparsity.tiny import TinyModel, build_runner, draw_masks
 
 timm = pytest.importorskip('timm')
 
@@ -77,7 +84,14 @@ def small() -> nn.Sequential:
         nn.Conv2d(8, 8, 5, padding=4, dilation=2, groups=8),
         nn.Conv2d(8, 8, 3, padding=1, groups=8, padding_mode='reflect'),
         nn.Conv2d(8, 8, 3, groups=8, padding=1),
+        nn.Conv2d(8, 16, 3, groups=8, padding=1),
     )
+
+
+def pair() -> nn.Sequential:
+    """A small network with one depthwise convolution."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8))
 
 
 @pytest.mark.slow
@@ -133,17 +147,19 @@ def test_changes_and_reasons() -> None:
         '3': 'its stride is (2, 2)',
         '4': 'its dilation is (2, 2)',
         '5': 'its padding mode is reflect',
+        '7': 'it has 2 outputs of each channel',
     }
     lines = str(found).splitlines()
     assert lines[1].split('  ')[0] == '1'
-    assert lines[-1] == '5 is left as it is: its padding mode is reflect'
+    assert lines[-1] == '7 is left as it is: it has 2 outputs of each channel'
 
 
 def test_gradients_reach_the_periphery_and_training_lowers_the_loss() -> None:
-    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8))
+    """Also by an optimizer that was built before, and while the graph of an earlier call exists."""
+    network, x, target = pair(), torch.rand(4, 3, 32, 32), torch.rand(4, 8, 32, 32)
+    optimizer, losses, before = torch.optim.SGD(network.parameters(), 1e-3), [], network(x)
     mmpelk.enlarge(network, 31)
-    x, target = torch.rand(4, 3, 32, 32), torch.rand(4, 8, 32, 32)
-    optimizer, losses = torch.optim.SGD(network.parameters(), 1e-3), []
+    torch.testing.assert_close(network(x), before)
     for _ in range(20):
         loss = (network(x) - target).square().mean()
         optimizer.zero_grad()
@@ -170,6 +186,62 @@ def test_the_centre_can_be_larger_than_the_kernel() -> None:
     mmpelk.enlarge(network, 31, center_size=13)
     torch.testing.assert_close(network(x), want)
     assert network[1].sharing_grid[4:-4] == (1,) * 13 or network[1].sharing_grid.count(1) == 13
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def through_ddp(network: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+    wrapped = DistributedDataParallel(network)
+    with pytest.raises(ValueError, match='the DistributedDataParallel would not know of the new shapes'):
+        mmpelk.enlarge(wrapped, 31)
+    mmengine_load_state_dict(wrapped.module, state, strict=True)
+    wrapped(torch.rand(1, 3, 9, 9)).sum().backward()
+    return wrapped
+
+
+def through_ema(network: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+    average = ExponentialMovingAverage(network)
+    average.load_state_dict({'steps': torch.tensor(0), **{f'module.{name}': value for name, value in state.items()}})
+    return average.module
+
+
+def through_compilation(network: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+    compiled = torch.compile(network, backend='eager', fullgraph=True)
+    compiled(torch.rand(1, 3, 9, 9))
+    compiled.load_state_dict({f'_orig_mod.{name}': value for name, value in state.items()})
+    return compiled
+
+
+def through_masks(network: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+    for entry in draw_masks(network, None):
+        entry.mask.fill_(True)
+    network.load_state_dict(state, strict=False)
+    return network
+
+
+def through_assignment(network: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+    network.to('meta').load_state_dict(state, assign=True)
+    return network
+
+
+@pytest.mark.parametrize('way', [through_ddp, through_ema, through_compilation, through_masks, through_assignment])
+@pytest.mark.usefixtures('one_process')
+def test_weights_of_the_original_load(way: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr('mmpelk.models.enlarge.print_log', lambda message, _: said.append(message))
+    original, network, x = small()[:3], small()[:3], torch.rand(2, 3, 20, 24)
+    mmpelk.enlarge(network, 15)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter)
+    loaded = way(network, original.state_dict())
+    torch.testing.assert_close(loaded(x), original(x))
+    (message,) = said  # of two kernels
+    assert '1.weight of 3 x 3 is the centre of 15 x 15 now' in message
 
 
 def test_weights_of_the_original_load_before_and_after(tmp_path) -> None:
@@ -203,13 +275,78 @@ def test_way_back() -> None:
     torch.testing.assert_close(network(x), want)
 
 
-def test_twice_and_kernels_that_are_larger() -> None:
-    network = small()
-    mmpelk.enlarge(network, 15)
-    with pytest.raises(ValueError, match=r'1: its kernel is peripheral already, 15 x 15'):
-        mmpelk.enlarge(network, 31)
-    with pytest.raises(ValueError, match=r'2: its kernel of 1 x 11 is not smaller than 3'):
+def test_grows_and_shrinks_where_that_is_exact() -> None:
+    network, x = pair(), torch.rand(1, 3, 20, 24)
+    mmpelk.enlarge(network, 31)
+    (change,) = mmpelk.enlarge(network, 51).changes  # the kernel is zero outside of its centre
+    assert (change.before, change.after) == ((31, 31), 51)
+    (change,) = mmpelk.shrink(network, 15, include='1').changes  # rings of 4, 2, 1, 1, 1, 2, 4
+    assert (change.before, change.parameters) == ((51, 51), (8 * 11**2, 8 * 7**2))
+    torch.testing.assert_close(network(x), pair()(x))
+
+    nn.init.normal_(network[1].weight)  # now it is not
+    want = network(x)
+    for size, rings in ((31, 9), (51, 11)):  # a ring of 8 outside of 15, then one of 10
+        (change,) = mmpelk.enlarge(network, size).changes
+        assert change.parameters == (8 * (rings - 2) ** 2, 8 * rings**2)
+        torch.testing.assert_close(network(x), want)
+    assert mmpelk.shrink(network, 31).changes[0].after == 31  # still zero outside of 15
+    for change_size, size, reason in (
+        (mmpelk.enlarge, 31, '1: its kernel of 31 x 31 is not smaller than 31'),
+        (mmpelk.shrink, 31, '1: its kernel of 31 x 31 is not larger than 31'),
+        (mmpelk.shrink, 13, '1: its kernel is not zero outside of 13 x 13'),
+        (mmpelk.shrink, 3, '1: a centre of 3 does not fit between 3 and 3'),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            change_size(network, size)
+    with pytest.raises(ValueError, match='2: its kernel of 1 x 11 is not smaller than 3'):
         mmpelk.enlarge(small(), 3)
+
+
+def test_a_ring_that_would_be_cut_is_refused_with_a_centre_that_holds_it() -> None:
+    network, x = pair(), torch.rand(1, 3, 20, 24)
+    mmpelk.enlarge(network, 13)  # rings of 3, 2, 1, 1, 1, 2, 3
+    nn.init.normal_(network[1].weight)
+    want = network(x)
+    with pytest.raises(ValueError, match='1: the rings of 51 cut through the rings of its kernel; center_size=9 does'):
+        mmpelk.enlarge(network, 51)
+    mmpelk.enlarge(network, 51, center_size=9)
+    torch.testing.assert_close(network(x), want)
+
+
+def test_sizes_by_map_and_operations() -> None:
+    class Pyramid(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convs = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1, groups=4) for _ in range(5))
+            self.norm = nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.convs[0](self.norm(x))
+            x = self.convs[1](nn.functional.max_pool2d(x, 2))
+            return self.convs[3](self.convs[2](x)) + self.convs[3](x)[..., :1] + self.convs[2](x[..., :4])[..., :1]
+
+    network = Pyramid().train()
+    state = copy.deepcopy(network.state_dict())
+    found = mmpelk.enlarge(network, {16: 31, 8: 13}, input_size=(16, 16))
+    assert {change.name: (change.after, change.maps) for change in found.changes} == {
+        'convs.0': (31, ((16, 16),)),
+        'convs.1': (13, ((8, 8),)),
+        'convs.3': (13, ((8, 8), (8, 8))),
+    }
+    assert found.left == {
+        'convs.2': 'its maps are 8 x 4 and 8 x 8, and not of one side: give its size by a pattern of names',
+        'convs.4': 'the network does not call it',
+    }
+    assert found.changes[2].flops == (2 * 4 * 64 * 3**2, 2 * 4 * 64 * 13**2)
+    assert found.changes[0].executed == executed_operations([('dense', (1, 4, 16, 16), network.convs[0].sharing_grid)])
+    assert 'FLOPs' in str(found)
+    assert network.training
+    assert network.norm.training
+    assert torch.equal(network.norm.running_mean, state['norm.running_mean'])
+    assert not network.convs[0]._forward_pre_hooks
+    with pytest.raises(ValueError, match=r'2: no kernel size is given for maps of 9 x 9'):
+        mmpelk.enlarge(small()[:3], {8: 31}, include='2', input_size=(9, 9))
 
 
 REFUSED = {
@@ -223,6 +360,10 @@ REFUSED = {
         dict(),
         'its weight is parametrised',
     ),
+    'a size by map without an image': (small(), dict(kernel_size={8: 31}), 'needs the size of an image'),
+    'sizes by map and by name': (small(), dict(kernel_size={8: 31, '*': 13}), 'not both'),
+    'an image that it does not take': (small()[1:], dict(input_size=(2, 2)), 'does not take an image of .1, 8, 2, 2.'),
+    'no size of an image': (small(), dict(input_size=(8,)), 'the height and the width'),
     'a single convolution': (nn.Conv2d(8, 8, 3, padding=1, groups=8), dict(), 'a single convolution'),
 }
 
@@ -250,8 +391,8 @@ def test_classes_with_a_forward_of_their_own_and_hooks_are_left() -> None:
     network[1].register_forward_hook(lambda *_: None)
     left = mmpelk.enlarge(network, 31).left
     assert left['1'].startswith('it has hooks')
-    assert left['7'] == 'its padding of (0, 0) changes the size of the map'
-    assert left['8'] == 'its class Unpadded convolves in a way of its own'
+    assert left['8'] == 'its padding of (0, 0) changes the size of the map'
+    assert left['9'] == 'its class Unpadded convolves in a way of its own'
 
 
 def test_shared_modules_stay_shared() -> None:
@@ -261,6 +402,10 @@ def test_shared_modules_stay_shared() -> None:
     assert network[0] is network[2]
     mmpelk.dense(network)
     assert network[0] is network[2]
+    network.append(nn.Conv2d(4, 4, 13, padding=6, groups=4))
+    network[3].weight = network[0].weight
+    with pytest.raises(ValueError, match='3: its weight belongs to another module, too'):
+        mmpelk.enlarge(network, 31)
 
 
 def test_meta_device_copies_and_frozen_parameters() -> None:
@@ -286,6 +431,153 @@ def test_under_checkpointing_and_compilation() -> None:
     want = network(x)
     torch.testing.assert_close(checkpoint(network, x, use_reentrant=False), want)
     torch.testing.assert_close(torch.compile(network, backend='eager', fullgraph=True)(x), want)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision_and_channels_last_stay(dtype: torch.dtype) -> None:
+    network = pair()[1:].to(dtype, memory_format=torch.channels_last)
+    x = torch.rand(1, 8, 20, 24).to(dtype, memory_format=torch.channels_last)
+    want = network(x)
+    mmpelk.enlarge(network, 31)
+    out = network(x)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(out, want)
+
+
+@pytest.mark.slow
+def test_training_from_the_original_and_its_resumption(tmp_path: Path) -> None:
+    """With an average, under mmengine's loop: the original's checkpoint is loaded, ours is resumed."""
+    model = TinyModel(dropout=0.0)
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'original.pth')
+    ema = dict(type='EMAHook')
+
+    def train(iterations: int, **settings: object) -> tuple[nn.Module, nn.Module]:
+        enlarged = TinyModel(dropout=0.0)
+        mmpelk.enlarge(enlarged, 13)
+        runner = build_runner(tmp_path / 'work', max_iters=iterations, model=enlarged, hooks=(ema,), **settings)
+        runner.train()
+        (average,) = (hook.ema_model.module for hook in runner.hooks if hasattr(hook, 'ema_model'))
+        return runner.model, average
+
+    start, average = train(0, load_from=str(tmp_path / 'original.pth'))
+    for each in (start, average):
+        kernel = each.backbone.depthwise.weight
+        torch.testing.assert_close(kernel[:, :, 2:7, 2:7], model.backbone.depthwise.weight)
+        assert kernel.count_nonzero() == 8 * 5**2
+    four, average = train(4, load_from=str(tmp_path / 'original.pth'))
+    assert four.backbone.depthwise.weight.count_nonzero() == four.backbone.depthwise.weight.numel()
+    resumed, average_of_resumed = train(4, resume=True)
+    for was, now in ((four, resumed), (average, average_of_resumed)):
+        for name, value in was.state_dict().items():
+            torch.testing.assert_close(now.state_dict()[name], value)
+
+
+@pytest.mark.slow
+def test_onnx_file_in_onnxruntime(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip('onnxruntime', reason='pip install -e .[export]')
+    pytest.importorskip('onnxscript', reason='pip install -e .[export]')
+    from mmpelk.export import make_plain
+
+    network, image = build('efficientnet_b0').eval(), torch.rand(1, 3, 64, 64)
+    mmpelk.enlarge(network, 31)
+    for module in network.modules():
+        if isinstance(module, EnlargedConv2d):  # as after some training
+            module.weight.data.add_(torch.randn_like(module.weight), alpha=1e-4)
+    with torch.no_grad():
+        want, path = network(image), tmp_path / 'model.onnx'
+        torch.onnx.export(make_plain(network, image), (image,), str(path), dynamo=True)
+    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    (out,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
+    torch.testing.assert_close(torch.from_numpy(out), want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
+
+
+class OwnLoop(BaseModule):
+    """As some backbones of the toolboxes: it looks for convolutions itself."""
+
+    def __init__(self, init_cfg: dict | None = None) -> None:
+        super().__init__(init_cfg)
+        self.layers = pair()
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=module.kernel_size[0] / module.out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+CSPNEXT = dict(
+    type='mmdet.CSPNeXt', deepen_factor=0.167, widen_factor=0.125, expand_ratio=0.5, norm_cfg=dict(type='BN')
+)
+INITIALISED = {
+    'own loop': dict(type=OwnLoop),
+    'init_cfg': dict(type=OwnLoop, init_cfg=dict(type='TruncNormal', layer='Conv2d', std=2)),
+    'of a toolbox': CSPNEXT,
+    'of its parent': dict(type=BaseModule),
+}
+
+
+@pytest.mark.parametrize('kind', INITIALISED)
+@pytest.mark.scope('mmdet')
+def test_initialised_as_the_plain_network(kind: str) -> None:
+    """With the same seed to the same function: the enlarged kernels, the convolutions that are not, and norms."""
+    config = INITIALISED[kind]
+    parent_cfg = None
+    if kind == 'of its parent':
+        config, parent_cfg = dict(type=nn.Sequential), dict(type='Kaiming', layer='Conv2d')
+
+    def initialised(build: Callable[[], nn.Module]) -> nn.Module:
+        parent = BaseModule(parent_cfg)
+        parent.backbone = build()
+        torch.manual_seed(1)
+        parent.init_weights()
+        return parent.backbone.eval() or parent.backbone  # CSPNeXt's returns nothing
+
+    if kind == 'of its parent':
+        plain, network = initialised(pair), pair()
+        mmpelk.enlarge(network, 13)
+        network = initialised(lambda: network)
+    else:
+        plain = initialised(lambda: MODELS.build(config))
+        network = initialised(
+            lambda: copy.deepcopy(MODELS.build(dict(type='mmpelk.Enlarged', backbone=config, kernel_size=31)))
+        )
+    assert any(isinstance(module, EnlargedConv2d) for module in network.modules())
+    want = copy.deepcopy(network)
+    want.load_state_dict(plain.state_dict())
+    for name, value in want.state_dict().items():
+        assert torch.equal(network.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize('of', ['plain', 'enlarged'])
+def test_pretrained_weights_in_configs(of: str, tmp_path: Path) -> None:
+    """``init_cfg`` of the network, or in its place; the weights may be those of another enlarged one."""
+    torch.manual_seed(0)
+    source, x = OwnLoop(), torch.rand(1, 3, 20, 20)
+    nn.init.normal_(source.layers[1].weight)
+    want = source(x)
+    if of == 'enlarged':
+        mmpelk.enlarge(source, 13)
+    torch.save(dict(state_dict={f'backbone.{k}': v for k, v in source.state_dict().items()}), tmp_path / 'w.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'w.pth'), prefix='backbone.')
+
+    class Plain(BaseModule):
+        def __init__(self, init_cfg: dict | None = None) -> None:
+            super().__init__(init_cfg)
+            self.layers = pair()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(x)
+
+    for config in (
+        dict(backbone=dict(type=Plain, init_cfg=init_cfg)),
+        dict(backbone=dict(type=Plain), init_cfg=init_cfg),
+    ):
+        network = MODELS.build(dict(type='mmpelk.Enlarged', kernel_size=13, **config))
+        network.init_weights()
+        torch.testing.assert_close(network(x), want)
 
 
 @pytest.mark.scope('mmdet')

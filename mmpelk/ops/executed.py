@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode  # as torch.utils.flop_counter: there is no public alias
 
-from mmpelk.ops.backends import BACKENDS, REFERENCE_PROCESSOR, fastest_backend
+from .backends import BACKENDS, REFERENCE_PROCESSOR, fastest_backend
 
 __all__ = ['backend_on_cpu', 'executed_operations']
 
