@@ -13,10 +13,10 @@ from mmpelk.analysis.complexity import (
     count_complexity,
     uniform_densities,
 )
-from mmpelk.ops.executed import executed_operations
 from mmpelk.models import PeLK
 from mmpelk.ops import backends, force_backend, sharing_grid
 from mmpelk.ops.backends import PROCESSORS, REFERENCE_PROCESSOR
+from mmpelk.ops.executed import executed_operations
 
 NANO = dict(
     depths=(1, 1, 2, 1), channels=(8, 12, 16, 24), kernel_sizes=(13, 11, 9, 7), sharing_grids=(None, None, None, None)
