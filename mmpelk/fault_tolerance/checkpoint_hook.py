@@ -28,7 +28,7 @@ from .atomic_files import AtomicBackend, sync, write_atomically
 from .errors import UserError
 from .networks import unwrap_model
 from .random_state import get_random_state
-from .resumable import ANCESTORS, RUN_ID, Run, find_fault, find_newest, run_of
+from .resumable import ANCESTORS, RUN_ID, Run, fault_of, find_fault, find_newest, misfit_of, run_of
 from .resume import ResumeHook
 from .safe_loading import SAFE_LOADING, TRUST, CheckpointError, install_safe_loading, load_data, scheduler_states
 from .work_folder import WorkFolderLock
@@ -141,6 +141,11 @@ class CheckpointHook(MMEngineCheckpointHook):
                 f'{"; ".join(newest.skipped)}. Name a good one with --resume FILE, or train from the start in another '
                 '--work-dir'
             )
+        if newest.path is None and newest.run.ancestors:
+            raise CheckpointError(
+                f'the training in {folder} goes on from a checkpoint of another folder, and has none of its own yet: '
+                'name that file again with --resume FILE, or train from the start without --resume'
+            )
         if newest.path and newest.path != pointed and is_main_process():
             # Before what it named may have to make room, so that this file always names one that is there.
             write_atomically(pointer, newest.path.encode())
@@ -160,8 +165,19 @@ class CheckpointHook(MMEngineCheckpointHook):
         return sorted({path.resolve(): path for path in found if self._name.fullmatch(path.name)}.values())
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Go on as the same run, if training is resumed; the message hub takes what the file says of it afterwards."""
+        """Go on as the same run, if training is resumed; the message hub takes what the file says of it afterwards.
+
+        Raises:
+            CheckpointError: If the optimizer or the schedulers do not take what it holds.
+        """
         if runner._resume:
+            name, network = runner._load_from, unwrap_model(runner.model)
+            fault = fault_of(checkpoint, name, network) if '://' in str(name) else None
+            if not fault and hasattr(runner.optim_wrapper, 'state_dict'):
+                misfit = misfit_of(checkpoint, runner.optim_wrapper, runner.param_schedulers)
+                fault = misfit and f"'{name}' is no checkpoint to resume this training from: {misfit}"
+            if fault:
+                raise CheckpointError(f'{fault}. Load its weights alone with load_from, or resume from another one')
             self._run = self._run or run_of(checkpoint)
             for key in (RUN_ID, ANCESTORS):
                 checkpoint.pop(key, None)

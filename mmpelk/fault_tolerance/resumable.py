@@ -2,16 +2,18 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .safe_loading import CheckpointError, check_integrity, load_data
 
-__all__ = ['ANCESTORS', 'RUN_ID', 'Newest', 'Run', 'find_fault', 'find_newest', 'run_of']
+__all__ = ['ANCESTORS', 'RUN_ID', 'Newest', 'Run', 'fault_of', 'find_fault', 'find_newest', 'misfit_of', 'run_of']
 
 RUN_ID = 'run_id'
 """Name of the file in a work folder, and of the entry of checkpoints, that tell one training from another."""
@@ -150,25 +152,110 @@ def find_fault(path: str | Path, network: nn.Module) -> str | None:
         check_integrity(path)
     except CheckpointError as error:
         return str(error)
+    return fault_of(content, path, network)
+
+
+def fault_of(content: Any, name: object, network: nn.Module) -> str | None:
+    """:func:`find_fault` of what was read; ``name`` is for the message."""
     parts = {'meta', 'state_dict', 'message_hub', 'optimizer'}
     if not isinstance(content, dict) or not parts <= content.keys():
-        return f"'{path}' is no checkpoint to resume from: it lacks the optimizer. Load it with load_from instead"
-    meta, weights, hub = content['meta'], content['state_dict'], content['message_hub']
-    dicts = {key: content[key] for key in (*sorted(parts), 'run_state') if key in content}
+        return f"'{name}' is no checkpoint to resume from: it lacks the optimizer. Load it with load_from instead"
+    meta, weights, hub, state = content['meta'], content['state_dict'], content['message_hub'], content.get('run_state')
+    dicts = {key: content[key] for key in (*sorted(parts), 'run_state', 'ema_state_dict') if key in content}
     if isinstance(hub, dict):
         dicts |= {f'message_hub.{key}': hub.get(key) for key in ('log_scalars', 'runtime_info', 'resumed_keys')}
     for key, value in dicts.items():
         if not isinstance(value, dict):
-            return f"'{path}' is no checkpoint to resume from: its {key} is of type {type(value).__name__}"
-    for key in ('epoch', 'iter', 'seed'):
-        value = meta.get(key)
-        if (value is not None or key != 'seed') and (type(value) is not int or value < 0):
+            return f"'{name}' is no checkpoint to resume from: its {key} is of type {type(value).__name__}"
+        if key.startswith('message_hub.') and not all(isinstance(each, str) for each in value):
+            return f"'{name}' is no checkpoint to resume from: its {key} has a key that is no text"
+    numbers = {f'meta.{key}': (meta.get(key), most) for key, most in dict(epoch=2**48, iter=2**48, seed=2**32).items()}
+    if state is not None:
+        if not isinstance(state.get('ranks'), list) or not all(isinstance(each, dict) for each in state['ranks']):
+            return f"'{name}' is no checkpoint to resume from: its run_state.ranks is no list of random states"
+        limits = dict(batches=2**48, place=2**48, sampler_seed=2**63)
+        numbers |= {f'run_state.{key}': (state.get(key), most) for key, most in limits.items()}
+    for key, (value, most) in numbers.items():
+        if value is None and key.endswith('seed'):
+            continue
+        if type(value) is not int or not (key == 'run_state.batches') <= value < most:
             # Not its value, which may be of any length.
-            kind = 'a negative one' if type(value) is int else f'of type {type(value).__name__}'
-            return f"'{path}' is no checkpoint to resume from: its meta.{key} is {kind}, not a number from 0 on"
-    for name, parameter in network.named_parameters():
-        found = weights.get(name, weights.get(f'module.{name}'))
-        if not isinstance(found, Tensor) or found.shape != parameter.shape:
+            kind = 'a negative one' if type(value) is int and value < 0 else f'of type {type(value).__name__}'
+            return f"'{name}' is no checkpoint to resume from: its {key} is {kind}, not a number from 0 on"
+    buffers = dict(network.named_buffers())
+    for key, tensor in {**dict(network.named_parameters()), **buffers}.items():
+        found = weights.get(key, weights.get(f'module.{key}'))
+        if key in buffers and (found is None or tensor.dtype == torch.bool):
+            continue  # what is not saved, and masks, which the hook that draws them judges
+        if not isinstance(found, Tensor) or found.shape != tensor.shape:
             shape = 'nothing' if found is None else f'shape {tuple(getattr(found, "shape", ()))}'
-            return f"'{path}' is of another network: {name} has shape {tuple(parameter.shape)} here, {shape} there"
+            return f"'{name}' is of another network: {key} has shape {tuple(tensor.shape)} here, {shape} there"
     return None
+
+
+def misfit_of(content: Mapping[str, Any], optimizers: Any, schedulers: Any) -> str | None:
+    """Why the optimizers and schedulers of a training do not take the states in a checkpoint, or None.
+
+    mmengine and torch take over whatever a state holds, and fail at the first step, if at all.
+
+    Args:
+        content: Of the checkpoint.
+        optimizers: mmengine's wrapper of an optimizer, or of several by name.
+        schedulers: A list, or lists by the name of the optimizer.
+    """
+    pairs = [('optimizer', content['optimizer'], optimizers)]
+    if not hasattr(optimizers, 'optimizer'):
+        pairs = [(f'optimizer.{name}', content['optimizer'].get(name), each) for name, each in optimizers.items()]
+    for name, state, wrapper in pairs:
+        groups = state.get('param_groups') if isinstance(state, dict) else None
+        own = wrapper.optimizer.param_groups
+        if not isinstance(groups, list) or [_length(group) for group in groups] != [_length(group) for group in own]:
+            return f'its {name} is of other groups of parameters: keep paramwise_cfg and what is frozen as they were'
+        for here, there in zip(own, groups, strict=True):
+            if wrong := _other_kind(here, there):
+                return f'its {name} has {wrong} of another type'
+        moments = state.get('state')
+        if not isinstance(moments, dict) or not all(map(_is_numbers, moments.values())):
+            return f'its {name} has a state that is no numbers'
+        scaler = state.get('loss_scaler', {})
+        if not isinstance(scaler, dict) or not all(isinstance(value, Real) for value in scaler.values()):
+            return f'the loss_scaler of its {name} holds what is no number'
+    if schedulers is None or content.get('param_schedulers') is None:
+        return None
+    saved = content['param_schedulers']
+    lists = schedulers if isinstance(schedulers, dict) else {'': schedulers}
+    for name, each in lists.items():
+        states = (saved.get(name) if isinstance(saved, dict) else None) if name else saved
+        if not isinstance(states, list) or not all(isinstance(state, dict) for state in states):
+            return 'its param_schedulers are not those of this config'
+        for scheduler, state in zip(each, states, strict=False):
+            shadowed = [key for key in state if not isinstance(key, str) or hasattr(type(scheduler), key)]
+            if wrong := next(iter(shadowed), None) or _other_kind(vars(scheduler), state):
+                return f'its param_schedulers have {wrong!r:.80} of another type'
+    return None
+
+
+def _length(group: Any) -> int:
+    return len(group['params']) if isinstance(group, dict) and isinstance(group.get('params'), list) else -1
+
+
+def _is_numbers(value: Any) -> bool:
+    """Whether there are only numbers and tensors in it, as in what an optimizer keeps of a parameter."""
+    if isinstance(value, dict | list | tuple):
+        return all(map(_is_numbers, value.values() if isinstance(value, dict) else value))
+    return value is None or isinstance(value, Real | Tensor)
+
+
+def _other_kind(here: Mapping[str, Any], there: Mapping[str, Any]) -> str | None:
+    """The first entry that is of another kind than the one that it would replace."""
+    return next((key for key, value in there.items() if key in here and not _is_like(here[key], value)), None)
+
+
+def _is_like(here: Any, there: Any) -> bool:
+    if isinstance(here, list | tuple):
+        length = len(here) if isinstance(here, tuple) else None
+        fits = isinstance(there, list | tuple) and length in (None, len(there))
+        return fits and all(_is_like(here[0], each) for each in there) if here else fits
+    if isinstance(here, Real):
+        return isinstance(there, Real | Tensor)
+    return isinstance(there, str | dict) == isinstance(here, str | dict) if here is not None else True

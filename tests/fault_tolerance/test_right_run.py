@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -269,6 +270,65 @@ def test_hostile_types_end_in_a_sentence(part: str, value: Any, tmp_path: Path) 
     torch.save(content | {part: value}, tmp_path / 'evil.pth')
     with pytest.raises(CheckpointError, match=r'evil\.pth'):
         train(tmp_path, 2, resume=True, load_from=tmp_path / 'evil.pth')
+
+
+ODD: dict[str, tuple[str, Any]] = {
+    'no groups': ('optimizer.param_groups', 3),
+    'a group more': ('optimizer.param_groups', [dict(params=[0]), dict(params=[1])]),
+    'text as a rate': ('optimizer.param_groups.0.lr', 'x'),
+    'no moments': ('optimizer.state', []),
+    'text as a moment': ('optimizer.state.0', dict(momentum_buffer='x')),
+    'a scaler of text': ('optimizer.loss_scaler', dict(scale='x')),
+    'no list of schedulers': ('param_schedulers', 3),
+    'number as a scheduler': ('param_schedulers.0', 3),
+    'text as a value': ('param_schedulers.0.base_values', ['x']),
+    'text as an end': ('param_schedulers.0.end', 'x'),
+    'number as a method': ('param_schedulers.0.step', 3),
+    'number as a key': ('message_hub.runtime_info', {1: 2}),
+    'no random states': ('run_state.ranks', 3),
+    'an epoch of nothing': ('run_state.batches', 0),
+    'text as a place': ('run_state.place', 'x'),
+    'a seed beyond': ('meta.seed', 2**70),
+    'averages of nothing': ('ema_state_dict', [1]),
+}
+
+
+@pytest.mark.parametrize('kind', ODD)
+def test_odd_states_end_in_a_sentence(kind: str, tmp_path: Path) -> None:
+    scheduler = dict(type='PolyLR', by_epoch=False, end=10)
+    train(tmp_path, 1, scheduler=dict(scheduler))
+    content = torch.load(tmp_path / 'iter_1.pth', weights_only=False)
+    (*path, last), value = ODD[kind][0].split('.'), ODD[kind][1]
+    target = content
+    for key in path:
+        target = target[int(key) if key.isdigit() else key]
+    target[int(last) if last.isdigit() else last] = value
+    torch.save(content, tmp_path / 'iter_1.pth')
+    with pytest.raises(CheckpointError, match=r'iter_1\.pth'):
+        train(tmp_path, 2, resume=True, load_from=tmp_path / 'iter_1.pth', scheduler=dict(scheduler))
+
+
+def test_running_statistics_of_another_network_are_refused(tmp_path: Path) -> None:
+    network = torch.nn.BatchNorm1d(2, affine=False)
+    content = dict(meta=dict(epoch=0, iter=1), message_hub=dict(log_scalars={}, runtime_info={}, resumed_keys={}))
+    weights = network.state_dict()
+    for changed, fault in (({}, None), (dict(running_mean=torch.ones(3)), r'running_mean has shape \(2,\) here')):
+        torch.save(dict(**content, optimizer={}, state_dict={**weights, **changed}), tmp_path / 'a.pth')
+        found = find_fault(tmp_path / 'a.pth', network)
+        assert found is None if fault is None else re.search(fault, found or '')
+
+
+def test_a_branch_without_a_checkpoint_does_not_begin_anew(tmp_path: Path) -> None:
+    """Killed before it had saved anything in a folder of its own."""
+    train(tmp_path / 'first', 2)
+    branch = make_runner(tmp_path / 'second', 4, resume=True, load_from=tmp_path / 'first' / 'iter_2.pth')
+    branch.train_loop.run = lambda: hook_of(branch).before_train(branch)
+    branch.train()
+    with pytest.raises(CheckpointError, match=r'goes on from a checkpoint of another folder.*--resume FILE'):
+        train(tmp_path / 'second', 4, resume=True)
+    train(tmp_path / 'second', 4, resume=True, load_from=tmp_path / 'first' / 'iter_2.pth')
+    again = train(tmp_path / 'second', 5, resume=True)
+    assert Path(again._load_from).name == 'iter_4.pth'
 
 
 @pytest.mark.parametrize('key', ['cfg', 'config'])
