@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from mmpelk.analysis.table import Table
-from mmpelk.analysis.timing import environment_info
 from mmpelk.ops import sharing_grid
 from mmpelk.ops.backends import BACKENDS, choice, fastest_backend
+from reproduction.machine import environment_info
 
 # Channels, side, kernel size. The stages, at the resolutions of the paper, each with fewer channels than it has.
 CASES = [

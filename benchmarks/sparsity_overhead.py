@@ -14,7 +14,7 @@ import torch
 from mmengine.device import get_device
 from torch import nn
 
-from mmpelk.analysis.timing import interleaved_medians
+from benchmarks.timing import interleaved_medians
 from mmpelk.models import PeLK
 from mmpelk.sparsity import GRANULARITIES, StepMasker, attach_masks
 

@@ -31,7 +31,7 @@ API = {
     'sparsity': ['mmpelk.sparsity'],
     'analysis': [
         'mmpelk.analysis',
-        *(f'mmpelk.analysis.{name}' for name in ('complexity', 'erf', 'receptive_field', 'kernels', 'timing')),
+        *(f'mmpelk.analysis.{name}' for name in ('complexity', 'erf', 'receptive_field', 'kernels')),
     ],
     'export': ['mmpelk.export'],
 }

@@ -1,13 +1,11 @@
-"""Interleaved timing, peak memory, and the description of the machine that every measured figure is published with."""
+"""Interleaved timing and peak memory."""
 
 import ctypes
 import gc
-import platform
 import re
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping
-from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -107,19 +105,3 @@ def _proc_status(field: str) -> int:
     match = re.search(rf'{field}:\s+(\d+) kB', Path('/proc/self/status').read_text())
     assert match, field
     return int(match.group(1)) * 1024
-
-
-def environment_info(device: str) -> dict[str, Any]:
-    """Device, versions, threads, precision settings and date of a run."""
-    processor = platform.processor() or platform.machine()
-    if (info := Path('/proc/cpuinfo')).exists() and (name := re.search(r'model name\s*:\s*(.+)', info.read_text())):
-        processor = name.group(1)
-    return {
-        'device': torch.cuda.get_device_name() if device == 'cuda' else processor,
-        'threads': torch.get_num_threads(),
-        'torch': torch.__version__,
-        'python': platform.python_version(),
-        'tf32_matmul': torch.backends.cuda.matmul.allow_tf32,
-        'tf32_conv': torch.backends.cudnn.allow_tf32,
-        'date': date.today().isoformat(),
-    }
