@@ -217,7 +217,7 @@ def read_recipe(text: str, name: str | Path) -> dict[str, Any]:
             statement.targets[0].id: ast.literal_eval(statement.value)  # type: ignore[attr-defined]
             for statement in statements
         }
-    except (AttributeError, SyntaxError, ValueError, RecursionError) as error:
+    except (AttributeError, SyntaxError, TypeError, ValueError, MemoryError, RecursionError) as error:
         raise UserError(
             f"the recipe of '{name}' is refused: it holds more than names and literal values ({error})"
         ) from error

@@ -187,6 +187,8 @@ def _recipe(part: dict[str, Any], **others: Any) -> str:
     [
         ('import os\nos.system("touch pwned")\n', 'more than names and literal values'),
         ('model = dict(type=print("x"))\n', 'more than names and literal values'),
+        ('model = {[1]: 2}\n', 'more than names and literal values'),
+        (f'model = {"~" * 20_000}1\n', 'more than names and literal values'),
         ('model = {"type": "os.system", "command": "touch pwned"}\n', "wants 'os.system'"),
         ('model = {"type": "EncoderDecoder", "backbone": [{"type": "mmengine.load"}]}\n', "wants 'mmengine.load'"),
         ('default_scope = "evil"\nmodel = {}\n', "wants 'evil'"),

@@ -39,7 +39,9 @@ class OnnxPainter:
         try:
             meta = self.session.get_modelmeta().custom_metadata_map
             self.meta: dict[str, Any] = {key: json.loads(meta[key]) for key in ('task', 'mean', 'std', 'channel_order')}
-        except (KeyError, ValueError) as error:
+            self.classes: list[str] = json.loads(meta.get('classes', 'null')) or []
+            self.palette: list[list[int]] = json.loads(meta.get('palette', 'null')) or []
+        except (KeyError, ValueError, RecursionError) as error:
             raise UserError(
                 f"'{path}' does not say what it takes ({error}): files of tools/export_onnx.py do"
             ) from error
@@ -48,8 +50,6 @@ class OnnxPainter:
                 f"'{path}' is of the task {self.meta['task']} and gives no boxes: draw with --config and the "
                 'checkpoint that it was exported from'
             )
-        self.classes: list[str] = json.loads(meta.get('classes', 'null')) or []
-        self.palette: list[list[int]] = json.loads(meta.get('palette', 'null')) or []
         self.opacity = opacity
         (self.input,) = self.session.get_inputs()
 

@@ -1,7 +1,7 @@
 """Exact resume: a training that was interrupted ends as the one that was not, to the bit."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -205,7 +205,7 @@ def _seeded(dataset: Any) -> Any:
 
     Who holds it, or sets its pipeline later, still reaches what is loaded from.
     """
-    kind = type(dataset)
+    kind: Any = type(dataset)
     if getattr(kind, 'draws_by_batch', False):
         return dataset
 
@@ -231,19 +231,29 @@ def _seeded(dataset: Any) -> Any:
             np.random.set_state(numpy)
             torch.set_rng_state(state)
 
-    def reduce(self: Any) -> tuple[Any, ...]:
-        return _restore_dataset, (kind, self.__dict__)
+    def reduce_ex(self: Any, protocol: Any) -> str | tuple[Any, ...]:
+        # As its own class would, whose name the other process can import.
+        reduced = kind.__reduce_ex__(self, protocol)
+        if isinstance(reduced, str):
+            return reduced
+        make, arguments, *state = (kind if part is type(self) else part for part in reduced)
+        arguments = tuple(kind if argument is type(self) else argument for argument in arguments)
+        return _make_seeded, (make, arguments), *state
 
     # One base, so that objects of both look the same in memory, which Python asks for before a class changes.
-    members = dict(__module__=kind.__module__, draws_by_batch=True, __getitems__=getitems, __reduce__=reduce)
-    dataset.__class__ = type(kind.__name__, (kind,), members)
+    members = dict(__module__=kind.__module__, draws_by_batch=True, __getitems__=getitems, __reduce_ex__=reduce_ex)
+    try:
+        dataset.__class__ = type(kind.__name__, (kind,), members)
+    except TypeError as error:
+        raise UserError(
+            f'train_dataloader.dataset is a {kind.__name__}, whose samples cannot be drawn by their number: put it '
+            'into a class of its own, such as a torch.utils.data.Dataset'
+        ) from error
     return dataset
 
 
-def _restore_dataset(kind: type, content: dict[str, Any]) -> Any:
-    dataset: Any = object.__new__(kind)
-    dataset.__dict__.update(content)
-    return _seeded(dataset)
+def _make_seeded(make: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    return _seeded(make(*arguments))
 
 
 def _rebuild(loader: DataLoader, batches: NumberedBatches) -> DataLoader:

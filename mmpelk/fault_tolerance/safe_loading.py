@@ -6,6 +6,7 @@ mmengine writes, and refuses everything else. :func:`install_safe_loading` puts 
 
 import contextlib
 import functools
+import hashlib
 import io
 import json
 import logging
@@ -177,18 +178,37 @@ def _load_safetensors(source: str | Path | BinaryIO, map_location: Location, nam
 
 
 def load_from_http(url: str, map_location: Location = None) -> Any:
-    path = Path(get_dir()) / 'checkpoints' / url.rpartition('/')[2].partition('?')[0]
-    fault = ''
+    path, fault = _cached(url), ''
     # The first process of each machine, whose disk the others of it share.
     if os.environ.get('LOCAL_RANK', str(get_rank())) == '0' and not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             download_url_to_file(url, str(path))
         except OSError as error:
-            fault = f"'{url}' cannot be downloaded: {error}. Check the address and the network"
+            fault = f"'{url}' cannot be downloaded: {error}. Check the address and the network, or put it at '{path}'"
     if found := [each for each in all_gather_object(fault) if each]:
         raise UserError(found[0])
     return load_data(path, map_location)
+
+
+def _cached(url: str) -> Path:
+    """Where a download is kept: by its whole address, since other files may have the same name.
+
+    What torch has in its own cache by the name alone counts if the name holds the beginning of the file's checksum.
+    """
+    folder, name = Path(get_dir()) / 'checkpoints', url.rpartition('/')[2].partition('?')[0]
+    digest = re.search(r'-([0-9a-f]{8,64})\.', name)
+    if digest and (folder / name).is_file() and _checksum(folder / name).startswith(digest[1]):
+        return folder / name
+    return folder / hashlib.sha256(url.encode()).hexdigest()[:16] / name
+
+
+def _checksum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        for part in iter(functools.partial(file.read, 2**22), b''):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def load_from_store(url: str, map_location: Location = None) -> Any:

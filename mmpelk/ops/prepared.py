@@ -104,6 +104,9 @@ class PreparedCache:
         key = *_settings_of(x, backend), tuple(grid)
         entry = self._entries.get(key)
         if entry is not None and entry.is_of(tensors):
+            with self._lock:
+                if key in self._entries:
+                    self._entries.move_to_end(key)  # what is used least makes room
             return entry.prepared
         # Copied first: a write while `make` reads then leaves an entry that nobody takes.
         copies = [None if tensor is None else tensor.detach().clone() for tensor in tensors]

@@ -1,13 +1,15 @@
 """What the resume hook keeps, restores and leaves out, piece by piece; whole runs are in test_exact_resume.py."""
 
+import pickle
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler, TensorDataset
 
-from mmpelk.fault_tolerance.resume import NumberedBatches, ResumeHook, _rebuild
+from mmpelk.fault_tolerance.errors import UserError
+from mmpelk.fault_tolerance.resume import NumberedBatches, ResumeHook, _Batch, _rebuild, _seeded
 
 
 def loader() -> DataLoader:
@@ -63,3 +65,70 @@ def test_loaders_draw_nothing_from_the_numbers_of_training() -> None:
     before = torch.get_rng_state()
     assert len(list(_rebuild(loader(), batches))) == 5
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class Plain(Dataset):
+    """Draws a number for each sample."""
+
+    def __init__(self, size: int = 3) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> int:
+        return int(torch.randint(2**30, ()))
+
+
+class OfAFile(Plain):
+    """Opens its file anew in every process."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.file = open(__file__)  # noqa: SIM115
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, 'file': None}
+
+
+class ByCall(Plain):
+    """Is made anew."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.size + 1,)
+
+
+class WithState(OfAFile):
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, size=9)
+
+
+@pytest.mark.parametrize(('kind', 'size'), [(Plain, 3), (OfAFile, 4), (ByCall, 4), (WithState, 9)])
+def test_data_sets_reach_workers_as_their_class_says(kind: Any, size: int) -> None:
+    """Processes that are not forked get a pickle."""
+    there = pickle.loads(pickle.dumps(_seeded(kind())))
+    assert isinstance(there, kind)
+    assert there.size == size
+    assert getattr(there, 'file', None) is None
+    batches = [_Batch([0, 1]), _Batch([0, 1]), _Batch([0, 1])]
+    for batch, seed in zip(batches, (5, 6, 5), strict=True):
+        batch.seed = seed
+    drawn = [there.__getitems__(batch) for batch in batches]
+    assert drawn[0] == drawn[2] != drawn[1], 'by the number of the batch'
+    again = pickle.loads(pickle.dumps(there))
+    assert isinstance(again, kind)
+    assert again.draws_by_batch
+
+
+def test_data_sets_of_no_class_are_refused() -> None:
+    with pytest.raises(UserError, match='dataset is a list'):
+        _seeded([1, 2])
+
+
+def test_processes_draw_other_numbers() -> None:
+    def seeds(rank: int) -> list[int]:
+        sampler = BatchSampler(SequentialSampler(range(5)), 1, False)
+        return [batch.seed for batch in NumberedBatches(sampler, 7, rank, 0, 0, False)]
+
+    assert seeds(0) == seeds(0)
+    assert len({*seeds(0), *seeds(1)}) == 10

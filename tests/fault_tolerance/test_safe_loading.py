@@ -1,7 +1,9 @@
 """No file runs code: not in the loader, not through mmengine, and in no tool."""
 
 import ast
+import hashlib
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -171,20 +173,46 @@ def test_the_first_process_of_each_machine_downloads(
 
     def download(url: str, path: str) -> None:
         fetched.append(url)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         torch.save({'state_dict': {}}, path)
 
     monkeypatch.setenv('LOCAL_RANK', local_rank)
     monkeypatch.setattr(safe_loading, 'get_rank', lambda: 8 + int(local_rank))
     monkeypatch.setattr(safe_loading, 'get_dir', lambda: str(tmp_path))
     monkeypatch.setattr(safe_loading, 'download_url_to_file', download)
-    (tmp_path / 'checkpoints').mkdir()
-    _path = str(tmp_path / 'checkpoints' / 'a.pth')
+    path = safe_loading._cached('https://host/a.pth')
     # Where the others read, the first process of the machine has been here.
     monkeypatch.setattr(
-        safe_loading, 'all_gather_object', lambda fault: [fault] if fetched else [download('other', _path) or fault]
+        safe_loading, 'all_gather_object', lambda fault: [fault] if fetched else [download('other', str(path)) or fault]
     )
     assert safe_loading.read_checkpoint('https://host/a.pth') == {'state_dict': {}}
     assert fetched == (['https://host/a.pth'] if downloads else ['other'])
+
+
+def test_addresses_with_one_name_are_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts: list[str] = []
+
+    def download(url: str, path: str) -> None:
+        hosts.append(url)
+        torch.save({'state_dict': {url: torch.ones(1)}}, path)
+
+    monkeypatch.setattr(safe_loading, 'get_dir', lambda: str(tmp_path))
+    monkeypatch.setattr(safe_loading, 'download_url_to_file', download)
+    urls = ['https://a/x.pth', 'https://b/x.pth', 'https://a/x.pth?version=2']
+    for _ in range(2):
+        for url in urls:
+            assert list(safe_loading.read_checkpoint(url)['state_dict']) == [url]
+    assert hosts == urls
+    # Of torch's own cache, only what has the checksum that its name says.
+    torch.save({'state_dict': {'torch': torch.ones(1)}}, tmp_path / 'here.pth')
+    digest = hashlib.sha256((tmp_path / 'here.pth').read_bytes()).hexdigest()[:8]
+    for name, found in (
+        (f'x-{digest}.pth', 'torch'),
+        ('x-01234567.pth', 'https://a/x-01234567.pth'),
+        ('x.pth', urls[0]),
+    ):
+        shutil.copy(tmp_path / 'here.pth', tmp_path / 'checkpoints' / name)
+        assert list(safe_loading.read_checkpoint(f'https://a/{name}')['state_dict']) == [found]
 
 
 @pytest.mark.parametrize('faults', [['', 'no network'], ['no network', '']])

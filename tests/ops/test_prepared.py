@@ -69,7 +69,9 @@ def test_keeps_few_sizes_and_few_bytes() -> None:
     cache, made = PreparedCache(), []
     for extra in range(6):
         get(cache, x[:, :, : 3 + extra], weight, made)
+        get(cache, x[:, :, :3], weight, made)
     assert len(cache) == 4
+    assert len(made) == 6, 'what is used most stays'
     with mock.patch.object(prepared, '_BYTES', 10):
         get(cache, x, weight, made)
     assert len(cache) == 0

@@ -237,7 +237,7 @@ def _is_coco(path: Path) -> bool:
     text = path.read_bytes().decode('utf-8-sig', errors='replace')
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         if any(f'"{name}"' in text for name in _LISTS):
             raise UserError(f"the annotation file '{path}' is damaged ({error}): copy or export it again") from error
         return False

@@ -53,7 +53,7 @@ def _labelme_files(root: Path) -> Iterator[tuple[Path, Content | None]]:
     for path in sorted(root.rglob('*.json')):
         try:
             content = json.loads(path.read_text('utf-8-sig'))
-        except ValueError:
+        except (ValueError, RecursionError):
             yield path, None
             continue
         if isinstance(content, dict) and 'shapes' in content and 'imagePath' in content:

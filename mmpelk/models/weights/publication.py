@@ -123,7 +123,11 @@ def fetch(name: str | Path, kind: str, files: Iterable[str] = (), **options: Any
         loaded = read_checkpoint(folder / WEIGHTS)
     except UserError:
         raise
-    except (OSError, ValueError) as error:  # also of a config.json that is no JSON, and huggingface_hub's own
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+    ) as error:  # also of a config.json that is no JSON, and huggingface_hub's own
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"'{name}' is neither a folder with {CONFIG} and {WEIGHTS} nor a repository that can be read here: {reason}"

@@ -202,7 +202,7 @@ def _read(path: Path) -> dict[str, str]:
             raise ValueError('not a table of backends')
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         _LOGGER.warning('%s is ignored and will be written anew: %s: %s', path, type(error).__name__, error)
         return {}
     return dict(answers)
