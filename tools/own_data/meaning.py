@@ -412,7 +412,7 @@ def _unnamed(keys: set[int], answers: Answers, void: set[int], coloured: bool) -
         ends = ' or '.join(dict.fromkeys(str(value) for value in (labelled[0], labelled[-1])))
         # The first or the last of several may be "no class", as in CamVid; two are an object and what is around it.
         certain = bool(keys & void) or len(labelled) < 3 or answers.ignore is not None
-        other = '' if keys & void else f'; if {ends} is no class, give --ignore {labelled[0]}'
+        other = '' if keys & void else f'; if {ends} is no class, give --ignore with it'
         option = '--classes' if certain else '--ignore none'
         yield _Reading(each, f'{text}, {nothing}{other}; --classes NAME,... names them', option, certain)
 

@@ -216,7 +216,7 @@ def train(data: DataSet, out: Path) -> None:
     optimizer = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-3))
     before = [parameter.detach().clone() for parameter in model.parameters()]
     for start in (0, 2):
-        losses = model.train_step(pseudo_collate([samples[start], samples[start + 1]]), optimizer)
+        losses = model.train_step(pseudo_collate([samples[start], samples[(start + 1) % len(samples)]]), optimizer)
         assert torch.isfinite(losses['loss'])
     assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
 
