@@ -17,7 +17,9 @@ from .dataset import (
     find_images,
     make_palette,
     map_files,
+    original_of,
     read_header,
+    say_drawn,
     split_by_lists,
     split_names,
     split_of,
@@ -196,14 +198,13 @@ def _draw(data: DataSet, splits: dict[str, list[str]], labels: dict[str, int], s
     splits['train'] = []
     for index, label in enumerate(data.classes):
         own = [name for name in train if labels[name] == index]
-        if len(own) < 2:
+        if len({original_of(name) for name in own}) < 2:
             few.append(label)
             splits['train'] += own
         else:
             for split, drawn in split_names(own, share).items():
                 splits[split] += drawn
-    counts = f'{len(splits["train"])} to {len(splits["val"])}'
-    data.note('decision', f'nothing says which pictures to validate on: {counts} are drawn at random, always the same')
+    say_drawn(data, splits)
     return few
 
 

@@ -4,7 +4,7 @@ import hashlib
 import random
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +31,9 @@ __all__ = [
     'known_metainfo',
     'make_palette',
     'map_files',
+    'original_of',
     'read_header',
+    'say_drawn',
     'split_by_lists',
     'split_names',
     'split_of',
@@ -334,10 +336,7 @@ def complete_splits(data: DataSet, splits: dict[str, list[Item]], share: float, 
         drawn = split_names(list(by_name), share)
         for split, chosen in drawn.items():
             splits[split] = [by_name[name] for name in chosen]
-        counts = f'{len(splits["train"])} to {len(splits["val"])}'
-        data.note(
-            'decision', f'nothing says which samples to validate on: {counts} are drawn at random, always the same'
-        )
+        say_drawn(data, splits, names)
     if 'test' in splits:
         text = f'{len(splits["test"])} samples of the test split are for tools/test.py alone: nothing is chosen by them'
         data.note('decision', text)
@@ -349,6 +348,13 @@ def find_copies(data: DataSet, names: Sequence[str]) -> None:
     for name in names:
         by_length[(data.root / name).stat().st_size].append(name)
     held_out = set(data.splits['val']) | set(data.splits.get('test', ()))
+    # Roboflow's folders of the splits are not in the way: the name of an original is the same in all.
+    trained = {Path(original_of(name)).name for name in data.splits['train'] if original_of(name) != name}
+    if made := sorted(
+        name for name in held_out if original_of(name) != name and Path(original_of(name)).name in trained
+    ):
+        text = f'{len(made)} pictures to validate or test on are called like augmented copies of pictures to train on'
+        data.note('mistake', text, made)
     copies = []
     for group in by_length.values():
         if len(group) > 1 and any(name in held_out for name in group):
@@ -365,17 +371,36 @@ def find_copies(data: DataSet, names: Sequence[str]) -> None:
 
 
 def split_names(names: Sequence[str], share: float, seed: int = 0) -> dict[str, list[str]]:
-    """Draw a validation split: the same names give the same split, on every machine.
+    """Draw a validation split: the same names give the same split, on every machine, copies of a picture are together.
 
     Raises:
-        UserError: If there is but one name.
+        UserError: If there is but one picture.
     """
-    if len(names) < 2:
-        raise UserError(f'{len(names)} usable picture: training and validation need one each')
-    drawn = sorted(names)
+    copies: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(names):
+        copies[original_of(name)].append(name)
+    if len(copies) < 2:
+        raise UserError(f'{len(copies)} usable picture: training and validation need one each')
+    drawn = list(copies.values())
     random.Random(seed).shuffle(drawn)
     held_out = min(max(1, round(share * len(drawn))), len(drawn) - 1)
-    return {'train': sorted(drawn[held_out:]), 'val': sorted(drawn[:held_out])}
+    parts = {'train': drawn[held_out:], 'val': drawn[:held_out]}
+    return {split: sorted(name for group in part for name in group) for split, part in parts.items()}
+
+
+def original_of(name: str) -> str:
+    """The picture that an augmented copy of Roboflow's was made of: ``7_jpg.rf.HASH.jpg`` and others are one."""
+    return re.sub(r'\.rf\.[0-9A-Za-z]{16,}(?=\.\w+$)', '', name)
+
+
+def say_drawn(data: DataSet, splits: Mapping[str, Sequence[Item]], names: Callable[[Item], str] = str) -> None:
+    """Note how many are drawn to validate on, and that copies stay together."""
+    counts = f'{len(splits["train"])} to {len(splits["val"])}'
+    text = f'nothing says which pictures to validate on: {counts} are drawn at random, always the same'
+    drawn = [names(item) for split in ('train', 'val') for item in splits[split]]
+    if many := len(drawn) - len({original_of(name) for name in drawn}):
+        text += f', {many} augmented copies with the pictures that they were made of'
+    data.note('decision', text)
 
 
 def spread(items: Sequence[Item], limit: int) -> list[Item]:

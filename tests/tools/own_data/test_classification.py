@@ -147,3 +147,16 @@ def test_pictures_that_are_not_read_are_counted(tmp_path: Path) -> None:
         (tmp_path / 'cat' / f'{index}.jpg').rename(tmp_path / 'cat' / f'{index}.jfif')
     asked = notes(read_classification(tmp_path), 'question')
     assert '3 pictures are of kinds that are not read (.jfif; convert them to .jpg or .png)' in asked
+
+
+def test_augmented_copies_stay_with_their_picture(tmp_path: Path) -> None:
+    for label in ('cat', 'dog'):
+        for index in range(12):
+            image(tmp_path / label / f'{index // 3}_png.rf.{index:032x}.jpg')
+    data = read_classification(tmp_path)
+    assert '16 augmented copies with the pictures' in notes(data, 'decision')
+    assert names(data) == {'train': 18, 'val': 6}
+    (tmp_path / 'val.txt').write_text(data.splits['train'][0])
+    assert '1 pictures to validate or test on are called like augmented copies' in notes(
+        read_classification(tmp_path), 'mistake'
+    )

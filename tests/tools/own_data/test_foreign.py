@@ -206,6 +206,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(data: DataSet, out: Path) -> None:
     """Two iterations with the config that is written."""
+    new_project.answer(data, yes=True)
     config = write_project(data, make_plan(data, Machine(), batch_size=2), out / 'mine')
     cfg = Config.fromfile(config)
     init_default_scope(cfg.default_scope)
@@ -259,7 +260,6 @@ def test_formats_of_datumaro(
         assert {number(path): data.classes[index] for path, index in data.details['labels'].items()} == {
             index: ('background', 'dog')[index % 2] for index in range(6)
         }
-    new_project.answer(data, yes=True)
     train(data, tmp_path)
 
 

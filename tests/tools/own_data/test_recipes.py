@@ -12,6 +12,8 @@ from mmengine.config import Config
 from own_data.dataset import Header, make_palette, split_names
 from own_data.recipes import literal
 
+from mmpelk.errors import UserError
+
 # What mmengine replaces, Python ends a string by, or a shell and a template would take for theirs.
 PIECES = [
     *('{{ fileDirname }}', '{{_base_.model}}', '{{$HOME:x}}', '{{', '}}', '{', "'", '"', "'''", '\\', '\\x7b', '\n'),
@@ -55,3 +57,13 @@ def test_the_drawn_split_is_not_the_beginning() -> None:
     assert drawn['val'] != names[:20]
     # Frames of a video follow each other: a fair draw takes some of every quarter.
     assert all(any(name in drawn['val'] for name in names[start : start + 25]) for start in range(0, 100, 25))
+
+
+def test_copies_of_a_picture_are_drawn_together() -> None:
+    names = [f'{index}_jpg.rf.{copy:032x}.jpg' for index in range(10) for copy in range(3)]
+    drawn = split_names(names, 0.2)
+    assert {split: len(part) for split, part in drawn.items()} == {'train': 24, 'val': 6}
+    originals = [{name.split('.rf.')[0] for name in part} for part in drawn.values()]
+    assert not originals[0] & originals[1]
+    with pytest.raises(UserError, match='1 usable picture'):
+        split_names(names[:3], 0.2)
