@@ -28,10 +28,10 @@ from torch.utils._python_dispatch import TorchDispatchMode  # as torch.utils.flo
 
 from benchmarks.ceiling import without_mixer
 from benchmarks.timing import LAYOUTS, faster_layouts, interleaved_medians, peak_memory
+from mmpelk.analysis.machine import environment_info
 from mmpelk.analysis.table import Table
 from mmpelk.models import PeLK
 from mmpelk.ops import force_backend
-from reproduction.machine import environment_info
 
 RESULTS = Path(__file__).resolve().parent / 'results'
 INPUTS = {'cpu': [(1, 224), (4, 224), (8, 224), (1, 512)], 'cuda': [(64, 224), (8, 512)]}

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmpelk.analysis.machine import environment_info
 from mmpelk.analysis.table import Table
 from mmpelk.ops import sharing_grid
 from mmpelk.ops.backends import BACKENDS, choice, fastest_backend
-from reproduction.machine import environment_info
 
 # Channels, side, kernel size. The stages, at the resolutions of the paper, each with fewer channels than it has.
 CASES = [

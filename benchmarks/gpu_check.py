@@ -184,7 +184,7 @@ def machine(step: Step) -> None:
     """Device, versions, what memory and tensor cores reach; how long a first call takes."""
     import torch
 
-    from reproduction.machine import environment_info
+    from mmpelk.analysis.machine import environment_info
 
     step.write(**environment_info(step.device))
     if not step.dry:

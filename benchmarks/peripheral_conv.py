@@ -26,10 +26,10 @@ from rich.progress import track
 from torch import Tensor
 
 from benchmarks.timing import interleaved_medians, peak_memory
+from mmpelk.analysis.machine import environment_info
 from mmpelk.analysis.table import Table
 from mmpelk.models.pelk import ARCHITECTURES
 from mmpelk.ops import available_backends, expand_kernel, peripheral_conv2d, sharing_grid
-from reproduction.machine import environment_info
 
 RESULTS = Path(__file__).resolve().parent / 'results'
 # Convolved channels and maps of PeLK-T's stages at 224 x 224, a stage 1 of segmentation at 2048 x 512, and one of

@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from benchmarks.timing import synchronize
+from mmpelk.analysis.machine import environment_info
 from mmpelk.analysis.table import Table
 from mmpelk.engine import CheckpointHook, DivergenceHook, PreemptionHook, ResumeHook
 from mmpelk.models import PeLK
-from reproduction.machine import environment_info
 
 STEP, WAITS, STANDS = 'training step', 'checkpoint, while training waits', 'checkpoint, until it is on the disk'
 LIMITS = {STEP: 0.01, WAITS: 0.2}  # what the hooks may add to a step, and to what mmengine's takes

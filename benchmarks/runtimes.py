@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from benchmarks.ceiling import without_mixer
 from benchmarks.timing import interleaved_medians
 from mmpelk.analysis.inference import build_model
+from mmpelk.analysis.machine import environment_info
 from mmpelk.analysis.table import Table
 from mmpelk.engine.command_line import build_runner
 from mmpelk.export import (
@@ -46,7 +47,6 @@ from mmpelk.export import (
     replace_weights,
     runner_of,
 )
-from reproduction.machine import environment_info
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / 'benchmarks' / 'results' / 'runtimes.json'

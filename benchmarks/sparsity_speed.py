@@ -25,11 +25,11 @@ from torch import Tensor, nn
 import mmpelk
 from benchmarks.timing import LAYOUTS, faster_layouts, interleaved_medians, peak_memory
 from mmpelk.analysis.inference import build_model
+from mmpelk.analysis.machine import environment_info
 from mmpelk.analysis.table import Table
 from mmpelk.engine.command_line import exit_on_user_error
 from mmpelk.models import PeLK
 from mmpelk.sparsity import uniform_units
-from reproduction.machine import environment_info
 
 RESULTS = Path(__file__).resolve().parent / 'results' / 'sparsity_speed.json'
 SHRUNK = 'PeLK-T, shrunk'

@@ -29,11 +29,11 @@ from torch import Tensor, nn
 from benchmarks.timing import interleaved_medians, peak_memory
 from mmpelk import __version__
 from mmpelk.analysis.inference import InferenceForm, build_model
+from mmpelk.analysis.machine import environment_info
 from mmpelk.analysis.table import Table
 from mmpelk.engine.command_line import exit_on_user_error, read_config
 from mmpelk.models.pelk import PeLKStage
 from mmpelk.ops import force_backend
-from reproduction.machine import environment_info
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = {

@@ -100,7 +100,7 @@ class Results:
 
         Args:
             value: The figure; ``None`` for nothing.
-            machine: Of :func:`.machine.environment_info`, of the run.
+            machine: Of :func:`mmpelk.analysis.machine.environment_info`, of the run.
             what: Name of the run, for the list of them.
             places: Decimal places.
             spread: Standard deviation.

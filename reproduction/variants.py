@@ -11,9 +11,9 @@ from typing import Any
 
 from mmengine.config import Config
 
+from mmpelk.analysis.machine import environment_info
 from mmpelk.engine.checks import check_data
 
-from .machine import environment_info
 from .runs import read_run
 from .trainings import Training, run_trainings
 

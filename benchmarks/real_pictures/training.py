@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmpelk.analysis.machine import environment_info
 from mmpelk.models.peripheral_conv import PeripheralConv2d
 from mmpelk.ops.sharing_grid import expand_kernel
-from reproduction.machine import environment_info
 
 from .networks import ScaledConv2d, Segmenter, Stripes, Variant, count
 from .pictures import IGNORED, Split, batches, resized

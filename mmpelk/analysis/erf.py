@@ -35,9 +35,9 @@ from mmpelk.models.weights.checkpoint import check_pretrained, state_dict_of
 from . import receptive_field as field
 from .drawings import IMAGE_SUFFIXES
 from .inference import build_model, image_channels
+from .machine import environment_info
 from .receptive_field import THRESHOLDS, Scores
 from .table import Table
-from .timing import environment_info
 
 #: In place of a checkpoint: random weights.
 RANDOM = 'random'
