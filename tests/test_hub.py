@@ -212,7 +212,19 @@ def _recipe(part: dict[str, Any], **others: Any) -> str:
         ('default_scope = "mmseg"\n', 'has no model'),
     ],
     ids=[
-        *('statement', 'call', 'type', 'function', 'scope', 'evaluates', 'other scope', 'module', 'not registered'),
+        *(
+            'statement',
+            'call',
+            'key',
+            'deep',
+            'type',
+            'function',
+            'scope',
+            'evaluates',
+            'other scope',
+            'module',
+            'not registered',
+        ),
         *('pickle', 'file', 'word', 'address', 'imported nms', 'imported transform'),
         *(
             'imported in pipeline',
