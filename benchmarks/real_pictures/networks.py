@@ -1,5 +1,6 @@
 """The networks that are compared: one encoder in several forms, a light decoder, and controls."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -175,7 +176,6 @@ def pretrained_network(
     encoder = pretrained_encoder(weights)
     channels, width = encoder.feature_info.channels(), WIDTH  # type: ignore[operator, union-attr]
     pyramid: tuple[int, ...] = ()
-    kept = set(encoder.parameters())
     if variant.kind == 'peripheral':
         mmpelk.enlarge(encoder, variant.kernel_size)
         if variant.power:
@@ -185,7 +185,7 @@ def pretrained_network(
                     module.power = variant.power  # type: ignore[assignment]
     elif variant.kind in ('dense', 'stripes'):
         plain = dict(encoder.named_modules())
-        for name in [change.name for change in mmpelk.enlarge(encoder, variant.kernel_size).changes]:
+        for name in [change.name for change in mmpelk.enlarge(copy.deepcopy(encoder), variant.kernel_size).changes]:
             owner, _, attribute = name.rpartition('.')
             large = (_dense if variant.kind == 'dense' else Stripes)(plain[name], variant.kernel_size)
             setattr(encoder.get_submodule(owner), attribute, large)
@@ -194,7 +194,7 @@ def pretrained_network(
         width = _width_of(classes, channels, count(enlarged.encoder) - count(encoder))
     elif variant.kind == 'pyramid':
         pyramid = (1, 2, 3, 6)
-    new = [parameter for parameter in encoder.parameters() if parameter not in kept]
+    new = [weight for module in encoder.modules() for weight in _new_weights(module)]
     torch.manual_seed(seed)
     return Segmenter(encoder, Decoder(channels, classes, width, pyramid)), new
 
@@ -217,6 +217,12 @@ def scratch_network(variant: Variant, classes: int, seed: int = 0) -> tuple[Segm
     encoder.init_weights()
     torch.manual_seed(seed)
     return Segmenter(encoder, Decoder(channels, classes)), []
+
+
+def _new_weights(module: nn.Module) -> list[nn.Parameter]:
+    if isinstance(module, PeripheralConv2d):
+        return [module.weight]
+    return list(module.stripes.parameters()) if isinstance(module, Stripes) else []
 
 
 def _dense(conv: nn.Conv2d, size: int) -> PeripheralConv2d:
