@@ -9,6 +9,7 @@ import mmcv
 import numpy as np
 
 from mmpelk.errors import UserError
+from mmpelk.fault_tolerance.pictures import refuse_dim
 
 IMAGE_SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'}
 VIDEO_SUFFIXES = {'.avi', '.m4v', '.mkv', '.mov', '.mp4', '.webm'}
@@ -46,7 +47,7 @@ class Drawing:
                 ``'color_ignore_orientation'``. The drawing lies as the image was read.
 
         Raises:
-            UserError: If the source cannot be read, or the video not be written.
+            UserError: If the source cannot be read or has too few bits, or the video not be written.
         """
         self.target.parent.mkdir(parents=True, exist_ok=True)
         if self.is_video:
@@ -55,6 +56,7 @@ class Drawing:
         image = mmcv.imread(str(self.source), color_type)
         if image is None:
             raise UserError(f"'{self.source}' is not readable as an image")
+        refuse_dim(image, self.source)
         mmcv.imwrite(paint(image), str(self.target))
         yield
 

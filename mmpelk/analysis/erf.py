@@ -28,6 +28,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from mmpelk.fault_tolerance.pictures import refuse_dim
 from mmpelk.fault_tolerance.safe_loading import read_checkpoint
 from mmpelk.models import PeLK
 from mmpelk.models.weights.checkpoint import check_pretrained, state_dict_of
@@ -86,6 +87,7 @@ def read_images(paths: Sequence[Path], count: int, size: int) -> dict[str, Image
         image = mmcv.imread(str(file))
         if image is None:
             raise ValueError(f"'{file}' cannot be read as an image; leave it out")
+        refuse_dim(image, file)
         images[str(file)] = mmcv.imresize(image, (size, size), interpolation='bicubic')
     return images
 

@@ -15,6 +15,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
 from mmpelk.errors import UserError
+from mmpelk.fault_tolerance.pictures import refuse_dim
 from mmpelk.fault_tolerance.safe_loading import read_checkpoint
 from mmpelk.models import PeLK
 from mmpelk.models.weights.checkpoint import shorten, state_dict_of
@@ -233,4 +234,6 @@ def real_image(path: Path | None, size: tuple[int, int], channels: int = 3) -> n
     image = mmcv.imread(str(path or cbook.get_sample_data('grace_hopper.jpg', asfileobj=False)), channel_order='rgb')
     if image is None:
         raise UserError(f"'{path}' is not readable as an image")
+    if path:
+        refuse_dim(image, path)
     return mmcv.imresize(image, size[::-1])[..., np.arange(channels) % 3]

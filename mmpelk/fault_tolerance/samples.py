@@ -12,9 +12,11 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from .errors import DataError, UserError
+from .pictures import refuse_dim_set
 
 __all__ = ['CheckDataHook', 'build_data', 'files_of']
 
+_PICTURES = 8  # that are looked at before a training
 # Where the toolboxes keep what has an output for each class.
 _HEADS = ('decode_head', 'auxiliary_head', 'head', 'bbox_head', 'roi_head.bbox_head', 'roi_head.mask_head')
 
@@ -23,8 +25,9 @@ class CheckDataHook(Hook):
     """Look at every sample where its annotations are loaded, and at the weights to test, and say what is wrong.
 
     A label map has to have its image's size and no class beyond the data set's and the head's, boxes have to be finite,
-    a class index has to exist; any other error while a sample is loaded and transformed is raised with its file,
-    too. On a GPU an index out of range would end in an error of the device that names neither.
+    a class index has to exist, and pictures in files of 16 bits have to fill them; any other error while a sample is
+    loaded and transformed is raised with its file, too. On a GPU an index out of range would end in an error of the
+    device that names neither.
 
     Weights of another network, which MMEngine would leave out with a warning, are not tested.
     """
@@ -73,10 +76,26 @@ class CheckDataHook(Hook):
                     f'{loader}.dataset.metainfo'
                 )
         for part in _parts(dataset):
+            _look_at_pictures(part, loader)
             if type(getattr(part, 'pipeline', None)) is Compose:
                 number = max([len(classes), *outputs.values()])
                 ignored = _ignored(runner.model) or {getattr(part, 'ignore_index', 255)}
                 part.pipeline = _CheckedPipeline(part.pipeline.transforms, number, files_of(part), ignored)
+
+
+def _look_at_pictures(dataset: Any, loader: str) -> None:
+    """Read a few pictures as the pipeline does, and refuse those that it makes nearly black."""
+    transforms = getattr(getattr(dataset, 'pipeline', None), 'transforms', None)
+    if not transforms or type(transforms[0]).__name__ != 'LoadImageFromFile':
+        return
+    images = []
+    for index in range(0, len(dataset), max(1, len(dataset) // _PICTURES)):
+        try:
+            loaded = transforms[0](dataset.get_data_info(index))
+            images.append((np.asarray(loaded['img']), str(loaded['img_path'])))
+        except Exception:  # decoders raise anything; whoever loads the sample says what is wrong with it
+            return
+    refuse_dim_set(images, loader)
 
 
 class _CheckedPipeline(Compose):

@@ -60,11 +60,19 @@ def mend_list(change: Callable[[str], str]) -> Spoil:
     return lambda root: (root / 'meta/train.txt').write_text(change((root / 'meta/train.txt').read_text()))
 
 
+def of_a_sensor(root: Path) -> None:
+    """Pictures of 12 bits in files of 16, which are known by their content."""
+    for path in (root / 'images/training').iterdir():
+        image = cv2.imread(str(path)).astype(np.uint16) * 16
+        path.write_bytes(cv2.imencode('.png', image)[1].tobytes())
+
+
 # What is broken, and what the sentence has to say: the file, and what to do.
 DATA: dict[str, tuple[str, Spoil, list[str]]] = {
     'image cut in half': ('seg', halve(IMAGE), [IMAGE, 'Mend it']),
     'image without content': ('seg', replace(IMAGE, ''), [IMAGE, 'Mend it']),
     'image that is text': ('seg', replace(IMAGE, 'not found'), [IMAGE, 'Mend it']),
+    'pictures of 12 bits': ('seg', of_a_sensor, [IMAGE, 'below 4096 in 16 bits', 'multiply the values']),
     'label map cut in half': ('seg', halve(LABELS), [LABELS, 'Mend it']),
     'label map that is missing': ('seg', lambda root: (root / LABELS).unlink(), [LABELS, 'Mend it']),
     'label map of another size': ('seg', labels(lambda seg: seg[:50, :40]), [LABELS, '50 x 40', 'pixels', 'Mend it']),
