@@ -15,6 +15,7 @@ from ..layers import build_norm
 from ..peripheral_conv import EmbeddingMode, PeripheralConv2d, is_traced
 
 _PLAIN_TENSORS = (nn.Parameter, Tensor)
+_transform = torch._C._functorch.peek_interpreter_stack  # private: torch has no public way to ask
 # In eval mode each is a scale and a shift per channel. Subclasses may do more, such as an activation.
 _AFFINE_NORMS = {norm.forward for norm in (nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d)}
 
@@ -160,16 +161,15 @@ def is_untouched(*kernels: nn.Module) -> bool:
     """Whether kernels are as they were built: without hooks, wrappers, replacements or parametrisations.
 
     Only then may a mixer read their weights instead of calling them. That is also false while a graph is made of the
-    calls, of which every kernel shall be a part. Every forward asks: it takes about a microsecond for two kernels.
+    calls, of which every kernel shall be a part, and for a transform of torch.func, such as vmap, whose tensors must
+    not be kept. Every forward of every block asks, so that it is written for speed.
     """
-    if _has_any_global_hook() or is_traced() or _is_transformed():
+    if is_traced() or _has_any_global_hook() or _transform() is not None:
         return False
-    return not any(is_hooked(kernel) or not _is_as_built(kernel) for kernel in kernels)
-
-
-def _is_transformed() -> bool:
-    """Whether torch.func computes for a transform, such as vmap, whose tensors must not be kept."""
-    return torch._C._functorch.peek_interpreter_stack() is not None  # private: torch has no public way to ask
+    for kernel in kernels:  # noqa: SIM110 - a generator takes as long as all that it asks
+        if is_hooked(kernel) or not _is_as_built(kernel):
+            return False
+    return True
 
 
 def is_hooked(module: nn.Module) -> bool:
