@@ -28,14 +28,14 @@ def test_duration_and_an_estimate_without_iterations() -> None:
         RunEstimateHook(after=5, skipped=5)
 
 
-def test_estimate_is_corrected_by_the_first_validation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first one knows no validation; a second one counts those to come, and there is no third."""
+def estimates(monkeypatch: pytest.MonkeyPatch, val_interval: int) -> list[str]:
+    """Of a run of a hundred iterations of a second, with validations of a minute."""
     clock, said = [0.0], []
     monkeypatch.setattr(progress.time, 'monotonic', lambda: clock[0])
     runner = SimpleNamespace(
         max_iters=100,
         iter=0,
-        train_loop=SimpleNamespace(max_iters=100, val_interval=20),
+        train_loop=SimpleNamespace(max_iters=100, val_interval=val_interval),
         val_loop=object(),
         logger=SimpleNamespace(info=said.append),
     )
@@ -45,14 +45,22 @@ def test_estimate_is_corrected_by_the_first_validation(monkeypatch: pytest.Monke
         runner.iter = iteration
         hook.after_train_iter(runner, iteration)  # type: ignore[arg-type]
         runner.iter = iteration + 1
-        if runner.iter % 20 == 0:
+        if runner.iter % val_interval == 0:
             hook.before_val_epoch(runner)  # type: ignore[arg-type]
             clock[0] += 60.0
             hook.after_val_epoch(runner)  # type: ignore[arg-type]
+    return said
+
+
+def test_estimate_is_corrected_by_the_first_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one knows no validation; a second one counts those to come, and there is no third."""
+    said = estimates(monkeypatch, 20)
     assert len(said) == 2
     assert '1 min 30 s for 90 more without the validations' in said[0]
     # 80 iterations of a second, and four validations of a minute.
     assert '5 min 20 s for 80 more with validations of 60 s' in said[1]
+    # One among the iterations that are timed counts for none of them.
+    assert 'whole run: 1 s an iteration' in estimates(monkeypatch, 5)[0]
 
 
 @pytest.mark.parametrize('name', ['tensorboard', 'wandb'])

@@ -17,7 +17,7 @@ from mmengine.runner import Runner
 from torch.utils.data import Dataset
 
 from mmpelk.errors import UserError
-from mmpelk.fault_tolerance.resumable import find_fault, find_newest
+from mmpelk.fault_tolerance.resumable import Run, find_fault, find_newest, run_of
 from mmpelk.fault_tolerance.safe_loading import CheckpointError, load_data
 from mmpelk.fault_tolerance.work_folder import WorkFolderLock
 from tests.fault_tolerance.test_checkpoint_hook import Network, hook_of
@@ -143,6 +143,24 @@ def test_a_copy_of_a_run_leaves_the_run_alone(tmp_path: Path) -> None:
     hook._wait()
     assert names(tmp_path / 'run') == before
     assert best[0] not in names(tmp_path / 'run2')  # its own copy has made room
+
+
+@pytest.mark.parametrize('kept', [1, 2, 3])
+def test_as_many_stay_as_are_to_be_kept(kept: int, tmp_path: Path) -> None:
+    for iterations in (5, 7):
+        train(tmp_path, iterations, resume=iterations > 5, max_keep_ckpts=kept)
+        assert names(tmp_path) == [f'iter_{step}.pth' for step in range(iterations - kept + 1, iterations + 1)]
+
+
+def test_a_branch_of_a_branch_knows_all_before_it() -> None:
+    first, second, third = ('1' * 32, '2' * 32, '3' * 32)
+    run = Run(first).branch(second, 5).branch(third, 9)
+    limits = {first: 5, second: 9, third: 10**6}
+    for run_id, last in limits.items():
+        assert run.has(run_id, last)
+        assert run_id == third or not run.has(run_id, last + 1)
+    assert not run.has('4' * 32, 0)
+    assert run_of({'run_id': run.id, 'run_id_ancestors': run.ancestors}) == run
 
 
 def test_the_run_that_was_begun_last_is_resumed(tmp_path: Path) -> None:

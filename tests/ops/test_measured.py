@@ -82,6 +82,16 @@ def test_the_fastest_is_taken_and_kept(cache: Path, monkeypatch: pytest.MonkeyPa
     assert [path.name for path in cache.parent.iterdir()] == [cache.name]  # nothing temporary is left
 
 
+def test_each_memory_format_is_measured_by_itself(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    assert _call(clock) == 'fft'
+    clock.seconds['dense'] = 0.1
+    x = torch.randn(1, 2, 9, 8).contiguous(memory_format=torch.channels_last)
+    peripheral_conv2d(x, torch.randn(2, 1, len(GRID), len(GRID)), GRID)
+    assert clock.used[-1] == 'dense'
+    assert _call(clock) == 'fft'
+
+
 def test_each_gradient_is_measured_by_itself(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     x, weight = torch.randn(1, 2, 9, 8), torch.randn(2, 1, len(GRID), len(GRID), requires_grad=True)

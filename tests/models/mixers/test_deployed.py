@@ -48,6 +48,20 @@ def _step(mixer: PeripheralMixer, kind: type[torch.optim.Optimizer]) -> None:
     kind(mixer.parameters(), lr=0.1).step()
 
 
+def test_biases_that_somebody_gave_the_kernels_are_scaled_by_their_norms() -> None:
+    torch.manual_seed(0)
+    mixer = PeripheralMixer(MixerSpec(3, 13)).eval()
+    for kernel, norm in ((mixer.large, mixer.large_norm), (mixer.small, mixer.small_norm)):
+        kernel.bias = nn.Parameter(torch.randn(3))
+        for tensor in (norm.weight, norm.bias, norm.running_mean):
+            nn.init.normal_(tensor, std=2)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+    x = torch.randn(1, 3, 9, 9)
+    before = mixer(x)
+    mixer.switch_to_deploy()
+    torch.testing.assert_close(mixer(x), before, rtol=1e-4, atol=1e-4)
+
+
 #: Ways to change what a deployed mixer computes. Those through ``.data`` (averages of weights, momentum encoders) and
 #: of inference tensors leave no trace in torch's counts.
 CHANGES: dict[str, Callable[[PeripheralMixer], object]] = {

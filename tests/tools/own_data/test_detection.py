@@ -329,6 +329,9 @@ def test_several_files_of_a_split_are_joined(tmp_path: Path) -> None:
     owners = {image['id']: image['file_name'] for image in train['images']}
     assert len({owners[entry['image_id']] for entry in train['annotations']}) == 7
     assert '2 annotation files are joined for the split train' in notes(data, 'decision')
+    for part in data.details['contents'].values():
+        numbers = {image['id'] for image in part['images']}
+        assert {entry['image_id'] for entry in part['annotations']} == numbers
 
 
 def test_a_picture_in_two_files_is_told(tmp_path: Path) -> None:

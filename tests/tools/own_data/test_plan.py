@@ -85,10 +85,12 @@ def test_one_pipeline(size: str, data: DataSet, weights: Path, tmp_path: Path) -
     pipelines = [cfg.test_pipeline, *(cfg[f'{split}_dataloader'].dataset.pipeline for split in ('val', 'test'))]
     assert pipelines[1:] == pipelines[:1] * 2
     assert all(scheduler.get('gamma', 0.5) < 1 for scheduler in cfg.param_scheduler)
+    assert cfg.param_scheduler[-1].end == cfg.train_cfg.get('max_iters', cfg.train_cfg.get('max_epochs'))
     if data.task == 'seg':
         (scale,) = (step.scale for step in cfg.test_pipeline if step.type == 'Resize')
         views = [step.scale for step in cfg.tta_pipeline[1].transforms[0]]
         assert scale in views
+        assert max(cfg.crop_size) <= min(scale)
         assert 'reduce_zero_label' not in str([cfg.train_pipeline, *pipelines, cfg.tta_pipeline])
         assert not any(cfg[f'{split}_dataloader'].dataset.reduce_zero_label for split in ('train', 'val', 'test'))
     if data.task != 'cls':
