@@ -140,7 +140,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def fit_hidden_units(units: HiddenUnits, state_dict: Mapping[str, Tensor], prefix: str = '') -> None:
-    """Give a block as many units as a checkpoint has for it; without any for it, or with as many, nothing happens.
+    """Give a block as many units as a checkpoint has for it, if that has all tensors of the units and another number.
 
     Args:
         units: Those of the block.
@@ -152,7 +152,8 @@ def fit_hidden_units(units: HiddenUnits, state_dict: Mapping[str, Tensor], prefi
         first, second = (weight for weight in weights if weight is not None)
         own = units.first.get_parameter('weight').shape
         # Of another width in its other dimensions, it is no checkpoint of this network, which loading reports.
-        if first.shape[0] == second.shape[1] != own[0] and first.shape[1:] == own[1:]:
+        bias = units.first.bias is None or f'{prefix}{units.first_name}.bias' in state_dict
+        if bias and first.shape[0] == second.shape[1] != own[0] and first.shape[1:] == own[1:]:
             units.resize(first.shape[0])
 
 

@@ -443,12 +443,14 @@ class PeLK(Pretrained, BaseModule):
             stage.switch_to_deploy()
 
     def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments, but ``init_cfg``, that build the network as it is now: deployed, shrunk."""
+        """The constructor's arguments, but ``init_cfg``, that build the network as it is: deployed, shrunk, shorter."""
         blocks = [[cast(PeLKBlock, block) for block in stage] for stage in self.stages]
         hidden = [[block.pointwise_conv1.out_features for block in stage] for stage in blocks]
-        is_default = hidden == [[4 * width] * depth for width, depth in zip(self.channels, self.depths, strict=True)]
+        depths = tuple(map(len, blocks))
+        is_default = hidden == [[4 * width] * depth for width, depth in zip(self.channels, depths, strict=True)]
         deployed = all(block.mixer.deployed for stage in blocks for block in stage)
-        return self._arguments | dict(hidden_channels=None if is_default else hidden, deploy=deployed)
+        now = dict(hidden_channels=None if is_default else hidden, deploy=deployed)
+        return self._arguments | now | ({} if depths == self.depths else dict(depths=depths))
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Layer id of a parameter and the number of layers, for layer-wise learning-rate decay.

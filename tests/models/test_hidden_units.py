@@ -73,6 +73,16 @@ def test_a_backbone_starts_from_a_shrunk_file(file, shrunk, given):
     assert not torch.equal(model.stages[0][0].pointwise_conv1.weight, shrunk['stages.0.0.pointwise_conv1.weight'])
 
 
+def test_a_part_of_a_shrunk_block_leaves_the_block_as_it_is(shrunk):
+    model = PeLK(NANO)
+    part = {name: value for name, value in shrunk.items() if 'pointwise_conv' in name and name.endswith('weight')}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(RuntimeError, match='size mismatch'):
+        model.load_state_dict(part, strict=False)
+    biases = [name for name in before if name.endswith('pointwise_conv1.bias')]
+    assert all(torch.equal(model.state_dict()[name], before[name]) for name in biases)
+
+
 def test_widths_that_do_not_fit_are_explained(file, tmp_path):
     assert widths(PeLK(NANO, hidden_channels='pretrained')) == [32, 48, 48], 'testing needs no weights'
     with pytest.raises(FileNotFoundError, match=r'init_cfg\.checkpoint=PATH'):

@@ -75,6 +75,14 @@ def test_deployed_network_comes_back(mixer: str, tmp_path: Path) -> None:
     assert_comes_back(model, tmp_path)
 
 
+def test_network_without_a_block_comes_back(tmp_path: Path) -> None:
+    model = network()
+    del model.stages[1][0]
+    assert_comes_back(model, tmp_path / 'trained')
+    model.switch_to_deploy()
+    assert_comes_back(model, tmp_path / 'deployed')
+
+
 def test_shrunk_network_comes_back(tmp_path: Path) -> None:
     model = network()
     state = model.state_dict()
@@ -96,7 +104,8 @@ def test_compiled_parts_come_back(tmp_path: Path) -> None:
     model = network()
     want = copy.deepcopy(model)
     model.stages[0][0].pointwise_conv1 = torch.compile(model.stages[0][0].pointwise_conv1)
-    torch.compile(model).save_pretrained(tmp_path)
+    compiled: Any = torch.compile(model)
+    compiled.save_pretrained(tmp_path)
     state = want.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in PeLK.from_pretrained(tmp_path).state_dict().items())
 
