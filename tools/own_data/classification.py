@@ -30,6 +30,7 @@ __all__ = ['read_classification']
 
 # Folders of other formats.
 _OTHERS = {'jpegimages', 'images', 'image', 'annotations', 'labels', 'segmentationclass', 'segmentationobject', 'masks'}
+_NO_CLASS = {'unlabeled', 'unlabelled', 'unsorted', 'unclassified', 'new folder', 'todo', 'thumbnails', 'augmented'}
 
 
 def read_classification(
@@ -122,12 +123,15 @@ def _ask_names(data: DataSet) -> None:
             f'{len(splits)} classes are called like a split: --classes {shown} confirms the classes, --data FOLDER/...'
         )
         data.note('question', f'{text} takes a folder below', splits)
+    if none := [name for name in data.classes if name.lower() in _NO_CLASS]:
+        text = f'{len(none)} folders are called like no class: --classes {shown} confirms them, else move them away'
+        data.note('question', text, none)
     by_name: dict[str, list[str]] = defaultdict(list)
     for name in data.classes:
-        by_name[name.lower()].append(name)
+        by_name[name.strip().lower()].append(name)
     if twins := [name for group in by_name.values() if len(group) > 1 for name in group]:
-        text = f'{len(twins)} classes differ in capital letters alone: rename the folders to join them, or --classes'
-        data.note('question', f'{text} {shown} confirms them', twins)
+        text = f'{len(twins)} classes differ in capital letters or blanks alone: rename the folders to join them'
+        data.note('question', f'{text}, or --classes {shown} confirms them', twins)
 
 
 def _wrapping(names: list[str]) -> str:
@@ -152,10 +156,11 @@ def _list_samples(data: DataSet, confirmed: bool) -> list[_Sample]:
     samples, loose, tests, beside, deeper = [], [], [], [], []
     for name in names:
         parts = name[len(prefix) :].split('/')
-        if len(parts) > depth + 2 and (not depth or parts[0] in said):
-            deeper.append(name)
         if len(parts) > depth + 1 and (not depth or parts[0] in said):
-            samples.append(_Sample(name, parts[depth], said[parts[0]] if depth else None))
+            below = parts[1] if not depth and len(parts) == 3 and _is_split_folder(parts[1]) else ''  # cat/train/7.jpg
+            if len(parts) > depth + 2 and not below:
+                deeper.append(name)
+            samples.append(_Sample(name, parts[depth], said[parts[0]] if depth else split_of(below)))
         elif said.get(parts[0]) == 'test':
             tests.append(name)
         elif not depth or parts[0] in said or len(parts) == 1:

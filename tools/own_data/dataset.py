@@ -1,6 +1,7 @@
 """What the readers of all tasks share: what they find, and how pictures are read and split."""
 
 import hashlib
+import os
 import random
 import re
 from collections import defaultdict
@@ -27,10 +28,12 @@ __all__ = [
     'complete_splits',
     'count_unread',
     'find_copies',
+    'find_files',
     'find_images',
     'known_metainfo',
     'make_palette',
     'map_files',
+    'nothing_left',
     'original_of',
     'read_header',
     'say_drawn',
@@ -200,18 +203,38 @@ def map_files(function: Callable[[Item], Result], items: Sequence[Item], what: s
         return list(track(results, description=what, total=len(items)) if len(items) > 200 else results)
 
 
+def find_files(folder: Path, suffixes: Iterable[str]) -> list[str]:
+    """Files in a folder and below, relative to it, sorted, without hidden ones and what macOS leaves.
+
+    Links to folders are followed, each once, if they lead out of the folder.
+    """
+    found: list[Path] = []
+    top, followed = folder.resolve(), set()
+
+    def wanted(path: Path) -> bool:
+        if path.name[0] == '.' or path.name == '__MACOSX':
+            return False
+        if not path.is_symlink():
+            return True
+        target = path.resolve()
+        new = target not in followed and target != top and top not in target.parents
+        followed.add(target)
+        return new
+
+    for here, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in sorted(folders) if wanted(Path(here, name))]
+        found += [Path(here, name) for name in files if name[0] != '.' and Path(name).suffix.lower() in suffixes]
+    return sorted(path.relative_to(folder).as_posix() for path in found if path.is_file())
+
+
 def find_images(folder: Path) -> list[str]:
-    """Pictures in a folder and below, relative to it, sorted; hidden ones and what macOS leaves are left out."""
-    paths = (path.relative_to(folder) for path in folder.rglob('*') if path.suffix.lower() in IMAGE_SUFFIXES)
-    return sorted(
-        path.as_posix() for path in paths if not any(part[0] == '.' or part == '__MACOSX' for part in path.parts)
-    )
+    """Pictures as :func:`find_files` finds them."""
+    return find_files(folder, IMAGE_SUFFIXES)
 
 
 def count_unread(data: DataSet, read: int) -> None:
     """Note pictures of kinds that are not looked for."""
-    paths = (path for path in data.root.rglob('*') if path.suffix.lower() in _UNREAD)
-    names = sorted(path.relative_to(data.root).as_posix() for path in paths if path.is_file())
+    names = find_files(data.root, _UNREAD)
     kinds = ', '.join(sorted({Path(name).suffix.lower() for name in names}))
     data.leave_out(f'pictures are of kinds that are not read ({kinds}; convert them to .jpg or .png)', names,
                    read + len(names))  # fmt: skip
@@ -265,6 +288,10 @@ def split_by_lists(
         data.note('remark', f'{len(rest)} pictures are in no list and not used', [paths(item)[0] for item in rest])
     if several:
         data.note('question', f'{len(several)} pictures are in several lists: --yes takes the first', several)
+    if not any(splits[split] for split in lists):
+        raise UserError(
+            f"no line of the lists beside the pictures names one: '{lost[0] if lost else ''}'; correct them"
+        )
     data.leave_out('lines of the lists name no picture that is here', lost, len(lost) + len(items))
     return splits
 
@@ -329,6 +356,8 @@ def complete_splits(data: DataSet, splits: dict[str, list[Item]], share: float, 
     """
     if not splits.get('test'):
         splits.pop('test', None)
+    if not any(splits.values()):
+        raise nothing_left(data)
     if not splits['train'] and splits['val']:
         raise UserError(f"'{data.root}' has samples to validate on, and none to train on")
     if not splits['val']:
@@ -340,6 +369,13 @@ def complete_splits(data: DataSet, splits: dict[str, list[Item]], share: float, 
     if 'test' in splits:
         text = f'{len(splits["test"])} samples of the test split are for tools/test.py alone: nothing is chosen by them'
         data.note('decision', text)
+
+
+def nothing_left(data: DataSet) -> UserError:
+    """The error where everything was left out, with the reason."""
+    reasons = [note for note in data.notes if note.kind in ('question', 'mistake')] or data.notes[-1:]
+    said = f': {reasons[-1]}' if reasons else ''
+    return UserError(f"nothing in '{data.root}' can be trained on{said}")
 
 
 def find_copies(data: DataSet, names: Sequence[str]) -> None:

@@ -4,10 +4,12 @@ import json
 import os
 import re
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mmpelk.errors import UserError
 
@@ -18,9 +20,11 @@ from .dataset import (
     complete_splits,
     count_unread,
     find_copies,
+    find_files,
     find_images,
     make_palette,
     map_files,
+    nothing_left,
     read_header,
     split_by_lists,
     split_of,
@@ -97,8 +101,8 @@ def read_detection(
         # COCO's evaluation takes the id 0 for "no object", and mixes up objects of equal ids.
         entries = [entry for image in chosen for entry in objects[image['id']]]
         entries = [{**entry, 'id': index} for index, entry in enumerate(entries, start=1)]
-        if not entries:
-            raise UserError(f"no object of '{root}' is left for the split '{split}'")
+        if all(entry['iscrowd'] for entry in entries):
+            raise UserError(f"no object of '{root}' that is no crowd is left for the split '{split}'")
         contents[split] = dict(images=chosen, categories=categories, annotations=entries)
     data.splits = {split: [image['file_name'] for image in chosen] for split, chosen in splits.items()}
     find_copies(data, [name for chosen in data.splits.values() for name in chosen])
@@ -146,6 +150,8 @@ def _join(data: DataSet, parts: dict[str, dict[str, Any]], files: dict[str, Path
         several = [str(path) for key, path in files.items() if key.split('/')[0] == split]
         if len(several) > 1:
             data.note('decision', f'{len(several)} annotation files are joined for the split {split}', several)
+    if not owners:
+        raise nothing_left(data)
     first = 'train' if 'train' in owners else next(iter(owners))
     held_out = {name for split, named in owners.items() if split != first for name in named}
     if both := sorted(held_out & set(owners[first])):
@@ -176,8 +182,12 @@ def _same_categories(data: DataSet, contents: dict[str, dict[str, Any]], files: 
         UserError: If the files number different names, or two names are equal.
     """
     first = next(iter(contents))
+    for split, content in contents.items():
+        for category in content['categories']:
+            if not isinstance(category, dict) or category.get('id') is None or category.get('name') in (None, ''):
+                raise UserError(f"a category of '{files[split]}' has no id or no name: {category!r}")
     lists = {
-        split: {category['id']: str(category['name']) for category in content['categories']}
+        split: {category['id']: str(category['name']).strip() for category in content['categories']}
         for split, content in contents.items()
     }
     for split, ids in lists.items():
@@ -208,7 +218,7 @@ def _find_files(root: Path, given: list[str] | None) -> dict[str, Path]:
         if missing := [path for path in files if not path.is_file()]:
             raise UserError(f"there is no annotation file '{missing[0]}'")
     else:
-        files = [path for path in sorted(root.rglob('*.json')) if _is_coco(path)]
+        files = [path for path in map(root.joinpath, find_files(root, ['.json'])) if _is_coco(path)]
     if not files:
         raise UnknownLayoutError(
             f"'{root}' holds no annotation file in COCO's format, a .json with {', '.join(_LISTS)}: --annotations FILE"
@@ -342,6 +352,8 @@ def _check(
 ) -> dict[str, Any]:
     """The content without what cannot be trained on, with paths below the root and images numbered from 1."""
     images = [dict(image) for image in content['images']]
+    if nameless := [image for image in images if image.get('id') is None]:
+        raise UserError(f"an image of '{file}' has no id: {nameless[0]}")
     if doubled := [str(key) for key, count in Counter(image['id'] for image in images).items() if count > 1]:
         raise UserError(f"images share the id {doubled[0]} in '{file}': ids have to be unique")
     _find_pictures(data, file, images, pictures, given)
@@ -405,38 +417,55 @@ def _check_objects(
 ) -> list[dict[str, Any]]:
     sizes = {image['id']: (image['width'], image['height'], image['file_name']) for image in images}
     problems: dict[str, list[str]] = defaultdict(list)
-    kept, boxed = [], 0
+    kept, boxed, outlined = [], 0, 0
+    shifted: list[str] = []
+    seen = set()
     for entry in objects:
         owner = entry.get('image_id')
         if owner not in known:
             problems['objects belong to no image'].append(f'id {entry.get("id")}')
         elif owner in sizes:
             width, height, name = sizes[owner]
-            box = entry.get('bbox') or _box_of(entry.get('segmentation'), width, height)
+            outline = _outline(entry.get('segmentation'))
+            around = _box_of(outline, width, height)
+            box = _box(entry.get('bbox'), name) or around
             boxed += bool(box and not entry.get('bbox'))
-            x, y, w, h = map(float, box or (0, 0, 0, 0))
+            x, y, w, h = box or (0, 0, 0, 0)
+            key = (owner, entry.get('category_id'), x, y, w, h)
             if entry.get('category_id') not in ids:
                 problems['objects are of no listed category'].append(name)
+            elif entry.get('ignore'):
+                problems['objects are marked to be ignored'].append(name)
             elif not all(map(np.isfinite, (x, y, w, h))) or w < 1 or h < 1:
                 problems['objects have an empty box'].append(name)
             elif min(x + w, width) - max(x, 0) < 1 or min(y + h, height) - max(y, 0) < 1:
                 problems['objects have a box outside the image'].append(name)
+            elif entry.get('segmentation') and not around:
+                problems['objects have an outline of fewer than three corners, or of another size'].append(name)
+            elif around and _apart(around, (x, y, w, h)):
+                problems['objects have an outline beside their box'].append(name)
+            elif key in seen:
+                problems['objects are there twice'].append(name)
             else:
+                seen.add(key)
+                outlined += around is not None
+                if around and np.abs(_corners(around) - _corners((x, y, w, h))).max() > 2 + 0.05 * max(w, h):
+                    shifted.append(name)
                 if x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
                     problems[_CUT].append(name)
                     left, top = max(x, 0), max(y, 0)
                     x, y, w, h = left, top, min(x + w, width) - left, min(y + h, height) - top
                 # mmdet reads all three; exporters leave them out.
-                more = {
-                    'bbox': [x, y, w, h],
-                    'iscrowd': int(bool(entry.get('iscrowd'))),
-                    'area': entry.get('area') or w * h,
-                }
-                kept.append({**entry, **more})
+                more: dict[str, Any] = {'bbox': [x, y, w, h], 'iscrowd': int(bool(entry.get('iscrowd')))}
+                more['area'] = float(entry.get('area') or w * h)
+                kept.append({**entry, **more} | (dict(segmentation=outline) if outline else {}))
+    if 2 * len(shifted) > outlined:
+        text = f'{len(shifted)} of {outlined} boxes are not around their outlines: COCO has x, y, width, height'
+        data.note('question', f'{text}; --yes trains on both as they are', dict.fromkeys(shifted))
     if boxed:
         data.note('decision', f'{boxed} objects without a box have that of their outlines')
     cut = problems.pop(_CUT, [])
-    if 2 * len(cut) > len(kept):
+    if len(cut) > max(1, 0.1 * len(kept)):
         text = f'{len(cut)} of {len(kept)} boxes reach out of their images: COCO has x, y, width, height, no corners'
         data.note('question', f'{text}; --yes cuts them off', dict.fromkeys(cut))
     elif cut:
@@ -451,9 +480,43 @@ def _check_objects(
     return kept
 
 
+def _box(given: Any, name: str) -> list[float] | None:
+    """``x, y, width, height`` as numbers.
+
+    Raises:
+        UserError: If it is something else.
+    """
+    if not given:
+        return None
+    try:
+        x, y, w, h = map(float, given)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"an object of '{name}' has the bbox {given!r}: COCO has [x, y, width, height]") from error
+    return [x, y, w, h]
+
+
+def _corners(box: Sequence[float]) -> npt.NDArray[np.float64]:
+    x, y, w, h = box
+    return np.array([x, y, x + w, y + h])
+
+
+def _apart(one: Sequence[float], other: Sequence[float]) -> bool:
+    first, second = _corners(one), _corners(other)
+    return bool((np.minimum(first, second)[2:] <= np.maximum(first, second)[:2]).any())
+
+
+def _outline(given: Any) -> Any:
+    """A run-length code, or polygons of three corners and more as lists of numbers, however they are nested."""
+    if isinstance(given, dict):
+        return given
+    parts = given if isinstance(given, list) and given and isinstance(given[0], list) else [given] if given else []
+    flat = [np.asarray(part, float).ravel().tolist() for part in parts]
+    return [part for part in flat if len(part) >= 6 and len(part) % 2 == 0]
+
+
 def _box_of(outline: Any, width: int, height: int) -> list[float] | None:
-    """The box around polygons or a run-length code, x, y, width, height."""
-    if not outline:
+    """The box around polygons or a run-length code, x, y, width, height; ``None`` if there is none of that size."""
+    if not outline or (isinstance(outline, dict) and list(outline.get('size', ())) != [height, width]):
         return None
     if isinstance(outline, list):
         points = np.concatenate([np.asarray(part, float).reshape(-1, 2) for part in outline])

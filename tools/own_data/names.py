@@ -29,7 +29,6 @@ _FORMS = tuple(
     )
 )
 _TITLES = ('class', 'classes', 'class_name', 'class name', 'name', 'names', 'label', 'labels')  # of a single column
-_HEADING = re.compile(r'\b(name|names|class|classes|label|value|id|r|red)\b', re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -83,13 +82,19 @@ def read_names(given: str | None, root: Path) -> list[ClassName]:
         files = [Path(given)] if given else [root / name for name in _FILES if (root / name).is_file()]
         lines = files[0].read_text('utf-8-sig', errors='replace').splitlines() if files else []
     lines = [line.strip() for line in lines if line.strip() and not line.startswith(('#', '//'))]
-    headed = len(lines) > 1 and _HEADING.search(lines[0]) and any(form.fullmatch(lines[1]) for form in _FORMS)
+    # A first line in columns that is of no form, where all others are of one, is a heading in any language.
+    rest = [form for form in _FORMS if from_file and lines[1:] and all(map(form.fullmatch, lines[1:]))]
+    headed = rest and re.search(r'[,;\t]', lines[0]) and not any(form.fullmatch(lines[0]) for form in rest)
     if headed or (from_file and len(lines) > 2 and lines[0].strip('" ').lower() in _TITLES):
         lines = lines[1:]
     for form in _FORMS:
         found = [form.fullmatch(line) for line in lines]
         if lines and all(found):
             return [_of_match(match.groupdict()) for match in found if match]
+    columns = [line for line in lines if re.search(r'[,;\t]', line) and any(form.fullmatch(line) for form in _FORMS)]
+    if from_file and columns:
+        other = next(line for line in lines if line not in columns)
+        raise UserError(f"the list of classes has lines like '{columns[0]}' and like '{other}': make them alike")
     if partly := [line for line in lines if _FORMS[2].fullmatch(line) or _FORMS[3].fullmatch(line)]:
         raise UserError(f"'{partly[0]}' says what means the class, others do not: give all classes =VALUE or =#rrggbb")
     names = [next(csv.reader([line]))[0].strip() if line[0] == '"' else line.strip(' :;\t') for line in lines]

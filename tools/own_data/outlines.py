@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 
 from mmpelk.errors import UserError
 
-from .dataset import find_images, read_header, split_of
+from .dataset import find_files, find_images, read_header, split_of
 from .names import order_names, read_names
 
 __all__ = ['has_outlines', 'read_outlines', 'write_boxes', 'write_maps']
@@ -50,7 +50,7 @@ def _finish(content: Content, names: Sequence[str], splits: Mapping[int, str]) -
 
 def _labelme_files(root: Path) -> Iterator[tuple[Path, Content | None]]:
     """Files and what they hold, ``None`` where a file is damaged; those of other formats are left out."""
-    for path in sorted(root.rglob('*.json')):
+    for path in map(root.joinpath, find_files(root, ['.json'])):
         try:
             content = json.loads(path.read_text('utf-8-sig'))
         except (ValueError, RecursionError):
@@ -254,7 +254,7 @@ def _read_voc(root: Path, classes: str | None) -> Content | None:
     splits: dict[int, str] = {}
     names: dict[str, int] = {}
     damaged = []
-    for path in sorted(root.rglob('*.xml')):
+    for path in map(root.joinpath, find_files(root, ['.xml'])):
         try:
             content = ElementTree.parse(path).getroot()
         except ElementTree.ParseError:

@@ -19,8 +19,10 @@ from .dataset import (
     UnknownLayoutError,
     complete_splits,
     find_copies,
+    find_files,
     known_metainfo,
     map_files,
+    nothing_left,
     read_header,
     split_by_lists,
     split_of,
@@ -232,16 +234,10 @@ def _read_name(path: str, stems_first: bool, is_label: bool | None = None) -> _N
     return _Named(path, label, rank, '/'.join([*kept, name]), name or (kept[-1] if kept else ''), split)
 
 
-def _list_files(root: Path) -> list[str]:
-    suffixes = IMAGE_SUFFIXES | {'.gif'}
-    paths = (path.relative_to(root) for path in root.rglob('*') if path.suffix.lower() in suffixes and path.is_file())
-    return sorted(p.as_posix() for p in paths if not any(part[0] == '.' or part == '__MACOSX' for part in p.parts))
-
-
 def _find_pairs(data: DataSet, images: str | None, labels: str | None) -> list[Pair]:
     if (images is None) != (labels is None):
         raise UserError('--images and --labels go together: the folders of the images and of the label maps')
-    if images is None and any(b'<segm>' in path.read_bytes() for path in data.root.rglob('*.xml')):
+    if images is None and any(b'<segm>' in (data.root / path).read_bytes() for path in find_files(data.root, ['.xml'])):
         raise UnknownLayoutError(f"'{data.root}' holds LabelMe's XML files, whose masks are of single objects")
     prefixes: dict[bool, str] = {}
     for is_label, folder in ((False, images), (True, labels)):
@@ -253,7 +249,7 @@ def _find_pairs(data: DataSet, images: str | None, labels: str | None) -> list[P
         listed: list[tuple[str, bool | None, str]] = [
             (prefix, is_label, name)
             for is_label, prefix in prefixes.items()
-            for name in _list_files(data.root / prefix)
+            for name in find_files(data.root / prefix, IMAGE_SUFFIXES | {'.gif'})
             # One folder may lie in the other.
             if not any(
                 other.startswith(prefix) and other != prefix and f'{prefix}{name}'.startswith(other)
@@ -262,7 +258,7 @@ def _find_pairs(data: DataSet, images: str | None, labels: str | None) -> list[P
         ]
     else:
         prefix = next(iter(prefixes.values()), '')
-        listed = [(prefix, None, name) for name in _list_files(data.root / prefix)]
+        listed = [(prefix, None, name) for name in find_files(data.root / prefix, IMAGE_SUFFIXES | {'.gif'})]
     for stems_first in (False, True):
         named = [(prefix, _read_name(name, stems_first, is_label)) for prefix, is_label, name in listed]
         files = [replace(name, path=f'{prefix}{name.path}') for prefix, name in named if name is not None]
@@ -348,7 +344,10 @@ def _values(image: Image.Image, through_palette: bool = False) -> npt.NDArray[np
     if image.mode in ('RGB', 'RGBA', 'CMYK', 'YCbCr', 'LA', 'PA') or through_palette:
         pixels = np.asarray(image.convert('RGB'), dtype=np.int64)
         return pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
-    return np.asarray(image).astype(np.int64)
+    values = np.asarray(image)
+    if values.dtype.kind == 'f' and not (np.isfinite(values) & (values == np.round(values))).all():
+        raise ValueError('values of label maps are whole numbers, and it has others')
+    return values.astype(np.int64)
 
 
 def _named_by_palette(path: Path, names: list[ClassName]) -> bool:
@@ -367,6 +366,8 @@ def _read_label(path: Path, through_palette: bool) -> _Label:
     try:
         with Image.open(path) as image:
             header, mode = Header(*image.size), image.mode
+            if getattr(image, 'n_frames', 1) > 1:
+                raise ValueError(f'a label map is one picture, and it has {image.n_frames}')
             table = image.getpalette('RGB') if mode == 'P' else None
             values = _values(image, through_palette)
     except Exception as error:  # Pillow's readers raise whatever the damage leads to
@@ -429,7 +430,7 @@ def _check_pairs(data: DataSet, found: dict[Pair, tuple[Header, _Label]]) -> lis
         names = [pair.image for pair in different]
         data.leave_out(f'label maps differ in size from their images ({example})', names, len(found))
     if not good:
-        raise UserError(f"nothing in '{data.root}' can be trained on: {data.notes[-1]}")
+        raise nothing_left(data)
     return good
 
 

@@ -130,7 +130,8 @@ def test_a_folder_that_wraps_the_splits_is_no_class(tmp_path: Path) -> None:
     [
         (dict(seg_train__sea=3, seg_test__sea=2), '2 classes are called like a split'),
         (dict(fold1__sea=3, fold2__sea=2), '5 pictures are in folders below that of their class'),
-        (dict(Cat=3, cat=2), '2 classes differ in capital letters alone'),
+        (dict(cat=3, unlabeled=2), '1 folders are called like no class'),
+        (dict(Cat=3, cat=2), '2 classes differ in capital letters or blanks alone'),
         (dict(train__cat=3, train__dog=3, extra__cat=3), '3 pictures are in folders beside those of the splits'),
     ],
 )
@@ -160,3 +161,9 @@ def test_augmented_copies_stay_with_their_picture(tmp_path: Path) -> None:
     assert '1 pictures to validate or test on are called like augmented copies' in notes(
         read_classification(tmp_path), 'mistake'
     )
+
+
+def test_splits_below_the_classes(tmp_path: Path) -> None:
+    data = read_classification(write(tmp_path, cat__train=4, cat__val=2, dog__train=3, dog__val=1))
+    assert (data.classes, names(data)) == (['cat', 'dog'], {'train': 7, 'val': 3})
+    assert not data.questions

@@ -92,6 +92,16 @@ SPOILT: dict[str, tuple[Callable[[Content], Any], str, int]] = {
     ),
     'size': (lambda d: d['images'][0].update(width=60), 'differ in size from their annotations', 8),
     'no object': (lambda d: d['annotations'].__delitem__(slice(2)), '1 of 5 images have no object', 8),
+    'ignored': (alter(ignore=1), '1 objects are marked to be ignored', 9),
+    'twice': (lambda d: d['annotations'].append(dict(d['annotations'][0], id=99)), '1 objects are there twice', 10),
+    'two corners': (alter(segmentation=[[2, 3, 12, 15]]), '1 objects have an outline of fewer than three corners', 9),
+    'odd outline': (alter(segmentation=[[2, 3, 12, 3, 12, 15, 4]]), 'an outline of fewer than three corners', 9),
+    'code of another size': (
+        alter(segmentation=dict(size=[48, 32], counts=[100, 20, 1416])),
+        'or of another size and are left out',
+        9,
+    ),
+    'outline elsewhere': (alter(segmentation=[[30, 20, 40, 20, 40, 30]]), '1 objects have an outline beside their', 9),
     'some outlines': (alter(segmentation=[[2, 3, 12, 3, 12, 15]]), '9 of 10 objects have no outline', 10),
 }
 
@@ -280,6 +290,42 @@ def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
     (tmp_path / 'other.json').write_text(json.dumps(renamed))
     with pytest.raises(UserError, match='other categories'):
         read_detection(tmp_path, ['labels.json', 'other.json'])
+
+
+@pytest.mark.parametrize(('spoil', 'message'), [
+    (alter(bbox=dict(x=1, y=2)), 'COCO has .x, y, width, height'),
+    (alter(bbox=[1, 2, 3, 4, 0.5]), 'COCO has .x, y, width, height'),
+    (lambda d: d['images'][0].pop('id'), 'an image of .* has no id'),
+    (lambda d: d.update(categories=['cat', 'dog']), 'has no id or no name'),
+    (lambda d: d['categories'][0].update(name=None), 'has no id or no name'),
+    (lambda d: [entry.update(iscrowd=1) for entry in d['annotations']], 'that is no crowd is left'),
+    (lambda d: [entry.update(category_id='x') for entry in d['annotations']], 'on: .* no listed category'),
+    (lambda d: [entry.update(width=99) for entry in d['images']], 'on: .* differ in size'),
+])  # fmt: skip
+def test_what_coco_does_not_mean_is_refused(spoil: Callable[[Content], Any], message: str, tmp_path: Path) -> None:
+    wrong = content()
+    spoil(wrong)
+    with pytest.raises(UserError, match=message):
+        read_detection(write(tmp_path, wrong))
+
+
+@pytest.mark.parametrize(
+    'nest', [lambda points: points.ravel(), lambda points: [points], lambda points: [points.ravel()]]
+)
+def test_outlines_however_they_are_nested(nest: Callable[[np.ndarray], Any], tmp_path: Path) -> None:
+    """And a question where the boxes are corners or centres, as the outlines tell."""
+    own = content()
+    for entry in own['annotations']:
+        x, y, w, h = entry['bbox']
+        points = np.array([[x, y], [x + w, y], [x + w, y + h]], float)
+        entry['segmentation'] = json.loads(json.dumps(nest(points), default=lambda array: array.tolist()))
+    data = read_detection(write(tmp_path, own))
+    assert data.details['masks']
+    assert not data.questions
+    for entry in own['annotations']:
+        x, y, w, h = entry['bbox']
+        entry['bbox'] = [x, y, x + w, y + h]
+    assert 'boxes are not around their outlines' in notes(read_detection(write(tmp_path, own)), 'question')
 
 
 def test_upright_pictures_are_not_touched(tmp_path: Path) -> None:

@@ -529,3 +529,43 @@ def test_copies_between_the_splits_are_found(tmp_path: Path) -> None:
     for kind, end in (('images', 'jpg'), ('masks', 'png')):
         shutil.copy(tmp_path / f'{kind}/train/train0.{end}', tmp_path / f'{kind}/val/new.{end}')
     assert '1 pictures to validate or test on are copies' in notes(read_segmentation(tmp_path), 'mistake')
+
+
+@pytest.mark.parametrize('text', [
+    'Wert;Klasse\n0;Himmel\n1;"Straße, nass"\n', 'nom,valeur\n"Himmel",0\n"Straße, nass",1\n',
+])  # fmt: skip
+def test_lists_of_other_languages(text: str, tmp_path: Path) -> None:
+    """A heading is told by its form, not by its words."""
+    root = write(tmp_path, [0, 1])
+    (root / 'classes.csv').write_text(text, 'utf-8-sig')
+    assert read_segmentation(root).classes == ['Himmel', 'Straße, nass']
+    (root / 'classes.csv').write_text('sky;0\nsea\n')
+    with pytest.raises(UserError, match="lines like 'sky;0' and like 'sea'"):
+        read_segmentation(root)
+
+
+@pytest.mark.parametrize(('mode', 'value', 'pages', 'message'), [
+    ('F', 0.5, 1, 'values of label maps are whole numbers'),
+    ('L', 1, 2, 'a label map is one picture, and it has 2'),
+])  # fmt: skip
+def test_label_maps_that_are_none(mode: str, value: float, pages: int, message: str, tmp_path: Path) -> None:
+    for index in range(3):
+        image(tmp_path / 'images' / f'{index}.jpg')
+        (tmp_path / 'labels').mkdir(exist_ok=True)
+        more = [Image.new(mode, SIZE, 0)] * (pages - 1)
+        Image.new(mode, SIZE, value).save(  # type: ignore[arg-type]
+            tmp_path / 'labels' / f'{index}.tif', save_all=True, append_images=more
+        )
+    with pytest.raises(UserError, match=message):
+        read_segmentation(tmp_path)
+
+
+def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
+    write(tmp_path / 'elsewhere', [0, 1])
+    root = tmp_path / 'data'
+    root.mkdir()
+    for folder in ('images', 'labels'):
+        (root / folder).symlink_to(tmp_path / 'elsewhere' / folder)
+    (tmp_path / 'elsewhere' / 'images' / 'loop').symlink_to(root)
+    (root / 'again').symlink_to(root)
+    assert sum(names(read_segmentation(root)).values()) == 4
