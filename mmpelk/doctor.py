@@ -182,10 +182,11 @@ def _backends() -> Iterator[Finding]:
         if name not in available_backends():
             yield Finding(f'backend {name}', 'ok', 'does not run on this machine')
             continue
-        device = 'cuda' if name == 'triton' else 'cpu'
+        device = 'cuda' if name.startswith('triton') else 'cpu'
+        dtype = torch.float16 if name == 'triton_dft' else torch.float32
         generator = torch.Generator().manual_seed(0)
-        x = torch.rand(2, 3, 20, 17, generator=generator).to(device).requires_grad_()
-        weight = torch.rand(3, 1, len(grid), len(grid), generator=generator).to(device).requires_grad_()
+        x = torch.rand(2, 3, 20, 17, generator=generator).to(device, dtype).requires_grad_()
+        weight = torch.rand(3, 1, len(grid), len(grid), generator=generator).to(device, dtype).requires_grad_()
         exact_x, exact_weight = (tensor.detach().double().requires_grad_() for tensor in (x, weight))
         expected = torch.nn.functional.conv2d(
             exact_x, expand_kernel(exact_weight, grid), padding=sum(grid) // 2, groups=x.shape[1]
@@ -202,8 +203,8 @@ def _backends() -> Iterator[Finding]:
             yield Finding(f'backend {name}', 'error', f'fails: {type(error).__name__}: {error}', _another_backend(name))
             continue
         worst = max(float((a.detach().double() - b.detach()).abs().max() / b.detach().abs().max()) for a, b in pairs)
-        # Float32 and sums of some hundred terms; a wrong index gives 0.01 and more.
-        if worst < 1e-4:
+        # Sums of some hundred terms in float32, or a result rounded to float16; a wrong index gives 0.01 and more.
+        if worst < (1e-4 if dtype == torch.float32 else torch.finfo(dtype).eps):
             yield Finding(f'backend {name}', 'ok', f'agrees with the definition to {worst:.0e}')
         else:
             text = f'differs from the definition by {worst:.0e} of the largest value'

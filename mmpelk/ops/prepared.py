@@ -147,11 +147,19 @@ def prepare(
     check(mixed, weight, grid, bias)
     requested = requested_backend(mixed, weight, grid, backend)
     name = requested or _measured(mixed, weight, bias, grid) or fastest_backend(mixed, grid)
-    make = BACKENDS[name].prepare
-    if make is None:
+    backend_of = BACKENDS[name]
+    # What is compiled may fail. Named, it shall raise where it is called; chosen, the call goes on with another.
+    if backend_of.prepare is None or (requested and backend_of.kernel_key):
         return Prepared(weight, bias, grid, requested, None)
-    with without_autocast(x.device.type):
-        return Prepared(weight, bias, grid, name, make(weight, grid, mixed))
+    try:
+        with without_autocast(x.device.type):
+            return Prepared(weight, bias, grid, name, backend_of.prepare(weight, grid, mixed))
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception:
+        if backend_of.kernel_key is None:
+            raise
+        return Prepared(weight, bias, grid, None, None)
 
 
 def _measured(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int]) -> str | None:

@@ -10,8 +10,8 @@ from mmpelk.ops import peripheral_conv2d
 from mmpelk.ops.backends import BACKENDS as TABLE
 from mmpelk.ops.custom_op import HAS_CUSTOM_OP
 
-#: Every backend that needs torch alone; :mod:`triton_cases` has the other.
-BACKENDS = [name for name in TABLE if name != 'triton']
+#: Every backend that needs torch alone; :mod:`triton_cases` has the others.
+BACKENDS = [name for name in TABLE if not name.startswith('triton')]
 FAST = [name for name in BACKENDS if name != 'dense']
 
 needs_custom_op = pytest.mark.skipif(not HAS_CUSTOM_OP, reason='torch.library.custom_op came with torch 2.4')

@@ -6,7 +6,7 @@ import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,9 +21,10 @@ if backend.interpreted():
     )
 triton = pytest.importorskip('triton', minversion='3.4')
 
-from mmpelk.ops.backends.triton import kernels, launch  # noqa: E402
+from mmpelk.ops.backends.triton import dft, dft_kernels, kernels, launch  # noqa: E402
 
 KERNELS = ('toeplitz_kernel', 'conv_kernel', 'weight_grad_kernel', 'planes_kernel')
+DFT_KERNELS = ('dft_spectrum_kernel', 'dft_conv_kernel', 'dft_weight_grad_kernel')
 # Bytes of shared memory that a block can have, by compute capability (CUDA C++ Programming Guide, technical
 # specifications per compute capability).
 SHARED_MEMORY = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}
@@ -68,15 +69,17 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], dict[str, Any]]:
 
                 return compile_only
 
-        stand_ins = {name: Compiling(getattr(kernels, name)) for name in KERNELS}
-        monkeypatch.setattr(launch, 'kernels', SimpleNamespace(**stand_ins))
+        for module, names, of in ((launch, KERNELS, kernels), (dft, DFT_KERNELS, dft_kernels)):
+            stand_ins = {name: Compiling(getattr(of, name)) for name in names}
+            monkeypatch.setattr(module, of.__name__.rsplit('.', 1)[1], SimpleNamespace(**stand_ins))
+            for name in names:  # what was compiled for another device
+                getattr(of, name).device_caches.clear()
         # Private, because ``reset_active`` looks for a GPU.
         monkeypatch.setattr(triton.runtime.driver, '_active', _Device(capability))
         monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: divmod(capability, 10))
         launch._is_hopper.cache_clear()
         monkeypatch.setattr(launch, '_calls', {})
-        for name in KERNELS:  # what was compiled for another device
-            getattr(kernels, name).device_caches.clear()
+        monkeypatch.setattr(dft, '_tables', {})
         return compiled
 
     return pretend_device
@@ -92,7 +95,13 @@ def _stack_bytes(kernel: Any, folder: Path) -> int:
 
 
 def _call(
-    shape: tuple[int, ...], kernel_size: int, dtype: torch.dtype, layout: str, mixed: int, weight_grad: bool = True
+    shape: tuple[int, ...],
+    kernel_size: int,
+    dtype: torch.dtype,
+    layout: str,
+    mixed: int,
+    weight_grad: bool = True,
+    of: ModuleType = launch,
 ) -> None:
     """The operator on the first ``mixed`` channels of a map, and its gradients.
 
@@ -103,11 +112,11 @@ def _call(
     x = torch.empty(shape, dtype=dtype, device='meta').contiguous(memory_format=memory_format)[:, :mixed]
     x = x if layout == 'slice' else x.contiguous(memory_format=memory_format)
     weight = torch.empty(mixed, 1, len(grid), len(grid), dtype=dtype, device='meta')
-    launch.forward(x, weight, None, grid, torch.empty_strided(x.shape, x.stride(), dtype=dtype, device='meta'))
+    of.forward(x, weight, None, grid, torch.empty_strided(x.shape, x.stride(), dtype=dtype, device='meta'))
     bias = torch.empty(*x.shape[2:], mixed, dtype=dtype, device='meta').permute(2, 0, 1)  # as the positional term is
-    launch.forward(x, weight, bias.contiguous() if layout == 'planes' else bias, grid)
+    of.forward(x, weight, bias.contiguous() if layout == 'planes' else bias, grid)
     if weight_grad:
-        launch.weight_grad(x, x, grid)
+        of.weight_grad(x, x, grid)
 
 
 def _narrow_accesses(kernel: Any) -> list[str]:
@@ -176,6 +185,53 @@ def test_no_gpu_runs_out_of_shared_memory_or_registers(
             spilled = _stack_bytes(kernel, tmp_path)
             print(f'{capability} {dtype} {stage} {name}: {spilled} bytes spilled')
             assert spilled <= SPILLED[dtype], name
+
+
+# Bytes that the kernels of ``triton_dft`` spill at most, where they spill any.
+DFT_SPILLED = {
+    (86, 'T-stage1', torch.bfloat16): 8,
+    (80, 'T-stage1', torch.float16): 8,
+    (86, 'T-stage1', torch.float16): 40,
+    (90, 'T-stage1', torch.float16): 128,
+    (90, 'T-stage2', torch.float16): 8,
+    (80, 'ade-stage1', torch.float16): 16,
+    (90, 'B-101-stage1', torch.bfloat16): 360,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize('capability', [80, 86, 90, 120])
+def test_dft_kernels_compiled(
+    pretend: Callable[[int], dict[str, Any]],
+    capability: int,
+    dtype: torch.dtype,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiled = pretend(capability)
+    for stage in ('T-stage1', 'T-stage2', 'T-stage3', 'ade-stage1', 'B-101-stage1'):
+        shape, kernel_size, mixed = STAGES[stage]
+        if capability != 90 and stage != 'T-stage1' and (capability, stage) != (80, 'ade-stage1'):
+            continue
+        x = SimpleNamespace(dtype=dtype, device=torch.device('cuda'), shape=shape, is_cuda=True)
+        if backend.dft_unsupported_reason(x, sharing_grid(kernel_size)) is not None:  # type: ignore[arg-type]
+            assert (capability, dtype) == (90, torch.float16)
+            assert shape[-1] > 64
+            continue
+        compiled.clear()
+        _call(shape, kernel_size, dtype, 'channels_last', mixed, of=dft)
+        assert {name.split('-')[0] for name in compiled} == {*DFT_KERNELS, 'planes_kernel'}
+        for name, kernel in compiled.items():
+            assert kernel.metadata.shared <= SHARED_MEMORY[capability], name
+            spilled = _stack_bytes(kernel, tmp_path)
+            print(f'{capability} {dtype} {stage} {name}: {spilled} bytes spilled')
+            assert spilled <= DFT_SPILLED.get((capability, stage, dtype), 0), (stage, name)
+            if name.startswith(('dft_conv', 'dft_weight')):
+                assert ('wgmma.mma_async' if capability == 90 else 'mma.sync') in kernel.asm['ptx']
+                # The weight is read once.
+                wide = [found for found in _narrow_accesses(kernel) if found.startswith('st')]
+                assert not wide, (stage, name)
 
 
 def test_fewer_stages_where_shared_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:

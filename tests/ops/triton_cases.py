@@ -1,10 +1,11 @@
-"""Cases of the Triton backend; :mod:`test_triton` runs them in Triton's interpreter.
+"""Cases of the Triton backends; :mod:`test_triton` runs them in Triton's interpreter.
 
 On a machine with a GPU ``pytest tests/ops/triton_cases.py`` runs them compiled.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mmpelk.ops import sharing_grid
-from mmpelk.ops.backends import dense
+from mmpelk.ops.backends import BACKENDS, dense
 from mmpelk.ops.backends import triton as backend
-from mmpelk.ops.backends.triton import launch
+from mmpelk.ops.backends.triton import dft, launch
 from mmpelk.ops.reference import peripheral_conv2d_reference
 from tests.ops.inputs import check_no_less_exact_than_dense, output_and_gradients, relative_error
 
@@ -32,6 +33,7 @@ def _few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every program costs the interpreter a fixed time; and small problems have to reach the code for large ones."""
     monkeypatch.setattr(launch, '_calls', {})
     monkeypatch.setattr(launch, 'PROGRAMS', 4)
+    monkeypatch.setattr(dft, 'PROGRAMS', 2)
     monkeypatch.setattr(launch, 'PAIR_FROM', 2)
     monkeypatch.setattr(launch, 'PACK_FROM', 2)
 
@@ -64,7 +66,13 @@ def _check(shape: Sequence[int], grid: Sequence[int], bias: str, dtype: torch.dt
     # in float32 both have the roundings of a sum besides.
     floor = torch.finfo(dtype).eps * (1 if dtype == torch.float32 else 0.25)
     expected = output_and_gradients(exact, tensors, grad_out.double())
-    check_no_less_exact_than_dense(['triton'], grid, tensors, grad_out, expected, floor)
+    backends = [
+        name
+        for name in ('triton', 'triton_dft')
+        if BACKENDS[name].unsupported_reason(tensors[0], tensors[1], grid) is None
+    ]
+    assert 'triton_dft' in backends or dtype != torch.bfloat16
+    check_no_less_exact_than_dense(backends, grid, tensors, grad_out, expected, floor)
 
 
 # Images, channels, height, width; grid; bias.
@@ -82,6 +90,8 @@ TILED = {
     '66x70-asymmetric': ((1, 1, 66, 70), (4, 1, 2), 'none'),
     '65x3-k151': ((1, 1, 65, 3), sharing_grid(151, 7), 'map'),
     '66x2-ring_of_36': ((1, 1, 66, 2), (36, 1, 36), 'none'),
+    '70x66-k51': ((1, 1, 70, 66), sharing_grid(51), 'map'),
+    '28x26-k49-packed': ((3, 1, 28, 26), sharing_grid(49), 'map'),
 }
 TRUNCATED = {'24x31-k51': ((2, 1, 24, 31), sharing_grid(51), 'map'), '67x20-k17-high': TILED['67x20-k17-high']}
 
@@ -97,6 +107,7 @@ def test_bfloat16_with_mean_3(case: str) -> None:
         ('14x14-k13-packed', 'float32'),
         ('14x14-k13-packed', 'float16'),
         ('12x17-asymmetric', 'float16'),
+        ('28x26-k49-packed', 'float16'),
         ('67x20-k17-high', 'float32'),
     ],
 )
@@ -130,26 +141,28 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.parametrize('kernels', [launch, dft], ids=['triton', 'triton_dft'])
 @pytest.mark.parametrize(
     ('layout', 'shape'),
     [*((layout, (2, 2, 9, 12)) for layout in LAYOUTS), ('channels_last', (1, 2, 65, 2)), ('transposed', (1, 2, 65, 2))],
     ids=str,
 )
-def test_strides_change_nothing(layout: str, shape: tuple[int, ...]) -> None:
+def test_strides_change_nothing(layout: str, shape: tuple[int, ...], kernels: ModuleType) -> None:
     grid = (2, 1, 2)
     (x, weight, _), grad_out = _inputs(shape, len(grid), 'none', torch.bfloat16, 0.0)
     x, grad_out = LAYOUTS[layout](x), LAYOUTS[layout](grad_out)
     assert not x.is_contiguous()
     bias, weight_t = x[0], weight.mT.contiguous().mT
     assert torch.equal(
-        launch.forward(x, weight_t, bias, grid), launch.forward(x.contiguous(), weight, bias.contiguous(), grid)
+        kernels.forward(x, weight_t, bias, grid), kernels.forward(x.contiguous(), weight, bias.contiguous(), grid)
     )
     assert torch.equal(
-        launch.weight_grad(x, grad_out, grid), launch.weight_grad(x.contiguous(), grad_out.contiguous(), grid)
+        kernels.weight_grad(x, grad_out, grid), kernels.weight_grad(x.contiguous(), grad_out.contiguous(), grid)
     )
 
 
-def test_offsets_beyond_32_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize('kernels', [launch, dft], ids=['triton', 'triton_dft'])
+def test_offsets_beyond_32_bits(tmp_path: Path, kernels: ModuleType) -> None:
     stride = 2**31 + 8
     size = stride + 3 * 5 * 7
     if DEVICE == 'cpu':  # a sparse file: two pages of it are ever written
@@ -161,21 +174,22 @@ def test_offsets_beyond_32_bits(tmp_path: Path) -> None:
         grid = (2, 1, 2)
         (x, weight, _), grad_out = _inputs(far.shape, len(grid), 'none', torch.float16, 0.0)
         far.copy_(x)
-        assert torch.equal(launch.forward(far, weight, None, grid), launch.forward(x, weight, None, grid))
-        assert torch.equal(launch.weight_grad(far, grad_out, grid), launch.weight_grad(x, grad_out, grid))
+        assert torch.equal(kernels.forward(far, weight, None, grid), kernels.forward(x, weight, None, grid))
+        assert torch.equal(kernels.weight_grad(far, grad_out, grid), kernels.weight_grad(x, grad_out, grid))
 
 
+@pytest.mark.parametrize('kernels', [launch, dft], ids=['triton', 'triton_dft'])
 @pytest.mark.parametrize(
     ('shape', 'value'),
     [((3, 2, 7, 9), float('nan')), ((3, 2, 7, 9), float('inf')), ((2, 1, 65, 3), float('nan'))],
     ids=['packed-nan', 'packed-inf', 'tiled-nan'],
 )
-def test_non_finite_value_stays_in_its_plane(shape: tuple[int, ...], value: float) -> None:
+def test_non_finite_value_stays_in_its_plane(shape: tuple[int, ...], value: float, kernels: ModuleType) -> None:
     grid = sharing_grid(5, 3)
     (x, weight, _), _ = _inputs(shape, len(grid), 'none', torch.bfloat16, 0.0)
-    clean = launch.forward(x, weight, None, grid)
+    clean = kernels.forward(x, weight, None, grid)
     x[1, 0, 4, 1] = value
-    out = launch.forward(x, weight, None, grid)
+    out = kernels.forward(x, weight, None, grid)
     reached = ~dense.forward(x, weight, None, grid).isfinite()
     assert reached.any()
     assert not out[reached].isfinite().any()
@@ -184,37 +198,41 @@ def test_non_finite_value_stays_in_its_plane(shape: tuple[int, ...], value: floa
     assert torch.equal(out[others], clean[others])
 
 
-def test_float16_box_sums_beyond_its_range() -> None:
+@pytest.mark.parametrize('kernels', [launch, dft], ids=['triton', 'triton_dft'])
+def test_float16_box_sums_beyond_its_range(kernels: ModuleType) -> None:
     """A ring's sum of inputs may exceed 65504 where the output does not."""
     grid = (16, 1, 16)
     x = torch.full((1, 1, 20, 20), 3e4, dtype=torch.float16, device=DEVICE)
     weight = torch.full((1, 1, 3, 3), 2.0**-14, dtype=torch.float16, device=DEVICE)
     for value in (
-        launch.forward(x, weight, None, grid),
-        launch.weight_grad(x, torch.full_like(x, 2.0**-18), grid),
+        kernels.forward(x, weight, None, grid),
+        kernels.weight_grad(x, torch.full_like(x, 2.0**-18), grid),
     ):
         assert value.isfinite().all()
     exact = dense.forward(x.double(), weight.double(), None, grid)
-    assert relative_error(launch.forward(x, weight, None, grid), exact) < torch.finfo(torch.float16).eps
+    assert relative_error(kernels.forward(x, weight, None, grid), exact) < torch.finfo(torch.float16).eps
 
 
-def test_channels_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize('kernels', [launch, dft], ids=['triton', 'triton_dft'])
+def test_channels_in_chunks(monkeypatch: pytest.MonkeyPatch, kernels: ModuleType) -> None:
     grid = sharing_grid(9, 3)
     (x, weight, bias), _ = _inputs((2, 5, 9, 12), len(grid), 'map', torch.bfloat16, 0.0)
-    at_once = launch.forward(x, weight, bias, grid)
+    at_once = kernels.forward(x, weight, bias, grid)
     monkeypatch.setattr(launch, '_calls', {})
     monkeypatch.setattr(launch, 'WORKSPACE', 2 * 2 * len(grid) * 16 * 16)  # two channels
-    assert torch.equal(launch.forward(x, weight, bias, grid), at_once)
+    assert torch.equal(kernels.forward(x, weight, bias, grid), at_once)
 
 
-def test_images_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize('kernels', [launch, dft], ids=['triton', 'triton_dft'])
+def test_images_in_pieces(monkeypatch: pytest.MonkeyPatch, kernels: ModuleType) -> None:
     grid = sharing_grid(9, 3)
-    (x, weight, bias), grad_out = _inputs((3, 2, 9, 12), len(grid), 'map', torch.float32, 0.0)
-    at_once = launch.forward(x, weight, bias, grid), launch.weight_grad(x, grad_out, grid)
+    dtype = torch.float32 if kernels is launch else torch.bfloat16
+    (x, weight, bias), grad_out = _inputs((3, 2, 9, 16), len(grid), 'map', dtype, 0.0)
+    at_once = kernels.forward(x, weight, bias, grid), kernels.weight_grad(x, grad_out, grid)
     # Two images at a time, and their results.
-    monkeypatch.setattr(launch, 'workspace_limit', lambda device_type: 2 * 2 * 2 * 9 * 12 * 4)
-    torch.testing.assert_close(launch.forward(x, weight, bias, grid), at_once[0])
-    torch.testing.assert_close(launch.weight_grad(x, grad_out, grid), at_once[1])
+    monkeypatch.setattr(launch, 'workspace_limit', lambda device_type: 2 * 2 * 2 * 9 * 16 * dtype.itemsize)
+    torch.testing.assert_close(kernels.forward(x, weight, bias, grid), at_once[0])
+    torch.testing.assert_close(kernels.weight_grad(x, grad_out, grid), at_once[1])
 
 
 def test_tf32_flag_takes_fewer_products() -> None:
@@ -252,18 +270,20 @@ def test_float32_where_tensor_cores_truncate(monkeypatch: pytest.MonkeyPatch) ->
         _check(*TRUNCATED[case], torch.float32, 0.0)
 
 
+@pytest.mark.parametrize('kernels', [launch, dft], ids=['triton', 'triton_dft'])
 @pytest.mark.parametrize('shape', [(0, 2, 5, 5), (2, 0, 5, 5), (2, 2, 0, 5)])
-def test_empty(shape: tuple[int, ...]) -> None:
+def test_empty(shape: tuple[int, ...], kernels: ModuleType) -> None:
     x = torch.zeros(shape, device=DEVICE)
     weight = torch.zeros(shape[1], 1, 3, 3, device=DEVICE)
-    assert launch.forward(x, weight, None, (1, 1, 1)).shape == shape
-    assert torch.equal(launch.weight_grad(x, x, (1, 1, 1)), weight)
+    assert kernels.forward(x, weight, None, (1, 1, 1)).shape == shape
+    assert torch.equal(kernels.weight_grad(x, x, (1, 1, 1)), weight)
 
 
+@pytest.mark.parametrize('kernels', [launch, dft], ids=['triton', 'triton_dft'])
 @pytest.mark.skipif(DEVICE == 'cpu', reason='the interpreter runs one program after the other')
-def test_same_bits_twice() -> None:
+def test_same_bits_twice(kernels: ModuleType) -> None:
     grid = sharing_grid(51)
     (x, weight, _), grad_out = _inputs((16, 24, 56, 56), len(grid), 'none', torch.bfloat16, 0.0)
     for _ in range(3):
-        assert torch.equal(launch.forward(x, weight, None, grid), launch.forward(x, weight, None, grid))
-        assert torch.equal(launch.weight_grad(x, grad_out, grid), launch.weight_grad(x, grad_out, grid))
+        assert torch.equal(kernels.forward(x, weight, None, grid), kernels.forward(x, weight, None, grid))
+        assert torch.equal(kernels.weight_grad(x, grad_out, grid), kernels.weight_grad(x, grad_out, grid))

@@ -14,7 +14,7 @@ from torch import Tensor
 from . import fft
 from .choice import fastest_backend
 from .measured import measured_backend
-from .table import BACKENDS, refuse
+from .table import BACKENDS, refusal, refuse
 
 __all__ = ['convolve', 'weight_gradient']
 
@@ -34,16 +34,21 @@ def convolve(
     out: Tensor | None = None,
     **kernel: Tensor,
 ) -> Tensor:
-    """The convolution by a backend, or for ``None`` by the fastest that works: :attr:`Backend.forward`."""
-    if name is not None:
+    """The convolution by a backend, or for ``None`` by the fastest that works: :attr:`Backend.forward`.
+
+    A compiled backend that a ``kernel`` is prepared for was chosen, not named: where it fails, the next one goes on.
+    """
+    if name is not None and not (kernel and BACKENDS[name].kernel_key):
         return BACKENDS[name].forward(x, weight, bias, grid, out, **kernel)
+    prepared_for = name
     return _by_the_fastest(
         False,
         [x] if out is None else [x, out],
         0 if bias is None else bias.dim(),
         grid,
-        lambda name: BACKENDS[name].forward(x, weight, bias, grid, out),
+        lambda name: BACKENDS[name].forward(x, weight, bias, grid, out, **(kernel if name == prepared_for else {})),
         lambda result: _forward_error(result, x, weight, bias, grid),
+        prepared_for,
     )
 
 
@@ -68,11 +73,13 @@ def _by_the_fastest(
     grid: Sequence[int],
     run: Callable[[str], Tensor],
     error_of: Callable[[Tensor], float | None],
+    chosen: str | None = None,
 ) -> Tensor:
     x = maps[0]
     skip: set[str] = set()
     while True:
-        name = None if skip else measured_backend(x, grid, run, 'weight_grad' if weight_grad else 'forward')
+        name = None if skip or (chosen and refusal(chosen, x, weight_grad)) else chosen
+        name = name or (None if skip else measured_backend(x, grid, run, 'weight_grad' if weight_grad else 'forward'))
         name = name or fastest_backend(x, grid, weight_grad=weight_grad, skip=skip)
         kernel_key = BACKENDS[name].kernel_key
         if kernel_key is None or x.numel() == 0:

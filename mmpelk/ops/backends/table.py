@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -19,15 +20,22 @@ def _no_reason(*_: object) -> None:
     return None
 
 
-def _of_triton(name: str) -> Callable[..., Any]:
-    """A function of the Triton backend, which imports Triton at the first call."""
+def _of_triton(module: str, name: str) -> Callable[..., Any]:
+    """A function of a module of the Triton backends, which imports Triton at the first call."""
 
-    def call(*args: Any) -> Any:
-        from .triton import launch
+    function: Callable[..., Any] | None = None
 
-        return getattr(launch, name)(*args)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal function
+        if function is None:
+            function = getattr(import_module(f'{triton.__name__}.{module}'), name)
+        return function(*args, **kwargs)
 
     return call
+
+
+def _triton_dft_reason(x: Tensor, weight: Tensor, grid: Sequence[int]) -> str | None:
+    return triton.unsupported_reason(x, weight, grid) or triton.dft_unsupported_reason(x, grid)
 
 
 @dataclass(frozen=True)
@@ -63,14 +71,21 @@ BACKENDS: dict[str, Backend] = {
         Backend('dense', dense.forward, dense.weight_grad, prepare=dense.prepare),
         Backend('dft', dft.forward, dft.weight_grad, prepare=dft.prepare),
         Backend('fft', fft.forward, fft.weight_grad),
-        # Cached: every call asks, and the answer takes longer than a kernel.
-        Backend(
-            'triton',
-            _of_triton('forward'),
-            _of_triton('weight_grad'),
-            cache(triton.unavailable_reason),
-            triton.unsupported_reason,
-            kernel_key=_of_triton('kernel_key'),
+        *(
+            Backend(
+                name,
+                _of_triton(module, 'forward'),
+                _of_triton(module, 'weight_grad'),
+                # Cached: every call asks, and the answer takes longer than a kernel.
+                cache(triton.unavailable_reason),
+                unsupported_reason,
+                _of_triton(module, 'prepare'),
+                _of_triton(module, 'kernel_key'),
+            )
+            for name, module, unsupported_reason in (
+                ('triton', 'launch', triton.unsupported_reason),
+                ('triton_dft', 'dft', _triton_dft_reason),
+            )
         ),
     )
 }

@@ -1,7 +1,8 @@
-"""The Triton backend: box sums and Toeplitz products on tensor cores, for NVIDIA GPUs but the data centre's Blackwell.
+"""The Triton backends, on tensor cores, for NVIDIA GPUs but the data centre's Blackwell.
 
-Importing this package does not import Triton; the first call does. With ``TRITON_INTERPRET=1`` in the environment
-before that, the same kernels run on CPU tensors, slowly, for tests.
+``triton`` multiplies box sums by Toeplitz matrices (:mod:`.launch`), ``triton_dft`` transforms by products of matrices
+(:mod:`.dft`). Importing this package does not import Triton; the first call does. With ``TRITON_INTERPRET=1`` in the
+environment before that, the same kernels run on CPU tensors, slowly, for tests.
 
 Where the dense kernel spreads a non-finite input over the outputs within its reach, these kernels spread it, as NaN,
 over every output of the tiles that read it: at most its plane (one channel of one image). In float16 a weight times the
@@ -15,13 +16,28 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ['interpreted', 'unavailable_reason', 'unsupported_reason']
+from ...sharing_grid import reach
+
+__all__ = [
+    'DFT_MARGIN',
+    'DFT_TILE',
+    'dft_unsupported_reason',
+    'interpreted',
+    'unavailable_reason',
+    'unsupported_reason',
+]
 
 _OLDEST_TRITON = (3, 4)  # torch 2.8 brings it; 3.0 to 3.3 compile none of the kernels
 _NUMPY_BEYOND_THE_INTERPRETER = (2, 5)  # seen with Triton 3.6
 # Major compute capabilities that the kernels were compiled for: Ampere and Ada, Hopper, GeForce Blackwell. On the data
 # centre's Blackwell, 10, the compiler of Triton 3.6 crashes on one of them and traps another.
 _DEVICES = (8, 9, 12)
+DFT_TILE = 64
+"""Rows and columns of the tiles that ``triton_dft`` cuts larger maps into; twice as many for one of a whole map."""
+DFT_MARGIN = 32
+"""Rows and columns that such a tile reads beyond its own, on either side."""
+# Compute capabilities with the shared memory that larger maps take: 163 KB and more.
+_LARGE_DEVICES = ((8, 0), (8, 7), (9, 0))
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -68,4 +84,24 @@ def unsupported_reason(x: Tensor, weight: Tensor, grid: Sequence[int]) -> str | 
     if capability[0] not in _DEVICES:
         known = ', '.join(f'{major}.x' for major in _DEVICES)
         return f'{x.device} has compute capability {".".join(map(str, capability))}; the kernels are for {known}'
+    return None
+
+
+def dft_unsupported_reason(x: Tensor, grid: Sequence[int]) -> str | None:
+    """Why ``triton_dft`` cannot take inputs that :func:`unsupported_reason` has nothing against, or ``None``."""
+    if x.dtype == torch.float32:
+        return 'its products have factors in float16, which are not exact enough for float32'
+    larger = [extent for extent in x.shape[-2:] if extent > DFT_TILE]
+    if not larger:
+        return None
+    capability = None if interpreted() else torch.cuda.get_device_capability(x.device)
+    if x.dtype == torch.float16 and capability == (9, 0):  # spilled registers
+        return f'in float16 it takes maps of up to {DFT_TILE} rows and columns on {x.device}, not {max(larger)}'
+    if any(extent > 2 * DFT_TILE and reach(sum(grid), extent) > DFT_MARGIN for extent in larger):
+        return (
+            f'it takes maps of more than {2 * DFT_TILE} rows or columns with kernels of up to {2 * DFT_MARGIN + 1}, '
+            f'not {max(larger)} with {sum(grid)}'
+        )
+    if capability is not None and capability not in _LARGE_DEVICES:
+        return f'{x.device} has too little shared memory for maps of more than {DFT_TILE} rows or columns'
     return None

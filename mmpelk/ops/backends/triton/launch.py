@@ -17,10 +17,20 @@ from ...workspace import workspace_limit
 from . import interpreted, kernels
 from .kernels import ROWS
 
-__all__ = ['COPIED', 'PACK_FROM', 'PAIR_FROM', 'PROGRAMS', 'WORKSPACE', 'forward', 'kernel_key', 'weight_grad']
+__all__ = [
+    'COPIED',
+    'PACK_FROM',
+    'PAIR_FROM',
+    'PROGRAMS',
+    'WORKSPACE',
+    'forward',
+    'kernel_key',
+    'prepare',
+    'weight_grad',
+]
 
 WORKSPACE = 64 << 20
-"""Bytes of Toeplitz matrices at a time; more channels than fit are worked through in chunks."""
+"""Bytes of matrices made of the weight at a time; more channels than fit are worked through in chunks."""
 
 PAIR_FROM = 1024
 """A program multiplies two tiles by each Toeplitz matrix once there are this many tiles, enough to fill a large GPU.
@@ -200,7 +210,7 @@ def _launch(
     kernel: Any,
     programs: tuple[int, ...],
     tensors: Sequence[Tensor],
-    numbers: Sequence[int] = (),
+    numbers: Sequence[float] = (),
     num_stages: int = 1,
     **options: Any,
 ) -> Callable[..., Any]:
@@ -315,88 +325,173 @@ def _pairs(x: Tensor, plan: Plan) -> bool:
     )
 
 
-def _pieces(x: Tensor, plan: Plan) -> tuple[int, int]:
-    """Images and channels at a time, whose planes and Toeplitz matrices fit their workspaces."""
+def _images_at_a_time(x: Tensor) -> int:
+    """Images whose planes fit their workspace."""
     plane_bytes = x.shape[1] * x.shape[2] * _row_length(x.shape[3], x.dtype) * x.element_size()
-    matrix_bytes = 2 * _parts(x.dtype) * len(plan.row_rings) * plan.in_tiles * plan.cols**2
-    return max(1, workspace_limit(x.device.type) // (2 * plane_bytes)), max(1, WORKSPACE // matrix_bytes)
+    return max(1, workspace_limit(x.device.type) // (2 * plane_bytes))
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], out: Tensor | None = None) -> Tensor:
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    grid: Sequence[int],
+    out: Tensor | None = None,
+    kernel: Tensor | None = None,
+) -> Tensor:
     """The convolution. Shapes as in :func:`mmpelk.ops.peripheral_conv2d`; any strides.
 
     float32 keeps its precision, unless ``torch.backends.cuda.matmul.allow_tf32`` is set: then products have a relative
     error of 2**-16, better than TF32's own 2**-11, for half the work. That flag, off by default, and not the one of
     cuDNN, on by default, because PyTorch's depthwise kernels never use TF32 either.
+
+    Args:
+        x: The maps.
+        weight: The parameters.
+        bias: To be added.
+        grid: The sharing grid.
+        out: Where the result goes, of the shape of ``x``; ``None`` allocates it.
+        kernel: What :func:`prepare` made of ``weight``; made anew for maps of another size.
     """
+    return convolve(_ToeplitzConvolution, x, weight, bias, grid, out, kernel)
+
+
+def prepare(weight: Tensor, grid: Sequence[int], x: Tensor) -> Tensor:
+    """The Toeplitz matrices of the weight for maps of the size of ``x``: of use while ``weight`` stays."""
+    return make(_Toeplitz, weight, grid, x)
+
+
+def convolve(
+    kind: type['Convolution'],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    grid: Sequence[int],
+    out: Tensor | None,
+    kernel: Tensor | None,
+) -> Tensor:
+    """Launch the convolution of a ``kind``; the other arguments are those of :func:`forward`."""
     out = empty_as(x) if out is None else out
     if out.numel() == 0:
         return out
-    key = (
-        tuple(grid),
-        x.dtype,
-        x.device,
-        _parts(x.dtype),
-        workspace_limit(x.device.type),
-        _layout(x),
-        _layout(weight),
-        _layout(out),
-        None if bias is None else _layout(bias),
-    )
-    call = _kept(key, lambda: _Forward(x, weight, bias, tuple(grid), out))
+    layouts = _layout(x), _layout(weight), _layout(out), None if bias is None else _layout(bias)
+    key = kind, *_settings(x, grid), kernel is None, *layouts
+    call = _kept(key, lambda: kind(x, weight, bias, tuple(grid), out))
     with _current(x.device):
-        call(x, weight, bias, out)
+        call(x, weight, bias, out, kernel)
     return out
 
 
-class _Forward:
+def make(kind: type['Made'], weight: Tensor, grid: Sequence[int], x: Tensor) -> Tensor:
+    """Launch what makes the matrices of a ``kind`` for maps of the size of ``x``."""
+    call = _kept((kind, *_settings(x, grid), _layout(x), _layout(weight)), lambda: kind(x, weight, tuple(grid)))
+    with _current(x.device):
+        return call(weight)
+
+
+def _settings(x: Tensor, grid: Sequence[int]) -> tuple[Hashable, ...]:
+    """What calls depend on beside shapes and layouts."""
+    return tuple(grid), x.dtype, x.device, _parts(x.dtype), workspace_limit(x.device.type)
+
+
+class Made:
+    """What a convolution of maps of one shape computes of the weight, before it reads the maps."""
+
+    size: tuple[int, ...]
+    dtype: torch.dtype
+
+    def __init__(self, x: Tensor, weight: Tensor, grid: tuple[int, ...]) -> None:
+        self._grid, self._channels = grid, weight.shape[0]
+        self._run: Callable[..., Any] | None = None
+        self.plan(x)
+
+    def plan(self, x: Tensor) -> None:
+        """Set ``size``, without the channels, and ``dtype``."""
+        raise NotImplementedError
+
+    def first(self, weight: Tensor, made: Tensor) -> Callable[..., Any]:
+        """The first launch; returns it as a function of the tensors."""
+        raise NotImplementedError
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        made = weight.new_empty((self._channels, *self.size), dtype=self.dtype)
+        if self._run is None:
+            self._run = self.first(weight, made)
+        else:
+            self._run(weight, made)
+        return made
+
+
+class Convolution:
     """The convolution of maps of one shape and layout."""
+
+    makes: type[Made]
 
     def __init__(self, x: Tensor, weight: Tensor, bias: Tensor | None, grid: tuple[int, ...], out: Tensor) -> None:
         images, channels = x.shape[:2]
-        self._grid, self._plan = grid, _plan(x, grid)
-        self._images, self._channels = _pieces(x, self._plan)
+        self._grid = grid
+        self.plan(x)
+        self._made = self.makes(x, weight, grid)
+        self._made_shape = channels, *self._made.size
+        self._images = _images_at_a_time(x)
+        self._channels = max(1, WORKSPACE // (math.prod(self._made.size) * self._made.dtype.itemsize))
         self._whole = self._images >= images and self._channels >= channels
         self._copy, self._back = _Copy(x, back=False), _Copy(out, back=True)
         self._copy_bias = None if bias is None or bias.dim() == 1 else _Copy(bias[None], back=False)
-        self._parts = _parts(x.dtype)
-        matrices = channels, self._plan.in_tiles, len(self._plan.row_rings)
-        self._toeplitz_size = *matrices, self._parts, self._plan.cols, self._plan.cols
-        self._toeplitz_dtype = torch.bfloat16 if x.dtype == torch.float32 else x.dtype
-        self._run: tuple[Callable[..., Any], Callable[..., Any]] | None = None
+        self._run: Callable[..., Any] | None = None
 
-    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    def plan(self, x: Tensor) -> None:
+        """Lay the grid over the maps."""
+        raise NotImplementedError
+
+    def first(self, x: Tensor, made: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Callable[..., Any]:
+        """The first launch, on planes; returns it as a function of ``x``, ``made``, ``weight``, ``bias``, ``out``."""
+        raise NotImplementedError
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, kernel: Tensor | None) -> None:
         if not self._whole:
             self._in_pieces(x, weight, bias, out)
             return
-        toeplitz = weight.new_empty(self._toeplitz_size, dtype=self._toeplitz_dtype)
+        made = self._made(weight) if kernel is None or kernel.shape != self._made_shape else kernel
         planes, result = self._copy(x, self._copy.empty(x)), self._back.empty(out)
         if bias is not None and self._copy_bias is not None:
             bias = self._copy_bias(bias[None], self._copy_bias.empty(bias[None]))[0]
         if self._run is None:
-            self._run = self._first(planes, weight, toeplitz, bias, result)
+            self._run = self.first(planes, made, weight, bias, result)
         else:
-            self._run[0](weight, toeplitz)
-            self._run[1](planes, toeplitz, planes if bias is None else bias, result)
+            self._run(planes, made, weight, planes if bias is None else bias, result)
         self._back(out, result)
 
     def _in_pieces(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
         for image in range(0, x.shape[0], self._images):
             for channel in range(0, x.shape[1], self._channels):
                 images, channels = slice(image, image + self._images), slice(channel, channel + self._channels)
-                added = None if bias is None else bias[channels]
-                forward(x[images, channels], weight[channels], added, self._grid, out[images, channels])
+                convolve(
+                    type(self),
+                    x[images, channels],
+                    weight[channels],
+                    None if bias is None else bias[channels],
+                    self._grid,
+                    out[images, channels],
+                    None,
+                )
 
-    def _first(
-        self, x: Tensor, weight: Tensor, toeplitz: Tensor, bias: Tensor | None, out: Tensor
-    ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """The first launches; ``x``, ``out`` and a map as ``bias`` are planes."""
+
+class _Toeplitz(Made):
+    """The Toeplitz matrices."""
+
+    def plan(self, x: Tensor) -> None:
+        self._plan, self._parts = _plan(x, self._grid), _parts(x.dtype)
         plan = self._plan
-        images, channels, height, width = x.shape
-        matrices = _launch(
+        self.size = plan.in_tiles, len(plan.row_rings), self._parts, plan.cols, plan.cols
+        self.dtype = torch.bfloat16 if x.dtype == torch.float32 else x.dtype
+
+    def first(self, weight: Tensor, made: Tensor) -> Callable[..., Any]:
+        plan = self._plan
+        return _launch(
             kernels.toeplitz_kernel,
-            (channels * plan.in_tiles * len(plan.row_rings),),
-            (weight, toeplitz),
+            (self._channels * plan.in_tiles * len(plan.row_rings),),
+            (weight, made),
             (*(weight.stride(dim) for dim in (0, 2, 3)), plan.in_tiles, plan.left),
             ROW_RINGS=plan.row_rings,
             ROW_WIDTHS=plan.row_widths,
@@ -405,25 +500,37 @@ class _Forward:
             COLS=plan.cols,
             PARTS=self._parts,
         )
+
+
+class _ToeplitzConvolution(Convolution):
+    makes = _Toeplitz
+
+    def plan(self, x: Tensor) -> None:
+        self._plan = _plan(x, self._grid)
+
+    def first(self, x: Tensor, made: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Callable[..., Any]:
+        plan = self._plan
+        images, channels, height, width = x.shape
         tiles = channels * plan.row_tiles * plan.col_tiles
         groups = math.ceil(images / plan.images_per_tile(images))
         pair = _pairs(x, plan)
         groups = math.ceil(groups / 2) if pair else groups
         bias_strides = (0, 0) if bias is None else (*bias.stride(), 0)[:2]
         tiling = plan.wide, len(plan.row_rings), groups, plan.row_tiles, plan.col_tiles, plan.in_tiles, plan.left
-        return matrices, _launch(
+        run = _launch(
             kernels.conv_kernel,
             (tiles * groups,),
-            (x, toeplitz, x if bias is None else bias, out),
+            (x, made, x if bias is None else bias, out),
             (images, height, width, *x.stride()[:3], *out.stride()[:3], *bias_strides, *tiling),
             ROW_LOWS=plan.row_lows,
             ROW_WIDTHS=plan.row_widths,
             **plan.tile_options(images),
-            PARTS=self._parts,
+            PARTS=_parts(x.dtype),
             PAIR=pair,
             BIAS=0 if bias is None else 1 if bias.dim() == 1 else 2,
             **_launch_options(x.dtype, x.device, plan),
         )
+        return lambda x, made, weight, bias, out: run(x, made, bias, out)
 
 
 def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int]) -> Tensor:
@@ -434,8 +541,7 @@ def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int]) -> Tensor:
     channels, rings = x.shape[1], len(grid)
     if x.numel() == 0:
         return x.new_zeros(channels, 1, rings, rings)
-    settings = tuple(grid), x.dtype, x.device, _parts(x.dtype), workspace_limit(x.device.type)
-    key = (*settings, _layout(x), _layout(grad_out))
+    key = 'weight_grad', *_settings(x, grid), _layout(x), _layout(grad_out)
     call = _kept(key, lambda: _WeightGrad(x, grad_out, tuple(grid)))
     with _current(x.device):
         return call(x, grad_out).to(x.dtype).unsqueeze(1)
@@ -448,7 +554,7 @@ class _WeightGrad:
         images, channels = x.shape[:2]
         self._plan = plan = _plan(x, grid)
         self._grid, self._rings = grid, len(grid)
-        self._images, _ = _pieces(x, plan)
+        self._images = _images_at_a_time(x)
         self._copy, self._copy_grad = _Copy(x, back=False), _Copy(grad_out, back=False)
         self._steps = math.ceil(images / plan.images_per_tile(images)) * plan.row_tiles * plan.col_tiles
         # Pairs of rings: those wider than one row first.

@@ -1,0 +1,356 @@
+"""Tiles and launches of the kernels that compute through Fourier transforms."""
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...sharing_grid import reachable_rings
+from . import DFT_MARGIN, DFT_TILE, dft_kernels, launch
+from .dft_kernels import FREQUENCIES, WIDTH
+
+__all__ = ['PROGRAMS', 'forward', 'kernel_key', 'prepare', 'weight_grad']
+
+# Numbers of a channel below which factors have two parts in bfloat16, too: errors of so few do not average out.
+_FEW = 1024
+
+PROGRAMS = 1024
+"""Tiles of a channel are shared among programs until there are about this many, so that tables are read once for
+several tiles."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """How one axis of a map is cut into tiles and transformed.
+
+    Attributes:
+        outputs: Positions of a tile's output, a power of two.
+        inputs: Positions that it reads, from ``margin`` before its first output on.
+        margin: 0 if one tile holds the whole axis.
+        extent: Positions of the map, or 0 if it has several tiles.
+        radius: Positions that the kernel reaches to either side.
+        edges: Where the rings begin and end, for each ring of the grid; empty rings beyond the map's reach.
+    """
+
+    outputs: int
+    inputs: int
+    margin: int
+    extent: int
+    radius: int
+    edges: tuple[int, ...]
+
+    @property
+    def frequencies(self) -> int:
+        """So many that nothing wraps around into the outputs."""
+        farthest = self.outputs - 1 + 2 * self.radius if self.margin else self.extent - 1 + self.radius
+        return farthest // 2 + 1
+
+    def waves(self, first: int, count: int) -> Tensor:
+        """Cosines and sines ``(2, frequencies, count)`` at positions from ``first`` on, in float64."""
+        odd = 2 * torch.arange(self.frequencies)[:, None] + 1
+        angle = math.pi / (2 * self.frequencies) * (odd * torch.arange(first, first + count)).double()
+        return torch.stack([angle.cos(), angle.sin()])
+
+    def input_waves(self) -> Tensor:
+        """:meth:`waves` of the positions that are read, zero where no kernel reaches from an output."""
+        waves = self.waves(-self.margin, self.inputs)
+        if self.margin:
+            waves[..., : self.margin - self.radius] = 0
+            waves[..., self.margin + self.outputs + self.radius :] = 0
+        return waves
+
+    def rings(self) -> Tensor:
+        """Spectra of the rings, ``(rings, 2, frequencies)``; zero for those that reach no position."""
+        return torch.stack([self.waves(low, high - low).sum(-1) for low, high in pairwise(self.edges)])
+
+
+@lru_cache(maxsize=4096)
+def make_axis(grid: tuple[int, ...], extent: int) -> Axis:
+    """Cut an axis of ``extent`` positions into tiles.
+
+    Raises:
+        ValueError: If it and the kernel are too large for any.
+    """
+    kept, inner = reachable_rings(grid, extent)
+    edges = (inner[0],) * kept.start + inner + (inner[-1],) * (len(grid) - kept.stop)
+    radius = max(-edges[0], edges[-1] - 1)
+    if extent <= DFT_TILE or (radius > DFT_MARGIN and extent <= 2 * DFT_TILE):
+        side = max(16, 1 << (extent - 1).bit_length())
+        return Axis(side, side, 0, extent, radius, edges)
+    if radius > DFT_MARGIN:
+        raise ValueError(f'no tile holds {extent} positions and {radius} to either side')
+    return Axis(DFT_TILE, 2 * DFT_TILE, DFT_MARGIN, 0, radius, edges)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a grid is laid over maps, for ``images`` whose rows share a tile."""
+
+    rows: Axis
+    columns: Axis
+    images: int
+    parts: int
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """Blocks of frequencies along the rows and along the columns."""
+        rows = math.ceil(self.rows.frequencies * self.images / FREQUENCIES)
+        return rows, math.ceil(self.columns.frequencies / WIDTH)
+
+    @property
+    def spectrum_size(self) -> tuple[int, ...]:
+        """Of one channel's kernel."""
+        return *self.blocks, 4, FREQUENCIES // self.images, WIDTH
+
+    @property
+    def high(self) -> int:
+        """Rows of a tile that is read, of all its images."""
+        return max(self.rows.inputs, FREQUENCIES)
+
+    def options(self) -> dict[str, Any]:
+        """The compile-time constants that describe a tile."""
+        rows, columns = self.rows, self.columns
+        return dict(
+            ROWS_IN=self.high,
+            COLS_IN=columns.inputs,
+            ROWS=rows.outputs if rows.margin else self.high,
+            COLS=columns.outputs,
+            TOP=rows.margin,
+            FREQS=WIDTH,
+            IMAGES=self.images,
+            PARTS=self.parts,
+        )
+
+
+def _plan(x: Tensor, grid: tuple[int, ...]) -> Plan:
+    images, _, height, width = x.shape
+    rows, columns = make_axis(grid, height), make_axis(grid, width)
+    side = 1 << (max(rows.frequencies, height) - 1).bit_length()
+    together = max(1, FREQUENCIES // side) if images >= launch.PACK_FROM and not rows.margin else 1
+    exact = x.dtype == torch.float16 or images * height * width < _FEW
+    return Plan(rows, columns, together, 2 if exact else 1)
+
+
+class _Tables:
+    """The matrices of a plan on a device. They are kept for good: a captured CUDA graph reads them where they are."""
+
+    def __init__(self, plan: Plan, device: torch.device) -> None:
+        rows, columns, images = plan.rows, plan.columns, plan.images
+        options = plan.options()
+        row_blocks, col_blocks = plan.blocks
+        per_image = FREQUENCIES // images
+
+        def of_rows(waves: Tensor, count: int) -> Tensor:
+            """``(row blocks, 2, FREQUENCIES, count)``; each image of a tile has frequencies of its own."""
+            waves = _padded(waves, (row_blocks * per_image, count // images))
+            if images == 1:
+                return waves.view(2, row_blocks, FREQUENCIES, count).transpose(0, 1)
+            return torch.stack([torch.block_diag(*[half] * images) for half in waves])[None]
+
+        def of_columns(waves: Tensor, count: int) -> Tensor:
+            """``(column blocks, 2, width, count)``."""
+            waves = _padded(waves, (col_blocks * WIDTH, count))
+            return waves.view(2, col_blocks, WIDTH, count).transpose(0, 1)
+
+        def put(waves: Tensor) -> Tensor:
+            """Both parts of every matrix, the second behind the first."""
+            high = waves.half()
+            parts = [high, (waves - high.double()).half()][: plan.parts]
+            return torch.stack(parts, 2).contiguous().to(device)
+
+        def of_rings(axis: Axis, blocks: int, width: int) -> Tensor:
+            """``(rings, blocks, 2, width)``."""
+            spectra = _padded(axis.rings(), (blocks * width,))
+            return spectra.view(len(spectra), 2, blocks, width).transpose(1, 2).float().contiguous().to(device)
+
+        row_in, col_in = (
+            of_rows(rows.input_waves(), options['ROWS_IN']),
+            of_columns(columns.input_waves(), columns.inputs),
+        )
+        row_out = of_rows(rows.waves(0, rows.extent or rows.outputs), options['ROWS'])
+        col_out = of_columns(columns.waves(0, columns.outputs), columns.outputs)
+        self.rows, self.columns = put(row_in), put(col_in.mT)
+        self.rows_back, self.columns_back = put(row_out.mT), put(col_out)
+        self.grad_rows, self.grad_columns = put(row_out), put(col_out.mT)
+        self.row_rings = of_rings(rows, row_blocks, per_image)
+        self.col_rings = of_rings(columns, col_blocks, WIDTH)
+        self.norm = 1 / (rows.frequencies * columns.frequencies)
+        # Of the gradient, whose sums over the frequencies of the rows come from a kernel.
+        self.grad_rings = (self.col_rings * self.norm).flatten(1)
+        sizes = [[high - low for low, high in pairwise(axis.edges)] for axis in (rows, columns)]
+        self.sizes = torch.tensor(sizes, dtype=torch.float32, device=device)
+
+
+def _padded(waves: Tensor, size: Sequence[int]) -> Tensor:
+    """With zeros, or cut, to the last sizes given."""
+    out = waves.new_zeros(*waves.shape[: waves.dim() - len(size)], *size)
+    kept: tuple[Any, ...] = (..., *(slice(min(a, b)) for a, b in zip(size, waves.shape[-len(size) :], strict=True)))
+    out[kept] = waves[kept]
+    return out
+
+
+_tables: dict[Hashable, _Tables] = {}
+
+
+def _tables_of(plan: Plan, device: torch.device) -> _Tables:
+    key = plan, device
+    # Of two threads that make them at a time both take the first's.
+    return _tables.get(key) or _tables.setdefault(key, _Tables(plan, device))
+
+
+def kernel_key(x: Tensor, grid: Sequence[int]) -> Hashable:
+    """What tells the kernels and tables apart that a call on ``x`` and the gradients run, beside device and dtype."""
+
+    def make() -> Hashable:
+        copy = None if launch._are_planes(x) else (x.stride(1) == 1, launch._channel_alignment(x))
+        return _plan(x, tuple(grid)), copy
+
+    return launch._kept(('dft key', tuple(grid), x.dtype, x.device, launch._layout(x)), make)
+
+
+def _power_of_two(rings: int) -> int:
+    return max(16, 1 << (rings - 1).bit_length())
+
+
+class _Spectrum(launch.Made):
+    """The kernel's spectrum."""
+
+    def plan(self, x: Tensor) -> None:
+        self._plan = _plan(x, self._grid)
+        self._tables = _tables_of(self._plan, x.device)
+        self.size = self._plan.spectrum_size
+        # As exact as the products' factors.
+        self.dtype = torch.float16 if self._plan.parts == 1 else torch.float32
+
+    def first(self, weight: Tensor, made: Tensor) -> Callable[..., Any]:
+        tables, (row_blocks, col_blocks) = self._tables, self._plan.blocks
+        run = launch._launch(
+            dft_kernels.dft_spectrum_kernel,
+            (self._channels * row_blocks, col_blocks),
+            (weight, made, tables.row_rings, tables.col_rings, tables.sizes),
+            (*(weight.stride(dim) for dim in (0, 2, 3)), len(self._grid), row_blocks),
+            RINGS=_power_of_two(len(self._grid)),
+            ROW_FREQS=FREQUENCIES // self._plan.images,
+            FREQS=WIDTH,
+        )
+        return lambda weight, made: run(weight, made, tables.row_rings, tables.col_rings, tables.sizes)
+
+
+class _Convolution(launch.Convolution):
+    makes = _Spectrum
+
+    def plan(self, x: Tensor) -> None:
+        self._plan = _plan(x, self._grid)
+        self._tables = _tables_of(self._plan, x.device)
+
+    def first(self, x: Tensor, made: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Callable[..., Any]:
+        plan, tables = self._plan, self._tables
+        waves = tables.rows, tables.columns, tables.rows_back, tables.columns_back, tables.sizes
+        images, channels, height, width = x.shape
+        steps, row_tiles, col_tiles = _steps(x, plan)
+        splits = min(steps, math.ceil(PROGRAMS / channels))
+        bias_strides = (0, 0) if bias is None else (*bias.stride(), 0)[:2]
+        weight_strides = (weight.stride(dim) for dim in (0, 2, 3))
+        tiling = steps, splits, row_tiles, col_tiles, plan.columns.margin, plan.blocks[1], tables.norm
+        sizes = images, height, width, *x.stride()[:3], *out.stride()[:3], *bias_strides, *weight_strides
+        run = launch._launch(
+            dft_kernels.dft_conv_kernel,
+            (channels * splits,),
+            (x, made, weight, x if bias is None else bias, out, *waves),
+            (*sizes, len(self._grid), *tiling),
+            **plan.options(),
+            ROW_BLOCKS=plan.blocks[0],
+            RINGS=_power_of_two(len(self._grid)),
+            BIAS=0 if bias is None else 1 if bias.dim() == 1 else 2,
+            **_launch_options(plan),
+        )
+        return lambda x, made, weight, bias, out: run(x, made, weight, bias, out, *waves)
+
+
+def _steps(x: Tensor, plan: Plan) -> tuple[int, int, int]:
+    """Tiles of a channel, and how many of them from top to bottom and from left to right."""
+    images, _, height, width = x.shape
+    row_tiles, col_tiles = math.ceil(height / plan.rows.outputs), math.ceil(width / plan.columns.outputs)
+    return math.ceil(images / plan.images) * row_tiles * col_tiles, row_tiles, col_tiles
+
+
+def _launch_options(plan: Plan) -> dict[str, int]:
+    """One warp group for tiles of 64 rows. Two parts, and the tables of high tiles, leave nothing for more stages."""
+    low = plan.high <= FREQUENCIES
+    return dict(num_warps=4 if low else 8, num_stages=2 if plan.parts == 1 and plan.rows.outputs <= FREQUENCIES else 1)
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    grid: Sequence[int],
+    out: Tensor | None = None,
+    kernel: Tensor | None = None,
+) -> Tensor:
+    """The convolution; arguments as those of :func:`mmpelk.ops.backends.triton.launch.forward`."""
+    return launch.convolve(_Convolution, x, weight, bias, grid, out, kernel)
+
+
+def prepare(weight: Tensor, grid: Sequence[int], x: Tensor) -> Tensor:
+    """The kernel's spectrum for maps of the size of ``x``: of use while ``weight`` stays."""
+    return launch.make(_Spectrum, weight, grid, x)
+
+
+def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int]) -> Tensor:
+    """Gradient of the ``(C, 1, k', k')`` weight from ``x`` and the output's gradient, both ``(N, C, H, W)``.
+
+    Deterministic: the shares of the sum are added in a fixed order.
+    """
+    if x.numel() == 0:
+        return x.new_zeros(x.shape[1], 1, len(grid), len(grid))
+    key = 'dft weight_grad', *launch._settings(x, grid), launch._layout(x), launch._layout(grad_out)
+    call = launch._kept(key, lambda: _WeightGrad(x, grad_out, tuple(grid)))
+    with launch._current(x.device):
+        return call(x, grad_out).to(x.dtype).unsqueeze(1)
+
+
+class _WeightGrad:
+    """The gradient of the weight from maps of one shape and layout."""
+
+    def __init__(self, x: Tensor, grad_out: Tensor, grid: tuple[int, ...]) -> None:
+        self._grid, self._plan = grid, _plan(x, grid)
+        self._tables = _tables_of(self._plan, x.device)
+        self._images = launch._images_at_a_time(x)
+        self._copy, self._copy_grad = launch._Copy(x, back=False), launch._Copy(grad_out, back=False)
+        self._run: Callable[..., Any] | None = None
+
+    def __call__(self, x: Tensor, grad_out: Tensor) -> Tensor:
+        """In float32, ``(C, k', k')``."""
+        if self._images < len(x):
+            pieces = [slice(start, start + self._images) for start in range(0, len(x), self._images)]
+            shares = [_WeightGrad(x[piece], grad_out[piece], self._grid)(x[piece], grad_out[piece]) for piece in pieces]
+            return torch.stack(shares).sum(0)
+        plan, tables, rings = self._plan, self._tables, len(self._grid)
+        channels, (row_blocks, col_blocks) = x.shape[1], plan.blocks
+        planes = self._copy(x, self._copy.empty(x))
+        grads = self._copy_grad(grad_out, self._copy_grad.empty(grad_out))
+        steps, row_tiles, col_tiles = _steps(x, plan)
+        splits = min(steps, math.ceil(launch.PROGRAMS / (channels * row_blocks * col_blocks)))
+        partial = x.new_empty(channels, splits * row_blocks, rings, 2 * WIDTH * col_blocks, dtype=torch.float32)
+        waves = tables.rows, tables.columns, tables.grad_rows, tables.grad_columns, tables.row_rings
+        if self._run is not None:
+            self._run(planes, grads, partial, *waves)
+        else:
+            tiling = steps, splits, row_tiles, col_tiles, plan.columns.margin, col_blocks, row_blocks
+            strides = *planes.stride()[:3], *grads.stride()[:3]
+            self._run = launch._launch(
+                dft_kernels.dft_weight_grad_kernel,
+                (channels * splits * row_blocks * col_blocks,),
+                (planes, grads, partial, *waves),
+                (len(x), x.shape[2], planes.shape[-1], *strides, rings, *tiling),
+                **plan.options(),
+                **_launch_options(plan),
+            )
+        # No matrix product: cuBLAS may take TF32 for it, and deterministic mode may refuse it.
+        return (partial.sum(1)[:, :, None] * tables.grad_rings).sum(-1)
