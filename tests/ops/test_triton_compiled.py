@@ -250,8 +250,8 @@ def test_fewer_stages_where_shared_memory_is_short(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(launch, '_stages_that_fit', {})
     kernel, x = Kernel(), torch.ones(1)
-    launch._launch(kernel, (1,), (x,), num_stages=3)
-    launch._launch(kernel, (1,), (x,), num_stages=3)
+    launch.start(kernel, (1,), (x,), num_stages=3)
+    launch.start(kernel, (1,), (x,), num_stages=3)
     assert tried == [3, 2, 1, 1]
 
 

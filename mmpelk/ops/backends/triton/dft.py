@@ -207,10 +207,10 @@ def kernel_key(x: Tensor, grid: Sequence[int]) -> Hashable:
     """What tells the kernels and tables apart that a call on ``x`` and the gradients run, beside device and dtype."""
 
     def make() -> Hashable:
-        copy = None if launch._are_planes(x) else (x.stride(1) == 1, launch._channel_alignment(x))
+        copy = None if launch.are_planes(x) else (x.stride(1) == 1, launch.channel_alignment(x))
         return _plan(x, tuple(grid)), copy
 
-    return launch._kept(('dft key', tuple(grid), x.dtype, x.device, launch._layout(x)), make)
+    return launch.kept(('dft key', tuple(grid), x.dtype, x.device, launch.layout(x)), make)
 
 
 def _power_of_two(rings: int) -> int:
@@ -229,7 +229,7 @@ class _Spectrum(launch.Made):
 
     def first(self, weight: Tensor, made: Tensor) -> Callable[..., Any]:
         tables, (row_blocks, col_blocks) = self._tables, self._plan.blocks
-        run = launch._launch(
+        run = launch.start(
             dft_kernels.dft_spectrum_kernel,
             (self._channels * row_blocks, col_blocks),
             (weight, made, tables.row_rings, tables.col_rings, tables.sizes),
@@ -258,7 +258,7 @@ class _Convolution(launch.Convolution):
         weight_strides = (weight.stride(dim) for dim in (0, 2, 3))
         tiling = steps, splits, row_tiles, col_tiles, plan.columns.margin, plan.blocks[1], tables.norm
         sizes = images, height, width, *x.stride()[:3], *out.stride()[:3], *bias_strides, *weight_strides
-        run = launch._launch(
+        run = launch.start(
             dft_kernels.dft_conv_kernel,
             (channels * splits,),
             (x, made, weight, x if bias is None else bias, out, *waves),
@@ -309,9 +309,9 @@ def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int]) -> Tensor:
     """
     if x.numel() == 0:
         return x.new_zeros(x.shape[1], 1, len(grid), len(grid))
-    key = 'dft weight_grad', *launch._settings(x, grid), launch._layout(x), launch._layout(grad_out)
-    call = launch._kept(key, lambda: _WeightGrad(x, grad_out, tuple(grid)))
-    with launch._current(x.device):
+    key = 'dft weight_grad', *launch.settings(x, grid), launch.layout(x), launch.layout(grad_out)
+    call = launch.kept(key, lambda: _WeightGrad(x, grad_out, tuple(grid)))
+    with launch.current(x.device):
         return call(x, grad_out).to(x.dtype).unsqueeze(1)
 
 
@@ -321,8 +321,8 @@ class _WeightGrad:
     def __init__(self, x: Tensor, grad_out: Tensor, grid: tuple[int, ...]) -> None:
         self._grid, self._plan = grid, _plan(x, grid)
         self._tables = _tables_of(self._plan, x.device)
-        self._images = launch._images_at_a_time(x)
-        self._copy, self._copy_grad = launch._Copy(x, back=False), launch._Copy(grad_out, back=False)
+        self._images = launch.images_at_a_time(x)
+        self._copy, self._copy_grad = launch.Copy(x, back=False), launch.Copy(grad_out, back=False)
         self._run: Callable[..., Any] | None = None
 
     def __call__(self, x: Tensor, grad_out: Tensor) -> Tensor:
@@ -344,7 +344,7 @@ class _WeightGrad:
         else:
             tiling = steps, splits, row_tiles, col_tiles, plan.columns.margin, col_blocks, row_blocks
             strides = *planes.stride()[:3], *grads.stride()[:3]
-            self._run = launch._launch(
+            self._run = launch.start(
                 dft_kernels.dft_weight_grad_kernel,
                 (channels * splits * row_blocks * col_blocks,),
                 (planes, grads, partial, *waves),

@@ -142,13 +142,13 @@ def _power_of_two(number: int) -> int:
     return 1 << max(number - 1, 0).bit_length()
 
 
-def _row_length(width: int, dtype: torch.dtype) -> int:
+def row_length(width: int, dtype: torch.dtype) -> int:
     """Numbers of a plane's row: a multiple of 16 bytes."""
     step = 16 // dtype.itemsize
     return -(-width // step) * step
 
 
-def _are_planes(x: Tensor) -> bool:
+def are_planes(x: Tensor) -> bool:
     """Whether the kernels can read and write a map where it is: 16 bytes at a time."""
     step = 16 // x.element_size()
     images, channels, rows, columns = x.stride()
@@ -157,7 +157,7 @@ def _are_planes(x: Tensor) -> bool:
     )
 
 
-def _channel_alignment(x: Tensor) -> int:
+def channel_alignment(x: Tensor) -> int:
     """How many channels of a map in channels last can be moved at a time: 16 bytes of them, 4 bytes, or one.
 
     Not the step between: each would be another kernel to compile.
@@ -206,7 +206,7 @@ def _launch_options(dtype: torch.dtype, device: torch.device, plan: Plan) -> dic
 _stages_that_fit: dict[tuple[Any, ...], int] = {}
 
 
-def _launch(
+def start(
     kernel: Any,
     programs: tuple[int, ...],
     tensors: Sequence[Tensor],
@@ -238,24 +238,24 @@ def _launch(
     return lambda *tensors: run(*tensors, *rest)
 
 
-class _Copy:
+class Copy:
     """A map of one shape and strides into planes whose rows may be longer, with zeros; or ``back``."""
 
     def __init__(self, x: Tensor, back: bool) -> None:
         images, channels, height, width = x.shape
-        row_length = _row_length(width, x.dtype)
-        self.size = images, channels, height, row_length
-        self.needed = not _are_planes(x)
+        padded = row_length(width, x.dtype)
+        self.size = images, channels, height, padded
+        self.needed = not are_planes(x)
         self._run: Callable[..., Any] | None = None
         by_channels = x.stride(1) == 1
         channel_tiles = math.ceil(channels / COPIED)
-        self._programs = channel_tiles * math.ceil(height * row_length / COPIED), images
-        self._numbers = channels, height, width, row_length, *x.stride(), channel_tiles
+        self._programs = channel_tiles * math.ceil(height * padded / COPIED), images
+        self._numbers = channels, height, width, padded, *x.stride(), channel_tiles
         self._options = dict(
             PIXELS=COPIED,
             CHANNELS=COPIED,
             BY_CHANNELS=by_channels,
-            ALIGN=_channel_alignment(x) if by_channels else 1,
+            ALIGN=channel_alignment(x) if by_channels else 1,
             BACK=back,
             num_warps=4,
         )
@@ -268,7 +268,7 @@ class _Copy:
         if not self.needed:
             return planes
         if self._run is None:
-            self._run = _launch(kernels.planes_kernel, self._programs, (x, planes), self._numbers, **self._options)
+            self._run = start(kernels.planes_kernel, self._programs, (x, planes), self._numbers, **self._options)
         else:
             self._run(x, planes)
         return planes
@@ -278,7 +278,7 @@ _calls: dict[Hashable, Any] = {}
 _MOST_CALLS = 4096
 
 
-def _kept(key: Hashable, make: Callable[[], Any]) -> Any:
+def kept(key: Hashable, make: Callable[[], Any]) -> Any:
     """What was made for calls of the same shapes, strides, alignments and settings, or is made now."""
     call = _calls.get(key)
     if call is None:
@@ -288,11 +288,11 @@ def _kept(key: Hashable, make: Callable[[], Any]) -> Any:
     return call
 
 
-def _layout(x: Tensor) -> tuple[Hashable, ...]:
+def layout(x: Tensor) -> tuple[Hashable, ...]:
     return x.shape, x.stride(), x.data_ptr() % 16
 
 
-def _current(device: torch.device) -> AbstractContextManager:
+def current(device: torch.device) -> AbstractContextManager:
     """Launches go to the current device."""
     if device.type != 'cuda' or device.index == torch.cuda.current_device():
         return nullcontext()
@@ -304,11 +304,11 @@ def kernel_key(x: Tensor, grid: Sequence[int]) -> Hashable:
 
     def make() -> Hashable:
         plan = _plan(x, tuple(grid))
-        copy = None if _are_planes(x) else (x.stride(1) == 1, _channel_alignment(x))
+        copy = None if are_planes(x) else (x.stride(1) == 1, channel_alignment(x))
         return plan.constants, plan.images_per_tile(x.shape[0]), _pairs(x, plan), copy
 
     parts = _parts(x.dtype)
-    return parts, _kept(('key', tuple(grid), x.dtype, x.device, parts, _layout(x)), make)
+    return parts, kept(('key', tuple(grid), x.dtype, x.device, parts, layout(x)), make)
 
 
 def _pairs(x: Tensor, plan: Plan) -> bool:
@@ -325,9 +325,9 @@ def _pairs(x: Tensor, plan: Plan) -> bool:
     )
 
 
-def _images_at_a_time(x: Tensor) -> int:
+def images_at_a_time(x: Tensor) -> int:
     """Images whose planes fit their workspace."""
-    plane_bytes = x.shape[1] * x.shape[2] * _row_length(x.shape[3], x.dtype) * x.element_size()
+    plane_bytes = x.shape[1] * x.shape[2] * row_length(x.shape[3], x.dtype) * x.element_size()
     return max(1, workspace_limit(x.device.type) // (2 * plane_bytes))
 
 
@@ -374,22 +374,22 @@ def convolve(
     out = empty_as(x) if out is None else out
     if out.numel() == 0:
         return out
-    layouts = _layout(x), _layout(weight), _layout(out), None if bias is None else _layout(bias)
-    key = kind, *_settings(x, grid), kernel is None, *layouts
-    call = _kept(key, lambda: kind(x, weight, bias, tuple(grid), out))
-    with _current(x.device):
+    layouts = layout(x), layout(weight), layout(out), None if bias is None else layout(bias)
+    key = kind, *settings(x, grid), kernel is None, *layouts
+    call = kept(key, lambda: kind(x, weight, bias, tuple(grid), out))
+    with current(x.device):
         call(x, weight, bias, out, kernel)
     return out
 
 
 def make(kind: type['Made'], weight: Tensor, grid: Sequence[int], x: Tensor) -> Tensor:
     """Launch what makes the matrices of a ``kind`` for maps of the size of ``x``."""
-    call = _kept((kind, *_settings(x, grid), _layout(x), _layout(weight)), lambda: kind(x, weight, tuple(grid)))
-    with _current(x.device):
+    call = kept((kind, *settings(x, grid), layout(x), layout(weight)), lambda: kind(x, weight, tuple(grid)))
+    with current(x.device):
         return call(weight)
 
 
-def _settings(x: Tensor, grid: Sequence[int]) -> tuple[Hashable, ...]:
+def settings(x: Tensor, grid: Sequence[int]) -> tuple[Hashable, ...]:
     """What calls depend on beside shapes and layouts."""
     return tuple(grid), x.dtype, x.device, _parts(x.dtype), workspace_limit(x.device.type)
 
@@ -433,11 +433,11 @@ class Convolution:
         self.plan(x)
         self._made = self.makes(x, weight, grid)
         self._made_shape = channels, *self._made.size
-        self._images = _images_at_a_time(x)
+        self._images = images_at_a_time(x)
         self._channels = max(1, WORKSPACE // (math.prod(self._made.size) * self._made.dtype.itemsize))
         self._whole = self._images >= images and self._channels >= channels
-        self._copy, self._back = _Copy(x, back=False), _Copy(out, back=True)
-        self._copy_bias = None if bias is None or bias.dim() == 1 else _Copy(bias[None], back=False)
+        self._copy, self._back = Copy(x, back=False), Copy(out, back=True)
+        self._copy_bias = None if bias is None or bias.dim() == 1 else Copy(bias[None], back=False)
         self._run: Callable[..., Any] | None = None
 
     def plan(self, x: Tensor) -> None:
@@ -488,7 +488,7 @@ class _Toeplitz(Made):
 
     def first(self, weight: Tensor, made: Tensor) -> Callable[..., Any]:
         plan = self._plan
-        return _launch(
+        return start(
             kernels.toeplitz_kernel,
             (self._channels * plan.in_tiles * len(plan.row_rings),),
             (weight, made),
@@ -517,7 +517,7 @@ class _ToeplitzConvolution(Convolution):
         groups = math.ceil(groups / 2) if pair else groups
         bias_strides = (0, 0) if bias is None else (*bias.stride(), 0)[:2]
         tiling = plan.wide, len(plan.row_rings), groups, plan.row_tiles, plan.col_tiles, plan.in_tiles, plan.left
-        run = _launch(
+        run = start(
             kernels.conv_kernel,
             (tiles * groups,),
             (x, made, x if bias is None else bias, out),
@@ -541,9 +541,9 @@ def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int]) -> Tensor:
     channels, rings = x.shape[1], len(grid)
     if x.numel() == 0:
         return x.new_zeros(channels, 1, rings, rings)
-    key = 'weight_grad', *_settings(x, grid), _layout(x), _layout(grad_out)
-    call = _kept(key, lambda: _WeightGrad(x, grad_out, tuple(grid)))
-    with _current(x.device):
+    key = 'weight_grad', *settings(x, grid), layout(x), layout(grad_out)
+    call = kept(key, lambda: _WeightGrad(x, grad_out, tuple(grid)))
+    with current(x.device):
         return call(x, grad_out).to(x.dtype).unsqueeze(1)
 
 
@@ -554,8 +554,8 @@ class _WeightGrad:
         images, channels = x.shape[:2]
         self._plan = plan = _plan(x, grid)
         self._grid, self._rings = grid, len(grid)
-        self._images = _images_at_a_time(x)
-        self._copy, self._copy_grad = _Copy(x, back=False), _Copy(grad_out, back=False)
+        self._images = images_at_a_time(x)
+        self._copy, self._copy_grad = Copy(x, back=False), Copy(grad_out, back=False)
         self._steps = math.ceil(images / plan.images_per_tile(images)) * plan.row_tiles * plan.col_tiles
         # Pairs of rings: those wider than one row first.
         self._pairs = math.ceil(plan.wide / 2) + math.ceil((len(plan.row_rings) - plan.wide) / 2)
@@ -580,7 +580,7 @@ class _WeightGrad:
             return partial.sum((1, 2))
         strides = *planes.stride()[:3], *grads.stride()[:3]
         tiling = plan.row_tiles, plan.col_tiles, plan.in_tiles, plan.left, self._steps, self._splits
-        self._run = _launch(
+        self._run = start(
             kernels.weight_grad_kernel,
             (channels * self._splits * plan.in_tiles * self._pairs,),
             (planes, grads, partial),
