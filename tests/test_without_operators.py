@@ -15,7 +15,7 @@ from tests.commands import run
 from tests.paths import CONFIGS, ROOT, TOOLS
 
 DETECTOR = CONFIGS / 'det' / 'mask_rcnn_pelk_t_coco_1x.py'
-SEGMENT_AND_CLASSIFY = """
+PROGRAM = """
 import importlib, pkgutil, sys
 from pathlib import Path
 import mmpelk
@@ -28,56 +28,39 @@ except ImportError:
 for module in pkgutil.walk_packages(mmpelk.__path__, 'mmpelk.'):
     if not module.name.startswith(('mmpelk.configs.', 'mmpelk.ops.backends.triton')):
         importlib.import_module(module.name)
-tools, segment, classify = sys.argv[1:]
+tools, segment, classify, detect = sys.argv[1:]
 call(Path(tools, 'train.py'), segment, '--work-dir', 'work', cwd=Path.cwd())
 checkpoint = Path('work/last_checkpoint').read_text()
 print(call(Path(tools, 'test.py'), segment, checkpoint, '--work-dir', 'tested', cwd=Path.cwd()))
 print(call(Path(tools, 'get_flops.py'), classify, '--shape', 64, 64, cwd=Path.cwd()))
-"""
-DETECT = """
-import sys
-from pathlib import Path
-from tests.commands import call
-
-tools, config = sys.argv[1:]
+print('DETECTION')
 for tool, *arguments in (
-    ('train.py', config),
-    ('test.py', config, 'x.pth'),
-    ('demo_image.py', 'x.jpg', '--config', config, '--checkpoint', 'x.pth'),
-    ('get_flops.py', config, '--shape', '64', '64'),
+    ('train.py', detect),
+    ('test.py', detect, 'x.pth'),
+    ('demo_image.py', 'x.jpg', '--config', detect, '--checkpoint', 'x.pth'),
+    ('get_flops.py', detect, '--shape', '64', '64'),
 ):
     print(call(Path(tools, tool), *arguments, cwd=Path.cwd(), code=1))
 """
 
 
-@pytest.fixture(scope='module')
-def block(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """``PYTHONPATH`` with an mmcv that has no operators, for every Python that is started and those that it starts."""
-    folder = tmp_path_factory.mktemp('without_operators')
+@pytest.mark.slow
+def test_detection_alone_needs_them_and_says_what_to_type(tiny_config: Path, tmp_path: Path) -> None:
+    """An mmcv without operators, for every Python that is started and those that it starts."""
     spec = importlib.util.find_spec('mmcv')
     assert spec is not None
     assert spec.origin is not None
     ignore = shutil.ignore_patterns('_ext*', '__pycache__')
-    shutil.copytree(Path(spec.origin).parent, folder / 'mmcv', ignore=ignore, copy_function=os.symlink)
-    return f'{folder}:{ROOT}'
-
-
-@pytest.mark.slow
-def test_segmentation_and_classification_need_none(tiny_config: Path, block: str, tmp_path: Path) -> None:
-    (tmp_path / 'script.py').write_text(SEGMENT_AND_CLASSIFY)
-    words = 'script.py', TOOLS, tiny_config, CONFIGS / 'cls' / 'pelk_t_in1k.py'
-    printed = run(sys.executable, *words, cwd=tmp_path, PYTHONPATH=block)
-    for line in ('no operators', 'mIoU', 'large_kernels'):
-        assert line in printed
-
-
-@pytest.mark.slow
-def test_every_tool_of_detection_says_what_to_type(block: str, tmp_path: Path) -> None:
+    shutil.copytree(Path(spec.origin).parent, tmp_path / 'path/mmcv', ignore=ignore, copy_function=os.symlink)
     for name in ('x.jpg', 'x.pth'):
         (tmp_path / name).touch()
-    (tmp_path / 'script.py').write_text(DETECT)
-    printed = run(sys.executable, 'script.py', TOOLS, DETECTOR, cwd=tmp_path, PYTHONPATH=block)
-    said = [line for line in printed.splitlines() if line]
+    (tmp_path / 'script.py').write_text(PROGRAM)
+    words = ['script.py', TOOLS, tiny_config, CONFIGS / 'cls' / 'pelk_t_in1k.py', DETECTOR]
+    printed = run(sys.executable, *words, cwd=tmp_path, PYTHONPATH=f'{tmp_path}/path:{ROOT}')
+    needless, _, detection = printed.partition('DETECTION\n')
+    for line in ('no operators', 'mIoU', 'large_kernels'):
+        assert line in needless
+    said = [line for line in detection.splitlines() if line]
     assert len(said) == 4, 'a line each, without the advice of the libraries'
     for line in said:
         assert line.startswith("error: detection needs mmcv's operators, which are not compiled here")

@@ -1,7 +1,6 @@
 """PeLK-T's recipes on real images, as a user runs them: two processes, checkpoint, resume, evaluation through mim.
 
-The launcher starts the first training, mim the first test of each task; the others run in processes that have the
-toolbox imported already.
+mim tests the detector; the others run in processes that have the toolbox imported already.
 
 Networks, losses and pipelines are the recipes'; images, crops and iterations are small and few. The pretrained weights
 are random ones with random masks, in the place where the recipes look for them, because nobody has published any.
@@ -77,7 +76,7 @@ def check_segmentation(log: str) -> None:
 
 def test_segmentation(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
     recipe, words = config('seg/upernet_pelk_t_ade20k'), segmentation_options(**{'train_cfg.max_iters': 1})
-    log = run(TOOLS / 'dist_train.sh', recipe, 2, '--work-dir', 'work', *words, cwd=tmp_path)
+    log = train(recipe, tmp_path, *words)
     assert re.search(r'Iter\(train\) \[1/1\].*loss: \d', log)
     trained = torch.load(tmp_path / 'work' / 'iter_1.pth', weights_only=False)['state_dict']
     # The warm-up starts at a learning rate of 1e-10: after one step these are still the pretrained weights.
@@ -86,8 +85,7 @@ def test_segmentation(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
     masks = [name for name in weights if name.endswith('_mask')]
     assert masks
     assert all(torch.equal(trained[f'backbone.{name}'], weights[name]) for name in masks)
-    words = ['--checkpoint', 'work/iter_1.pth', *words]
-    check_segmentation(run(mim(), 'test', 'mmseg', recipe, *words, cwd=tmp_path))
+    check_segmentation(call(TOOLS / 'test.py', recipe, 'work/iter_1.pth', *words, cwd=tmp_path))
 
 
 def test_segmentation_from_convnext(tmp_path: Path) -> None:
