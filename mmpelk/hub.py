@@ -154,7 +154,10 @@ def _complete(cfg: Config) -> None:
 
 
 def _build(cfg: Config) -> Any:
-    return revert_sync_batchnorm(MODELS.build(ConfigDict(without_initialisation(cfg.model.to_dict()))))
+    try:
+        return revert_sync_batchnorm(MODELS.build(ConfigDict(without_initialisation(cfg.model.to_dict()))))
+    except (MemoryError, RuntimeError) as error:  # torch's of memory is the latter
+        raise UserError(f'the network of this recipe cannot be built here: {str(error).splitlines()[0]}') from error
 
 
 def _published(model: Any, cfg: Config | None, dataset_meta: Mapping[str, Any] | None) -> Publication:

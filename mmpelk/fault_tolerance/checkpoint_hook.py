@@ -4,6 +4,7 @@ import contextlib
 import functools
 import hashlib
 import inspect
+import math
 import numbers
 import os
 import os.path as osp
@@ -71,7 +72,7 @@ class CheckpointHook(MMEngineCheckpointHook):
     _run_state: dict[str, Any] | None = None
     _run: Run | None = None
     _interrupted: str | None = None  # name of a checkpoint in the middle of an epoch, which the next one replaces
-    _lock: WorkFolderLock | None = None
+    _locks: Sequence[WorkFolderLock] = ()
     _place = 0  # batches of the current epoch that were trained on
     _saved = -1  # iteration of the newest checkpoint
     _is_readable = False  # whether a checkpoint of this training was read again
@@ -101,7 +102,8 @@ class CheckpointHook(MMEngineCheckpointHook):
             return
         with raise_on_all():
             if is_main_process():
-                self._lock = WorkFolderLock(runner.work_dir)
+                # Two work folders of one name share a folder of checkpoints.
+                self._locks = [WorkFolderLock(folder) for folder in self._folders(runner)]
         if not runner._resume:
             return
         given = runner._load_from
@@ -155,12 +157,17 @@ class CheckpointHook(MMEngineCheckpointHook):
             )
         return newest.path
 
-    def _candidates(self, runner: Runner) -> list[Path]:
-        """Every file that may be a checkpoint to resume from."""
+    def _folders(self, runner: Runner) -> list[Path]:
+        """The work folder, and that of the checkpoints where it is another one of this machine."""
         folders = [Path(runner.work_dir)]
         if self.out_dir is not None and '://' not in str(self.out_dir):
             folders.append(Path(self.out_dir) / osp.basename(runner.work_dir.rstrip(osp.sep)))
-        found = [path for folder in folders if folder.is_dir() for path in folder.iterdir() if path.is_file()]
+        return folders
+
+    def _candidates(self, runner: Runner) -> list[Path]:
+        """Every file that may be a checkpoint to resume from."""
+        found = [path for folder in self._folders(runner) if folder.is_dir() for path in folder.iterdir()]
+        found = [path for path in found if path.is_file()]
         # The same file under two names is one.
         return sorted({path.resolve(): path for path in found if self._name.fullmatch(path.name)}.values())
 
@@ -194,10 +201,12 @@ class CheckpointHook(MMEngineCheckpointHook):
             self._local = True
         info = runner.message_hub.runtime_info
         kept, interrupted = info.pop('keep_ckpt_ids', None), info.pop('interrupted_ckpt', None)
-        for key in [key for key in info if key.startswith('best_score') and not isinstance(info[key], numbers.Real)]:
-            del info[key]
+        for key in [key for key in info if key.startswith('best_score')]:
+            if not isinstance(info[key], numbers.Real) or math.isnan(info[key]):
+                del info[key]
         super().before_train(runner)
-        self.keep_ckpt_ids = deque(step for step in kept if type(step) is int) if isinstance(kept, list) else deque()
+        steps = [step for step in kept if type(step) is int] if isinstance(kept, list) else []
+        self.keep_ckpt_ids = deque(step for step in steps if self._is_of_run(self.filename_tmpl.format(step)))
         self._interrupted = self._own(interrupted, self._name)
         for key in [key for key in info if re.match('best_ckpt(_|$)', key)]:
             if best := self._own(info[key], self._best_name):
@@ -213,8 +222,9 @@ class CheckpointHook(MMEngineCheckpointHook):
             info['last_ckpt'] = runner._load_from
         if not runner._resume:
             self._run = Run(uuid.uuid4().hex)
-        if is_main_process():
-            self._begin(Path(runner.work_dir))
+        with raise_on_all(), _explain_failed_write(osp.join(runner.work_dir, RUN_ID), None):
+            if is_main_process():
+                self._begin(Path(runner.work_dir))
 
     def _begin(self, folder: Path) -> None:
         """Say which run is in a folder, and take away what a kill in the middle of a write has left."""
@@ -232,7 +242,17 @@ class CheckpointHook(MMEngineCheckpointHook):
         """The name in a path that a checkpoint holds, if it is one of this run's files."""
         name = osp.basename(path) if isinstance(path, str) else ''
         there = self.file_backend.isfile(self.file_backend.join_path(self.out_dir, name)) if name else False
-        return name if there and pattern.fullmatch(name) else None
+        return name if there and pattern.fullmatch(name) and self._is_of_run(name) else None
+
+    def _is_of_run(self, name: str) -> bool:
+        """Whether a file of the folder was written by this training, and not by one that was there before."""
+        if not self._local:
+            return True
+        try:
+            content = load_data(osp.join(str(self.out_dir), name), 'meta')
+            return self._run is not None and self._run.has(run_of(content).id, content['meta']['iter'])
+        except (CheckpointError, KeyError, OSError, TypeError):
+            return False
 
     def _is_remote(self, runner: Runner) -> bool:
         return '://' in str(self.out_dir or runner.work_dir)
@@ -349,8 +369,8 @@ class CheckpointHook(MMEngineCheckpointHook):
         """Wait for the disk, and publish as mmengine does."""
         self._wait()
         super().after_train(runner)
-        if self._lock is not None:
-            self._lock.release()
+        for lock in self._locks:
+            lock.release()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Add the id of the run, and the random states, except to the best checkpoint, which nobody resumes from.

@@ -15,7 +15,7 @@ import sys
 import zipfile
 from argparse import Namespace
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from pickle import UnpicklingError
 from typing import Any, BinaryIO
@@ -51,6 +51,7 @@ _ARRAY_KINDS = re.compile(r'[|<=]?([?bBhHiIlLqQefdFD]|[biufcSU]\d{1,6})')
 _HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
 _ONE_CYCLE = 'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler'
 _CHUNK = 2**22  # bytes read at a time
+_MOST_COPIED = 16  # items, for each byte of the file
 _DEEPEST = 100  # containers in each other
 _MOST_DIMENSIONS = 64  # of torch's and NumPy's loops
 
@@ -215,6 +216,8 @@ class _Interpreter:
         self._numbers: dict[str, Tensor | None] = {}
         self._stack: list[Any] = []
         self._marks: list[int] = []
+        self._copied = 0  # items and bytes that were given to makers
+        self._position: Callable[[], int] = int
         self._memo: dict[int, Any] = {}
         self._makers: dict[str, Callable[..., Any]] = _MAKERS | {
             'torch._utils._rebuild_tensor': self._make_tensor,
@@ -225,7 +228,7 @@ class _Interpreter:
 
     def run(self, file: BinaryIO) -> Any:
         """What the pickle at the position of a file describes."""
-        push, stack = self._stack.append, self._stack
+        push, stack, self._position = self._stack.append, self._stack, file.tell
         argument: Any
         for opcode, argument, _ in pickletools.genops(file):
             name = opcode.name
@@ -325,6 +328,10 @@ class _Interpreter:
 
     def _do_reduce(self, _: None) -> None:
         arguments, maker = self._stack.pop(), self._stack.pop()
+        # Copies of a list that the file has once: a small file would fill the memory.
+        self._copied += sum(len(each) for each in _check(arguments, tuple) if isinstance(each, Sized))
+        if self._copied > _MOST_COPIED * (self._position()) + _CHUNK:
+            raise UnpicklingError('copies of what it has once')
         self._stack.append(self._call(maker, arguments))
 
     _do_newobj = _do_reduce

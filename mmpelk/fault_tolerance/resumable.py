@@ -69,7 +69,11 @@ def run_of(checkpoint: dict[str, Any]) -> Run:
     """The run that a checkpoint says to be of; what is not as we write it is left out."""
     run_id, ancestors = checkpoint.get(RUN_ID), checkpoint.get(ANCESTORS)
     pairs = ancestors.items() if isinstance(ancestors, dict) else ()
-    known = {key: value for key, value in pairs if (key == _NO_ID or _is_run_id(key)) and type(value) is int}
+    known = {
+        key: value
+        for key, value in pairs
+        if (key == _NO_ID or _is_run_id(key)) and type(value) is int and value < 2**48
+    }
     return Run(run_id if _is_run_id(run_id) else None, known)
 
 

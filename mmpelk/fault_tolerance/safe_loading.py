@@ -98,11 +98,14 @@ def load_from_local(path: str, map_location: Location = None) -> Any:
 
 
 def check_integrity(path: str | Path) -> None:
-    """Compare the content of a ``.pth`` with the checksums that it holds.
+    """Compare the content of a ``.pth`` with the checksums that it holds; what was written before torch 1.6 has none.
 
     Raises:
         CheckpointError: If they differ, or the file is incomplete.
     """
+    if not zipfile.is_zipfile(path):
+        load_data(path, 'cpu')
+        return
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()

@@ -45,7 +45,12 @@ class CheckDataHook(Hook):
         }
 
     def before_train(self, runner: Runner) -> None:
-        """Training data; the network's classes, too."""
+        """Training data; the network's classes, and weights that were loaded, too."""
+        if self._loaded and not self._fitting(runner):
+            raise UserError(
+                f"the checkpoint '{runner._load_from}' is of another network: no parameter has its name and shape. "
+                'Load one of this network, or leave load_from out'
+            )
         self._look_at(runner, runner.train_loop.dataloader.dataset, 'train_dataloader')
 
     def before_val(self, runner: Runner) -> None:
@@ -54,14 +59,18 @@ class CheckDataHook(Hook):
 
     def before_test(self, runner: Runner) -> None:
         """Test data; the weights, too."""
-        wanted = {name.removeprefix('module.'): value.shape for name, value in runner.model.named_parameters()}
-        fitting = sum(self._loaded.get(name) == shape for name, shape in wanted.items())
-        if self._loaded and 2 * fitting < len(wanted):  # a few may have been converted while they were loaded
+        fitting, wanted = self._fitting(runner), len(list(runner.model.parameters()))
+        if self._loaded and 2 * fitting < wanted:  # a few may have been converted while they were loaded
             raise UserError(
-                f"the checkpoint '{runner._load_from}' is of another network: {fitting} of {len(wanted)} parameters "
+                f"the checkpoint '{runner._load_from}' is of another network: {fitting} of {wanted} parameters "
                 'have their names and shapes. Give the config that it was trained with'
             )
         self._look_at(runner, runner.test_loop.dataloader.dataset, 'test_dataloader')
+
+    def _fitting(self, runner: Runner) -> int:
+        """How many parameters what was loaded has."""
+        parameters = runner.model.named_parameters()
+        return sum(self._loaded.get(name.removeprefix('module.')) == value.shape for name, value in parameters)
 
     def _look_at(self, runner: Runner, dataset: Any, loader: str) -> None:
         if len(dataset) == 0:

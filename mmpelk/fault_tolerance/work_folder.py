@@ -24,7 +24,7 @@ class WorkFolderLock:
     that has it may take it again. Another opening and closing of the file does not end it.
 
     Args:
-        folder: It has to exist.
+        folder: It is made where there is none.
 
     Raises:
         UserError: If another process has it, or ``.lock`` cannot be written.
@@ -33,6 +33,7 @@ class WorkFolderLock:
     def __init__(self, folder: str | Path) -> None:
         path = Path(folder) / '.lock'
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as error:
             raise UserError(

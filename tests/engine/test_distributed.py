@@ -86,3 +86,4 @@ def test_wrapper_replaces_sync_bn(process_group: None) -> None:
     assert not any(isinstance(layer, nn.SyncBatchNorm) for layer in wrapped.modules())
     wrapped(torch.rand(2, 3, 4, 4)).sum().backward()
     assert wrapped.module[0].weight.grad is not None
+    assert wrapped.broadcast_buffers, 'running statistics of the first process, before every step'

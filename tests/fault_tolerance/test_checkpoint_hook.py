@@ -193,7 +193,8 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_gives_way_to_the_next(tmp_path: 
             with pytest.raises(KeyboardInterrupt):
                 runner.train()
             assert here(tmp_path)[0] == ['epoch_0_iter_2.pth']
-            hook_of(runner)._lock.release()
+            for lock in hook_of(runner)._locks:
+                lock.release()
     assert here(tmp_path) == (['epoch_1.pth'], 'epoch_1.pth')
 
 

@@ -33,6 +33,14 @@ def test_labels_of_images_end_below_the_number_of_classes(label: int, fits: bool
             pipeline(dict(gt_label=label))
 
 
+def test_weights_of_another_network_are_no_start() -> None:
+    runner: Any = SimpleNamespace(model=nn.Linear(1, 1), _load_from='a.pth')
+    hook = CheckDataHook()
+    hook.after_load_checkpoint(runner, dict(state_dict={'weight': torch.ones(2, 2), 'x': torch.ones(1)}))
+    with pytest.raises(UserError, match='no parameter has its name and shape'):
+        hook.before_train(runner)
+
+
 @pytest.mark.parametrize(('fitting', 'ok'), [(4, True), (2, True), (1, False), (0, False)])
 def test_weights_of_another_network_are_not_tested(fitting: int, ok: bool) -> None:
     network = nn.ParameterList(torch.zeros(1) for _ in range(4))

@@ -233,6 +233,11 @@ EVIL: Mapping[str, bytes] = {
     'extension': b'\x82\x01',
     'buffer of another process': b'\x97',
     'key that takes for ever': b')' + b'2\x86' * 60 + b'}2Ns',
+    'copies that fill the memory': b']q\0('
+    + b'K\x01' * 50_000
+    + b'e('
+    + (name('builtins.list') + b'h\0\x85R') * 2000
+    + b't',
     'endless list': b'](' + b'K\x01' * 3,
 }
 

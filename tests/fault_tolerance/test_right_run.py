@@ -152,6 +152,45 @@ def test_as_many_stay_as_are_to_be_kept(kept: int, tmp_path: Path) -> None:
         assert names(tmp_path) == [f'iter_{step}.pth' for step in range(iterations - kept + 1, iterations + 1)]
 
 
+def test_files_of_another_training_make_no_room(tmp_path: Path) -> None:
+    """Of an older one in the folder, whose names are those that the checkpoint says to be its own."""
+    train(tmp_path / 'new', 2)
+    train(tmp_path / 'other', 2, max_keep_ckpts=2)
+    train(tmp_path / 'new', 4, resume=True, load_from=tmp_path / 'other' / 'iter_2.pth', max_keep_ckpts=1)
+    assert names(tmp_path / 'new') == ['iter_1.pth', 'iter_2.pth', 'iter_4.pth']
+
+
+def test_the_folder_of_checkpoints_is_locked_too(tmp_path: Path) -> None:
+    """Work folders of one name in two places share it."""
+    runner, locked = make_runner(tmp_path / 'run', 1, out_dir=str(tmp_path / 'large')), []
+    runner.train_loop.run = lambda: locked.append(is_locked(tmp_path / 'large' / 'run'))
+    runner.train()
+    assert locked == [True]
+    hook_of(runner).after_train(runner)
+    assert not is_locked(tmp_path / 'large' / 'run')
+
+
+def test_a_best_score_that_is_no_number_is_none(tmp_path: Path) -> None:
+    train(tmp_path / 'first', 1)
+    odd = edit(tmp_path / 'first' / 'iter_1.pth', tmp_path / 'odd.pth', best_score=float('nan'))
+    runner = make_runner(tmp_path / 'run', 2, resume=True, load_from=odd, save_best='score', rule='greater')
+    runner.train()
+    hook_of(runner).after_val_epoch(runner, dict(score=0.5))
+    hook_of(runner)._wait()
+    assert any(name.startswith('best_score') for name in names(tmp_path / 'run'))
+
+
+@pytest.mark.parametrize('whole', [True, False])
+def test_the_format_before_archives_has_no_checksums(whole: bool, tmp_path: Path) -> None:
+    train(tmp_path, 2)
+    content = torch.load(tmp_path / 'iter_2.pth', weights_only=False)
+    torch.save(content, tmp_path / 'iter_2.pth', _use_new_zipfile_serialization=False)
+    if not whole:
+        (tmp_path / 'iter_2.pth').write_bytes((tmp_path / 'iter_2.pth').read_bytes()[:-1])
+    resumed = train(tmp_path, 3, resume=True)
+    assert Path(resumed._load_from).name == ('iter_2.pth' if whole else 'iter_1.pth')
+
+
 def test_a_branch_of_a_branch_knows_all_before_it() -> None:
     first, second, third = ('1' * 32, '2' * 32, '3' * 32)
     run = Run(first).branch(second, 5).branch(third, 9)
@@ -160,7 +199,7 @@ def test_a_branch_of_a_branch_knows_all_before_it() -> None:
         assert run.has(run_id, last)
         assert run_id == third or not run.has(run_id, last + 1)
     assert not run.has('4' * 32, 0)
-    assert run_of({'run_id': run.id, 'run_id_ancestors': run.ancestors}) == run
+    assert run_of({'run_id': run.id, 'run_id_ancestors': {**run.ancestors, '4' * 32: 10**30, 'x': 1}}) == run
 
 
 def test_the_run_that_was_begun_last_is_resumed(tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ _WORDS: dict[str, Collection[str]] = {
     },
 }
 _LOSS_NAME = re.compile(r'(loss|aux)_\w+')
+_LARGEST = 2**18  # of a number: classes, channels, pixels. What it builds is to fit into the memory.
 _lock = threading.RLock()
 
 
@@ -141,6 +142,8 @@ def _check(config: Any, name: str, scope: str, allowed: Collection[str], argumen
                 'known to name no file. If you trust its author, read its config.py and build the network with the '
                 "toolbox's own init_model"
             )
+    elif isinstance(config, int) and abs(config) > _LARGEST:
+        raise UserError(f"'{name}' is refused: its config has {argument} beyond {_LARGEST}, which no network needs")
     elif not isinstance(config, int | float | type(None)):
         raise UserError(f"'{name}' is refused: its config has an argument of type {type(config).__name__}")
     return kinds
