@@ -75,8 +75,8 @@ def _configs(package: str) -> Path:
 NO_PERVIT = 'no toolbox has PerViT'
 NO_PVT = "mmdet's PVT is a backbone that no classifier of mmpretrain takes"
 MASKS = (
-    'PeLK-T and PeLK-S stay above the printed FLOPs here alone; the same networks agree in Tables 2 and 3. The likeliest '
-    "reason is that the masks of the authors' runs were not uniform"
+    'PeLK-T and PeLK-S stay above the printed FLOPs here alone; the same networks agree in Tables 2 and 3. The '
+    "likeliest reason is that the masks of the authors' runs were not uniform"
 )
 ROUNDED_UP = 'the printed number of parameters is rounded up'
 WIDENED = 'no recipe of the toolbox: its smaller ones, widened'
