@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from PIL import Image
 
 from tests.commands import call, run
-from tests.paths import TOOLS, sample_data
+from tests.paths import ROOT, TOOLS, sample_data
 from tests.tools.own_data.pictures import image, label
 
 TOOL = TOOLS / 'new_project.py'
+PAGE = ROOT / 'docs' / 'your_own_data.md'
 SCOPES = {'seg': 'mmseg', 'det': 'mmdet', 'cls': 'mmpretrain'}
 BEST = {'seg': 'mIoU', 'det': 'coco/bbox_mAP', 'cls': 'accuracy/top1'}
 
@@ -161,11 +163,18 @@ def shrink_ade20k(target: Path) -> Path:
     return target
 
 
+def typed(tool: str) -> str:
+    """The command with this tool on docs/your_own_data.md, for the project ``mine``, as a shell takes it here."""
+    (line,) = re.findall(rf'^(python tools/{tool}.*?) *(?:#.*)?$', PAGE.read_text(), re.MULTILINE)
+    return line.replace('flowers', 'mine').replace('python tools', f'python {shlex.quote(str(TOOLS))}')
+
+
 def run_printed(task: str, data: Path, folder: Path, *small: str, options: tuple = ()) -> Path:
     """Type the printed commands in a shell, shortened; returns the work folder."""
     printed = make_project(task, data, folder, *options)
     (train,) = re.findall(r'train: +python (.+)', printed)
     (test,) = re.findall(r'look at results: +python (.+)', printed)
+    assert [f'python {train}', f'python {test}'] == [typed('train.py'), typed('test.py')]
     log = run('bash', '-c', f'"$PYTHON" {train} --cfg-options {" ".join(small)}', cwd=folder)
     assert 'no more pictures' not in log
     work = folder / 'work_dirs' / 'mine'
@@ -184,17 +193,17 @@ def run_printed(task: str, data: Path, folder: Path, *small: str, options: tuple
     return work
 
 
-def look_at_predictions(work: Path, pictures: list[Path], folder: Path, *options: object) -> list[Path]:
-    """Draw pictures with ``tools/demo_image.py``; returns the drawings."""
-    checkpoint = (work / 'last_checkpoint').read_text()
-    config = folder / 'projects' / 'mine' / 'mine.py'
-    call(
-        *(TOOLS / 'demo_image.py', *pictures, '--config', config, '--checkpoint', checkpoint, *options),
-        cwd=folder,
-    )
+def look_at_predictions(pictures: list[Path], folder: Path, *options: object) -> list[Path]:
+    """Draw a folder of pictures with the page's command; returns the drawings."""
+    for path in pictures:
+        (folder / 'holiday').mkdir(exist_ok=True)
+        shutil.copy(path, folder / 'holiday')
+    command = typed('demo_image.py').removeprefix('python ').removesuffix('--label-maps')
+    run('bash', '-c', f'"$PYTHON" {command} {" ".join(map(str, options))}', cwd=folder)
     drawn = [folder / 'predictions' / path.name for path in pictures]
     for path, source in zip(drawn, pictures, strict=True):
         assert Image.open(path).size == Image.open(source).size
+        assert np.asarray(Image.open(path)).std() > 1
     return drawn
 
 
@@ -213,7 +222,7 @@ def test_tutorial_segmentation(tmp_path: Path) -> None:
     (map_,) = (folder / 'maps').glob('*.png')
     pictures = sorted((data / 'images' / 'validation').iterdir())
     assert Image.open(map_).size == Image.open(pictures[0]).size
-    (drawn,) = look_at_predictions(work, pictures, folder, '--label-maps')
+    (drawn,) = look_at_predictions(pictures, folder, '--label-maps')
     indices = np.asarray(Image.open(f'{drawn}.labels.png'))
     assert indices.shape == Image.open(pictures[0]).size[::-1]
     assert indices.max() < 150
@@ -223,16 +232,16 @@ def test_tutorial_segmentation(tmp_path: Path) -> None:
 def test_tutorial_detection(tmp_path: Path) -> None:
     pytest.importorskip('mmdet')
     folder = tmp_path / 'my work'
-    folder.mkdir()
+    shutil.copytree(sample_data('coco_sample'), folder / 'my data')
     small = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'default_hooks.checkpoint.interval=1']
     small += ['model.test_cfg.rcnn.score_thr=0']  # three iterations are sure of nothing
     small += [
         "'train_dataloader.dataset.pipeline.2.scales=[(96,64)]'",
         "'val_dataloader.dataset.pipeline.1.scale=(96,64)'",
     ]
-    work = run_printed('det', sample_data('coco_sample'), folder, *small, options=('--batch-size', 7))
+    work = run_printed('det', folder / 'my data', folder, *small, options=('--batch-size', 7))
     pictures = sorted((sample_data('coco_sample') / 'val2017').iterdir())[:2]
-    look_at_predictions(work, pictures, folder, '--score-thr', 0)
+    look_at_predictions(pictures, folder, '--score-thr', 0)
     checkpoint = (work / 'last_checkpoint').read_text()
     for name in ('onnx', 'onnxscript', 'onnxruntime'):
         pytest.importorskip(name)
@@ -254,9 +263,9 @@ def test_tutorial_classification(tmp_path: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
         if picture.size:
             cv2.imwrite(str(target / f'{entry["id"]}.png'), cv2.resize(picture, (64, 64), interpolation=cv2.INTER_AREA))
-    work = run_printed('cls', folder / 'data', folder, 'train_cfg.max_epochs=1', 'train_cfg.val_interval=1')
+    run_printed('cls', folder / 'data', folder, 'train_cfg.max_epochs=1', 'train_cfg.val_interval=1')
     pictures = sorted((folder / 'data' / 'person').iterdir())[:2]
-    look_at_predictions(work, pictures, folder)
+    look_at_predictions(pictures, folder)
 
 
 def test_data_are_left_alone(tmp_path: Path) -> None:
