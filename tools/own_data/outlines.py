@@ -139,7 +139,8 @@ def _yolo_files(root: Path) -> Iterator[tuple[str, Path | None]]:
     for picture in find_images(root):
         *folders, _ = parts = picture.split('/')
         last = max((i for i, folder in enumerate(folders) if folder.lower() == 'images'), default=None)
-        other = parts if last is None else [*parts[:last], f'{parts[last][:-6]}labels', *parts[last + 1 :]]
+        folder = 'Labels' if last is not None and parts[last] == 'Images' else 'labels'
+        other = parts if last is None else [*parts[:last], folder, *parts[last + 1 :]]
         paths = [(root / '/'.join(each)).with_suffix('.txt') for each in (other, parts)]
         label = next((path for path in paths if path.is_file()), None)
         found.append((picture, label))
@@ -184,7 +185,7 @@ def _read_yolo(root: Path, classes: str | None) -> Content | None:
         raise UserError(f"'{root}' has a .yaml whose names are not numbered 0, 1, 2, ...: number them so")
     if classes or not names:
         folders = sorted({path.parent for _, path in files if path})
-        places = [root, root / 'labels', *folders]
+        places = dict.fromkeys([root, root / 'labels', *folders, *(folder.parent for folder in folders)])
         read = (read_names(classes, place) for place in places)
         given = [name.name for name in next(filter(None, read), [])]
         if classes and names and given != names:

@@ -57,7 +57,7 @@ def _plain(text: str) -> str:
 
 
 def _choose(data: DataSet) -> list[Any]:
-    """Samples from the whole set, of which the rarest classes have one each."""
+    """Samples from the whole set."""
     if data.task == 'seg':
         return spread(data.details['pairs'], _SAMPLES)
     if data.task == 'det':
