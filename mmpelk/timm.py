@@ -6,7 +6,8 @@
     classifier = timm.create_model('pelk_tiny', num_classes=10, drop_path_rate=0.1)
     backbone = timm.create_model('pelk_tiny', features_only=True, out_indices=(1, 2, 3))
 
-One model for each of :data:`mmpelk.models.ARCHITECTURES`. Arguments that timm does not know are :class:`PeLK`'s.
+One model for each of :data:`mmpelk.models.ARCHITECTURES`. Arguments that timm does not know are :class:`PeLK`'s;
+timm leaves out those that are ``None``, so that a network without embeddings is ``positional_embedding='none'``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -258,6 +259,8 @@ def _entry(name: str, arch: str) -> Callable[..., nn.Module]:
                 "feature_cls is 'getter', the default, 'hook' or 'fx', not "
                 f'{arguments["feature_cls"]!r}: the stages and what is between them do not stand in one row'
             )
+        if arguments.get('positional_embedding') == 'none':
+            arguments['positional_embedding'] = None
         stages = len(arguments.get('depths') or ARCHITECTURES[arch]['depths'])
         return build_model_with_cfg(
             PeLKClassifier,

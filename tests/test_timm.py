@@ -154,6 +154,13 @@ def test_created_of_fake_tensors() -> None:
         assert type(model.head.fc.weight.data).__name__ == 'FakeTensor'
 
 
+def test_no_embedding() -> None:
+    """``None`` does not reach the network: timm leaves it out."""
+    small = dict(depths=(1, 1), channels=(8, 12), kernel_sizes=(9, 7))
+    model = timm.create_model('pelk_tiny', positional_embedding='none', **small)
+    assert not [name for name in model.state_dict() if name.endswith('positional_embedding')]
+
+
 def test_output_stride() -> None:
     assert create(output_stride=16).feature_info[-1]['reduction'] == 16
     for extra in ({}, dict(features_only=True)):

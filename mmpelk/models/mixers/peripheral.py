@@ -15,6 +15,8 @@ from ..layers import build_norm
 from ..peripheral_conv import PeripheralConv2d
 from .base import Mixer, MixerSpec, folded, is_hooked, is_untouched
 
+_SHARES = 'this mixer adds the positional embedding that the blocks of its stage share'
+
 
 class PeripheralMixer(Mixer):
     """``[peripheral K x K (+ embedding) -> norm] + [dense small x small -> norm]``, depthwise.
@@ -50,10 +52,7 @@ class PeripheralMixer(Mixer):
         if self.deployed:
             return self._mix_prepared(x) if self.passes_rest(x) else self.large(x, self._deployed_map(x))
         if self.embedding_mode is not None and embedding is None:
-            raise ValueError(
-                'this mixer adds the positional embedding that the blocks of its stage share: call the stage, or each '
-                'block as block(x, stage.positional_embedding)'
-            )
+            raise ValueError(f'{_SHARES}: call the stage, or each block as block(x, stage.positional_embedding)')
         if self._is_fused(x):
             large, small = peripheral_branches(
                 x, self.large.weight, self.large.sharing_grid, self.small.weight, embedding, backend=self.large.backend
@@ -102,10 +101,12 @@ class PeripheralMixer(Mixer):
         """As :meth:`Mixer.switch_to_deploy`: one kernel on the same grid.
 
         Raises:
-            ValueError: If the small kernel is larger than the grid's fine-grained centre, too.
+            ValueError: If the embedding is missing, or the small kernel larger than the fine-grained centre, too.
         """
         if self.deployed:
             return
+        if self.embedding_mode is not None and embedding is None:
+            raise ValueError(f'{_SHARES}: call switch_to_deploy of the stage, or of the backbone')
         grid = self.large.sharing_grid
         margin = _centre_margin(grid, self.small_kernel_size)
         self.settle()
