@@ -180,7 +180,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         if runner._resume:
             name, network = runner._load_from, unwrap_model(runner.model)
             fault = fault_of(checkpoint, name, network) if '://' in str(name) else None
-            if not fault and hasattr(runner.optim_wrapper, 'state_dict'):
+            if not fault and not hasattr(runner, 'strategy'):  # which has states of its own kinds
                 misfit = misfit_of(checkpoint, runner.optim_wrapper, runner.param_schedulers)
                 fault = misfit and f"'{name}' is no checkpoint to resume this training from: {misfit}"
             if fault:

@@ -261,5 +261,5 @@ def _is_like(here: Any, there: Any) -> bool:
         fits = isinstance(there, list | tuple) and length in (None, len(there))
         return fits and all(_is_like(here[0], each) for each in there) if here else fits
     if isinstance(here, Real):
-        return isinstance(there, Real | Tensor)
+        return isinstance(there, Real | Tensor) or (isinstance(here, bool) and there is None)
     return isinstance(there, str | dict) == isinstance(here, str | dict) if here is not None else True

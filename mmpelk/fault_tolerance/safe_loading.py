@@ -5,6 +5,7 @@ mmengine writes, and refuses everything else. :func:`install_safe_loading` puts 
 """
 
 import contextlib
+import difflib
 import functools
 import hashlib
 import io
@@ -14,7 +15,7 @@ import os
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, BinaryIO
@@ -187,11 +188,21 @@ def load_from_http(url: str, map_location: Location = None) -> Any:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             download_url_to_file(url, str(path))
+            if not _begins_as_checkpoint(path):
+                path.unlink()  # else it would be taken for ever
+                fault = f"'{url}' gives a page or a part of a file, no checkpoint. Check the address and the network"
         except OSError as error:
             fault = f"'{url}' cannot be downloaded: {error}. Check the address and the network, or put it at '{path}'"
     if found := [each for each in all_gather_object(fault) if each]:
         raise UserError(found[0])
     return load_data(path, map_location)
+
+
+def _begins_as_checkpoint(path: Path) -> bool:
+    """Whether a file is a whole archive, or begins as a pickle or a .safetensors."""
+    with open(path, 'rb') as file:
+        head = file.read(9)
+    return zipfile.is_zipfile(path) or head[:1] == b'\x80' or head[8:] == b'{'
 
 
 def _cached(url: str) -> Path:
@@ -223,13 +234,21 @@ def load_from_published(name: str, map_location: Location = None) -> Any:
     """Checkpoints that mmengine's lists name, such as ``torchvision://resnet50``."""
     scheme, _, model = name.partition('://')
     if scheme == 'mmcls':
-        state = load_from_http(get_mmcls_models()[model], map_location)
+        state = load_from_http(_address(get_mmcls_models(), model, name), map_location)
         state = state.get('state_dict', state)
         prefix = 'backbone.'
         return {'state_dict': {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}}
     if scheme in ('modelzoo', 'torchvision'):
-        return load_from_http(torchvision_models()[model], map_location)
-    return load_from_http(get_external_models()[get_deprecated_model_names().get(model, model)], map_location)
+        return load_from_http(_address(torchvision_models(), model, name), map_location)
+    model = get_deprecated_model_names().get(model, model)
+    return load_from_http(_address(get_external_models(), model, name), map_location)
+
+
+def _address(known: Mapping[str, str], model: str, name: str) -> str:
+    if model not in known:
+        similar = difflib.get_close_matches(model, known, 3)
+        raise UserError(f"'{name}' is not in mmengine's list; {', '.join(similar) or 'nothing similar'} is")
+    return known[model]
 
 
 def load_from_pavi(name: str, map_location: Location = None) -> Any:

@@ -203,6 +203,14 @@ def test_addresses_with_one_name_are_two_files(tmp_path: Path, monkeypatch: pyte
         for url in urls:
             assert list(safe_loading.read_checkpoint(url)['state_dict']) == [url]
     assert hosts == urls
+    for page in (b'<html>log in first</html>', b'PK\3\4 and no end', b''):
+        monkeypatch.setattr(
+            safe_loading, 'download_url_to_file', lambda url, path, page=page: Path(path).write_bytes(page)
+        )
+        with pytest.raises(UserError, match='gives a page or a part of a file'):
+            safe_loading.read_checkpoint('https://a/new.pth')
+    monkeypatch.setattr(safe_loading, 'download_url_to_file', download)
+    assert list(safe_loading.read_checkpoint('https://a/new.pth')['state_dict']) == ['https://a/new.pth']
     # Of torch's own cache, only what has the checksum that its name says.
     torch.save({'state_dict': {'torch': torch.ones(1)}}, tmp_path / 'here.pth')
     digest = hashlib.sha256((tmp_path / 'here.pth').read_bytes()).hexdigest()[:8]
@@ -213,6 +221,12 @@ def test_addresses_with_one_name_are_two_files(tmp_path: Path, monkeypatch: pyte
     ):
         shutil.copy(tmp_path / 'here.pth', tmp_path / 'checkpoints' / name)
         assert list(safe_loading.read_checkpoint(f'https://a/{name}')['state_dict']) == [found]
+
+
+@pytest.mark.parametrize('name', ['torchvision://resnet51', 'mmcls://resnet51', 'open-mmlab://detectron/resnet51'])
+def test_names_that_mmengine_does_not_know_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"'{name}' is not in mmengine's list"):
+        safe_loading.read_checkpoint(name)
 
 
 @pytest.mark.parametrize('faults', [['', 'no network'], ['no network', '']])
