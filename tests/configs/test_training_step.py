@@ -19,8 +19,11 @@ pytestmark = pytest.mark.slow
 WHOLE = ('cls/pelk_t_in1k.py', 'seg/upernet_pelk_t_ade20k.py', 'det/cascade_mask_rcnn_pelk_t_coco.py')
 
 
-# Those of units have other hooks, those of larger kernels other kernels, and nothing else (test_recipes.py).
-@pytest.fixture(params=[name for name in RECIPES if 'unit' not in name and '_101_' not in name])
+# Others differ by hooks (unit), kernels (101), depth and drop path (s) or image size (384) alone (test_recipes.py).
+OTHERS = ('unit', '_101_', '_s_', '_384')
+
+
+@pytest.fixture(params=[name for name in RECIPES if not any(part in name for part in OTHERS)])
 def recipe(request: pytest.FixtureRequest) -> Config:
     """The recipe; most with one block a stage, which has the stage's width and kernel."""
     cfg = Config.fromfile(CONFIGS / request.param)
