@@ -20,6 +20,7 @@ from mmpelk.engine.command_line import exit_on_user_error, load_config
 from mmpelk.fault_tolerance.safe_loading import read_checkpoint
 from mmpelk.models import PeLK
 from mmpelk.models.weights.checkpoint import state_dict_of
+from mmpelk.models.weights.downloads import read_public
 from mmpelk.models.weights.inflation import inflate
 from mmpelk.models.weights.key_maps import SOURCES, detect_source, from_source, to_timm
 from mmpelk.sparsity import fold_masks
@@ -38,7 +39,7 @@ def parse_args() -> argparse.Namespace:
     ):
         part = modes.add_parser(mode, help=description)
         part.add_argument('config', help='classification recipe whose network the checkpoint belongs to')
-        part.add_argument('checkpoint', help='file or URL to read')
+        part.add_argument('checkpoint', help='file or URL to read, timm://NAME or hf://OWNER/NAME')
         part.add_argument('out', type=Path, help='.pth to write, or .safetensors when exporting')
         part.add_argument('--key', help='entry of the file that holds the weights; by default state_dict or model')
         if mode == 'import':
@@ -53,6 +54,10 @@ def parse_args() -> argparse.Namespace:
 def read_weights(path: str, key: str | None) -> dict[str, Tensor]:
     """The tensors of a checkpoint."""
     check_checkpoint(path)
+    if path.startswith(('timm://', 'hf://')):
+        public = read_public(path)
+        print(f'licence of the weights: {public.licence}')
+        return public.state
     content = read_checkpoint(path)
     if key is not None and key not in content:
         raise ValueError(f"'{path}' has no entry {key!r}; it has {', '.join(list(content)[:8])}")

@@ -35,19 +35,35 @@ _101 = dict(kernel_sizes=(101, 69, 67, 13), center_size=7)
 _151 = dict(kernel_sizes=(151, 89, 87, 13), center_size=7)
 # ConvNeXt's network, whose 7 x 7 kernels fit the centre of these, with its one biased kernel per block: see
 # :mod:`mmpelk.models.weights.inflation`.
-_CONVNEXT_TINY: dict[str, Any] = _TINY | dict(
-    channels=(96, 192, 384, 768),
+_CONVNEXT: dict[str, Any] = dict(
+    kernel_sizes=(51, 49, 47, 13),
     center_size=7,
     conv_ratio=1.0,
     small_kernel_size=0,
     positional_embedding=None,
     branch_norms=False,
 )
-_CONVNEXT_SMALL = _CONVNEXT_TINY | dict(depths=(3, 3, 27, 3))
-_CONVNEXT_BASE = _CONVNEXT_SMALL | dict(channels=(128, 256, 512, 1024))
+# Depths and first width of its sizes, of ConvNeXt V2's as well.
+_CONVNEXT_SIZES: dict[str, tuple[tuple[int, ...], int]] = {
+    'tiny': ((3, 3, 9, 3), 96),
+    'small': ((3, 3, 27, 3), 96),
+    'base': ((3, 3, 27, 3), 128),
+    'large': ((3, 3, 27, 3), 192),
+    'xlarge': ((3, 3, 27, 3), 256),
+    'huge': ((3, 3, 27, 3), 352),
+    'nano': ((2, 2, 8, 2), 80),
+    'pico': ((2, 2, 6, 2), 64),
+    'femto': ((2, 2, 6, 2), 48),
+    'atto': ((2, 2, 6, 2), 40),
+}
 # What an architecture leaves open: the paper's block.
 _BLOCK: dict[str, Any] = dict(
-    conv_ratio=3 / 8, small_kernel_size=5, positional_embedding='in_bounds', branch_norms=True, center_size=5
+    conv_ratio=3 / 8,
+    small_kernel_size=5,
+    positional_embedding='in_bounds',
+    branch_norms=True,
+    center_size=5,
+    use_grn=False,
 )
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -57,9 +73,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     'tiny-101': _TINY | _101,
     'base-101': _BASE | _101,
     'tiny-151': _TINY | _151,
-    'convnext-tiny': _CONVNEXT_TINY,
-    'convnext-small': _CONVNEXT_SMALL,
-    'convnext-base': _CONVNEXT_BASE,
+    **{
+        f'convnext-{size}': _CONVNEXT | dict(depths=depths, channels=tuple(width * 2**stage for stage in range(4)))
+        for size, (depths, width) in _CONVNEXT_SIZES.items()
+    },
 }
 
 
@@ -72,6 +89,24 @@ class LayerNorm2d(nn.LayerNorm):
         return out.permute(0, 3, 1, 2)
 
 
+class GlobalResponseNorm(nn.Module):
+    """ConvNeXt V2's: each channel times its share of the map's energy, https://arxiv.org/abs/2301.00808.
+
+    Args:
+        channels: Of a map ``(N, H, W, C)``.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(channels))
+        self.beta = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        energy = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+        share = energy / (energy.mean(-1, keepdim=True) + 1e-6)
+        return x + self.gamma * (x * share) + self.beta
+
+
 class PeLKBlock(BaseModule):
     """Token mixer on the first channels, then an inverted bottleneck: the block of ConvNeXt with Eq. 4 to 6 in front.
 
@@ -82,7 +117,9 @@ class PeLKBlock(BaseModule):
         drop_path_rate: Stochastic depth of the residual branch.
         layer_scale_init_value: Initial value of the layer scale; 0 leaves it out.
         act_cfg: Activation between the two linear layers.
-        hidden_channels: Units between them; ``None`` for ``4C``. Loading a checkpoint with fewer changes it.
+        hidden_channels: Units between them; ``None`` for ``4C``. Loading a checkpoint with fewer changes it, but with
+            a norm over them.
+        use_grn: Whether ConvNeXt V2's norm over the units follows the activation.
         with_cp: Recompute the block in the backward pass instead of keeping its activations.
     """
 
@@ -95,6 +132,7 @@ class PeLKBlock(BaseModule):
         layer_scale_init_value: float = 1e-6,
         act_cfg: dict | None = None,
         hidden_channels: int | None = None,
+        use_grn: bool = False,
         with_cp: bool = False,
     ) -> None:
         super().__init__()
@@ -105,6 +143,7 @@ class PeLKBlock(BaseModule):
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.pointwise_conv1 = nn.Linear(channels, hidden_channels)
         self.act = build_activation(act_cfg)
+        self.grn = GlobalResponseNorm(hidden_channels) if use_grn else None
         self.pointwise_conv2 = nn.Linear(hidden_channels, channels)
         self.gamma = (
             nn.Parameter(torch.full((channels,), float(layer_scale_init_value))) if layer_scale_init_value else None
@@ -113,7 +152,8 @@ class PeLKBlock(BaseModule):
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         # Before the layers load: a shrunk checkpoint says how many hidden units they have.
-        fit_hidden_units(HiddenUnits('', self, 'pointwise_conv1', 'pointwise_conv2'), state_dict, prefix)
+        if self.grn is None:
+            fit_hidden_units(HiddenUnits('', self, 'pointwise_conv1', 'pointwise_conv2'), state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
@@ -125,7 +165,10 @@ class PeLKBlock(BaseModule):
     def _forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         # Channels last from the mixer to the residual sum: what the layer norm and the linear layers want.
         out = self._mix(x, embedding).permute(0, 2, 3, 1)
-        out = self.pointwise_conv2(self.act(self.pointwise_conv1(self.norm(out)))).permute(0, 3, 1, 2)
+        out = self.act(self.pointwise_conv1(self.norm(out)))
+        if self.grn is not None:
+            out = self.grn(out)
+        out = self.pointwise_conv2(out).permute(0, 3, 1, 2)
         if self.gamma is None:
             return x + self.drop_path(out)
         scale = self.gamma.view(1, -1, 1, 1)
@@ -217,7 +260,9 @@ class PeLK(Pretrained, BaseModule):
     Args:
         arch: A name of :data:`ARCHITECTURES`, or a dict with ``depths``, ``channels`` and ``kernel_sizes``, and
             optionally ``center_size``, ``sharing_grids``, and the block's ``conv_ratio``, ``small_kernel_size``,
-            ``positional_embedding`` and ``branch_norms``. The arguments of the same names replace a part of it.
+            ``positional_embedding``, ``branch_norms`` and ``use_grn``. The arguments of the same names replace a part
+            of it. ``'inflated'`` is the ConvNeXt in the checkpoint of ``init_cfg``'s ``mmpelk.Inflated``, which is read
+            for it, its layer scale included.
         depths: Blocks per stage.
         channels: Width ``C`` of each stage.
         kernel_sizes: Side ``K`` of the large kernels of each stage, odd.
@@ -235,6 +280,7 @@ class PeLK(Pretrained, BaseModule):
             With ``'constant'`` the norm after the convolution removes the term exactly. The paper's: ``'in_bounds'``.
         branch_norms: Whether each kernel has a norm, or the large one alone a bias: the form that deployment makes,
             trainable. It has neither small kernel nor embedding.
+        use_grn: Whether the blocks have ConvNeXt V2's norm over their hidden units; their number is fixed then.
         norm_cfg: Norm of the convolution branches (``BN`` or ``SyncBN``).
         act_cfg: Activation of the blocks.
         hidden_channels: Units between the two linear layers, a sequence for each stage with a number for each block;
@@ -278,6 +324,7 @@ class PeLK(Pretrained, BaseModule):
         small_kernel_size: int | None = None,
         positional_embedding: EmbeddingMode | Literal['default'] | None = 'default',
         branch_norms: bool | None = None,
+        use_grn: bool | None = None,
         norm_cfg: dict | None = None,
         act_cfg: dict | None = None,
         hidden_channels: Sequence[Sequence[int]] | Literal['pretrained'] | None = None,
@@ -296,6 +343,12 @@ class PeLK(Pretrained, BaseModule):
         if init_cfg is None:
             init_cfg = dict(type='TruncNormal', layer=['Conv2d', 'Linear', 'PeripheralConv2d'], std=0.02, bias=0.0)
         super().__init__(init_cfg)
+        if arch == 'inflated':
+            from .weights.inflation import arch_of  # which imports this module
+
+            arch, has_layer_scale = arch_of(init_cfg)
+            layer_scale_init_value = layer_scale_init_value if has_layer_scale else 0
+            arguments |= dict(arch=arch, layer_scale_init_value=layer_scale_init_value)
         # Copies: the caller may change its own, such as an arch, afterwards.
         self._arguments = copy.deepcopy(
             {name: arguments[name] for name in arguments.keys() - {'self', '__class__', 'init_cfg'}}
@@ -310,6 +363,7 @@ class PeLK(Pretrained, BaseModule):
             conv_ratio=conv_ratio,
             small_kernel_size=small_kernel_size,
             branch_norms=branch_norms,
+            use_grn=use_grn,
         )
         if positional_embedding == 'default':
             positional_embedding = arch['positional_embedding']
@@ -364,6 +418,7 @@ class PeLK(Pretrained, BaseModule):
                     layer_scale_init_value=layer_scale_init_value,
                     act_cfg=act_cfg,
                     hidden_channels=hidden[i][j],
+                    use_grn=arch['use_grn'],
                     with_cp=with_cp,
                 )
                 for j in range(depth)
@@ -484,7 +539,7 @@ class PeLK(Pretrained, BaseModule):
 def _resolve_arch(arch: str | dict, **overrides: Any) -> dict[str, Any]:
     """The architecture with all its keys, the overrides that are not ``None`` laid over it."""
     if isinstance(arch, str) and arch not in ARCHITECTURES:
-        raise ValueError(f'unknown arch {arch!r}; known: {", ".join(ARCHITECTURES)}')
+        raise ValueError(f'unknown arch {arch!r}; known: {", ".join(ARCHITECTURES)}, inflated')
     overrides = {key: value for key, value in overrides.items() if value is not None}
     given = (ARCHITECTURES[arch] if isinstance(arch, str) else dict(arch)) | overrides
     required, optional = {'depths', 'channels', 'kernel_sizes'}, {'sharing_grids', *_BLOCK}

@@ -179,7 +179,7 @@ def test_import_writes_nothing_but_complete_matches(convert: Tool, tmp_path: Pat
         ),
         (
             nn.Linear(3, 3).state_dict(),
-            ['these are not the names of slak, convnext, mmpretrain, timm: weight, bias'],
+            ["these are not the names of SLaK or RepLKNet, ConvNeXt's authors, mmpretrain, timm, torchvision"],
         ),
     ):
         torch.save(dict(model=state), tmp_path / 'public.pth')

@@ -5,8 +5,9 @@ zero, and the network is ConvNeXt, to rounding, with a periphery that is ready t
 grid, such as SLaK's cross of stripes, is projected: :func:`mmpelk.ops.sharing_grid.project_kernel`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,16 +15,21 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmpelk.errors import UserError
-from mmpelk.fault_tolerance.safe_loading import read_checkpoint
 from mmpelk.ops.sharing_grid import expand_kernel, project_kernel
 from mmpelk.registry import WEIGHT_INITIALIZERS
 
 from ..mixers.base import affine_of
-from ..pelk import PeLK
-from .checkpoint import refuse_misfit, shorten, state_dict_of
-from .key_maps import detect_source, from_source
+from ..pelk import ARCHITECTURES, PeLK
+from .checkpoint import refuse_misfit, shorten
+from .downloads import Normalisation, PublicWeights, read_public
+from .key_maps import SOURCES, Layout, detect_source, from_source, layout_of, prefix_of
 
 _NORM_EPS = 1e-5  # of torch's batch norm, in SLaK and RepLKNet
+_OPENCLIP = 'visual.trunk.'
+_IMAGENET = Normalisation.of_unit_values((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_CLIP = Normalisation.of_unit_values((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+# OpenCLIP's ConvNeXt-XXL, whose norms have another epsilon.
+_XXLARGE = ((3, 4, 30, 3), (384, 768, 1536, 3072))
 
 
 @dataclass(frozen=True)
@@ -42,26 +48,90 @@ class Inflation:
     kept: dict[str, float]
 
 
+class Reading:
+    """A public checkpoint, read: its tensors by our names, and what network it is.
+
+    Args:
+        weights: State dict with the names of one of :data:`~mmpelk.models.weights.key_maps.SOURCES`.
+        name: What to call the weights in messages.
+
+    Raises:
+        UserError: If the names are of none, or the network is a variant that PeLK has no blocks for.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], name: str = 'the checkpoint') -> None:
+        self.name = name
+        try:
+            source = detect_source(weights)
+            self.prefix = prefix_of(weights, source)
+            renamed = from_source(weights, source)
+            self.tensors = {renamed[key].removeprefix('backbone.'): value for key, value in weights.items()}
+            self.layout = layout_of(self.tensors)
+        except UserError as error:
+            raise UserError(f'{name}: {error}') from error
+        self.title = SOURCES[source].title
+        if reason := self._obstacle():
+            raise UserError(f'{name} is {self}: {reason}')
+
+    def _obstacle(self) -> str:
+        """Why no PeLK computes the network; empty where one does."""
+        layout = self.layout
+        if not layout.patch_stem:
+            return "its stem is several overlapping convolutions (timm's _ols), PeLK's is one on patches"
+        if not layout.shifted_norms:
+            return "its norms have no shift (timm's _rms), PeLK's are layer norms"
+        if (layout.depths, layout.channels) == _XXLARGE:
+            return "its norms have an epsilon of 1e-5, PeLK's 1e-6"
+        return ''
+
+    def __str__(self) -> str:
+        if self.title.startswith('SLaK'):
+            return f'a {self.title} of {_shape(self.layout)}'
+        tower = 'the picture tower of a CLIP model, ' * (self.prefix == _OPENCLIP)
+        return f'{tower}a {describe(self.layout)} by the names of {"OpenCLIP" if tower else self.title}'
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """What networks of this kind expect of pictures; the model card of the weights knows better."""
+        return _CLIP if self.prefix == _OPENCLIP else _IMAGENET
+
+
+def describe(layout: Layout) -> str:
+    """A network in words: ``ConvNeXt-tiny (3-3-9-3 blocks, 96-192-384-768 channels)``."""
+    sizes = {(arch['depths'], arch['channels']): name for name, arch in ARCHITECTURES.items() if 'convnext-' in name}
+    sizes[_XXLARGE] = 'convnext-xxlarge'
+    size = sizes.get((layout.depths, layout.channels), '').removeprefix('convnext')
+    return f'ConvNeXt{" V2" * layout.use_grn}{size} ({_shape(layout)})'
+
+
+def _shape(layout: Layout) -> str:
+    return ', '.join(
+        f'{"-".join(map(str, values))} {unit}'
+        for values, unit in ((layout.depths, 'blocks'), (layout.channels, 'channels'))
+    )
+
+
 @torch.no_grad()
 def inflate(weights: Mapping[str, Tensor], backbone: PeLK, name: str = 'the checkpoint') -> Inflation:
     """The weights of a ConvNeXt, SLaK or network with dense kernels, for a backbone of the same widths and depths.
 
     Args:
-        weights: State dict with the names of mmpretrain, timm or the authors.
+        weights: State dict with the names of one of :data:`~mmpelk.models.weights.key_maps.SOURCES`, told by them.
         backbone: A PeLK with ``branch_norms=False`` and ``conv_ratio=1.0``, such as ``PeLK('convnext-tiny')``.
         name: What to call the weights in messages.
 
     Raises:
-        ValueError: If the backbone has another form, or the weights another width, depth or larger kernels.
+        UserError: If the backbone has another form, or the weights another width, depth or larger kernels.
     """
     mixers = {key: module for key, module in backbone.named_modules() if key.endswith('.mixer')}
     if any(not mixer.deployed or not hasattr(mixer.large, 'sharing_grid') for mixer in mixers.values()):
         raise UserError(
-            "inflation needs peripheral kernels with one bias each: arch='convnext-tiny' (small, base), or "
-            'branch_norms=False, small_kernel_size=0, positional_embedding=None and conv_ratio=1.0'
+            "inflation needs peripheral kernels with one bias each: arch='inflated' or 'convnext-tiny' (small, ...), "
+            'or branch_norms=False, small_kernel_size=0, positional_embedding=None and conv_ratio=1.0'
         )
-    renamed = from_source(weights, detect_source(weights))
-    theirs = {renamed[key].removeprefix('backbone.'): value for key, value in weights.items()}
+    reading = Reading(weights, name)
+    theirs, known = reading.tensors, backbone.state_dict()
+    _refuse_other(reading, layout_of(known))
     state, kept = {}, {}
     for key, mixer in mixers.items():
         own = {part.removeprefix(f'{key}.'): theirs.pop(part) for part in list(theirs) if part.startswith(f'{key}.')}
@@ -81,10 +151,53 @@ def inflate(weights: Mapping[str, Tensor], backbone: PeLK, name: str = 'the chec
         kept[f'{key}.large.weight'] = float(held / energy) if energy else 1.0
         state[f'{key}.large.weight'] = projected.to(mixer.large.weight)
         state[f'{key}.large.bias'] = bias.to(mixer.large.weight)
-    known = backbone.state_dict()
-    state |= {key: value for key, value in theirs.items() if key in known}
+    state |= {key: _fitted(value, known[key]) for key, value in theirs.items() if key in known}
     refuse_misfit(known, state, name, 'Take the architecture of the checkpoint: the same widths and depths')
     return Inflation(state, sorted(theirs.keys() - known.keys()), kept)
+
+
+def _refuse_other(reading: Reading, own: Layout) -> None:
+    theirs = reading.layout
+    if (theirs.depths, theirs.channels, theirs.use_grn) != (own.depths, own.channels, own.use_grn):
+        wanted = describe(own).replace('ConvNeXt', "ConvNeXt's form", 1)
+        raise UserError(
+            f'{reading.name} is {reading}, and expects pictures with {reading.normalisation}; this backbone has '
+            f"{wanted}. Give arch='inflated', which takes the form of the file, and the heads its channels"
+        )
+    if theirs.layer_scale != own.layer_scale:
+        raise UserError(
+            f'{reading.name} is {reading} {"with" if theirs.layer_scale else "without"} layer scale: give '
+            f"layer_scale_init_value={'1e-6' if theirs.layer_scale else '0'}, or arch='inflated', which takes the form "
+            'of the file'
+        )
+
+
+def _fitted(value: Tensor, own: Tensor) -> Tensor:
+    """Without dimensions of one that others write: 1 x 1 convolutions for linear layers, ``(1, 1, 1, C)`` for ``C``."""
+    shapes = [[size for size in tensor.shape if size != 1] for tensor in (value, own)]
+    return value.reshape(own.shape) if shapes[0] == shapes[1] else value
+
+
+def arch_of(init_cfg: Any) -> tuple[dict[str, Any], bool]:
+    """What ``PeLK(arch='inflated')`` is: the ConvNeXt of ``init_cfg``'s checkpoint, with the kernels of ``convnext-*``.
+
+    Returns:
+        The architecture, and whether the blocks have a layer scale.
+
+    Raises:
+        UserError: If no ``mmpelk.Inflated`` is in ``init_cfg``, or its checkpoint is no ConvNeXt.
+    """
+    cfgs = init_cfg if isinstance(init_cfg, Sequence) else [init_cfg]
+    kinds = ('mmpelk.Inflated', 'Inflated', Inflated)
+    found = [cfg['checkpoint'] for cfg in cfgs if isinstance(cfg, Mapping) and cfg.get('type') in kinds]
+    if not found:
+        raise UserError(
+            "arch='inflated' takes the form of a checkpoint: give init_cfg=dict(type='mmpelk.Inflated', "
+            "checkpoint=...), or an arch such as 'convnext-tiny'"
+        )
+    layout = Reading(read_public(found[-1]).state, f"'{found[-1]}'").layout
+    size = dict(depths=layout.depths, channels=layout.channels, use_grn=layout.use_grn)
+    return ARCHITECTURES['convnext-tiny'] | size, layout.layer_scale
 
 
 def _merged(mixer: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -112,27 +225,49 @@ def _merged(mixer: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
 class Inflated:
     """``init_cfg=dict(type='mmpelk.Inflated', checkpoint=...)``: start a backbone from another network's weights.
 
+    The licence of downloaded weights, and how they expect pictures to be normalised, are logged.
+
     Args:
-        checkpoint: File or URL of a ConvNeXt of mmpretrain, timm or its authors, or of a SLaK or RepLKNet-like network.
+        checkpoint: File or URL of a ConvNeXt under any of its names, or of a SLaK or RepLKNet-like network;
+            ``timm://NAME`` or ``hf://OWNER/NAME``.
+        mean: Of the pictures that the recipe feeds, of values from 0 to 255, red first: its ``data_preprocessor``'s. If
+            given, weights that expect another normalisation are refused.
+        std: Their standard deviation, given together with the mean.
     """
 
-    def __init__(self, checkpoint: str) -> None:
+    def __init__(
+        self, checkpoint: str, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> None:
+        if (mean is None) != (std is None):
+            raise UserError("mmpelk.Inflated takes mean and std together: those of the recipe's data_preprocessor")
         self.checkpoint = checkpoint
+        self.fed = Normalisation(tuple(mean), tuple(std)) if mean is not None and std is not None else None
 
     def __call__(self, module: nn.Module) -> None:
         """Load them into a :class:`PeLK`, and log what was taken and what was not."""
         if not isinstance(module, PeLK):
             raise UserError(f'mmpelk.Inflated initialises a PeLK backbone, not a {type(module).__name__}')
-        weights = state_dict_of(read_checkpoint(self.checkpoint), self.checkpoint)
-        found = inflate(weights, module, f"'{self.checkpoint}'")
+        public, name = read_public(self.checkpoint), f"'{self.checkpoint}'"
+        found = inflate(public.state, module, name)
+        expected = self._check_normalisation(public, Reading(public.state, name))
         module.load_state_dict(found.state, strict=False)
-        absent = [name for name in module.state_dict() if name not in found.state]
+        absent = [key for key in module.state_dict() if key not in found.state]
         print_log(
-            f"inflated {len(found.kept)} kernels of '{self.checkpoint}', at least {min(found.kept.values()):.1%} of "
+            f'inflated {len(found.kept)} kernels of {name}, at least {min(found.kept.values()):.1%} of '
             f"each one's energy kept; not in it, so as initialised: {shorten(absent) or 'none'}; in it, but not of the "
-            f'backbone: {shorten(found.dropped) or "none"}',
+            f'backbone: {shorten(found.dropped) or "none"}. Licence of the weights: {public.licence}. They expect '
+            f'pictures with {expected}',
             'current',
         )
+
+    def _check_normalisation(self, public: PublicWeights, reading: Reading) -> Normalisation:
+        expected = public.normalisation or reading.normalisation
+        if self.fed is not None and not expected.is_close(self.fed):
+            raise UserError(
+                f'{reading.name} is {reading} and expects pictures with {expected}; the recipe has {self.fed}. Give '
+                'data_preprocessor and init_cfg those values'
+            )
+        return expected
 
     def _get_init_info(self) -> str:  # mmengine's initialisers answer this, for the log of parameters
         return f'{type(self).__name__}: load from {self.checkpoint}'

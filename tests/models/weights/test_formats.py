@@ -1,0 +1,379 @@
+"""ConvNeXt under every name that public weights have: the real networks with random weights, and ours from their files.
+
+The names of libraries that are not in the test environment are written from their published layout.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmpretrain.models import ConvNeXt
+from torch import Tensor, nn
+from torchvision.models.convnext import CNBlockConfig
+from torchvision.models.convnext import ConvNeXt as TorchvisionConvNeXt
+
+from mmpelk.errors import UserError
+from mmpelk.models import ARCHITECTURES, PeLK
+from mmpelk.models.weights.downloads import read_public
+from mmpelk.models.weights.inflation import Reading, inflate
+from mmpelk.registry import MODELS
+
+timm = pytest.importorskip('timm', reason='pip install -e .[timm]')
+
+NANO: dict[str, Any] = dict(depths=(1, 1, 2, 1), dims=(8, 12, 16, 20))
+Maps = list[Tensor]
+Network = tuple[dict[str, Tensor], Callable[[Tensor], Maps]]
+Rules = tuple[tuple[str, str], ...]
+
+
+def randomised(model: Any) -> Any:
+    """In eval mode, with weights that keep the maps' size, and scales that let every block count."""
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.squeeze().dim() > 1:
+            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+        else:
+            nn.init.uniform_(parameter, 0.5, 1.5)
+    model.eval()  # mmpretrain's returns None
+    return model
+
+
+def of_timm(name: str = 'convnext_atto', rules: Rules = (), prefix: str = '', **arguments: Any) -> Network:
+    """timm's network, and its tensors under the names that the rules make."""
+    model = randomised(timm.create_model(name, **arguments))
+
+    def maps(image: Tensor) -> Maps:
+        stages = model.forward_intermediates(image, intermediates_only=True)
+        return [*stages, (model.head.norm if hasattr(model.head, 'norm') else model.norm_pre)(stages[-1])]
+
+    state = {}
+    for key, value in model.state_dict().items():
+        for pattern, replacement in rules:
+            key = re.sub(pattern, replacement, key)
+        state[prefix + key] = value.view(1, 1, 1, -1) if '.grn.' in key and rules else value
+    return state, maps
+
+
+def of_timm_features() -> Network:
+    model = randomised(timm.create_model('convnext_atto', features_only=True, **NANO))
+    return model.state_dict(), model
+
+
+def of_torchvision() -> Network:
+    widths = [*NANO['dims'], None]
+    setting = [CNBlockConfig(widths[i], widths[i + 1], depth) for i, depth in enumerate(NANO['depths'])]
+    model = randomised(TorchvisionConvNeXt(setting))
+
+    def maps(x: Tensor) -> Maps:
+        stages = [x := layer(x) for layer in model.features][1::2]
+        return [*stages, model.classifier[0](stages[-1])]
+
+    return model.state_dict(), maps
+
+
+def of_mmpretrain(**arguments: Any) -> Network:
+    arch = dict(depths=NANO['depths'], channels=NANO['dims'])
+    model = randomised(ConvNeXt(arch, out_indices=3, gap_before_final_norm=False, **arguments))
+    return {f'backbone.{key}': value for key, value in model.state_dict().items()}, lambda x: list(model(x))
+
+
+AUTHORS: Rules = (
+    (r'^stem\.', 'downsample_layers.0.'),
+    (r'^stages\.(\d)\.downsample', r'downsample_layers.\1'),
+    (r'\.blocks\.', '.'),
+    (r'conv_dw', 'dwconv'),
+    (r'mlp\.fc', 'pwconv'),
+    (r'mlp\.grn\.weight', 'grn.gamma'),
+    (r'mlp\.grn\.bias', 'grn.beta'),
+    (r'^head\.norm', 'norm'),
+    (r'^head\.fc', 'head'),
+)
+TRANSFORMERS: Rules = (
+    (r'\.norm\.', '.layernorm.'),
+    (r'^head\.layernorm', 'layernorm'),
+    (r'^head\.fc', 'classifier'),
+    (r'^stem\.0', 'embeddings.patch_embeddings'),
+    (r'^stem\.1', 'embeddings.layernorm'),
+    (r'^stages\.(\d)\.downsample', r'encoder.stages.\1.downsampling_layer'),
+    (r'^stages\.(\d)\.blocks', r'encoder.stages.\1.layers'),
+    (r'conv_dw', 'dwconv'),
+    (r'mlp\.fc', 'pwconv'),
+    (r'mlp\.grn', 'grn'),
+    (r'gamma$', 'layer_scale_parameter'),
+)
+TRANSFORMERS_DINOV3: Rules = (
+    (r'\.norm\.', '.layer_norm.'),
+    (r'^head\.layer_norm', 'layer_norm'),
+    (r'^stem', 'stages.0.downsample_layers'),
+    (r'\.downsample\.', '.downsample_layers.'),
+    (r'\.blocks\.', '.layers.'),
+    (r'conv_dw', 'depthwise_conv'),
+    (r'mlp\.fc', 'pointwise_conv'),
+)
+# OpenCLIP's own layers beside timm's network, and what DINOv3's authors have twice.
+CLIP = {'visual.head.proj.weight': torch.ones(4, 20), 'transformer.resblocks.0.attn.in_proj_weight': torch.ones(4, 4)}
+TWICE = {'norms.3.weight': torch.zeros(20), 'norms.3.bias': torch.zeros(20)}
+
+FORMATS: dict[str, tuple[Callable[[], Network], dict[str, Tensor], str]] = {
+    'timm': (lambda: of_timm('convnext_tiny', **NANO), {}, 'a ConvNeXt .* by the names of timm'),
+    'timm, convolutions for linear layers': (lambda: of_timm(**NANO), {}, 'timm'),
+    'timm, no classifier': (lambda: of_timm(num_classes=0, **NANO), {}, 'timm'),
+    'timm, norm first': (lambda: of_timm('convnext_tiny_hnf', **NANO), {}, 'timm'),
+    'timm, MLP head': (lambda: of_timm('convnext_large_mlp', **NANO | dict(head_hidden_size=20)), {}, 'timm'),
+    'timm, features only': (of_timm_features, {}, 'timm'),
+    'timm, V2': (lambda: of_timm('convnextv2_atto', **NANO), {}, 'a ConvNeXt V2 .* timm'),
+    'torchvision': (of_torchvision, {}, 'torchvision'),
+    'mmpretrain': (of_mmpretrain, {}, 'mmpretrain'),
+    'mmpretrain, convolutions': (lambda: of_mmpretrain(linear_pw_conv=False), {}, 'mmpretrain'),
+    'mmpretrain, V2': (
+        lambda: of_mmpretrain(use_grn=True, layer_scale_init_value=0.0),
+        {},
+        'a ConvNeXt V2 .* mmpretrain',
+    ),
+    'authors': (lambda: of_timm('convnext_tiny', AUTHORS, **NANO), {}, "ConvNeXt's authors"),
+    'authors, V2': (lambda: of_timm('convnextv2_tiny', AUTHORS, **NANO), {}, "V2 .* ConvNeXt's authors"),
+    'authors of DINOv3': (lambda: of_timm('convnext_tiny', AUTHORS, num_classes=0, **NANO), TWICE, 'authors'),
+    'transformers': (lambda: of_timm('convnext_tiny', TRANSFORMERS, **NANO), {}, 'transformers'),
+    'transformers, classifier': (
+        lambda: of_timm('convnext_tiny', TRANSFORMERS, 'convnext.', **NANO),
+        {'classifier.weight': torch.ones(4, 20)},
+        'transformers',
+    ),
+    'transformers, V2': (lambda: of_timm('convnextv2_tiny', TRANSFORMERS, 'convnextv2.', **NANO), {}, 'V2 .* transf'),
+    'transformers, DINOv3': (
+        lambda: of_timm('convnext_tiny', TRANSFORMERS_DINOV3, num_classes=0, **NANO),
+        {},
+        'transformers',
+    ),
+    'OpenCLIP': (
+        lambda: of_timm('convnext_tiny', prefix='visual.trunk.', **NANO),
+        CLIP,
+        'picture tower of a CLIP model, a ConvNeXt .* OpenCLIP',
+    ),
+}
+
+
+def inflated(checkpoint: str, **arguments: Any) -> PeLK:
+    """A network of the file's form: no size is given."""
+    init_cfg = dict(type='mmpelk.Inflated', checkpoint=checkpoint, **arguments)
+    model = MODELS.build(
+        dict(type='mmpelk.PeLK', arch='inflated', out_indices=3, gap_before_final_norm=False, init_cfg=init_cfg)
+    )
+    model.init_weights()
+    return model.eval()
+
+
+@torch.no_grad()
+def assert_same_maps(ours: PeLK, maps: Callable[[Tensor], Maps]) -> None:
+    """At every stage, and behind the last norm where the other network has one."""
+    x = image = torch.randn(1, 3, 97, 131)
+    stages = [x := ours.forward_stage(index, x) for index in range(4)]
+    wanted = list(maps(image))
+    outputs = [*stages, ours.norm3(stages[-1])]
+    outputs = {1: outputs[4:], 4: outputs[:4], 5: outputs}[len(wanted)]
+    for out, want in zip(outputs, wanted, strict=True):
+        # float32 in two orders of summation.
+        assert (out - want).norm() <= 1e-5 * want.norm()
+
+
+@pytest.mark.parametrize('name', FORMATS)
+def test_every_name_of_convnext_is_the_same_function(name: str, tmp_path: Path) -> None:
+    build, more, title = FORMATS[name]
+    state, maps = build()
+    torch.save(state | more, tmp_path / 'public.pth')
+    assert re.search(title, str(Reading(state | more)))
+    ours = inflated(str(tmp_path / 'public.pth'))
+    assert ours.stages[0][0].mixer.large.weight.shape == (8, 1, 15, 15)
+    assert_same_maps(ours, maps)
+    again = PeLK(**ours.arguments())  # what save_pretrained writes needs no file
+    assert again.state_dict().keys() == ours.state_dict().keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['convnext_atto', 'convnext_pico', 'convnext_tiny', 'convnextv2_atto'])
+def test_real_sizes_of_timm(name: str, tmp_path: Path) -> None:
+    state, maps = of_timm(name)
+    torch.save(state, tmp_path / 'public.pth')
+    assert_same_maps(inflated(str(tmp_path / 'public.pth')), maps)
+
+
+@pytest.mark.parametrize('version', ['', 'v2'])
+@pytest.mark.parametrize('size', [name.removeprefix('convnext-') for name in ARCHITECTURES if 'convnext' in name])
+def test_every_size_is_told_from_the_shapes(size: str, version: str) -> None:
+    name = f'convnext{version}_{size}'
+    if name not in timm.list_models('convnext*'):
+        assert size in ('huge', 'xlarge')  # which one of the two versions has
+        return
+    with torch.device('meta'):
+        reading = Reading(timm.create_model(name).state_dict())
+    assert f'ConvNeXt{" V2" * bool(version)}-{size} (' in str(reading)
+    wanted = ARCHITECTURES[f'convnext-{size}'] | dict(use_grn=bool(version), layer_scale=not version)
+    assert {key: value for key, value in wanted.items() if value == getattr(reading.layout, key, value)} == wanted
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        ('convnext_atto_ols', 'ConvNeXt-atto .*its stem is several overlapping convolutions'),
+        ('convnext_nano_ols', 'ConvNeXt-nano .*its stem is several overlapping convolutions'),
+        ('convnext_atto_rms', 'ConvNeXt-atto .*its norms have no shift'),
+        ('convnext_zepto_rms', 'its norms have no shift'),
+        ('convnext_xxlarge', 'ConvNeXt-xxlarge .*an epsilon of 1e-5'),
+        ('vit_tiny_patch16_224', 'a transformer, .*no depthwise kernels'),
+        ('resnet18', 'a ResNet'),
+        ('mobilenetv3_small_050', 'not the names of SLaK or RepLKNet, ConvNeXt.s authors, mmpretrain, timm'),
+        ('pelk_tiny', 'a network of this project'),
+    ],
+)
+def test_another_network_is_refused_with_what_it_is(name: str, message: str) -> None:
+    import mmpelk.timm  # noqa: F401 - its names
+
+    with torch.device('meta'):
+        state = timm.create_model(name).state_dict()
+    with pytest.raises(UserError, match=f'public.pth.*{message}'):
+        Reading(state, "'public.pth'")
+
+
+def test_misfit_names_network_normalisation_and_recipe() -> None:
+    with torch.device('meta'):
+        state = {f'visual.trunk.{key}': value for key, value in timm.create_model('convnext_base').state_dict().items()}
+        ours = PeLK('convnext-tiny')
+    with pytest.raises(
+        UserError,
+        match=r'clip.bin is the picture tower of a CLIP model, a ConvNeXt-base .* expects pictures with '
+        r"mean=\[122.771.*this backbone has .*-tiny \(3-3-9-3.*arch='inflated'",
+    ):
+        inflate(state, ours, 'clip.bin')
+
+
+@pytest.mark.parametrize('several', ['student', 'teacher'])
+def test_two_networks_in_a_file_are_refused(several: str) -> None:
+    state, _ = of_timm(**NANO)
+    both = {f'{owner}.{key}': value for key, value in state.items() for owner in {'student', several}}
+    if several == 'student':
+        assert Reading(both).prefix == 'student.'
+    else:
+        with pytest.raises(UserError, match=r"2 networks in it, whose names begin with 'student\.', 'teacher\."):
+            Reading(both)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A local cache of huggingface_hub, which is offline: fills it with a repository."""
+    constants = pytest.importorskip('huggingface_hub.constants', reason='pip install -e .[hub]')
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
+
+    def publish(repository: str, weights: str, card: str = '', **configs: Any) -> None:
+        folder = tmp_path / 'cache' / f'models--{repository.replace("/", "--")}'
+        snapshot = folder / 'snapshots' / ('a' * 40)
+        snapshot.mkdir(parents=True)
+        (folder / 'refs').mkdir()
+        (folder / 'refs' / 'main').write_text('a' * 40)
+        state, _ = of_timm('convnext_tiny', **NANO)
+        if weights.endswith('.safetensors'):
+            pytest.importorskip('safetensors.torch').save_file(state, snapshot / weights)
+        else:
+            torch.save(state, snapshot / weights)
+        if card:
+            (snapshot / 'README.md').write_text(f'---\n{card}\n---\n# Card\n')
+        for name, content in configs.items():
+            (snapshot / f'{name}.json').write_text(json.dumps(content))
+
+    return publish
+
+
+HALF = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3)
+
+
+@pytest.mark.parametrize(
+    ('address', 'weights', 'card', 'configs', 'licence', 'mean'),
+    [
+        (
+            'timm://convnext_tiny.dinov3_lvd1689m',
+            'model.safetensors',
+            'license: other\nlicense_name: dinov3-license',
+            {},
+            'dinov3-license',
+            123.675,
+        ),
+        ('timm://convnext_base.clip_laion2b', 'open_clip_pytorch_model.bin', '', {}, 'apache-2.0', 122.771),
+        ('hf://me/mine', 'pytorch_model.bin', 'license: mit', dict(preprocessor_config=HALF), 'mit', 127.5),
+        ('hf://me/mine@main', 'model.safetensors', 'license: [', dict(config=[]), 'unknown', None),
+        (
+            'hf://me/mine',
+            'open_clip_model.safetensors',
+            '',
+            dict(open_clip_config=dict(preprocess_cfg=dict(mean=[0.5] * 3, std=[0.5] * 3))),
+            'unknown',
+            127.5,
+        ),
+    ],
+)
+def test_weights_by_address(
+    address: str,
+    weights: str,
+    card: str,
+    configs: dict[str, Any],
+    licence: str,
+    mean: float | None,
+    hub: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    repository = address.partition('://')[2].partition('@')[0]
+    hub(repository if '/' in repository else f'timm/{repository}', weights, card, **configs)
+    public = read_public(address)
+    assert public.licence.startswith(licence)
+    assert (public.normalisation and public.normalisation.mean[0]) == mean
+    lines: list[str] = []
+    monkeypatch.setattr('mmpelk.models.weights.inflation.print_log', lambda line, _: lines.append(line))
+    ours = inflated(address)
+    assert f'Licence of the weights: {public.licence}. They expect pictures with mean=[{mean or 123.675}' in lines[0]
+    assert_same_maps(ours, of_timm('convnext_tiny', **NANO)[1])
+
+
+def test_another_normalisation_than_the_recipes_is_refused(hub: Callable[..., None]) -> None:
+    hub('me/mine', 'model.safetensors', preprocessor_config=HALF)
+    imagenet = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
+    with pytest.raises(UserError, match=r'expects pictures with mean=\[127.5.*; the recipe has mean=\[123.675'):
+        inflated('hf://me/mine', **imagenet)
+    inflated('hf://me/mine', mean=[127.5] * 3, std=[127.5] * 3)
+    with pytest.raises(UserError, match='mean and std together'):
+        inflated('hf://me/mine', mean=[127.5] * 3)
+
+
+@pytest.mark.parametrize(
+    ('address', 'message'),
+    [
+        ('timm://convnext_tiny.fb_in1k', 'cannot be downloaded, and was not before: check the network'),
+        ('timm://convnext_tiny.nobody', 'Invalid pretrained tag'),
+        ('timm://nothing', 'no weights of that name'),
+        ('hf://nobody/nothing', 'cannot be downloaded, and was not before'),
+        ('hf://../../etc/passwd', 'is no name of a repository'),
+    ],
+)
+@pytest.mark.usefixtures('hub')
+def test_weights_that_cannot_be_had(address: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        read_public(address)
+    assert address in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('address', 'module', 'extra'),
+    [('timm://convnext_tiny', 'timm.models', 'timm'), ('hf://me/mine', 'huggingface_hub', 'hub')],
+)
+def test_missing_library_is_named(address: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=rf"pip install 'mmpelk\[{extra}\]'"):
+        read_public(address)
+
+
+def test_inflated_form_needs_a_checkpoint() -> None:
+    with pytest.raises(UserError, match="arch='inflated' takes the form of a checkpoint"):
+        PeLK('inflated')
