@@ -9,7 +9,7 @@ import torch
 import torch.fx
 import torch.nn.functional as F
 from mmengine.logging import print_log
-from mmengine.model import BaseModule, ModuleList, Sequential
+from mmengine.model import BaseModule, ModuleList, Sequential, update_init_info
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -442,13 +442,13 @@ class PeLK(Pretrained, BaseModule):
         pretrained = pretrained_cfgs(given)
         # mmengine's own reading takes what does not fit without a word, and lets a file run code.
         others = [given] if isinstance(given, dict) else list(given or [])
-        self.init_cfg = [cfg for cfg in others if not pretrained_cfgs(cfg)]
+        self.init_cfg = [cfg for cfg in others if not pretrained_cfgs(cfg)] + [
+            dict(type=_Checked, checkpoint=cfg['checkpoint'], prefix=cfg.get('prefix') or '') for cfg in pretrained
+        ]
         try:
             super().init_weights()
         finally:
             self.init_cfg = given
-        for cfg in pretrained:
-            self._load_pretrained(cfg['checkpoint'], cfg.get('prefix') or '')
 
     def _load_pretrained(self, path: str, prefix: str) -> None:
         found, own = check_pretrained(self, path, prefix), self.state_dict()
@@ -534,6 +534,17 @@ class PeLK(Pretrained, BaseModule):
         else:
             layer = last + 1
         return layer, last + 2
+
+
+class _Checked:
+    """An initialiser for mmengine, whose log says of each parameter what it was initialised by."""
+
+    def __init__(self, checkpoint: str, prefix: str) -> None:
+        self.checkpoint, self.prefix = checkpoint, prefix
+
+    def __call__(self, backbone: PeLK) -> None:
+        backbone._load_pretrained(self.checkpoint, self.prefix)
+        update_init_info(backbone, init_info=f'loaded from {self.checkpoint}')
 
 
 def _resolve_arch(arch: str | dict, **overrides: Any) -> dict[str, Any]:

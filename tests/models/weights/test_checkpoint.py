@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 from mmengine.config import ConfigDict
+from mmengine.logging import MMLogger
 from mmengine.model import PretrainedInit
 from torch import Tensor, nn
 
 from mmpelk.errors import UserError
 from mmpelk.models import PeLK
 from mmpelk.models.weights.checkpoint import pretrained_cfgs, state_dict_of
+from tests.commands import without_instances
 
 SMALL: dict[str, Any] = dict(depths=(1, 2), channels=(8, 12), kernel_sizes=(13, 7))
 PREFIX = 'backbone.'
@@ -98,6 +100,16 @@ def test_wrappings_of_a_file(wrapping: str, trained: dict[str, Tensor], tmp_path
     path = write(tmp_path / 'weights.pth', wrap(trained))
     found = load(dict(type='Pretrained', checkpoint=path, prefix=prefix))
     assert all(torch.equal(found[key], value) for key, value in trained.items())
+
+
+def test_the_log_of_initialisation_says_what_was_loaded(trained: dict[str, Tensor], tmp_path: Path) -> None:
+    path = write(tmp_path / 'weights.pth', trained)
+    with without_instances():
+        MMLogger.get_instance('initialisation', log_file=str(tmp_path / 'log'))
+        load(dict(type='Pretrained', checkpoint=path))
+    log = (tmp_path / 'log').read_text()
+    assert f'loaded from {path}' in log
+    assert 'the same before and after' not in log
 
 
 def test_a_module_called_module_keeps_its_name() -> None:
