@@ -110,11 +110,18 @@ def from_pretrained(name: str | Path, device: str = 'cpu', allow: Collection[str
     if not isinstance(content.get('model'), dict):
         raise UserError(f"'{name}' has no model in its {RECIPE}")
     refuse_harmful_recipe(content, name, allow)
-    cfg = Config(content)
-    _complete(cfg)
-    init_default_scope(cfg.get('default_scope') or 'mmengine')  # for good, as inference_model wants it
-    with only_registered(name):
-        model = _build(cfg)
+    meta = _checked_meta(found.meta.get('dataset_meta') or {}, name)
+    init_default_scope(content.get('default_scope') or 'mmengine')  # for good, as inference_model wants it
+    try:
+        cfg = Config(content)
+        _complete(cfg)
+        with only_registered(name):
+            model = _build(cfg)
+    except UserError:
+        raise
+    except Exception as error:  # of whatever is built with other arguments than it takes, and of the memory
+        reason = f'{type(error).__name__}: {error}'.splitlines()[0]
+        raise UserError(f"the network of '{name}' cannot be built here from its {RECIPE}: {reason}") from error
     fit_network(model, found.state)
     own = model.state_dict()
     refuse_unknown(own, found.state, name)
@@ -123,8 +130,22 @@ def from_pretrained(name: str | Path, device: str = 'cpu', allow: Collection[str
         raise UserError(f"the weights of '{name}' are not of its {RECIPE}: {wrong[0]} is missing or has another shape")
     model.load_state_dict(found.state)
     model.cfg = model._config = cfg  # as mmseg and mmdet call it, and as mmpretrain does
-    model.dataset_meta = model._dataset_meta = found.meta.get('dataset_meta') or {}
+    model.dataset_meta = model._dataset_meta = meta
     return model.to(device).eval()
+
+
+def _checked_meta(meta: Mapping[str, Any], name: str | Path) -> dict[str, Any]:
+    """Names and colours of classes, which the toolboxes take as they are."""
+    classes, palette = meta.get('classes') or (), meta.get('palette') or ()
+    named = isinstance(classes, list | tuple) and all(isinstance(each, str) for each in classes)
+    colours = (
+        [each if isinstance(each, list | tuple) else () for each in palette]
+        if isinstance(palette, list | tuple)
+        else [()]
+    )
+    if not named or not all(len(each) == 3 and all(value in range(256) for value in each) for each in colours):
+        raise UserError(f"'{name}' has classes that are no names or a palette that is no colours in its dataset_meta")
+    return dict(meta)
 
 
 def refuse_harmful_recipe(content: Mapping[str, Any], name: str | Path, allow: Collection[str] = ()) -> None:
@@ -154,10 +175,7 @@ def _complete(cfg: Config) -> None:
 
 
 def _build(cfg: Config) -> Any:
-    try:
-        return revert_sync_batchnorm(MODELS.build(ConfigDict(without_initialisation(cfg.model.to_dict()))))
-    except (MemoryError, RuntimeError) as error:  # torch's of memory is the latter
-        raise UserError(f'the network of this recipe cannot be built here: {str(error).splitlines()[0]}') from error
+    return revert_sync_batchnorm(MODELS.build(ConfigDict(without_initialisation(cfg.model.to_dict()))))
 
 
 def _published(model: Any, cfg: Config | None, dataset_meta: Mapping[str, Any] | None) -> Publication:

@@ -249,6 +249,34 @@ def test_recipes_run_no_code(recipe: str, message: str, tmp_path: Path) -> None:
     assert not Path('pwned').exists()
 
 
+@pytest.mark.parametrize(
+    ('added', 'message'),
+    [
+        ("filename = 'x'\n", 'filename is reserved'),
+        ("model = {'_delete_': True}\n", 'must contain the key "type"'),
+        ("model['type'] = 1\n", 'more than names and literal values'),
+        ("model = {'type': 'EncoderDecoder', 'other': 1}\n", 'TypeError'),
+    ],
+)
+def test_networks_that_cannot_be_built_end_in_a_sentence(added: str, message: str, tmp_path: Path) -> None:
+    model, cfg, meta = network('mmseg')
+    hub.save_pretrained(model, tmp_path, cfg, meta)
+    with open(tmp_path / 'config.py', 'a') as file:
+        file.write(added)
+    with pytest.raises(UserError, match=message):
+        hub.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    'odd', [dict(classes=3), dict(classes=['a', 3]), dict(palette='x'), dict(palette=[[1, 2, 300]])]
+)
+def test_odd_classes_and_colours_are_refused(odd: dict[str, Any], tmp_path: Path) -> None:
+    model, cfg, meta = network('mmseg')
+    hub.save_pretrained(model, tmp_path, cfg, {**meta, **odd})
+    with pytest.raises(UserError, match='in its dataset_meta'):
+        hub.from_pretrained(tmp_path)
+
+
 def test_files_that_a_recipe_starts_from_are_not_read(tmp_path: Path) -> None:
     model, cfg, meta = network('mmseg')
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='/no/such/file.pth')

@@ -171,8 +171,10 @@ def fault_of(content: Any, name: object, network: nn.Module) -> str | None:
     for key, value in dicts.items():
         if not isinstance(value, dict):
             return f"'{name}' is no checkpoint to resume from: its {key} is of type {type(value).__name__}"
-        if key.startswith('message_hub.') and not all(isinstance(each, str) for each in value):
+        if key not in ('meta', 'optimizer', 'run_state') and not all(isinstance(each, str) for each in value):
             return f"'{name}' is no checkpoint to resume from: its {key} has a key that is no text"
+        if key == 'message_hub.resumed_keys' and not all(isinstance(each, bool) for each in value.values()):
+            return f"'{name}' is no checkpoint to resume from: its {key} has a value that is not true or false"
     numbers = {f'meta.{key}': (meta.get(key), most) for key, most in dict(epoch=2**48, iter=2**48, seed=2**32).items()}
     if state is not None:
         if not isinstance(state.get('ranks'), list) or not all(isinstance(each, dict) for each in state['ranks']):
@@ -221,9 +223,10 @@ def misfit_of(content: Mapping[str, Any], optimizers: Any, schedulers: Any) -> s
         moments = state.get('state')
         if not isinstance(moments, dict) or not all(map(_is_numbers, moments.values())):
             return f'its {name} has a state that is no numbers'
-        scaler = state.get('loss_scaler', {})
-        if not isinstance(scaler, dict) or not all(isinstance(value, Real) for value in scaler.values()):
-            return f'the loss_scaler of its {name} holds what is no number'
+        scaler, base = state.get('loss_scaler', {}), state.get('base_param_settings') or dict(lr=0.0)
+        numbers = [*scaler.values(), base.get('lr')] if isinstance(scaler, dict) and isinstance(base, dict) else [None]
+        if not all(isinstance(value, Real) for value in numbers):
+            return f'the scale or the rate of its {name} is no number'
     if schedulers is None or content.get('param_schedulers') is None:
         return None
     saved = content['param_schedulers']
