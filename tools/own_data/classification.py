@@ -56,6 +56,8 @@ def read_classification(
     data = DataSet('cls', root, [], [], {}, [], [], 'pictures')
     if converted:
         samples = [_Sample(s['image'], s['label'], split_of(s['subset'])) for s in converted['samples']]
+        for left_out in converted.get('left_out', ()):
+            data.leave_out(*left_out)
     else:
         samples = _list_samples(data, classes is not None)
     by_class: dict[str, list[_Sample]] = defaultdict(list)

@@ -23,6 +23,9 @@ _WANTED = {'det': {'bbox', 'polygon', 'mask'}, 'seg': {'mask', 'polygon', 'ellip
 _PREFERRED = {'det': ('detection', 'instances'), 'seg': ('segmentation',), 'cls': ('classification', 'imagenet')}
 
 
+_LOST: dict[str, list[str]] = defaultdict(list)  # what is left out and why: the items that it concerns
+
+
 class _Unknown(Exception):
     """Nothing could be read."""
 
@@ -40,7 +43,10 @@ def _open(data: Path, task: str, name: str | None) -> tuple[Any, str]:
             dataset = datumaro.Dataset.import_from(str(data), each)
             kinds = {annotation.type.name for item in dataset for annotation in item.annotations}
         except Exception as error:  # whatever a plugin raises on what it does not expect
-            reasons.append(f'{each}: {error}'.splitlines()[0])
+            reason: BaseException = error
+            while reason.__cause__:
+                reason = reason.__cause__
+            reasons.append(f'{each}: {reason!r}'.splitlines()[0][:200])
             continue
         if kinds & _WANTED[task]:
             return dataset, each
@@ -61,7 +67,12 @@ def _pictures(dataset: Any, data: Path, out: Path) -> Iterator[tuple[Any, str, s
             resolved = Path(path).resolve()
             name = resolved.relative_to(data).as_posix() if data in resolved.parents else str(resolved)
         else:
-            if media is None or (pixels := getattr(media, 'data', None)) is None:
+            try:
+                pixels = None if media is None else getattr(media, 'data', None)
+            except OSError:
+                pixels = None
+            if pixels is None:
+                _LOST['pictures are not there'].append(item.id)
                 continue
             target = (
                 out
@@ -74,6 +85,20 @@ def _pictures(dataset: Any, data: Path, out: Path) -> Iterator[tuple[Any, str, s
             name, resolved = str(target), target
         with Image.open(resolved) as image:
             yield item, split, name, (image.height, image.width)
+
+
+def _shapes(item: Any, task: str) -> list[Any]:
+    """The annotations of an item that the task can take; the others are counted."""
+    shapes = []
+    for annotation in item.annotations:
+        kind = annotation.type.name
+        if kind in _WANTED[task] and annotation.label is not None:
+            shapes.append(annotation)
+        elif kind in _WANTED[task]:
+            _LOST['objects have no class'].append(item.id)
+        elif kind not in ('label', 'caption') and not (task == 'seg' and kind == 'bbox'):
+            _LOST[f'objects are of a kind that is not read here ({kind})'].append(item.id)
+    return shapes
 
 
 def _shape_mask(annotation: Any, size: tuple[int, int]) -> np.ndarray:
@@ -91,12 +116,13 @@ def _segmentation(dataset: Any, data: Path, out: Path, names: list[str]) -> dict
     used: set[int] = set()
     for item, split, name, size in _pictures(dataset, data, out):
         labels = np.zeros(size, np.uint16)
-        shapes = [a for a in item.annotations if a.type.name in _WANTED['seg'] and a.label is not None]
+        shapes = _shapes(item, 'seg')
         for shape in sorted(shapes, key=lambda shape: getattr(shape, 'z_order', 0)):
             # VOC's contours are no class.
             labels[_shape_mask(shape, size)] = 255 if names[shape.label] == 'ignored' else shape.label + 1
         used |= set(np.unique(labels).tolist())
         if not shapes:
+            _LOST['pictures have no outline'].append(item.id)
             continue
         target = out / 'maps' / f'{len(samples):06}.png'
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -119,9 +145,8 @@ def _detection(dataset: Any, data: Path, out: Path, names: list[str]) -> dict[st
         number = len(content['images']) + 1
         content['images'].append(dict(id=number, file_name=name, width=width, height=height))
         groups: dict[Any, list[Any]] = defaultdict(list)
-        for index, annotation in enumerate(item.annotations):
-            if annotation.type.name in _WANTED['det'] and annotation.label is not None:
-                groups[annotation.group or f'single {index}'].append(annotation)
+        for index, annotation in enumerate(_shapes(item, 'det')):
+            groups[annotation.group or f'single {index}'].append(annotation)
         for parts in groups.values():
             boxes = [part for part in parts if part.type.name == 'bbox']
             shapes = [part for part in parts if part.type.name != 'bbox']
@@ -157,6 +182,8 @@ def _classification(dataset: Any, data: Path, out: Path, names: list[str]) -> di
     for item, split, name, _ in _pictures(dataset, data, out):
         labels = {annotation.label for annotation in item.annotations if annotation.type.name == 'label'}
         several += len(labels) > 1
+        if not labels:
+            _LOST['pictures have no class'].append(item.id)
         if len(labels) == 1:
             samples.append(dict(image=name, label=names[labels.pop()], subset=split))
     if several:
@@ -193,7 +220,9 @@ def main() -> None:
         dataset, name = _open(data, args.task, args.format)
         names = [label.name for label in dataset.categories()[_category('label')].items]
         result = {'seg': _segmentation, 'det': _detection, 'cls': _classification}[args.task](dataset, data, out, names)
-        result |= dict(format=name, error='')
+        total = len(dataset) + sum(len(item.annotations) for item in dataset if args.task == 'det')
+        left_out = [[text, found, total] for text, found in _LOST.items()]
+        result |= dict(format=name, error='', left_out=left_out)
     except _Unknown as error:
         result = dict(error=str(error))
     (out / 'converted.json').write_text(json.dumps(result))

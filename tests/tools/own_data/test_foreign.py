@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from own_data import (
     convert,
     has_outlines,
     make_plan,
+    read_classification,
     read_detection,
     read_segmentation,
     write_project,
@@ -261,6 +263,26 @@ def test_formats_of_datumaro(
             index: ('background', 'dog')[index % 2] for index in range(6)
         }
     train(data, tmp_path)
+
+
+@needs_datumaro
+@pytest.mark.slow
+@pytest.mark.parametrize(('task', 'name', 'said'), [
+    ('det', 'cvat', '2 objects are of a kind that is not read here (polyline)'),
+    ('cls', 'imagenet_txt', '1 pictures are not there'),
+])  # fmt: skip
+def test_what_is_left_out_of_other_formats_is_told(
+    task: str, name: str, said: str, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('MMPELK_DATUMARO_PYTHON', PYTHON)
+    root = shutil.copytree(exported / f'{task} {name}', tmp_path / 'data')
+    line = '<polyline label="dog" occluded="0" points="1,1;5,5" z_order="0"></polyline></image>'
+    for path in root.rglob('*.xml'):
+        path.write_text(path.read_text().replace('</image>', line, 1))
+    if task == 'cls':
+        (root / 'images' / 'im3.jpg').unlink()
+    reader = read_detection if task == 'det' else read_classification
+    assert said in notes(reader(root, converted=convert(root, task, tmp_path / 'out', '')))
 
 
 def read(task: str, root: Path, out: Path, classes: str | None = None) -> DataSet:
