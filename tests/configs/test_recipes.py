@@ -114,11 +114,26 @@ BIG_CASCADE: Changes = {
     'optim_wrapper.paramwise_cfg.decay_rate': (0.7, 0.8),
 }
 
+PREPROCESSOR = dict(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
+
+
+def dinov3(size: str, before: str = 'URL') -> Changes:
+    """Weights that are told what the recipe feeds them; a child has that from its base."""
+    fed = PREPROCESSOR if before == 'URL' else {}
+    return {f'model.backbone.init_cfg.{key}': (ABSENT, value) for key, value in fed.items()} | {
+        'model.backbone.init_cfg.checkpoint': (before, f'timm://convnext_{size}.dinov3_lvd1689m')
+    }
+
+
+LARGE: Changes = dinov3('large', 'timm://convnext_base.dinov3_lvd1689m') | {
+    'model.backbone.arch': ('convnext-base', 'convnext-large')
+}
+
 UPERNET, CASCADE = (
     'mmseg::convnext/convnext-{}_upernet_8xb2-amp-160k_ade20k-512x512',
     ('mmdet::convnext/cascade-mask-rcnn_convnext-{}-p4-w7_fpn_4conv1fc-giou_amp-ms-crop-3x_coco'),
 )
-THEIR_T, THEIR_B = (96, 192, 384, 768), (128, 256, 512, 1024)
+THEIR_T, THEIR_B, THEIR_L = (96, 192, 384, 768), (128, 256, 512, 1024), (192, 384, 768, 1536)
 
 # Recipe, what it is compared with, and all that they differ in: the value there, and here.
 DIFFERENCES: dict[str, tuple[str | tuple[str, ...], Changes]] = {
@@ -158,6 +173,30 @@ DIFFERENCES: dict[str, tuple[str | tuple[str, ...], Changes]] = {
         CASCADE.format('s'),
         inflated(cascade(THEIR_T, THEIR_B, 12), 'small', 'base') | BIG_CASCADE,
     ),
+    **{
+        f'{name}_dinov3_{size[0]}_{data}': (f'{name}_convnext_{size[0]}_{data}', dinov3(size))
+        for size in ('tiny', 'small', 'base')
+        for name, data in (('seg/upernet_pelk', 'ade20k'), ('det/cascade_mask_rcnn_pelk', 'coco'))
+    },
+    'seg/upernet_pelk_dinov3_l_ade20k': (
+        'seg/upernet_pelk_dinov3_b_ade20k',
+        LARGE
+        | {
+            'model.auxiliary_head.in_channels': (THEIR_B[2], THEIR_L[2]),
+            'model.decode_head.in_channels': (THEIR_B, THEIR_L),
+        },
+    ),
+    'det/cascade_mask_rcnn_pelk_dinov3_l_coco': (
+        'det/cascade_mask_rcnn_pelk_dinov3_b_coco',
+        LARGE | {'model.neck.in_channels': (THEIR_B, THEIR_L)},
+    ),
+    **{
+        f'seg/upernet_pelk_dinov3_{size}_frozen_ade20k': (
+            f'seg/upernet_pelk_dinov3_{size}_ade20k',
+            {'model.backbone.frozen_stages': (ABSENT, 4), 'model.backbone.kernel_sizes': (ABSENT, (7, 7, 7, 7))},
+        )
+        for size in 'tsbl'
+    },
     'det/mask_rcnn_pelk_t_coco_1x': (
         # With the toolbox's training at one scale.
         ('mmdet::convnext/mask-rcnn_convnext-t-p4-w7_fpn_amp-ms-crop-3x_coco', 'mmdet::_base_/datasets/coco_instance'),

@@ -5,4 +5,5 @@ widths = dict(
     base=[166, 332, 665, 1331],
     convnext_tiny=[96, 192, 384, 768],
     convnext_base=[128, 256, 512, 1024],
+    convnext_large=[192, 384, 768, 1536],
 )
