@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--data', required=True, type=Path, metavar='FOLDER', help='folder of the data set')
     parser.add_argument('--out', type=Path, metavar='FOLDER', help='folder of the project; projects/NAME by default')
     parser.add_argument('--overwrite', action='store_true', help='replace a config that is there')
-    parser.add_argument('--yes', action='store_true', help='accept every guess that is told as a question')
+    parser.add_argument('--yes', action='store_true', help='accept every guess that would be asked as a question')
     parser.add_argument(
         '--classes',
         metavar='NAMES',

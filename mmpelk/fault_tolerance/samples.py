@@ -102,7 +102,7 @@ def _look_at_pictures(dataset: Any, loader: str) -> None:
         try:
             loaded = transforms[0](dataset.get_data_info(index))
             images.append((np.asarray(loaded['img']), str(loaded['img_path'])))
-        except Exception:  # decoders raise anything; whoever loads the sample says what is wrong with it
+        except Exception:  # decoders raise anything; loading the sample reports it
             return
     refuse_dim_set(images, loader)
 

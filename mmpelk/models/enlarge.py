@@ -152,7 +152,7 @@ class Change:
         after: Side of its kernel now.
         parameters: How many of its weight's before and now.
         maps: Heights and widths of the maps that it was called for, if an image's size was given.
-        backend: What it was told to compute with; ``None`` chooses.
+        backend: The forced backend; ``None`` chooses.
         sharing_grid: Ring widths of its kernel now.
     """
 

@@ -1,4 +1,4 @@
-"""What users get wrong, from broken images to misspelt settings: told in a sentence with the file and the remedy."""
+"""What users get wrong, from broken images to misspelt settings: one line with the file and the remedy."""
 
 import json
 import shutil

@@ -63,7 +63,7 @@ class Plan:
     val_interval: int
 
     def summary(self, machine: Machine) -> str:
-        """One sentence for whoever starts the training."""
+        """One sentence about the training, for the terminal."""
         network = 'a nano PeLK' if self.nano else 'PeLK-T' if self.weights is None else "ConvNeXt-T with PeLK's kernels"
         start = 'from scratch, without weights' if self.weights is None else f'from {self.weights}'
         return (

@@ -358,7 +358,7 @@ def _named_by_palette(path: Path, names: list[ClassName]) -> bool:
             if not colours or image.mode != 'P':
                 return False
             return set(np.unique(_values(image, through_palette=True)).tolist()) <= colours | {pack(224, 224, 192)}
-    except Exception:  # whatever the damage leads to; it is told when all label maps are read
+    except Exception:  # any damage; reported when all label maps are read
         return False
 
 
