@@ -40,7 +40,7 @@ def load_deployed(cfg: Config, checkpoint: str) -> nn.Module:
     if 'train_cfg' in arguments:  # mmdet's detectors want the argument
         arguments.train_cfg = None
     backbone = arguments.get('backbone', {})
-    backbone.update(init_cfg=None, deploy=any(name.endswith('.embedding_table') for name in state))
+    backbone.update(init_cfg=None, deploy=not any('.mixer.large_norm.' in name for name in state))
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):
         model = revert_sync_batchnorm(MODELS.build(arguments))
     if not isinstance(getattr(model, 'backbone', None), PeLK):

@@ -239,7 +239,7 @@ class PeLKStage(Sequential):
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict[str, Any], *args: Any
     ) -> None:
-        if self.positional_embedding is not None:
+        if self.positional_embedding is not None and f'{prefix}positional_embedding' in state_dict:
             refuse_another(local_metadata, prefix, 'embedding_mode', self.embedding_mode)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 

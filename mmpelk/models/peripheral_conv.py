@@ -108,8 +108,12 @@ class PeripheralConv2d(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict[str, Any], *args: Any
     ) -> None:
-        # As many shared parameters may be those of another size.
-        refuse_another(local_metadata, prefix, 'sharing_grid', self.sharing_grid)
+        weight, grid = state_dict.get(f'{prefix}weight'), local_metadata.get('sharing_grid')
+        # As many shared parameters may be those of another size. Torch refuses other shapes; weights that do not fit
+        # the grid were changed since it was written.
+        changed = weight is not None and isinstance(grid, list | tuple) and (len(grid),) != weight.shape[-1:]
+        if weight is not None and not changed:
+            refuse_another(local_metadata, prefix, 'sharing_grid', self.sharing_grid)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def extra_repr(self) -> str:

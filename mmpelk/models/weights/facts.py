@@ -44,7 +44,8 @@ def refuse_another(found: Mapping[str, Any], prefix: str, name: str, own: Any) -
     where = f' of {prefix[:-1]}' if prefix else ''
     raise UserError(
         f'these weights{where} were trained with {_in_words(name, given)}, not with {_in_words(name, own)}: build the '
-        'network as it was trained, with its kernel_sizes, sharing_grids and positional_embedding'
+        'network as it was trained, with its kernel_sizes, sharing_grids and positional_embedding; if you mean to use '
+        'them so, give the tensors in a plain dict, which says nothing of it'
     )
 
 

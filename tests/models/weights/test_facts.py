@@ -15,7 +15,7 @@ from mmpelk.errors import UserError
 from mmpelk.fault_tolerance.safe_loading import install_safe_loading, load_data
 from mmpelk.models import PeLK
 from mmpelk.models.weights.checkpoint import state_dict_of, write_safetensors
-from mmpelk.models.weights.facts import facts_of
+from mmpelk.models.weights.facts import facts_of, with_facts
 from mmpelk.sparsity import fold_masks
 from mmpelk.sparsity.publish import publish_checkpoint, save_pth, save_safetensors
 
@@ -98,6 +98,12 @@ def test_tensors_alone_load_as_they_are() -> None:
     state = PeLK(**arguments).state_dict()
     PeLK(**arguments | change).load_state_dict(dict(state))
     assert 'sharing_grid' not in ' '.join(state)
+    PeLK(**arguments | change).load_state_dict(
+        with_facts({key: value for key, value in state.items() if '.large.' not in key}, facts_of(state)), strict=False
+    )
+    larger: Any = PeLK(**arguments | dict(kernel_sizes=(51,)))
+    state.update({key: value for key, value in larger.state_dict().items() if key.endswith('.large.weight')})
+    larger.load_state_dict(state)  # kernels that somebody has made larger, who left what is said of the others
     assert facts_of(fold_masks(state)).keys() == {'stages.0.0.mixer.large'}
 
 
