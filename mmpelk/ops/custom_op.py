@@ -25,6 +25,7 @@ from .backends import convolve, weight_gradient
 from .layout import empty_as
 
 HAS_CUSTOM_OP = hasattr(torch.library, 'custom_op') and hasattr(torch.library, 'register_autograd')
+_LIBRARY = torch.library.Library('mmpelk', 'FRAGMENT')  # a registration lasts as long as the library object
 
 
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], backend: str | None) -> Tensor:
@@ -36,11 +37,12 @@ def mix(
 ) -> Tensor:
     """Convolve the first channels, as many as ``weight`` has, and copy the others."""
     out, channels = empty_as(x), weight.shape[0]
-    mixed = x[:, :channels]
+    if channels == x.shape[1]:
+        with without_autocast(x.device.type):
+            return convolve(backend, x, weight, bias, grid, out, **kernel)
     with without_autocast(x.device.type):
-        convolve(backend, mixed, weight, bias, grid, out[:, :channels], **kernel)
-    if channels < x.shape[1]:
-        out[:, channels:] = x[:, channels:]
+        convolve(backend, x[:, :channels], weight, bias, grid, out[:, :channels], **kernel)
+    out[:, channels:] = x[:, channels:]
     return out
 
 
@@ -150,10 +152,20 @@ def register(
     """An operator with its gradients: ``torch.ops.mmpelk.<name>``, or before torch 2.4 a plain function."""
     if not HAS_CUSTOM_OP:
         return _autograd_function(name, function, setup, backward)
-    operator = torch.library.custom_op(f'mmpelk::{name}', function, mutates_args=(), schema=schema)
-    operator.register_fake(fake)
-    operator.register_autograd(backward, setup_context=setup)
+    define(name, schema, function, fake)
+    torch.library.register_autograd(f'mmpelk::{name}', backward, setup_context=setup, lib=_LIBRARY)
     return _without_tangents(getattr(torch.ops.mmpelk, name))
+
+
+def define(name: str, schema: str, function: Callable, fake: Callable) -> None:
+    """Define ``torch.ops.mmpelk.<name>``.
+
+    Not by ``torch.library.custom_op``, whose checks of every call take the host as long as two launches; the tests run
+    the same checks by ``torch.library.opcheck``.
+    """
+    torch.library.define(f'mmpelk::{name}', schema, lib=_LIBRARY, tags=torch.Tag.pt2_compliant_tag)
+    _LIBRARY.impl(name, function, 'CompositeExplicitAutograd')
+    torch.library.register_fake(f'mmpelk::{name}', fake, lib=_LIBRARY)
 
 
 def _without_tangents(operator: Callable[..., Any]) -> Callable[..., Any]:
@@ -198,13 +210,12 @@ conv_backward = register(
 """Gradients of input, weight and bias, those that are not ``wanted`` as empty tensors."""
 
 if HAS_CUSTOM_OP:
-    _prepared = torch.library.custom_op(
-        'mmpelk::peripheral_conv2d_prepared',
+    define(
+        'peripheral_conv2d_prepared',
+        '(Tensor x, Tensor weight, Tensor? bias, int[] grid, str backend, Tensor kernel) -> Tensor',
         _conv_prepared,
-        mutates_args=(),
-        schema='(Tensor x, Tensor weight, Tensor? bias, int[] grid, str backend, Tensor kernel) -> Tensor',
+        lambda x, weight, bias, grid, backend, kernel: empty_as(x),
     )
-    _prepared.register_fake(lambda x, weight, bias, grid, backend, kernel: empty_as(x))
     conv_prepared: Callable[..., Tensor] = _without_tangents(torch.ops.mmpelk.peripheral_conv2d_prepared)
 else:
     conv_prepared = _conv_prepared
@@ -243,7 +254,5 @@ def _register_autocast() -> None:
 
 
 if HAS_CUSTOM_OP:
-    # A registration lasts as long as the library object.
-    _LIBRARY = torch.library.Library('mmpelk', 'FRAGMENT')
     _register_flops()
     _register_autocast()
