@@ -59,6 +59,26 @@ class _Entry:
         return all(a is b if a is None or b is None else _is_equal(a, b) for a, b in pairs)
 
 
+@dataclass(frozen=True)
+class _Mark:
+    """What tells, without reading it, that a tensor is the same and that torch has counted no write to it."""
+
+    tensor: Tensor | None
+    address: int
+    version: int
+
+    @classmethod
+    def of(cls, tensor: Tensor | None) -> '_Mark':
+        if tensor is None:
+            return cls(None, 0, 0)
+        # Private: torch has no public count of writes. Inference tensors have none at all.
+        return cls(tensor, tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
+
+    def is_of(self, tensor: Tensor | None) -> bool:
+        other = _Mark.of(tensor)
+        return tensor is self.tensor and (other.address, other.version) == (self.address, self.version)
+
+
 def _is_equal(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
 
@@ -68,19 +88,29 @@ class PreparedCache:
 
     An entry counts only while the tensors that it was made of hold the same numbers. They are compared with copies, so
     that no write passes unseen: ``.data`` and inference tensors count no writes. On a CPU that takes microseconds;
-    elsewhere it would wait for the device, so that nothing is kept there. Threads may share a cache. Copies and pickles
-    of it are empty.
+    elsewhere it would wait for the device, so that nothing is kept there unless the cache is frozen. Threads may share
+    a cache. Copies and pickles of it are empty and not frozen.
+
+    A frozen cache relies on torch's counts of writes, and raises where they tell of one. What it holds stays until
+    :meth:`freeze` is called again, since a captured CUDA graph may read it; sizes beyond its limits are made anew.
     """
 
     def __init__(self) -> None:
         self._entries: OrderedDict[Any, _Entry] = OrderedDict()
+        self._frozen: dict[Any, tuple[Prepared, list[_Mark]]] | None = None
         self._lock = threading.Lock()
+
+    def freeze(self, mode: bool) -> None:
+        """Keep what is made on every device, or compare numbers again; either way begin empty."""
+        with self._lock:
+            self._entries.clear()
+            self._frozen = {} if mode else None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PreparedCache, ()
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._entries) + len(self._frozen or {})
 
     def get(
         self,
@@ -98,10 +128,16 @@ class PreparedCache:
             backend: The backend that ``make`` asks for.
             make: Prepares the convolution.
             grid: Ring widths that ``make`` reads.
+
+        Raises:
+            RuntimeError: If the cache is frozen and one of the tensors was written to or replaced.
         """
-        if x.device.type != 'cpu':
+        frozen = self._frozen
+        if frozen is None and x.device.type != 'cpu':
             return make()
         key = *_settings_of(x, backend), tuple(grid)
+        if frozen is not None:
+            return self._get_frozen(frozen, key, tensors, make)
         entry = self._entries.get(key)
         if entry is not None and entry.is_of(tensors):
             with self._lock:
@@ -119,9 +155,37 @@ class PreparedCache:
                 self._entries[key] = entry
         return entry.prepared
 
+    def _get_frozen(
+        self,
+        frozen: dict[Any, tuple[Prepared, list[_Mark]]],
+        key: tuple[Any, ...],
+        tensors: Sequence[Tensor | None],
+        make: Callable[[], Prepared],
+    ) -> Prepared:
+        kept = frozen.get(key)
+        if kept is not None:
+            prepared, marks = kept
+            if all(mark.is_of(tensor) for mark, tensor in zip(marks, tensors, strict=True)):
+                return prepared
+            raise RuntimeError(
+                'the weights of a frozen network have changed: call mmpelk.freeze(model) again after a change, and '
+                'capture CUDA graphs again'
+            )
+        marks = [_Mark.of(tensor) for tensor in tensors]
+        prepared = make()
+        with self._lock:
+            if len(frozen) < _SIZES and not _is_capturing(prepared.weight):
+                frozen.setdefault(key, (prepared, marks))
+        return prepared
+
     @property
     def _bytes(self) -> int:
         return sum(entry.bytes for entry in self._entries.values())
+
+
+def _is_capturing(tensor: Tensor) -> bool:
+    """Whether memory belongs to a CUDA graph that is being captured, which writes it at every replay."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 @torch.no_grad()

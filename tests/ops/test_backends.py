@@ -27,6 +27,7 @@ from mmpelk.ops.backends import (
     fastest_backend,
     table,
 )
+from mmpelk.ops.prepared import prepare
 from tests.ops.inputs import BACKENDS, convolve, make_inputs, needs_custom_op, output_and_gradients
 
 
@@ -216,7 +217,15 @@ class _Compiled:
         monkeypatch.setattr(table, '_refusals', {})
         monkeypatch.setattr(calls, '_trusted', set())
 
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], out: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        grid: Sequence[int],
+        out: Tensor,
+        kernel: Tensor | None = None,
+    ) -> Tensor:
         self.calls += 1
         return out.copy_(self.damage(dense.forward(x, weight, bias, grid)))
 
@@ -270,6 +279,26 @@ def test_the_next_backend_goes_on(
     assert all(reason in message and str(dtype) in message for message in said), said
     with nullcontext() if 'wrong' in reason else pytest.raises((RuntimeError, OSError), match=reason.split(': ')[-1]):
         peripheral_conv2d(*inputs, grid, backend='triton')  # named, it is used as it is
+
+
+@pytest.mark.parametrize('failure', ['compiler', 'zeros', 'while it is prepared'])
+def test_the_next_backend_goes_on_where_a_kernel_is_prepared(
+    failure: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    damage = FAILURES.get(failure, FAILURES['compiler'])[0]
+    compiled = _Compiled(monkeypatch, damage)
+    make = damage if failure not in FAILURES else torch.clone
+    monkeypatch.setitem(TABLE, 'triton', replace(TABLE['triton'], prepare=lambda weight, grid, x: make(weight)))
+    grid = sharing_grid(13, 5)
+    x, weight, bias = make_inputs(grid, 12, 9, torch.float32)
+    expected = peripheral_conv2d(x, weight, grid, bias, backend='fft')
+    prepared = prepare(x, weight, grid, bias)
+    for _ in range(3):
+        assert torch.equal(prepared(x), expected)
+    assert compiled.calls == len([record for record in caplog.records if record.levelname == 'WARNING']) == 1
+    if failure in FAILURES and failure != 'zeros':
+        with pytest.raises(RuntimeError, match='PassManager'):
+            prepare(x, weight, grid, bias, 'triton')(x)
 
 
 def test_a_compiled_kernel_is_compared_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

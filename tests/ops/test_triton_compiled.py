@@ -190,7 +190,7 @@ def test_no_gpu_runs_out_of_shared_memory_or_registers(
 # Bytes that the kernels of ``triton_dft`` spill at most, where they spill any.
 DFT_SPILLED = {
     (86, 'T-stage1', torch.bfloat16): 8,
-    (80, 'T-stage1', torch.float16): 8,
+    (80, 'T-stage1', torch.float16): 16,
     (86, 'T-stage1', torch.float16): 40,
     (90, 'T-stage1', torch.float16): 128,
     (90, 'T-stage2', torch.float16): 8,

@@ -76,6 +76,10 @@ class PeripheralMixer(Mixer):
             return False
         return not is_hooked(self) and is_untouched(self.large)
 
+    def freeze(self, mode: bool = True) -> None:
+        """As :func:`mmpelk.freeze`, of this mixer."""
+        self._prepared.freeze(mode)
+
     def _mix_prepared(self, x: Tensor) -> Tensor:
         large = self.large
         tensors = [large.weight, large.bias, self.embedding_table if self.embedding_mode == 'in_bounds' else None]

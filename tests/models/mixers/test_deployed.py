@@ -4,6 +4,7 @@ import copy
 import pickle
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from unittest import mock
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode  # private: torch has no public way to it
 
+import mmpelk
 from mmpelk.models import MixerSpec, PeLK, PeripheralMixer
 from mmpelk.models.mixers import peripheral
 from mmpelk.ops import force_backend
@@ -98,6 +100,42 @@ def test_follows_every_change(mixer: PeripheralMixer, change: str, mode: type) -
             for _ in range(2):
                 torch.testing.assert_close(mixer(x), _plain(mixer, x))
             assert mixer(x).is_contiguous(memory_format=torch.channels_last)
+
+
+#: What torch counts no write for, so that a frozen mixer does not see it.
+UNSEEN = ('data.copy_', 'data.mul_ of the table', 'foreach', 'numpy')
+
+
+@pytest.mark.parametrize('change', CHANGES)
+@torch.no_grad()
+def test_frozen_it_is_made_once_and_refuses_changes_that_torch_counts(mixer: PeripheralMixer, change: str) -> None:
+    x = torch.randn(2, 5, 9, 12).contiguous(memory_format=torch.channels_last)
+    before = _plain(mixer, x)
+    assert mmpelk.freeze(mixer) is mixer
+    assert not any(parameter.requires_grad for parameter in mixer.parameters())
+    with mock.patch.object(peripheral, 'prepare', wraps=peripheral.prepare) as prepare:
+        for _ in range(3):
+            torch.testing.assert_close(mixer(x), before)
+        for width in range(8):  # as many as are kept stay; the others are right all the same
+            other = torch.randn(2, 5, 9, 3 + width)
+            torch.testing.assert_close(mixer(other), _plain(mixer, other))
+        torch.testing.assert_close(mixer(x), before)
+        assert (prepare.call_count, len(mixer._prepared)) == (9, 4)
+    CHANGES[change](mixer)
+    unseen = change in ('nothing', *UNSEEN)
+    with nullcontext() if unseen else pytest.raises(RuntimeError, match=r'call mmpelk.freeze\(model\) again'):
+        torch.testing.assert_close(mixer(x), before)
+    mmpelk.freeze(mixer)
+    torch.testing.assert_close(mixer(x), _plain(mixer, x))
+    mmpelk.freeze(mixer, False)
+    mixer.large.weight.data.mul_(2)
+    torch.testing.assert_close(mixer(x), _plain(mixer, x))
+
+
+def test_only_merged_networks_are_frozen() -> None:
+    for network in (nn.Conv2d(1, 1, 1), PeripheralMixer(MixerSpec(3, 13))):
+        with pytest.raises(ValueError, match='switch_to_deploy'):
+            mmpelk.freeze(network)
 
 
 @torch.inference_mode()
