@@ -14,8 +14,7 @@ import shutil
 import stat
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +30,11 @@ from .networks import unwrap_model
 from .random_state import get_random_state
 from .resumable import ANCESTORS, RUN_ID, Run, fault_of, find_fault, find_newest, misfit_of, run_of
 from .resume import ResumeHook
-from .safe_loading import SAFE_LOADING, TRUST, CheckpointError, install_safe_loading, load_data, scheduler_states
+from .safe_loading import SAFE_LOADING, CheckpointError, install_safe_loading, load_data, scheduler_states
+from .saving import MAKE_ROOM, BackgroundWriter, SavesOnAll, explain_failed_write, refuse_unreadable
 from .work_folder import WorkFolderLock
 
 __all__ = ['CheckpointHook']
-
-_MAKE_ROOM = (
-    'Make room (one checkpoint more than max_keep_ckpts has to fit), or write elsewhere with --cfg-options '
-    'default_hooks.checkpoint.out_dir=FOLDER'
-)
 
 
 class CheckpointHook(MMEngineCheckpointHook):
@@ -82,7 +77,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         super().__init__(*args, **kwargs)
         install_safe_loading()
         register_backend('atomic', AtomicBackend, force=True)
-        self._background = _BackgroundWriter()
+        self._background = BackgroundWriter()
         stem, suffix = osp.splitext(self.filename_tmpl)
         # `iter_{}.pth`, or `epoch_{}.pth` with the iteration behind it if it was written in the middle of an epoch.
         stem = re.sub(r'\\\{.*?\\\}', r'\\d+', re.escape(stem))
@@ -222,7 +217,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             info['last_ckpt'] = runner._load_from
         if not runner._resume:
             self._run = Run(uuid.uuid4().hex)
-        with raise_on_all(), _explain_failed_write(osp.join(runner.work_dir, RUN_ID), None):
+        with raise_on_all(), explain_failed_write(osp.join(runner.work_dir, RUN_ID), None):
             if is_main_process():
                 self._begin(Path(runner.work_dir))
 
@@ -303,7 +298,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         if free < needed:
             runner.logger.warning(
                 f"The next checkpoint does not fit beside '{path}': about {needed:,} bytes are needed, {free:,} free. "
-                + _MAKE_ROOM
+                + MAKE_ROOM
             )
 
     def _save_as(self, runner: Runner, name: str, meta: dict[str, Any], outdated: Sequence[str] = ()) -> None:
@@ -324,7 +319,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         before, self.last_ckpt = self.last_ckpt, path
         runner.message_hub.update_info('last_ckpt', path)
         try:
-            with raise_on_all(), _explain_failed_write(path, before):
+            with raise_on_all(), explain_failed_write(path, before):
                 runner.save_checkpoint(
                     self.out_dir,
                     name,
@@ -343,7 +338,7 @@ class CheckpointHook(MMEngineCheckpointHook):
 
         def finish() -> None:
             if self._local and not self._is_readable:
-                _refuse_unreadable(path)
+                refuse_unreadable(path)
                 self._is_readable = True
             self._commit(path, before, outdated, Path(runner.work_dir) / 'last_checkpoint')
             self._warn_of_a_full_disk(runner)
@@ -352,7 +347,7 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     def _commit(self, path: str, before: str | None, outdated: Sequence[str], pointer: Path | None = None) -> None:
         """Put a checkpoint on the disk, let a file say that it is the newest, and delete the outdated ones, by name."""
-        with _explain_failed_write(path, before):
+        with explain_failed_write(path, before):
             if self._local:
                 sync(path)
             if pointer:
@@ -397,7 +392,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             self.best_ckpt_path = None
         else:
             self.best_ckpt_path_dict = dict.fromkeys(before)
-        super()._save_best_checkpoint(_SavesOnAll(runner, self.last_ckpt), metrics)
+        super()._save_best_checkpoint(SavesOnAll(runner, self.last_ckpt), metrics)
         for key, old in before.items():
             new = self.best_ckpt_path if single else self.best_ckpt_path_dict[key]
             if new is None and single:
@@ -415,7 +410,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         published = {key: value for key, value in checkpoint.items() if key in self.published_keys}
         digest = hashlib.sha256(pickle.dumps(published)).hexdigest()
         path = f'{osp.splitext(ckpt_path)[0]}-{digest[:8]}.pth'
-        with _explain_failed_write(path, ckpt_path):
+        with explain_failed_write(path, ckpt_path):
             save_checkpoint(published, path, backend_args=dict(backend='atomic') if self._local else self.backend_args)
         runner.logger.info(f'The checkpoint ({ckpt_path}) is published to {path}, with {sorted(published)}.')
 
@@ -431,74 +426,5 @@ class CheckpointHook(MMEngineCheckpointHook):
                 os.unlink(path)
 
 
-class _BackgroundWriter:
-    """What the first process does to files in the order given, while training goes on."""
-
-    def __init__(self) -> None:
-        self._pool: ThreadPoolExecutor | None = None  # ends with the program, after what it has to do
-        self._pending: list[Future[None]] = []
-
-    @master_only
-    def submit(self, task: Callable[[], None]) -> None:
-        self._pool = self._pool or ThreadPoolExecutor(1, 'checkpoints')
-        self._pending.append(self._pool.submit(task))
-
-    def wait(self) -> None:
-        """Until all is done.
-
-        Raises:
-            UserError: If something could not be.
-        """
-        pending, self._pending = self._pending, []
-        for task in pending:
-            task.result()
-
-
-class _SavesOnAll:
-    """A runner, all of whose processes learn it if the first cannot write.
-
-    Args:
-        runner: The runner.
-        last_good: Path of the checkpoint that stands.
-    """
-
-    def __init__(self, runner: Runner, last_good: str | None) -> None:
-        self._runner, self._last_good = runner, last_good
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._runner, name)
-
-    def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
-        with raise_on_all(), _explain_failed_write(osp.join(out_dir, filename), self._last_good):
-            self._runner.save_checkpoint(out_dir, filename, *args, **kwargs)
-
-
-def _refuse_unreadable(path: str) -> None:
-    """Read a checkpoint as a resume would, but for its numbers."""
-    try:
-        load_data(path, 'meta')
-    except CheckpointError as error:
-        raise UserError(
-            f'this training cannot be resumed: {error}. Keep functions and objects out of what its hooks, schedulers '
-            f'and message hub save, or set {TRUST}=1 for the training and the resume'
-        ) from error
-
-
 def _sampler(dataloader: Any) -> Any:
     return getattr(dataloader.batch_sampler, 'sampler', dataloader.sampler)
-
-
-@contextlib.contextmanager
-def _explain_failed_write(path: str, last_good: str | None) -> Iterator[None]:
-    """Turn a failure to write into a :class:`UserError` of one sentence."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        # torch tells of a failed write by a RuntimeError of its own.
-        if not isinstance(error, OSError) and 'write' not in str(error):
-            raise
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        good = f"the last good one is '{last_good}'" if last_good else 'there is none before it'
-        raise UserError(
-            f"the checkpoint '{path}' cannot be written: {reason}; {good}. {_MAKE_ROOM}, and go on with --resume"
-        ) from error

@@ -7,24 +7,40 @@ checksums.
 """
 
 import io
-import itertools
 import math
 import pickletools
 import re
 import sys
 import zipfile
 from argparse import Namespace
-from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sized
-from dataclasses import dataclass, field
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping, Sized
 from pickle import UnpicklingError
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
-from torch import Tensor, nn
+from torch import Tensor
+
+from .pickled_values import (
+    CALLED_TYPES,
+    HISTORY,
+    MAKERS,
+    MOST_DIMENSIONS,
+    ONE_CYCLE,
+    VALUES,
+    Name,
+    Pending,
+    Storage,
+    check,
+    decode,
+    hashable,
+    index,
+    make_array_of_state,
+    make_history,
+    set_items,
+)
 
 __all__ = ['Location', 'read_pickled']
 
@@ -47,42 +63,9 @@ _STORAGES = {
     'ComplexDouble': torch.complex128,
     'Untyped': torch.uint8,
 }
-_ARRAY_KINDS = re.compile(r'[|<=]?([?bBhHiIlLqQefdFD]|[biufcSU]\d{1,6})')
-_HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
-_ONE_CYCLE = 'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler'
 _CHUNK = 2**22  # bytes read at a time
 _MOST_COPIED = 16  # items, for each byte of the file
 _DEEPEST = 100  # containers in each other
-_MOST_DIMENSIONS = 64  # of torch's and NumPy's loops
-
-
-@dataclass(frozen=True)
-class _Name:
-    """A name in a file that stands for one of our functions, or for a type."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class _Storage:
-    """The numbers of tensors, by the key of their record."""
-
-    key: str
-    dtype: torch.dtype
-    numel: int
-    location: str
-
-    @property
-    def nbytes(self) -> int:
-        return self.numel * self.dtype.itemsize
-
-
-@dataclass
-class _Pending:
-    """An array of NumPy or a history buffer whose content has not come yet, and where in the memo it is."""
-
-    kind: type
-    memo_keys: list[int] = field(default_factory=list)
 
 
 def read_pickled(file: BinaryIO, map_location: Location = None) -> Any:
@@ -121,7 +104,7 @@ def _read_archive(file: BinaryIO, size: int, map_location: Location) -> Any:
         if f'{root}/byteorder' in records and archive.read(f'{root}/byteorder').decode() != sys.byteorder:
             raise UnpicklingError('numbers in another byte order')
 
-        def read(storage: _Storage) -> Tensor | None:
+        def read(storage: Storage) -> Tensor | None:
             name = f'{root}/data/{storage.key}'
             if records[name].file_size != storage.nbytes:
                 raise UnpicklingError(f'{name} has another size')
@@ -155,7 +138,7 @@ def _read_legacy(file: BinaryIO, size: int, map_location: Location) -> Any:
     # The numbers come last: first which there are, then what they are for.
     start, known = file.tell(), {}
 
-    def note(storage: _Storage) -> None:
+    def note(storage: Storage) -> None:
         known[storage.key] = storage
 
     content = _Interpreter(note).run(bounded)
@@ -173,7 +156,7 @@ def _read_legacy(file: BinaryIO, size: int, map_location: Location) -> Any:
     return _Interpreter(lambda storage: numbers[storage.key]).run(bounded)
 
 
-def _nothing(storage: _Storage) -> None:
+def _nothing(storage: Storage) -> None:
     return None
 
 
@@ -211,7 +194,7 @@ class _Interpreter:
         read: Gives the bytes of a storage, on its device; None for tensors without numbers (``meta``).
     """
 
-    def __init__(self, read: Callable[[_Storage], Tensor | None]) -> None:
+    def __init__(self, read: Callable[[Storage], Tensor | None]) -> None:
         self._read = read
         self._numbers: dict[str, Tensor | None] = {}
         self._stack: list[Any] = []
@@ -219,7 +202,7 @@ class _Interpreter:
         self._copied = 0  # items and bytes that were given to makers
         self._position: Callable[[], int] = int
         self._memo: dict[int, Any] = {}
-        self._makers: dict[str, Callable[..., Any]] = _MAKERS | {
+        self._makers: dict[str, Callable[..., Any]] = MAKERS | {
             'torch._utils._rebuild_tensor': self._make_tensor,
             'torch._utils._rebuild_tensor_v2': self._make_tensor,
             'torch._utils._rebuild_tensor_v3': self._make_tensor_of_dtype,
@@ -235,7 +218,7 @@ class _Interpreter:
             if name in _CONSTANTS:
                 push(argument)
             elif name in _TEXTS_OF_PYTHON_2:
-                push(_decode(argument))
+                push(decode(argument))
             elif name in _FIXED:
                 push(_FIXED[name]())
             elif name in _PUTS:
@@ -260,7 +243,7 @@ class _Interpreter:
 
     def _remember(self, key: int) -> None:
         value = self._memo[key] = self._stack[-1]
-        if isinstance(value, _Pending):
+        if isinstance(value, Pending):
             value.memo_keys.append(key)
 
     def _pop_marked(self) -> list[Any]:
@@ -283,53 +266,53 @@ class _Interpreter:
 
     def _do_append(self, _: None) -> None:
         value = self._stack.pop()
-        _check(self._stack[-1], list, deque).append(value)
+        check(self._stack[-1], list, deque).append(value)
 
     def _do_appends(self, _: None) -> None:
         values = self._pop_marked()
-        _check(self._stack[-1], list, deque).extend(values)
+        check(self._stack[-1], list, deque).extend(values)
 
     def _do_setitem(self, _: None) -> None:
         value, key = self._stack.pop(), self._stack.pop()
-        _set_items(self._stack[-1], [key, value])
+        set_items(self._stack[-1], [key, value])
 
     def _do_setitems(self, _: None) -> None:
         values = self._pop_marked()
-        _set_items(self._stack[-1], values)
+        set_items(self._stack[-1], values)
 
     def _do_additems(self, _: None) -> None:
         values = self._pop_marked()
-        _check(self._stack[-1], set).update(map(_hashable, values))
+        check(self._stack[-1], set).update(map(hashable, values))
 
     def _do_frozenset(self, _: None) -> None:
-        self._stack.append(frozenset(map(_hashable, self._pop_marked())))
+        self._stack.append(frozenset(map(hashable, self._pop_marked())))
 
     def _do_global(self, argument: str) -> None:
         self._stack.append(self._find(*argument.split(' ', 1)))
 
     def _do_stack_global(self, _: None) -> None:
         name, module = self._stack.pop(), self._stack.pop()
-        self._stack.append(self._find(_check(module, str), _check(name, str)))
+        self._stack.append(self._find(check(module, str), check(name, str)))
 
     def _find(self, module: str, name: str) -> Any:
         # As Python 2 called them, and pickles of protocol 2 still do.
         name = {'long': 'int', 'unicode': 'str'}.get(name, name) if module == '__builtin__' else name
         full_name = f'{module.replace("__builtin__", "builtins")}.{name}'
-        if full_name in _VALUES:
-            return _VALUES[full_name]
+        if full_name in VALUES:
+            return VALUES[full_name]
         if re.fullmatch(
-            rf'({re.escape(_HISTORY)}|{re.escape(_ONE_CYCLE)})\.\w+', full_name
+            rf'({re.escape(HISTORY)}|{re.escape(ONE_CYCLE)})\.\w+', full_name
         ):  # a method, as protocol 4 has it
             return name.rpartition('.')[2]
         storage = re.fullmatch(r'torch\.(?:cuda\.|storage\.)?(\w+)Storage', full_name)
         if full_name in self._makers or (storage and storage[1] in _STORAGES):
-            return _Name(full_name)
+            return Name(full_name)
         raise UnpicklingError(f'GLOBAL {full_name} is not data')
 
     def _do_reduce(self, _: None) -> None:
         arguments, maker = self._stack.pop(), self._stack.pop()
         # Copies of a list that the file has once: a small file would fill the memory.
-        self._copied += sum(len(each) for each in _check(arguments, tuple) if isinstance(each, Sized))
+        self._copied += sum(len(each) for each in check(arguments, tuple) if isinstance(each, Sized))
         if self._copied > _MOST_COPIED * (self._position()) + _CHUNK:
             raise UnpicklingError('copies of what it has once')
         self._stack.append(self._call(maker, arguments))
@@ -337,43 +320,43 @@ class _Interpreter:
     _do_newobj = _do_reduce
 
     def _call(self, maker: Any, arguments: Any) -> Any:
-        if maker in _CALLED_TYPES:
-            maker = _Name(f'builtins.{maker.__name__}')
-        if not isinstance(maker, _Name) or maker.name not in self._makers:
+        if maker in CALLED_TYPES:
+            maker = Name(f'builtins.{maker.__name__}')
+        if not isinstance(maker, Name) or maker.name not in self._makers:
             raise UnpicklingError('a call of what is no name')
-        return self._makers[maker.name](*_check(arguments, tuple))
+        return self._makers[maker.name](*check(arguments, tuple))
 
     def _make_with_attributes(self, maker: Any, kind: Any, arguments: Any, _: Any) -> Any:
         """A tensor without the attributes that somebody gave it."""
-        if kind not in (_Name('torch.Tensor'), _Name('torch._tensor.Tensor')):
+        if kind not in (Name('torch.Tensor'), Name('torch._tensor.Tensor')):
             raise UnpicklingError('a tensor of another kind')
         return self._call(maker, arguments)
 
     def _do_build(self, _: None) -> None:
         state, built = self._stack.pop(), self._stack[-1]
         if type(built) is OrderedDict:  # of a module's state dict
-            metadata = _check(_check(state, dict).get('_metadata', {}), OrderedDict, dict)
-            built._metadata = OrderedDict((key, _check(value, dict)) for key, value in metadata.items())  # type: ignore[attr-defined]
+            metadata = check(check(state, dict).get('_metadata', {}), OrderedDict, dict)
+            built._metadata = OrderedDict((key, check(value, dict)) for key, value in metadata.items())  # type: ignore[attr-defined]
         elif type(built) is Namespace:
-            vars(built).update((_check(key, str), value) for key, value in _check(state, dict).items())
+            vars(built).update((check(key, str), value) for key, value in check(state, dict).items())
         elif isinstance(built, np.dtype):
             if state[1] not in ('|', '=', '<' if sys.byteorder == 'little' else '>'):
                 raise UnpicklingError('an array of NumPy in another byte order')
             if state[2:5] != (None,) * 3:
                 raise UnpicklingError('a dtype of NumPy of another kind')
-        elif isinstance(built, _Pending):
-            made = _make_history(state) if built.kind is HistoryBuffer else _make_array_of_state(*state)
+        elif isinstance(built, Pending):
+            made = make_history(state) if built.kind is HistoryBuffer else make_array_of_state(*state)
             self._stack[-1] = made
             self._memo.update(dict.fromkeys(built.memo_keys, made))
         else:
             raise UnpicklingError(f'a state for {type(built).__name__}')
 
     def _do_binpersid(self, _: None) -> None:
-        kind, maker, key, location, numel, *view = _check(self._stack.pop(), tuple)
-        if kind != 'storage' or view not in ([], [None]) or not isinstance(maker, _Name):
+        kind, maker, key, location, numel, *view = check(self._stack.pop(), tuple)
+        if kind != 'storage' or view not in ([], [None]) or not isinstance(maker, Name):
             raise UnpicklingError('a storage of another kind')
         dtype = _STORAGES[maker.name.rpartition('.')[2].removesuffix('Storage')]
-        storage = _Storage(_check(key, str), dtype, _index(numel), _check(location, str))
+        storage = Storage(check(key, str), dtype, index(numel), check(location, str))
         if key not in self._numbers:
             self._numbers[key] = self._read(storage)
         self._stack.append(storage)
@@ -401,14 +384,14 @@ class _Interpreter:
         dtype: Any,
         metadata: Any = None,
     ) -> Tensor:
-        storage = _check(storage, _Storage)
-        bits = {} if metadata is None else _check(metadata, dict)
+        storage = check(storage, Storage)
+        bits = {} if metadata is None else check(metadata, dict)
         if not bits.keys() <= {'conj', 'neg'}:
             raise UnpicklingError('a tensor with metadata of another kind')
-        dtype = storage.dtype if dtype is None else _check(dtype, torch.dtype)
-        size, stride = (tuple(map(_index, _check(value, tuple, torch.Size))) for value in (size, stride))
-        furthest = _index(offset) + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
-        if len(size) > _MOST_DIMENSIONS or (math.prod(size) and (furthest + 1) * dtype.itemsize > storage.nbytes):
+        dtype = storage.dtype if dtype is None else check(dtype, torch.dtype)
+        size, stride = (tuple(map(index, check(value, tuple, torch.Size))) for value in (size, stride))
+        furthest = index(offset) + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+        if len(size) > MOST_DIMENSIONS or (math.prod(size) and (furthest + 1) * dtype.itemsize > storage.nbytes):
             raise UnpicklingError('a tensor beyond its storage')
         numbers = self._numbers[storage.key]
         if numbers is None:
@@ -441,13 +424,6 @@ _FIXED: dict[str, Callable[[], Any]] = {
     'EMPTY_SET': set,
 }
 _PUTS, _GETS = {'PUT', 'BINPUT', 'LONG_BINPUT', 'MEMOIZE'}, {'GET', 'BINGET', 'LONG_BINGET'}
-_CALLED_TYPES = (int, float, bool, str, bytes, bytearray, complex, list, tuple, dict, set, frozenset)
-
-
-def _check(value: Any, *kinds: type) -> Any:
-    if type(value) not in kinds:
-        raise UnpicklingError(f'{type(value).__name__} instead of {kinds[0].__name__}')
-    return value
 
 
 def _refuse_placeholders(content: Any) -> None:
@@ -458,7 +434,7 @@ def _refuse_placeholders(content: Any) -> None:
         depth, value = left.pop()
         if depth > _DEEPEST:  # what reads it later calls itself at each level
             raise UnpicklingError('containers in containers without an end')
-        if isinstance(value, _Name | _Storage | _Pending):
+        if isinstance(value, Name | Storage | Pending):
             raise UnpicklingError('a name or a storage as a value')
         if not isinstance(value, dict | list | tuple | set | frozenset | deque | Namespace) or id(value) in seen:
             continue
@@ -467,174 +443,3 @@ def _refuse_placeholders(content: Any) -> None:
         if isinstance(value, dict):
             inner = [*dict.values(value), getattr(value, '_metadata', None) if type(value) is OrderedDict else None]
         left += [(depth + 1, each) for each in inner]
-
-
-def _index(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 2**48:
-        raise UnpicklingError('a size that is none')
-    return value
-
-
-def _hashable(key: Any, depth: int = 2) -> Any:
-    """A key that is hashed and compared at once, unlike tuples of tuples of the same tuples."""
-    if isinstance(key, tuple | frozenset) and depth:
-        for part in key:
-            _hashable(part, depth - 1)
-    elif not isinstance(key, str | int | float | complex | bytes | np.generic | torch.dtype | type(None)):
-        raise UnpicklingError(f'{type(key).__name__} as a key')
-    return key
-
-
-def _set_items(target: Any, values: list[Any]) -> None:
-    _check(target, dict, OrderedDict, defaultdict, Counter, ConfigDict)
-    for key, value in _pairs(values):
-        target[_hashable(key)] = value
-
-
-def _pairs(values: list[Any]) -> Iterator[tuple[Any, Any]]:
-    return zip(itertools.islice(values, 0, None, 2), itertools.islice(values, 1, None, 2), strict=True)
-
-
-def _make_dict(kind: type[dict]) -> Callable[..., Any]:
-    def make(*arguments: Any) -> Any:
-        made = kind()
-        for argument in arguments:  # one at most: pairs, or a dict
-            items = argument.items() if isinstance(argument, dict) else _check(argument, list, tuple)
-            for key, value in items:
-                made[_hashable(key)] = value
-        return made
-
-    return make
-
-
-def _make_defaultdict(factory: Any = None) -> Any:
-    factory = OrderedDict if factory == _Name('collections.OrderedDict') else factory
-    if factory is not None and factory not in (OrderedDict, int, float, str, list, tuple, dict, set):
-        raise UnpicklingError('a defaultdict of another kind')
-    return defaultdict(factory)
-
-
-def _make_deque(values: Any = (), length: Any = None) -> deque:
-    return deque(_check(values, list, tuple), None if length is None else _index(length))
-
-
-def _decode(text: str) -> str:
-    """A text of Python 2, whose bytes ``pickletools`` gives as characters, as ``torch.load`` has it."""
-    try:
-        return text.encode('latin1').decode()
-    except UnicodeDecodeError:
-        return text
-
-
-def _method_name(owner: Any, name: Any) -> str:
-    """Stands in for ``getattr``, which mmengine's files call for methods of history buffers and of OneCycleLR."""
-    if owner not in (_Name(_HISTORY), _Name(_ONE_CYCLE)):
-        raise UnpicklingError('GLOBAL builtins.getattr was asked for something else than a history buffer')
-    return _check(name, str)
-
-
-def _encode(text: Any, encoding: Any) -> bytes:
-    """How pickles of protocol 2 hold bytes."""
-    if encoding != 'latin1':
-        raise UnpicklingError('bytes in another encoding')
-    return _check(text, str).encode('latin1')
-
-
-def _make_dtype(code: Any, *_: Any) -> np.dtype:
-    if not _ARRAY_KINDS.fullmatch(_check(code, str)):
-        raise UnpicklingError(f'a dtype of NumPy of another kind, {code}')
-    return np.dtype(code)
-
-
-def _make_array(content: Any, dtype: Any, shape: Any, order: Any = 'C') -> np.ndarray:
-    shape = tuple(map(_index, _check(shape, tuple)))
-    if not isinstance(dtype, np.dtype) or order not in ('C', 'F') or len(shape) > _MOST_DIMENSIONS // 2:
-        raise UnpicklingError('an array of NumPy of another kind')
-    content = _check(content, bytes, bytearray)
-    if len(content) != math.prod(shape) * dtype.itemsize:
-        raise UnpicklingError('an array of NumPy of another size')
-    if not content:
-        return np.zeros(shape, dtype, order=order)
-    return np.frombuffer(content, dtype).reshape(shape, order=order).copy(order='K')
-
-
-def _make_array_of_state(version: Any, shape: Any, dtype: Any, is_fortran: Any, content: Any) -> np.ndarray:
-    return _make_array(content, dtype, shape, 'F' if is_fortran else 'C')
-
-
-def _make_history(state: Any) -> HistoryBuffer:
-    """Without the functions that mmengine writes beside the numbers."""
-    numbers, counts = (_check(state[key], np.ndarray) for key in ('_log_history', '_count_history'))
-    length = _check(state['max_length'], int)
-    if any(each.ndim != 1 or each.dtype.kind not in 'biuf' for each in (numbers, counts)) or length < 1:
-        raise UnpicklingError('a history buffer of another kind')
-    return HistoryBuffer(numbers, counts, length)
-
-
-def _make_scalar(dtype: Any, content: Any) -> Any:
-    return _make_array(content, dtype, ())[()]
-
-
-def _make_parameter(data: Any, requires_grad: Any, *_: Any) -> nn.Parameter:
-    if not isinstance(data, Tensor):
-        raise UnpicklingError('a parameter without numbers')
-    return nn.Parameter(data, bool(requires_grad))
-
-
-_VALUES: dict[str, Any] = {f'builtins.{kind.__name__}': kind for kind in _CALLED_TYPES}
-_VALUES |= {f'torch.{name}': value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
-
-
-def _plain(kind: type, *allowed: type) -> Callable[..., Any]:
-    """A maker of values of a type of Python's, of arguments of some types."""
-    return lambda *arguments: kind(*(_check(each, *allowed) for each in arguments))
-
-
-def _make_path(*parts: Any) -> str:
-    """As a text: the options that scripts store have paths of the machine that they ran on."""
-    return '/'.join(_check(part, str) for part in parts).replace('//', '/', 1)
-
-
-_MAKERS: dict[str, Callable[..., Any]] = {
-    **{f'builtins.{kind.__name__}': _plain(kind, int, float, bool, str) for kind in (int, float, bool, complex)},
-    'builtins.str': _plain(str, str),
-    'builtins.list': _plain(list, list, tuple),
-    'builtins.tuple': _plain(tuple, list, tuple),
-    'builtins.dict': _make_dict(dict),
-    'builtins.bytes': _plain(bytes, bytes),
-    'builtins.bytearray': _plain(bytearray, bytes),
-    'builtins.set': lambda values=(): {_hashable(value) for value in _check(values, list, tuple)},
-    'builtins.frozenset': lambda values=(): frozenset(_hashable(value) for value in _check(values, list, tuple)),
-    'builtins.slice': _plain(slice, int, type(None)),
-    'builtins.getattr': _method_name,
-    '_codecs.encode': _encode,
-    'collections.deque': _make_deque,
-    'collections.OrderedDict': _make_dict(OrderedDict),
-    'collections.Counter': _make_dict(Counter),
-    'collections.defaultdict': _make_defaultdict,
-    'argparse.Namespace': lambda: Namespace(),  # ConvNeXt's, SLaK's and timm's scripts store their options
-    _HISTORY: lambda: _Pending(HistoryBuffer),
-    _ONE_CYCLE: lambda *_: _refuse(_ONE_CYCLE),
-    'mmengine.config.config.ConfigDict': _make_dict(ConfigDict),
-    **dict.fromkeys(('pathlib.PosixPath', 'pathlib.WindowsPath', 'pathlib._local.PosixPath'), _make_path),
-    'torch.torch_version.TorchVersion': _plain(str, str),
-    'torch.Size': lambda sizes: torch.Size(map(_index, _check(sizes, tuple, list))),
-    'torch.device': _plain(torch.device, str, int),
-    'torch.Tensor': lambda *_: _refuse('torch.Tensor'),
-    'torch._tensor.Tensor': lambda *_: _refuse('torch.Tensor'),
-    'torch.nn.parameter.Parameter': lambda *_: _refuse('torch.nn.parameter.Parameter'),
-    'torch._utils._rebuild_parameter': _make_parameter,
-    'torch._utils._rebuild_parameter_with_state': _make_parameter,
-    'numpy.dtype': _make_dtype,
-    'numpy.ndarray': lambda *_: _refuse('numpy.ndarray'),
-}
-for _package in ('numpy.core', 'numpy._core'):  # as numpy 1 and 2 call it
-    _MAKERS |= {
-        f'{_package}.multiarray._reconstruct': lambda *_: _Pending(np.ndarray),
-        f'{_package}.multiarray.scalar': _make_scalar,
-        f'{_package}.numeric._frombuffer': _make_array,
-    }
-
-
-def _refuse(name: str) -> Any:
-    raise UnpicklingError(f'a call of {name}')
