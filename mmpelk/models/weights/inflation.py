@@ -249,11 +249,12 @@ class Inflated:
             raise UserError(f'mmpelk.Inflated initialises a PeLK backbone, not a {type(module).__name__}')
         public, name = read_public(self.checkpoint), f"'{self.checkpoint}'"
         found = inflate(public.state, module, name)
-        expected = self._check_normalisation(public, Reading(public.state, name))
+        reading = Reading(public.state, name)
+        expected = self._check_normalisation(public, reading)
         module.load_state_dict(found.state, strict=False)
         absent = [key for key in module.state_dict() if key not in found.state]
         print_log(
-            f'inflated {len(found.kept)} kernels of {name}, at least {min(found.kept.values()):.1%} of '
+            f'inflated {len(found.kept)} kernels of {name}, {reading}, at least {min(found.kept.values()):.1%} of '
             f"each one's energy kept; not in it, so as initialised: {shorten(absent) or 'none'}; in it, but not of the "
             f'backbone: {shorten(found.dropped) or "none"}. Licence of the weights: {public.licence}. They expect '
             f'pictures with {expected}',

@@ -21,6 +21,7 @@ from mmpelk.errors import UserError
 from mmpelk.models import ARCHITECTURES, PeLK
 from mmpelk.models.weights.downloads import read_public
 from mmpelk.models.weights.inflation import Reading, inflate
+from mmpelk.models.weights.key_maps import to_timm
 from mmpelk.registry import MODELS
 
 timm = pytest.importorskip('timm', reason='pip install -e .[timm]')
@@ -192,6 +193,13 @@ def test_every_name_of_convnext_is_the_same_function(name: str, tmp_path: Path) 
     assert_same_maps(ours, maps)
     again = PeLK(**ours.arguments())  # what save_pretrained writes needs no file
     assert again.state_dict().keys() == ours.state_dict().keys()
+
+
+def test_second_version_goes_back_to_timms_names() -> None:
+    state, _ = of_timm('convnextv2_tiny', num_classes=0, **NANO)
+    sizes = dict(depths=NANO['depths'], channels=NANO['dims'])
+    ours = PeLK('convnext-atto', **sizes, mixer='conv7', use_grn=True, layer_scale_init_value=0)
+    assert set(to_timm(nn.ModuleDict(dict(backbone=ours))).values()) == state.keys()
 
 
 @pytest.mark.slow
