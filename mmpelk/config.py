@@ -1,5 +1,6 @@
 """The recipes, found by name wherever the project is installed. Nothing here imports mmengine before it is called."""
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,9 @@ def config_path(name: str) -> str:
 
     Args:
         name: A name of :func:`list_configs`, with or without ``.py``, with or without its folder; or the whole name of
-            a recipe that is not listed there, such as ``'cls/ablations/table6_center_3.py'``.
+            a recipe that is not listed there, such as ``'cls/ablations/table6_center_3.py'``; or one of an installed
+            toolbox, such as ``'mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py'``, a form that
+            mmengine's ``_base_`` knows for mmdet alone where the packages are OneDL's.
 
     Returns:
         The absolute path of the recipe's file.
@@ -31,6 +34,9 @@ def config_path(name: str) -> str:
     Raises:
         ValueError: If there is no such recipe; the message lists those that there are.
     """
+    toolbox, separator, file = name.rpartition('::')
+    if separator:
+        return _of_toolbox(toolbox, file)
     known = list_configs()
     wanted = name if name.endswith('.py') else f'{name}.py'
     found = [known_name for known_name in known if wanted in (known_name, Path(known_name).name)]
@@ -39,6 +45,17 @@ def config_path(name: str) -> str:
     if not found:
         raise ValueError(f'no recipe {name!r}; known: {", ".join(known)}')
     return str((_RECIPES / found[0]).resolve())
+
+
+def _of_toolbox(toolbox: str, file: str) -> str:
+    spec = importlib.util.find_spec(toolbox)
+    if spec is None or spec.origin is None:
+        raise ValueError(f"no toolbox '{toolbox}' is installed here; it has the recipe {file!r}")
+    folder = Path(spec.origin).parent / '.mim' / 'configs'
+    path = folder / (file if file.endswith('.py') else f'{file}.py')
+    if not path.is_file():
+        raise ValueError(f'no recipe {file!r} in {folder}')
+    return str(path)
 
 
 def get_config(name: str, cfg_options: dict[str, Any] | None = None) -> 'Config':

@@ -129,6 +129,15 @@ def test_tools_take_a_recipe_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert cfg.work_dir == './work_dirs/upernet_pelk_t_ade20k'
 
 
+def test_recipe_of_an_installed_toolbox() -> None:
+    name = 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco'
+    assert Path(mmpelk.config_path(name)) == toolbox('mmdet') / 'configs' / 'dino' / 'dino-4scale_r50_8xb2-12e_coco.py'
+    with pytest.raises(ValueError, match=r"no recipe 'dino/x' in "):
+        mmpelk.config_path('mmdet::dino/x')
+    with pytest.raises(ValueError, match="no toolbox 'mmnothing' is installed"):
+        mmpelk.config_path('mmnothing::dino/x')
+
+
 def test_unknown_recipe_and_ablation_by_its_whole_name() -> None:
     with pytest.raises(ValueError, match=r"no recipe 'upernet_pelk_x'; known: .*seg/upernet_pelk_t_ade20k\.py"):
         mmpelk.config_path('upernet_pelk_x')

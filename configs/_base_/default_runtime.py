@@ -1,17 +1,12 @@
 # What every task shares. A task adds its scope, its visualizer and what depends on its loop.
+_base_ = './hooks.py'
+
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    # docs/reliability.md: nothing is lost by a kill, a full disk, a preemption, a bad file or a bad batch.
-    resume=dict(type='mmpelk.ResumeHook'),
-    divergence=dict(type='mmpelk.DivergenceHook'),
-    check_data=dict(type='mmpelk.CheckDataHook'),
-    preemption=dict(type='mmpelk.PreemptionHook'),
-    progress_line=dict(type='mmpelk.ProgressLineHook'),  # on a terminal alone
-    run_estimate=dict(type='mmpelk.RunEstimateHook'),
-    progress_picture=dict(type='mmpelk.ProgressPictureHook'),
+    **_base_.mmpelk_hooks,
 )
 env_cfg = dict(
     cudnn_benchmark=True,

@@ -72,6 +72,42 @@ def cascade(convnext: tuple[int, ...], pelk: tuple[int, ...], num_layers: int) -
     )
 
 
+def instead_of_resnet(drop_path_rate: float, theirs: dict[str, Any]) -> Changes:
+    """PeLK-T in a toolbox's recipe with ResNet-50, of which ``theirs`` are the options, trained with layer decay."""
+    ours = dict(
+        arch='tiny',
+        drop_path_rate=drop_path_rate,
+        gap_before_final_norm=False,
+        layer_scale_init_value=1.0,
+        norm_cfg=SYNC_BN,
+        type='mmpelk.PeLK',
+    )
+    theirs = theirs | dict(depth=50, num_stages=4, style='pytorch', type='ResNet')
+    backbone = {key: (theirs.get(key, ABSENT), ours.get(key, ABSENT)) for key in ours.keys() | theirs.keys()}
+    return (
+        PELK
+        | weights('t', 'torchvision://resnet50')
+        | {f'model.backbone.{key}': pair for key, pair in backbone.items()}
+        | {
+            'model.backbone.init_cfg.prefix': (ABSENT, 'backbone.'),
+            'optim_wrapper.constructor': (ABSENT, 'mmpelk.LayerDecayOptimWrapperConstructor'),
+            'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult': (0.1, ABSENT),
+        }
+    )
+
+
+def with_large_kernels(key: str, stages: slice) -> Changes:
+    """A recipe of PeLK-T with ConvNeXt-T's network and weights."""
+    return {
+        'custom_hooks': ([dict(type='mmpelk.SparsityHook', mode='fixed')], ()),
+        f'model.{key}': (T[stages], THEIR_T[stages]),
+        'model.backbone.arch': ('tiny', 'convnext-tiny'),
+        'model.backbone.init_cfg.checkpoint': ('checkpoints/pelk_t_in1k.pth', 'URL'),
+        'model.backbone.init_cfg.prefix': ('backbone.', ABSENT),
+        'model.backbone.init_cfg.type': ('Pretrained', 'mmpelk.Inflated'),
+    }
+
+
 def inflated(changes: Changes, theirs: str, ours: str) -> Changes:
     """Those of ConvNeXt with large kernels: its own weights, widths and heads; no masks."""
     kept = {key: pair for key, pair in changes.items() if pair[0] != pair[1]}
@@ -133,6 +169,7 @@ UPERNET, CASCADE = (
     'mmseg::convnext/convnext-{}_upernet_8xb2-amp-160k_ade20k-512x512',
     ('mmdet::convnext/cascade-mask-rcnn_convnext-{}-p4-w7_fpn_4conv1fc-giou_amp-ms-crop-3x_coco'),
 )
+RESNET, EMBEDDINGS = (256, 512, 1024, 2048), ('query_embed', 'query_feat', 'level_embed')
 THEIR_T, THEIR_B, THEIR_L = (96, 192, 384, 768), (128, 256, 512, 1024), (192, 384, 768, 1536)
 
 # Recipe, what it is compared with, and all that they differ in: the value there, and here.
@@ -214,6 +251,36 @@ DIFFERENCES: dict[str, tuple[str | tuple[str, ...], Changes]] = {
             'train_cfg.max_epochs': (36, 12),
             'train_dataloader.batch_size': (2, 4),
         },
+    ),
+    'seg/mask2former_pelk_t_ade20k': (
+        'mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512',
+        instead_of_resnet(0.3, dict(deep_stem=False, frozen_stages=-1, norm_cfg=SYNC_BN | dict(requires_grad=False)))
+        | {f'optim_wrapper.paramwise_cfg.custom_keys.{key}.lr_mult': (1.0, ABSENT) for key in EMBEDDINGS}
+        | {
+            'model.decode_head.in_channels': (RESNET, T),
+            'optim_wrapper.paramwise_cfg.custom_keys.backbone.decay_mult': (1.0, ABSENT),
+            'optim_wrapper.paramwise_cfg.decay_rate': (ABSENT, 0.9),
+            'optim_wrapper.paramwise_cfg.decay_type': (ABSENT, 'stage_wise'),
+            'optim_wrapper.paramwise_cfg.norm_decay_mult': (0.0, ABSENT),  # our constructor's, too
+            'optim_wrapper.paramwise_cfg.num_layers': (ABSENT, 6),
+        },
+    ),
+    'seg/mask2former_pelk_convnext_t_ade20k': (
+        'seg/mask2former_pelk_t_ade20k',
+        with_large_kernels('decode_head.in_channels', slice(0, 4)),
+    ),
+    'det/dino_4scale_pelk_t_coco': (
+        'mmdet::dino/dino-4scale_r50_8xb2-12e_coco',
+        instead_of_resnet(0.2, dict(frozen_stages=1, norm_cfg=dict(type='BN', requires_grad=False), norm_eval=True))
+        | {
+            'model.neck.in_channels': (RESNET[1:], T[1:]),
+            'optim_wrapper.paramwise_cfg.decay_rate': (ABSENT, 0.7),
+            'optim_wrapper.paramwise_cfg.decay_type': (ABSENT, 'layer_wise'),
+        },
+    ),
+    'det/dino_4scale_pelk_convnext_t_coco': (
+        'det/dino_4scale_pelk_t_coco',
+        with_large_kernels('neck.in_channels', slice(1, 4)),
     ),
     'cls/pelk_t_in1k': (
         'mmpretrain::convnext/convnext-tiny_32xb128_in1k',

@@ -39,6 +39,8 @@ def make_small(cfg: Config) -> None:
     """Adapt a recipe to images of this size, with one object each."""
     if cfg.default_scope == 'mmseg':
         cfg.model.data_preprocessor.size = (SIZE, SIZE)  # to which it pads
+    elif cfg.model.type == 'DINO':
+        cfg.model.num_queries = 40  # of 85 positions
     elif cfg.default_scope == 'mmdet':
         cfg.model.train_cfg.rpn_proposal.update(nms_pre=64, max_per_img=16)
         stages, heads = cfg.model.train_cfg.rcnn, cfg.model.roi_head.bbox_head

@@ -24,12 +24,15 @@ _NETWORKS = {
     *('FPN', 'FPNHead', 'FCNHead', 'UPerHead', 'PSPHead', 'ASPPHead', 'SegformerHead', 'FCNMaskHead', 'RPNHead'),
     *('StandardRoIHead', 'CascadeRoIHead', 'ConvFCBBoxHead', 'Shared2FCBBoxHead', 'Shared4Conv1FCBBoxHead'),
     *('RetinaHead', 'FCOSHead', 'SingleRoIExtractor', 'LinearClsHead', 'StackedLinearClsHead', 'GlobalAveragePooling'),
+    *('DINO', 'DINOHead', 'ChannelMapper', 'Mask2FormerHead', 'MSDeformAttnPixelDecoder'),
     *('SegDataPreProcessor', 'DetDataPreprocessor', 'ClsDataPreprocessor'),
 }
 _PARTS = {
     *('CrossEntropyLoss', 'LabelSmoothLoss', 'DiceLoss', 'FocalLoss', 'LovaszLoss', 'L1Loss', 'SmoothL1Loss'),
     *('IoULoss', 'GIoULoss', 'DIoULoss', 'CIoULoss', 'AnchorGenerator', 'MlvlPointGenerator', 'DeltaXYWHBBoxCoder'),
     *('DistancePointBBoxCoder', 'MaxIoUAssigner', 'RandomSampler', 'PseudoSampler', 'BboxOverlaps2D'),
+    *('HungarianAssigner', 'MaskPseudoSampler', 'ClassificationCost', 'FocalLossCost', 'CrossEntropyLossCost'),
+    *('DiceCost', 'BBoxL1Cost', 'IoUCost'),
     *('BN', 'BN2d', 'SyncBN', 'LN', 'LN2d', 'GN', 'IN', 'Conv', 'Conv2d', 'nearest', 'bilinear'),
     *('ReLU', 'LeakyReLU', 'PReLU', 'ReLU6', 'SiLU', 'GELU', 'HSwish', 'Sigmoid', 'Tanh'),
 }
@@ -51,6 +54,8 @@ _WORDS: dict[str, Collection[str]] = {
     'positional_embedding': {'default', 'in_bounds', 'constant'},
     'hidden_channels': {'pretrained'},
     'mode': _MODES | {'iou', 'iof', 'giou', 'linear', 'square', 'log'},
+    'iou_mode': {'iou', 'giou'},
+    'box_format': {'xyxy', 'xywh'},
     'reduction': {'none', 'mean', 'sum'},
     'loss_type': {'multi_class', 'binary'},
     'classes': {'present', 'all'},

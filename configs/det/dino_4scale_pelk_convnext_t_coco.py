@@ -1,0 +1,8 @@
+# Not of the paper: PeLK's kernels in ConvNeXt, which starts as that very network from its public ImageNet-1K weights.
+_base_ = ['./dino_4scale_pelk_t_coco.py', '../_base_/models/convnext_weights.py']
+
+model = dict(
+    backbone=dict(arch='convnext-tiny', init_cfg=dict(_delete_=True, **_base_.inflated.tiny)),
+    neck=dict(in_channels=_base_.widths.convnext_tiny[1:]),
+)
+custom_hooks = []  # these weights are dense

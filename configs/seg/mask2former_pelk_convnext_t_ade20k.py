@@ -1,0 +1,8 @@
+# Not of the paper: PeLK's kernels in ConvNeXt, which starts as that very network from its public ImageNet-1K weights.
+_base_ = ['./mask2former_pelk_t_ade20k.py', '../_base_/models/convnext_weights.py']
+
+model = dict(
+    backbone=dict(arch='convnext-tiny', init_cfg=dict(_delete_=True, **_base_.inflated.tiny)),
+    decode_head=dict(in_channels=_base_.widths.convnext_tiny),
+)
+custom_hooks = []  # these weights are dense
