@@ -104,8 +104,8 @@ def read(args: argparse.Namespace, out: Path) -> DataSet:
     converted = convert(args.data, args.task, out / 'converted', reason, args.format, args.classes)
     data = read_as(args, converted)
     data.note('decision', f'the data set is read as one of the format {converted["format"]}')
-    for text in converted.get('said', ()):
-        data.note('decision', text)
+    for kind, text in converted.get('said', ()):
+        data.note(kind, text)
     if unused := converted.get('unused'):
         data.note('decision', f'{len(unused)} classes that the format lists have no object and are left out', unused)
     return data

@@ -11,6 +11,7 @@ from mmpelk.errors import UserError
 from .dataset import (
     DataSet,
     UnknownLayoutError,
+    ask_twins,
     complete_splits,
     count_unread,
     find_copies,
@@ -128,12 +129,7 @@ def _ask_names(data: DataSet) -> None:
     if none := [name for name in data.classes if name.lower() in _NO_CLASS]:
         text = f'{len(none)} folders are called like no class: --classes {shown} confirms them, else move them away'
         data.note('question', text, none)
-    by_name: dict[str, list[str]] = defaultdict(list)
-    for name in data.classes:
-        by_name[name.strip().lower()].append(name)
-    if twins := [name for group in by_name.values() if len(group) > 1 for name in group]:
-        text = f'{len(twins)} classes differ in capital letters or blanks alone: rename the folders to join them'
-        data.note('question', f'{text}, or --classes {shown} confirms them', twins)
+    ask_twins(data)
 
 
 def _wrapping(names: list[str]) -> str:

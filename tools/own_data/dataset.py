@@ -25,6 +25,7 @@ __all__ = [
     'Header',
     'Note',
     'UnknownLayoutError',
+    'ask_twins',
     'complete_splits',
     'count_unread',
     'find_copies',
@@ -369,6 +370,16 @@ def complete_splits(data: DataSet, splits: dict[str, list[Item]], share: float, 
     if 'test' in splits:
         text = f'{len(splits["test"])} samples of the test split are for tools/test.py alone: nothing is chosen by them'
         data.note('decision', text)
+
+
+def ask_twins(data: DataSet) -> None:
+    """Ask where two classes may be one."""
+    by_name: dict[str, list[str]] = defaultdict(list)
+    for name in data.classes:
+        by_name[name.strip().lower()].append(name)
+    if twins := [name for group in by_name.values() if len(group) > 1 for name in group]:
+        text = f'{len(twins)} classes differ in capital letters or blanks alone: rename them to join them'
+        data.note('question', f'{text}, or --classes {",".join(data.classes[:8])} confirms them', twins)
 
 
 def nothing_left(data: DataSet) -> UserError:

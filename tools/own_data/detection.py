@@ -17,6 +17,7 @@ from .dataset import (
     DataSet,
     Header,
     UnknownLayoutError,
+    ask_twins,
     complete_splits,
     count_unread,
     find_copies,
@@ -107,6 +108,8 @@ def read_detection(
     data.splits = {split: [image['file_name'] for image in chosen] for split, chosen in splits.items()}
     find_copies(data, [name for chosen in data.splits.values() for name in chosen])
     data.classes = [category['name'] for category in categories]
+    if classes is None:
+        ask_twins(data)
     _count(data, contents, {category['id']: category['name'] for category in categories})
     data.palette = make_palette(len(data.classes))
     kept = [e for content in contents.values() for e in content['annotations'] if not e['iscrowd']]

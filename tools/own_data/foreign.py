@@ -37,7 +37,7 @@ def convert(
         ``format``, and in detection ``files``, COCO's annotations of each split; else ``samples``, each with ``image``,
         ``label`` (the path of a label map, or the name of a class) and ``subset``; in segmentation ``classes``, too.
         ``left_out`` is what could not be read, as :meth:`~own_data.dataset.DataSet.leave_out` takes it; ``said`` are
-        other decisions.
+        other notes, kind and text.
 
     Raises:
         UserError: If it cannot be read.

@@ -35,8 +35,13 @@ def has_outlines(root: Path) -> bool:
 
 
 def read_outlines(root: Path, classes: str | None) -> Content | None:
-    """What the first reader finds that knows the files in the folder."""
-    return next((content for read in (_read_labelme, _read_yolo, _read_voc) if (content := read(root, classes))), None)
+    """What the first reader finds that knows the files in the folder; a question where another knows some, too."""
+    found = [content for read in (_read_labelme, _read_yolo, _read_voc) if (content := read(root, classes))]
+    if len(found) > 1:
+        forms = ' and '.join(content['format'] for content in found)
+        text = f'the folder holds labels in the formats {forms}: --yes takes the first, else move its files away'
+        found[0].setdefault('said', []).append(['question', text])
+    return found[0] if found else None
 
 
 def _finish(content: Content, names: Sequence[str], splits: Mapping[int, str]) -> Content:
@@ -165,20 +170,26 @@ def _read_yolo(root: Path, classes: str | None) -> Content | None:
     images: list[Content] = []
     annotations: list[Content] = []
     splits: dict[int, str] = {}
-    unlabelled = []
+    unlabelled: list[str] = []
+    unlisted: list[str] = []
     for picture, label in files:
         header = read_header(root / picture, pixels=False)
         number = len(images) + 1
         image = dict(id=number, file_name=picture, width=header.upright[0], height=header.upright[1])
-        images.append(image | dict(unlabelled=True) if label is None else image)
-        unlabelled += [picture] if label is None else []
         splits[number] = _yolo_split(picture, settings)
+        reason = unlisted if settings.get('lists') and not splits[number] else unlabelled if label is None else None
+        images.append(image if reason is None else image | dict(unused=True))
+        if reason is not None:
+            reason.append(picture)
+            continue
         for position, line in enumerate(_lines(label) if label else [], start=1):
             if words := line.split():
                 where = f"line {position} of '{label}'"
                 annotations.append(dict(id=0, image_id=number) | _yolo_object(words, header.upright, where))
+    # They have no order: what is larger lies below.
+    annotations.sort(key=lambda entry: -max(map(_area, entry.get('segmentation', [])), default=0.0))
     highest = max((entry['category_id'] for entry in annotations), default=0)
-    said: list[str] = []
+    said: list[list[str]] = []
     listed = settings.get('names') or ()
     names = list(map(str, listed.values() if isinstance(listed, dict) else listed))
     if isinstance(listed, dict) and list(listed) != list(range(len(listed))):
@@ -193,13 +204,23 @@ def _read_yolo(root: Path, classes: str | None) -> Content | None:
                 f"YOLO's labels are indices into the names of '{root}': {', '.join(names[:12])}; no --classes"
             )
         if not given:
-            said = ["no list beside YOLO's labels names their classes: --classes NAME,... or a file of them"]
+            said = [
+                ['decision', "no list beside YOLO's labels names their classes: --classes NAME,... or a file of them"]
+            ]
         names = given or [f'class_{index}' for index in range(highest)]
     if len(names) < highest:
         raise UserError(f'YOLO labels in {str(root)!r} have the class {highest - 1}, but {len(names)} names are given')
-    left_out = [['pictures have no label file', unlabelled, len(images)]] if unlabelled else []
+    left_out = [
+        ['pictures have no label file', unlabelled, len(images)],
+        ['pictures are in no list of the .yaml', unlisted, len(images)],
+    ]
     found = dict(format='YOLO', images=images, annotations=annotations, left_out=left_out, said=said)
     return _finish(found, names, splits)
+
+
+def _area(outline: Sequence[float]) -> float:
+    x, y = np.asarray(outline).reshape(-1, 2).T
+    return float(abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2)
 
 
 def _yolo_object(words: list[str], size: tuple[int, int], where: str) -> Content:
@@ -222,27 +243,56 @@ def _yolo_object(words: list[str], size: tuple[int, int], where: str) -> Content
 
 
 def _yolo_settings(root: Path) -> Content:
-    """What a ``.yaml`` of YOLO's in the folder says."""
+    """What a ``.yaml`` of YOLO's in the folder says; lists of pictures that it names as ``lists``."""
+    found: dict[Path, Content] = {}
     for path in sorted(root.glob('*.y*ml')):
         try:
             content = yaml.safe_load(path.read_text('utf-8-sig'))
         except yaml.YAMLError as error:
             raise UserError(f"'{path}' is damaged: {str(error).splitlines()[0]}") from error
         if isinstance(content, dict) and 'names' in content:
-            return content
-    return {}
+            found[path] = content
+    if not found:
+        return {}
+    settings = next(iter(found.values()))
+    if any(content['names'] != settings['names'] for content in found.values()):
+        raise UserError(f'{" and ".join(f"{str(path)!r}" for path in found)} name other classes: keep one of them')
+    if 'nc' in settings and settings['nc'] != len(settings['names']):
+        raise UserError(
+            f"'{next(iter(found))}' has {len(settings['names'])} names for nc: {settings['nc']}: correct it"
+        )
+    lists: dict[str, set[str]] = {}
+    for split, entry in _yolo_entries(settings):
+        if entry.endswith('.txt'):
+            path = root / entry
+            if not path.is_file():
+                raise UserError(f"'{next(iter(found))}' names the list '{entry}', which is not in '{root}'")
+            names = [line.strip().replace('\\', '/').removeprefix('./') for line in _lines(path)]
+            # Of another machine's path the folder and the name.
+            lists.setdefault(split, set()).update(names, ('/'.join(name.split('/')[-2:]) for name in names))
+    return settings | dict(lists=lists)
 
 
-def _yolo_split(picture: str, settings: Content) -> str:
-    """The split whose folder the ``.yaml`` names, else the one that the folders' names say."""
-    inside = f'{picture.rpartition("/")[0]}/'
+def _yolo_entries(settings: Content) -> Iterator[tuple[str, str]]:
+    """Splits with the folder or list that the ``.yaml`` names for it."""
     for split, key in (('train', 'train'), ('val', 'val'), ('val', 'valid'), ('test', 'test')):
         entries = settings.get(key) or []
         for entry in [entries] if isinstance(entries, str) else entries:
-            folder = re.sub(r'^(\.{0,2}/)+', '', str(entry).replace('\\', '/')).rstrip('/')
-            if folder and not folder.endswith('.txt') and f'/{inside}'.endswith(f'/{folder}/'):
-                return split
-    return split_of(inside) or ''
+            yield split, re.sub(r'^(\.{0,2}/)+', '', str(entry).replace('\\', '/')).rstrip('/')
+
+
+def _yolo_split(picture: str, settings: Content) -> str:
+    """The split whose list or folder the ``.yaml`` names, else the one that the folders' names say."""
+    parts = picture.split('/')
+    ends = {'/'.join(parts[start:]) for start in range(len(parts))}
+    for split, names in settings.get('lists', {}).items():
+        if names & ends:
+            return split
+    inside = '/'.join(['', *parts[:-1], ''])
+    for split, entry in _yolo_entries(settings):
+        if entry and not entry.endswith('.txt') and inside.endswith(f'/{entry}/'):
+            return split
+    return '' if settings.get('lists') else split_of(inside) or ''
 
 
 def _read_voc(root: Path, classes: str | None) -> Content | None:
@@ -320,7 +370,7 @@ def write_boxes(content: Content, out: Path) -> Content:
             objects.append(groups[key])
     files = {}
     for split in dict.fromkeys(image['split'] for image in content['images']):
-        images = [image for image in content['images'] if image['split'] == split and not image.get('unlabelled')]
+        images = [image for image in content['images'] if image['split'] == split and not image.get('unused')]
         ids = {image['id'] for image in images}
         part = dict(
             images=[{name: value for name, value in image.items() if name != 'split'} for image in images],
@@ -348,7 +398,7 @@ def write_maps(root: Path, content: Content, out: Path) -> Content:
     many = len(content['categories']) > 254
     samples: list[Content] = []
     for image in content['images']:
-        if image.get('unlabelled'):
+        if image.get('unused'):
             continue
         # In the size that it was drawn in, which the reader compares with the picture's.
         size = (image['width'], image['height'])

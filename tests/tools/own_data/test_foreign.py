@@ -366,6 +366,8 @@ def test_outlines_are_trained(form: str, task: str, tmp_path: Path) -> None:
     ('0 .5 .5 .2 .2', 'names: [cat]\nkpt_shape: [3, 2]', 'key points'),
     ('0 .5 .5 .2 .2', 'names: {1: cat}', 'not numbered 0, 1, 2'),
     ('0 .5 .5 .2 .2', 'names: [cat', 'is damaged'),
+    ('0 .5 .5 .2 .2', 'names: [cat]\nnc: 2', 'has 1 names for nc: 2'),
+    ('0 .5 .5 .2 .2', 'names: [cat]\nval: none.txt', "names the list 'none.txt', which is not in"),
 ])  # fmt: skip
 def test_yolo_that_means_something_else_is_refused(
     line: str, names: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -376,6 +378,36 @@ def test_yolo_that_means_something_else_is_refused(
     (tmp_path / 'data' / 'data.yaml').write_text(names)
     with pytest.raises(UserError, match=message):
         convert(tmp_path / 'data', 'det', tmp_path / 'out', 'no annotations')
+
+
+def test_yolo_has_the_splits_of_its_yaml(tmp_path: Path) -> None:
+    """Folders whose names say nothing or something else, and lists."""
+    write_yolo(tmp_path / 'folders', 'images/a', 'labels/a', YOLO['box'], 3)
+    write_yolo(tmp_path / 'folders', 'images/test', 'labels/test', YOLO['box'], 2)
+    (tmp_path / 'folders' / 'data.yaml').write_text('names: [cat, dog]\ntrain: ../images/a\nval: [images/test]\n')
+    write_yolo(tmp_path / 'lists', 'images', 'labels', YOLO['box'], 5)
+    (tmp_path / 'lists' / 'data.yaml').write_text('names: [cat, dog]\ntrain: ./some.txt\nval: others.txt\n')
+    (tmp_path / 'lists' / 'some.txt').write_text('./images/im0.jpg\nimages/im1.jpg\n')
+    (tmp_path / 'lists' / 'others.txt').write_text('C:\\\\me\\images\\im2.jpg\n/me/images/im3.jpg\n')
+    for root, expected in (('folders', (3, 2)), ('lists', (2, 2))):
+        data = read('det', tmp_path / root, tmp_path / 'out')
+        assert (len(data.splits['train']), len(data.splits['val'])) == expected
+    (tmp_path / 'lists' / 'other.yaml').write_text('names: [dog, cat]')
+    with pytest.raises(UserError, match='name other classes: keep one'):
+        read('det', tmp_path / 'lists', tmp_path / 'out')
+
+
+def test_small_outlines_lie_on_large_ones(tmp_path: Path) -> None:
+    write_yolo(tmp_path / 'data', 'images', 'labels', f'0 .45 .45 .55 .45 .55 .55 .45 .55\n{YOLO["polygon"]}')
+    data = read('seg', tmp_path / 'data', tmp_path / 'out')
+    assert min(data.counts) > 0
+
+
+def test_labels_in_two_formats_are_a_question(tmp_path: Path) -> None:
+    write_yolo(tmp_path / 'data', 'images', 'labels', YOLO['box'])
+    write_voc(tmp_path / 'data' / 'images' / 'im0.xml', 'cat', 'im0.jpg')
+    said = convert(tmp_path / 'data', 'det', tmp_path / 'out', '')['said']
+    assert any(kind == 'question' and 'YOLO and Pascal VOC' in text for kind, text in said)
 
 
 def test_pictures_without_a_label_file_are_left_out(tmp_path: Path) -> None:
