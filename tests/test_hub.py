@@ -173,6 +173,10 @@ def test_every_recipe_can_be_written_and_read_as_data() -> None:
     for name in mmpelk.list_configs():
         cfg = mmpelk.get_config(name)
         content = hub.read_recipe(hub.write_recipe(cfg), name)
+        if 'enlarged' in name:  # networks of the toolboxes, which are on no list of harmless ones
+            with pytest.raises(UserError, match='If you trust its author'):
+                hub.refuse_harmful_recipe(content, name)
+            continue
         hub.refuse_harmful_recipe(content, name)
         assert Config(content).model == cfg.model, name
         assert content['test_dataloader'] == cfg.test_dataloader.to_dict(), name

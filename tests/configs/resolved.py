@@ -37,9 +37,15 @@ def flatten(value: Any, key: str) -> dict[str, Any]:
     items: Any = {}
     if not key.endswith(WHOLE):
         items = value if isinstance(value, dict) else dict(enumerate(value)) if isinstance(value, list) else {}
-    # The toolbox marks what comes from it with its scope.
-    children = [flatten(child, f'{key}.{name}') for name, child in items.items() if name != '_scope_']
+    children = [flatten(child, f'{key}.{name}') for name, child in items.items()]
     return {k: v for child in children for k, v in child.items()} or {key: value}
+
+
+def without_scopes(value: Any) -> Any:
+    """A toolbox marks what comes from it with its scope."""
+    if isinstance(value, dict):
+        return {key: without_scopes(child) for key, child in value.items() if key != '_scope_'}
+    return type(value)(map(without_scopes, value)) if isinstance(value, list | tuple) else value
 
 
 @functools.cache
@@ -54,7 +60,7 @@ def resolved(*names: str) -> dict[str, Any]:
     merged = Config.fromfile(config(names[0]))
     for name in names[1:]:
         merged.merge_from_dict(Config.fromfile(config(name)).to_dict())
-    content = merged.to_dict()
+    content = without_scopes(merged.to_dict())
     if 'data_preprocessor' in content:  # as the Runner does
         content['model'].setdefault('data_preprocessor', content.pop('data_preprocessor'))
     values = {k: v for name, value in content.items() if name in READ for k, v in flatten(value, name).items()}

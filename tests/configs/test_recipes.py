@@ -7,7 +7,7 @@ import pytest
 from mmengine.config import Config
 
 import mmpelk
-from tests.configs.resolved import ABSENT, config, difference
+from tests.configs.resolved import ABSENT, config, difference, flatten, resolved
 from tests.paths import CONFIGS, RECIPES, ROOT
 
 Changes = dict[str, tuple[Any, Any]]
@@ -118,6 +118,26 @@ def inflated(changes: Changes, theirs: str, ours: str) -> Changes:
         'model.backbone.init_cfg.type': ('Pretrained', 'mmpelk.Inflated'),
     }
 
+
+def enlarged(base: str, kernel_size: int | dict[str, int]) -> Changes:
+    """The toolbox's own recipe with its backbone enlarged."""
+    of_backbone = {key: value for key, value in resolved(base).items() if key.startswith('model.backbone.')}
+    moved = {key.replace('backbone', 'backbone.backbone', 1): (ABSENT, value) for key, value in of_backbone.items()}
+    gone = {key: (value, ABSENT) for key, value in of_backbone.items()}
+    kernels = {name: (ABSENT, size) for name, size in flatten(kernel_size, 'model.backbone.kernel_size').items()}
+    return moved | gone | kernels | {'model.backbone.type': (of_backbone['model.backbone.type'], 'mmpelk.Enlarged')}
+
+
+ENLARGED: dict[str, tuple[str, int | dict[str, int]]] = {
+    'seg/upernet_convnext_t_enlarged_ade20k': (
+        'mmseg::convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512',
+        {'stages.0.*': 51, 'stages.1.*': 49, 'stages.2.*': 47, 'stages.3.*': 13},
+    ),
+    'det/rtmdet_tiny_enlarged_coco': ('mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco', 31),
+    'det/rtmdet_ins_tiny_enlarged_coco': ('mmdet::rtmdet/rtmdet-ins_tiny_8xb32-300e_coco', 31),
+    'cls/mobilenet_v2_enlarged_in1k': ('mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k', 31),
+    'cls/mobilenet_v3_large_enlarged_in1k': ('mmpretrain::mobilenet_v3/mobilenet-v3-large_8xb128_in1k', 31),
+}
 
 # At 384 x 384, testing on the whole image.
 LARGE_IMAGES: Changes = {
@@ -375,8 +395,16 @@ def test_recipe_differs_in_nothing_else(name: str) -> None:
     assert difference(base, name) == changes
 
 
+@pytest.mark.parametrize('name', ENLARGED)
+def test_enlarged_recipe_differs_in_nothing_else(name: str) -> None:
+    base, kernel_size = ENLARGED[name]
+    assert difference(base, name) == enlarged(base, kernel_size)
+
+
 def test_every_recipe_is_compared() -> None:
-    assert [f'{name}.py' for name in sorted(DIFFERENCES)] == [name for name in RECIPES if not name.startswith('demo/')]
+    assert [f'{name}.py' for name in sorted({*DIFFERENCES, *ENLARGED})] == [
+        name for name in RECIPES if not name.startswith('demo/')
+    ]
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def check_recipes() -> None:
     installed = {scope: _importable(toolbox) for scope, toolbox in zip(('seg', 'det', 'cls'), NANO, strict=True)}
     resolved = [name for name in names if installed[name.split('/')[0]]]
     for name in resolved:
-        assert mmpelk.get_config(name).model.backbone.type in ('mmpelk.PeLK', 'mmpelk.Inflated'), name
+        assert mmpelk.get_config(name).model.backbone.type in ('mmpelk.PeLK', 'mmpelk.Enlarged'), name
     with tempfile.TemporaryDirectory() as folder:
         for index, text in enumerate((BY_NAME, PURE_PYTHON)):
             path = Path(folder, f'config_{index}.py')

@@ -1,0 +1,1 @@
+globals().update(__import__('mmpelk').resolve_recipe(__file__))
