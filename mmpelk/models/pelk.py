@@ -500,7 +500,11 @@ class PeLK(Pretrained, BaseModule):
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments, but ``init_cfg``, that build the network as it is: deployed, shrunk, shorter."""
         blocks = [[cast(PeLKBlock, block) for block in stage] for stage in self.stages]
-        hidden = [[block.pointwise_conv1.out_features for block in stage] for stage in blocks]
+        hidden = [
+            # Layers in a wrapper, as LoRA's, say nothing of themselves.
+            [getattr(block.pointwise_conv1, 'out_features', 4 * width) for block in stage]
+            for stage, width in zip(blocks, self.channels, strict=True)
+        ]
         depths = tuple(map(len, blocks))
         is_default = hidden == [[4 * width] * depth for width, depth in zip(self.channels, depths, strict=True)]
         deployed = all(block.mixer.deployed for stage in blocks for block in stage)

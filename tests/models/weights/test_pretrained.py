@@ -116,8 +116,9 @@ def test_compiled_parts_come_back(tmp_path: Path) -> None:
         fuse_conv_bn,
         lambda model: prune.l1_unstructured(model.stages[0][0].pointwise_conv1, 'weight', 0.5),
         lambda model: nn.utils.parametrizations.weight_norm(model.stages[0][0].mixer.small),
+        lambda model: setattr(model.stages[0][0], 'pointwise_conv1', nn.Sequential(model.stages[0][0].pointwise_conv1)),
     ],
-    ids=['fused', 'pruned', 'reparametrised'],
+    ids=['fused', 'pruned', 'reparametrised', 'wrapped'],
 )
 def test_changed_network_is_refused(change: Callable[[PeLK], Any], tmp_path: Path) -> None:
     model = network()
