@@ -371,6 +371,8 @@ def write_boxes(content: Content, out: Path) -> Content:
     files = {}
     for split in dict.fromkeys(image['split'] for image in content['images']):
         images = [image for image in content['images'] if image['split'] == split and not image.get('unused')]
+        if not images:
+            continue
         ids = {image['id'] for image in images}
         part = dict(
             images=[{name: value for name, value in image.items() if name != 'split'} for image in images],

@@ -313,9 +313,11 @@ def test_yolo(layout: str, shape: str, task: str, tmp_path: Path) -> None:
         write_yolo(root, 'images/train2017', 'labels/train2017', YOLO[shape])
         classes, expected = 'cat,dog', {'train': 3, 'val': 1}
     elif layout == 'roboflow':
-        for split, count in (('train', 4), ('valid', 2), ('test', 1)):
+        for split, count in (('train', 4), ('valid', 2)):
             write_yolo(root, f'{split}/images', f'{split}/labels', YOLO[shape], count)
+        image(root / 'test' / 'images' / '0.jpg')  # has no label
         (root / 'data.yaml').write_text(YAML)
+        expected = {'train': 4, 'val': 2}
     else:
         write_yolo(root, 'data', 'data', YOLO[shape], 7)
         (root / 'data' / 'classes.txt').write_text('cat\ndog\n')
