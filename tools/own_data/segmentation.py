@@ -142,7 +142,14 @@ def read_segmentation(
     coloured = _are_coloured(data, {pair: found[pair][1] for pair in pairs}) or through_palette
     lossy = any(pair.label.lower().endswith(('.jpg', '.jpeg')) for pair in pairs)
     public = _public(pairs) if not converted else lambda values: None
-    meaning = interpret(statistics, coloured, lossy, names, answers or Answers(), public)
+    answers = answers or Answers()
+    unsaid = answers.ignore is None and answers.background is None
+    if converted and unsaid and len(names) > 1 and 0 in statistics.counts and all(name.key for name in names):
+        answers = replace(answers, background='0')
+        share = statistics.counts[0] / sum(statistics.counts.values())
+        text = f'what lies outside of every outline, {share:.1%} of the pixels, is taken for a class background'
+        data.note('question', f'{text}: --background 0 confirms it, --ignore 0 does not train on it')
+    meaning = interpret(statistics, coloured, lossy, names, answers, public)
     for kind, text in meaning.said:
         data.note(kind, text)
     data.classes, data.palette = meaning.classes, meaning.palette

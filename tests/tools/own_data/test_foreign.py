@@ -92,11 +92,21 @@ def test_labelme_boxes(tmp_path: Path) -> None:
     assert len(data.splits['train']) == 4
 
 
+def read_maps(root: Path, out: Path, classes: str | None = None) -> DataSet:
+    """What lies outside of the outlines is no class."""
+    return read_segmentation(
+        root, answers=Answers(ignore=['0']), converted=convert(root, 'seg', out, '', None, classes)
+    )
+
+
 def test_labelme_maps(tmp_path: Path) -> None:
     root = write_labelme(tmp_path / 'data')
     data = read_segmentation(root, converted=convert(root, 'seg', tmp_path / 'out', ''))
+    assert data.classes == ['background', 'dog', 'cat']
+    assert '--background 0 confirms it' in '\n'.join(map(str, data.questions))  # nobody has said what lies outside
+    assert set(np.unique(read_indices(data, data.details['pairs'][0])).tolist()) == {0, 1, 2}
+    data = read_maps(root, tmp_path / 'out')
     assert data.classes == ['dog', 'cat']
-    assert '--background 0' in '\n'.join(map(str, data.questions))  # nobody has said what lies outside
     indices = read_indices(data, data.details['pairs'][0])
     left, top, right, bottom = BOX
     inside = np.zeros((32, 48), bool)
@@ -123,7 +133,7 @@ def test_labelme_has_the_folders_splits_and_the_users_order(tmp_path: Path) -> N
             labelme(tmp_path / 'data' / split / f'{split}{index}.json', [polygon('cat'), polygon('dog', 20)])
     root, expected = tmp_path / 'data', {'train': 3, 'val': 2, 'test': 1}
     detection = read_detection(root, converted=convert(root, 'det', tmp_path / 'det', '', classes='dog,cat'))
-    maps = read_segmentation(root, converted=convert(root, 'seg', tmp_path / 'seg', '', classes='dog,cat'))
+    maps = read_maps(root, tmp_path / 'seg', 'dog,cat')
     assert names(detection) == names(maps) == expected
     assert detection.classes == maps.classes == ['dog', 'cat']
     assert (read_indices(maps, maps.details['pairs'][0])[5, 5], has_outlines(root)) == (1, True)
@@ -171,7 +181,7 @@ def test_labelme_shapes(tmp_path: Path) -> None:
     (root / 'x.json').write_text('{"shapes": [')
     data = read_detection(root, converted=convert(root, 'det', tmp_path / 'det', ''))
     assert dict(zip(data.classes, data.counts, strict=True)) == {'cat': 4, 'dog': 8}
-    maps = read_segmentation(root, converted=convert(root, 'seg', tmp_path / 'seg', ''))
+    maps = read_maps(root, tmp_path / 'seg')
     assert maps.classes == ['cat', 'dog']
     assert read_indices(maps, maps.details['pairs'][0])[25, 40] == 255
     for asked in (notes(data), notes(maps)):
