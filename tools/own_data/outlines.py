@@ -31,7 +31,7 @@ _NUMBER = re.compile(r'[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?')
 
 def has_outlines(root: Path) -> bool:
     """Whether there is a file in the folder that :func:`read_outlines` reads for segmentation."""
-    return any(True for _ in _labelme_files(root)) or any(True for _ in _yolo_files(root))
+    return any(content is not None for _, content in _labelme_files(root)) or any(True for _ in _yolo_files(root))
 
 
 def read_outlines(root: Path, classes: str | None) -> Content | None:
@@ -197,8 +197,10 @@ def _read_yolo(root: Path, classes: str | None) -> Content | None:
     if classes or not names:
         folders = sorted({path.parent for _, path in files if path})
         places = dict.fromkeys([root, root / 'labels', *folders, *(folder.parent for folder in folders)])
-        read = (read_names(classes, place) for place in places)
-        given = [name.name for name in next(filter(None, read), [])]
+        list_ = next(filter(None, (read_names(classes, place) for place in places)), [])
+        if any(not name.coloured and name.key not in (None, index) for index, name in enumerate(list_)):
+            raise UserError(f"the list of YOLO's classes for '{root}' is not numbered 0, 1, 2, ...: number it so")
+        given = [name.name for name in list_]
         if classes and names and given != names:
             raise UserError(
                 f"YOLO's labels are indices into the names of '{root}': {', '.join(names[:12])}; no --classes"
@@ -255,6 +257,8 @@ def _yolo_settings(root: Path) -> Content:
     if not found:
         return {}
     settings = next(iter(found.values()))
+    if not isinstance(settings['names'], (list, dict)):
+        raise UserError(f"'{next(iter(found))}' has names: {settings['names']!r}, where YOLO has a list of them")
     if any(content['names'] != settings['names'] for content in found.values()):
         raise UserError(f'{" and ".join(f"{str(path)!r}" for path in found)} name other classes: keep one of them')
     if 'nc' in settings and settings['nc'] != len(settings['names']):

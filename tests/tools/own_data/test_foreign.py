@@ -378,6 +378,7 @@ def test_outlines_are_trained(form: str, task: str, tmp_path: Path) -> None:
     ('0 .5 .5 .2 .2', 'names: [cat]\nkpt_shape: [3, 2]', 'key points'),
     ('0 .5 .5 .2 .2', 'names: {1: cat}', 'not numbered 0, 1, 2'),
     ('0 .5 .5 .2 .2', 'names: [cat', 'is damaged'),
+    ('0 .5 .5 .2 .2', 'names: coco.names', 'where YOLO has a list of them'),
     ('0 .5 .5 .2 .2', 'names: [cat]\nnc: 2', 'has 1 names for nc: 2'),
     ('0 .5 .5 .2 .2', 'names: [cat]\nval: none.txt', "names the list 'none.txt', which is not in"),
 ])  # fmt: skip
@@ -407,6 +408,15 @@ def test_yolo_has_the_splits_of_its_yaml(tmp_path: Path) -> None:
     (tmp_path / 'lists' / 'other.yaml').write_text('names: [dog, cat]')
     with pytest.raises(UserError, match='name other classes: keep one'):
         read('det', tmp_path / 'lists', tmp_path / 'out')
+
+
+def test_numbered_names_of_yolo(tmp_path: Path) -> None:
+    write_yolo(tmp_path / 'data', 'images', 'labels', YOLO['box'])
+    (tmp_path / 'data' / 'classes.txt').write_text('0 cat\n1 dog\n')
+    assert read('det', tmp_path / 'data', tmp_path / 'out').classes == ['cat', 'dog']
+    (tmp_path / 'data' / 'classes.txt').write_text('1 cat\n2 dog\n')
+    with pytest.raises(UserError, match='is not numbered 0, 1, 2'):
+        read('det', tmp_path / 'data', tmp_path / 'out')
 
 
 def test_small_outlines_lie_on_large_ones(tmp_path: Path) -> None:
