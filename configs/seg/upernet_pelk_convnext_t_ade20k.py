@@ -2,7 +2,15 @@
 _base_ = ['./upernet_pelk_t_ade20k.py', '../_base_/models/convnext_weights.py']
 
 model = dict(
-    backbone=dict(arch='convnext-tiny', init_cfg=dict(_delete_=True, **_base_.inflated.tiny)),
+    backbone=dict(
+        arch='convnext-tiny',
+        init_cfg=dict(
+            _delete_=True,
+            mean=_base_.model.data_preprocessor.mean,
+            std=_base_.model.data_preprocessor.std,
+            **_base_.inflated.tiny,
+        ),
+    ),
     decode_head=dict(in_channels=_base_.widths.convnext_tiny),
     auxiliary_head=dict(in_channels=_base_.widths.convnext_tiny[2]),
 )

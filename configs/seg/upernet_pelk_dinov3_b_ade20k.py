@@ -1,12 +1,4 @@
 # Not of the paper: PeLK's kernels in DINOv3's ConvNeXt. The weights have a licence of their own, see docs/inflation.md.
 _base_ = './upernet_pelk_convnext_b_ade20k.py'
 
-model = dict(
-    backbone=dict(
-        init_cfg=dict(
-            checkpoint='timm://convnext_base.dinov3_lvd1689m',
-            mean=_base_.model.data_preprocessor.mean,
-            std=_base_.model.data_preprocessor.std,
-        ),
-    ),
-)
+model = dict(backbone=dict(init_cfg=dict(checkpoint='timm://convnext_base.dinov3_lvd1689m')))

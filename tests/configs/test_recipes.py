@@ -103,6 +103,9 @@ def with_large_kernels(key: str, stages: slice) -> Changes:
         f'model.{key}': (T[stages], THEIR_T[stages]),
         'model.backbone.arch': ('tiny', 'convnext-tiny'),
         'model.backbone.init_cfg.checkpoint': ('checkpoints/pelk_t_in1k.pth', 'URL'),
+        # Of the preprocessor, to be compared with what the weights expect.
+        'model.backbone.init_cfg.mean': (ABSENT, (123.675, 116.28, 103.53)),
+        'model.backbone.init_cfg.std': (ABSENT, (58.395, 57.12, 57.375)),
         'model.backbone.init_cfg.prefix': ('backbone.', ABSENT),
         'model.backbone.init_cfg.type': ('Pretrained', 'mmpelk.Inflated'),
     }
@@ -114,6 +117,9 @@ def inflated(changes: Changes, theirs: str, ours: str) -> Changes:
     return kept | {
         'custom_hooks': (ABSENT, ()),
         'model.backbone.arch': (theirs, f'convnext-{ours}'),
+        # Of the preprocessor, to be compared with what the weights expect.
+        'model.backbone.init_cfg.mean': (ABSENT, (123.675, 116.28, 103.53)),
+        'model.backbone.init_cfg.std': (ABSENT, (58.395, 57.12, 57.375)),
         'model.backbone.init_cfg.prefix': ('backbone.', ABSENT),
         'model.backbone.init_cfg.type': ('Pretrained', 'mmpelk.Inflated'),
     }
@@ -170,15 +176,9 @@ BIG_CASCADE: Changes = {
     'optim_wrapper.paramwise_cfg.decay_rate': (0.7, 0.8),
 }
 
-PREPROCESSOR = dict(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
-
 
 def dinov3(size: str, before: str = 'URL') -> Changes:
-    """Weights that are told what the recipe feeds them; a child has that from its base."""
-    fed = PREPROCESSOR if before == 'URL' else {}
-    return {f'model.backbone.init_cfg.{key}': (ABSENT, value) for key, value in fed.items()} | {
-        'model.backbone.init_cfg.checkpoint': (before, f'timm://convnext_{size}.dinov3_lvd1689m')
-    }
+    return {'model.backbone.init_cfg.checkpoint': (before, f'timm://convnext_{size}.dinov3_lvd1689m')}
 
 
 LARGE: Changes = dinov3('large', 'timm://convnext_base.dinov3_lvd1689m') | {
