@@ -173,16 +173,19 @@ class CheckpointHook(MMEngineCheckpointHook):
             CheckpointError: If the optimizer or the schedulers do not take what it holds.
         """
         if runner._resume:
-            name, network = runner._load_from, unwrap_model(runner.model)
-            fault = fault_of(checkpoint, name, network) if '://' in str(name) else None
-            if not fault and not hasattr(runner, 'strategy'):  # which has states of its own kinds
-                misfit = misfit_of(checkpoint, runner.optim_wrapper, runner.param_schedulers)
-                fault = misfit and f"'{name}' is no checkpoint to resume this training from: {misfit}"
-            if fault:
-                raise CheckpointError(f'{fault}. Load its weights alone with load_from, or resume from another one')
+            if not hasattr(runner, 'strategy'):  # which has states of its own kinds
+                self._refuse_misfit(runner, checkpoint)
             self._run = self._run or run_of(checkpoint)
             for key in (RUN_ID, ANCESTORS):
                 checkpoint.pop(key, None)
+
+    def _refuse_misfit(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        name = runner._load_from
+        fault = fault_of(checkpoint, name, unwrap_model(runner.model)) if '://' in str(name) else None
+        if not fault and (misfit := misfit_of(checkpoint, runner.optim_wrapper, runner.param_schedulers)):
+            fault = f"'{name}' is no checkpoint to resume this training from: {misfit}"
+        if fault:
+            raise CheckpointError(f'{fault}. Load its weights alone with load_from, or resume from another one')
 
     def before_train(self, runner: Runner) -> None:
         """As mmengine, with files that are whole or not there, and with names instead of paths from a checkpoint."""
