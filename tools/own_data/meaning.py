@@ -396,7 +396,9 @@ def _unnamed(keys: set[int], answers: Answers, void: set[int], coloured: bool) -
         return
     each = tuple((f'class_{value}', value) for value in labelled)
     text = f'each of the values {_list(labelled, False)} is taken for a class'
-    nothing = 'no class is ignored' if not keys & void else '255 is not trained on'
+    said = answers.ignore or ()
+    left = [*(text for text in said if text != 'none'), *map(str, sorted(keys & void))]
+    nothing = f'{", ".join(left)} {"are" if len(left) > 1 else "is"} not trained on' if left else 'no class is ignored'
     if keys == {0, IGNORED} and void:
         yield _Reading((('background', 0), ('foreground', IGNORED)), '0 is the background and 255 the foreground', '')
     elif labelled[-1] >= 8 and 2 * len(labelled) <= labelled[-1] + 1:
@@ -412,7 +414,7 @@ def _unnamed(keys: set[int], answers: Answers, void: set[int], coloured: bool) -
         ends = ' or '.join(dict.fromkeys(str(value) for value in (labelled[0], labelled[-1])))
         # The first or the last of several may be "no class", as in CamVid; two are an object and what is around it.
         certain = bool(keys & void) or len(labelled) < 3 or answers.ignore is not None
-        other = '' if keys & void else f'; if {ends} is no class, give --ignore with it'
+        other = '' if certain and len(labelled) > 2 else f'; if {ends} is no class, give --ignore with it'
         option = '--classes' if certain else '--ignore none'
         yield _Reading(each, f'{text}, {nothing}{other}; --classes NAME,... names them', option, certain)
 
