@@ -281,6 +281,19 @@ def test_the_next_backend_goes_on(
         peripheral_conv2d(*inputs, grid, backend='triton')  # named, it is used as it is
 
 
+def test_a_map_of_single_points_is_no_error(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Exact zeros are compared with what a transform leaves of them."""
+    compiled = _Compiled(monkeypatch, lambda result: result)
+    x = torch.zeros(2, 3, 20, 20)
+    x[:, :, 3, 4], x[:, :, 17, 11] = 1, -0.3
+    grid = sharing_grid(13, 5)
+    weight = torch.randn(3, 1, len(grid), len(grid), generator=torch.Generator().manual_seed(0))
+    for _ in range(2):
+        output_and_gradients(convolve(grid), (x, weight), x)
+    assert compiled.calls == 6
+    assert not caplog.records
+
+
 @pytest.mark.parametrize('failure', ['compiler', 'zeros', 'while it is prepared'])
 def test_the_next_backend_goes_on_where_a_kernel_is_prepared(
     failure: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

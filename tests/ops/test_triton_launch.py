@@ -62,9 +62,15 @@ def _run(program: str, folder: Path, **variables: str) -> subprocess.CompletedPr
     return result
 
 
-def test_a_kernel_that_writes_nothing_reaches_no_training(stub: Path) -> None:
+@pytest.mark.parametrize('backend', ['triton', 'triton_dft'])
+def test_a_kernel_that_writes_nothing_reaches_no_training(stub: Path, backend: str) -> None:
     """Compiled, bound and launched as on a GPU; only the comparison with an exact result can tell."""
-    result = _run(STEP, stub)
+    program = STEP
+    if backend == 'triton_dft':
+        program = STEP.replace('install()', "install('triton_dft')").replace(
+            'x = torch.randn(2, 4, 17, 20)', 'torch.set_default_dtype(torch.float16)\nx = torch.randn(2, 4, 17, 20)'
+        )
+    result = _run(program, stub)
     assert int(result.stdout.split('launches: ')[1]) > 0
     assert result.stderr.count('its result is wrong') == 2, result.stderr
     assert result.stderr.count('fails for the') == 2

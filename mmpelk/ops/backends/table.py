@@ -54,6 +54,7 @@ class Backend:
             the weight again, for maps of the size of ``x``; ``None`` if it computes nothing worth keeping.
         kernel_key: ``(x, grid)``; tells the compiled kernels apart that calls run. A backend that has it is compiled
             where it runs, and trusted only after its first result with each: see :mod:`.calls`.
+        by_plane: Its errors are relative to the numbers of a whole plane, as those of transforms are.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Backend:
     unsupported_reason: Callable[[Tensor, Tensor, Sequence[int]], str | None] = _no_reason
     prepare: Callable[[Tensor, Sequence[int], Tensor], Tensor] | None = None
     kernel_key: Callable[[Tensor, Sequence[int]], Hashable] | None = None
+    by_plane: bool = False
 
 
 BACKENDS: dict[str, Backend] = {
@@ -81,6 +83,7 @@ BACKENDS: dict[str, Backend] = {
                 unsupported_reason,
                 _of_triton(module, 'prepare'),
                 _of_triton(module, 'kernel_key'),
+                by_plane=module == 'dft',
             )
             for name, module, unsupported_reason in (
                 ('triton', 'launch', triton.unsupported_reason),

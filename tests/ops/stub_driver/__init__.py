@@ -35,8 +35,11 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
     return {**os.environ, **paths, 'TRITON_CACHE_DIR': str(folder / 'cache'), 'OMP_NUM_THREADS': '1', **more}
 
 
-def install() -> Any:
-    """Let Triton launch on the stub in this process, and the operator choose Triton for CPU tensors.
+def install(chosen: str = 'triton') -> Any:
+    """Let Triton launch on the stub in this process, and the operator choose a Triton backend for CPU tensors.
+
+    Args:
+        chosen: Which, while it is not refused.
 
     Returns:
         A counter whose ``value`` is the number of launches.
@@ -47,7 +50,7 @@ def install() -> Any:
     from triton.backends.nvidia.driver import CudaDriver, CudaLauncher, CudaUtils
 
     from mmpelk.ops.backends import Backend, choice, table
-    from mmpelk.ops.backends.triton import launch
+    from mmpelk.ops.backends.triton import dft, launch
 
     class Driver(CudaDriver):
         def __init__(self) -> None:
@@ -62,7 +65,12 @@ def install() -> Any:
 
     triton.runtime.driver.set_active(Driver())
     torch.cuda.get_device_capability = lambda device=None: divmod(_HOPPER, 10)
-    table.BACKENDS['triton'] = Backend('triton', launch.forward, launch.weight_grad, kernel_key=launch.kernel_key)
-    choice._fastest_on_cpu = lambda *args: choice._fastest_on_cuda(*args[:-1])
+    for name, module in (('triton', launch), ('triton_dft', dft)):
+        table.BACKENDS[name] = Backend(
+            name, module.forward, module.weight_grad, prepare=module.prepare, kernel_key=module.kernel_key
+        )
+    choice._fastest_on_cpu = lambda x, grid, weight_grad, *_: (
+        chosen if table.refusal(chosen, x, weight_grad) is None else 'fft'
+    )
     library = ctypes.CDLL(str(Path(os.environ['TRITON_LIBCUDA_PATH']) / 'libcuda.so.1'))
     return ctypes.c_ulong.in_dll(library, 'stub_launches')
