@@ -22,7 +22,7 @@ from mmpelk.models import PeLK
 from mmpelk.models.weights.checkpoint import state_dict_of
 from mmpelk.models.weights.downloads import read_public
 from mmpelk.models.weights.inflation import inflate
-from mmpelk.models.weights.key_maps import SOURCES, detect_source, from_source, to_timm
+from mmpelk.models.weights.key_maps import SOURCES, detect_source, fit_shape, from_source, to_timm
 from mmpelk.sparsity import fold_masks
 from mmpelk.sparsity.publish import save_pth, save_safetensors
 
@@ -112,7 +112,8 @@ def import_checkpoint(args: argparse.Namespace) -> None:
     source = args.source or detect_source(weights)
     print(f'names of {source}')
     renamed = from_source(weights, source)
-    state = {renamed[name]: value for name, value in weights.items()}
+    own = model.state_dict()
+    state = {new: fit_shape(weights[old], own.get(new, weights[old])) for old, new in renamed.items()}
     check(state, model, renamed, args.config)
     maskable = [value for value in state.values() if value.dim() in (2, 4)]
     density = sum(int(value.count_nonzero()) for value in maskable) / sum(value.numel() for value in maskable)

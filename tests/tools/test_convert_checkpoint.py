@@ -13,6 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
 from mmpelk.models.weights.key_maps import detect_source, from_source
 from mmpelk.sparsity import fold_masks
@@ -110,6 +111,13 @@ def published(stripes: str | None = None) -> nn.Module:
     return randomised(model)
 
 
+def torchvisions() -> nn.Module:
+    """torchvision's classifier, whose layer scales are of shape ``(C, 1, 1)``."""
+    following = (*CHANNELS[1:], None)
+    setting = [CNBlockConfig(*sizes) for sizes in zip(CHANNELS, following, DEPTHS, strict=True)]
+    return randomised(ConvNeXt(setting, num_classes=CLASSES))
+
+
 def facebook_names(model: nn.Module) -> dict[str, Tensor]:
     """Its tensors as facebookresearch's and SLaK's repositories write them."""
     state = {}
@@ -122,18 +130,18 @@ def facebook_names(model: nn.Module) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(
     ('names', 'stripes'),
-    [('mmpretrain', None), ('convnext', None), ('slak', 'Decom'), ('slak', 'LoRA')],
-    ids=['mmpretrain', 'convnext', 'slak', 'slak before'],
+    [('mmpretrain', None), ('convnext', None), ('torchvision', None), ('slak', 'Decom'), ('slak', 'LoRA')],
+    ids=['mmpretrain', 'convnext', 'torchvision', 'slak', 'slak before'],
 )
 def test_import_computes_what_the_published_network_computes(
     names: str, stripes: str | None, convert: Tool, tmp_path: Path
 ) -> None:
-    theirs = published(stripes)
+    theirs = torchvisions() if names == 'torchvision' else published(stripes)
     if stripes == 'Decom':  # half of it zeros, which are counted
         for value in theirs.parameters():
             if value.dim() in (2, 4):
                 value.data.view(-1)[::2] = 0
-    state = theirs.state_dict() if names == 'mmpretrain' else facebook_names(theirs)
+    state = facebook_names(theirs) if names in ('convnext', 'slak') else theirs.state_dict()
     whole = dict(meta={}, state_dict=state) if names == 'mmpretrain' else dict(model=state, args=argparse.Namespace())
     torch.save(whole, tmp_path / 'public.pth')
     recipe = config('slak_t' if stripes else 'convnext_t', tmp_path)

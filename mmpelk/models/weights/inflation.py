@@ -22,7 +22,7 @@ from ..mixers.base import affine_of
 from ..pelk import ARCHITECTURES, PeLK
 from .checkpoint import refuse_misfit, shorten
 from .downloads import Normalisation, PublicWeights, read_public
-from .key_maps import SOURCES, Layout, detect_source, from_source, layout_of, prefix_of
+from .key_maps import SOURCES, Layout, detect_source, fit_shape, from_source, layout_of, prefix_of
 
 _NORM_EPS = 1e-5  # of torch's batch norm, in SLaK and RepLKNet
 _OPENCLIP = 'visual.trunk.'
@@ -151,7 +151,7 @@ def inflate(weights: Mapping[str, Tensor], backbone: PeLK, name: str = 'the chec
         kept[f'{key}.large.weight'] = float(held / energy) if energy else 1.0
         state[f'{key}.large.weight'] = projected.to(mixer.large.weight)
         state[f'{key}.large.bias'] = bias.to(mixer.large.weight)
-    state |= {key: _fitted(value, known[key]) for key, value in theirs.items() if key in known}
+    state |= {key: fit_shape(value, known[key]) for key, value in theirs.items() if key in known}
     refuse_misfit(known, state, name, 'Take the architecture of the checkpoint: the same widths and depths')
     return Inflation(state, sorted(theirs.keys() - known.keys()), kept)
 
@@ -170,12 +170,6 @@ def _refuse_other(reading: Reading, own: Layout) -> None:
             f"layer_scale_init_value={'1e-6' if theirs.layer_scale else '0'}, or arch='inflated', which takes the form "
             'of the file'
         )
-
-
-def _fitted(value: Tensor, own: Tensor) -> Tensor:
-    """Without dimensions of one that others write: 1 x 1 convolutions for linear layers, ``(1, 1, 1, C)`` for ``C``."""
-    shapes = [[size for size in tensor.shape if size != 1] for tensor in (value, own)]
-    return value.reshape(own.shape) if shapes[0] == shapes[1] else value
 
 
 def arch_of(init_cfg: Any) -> tuple[dict[str, Any], bool]:

@@ -192,6 +192,15 @@ def from_source(state_dict: Mapping[str, Tensor], source: str) -> dict[str, str]
     return {name: _rename(name.removeprefix(prefix), rules) for name in state_dict}
 
 
+def fit_shape(value: Tensor, own: Tensor) -> Tensor:
+    """A published tensor in the shape of ours, if they differ in dimensions of one alone.
+
+    Others write 1 x 1 convolutions for linear layers, and ``(1, 1, 1, C)`` or ``(C, 1, 1)`` for ``(C,)``.
+    """
+    shapes = [[size for size in tensor.shape if size != 1] for tensor in (value, own)]
+    return value.reshape(own.shape) if shapes[0] == shapes[1] else value
+
+
 class Layout(NamedTuple):
     """What the shapes of a checkpoint say of its network.
 

@@ -372,6 +372,18 @@ def test_weights_that_cannot_be_had(address: str, message: str) -> None:
     assert address in str(caught.value)
 
 
+def test_gated_repository_names_its_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip('huggingface_hub', reason='pip install -e .[hub]')
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        gated = hub.errors.GatedRepoError
+        raise gated.__new__(gated)
+
+    monkeypatch.setattr(hub, 'hf_hub_download', refuse)
+    with pytest.raises(UserError, match=r'accept its licence: do so on https://huggingface\.co/me/mine, then'):
+        read_public('hf://me/mine')
+
+
 @pytest.mark.parametrize(
     ('address', 'module', 'extra'),
     [('timm://convnext_tiny', 'timm.models', 'timm'), ('hf://me/mine', 'huggingface_hub', 'hub')],
