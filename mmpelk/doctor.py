@@ -92,6 +92,11 @@ def _openmmlab() -> Iterator[Finding]:
     for name in _DISTRIBUTIONS:
         if name not in ('mmengine', 'mmcv') and importlib.util.find_spec(name) is None:
             yield Finding(name, 'warning', 'not installed; its recipes need it', _SET_UP)
+    transformers = _version('transformers') or ''
+    if importlib.util.find_spec('mmpretrain') is not None and int(transformers.partition('.')[0] or 0) >= 5:
+        text = f'{transformers}, with which mmpretrain.models cannot be imported'
+        remedy = "pip install 'transformers<5', or keep it in an environment of its own (docs/transformers.md)"
+        yield Finding('transformers', 'warning', text, remedy)
     if stock.get('mmengine') and tuple(map(int, (_version('torch') or '0.0').split('.')[:2])) >= (2, 6):
         remedy = (
             'install_safe_loading() of mmpelk.fault_tolerance.safe_loading, which our tools call, reads them as data '

@@ -115,6 +115,7 @@ BROKEN: dict[str, tuple[Callable[[Patch], None], str, str, str]] = {
         'warning',
         'reads them as data',
     ),
+    'transformers 5': (lambda p: versions(p, transformers='5.24.0'), 'transformers', 'warning', 'transformers<5'),
     'no toolbox': (lambda p: absent(p, 'mmpretrain'), 'mmpretrain', 'warning', 'setup_env'),
     'no mmcv': (lambda p: absent(p, 'mmcv'), 'mmcv', 'error', 'setup_env'),
     'no operators': (lambda p: absent(p, 'mmcv._ext'), 'mmcv operators', 'warning', 'no-build-isolation'),

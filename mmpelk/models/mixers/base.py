@@ -263,11 +263,14 @@ def norm_as_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     state = norm.state_dict()
     if 'running_var' not in state:
         raise ValueError(f'{type(norm).__name__} has no running statistics to fold; deploy needs BN or SyncBN branches')
-    if type(norm).forward not in _AFFINE_NORMS and type(norm).__name__ != 'FrozenBatchNorm2d':  # torchvision's
+    # torchvision's; and those of transformers' detectors, such as DetrFrozenBatchNorm2d, whose epsilon is no attribute.
+    of_transformers = type(norm).__module__.startswith('transformers.')
+    is_frozen = type(norm).__name__.endswith('FrozenBatchNorm2d')
+    if type(norm).forward not in _AFFINE_NORMS and not is_frozen:
         raise ValueError(
             f'{type(norm).__name__} may do more than a batch norm and is not merged; deploy needs BN or SyncBN branches'
         )
-    return affine_of(state, cast(float, norm.eps))
+    return affine_of(state, 1e-5 if is_frozen and of_transformers else cast(float, norm.eps))
 
 
 def affine_of(state: dict[str, Tensor], eps: float) -> tuple[Tensor, Tensor]:
