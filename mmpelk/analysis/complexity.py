@@ -16,7 +16,7 @@ The convention that reproduces the paper's columns (its text does not state one)
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmpelk.models import EnlargedConv2d
 from mmpelk.models.flop_handles import FLOP_HANDLES
 from mmpelk.ops.backends import BACKENDS, PROCESSORS, REFERENCE_PROCESSOR
 from mmpelk.ops.custom_op import HAS_CUSTOM_OP
@@ -245,10 +246,11 @@ def count_complexity(
         sums.setdefault(key, Counter()).update({what: amount, f'{what}_sparse': amount * density})
 
     has_parts = hasattr(model, 'backbone')
+    enlarged = {name for name, module in model.named_modules() if type(module) is EnlargedConv2d}
     for name, parameter in parameters.items():
-        add(_component(name, has_parts), 'params', parameter.numel(), densities.get(name, 1.0))
+        add(_component(name, has_parts, enlarged), 'params', parameter.numel(), densities.get(name, 1.0))
     for name, flops in layers.items():
-        add(_component(f'{name}.', has_parts), 'flops', flops, densities.get(f'{name}.weight', 1.0))
+        add(_component(f'{name}.', has_parts, enlarged), 'flops', flops, densities.get(f'{name}.weight', 1.0))
     for name, flops in norms.items():
         add((_component(f'{name}.', has_parts)[0], _NORMS), 'flops', flops)
     components, left_out = [], []
@@ -269,13 +271,15 @@ def count_complexity(
     return Complexity(tuple(components), tuple(left_out), tuple(calls), processor)
 
 
-def _component(path: str, has_parts: bool) -> tuple[str, str]:
+def _component(path: str, has_parts: bool, enlarged: Collection[str] = ()) -> tuple[str, str]:
     """Part and component of a parameter's or, with a dot at the end, a module's path."""
     part, _, rest = path.partition('.') if has_parts else ('backbone', '', path)
     if part == 'roi_head':
         part = rest.partition('.')[0]
     if part != 'backbone':
         return part, part
+    if path.rpartition('.')[0] in enlarged:
+        return part, 'large_kernels'
     return part, next(name for name, pattern in _BACKBONE_COMPONENTS if re.search(pattern, rest))
 
 

@@ -40,11 +40,16 @@ def load_deployed(cfg: Config, checkpoint: str) -> nn.Module:
     if 'train_cfg' in arguments:  # mmdet's detectors want the argument
         arguments.train_cfg = None
     backbone = arguments.get('backbone', {})
-    backbone.update(init_cfg=None, deploy=not any('.mixer.large_norm.' in name for name in state))
+    backbone.update(init_cfg=None)
+    if backbone.get('type') != 'mmpelk.Enlarged':  # which has no branches to merge
+        backbone.update(deploy=not any('.mixer.large_norm.' in name for name in state))
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):
         model = revert_sync_batchnorm(MODELS.build(arguments))
-    if not isinstance(getattr(model, 'backbone', None), PeLK):
-        raise UserError(f"only networks with a PeLK backbone are exported; the config's is {backbone.get('type')}")
+    network = getattr(model, 'backbone', None)
+    if not isinstance(network, PeLK) and backbone.get('type') != 'mmpelk.Enlarged':
+        raise UserError(
+            f"only networks with a PeLK or an enlarged backbone are exported; the config's is {backbone.get('type')}"
+        )
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items() if not name.startswith('data_preprocessor.')}
     wrong = [name for name in {**own, **found} if own.get(name) != found.get(name)]
@@ -55,7 +60,8 @@ def load_deployed(cfg: Config, checkpoint: str) -> nn.Module:
         )
     model.load_state_dict(state)
     model.eval().requires_grad_(False)
-    model.backbone.switch_to_deploy()
+    if isinstance(network, PeLK):
+        network.switch_to_deploy()
     model.dataset_meta = meta.get('dataset_meta') or {}
     return model
 
@@ -145,13 +151,14 @@ class ExportedNetwork:
         """
         task = task_of(model)
         names = {'segmentation': ('logits', 'labels'), 'classification': ('logits',), 'detection': ()}[task]
-        if task == 'detection':
-            levels = cast(Any, model).neck.num_outs if hasattr(model, 'neck') else len(cast(Any, model).backbone.depths)
-            names = tuple(f'level{level}' for level in range(levels))
         backbone = cast(Any, model).backbone
-        stem = backbone.downsample_layers[0][0].kernel_size[0]
+        if task == 'detection':
+            outputs = getattr(getattr(model, 'neck', backbone), 'num_outs', None) or len(backbone.out_indices)
+            names = tuple(f'level{level}' for level in range(outputs))
+        stem = next(module for module in backbone.modules() if isinstance(module, nn.Conv2d))
         meta = {key: value for key, value in cast(Any, model).dataset_meta.items() if key in ('classes', 'palette')}
-        return cls(_Inference(model, task), names, task, Preprocessing.of(cfg, backbone.in_channels), stem, meta)
+        preprocessing = Preprocessing.of(cfg, stem.in_channels)
+        return cls(_Inference(model, task), names, task, preprocessing, stem.kernel_size[0], meta)
 
     def check_size(self, height: int, width: int) -> None:
         """Refuse images that the stem has no patch for.

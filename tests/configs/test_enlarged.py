@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,10 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
+from mmpelk.analysis.complexity import count_complexity
+from mmpelk.analysis.inference import build_model
 from mmpelk.engine import adapt_to_machine
+from mmpelk.export import ExportedNetwork, load_deployed, make_plain
 from mmpelk.models import EnlargedConv2d
 from tests.paths import CONFIGS, RECIPES
 
@@ -65,6 +69,27 @@ def test_checkpoint_and_groups_of_the_plain_network(name: str) -> None:
     assert outputs[0]
     for want, got in zip(*outputs, strict=True):
         assert (got - want).norm() <= 1e-5 * want.norm()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['det/rtmdet_tiny_enlarged_coco.py', 'cls/mobilenet_v2_enlarged_in1k.py'])
+def test_export_and_counts(name: str, tmp_path: Path) -> None:
+    cfg = Config.fromfile(CONFIGS / name)
+    pytest.importorskip(cfg.default_scope)
+    model = build_model(cfg)
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'model.pth')
+    exported = ExportedNetwork.of(cfg, load_deployed(cfg, str(tmp_path / 'model.pth')))
+    image = torch.rand(1, exported.channels, 64, 64)
+    with torch.no_grad():
+        want, got = exported.network(image), make_plain(copy.deepcopy(exported.network), image)(image)
+    assert len(want) == len(exported.outputs)
+    for before, after in zip(want, got, strict=True):
+        torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4 * before.abs().max().item())
+
+    counted = count_complexity(model, (64, 64))
+    (component,) = (each for each in counted.components if each.name == 'large_kernels')
+    assert component.flops == sum(call.dense_flops for call in counted.calls)
+    assert counted.executed_by_component()['backbone', 'large_kernels'] == counted.executed()
 
 
 @pytest.mark.scope('mmdet')
