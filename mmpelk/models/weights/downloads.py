@@ -29,7 +29,7 @@ _UNKNOWN = 'unknown: see where the weights come from'
 
 
 class Normalisation(NamedTuple):
-    """Mean and standard deviation of the three colours, red first, of values from 0 to 255 as OpenMMLab counts them."""
+    """Mean and standard deviation of each colour, red first, of values from 0 to 255 as OpenMMLab counts them."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -41,8 +41,9 @@ class Normalisation(NamedTuple):
 
     def is_close(self, other: 'Normalisation') -> bool:
         """Whether they differ by no more than their rounding."""
-        pairs = zip((*self.mean, *self.std), (*other.mean, *other.std), strict=True)
-        return all(abs(one - two) < 0.5 for one, two in pairs)
+        pairs = list(zip((*self.mean, *self.std), (*other.mean, *other.std), strict=False))
+        colours = {len(values) for values in (*self, *other)}
+        return len(colours) == 1 and all(abs(one - two) < 0.5 for one, two in pairs)
 
     def __str__(self) -> str:
         return f'mean={list(self.mean)}, std={list(self.std)}'

@@ -91,9 +91,9 @@ class Reading:
         return f'{tower}a {describe(self.layout)} by the names of {"OpenCLIP" if tower else self.title}'
 
     @property
-    def normalisation(self) -> Normalisation:
-        """What networks of this kind expect of pictures; the model card of the weights knows better."""
-        return _CLIP if self.prefix == _OPENCLIP else _IMAGENET
+    def normalisation(self) -> Normalisation | None:
+        """What the network expects of pictures, if its names tell: those of CLIP do."""
+        return _CLIP if self.prefix == _OPENCLIP else None
 
 
 def describe(layout: Layout) -> str:
@@ -159,10 +159,11 @@ def inflate(weights: Mapping[str, Tensor], backbone: PeLK, name: str = 'the chec
 def _refuse_other(reading: Reading, own: Layout) -> None:
     theirs = reading.layout
     if (theirs.depths, theirs.channels, theirs.use_grn) != (own.depths, own.channels, own.use_grn):
+        pictures = f', and expects pictures with {reading.normalisation}' if reading.normalisation else ''
         wanted = describe(own).replace('ConvNeXt', "ConvNeXt's form", 1)
         raise UserError(
-            f'{reading.name} is {reading}, and expects pictures with {reading.normalisation}; this backbone has '
-            f"{wanted}. Give arch='inflated', which takes the form of the file, and the heads its channels"
+            f'{reading.name} is {reading}{pictures}; this backbone has {wanted}. '
+            "Give arch='inflated', which takes the form of the file, and the heads its channels"
         )
     if theirs.layer_scale != own.layer_scale:
         raise UserError(
@@ -250,14 +251,18 @@ class Inflated:
         print_log(
             f'inflated {len(found.kept)} kernels of {name}, {reading}, at least {min(found.kept.values()):.1%} of '
             f"each one's energy kept; not in it, so as initialised: {shorten(absent) or 'none'}; in it, but not of the "
-            f'backbone: {shorten(found.dropped) or "none"}. Licence of the weights: {public.licence}. They expect '
-            f'pictures with {expected}',
+            f'backbone: {shorten(found.dropped) or "none"}. Licence of the weights: {public.licence}. They '
+            + (
+                f'expect pictures with {expected}'
+                if expected
+                else f"do not say how pictures are normalised: ImageNet's way is {_IMAGENET}"
+            ),
             'current',
         )
 
-    def _check_normalisation(self, public: PublicWeights, reading: Reading) -> Normalisation:
+    def _check_normalisation(self, public: PublicWeights, reading: Reading) -> Normalisation | None:
         expected = public.normalisation or reading.normalisation
-        if self.fed is not None and not expected.is_close(self.fed):
+        if expected is not None and self.fed is not None and not expected.is_close(self.fed):
             raise UserError(
                 f'{reading.name} is {reading} and expects pictures with {expected}; the recipe has {self.fed}. Give '
                 'data_preprocessor and init_cfg those values'

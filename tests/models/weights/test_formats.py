@@ -341,16 +341,27 @@ def test_weights_by_address(
     lines: list[str] = []
     monkeypatch.setattr('mmpelk.models.weights.inflation.print_log', lambda line, _: lines.append(line))
     ours = inflated(address)
-    assert f'Licence of the weights: {public.licence}. They expect pictures with mean=[{mean or 123.675}' in lines[0]
+    pictures = f'expect pictures with mean=[{mean}' if mean else "do not say how pictures are normalised: ImageNet's"
+    assert f'Licence of the weights: {public.licence}. They {pictures}' in lines[0]
     assert_same_maps(ours, of_timm('convnext_tiny', **NANO)[1])
 
 
-def test_another_normalisation_than_the_recipes_is_refused(hub: Callable[..., None]) -> None:
+def test_another_normalisation_than_the_recipes_is_refused(hub: Callable[..., None], tmp_path: Path) -> None:
     hub('me/mine', 'model.safetensors', preprocessor_config=HALF)
     imagenet = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
     with pytest.raises(UserError, match=r'expects pictures with mean=\[127.5.*; the recipe has mean=\[123.675'):
         inflated('hf://me/mine', **imagenet)
+    with pytest.raises(UserError, match=r'the recipe has mean=\[127\.5\], std'):
+        inflated('hf://me/mine', mean=[127.5], std=[127.5])
     inflated('hf://me/mine', mean=[127.5] * 3, std=[127.5] * 3)
+    state, _ = of_timm('convnext_tiny', **NANO)
+    torch.save(state, tmp_path / 'unknown.pth')
+    inflated(str(tmp_path / 'unknown.pth'), **imagenet)
+    torch.save({f'visual.trunk.{key}': value for key, value in state.items()}, tmp_path / 'clip.pth')
+    with pytest.raises(
+        UserError, match=r'picture tower of a CLIP .*expects .*\[122.771.*; the recipe has mean=\[123.675'
+    ):
+        inflated(str(tmp_path / 'clip.pth'), **imagenet)
     with pytest.raises(UserError, match='mean and std together'):
         inflated('hf://me/mine', mean=[127.5] * 3)
 
