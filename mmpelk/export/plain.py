@@ -141,13 +141,19 @@ def make_plain(network: nn.Module, image: Tensor | None = None) -> nn.Module:
                 f'{name} is not deployed, and standard operators are put in the place of merged kernels alone: call '
                 'backbone.eval() and backbone.switch_to_deploy() before make_plain'
             )
-    calls: dict[nn.Module, tuple[torch.Size, Tensor | None]] = {}
+    calls: dict[nn.Module, tuple[torch.Size | None, Tensor | None]] = {}
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         bias_map = args[1] if len(args) > 1 else kwargs.get('bias_map')
-        calls[module] = args[0].shape[-2:], None if bias_map is None else bias_map.detach().clone()
+        size = args[0].shape[-2:]
+        if module in calls and calls[module][0] != size:  # called for maps of several sizes
+            calls[module] = None, None
+        else:
+            calls[module] = size, None if bias_map is None else bias_map.detach().clone()
 
-    convs = {name: module for name, module in modules.items() if isinstance(module, PeripheralConv2d)}
+    # A module may stand at several places.
+    named = network.named_modules(remove_duplicate=False)
+    convs = {name: module for name, module in named if isinstance(module, PeripheralConv2d)}
     for name, conv in convs.items():
         if is_hooked(conv) or type(conv).forward is not PeripheralConv2d.forward:
             raise UserError(

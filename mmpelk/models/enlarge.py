@@ -4,6 +4,7 @@ A depthwise kernel is the fine-grained centre of a larger peripheral kernel whos
 computes what it computed before, its public weights load as before, and the periphery is ready to learn.
 """
 
+import gc
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -239,7 +240,7 @@ def enlarge(
     those that were enlarged before, where the rings of the larger kernel can hold the trained one. The others are left
     and named with the reason. Weights of the network before load into it as before; the new parameters are zero and get
     gradients from the first step on. The parameters are the same objects, with new shapes: an optimizer that was built
-    before trains them, unless it has made a step.
+    before trains them.
 
     Args:
         model: Any network, not yet wrapped for several GPUs.
@@ -258,7 +259,8 @@ def enlarge(
 
     Raises:
         UserError: If the network has no depthwise convolution, if none of them can be enlarged, if a size is not odd,
-            if the network is wrapped for several GPUs, or if it does not take such an image; nothing is changed then.
+            if the network is wrapped for several GPUs, if an optimizer has made steps with it, or if it does not take
+            such an image; nothing is changed then.
 
     Example:
         >>> network = timm.create_model('convnext_tiny', pretrained=True)
@@ -307,7 +309,8 @@ def shrink(
         What was made smaller, and what was not and why.
 
     Raises:
-        UserError: If none can be made smaller without a change, or a size is not odd; nothing is changed then.
+        UserError: If none can be made smaller without a change, if a size is not odd, or if an optimizer has made steps
+            with the network; nothing is changed then.
     """
     if isinstance(kernel_size, Mapping) and any(isinstance(key, int) for key in kernel_size):
         raise UserError('shrink takes a number, sizes by patterns of names, or a function of name and module')
@@ -329,8 +332,12 @@ def dense(model: nn.Module) -> list[str]:
 
     Returns:
         Names of the convolutions.
+
+    Raises:
+        UserError: If an optimizer has made steps with the network; nothing is changed then.
     """
     names, replaced = [], {}
+    _refuse_running_optimizers([conv.weight for _, conv in _enlarged_convs(model)])
     for name, conv in list(_enlarged_convs(model)):
         if conv not in replaced:
             _set_data(conv.weight, expand_kernel(conv.weight.detach(), conv.sharing_grid))
@@ -494,6 +501,7 @@ def _carry_out(
     maps: Maps,
     change: Callable[[Any, int], EnlargedConv2d],
 ) -> Enlargement:
+    _refuse_running_optimizers([module.weight for _, module, _ in plans])
     before = {module: (_kernel_of(module), module.weight.numel()) for _, module, _ in plans}
     found, done = Enlargement(left=left), dict[nn.Module, EnlargedConv2d]()
     for name, module, size in plans:
@@ -607,6 +615,23 @@ def _resized(conv: EnlargedConv2d, size: int, center_size: int | None) -> Enlarg
     _set_data(conv.weight, cast(Tensor, _on_grid(conv, grid)))
     conv.kernel_size, conv.center_size, conv.sharing_grid = size, center, grid
     return conv
+
+
+def _refuse_running_optimizers(weights: Sequence[nn.Parameter]) -> None:
+    """Refuse weights of which an optimizer keeps moments, whose shapes would not fit; fused kernels do not check them.
+
+    Raises:
+        UserError: It names the remedy.
+    """
+    # A parameter does not know its optimizers.
+    optimizers: list[Any] = [each for each in gc.get_objects() if issubclass(type(each), torch.optim.Optimizer)]
+    for optimizer in optimizers:
+        if any(getattr(optimizer, 'state', {}).get(weight) for weight in weights):
+            raise UserError(
+                f'an optimizer, {type(optimizer).__name__}, has made steps with these kernels, and its moments would '
+                'not fit the new ones: change the kernels before the first step, or forget the moments by '
+                'optimizer.state.clear()'
+            )
 
 
 def _set_data(parameter: nn.Parameter, values: Tensor) -> None:

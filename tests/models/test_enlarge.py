@@ -17,6 +17,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 import mmpelk
+from mmpelk.export import make_plain
 from mmpelk.models import EnlargedConv2d, PeripheralConv2d
 from mmpelk.ops.executed import executed_operations
 from tests.sparsity.tiny import TinyModel, build_runner, draw_masks
@@ -168,6 +169,22 @@ def test_gradients_reach_the_periphery_and_training_lowers_the_loss() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize('change', [lambda network: mmpelk.enlarge(network, 31), mmpelk.dense])
+def test_an_optimizer_that_has_made_steps_is_refused(change: Callable[[nn.Module], object]) -> None:
+    network = pair()
+    if change is mmpelk.dense:
+        mmpelk.enlarge(network, 13)
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+    network(torch.rand(1, 3, 9, 9)).sum().backward()
+    optimizer.step()
+    before = repr(network)
+    with pytest.raises(ValueError, match=r'an optimizer, AdamW, has made steps .* optimizer\.state\.clear'):
+        change(network)
+    assert repr(network) == before
+    optimizer.state.clear()
+    change(network)
 
 
 def test_sizes_by_name_and_function_and_patterns() -> None:
@@ -476,8 +493,6 @@ def test_training_from_the_original_and_its_resumption(tmp_path: Path) -> None:
 def test_onnx_file_in_onnxruntime(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip('onnxruntime', reason='pip install -e .[export]')
     pytest.importorskip('onnxscript', reason='pip install -e .[export]')
-    from mmpelk.export import make_plain
-
     network, image = build('efficientnet_b0').eval(), torch.rand(1, 3, 64, 64)
     mmpelk.enlarge(network, 31)
     for module in network.modules():
@@ -489,6 +504,18 @@ def test_onnx_file_in_onnxruntime(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     (out,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
     torch.testing.assert_close(torch.from_numpy(out), want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
+
+
+@pytest.mark.parametrize('size', [13, 31])
+def test_plain_form_of_a_convolution_that_is_called_at_several_places_and_for_several_sizes(size: int) -> None:
+    conv = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+    network = nn.Sequential(conv, nn.MaxPool2d(2), conv).eval()
+    mmpelk.enlarge(network, size)
+    nn.init.normal_(network[0].weight, std=0.1)
+    x = torch.rand(1, 4, 20, 24)
+    plain = make_plain(copy.deepcopy(network), x)
+    assert not any(isinstance(module, PeripheralConv2d) for module in plain.modules())
+    torch.testing.assert_close(plain(x), network(x), rtol=1e-4, atol=1e-5)
 
 
 class OwnLoop(BaseModule):
