@@ -87,7 +87,7 @@ def test_full_disk(tmp_path: Path, tiny_ade20k: Path, small_disk: Path) -> None:
     assert int(told[3].replace(',', '')) < int(told[2].replace(',', ''))
     check_integrity(told[4])
     assert not Path(told[1]).exists()
-    assert not list(small_disk.glob('run/.*'))
+    assert not list(small_disk.glob('run/.*.tmp'))
     # With room again it goes on from there.
     (small_disk / 'data of others').unlink()
     done = int(re.findall(r'\d+', told[4])[-1])
