@@ -183,7 +183,7 @@ _LARGE = {
     *('ocr_channels', 'fc_out_channels', 'conv_out_channels', 'proposal_feature_channel', 'num_groups', 'num_points'),
     *('num_queries', 'num_proposals', 'subdivision_num_points', 'nms_pre', 'max_per_img', 'max_per_image', 'num'),
 }
-_ALL_PASS = dict(score_thr=0.0, filter_thr=0.0, clip_border=True)
+_ALL_PASS = dict(score_thr=0.0, filter_thr=0.0, min_bbox_size=-1, clip_border=True)
 
 
 def small_model(head: Head, backbone: Backbone) -> ConfigDict:
