@@ -118,8 +118,9 @@ class EnlargedConv2d(PeripheralConv2d):
 
     def apply(self, fn: Callable[[nn.Module], None]) -> 'EnlargedConv2d':
         """As ``nn.Module.apply``; ``fn`` gets :meth:`as_dense` first, so that it initialises the dense kernel."""
-        with self.as_dense() as conv:
-            fn(conv)
+        if _has_plain_weight(self):
+            with self.as_dense() as conv:
+                fn(conv)
         return super().apply(fn)
 
     def embed(self, kernel: Tensor) -> Tensor:
@@ -277,7 +278,7 @@ def enlarge(
     if by_map and input_size is None:
         raise UserError('kernel_size by the side of the map needs the size of an image: input_size=(height, width)')
     found = _selected(_depthwise(model), include, exclude)
-    maps = {} if input_size is None else _maps(model, [module for _, module in found], input_size)
+    maps = {} if input_size is None or not found else _maps(model, [module for _, module in found], input_size)
     owners = Counter(value for each in model.modules() for _, value in each.named_parameters(recurse=False))
 
     def why_not(module: Any, size: int) -> str | None:
@@ -334,11 +335,18 @@ def dense(model: nn.Module) -> list[str]:
         Names of the convolutions.
 
     Raises:
-        UserError: If an optimizer has made steps with the network; nothing is changed then.
+        UserError: If one of them has hooks or a weight that is parametrised, pruned, sharded or quantised, or if an
+            optimizer has made steps with the network; nothing is changed then.
     """
-    names, replaced = [], {}
-    _refuse_running_optimizers([conv.weight for _, conv in _enlarged_convs(model)])
-    for name, conv in list(_enlarged_convs(model)):
+    names, replaced, found = [], {}, list(_enlarged_convs(model))
+    for name, conv in found:
+        if is_hooked(conv) or not _has_plain_weight(conv):
+            raise UserError(
+                f'{name} has hooks or a weight that is parametrised, pruned, sharded or quantised, which dense would '
+                'drop: take that off before'
+            )
+    _refuse_running_optimizers([conv.weight for _, conv in found])
+    for name, conv in found:
         if conv not in replaced:
             _set_data(conv.weight, expand_kernel(conv.weight.detach(), conv.sharing_grid))
             size = conv.kernel_size, conv.kernel_size
@@ -381,7 +389,7 @@ def _init_as_plain(network: Any) -> None:
         return init_weights()  # the weights may be those of the plain or of the enlarged network
     with ExitStack() as stack:
         plain: dict[nn.Module, nn.Conv2d] = {}
-        for name, conv in list(_enlarged_convs(network)):
+        for name, conv in [(name, conv) for name, conv in _enlarged_convs(network) if _has_plain_weight(conv)]:
             if conv not in plain:
                 plain[conv] = stack.enter_context(conv.as_dense())
             _replace(network, name, plain[conv])
@@ -399,7 +407,7 @@ def _depthwise(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _enlarged_convs(model: nn.Module) -> Iterator[tuple[str, EnlargedConv2d]]:
     for name, module in model.named_modules(remove_duplicate=False):
-        if type(module) is EnlargedConv2d:
+        if isinstance(module, EnlargedConv2d):
             yield name, module
 
 
@@ -533,6 +541,7 @@ def _computes_as_conv2d(module: nn.Module) -> bool:
 
 
 def _has_plain_weight(module: nn.Module) -> bool:
+    """Whether nothing computes, prunes, shards or quantises the weight."""
     return type(dict(module.named_parameters(recurse=False)).get('weight')) is nn.Parameter
 
 
@@ -540,7 +549,7 @@ def _why_not(module: Any, size: int, center_size: int | None) -> str | None:
     """What keeps a depthwise convolution from being enlarged."""
     if isinstance(module, PeripheralConv2d):
         side = f'{module.kernel_size} x {module.kernel_size}'
-        if type(module) is not EnlargedConv2d:
+        if not isinstance(module, EnlargedConv2d):
             return f'its kernel is peripheral already, {side}'
         if size <= module.kernel_size:
             return f'its kernel of {side} is not smaller than {size}'

@@ -13,7 +13,7 @@ from mmengine.registry import MODELS
 from mmengine.runner import load_state_dict as mmengine_load_state_dict
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
 import mmpelk
@@ -380,6 +380,7 @@ REFUSED = {
     'a size by map without an image': (small(), dict(kernel_size={8: 31}), 'needs the size of an image'),
     'sizes by map and by name': (small(), dict(kernel_size={8: 31, '*': 13}), 'not both'),
     'an image that it does not take': (small()[1:], dict(input_size=(2, 2)), 'does not take an image of .1, 8, 2, 2.'),
+    'no convolution and an image': (nn.Sequential(nn.Linear(3, 3)), dict(input_size=(8, 8)), 'it has none among'),
     'no size of an image': (small(), dict(input_size=(8,)), 'the height and the width'),
     'a single convolution': (nn.Conv2d(8, 8, 3, padding=1, groups=8), dict(), 'a single convolution'),
 }
@@ -576,6 +577,25 @@ def test_initialised_as_the_plain_network(kind: str) -> None:
     want.load_state_dict(plain.state_dict())
     for name, value in want.state_dict().items():
         assert torch.equal(network.state_dict()[name], value), name
+
+
+def test_functions_of_modules_find_the_convolution_and_keep_trained_kernels() -> None:
+    """``Module.apply`` with what initialises nothing changes nothing; a pruned kernel is handed on as it is."""
+    network = pair()
+    mmpelk.enlarge(network, 13)
+    nn.init.normal_(network[1].weight)
+    kernel, seen = network[1].weight.clone(), []
+    network.apply(seen.append)
+    assert [type(module) for module in seen] == [nn.Conv2d, nn.Conv2d, EnlargedConv2d, nn.Sequential]
+    assert torch.equal(network[1].weight, kernel)
+    network.apply(lambda module: module.reset_parameters() if hasattr(module, 'reset_parameters') else None)
+    assert network[1].weight.count_nonzero() == 8 * 3**2
+    prune.l1_unstructured(network[1], 'weight', amount=0.5)
+    seen.clear()
+    network.apply(seen.append)
+    assert [type(module) for module in seen] == [nn.Conv2d, EnlargedConv2d, nn.Sequential]
+    with pytest.raises(ValueError, match='1 has hooks or a weight that is parametrised, pruned'):
+        mmpelk.dense(network)
 
 
 @pytest.mark.parametrize('of', ['plain', 'enlarged'])
