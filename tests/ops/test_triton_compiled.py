@@ -192,6 +192,7 @@ DFT_SPILLED = {
     (86, 'T-stage1', torch.bfloat16): 8,
     (80, 'T-stage1', torch.float16): 16,
     (86, 'T-stage1', torch.float16): 40,
+    (120, 'T-stage1', torch.float16): 8,
     (90, 'T-stage1', torch.float16): 128,
     (90, 'T-stage2', torch.float16): 8,
     (80, 'ade-stage1', torch.float16): 16,
