@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .autocast import autocast_dtype, cast_under_autocast, without_autocast
@@ -215,6 +216,10 @@ def prepare(
     # What is compiled may fail. Named, it shall raise where it is called; chosen, the call goes on with another.
     if backend_of.prepare is None or (requested and backend_of.kernel_key):
         return Prepared(weight, bias, grid, requested, None)
+    if bias is not None and bias.dim() == 3 and backend_of.kernel_key:
+        # Rows of multiples of 16 bytes, which compiled kernels read as they are.
+        columns = bias.shape[2]
+        bias = F.pad(bias, (0, -columns % (16 // bias.element_size())))[..., :columns]
     try:
         with without_autocast(x.device.type):
             return Prepared(weight, bias, grid, name, backend_of.prepare(weight, grid, mixed))

@@ -153,9 +153,11 @@ def test_strides_change_nothing(layout: str, shape: tuple[int, ...], kernels: Mo
     x, grad_out = LAYOUTS[layout](x), LAYOUTS[layout](grad_out)
     assert not x.is_contiguous()
     bias, weight_t = x[0], weight.mT.contiguous().mT
+    in_rows = torch.nn.functional.pad(bias, (0, -bias.shape[2] % 8), value=9.0)[..., : bias.shape[2]]
     assert torch.equal(
         kernels.forward(x, weight_t, bias, grid), kernels.forward(x.contiguous(), weight, bias.contiguous(), grid)
     )
+    assert torch.equal(kernels.forward(x, weight, bias, grid), kernels.forward(x, weight, in_rows, grid))
     assert torch.equal(
         kernels.weight_grad(x, grad_out, grid), kernels.weight_grad(x.contiguous(), grad_out.contiguous(), grid)
     )

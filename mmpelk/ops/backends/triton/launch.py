@@ -157,6 +157,16 @@ def are_planes(x: Tensor) -> bool:
     )
 
 
+def _is_padded_bias(bias: Tensor) -> bool:
+    """Whether the kernels can read a map ``(C, H, W)`` where it is: its rows go on in memory for 16-byte loads."""
+    step = 16 // bias.element_size()
+    channels, rows, columns = bias.stride()
+    if columns != 1 or rows < row_length(bias.shape[2], bias.dtype) or bias.data_ptr() % 16 or rows % step:
+        return False
+    end = bias.storage_offset() + (bias.shape[0] - 1) * channels + bias.shape[1] * rows
+    return channels % step == 0 and end * bias.element_size() <= bias.untyped_storage().nbytes()
+
+
 def channel_alignment(x: Tensor) -> int:
     """How many channels of a map in channels last can be moved at a time: 16 bytes of them, 4 bytes, or one.
 
@@ -437,7 +447,8 @@ class Convolution:
         self._channels = max(1, WORKSPACE // (math.prod(self._made.size) * self._made.dtype.itemsize))
         self._whole = self._images >= images and self._channels >= channels
         self._copy, self._back = Copy(x, back=False), Copy(out, back=True)
-        self._copy_bias = None if bias is None or bias.dim() == 1 else Copy(bias[None], back=False)
+        read_in_place = bias is None or bias.dim() == 1 or _is_padded_bias(bias)
+        self._copy_bias = None if bias is None or read_in_place else Copy(bias[None], back=False)
         self._run: Callable[..., Any] | None = None
 
     def plan(self, x: Tensor) -> None:
