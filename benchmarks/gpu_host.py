@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu_host
 
-Triton's own compiler, binder and launcher run over a CUDA driver that launches nothing (``tests/ops/stub_driver``;
+Triton's own compiler, binder and launcher run over a CUDA driver that launches nothing (``benchmarks/stub_driver``;
 needs gcc), with CPU tensors in the place of a GPU's. Printed: microseconds of a call, the fastest tenth of many; and
 how many operators and launches a network of PeLK-T dispatches, those inside our operators counted, over the same
 network without convolution. Arithmetic that torch does on the CPU in between is part of the times.
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.ops import stub_driver
+from . import stub_driver
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = {'inference': 40, 'forward and backward': 150}  # microseconds

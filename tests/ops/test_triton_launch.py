@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ops.stub_driver import build, environment
+from benchmarks.stub_driver import build, environment
 
 pytestmark = [
     pytest.mark.slow,
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # A small training step, as the recipes run it, and its result by a backend that is not Triton's.
 STEP = """
 import logging, torch
-from tests.ops.stub_driver import install
+from benchmarks.stub_driver import install
 launches = install()
 from mmpelk.ops import peripheral_conv2d, sharing_grid
 logging.basicConfig(format='%(message)s')
