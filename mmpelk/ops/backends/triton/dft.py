@@ -137,52 +137,46 @@ def _plan(x: Tensor, grid: tuple[int, ...]) -> Plan:
 
 
 class _Tables:
-    """The matrices of a plan on a device. They are kept for good: a captured CUDA graph reads them where they are."""
+    """The matrices of one axis on a device. They are kept for good: a captured CUDA graph reads them where they are.
 
-    def __init__(self, plan: Plan, device: torch.device) -> None:
-        rows, columns, images = plan.rows, plan.columns, plan.images
-        options = plan.options()
-        row_blocks, col_blocks = plan.blocks
-        per_image = FREQUENCIES // images
+    Attributes:
+        waves: Of the positions that a tile reads, cosines, then sines, for each block of frequencies.
+        back: Of the positions of its output, transposed.
+        grad_waves: The same, as they transform the output's gradient.
+        rings: Spectra of the rings, ``(rings, blocks, 2, frequencies of a block)``, in float32.
+        grad_rings: Those divided by what a transform there and back multiplies by.
+        sizes: Positions of each ring, in float32.
+    """
 
-        def of_rows(waves: Tensor, count: int) -> Tensor:
-            """``(row blocks, 2, FREQUENCIES, count)``; each image of a tile has frequencies of its own."""
-            waves = _padded(waves, (row_blocks * per_image, count // images))
-            if images == 1:
-                return waves.view(2, row_blocks, FREQUENCIES, count).transpose(0, 1)
-            return torch.stack([torch.block_diag(*[half] * images) for half in waves])[None]
+    def __init__(self, axis: Axis, is_rows: bool, images: int, parts: int, device: torch.device) -> None:
+        width = FREQUENCIES // images if is_rows else WIDTH
+        blocks = math.ceil(axis.frequencies / width)
+        least = FREQUENCIES if is_rows else 0
 
-        def of_columns(waves: Tensor, count: int) -> Tensor:
-            """``(column blocks, 2, width, count)``."""
-            waves = _padded(waves, (col_blocks * WIDTH, count))
-            return waves.view(2, col_blocks, WIDTH, count).transpose(0, 1)
+        def in_blocks(waves: Tensor, count: int) -> Tensor:
+            """``(blocks, 2, frequencies, positions)``; each image of a tile has frequencies of its own."""
+            waves = _padded(waves, (blocks * width, max(count, least) // images))
+            if images > 1:
+                return torch.stack([torch.block_diag(*[half] * images) for half in waves])[None]
+            return waves.view(2, blocks, width, -1).transpose(0, 1)
 
         def put(waves: Tensor) -> Tensor:
             """Both parts of every matrix, the second behind the first."""
             high = waves.half()
-            parts = [high, (waves - high.double()).half()][: plan.parts]
-            return torch.stack(parts, 2).contiguous().to(device)
+            both = [high, (waves - high.double()).half()][:parts]
+            return torch.stack(both, 2).contiguous().to(device)
 
-        def of_rings(axis: Axis, blocks: int, width: int) -> Tensor:
-            """``(rings, blocks, 2, width)``."""
-            spectra = _padded(axis.rings(), (blocks * width,))
-            return spectra.view(len(spectra), 2, blocks, width).transpose(1, 2).float().contiguous().to(device)
-
-        row_in, col_in = (
-            of_rows(rows.input_waves(), options['ROWS_IN']),
-            of_columns(columns.input_waves(), columns.inputs),
-        )
-        row_out = of_rows(rows.waves(0, rows.extent or rows.outputs), options['ROWS'])
-        col_out = of_columns(columns.waves(0, columns.outputs), columns.outputs)
-        self.rows, self.columns = put(row_in), put(col_in.mT)
-        self.rows_back, self.columns_back = put(row_out.mT), put(col_out)
-        self.grad_rows, self.grad_columns = put(row_out), put(col_out.mT)
-        self.row_rings = of_rings(rows, row_blocks, per_image)
-        self.col_rings = of_rings(columns, col_blocks, WIDTH)
-        self.norm = 1 / (rows.frequencies * columns.frequencies)
-        # Of the gradient, whose sums over the frequencies of the rows come from a kernel.
-        self.grad_rings = (self.col_rings * self.norm).flatten(1)
-        sizes = [[high - low for low, high in pairwise(axis.edges)] for axis in (rows, columns)]
+        read = in_blocks(axis.input_waves(), axis.inputs)
+        written = in_blocks(axis.waves(0, axis.extent or axis.outputs), axis.outputs)
+        if is_rows:  # which are multiplied from the left
+            self.waves, self.back, self.grad_waves = put(read), put(written.mT), put(written)
+        else:
+            self.waves, self.back, self.grad_waves = put(read.mT), put(written), put(written.mT)
+        spectra = _padded(axis.rings(), (blocks * width,))
+        spectra = spectra.view(len(spectra), 2, blocks, width).transpose(1, 2).contiguous()
+        self.rings = spectra.float().to(device)
+        self.grad_rings = (spectra / axis.frequencies).float().to(device)
+        sizes = [high - low for low, high in pairwise(axis.edges)]
         self.sizes = torch.tensor(sizes, dtype=torch.float32, device=device)
 
 
@@ -197,10 +191,16 @@ def _padded(waves: Tensor, size: Sequence[int]) -> Tensor:
 _tables: dict[Hashable, _Tables] = {}
 
 
-def _tables_of(plan: Plan, device: torch.device) -> _Tables:
-    key = plan, device
-    # Of two threads that make them at a time both take the first's.
-    return _tables.get(key) or _tables.setdefault(key, _Tables(plan, device))
+def _tables_of(plan: Plan, device: torch.device) -> tuple[_Tables, _Tables]:
+    """Of the rows and of the columns."""
+    found = []
+    for axis, images in ((plan.rows, plan.images), (plan.columns, 0)):
+        key = axis, images, plan.parts, device
+        # Of two threads that make them at a time both take the first's.
+        found.append(
+            _tables.get(key) or _tables.setdefault(key, _Tables(axis, images > 0, max(images, 1), plan.parts, device))
+        )
+    return found[0], found[1]
 
 
 def kernel_key(x: Tensor, grid: Sequence[int]) -> Hashable:
@@ -228,17 +228,18 @@ class _Spectrum(launch.Made):
         self.dtype = torch.float16 if self._plan.parts == 1 else torch.float32
 
     def first(self, weight: Tensor, made: Tensor) -> Callable[..., Any]:
-        tables, (row_blocks, col_blocks) = self._tables, self._plan.blocks
+        (rows, columns), (row_blocks, col_blocks) = self._tables, self._plan.blocks
+        tables = rows.rings, columns.rings, rows.sizes, columns.sizes
         run = launch.start(
             dft_kernels.dft_spectrum_kernel,
             (self._channels * row_blocks, col_blocks),
-            (weight, made, tables.row_rings, tables.col_rings, tables.sizes),
+            (weight, made, *tables),
             (*(weight.stride(dim) for dim in (0, 2, 3)), len(self._grid), row_blocks),
             RINGS=_power_of_two(len(self._grid)),
             ROW_FREQS=FREQUENCIES // self._plan.images,
             FREQS=WIDTH,
         )
-        return lambda weight, made: run(weight, made, tables.row_rings, tables.col_rings, tables.sizes)
+        return lambda weight, made: run(weight, made, *tables)
 
 
 class _Convolution(launch.Convolution):
@@ -249,14 +250,15 @@ class _Convolution(launch.Convolution):
         self._tables = _tables_of(self._plan, x.device)
 
     def first(self, x: Tensor, made: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Callable[..., Any]:
-        plan, tables = self._plan, self._tables
-        waves = tables.rows, tables.columns, tables.rows_back, tables.columns_back, tables.sizes
+        plan, (rows, columns) = self._plan, self._tables
+        waves = rows.waves, rows.back, rows.sizes, columns.waves, columns.back, columns.sizes
+        norm = 1 / (plan.rows.frequencies * plan.columns.frequencies)
         images, channels, height, width = x.shape
         steps, row_tiles, col_tiles = _steps(x, plan)
         splits = min(steps, math.ceil(PROGRAMS / channels))
         bias_strides = (0, 0) if bias is None else (*bias.stride(), 0)[:2]
         weight_strides = (weight.stride(dim) for dim in (0, 2, 3))
-        tiling = steps, splits, row_tiles, col_tiles, plan.columns.margin, plan.blocks[1], tables.norm
+        tiling = steps, splits, row_tiles, col_tiles, plan.columns.margin, plan.blocks[1], norm
         sizes = images, height, width, *x.stride()[:3], *out.stride()[:3], *bias_strides, *weight_strides
         run = launch.start(
             dft_kernels.dft_conv_kernel,
@@ -331,14 +333,14 @@ class _WeightGrad:
             pieces = [slice(start, start + self._images) for start in range(0, len(x), self._images)]
             shares = [_WeightGrad(x[piece], grad_out[piece], self._grid)(x[piece], grad_out[piece]) for piece in pieces]
             return torch.stack(shares).sum(0)
-        plan, tables, rings = self._plan, self._tables, len(self._grid)
+        plan, (rows, columns), rings = self._plan, self._tables, len(self._grid)
         channels, (row_blocks, col_blocks) = x.shape[1], plan.blocks
         planes = self._copy(x, self._copy.empty(x))
         grads = self._copy_grad(grad_out, self._copy_grad.empty(grad_out))
         steps, row_tiles, col_tiles = _steps(x, plan)
         splits = min(steps, math.ceil(launch.PROGRAMS / (channels * row_blocks * col_blocks)))
         partial = x.new_empty(channels, splits * row_blocks, rings, 2 * WIDTH * col_blocks, dtype=torch.float32)
-        waves = tables.rows, tables.columns, tables.grad_rows, tables.grad_columns, tables.row_rings
+        waves = rows.waves, columns.waves, rows.grad_waves, columns.grad_waves, rows.grad_rings
         if self._run is not None:
             self._run(planes, grads, partial, *waves)
         else:
@@ -353,4 +355,4 @@ class _WeightGrad:
                 **_launch_options(plan),
             )
         # No matrix product: cuBLAS may take TF32 for it, and deterministic mode may refuse it.
-        return (partial.sum(1)[:, :, None] * tables.grad_rings).sum(-1)
+        return (partial.sum(1)[:, :, None] * columns.grad_rings.flatten(1)).sum(-1)

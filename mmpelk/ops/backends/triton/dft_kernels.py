@@ -153,27 +153,27 @@ def _along_rows(c, c_low, s, s_low, cosine, cosine_low, sine, sine_low, FREQS: t
 
 
 @triton.jit
-def _load_rings(weight, sizes, weight_a, weight_b, rings, RINGS: tl.constexpr):
+def _sum_of_taps(weight, row_sizes, col_sizes, weight_a, weight_b, rings, RINGS: tl.constexpr):
     """Sum of the absolute taps of a dense kernel: no number of its spectrum is larger."""
     ring = tl.arange(0, RINGS)
     exist = ring < rings
-    rows = tl.load(sizes + ring, mask=exist, other=0.0)
-    cols = tl.load(sizes + rings + ring, mask=exist, other=0.0)
+    rows = tl.load(row_sizes + ring, mask=exist, other=0.0)
+    cols = tl.load(col_sizes + ring, mask=exist, other=0.0)
     mask = exist[:, None] & exist[None, :]
     taps = tl.load(weight + ring[:, None] * weight_a + ring[None, :] * weight_b, mask=mask, other=0.0)
     return tl.sum(tl.sum(tl.abs(taps.to(tl.float32)) * rows[:, None] * cols[None, :], axis=1), axis=0)
 
 
 @triton.jit
-def _exponent_of_spectrum(weight, sizes, weight_a, weight_b, rings, RINGS: tl.constexpr):
+def _exponent_of_spectrum(weight, row_sizes, col_sizes, weight_a, weight_b, rings, RINGS: tl.constexpr):
     """That of a power of two beyond every number of the kernel's spectrum, at most 252."""
-    largest = _load_rings(weight, sizes, weight_a, weight_b, rings, RINGS)
+    largest = _sum_of_taps(weight, row_sizes, col_sizes, weight_a, weight_b, rings, RINGS)
     return tl.minimum((largest.to(tl.int32, bitcast=True) >> 23) + 1, 252)
 
 
 @triton.jit(do_not_specialize=['weight_c', 'weight_a', 'weight_b', 'rings', 'blocks'])
 def dft_spectrum_kernel(
-    weight, spectrum, row_rings, col_rings, sizes, weight_c, weight_a, weight_b, rings, blocks,
+    weight, spectrum, row_rings, col_rings, row_sizes, col_sizes, weight_c, weight_a, weight_b, rings, blocks,
     RINGS: tl.constexpr, ROW_FREQS: tl.constexpr, FREQS: tl.constexpr,
 ):  # fmt: skip
     """Write the spectra, ``(C, row blocks, column blocks, 4, ROW_FREQS, FREQS)``; one program for each block."""
@@ -183,7 +183,7 @@ def dft_spectrum_kernel(
     col_block = tl.program_id(1)
     channel = (program // blocks).to(tl.int64)
     weight += channel * weight_c
-    scale = _power(254 - _exponent_of_spectrum(weight, sizes, weight_a, weight_b, rings, RINGS))
+    scale = _power(254 - _exponent_of_spectrum(weight, row_sizes, col_sizes, weight_a, weight_b, rings, RINGS))
     ring = tl.arange(0, RINGS)
     exist = ring < rings
     freq = tl.arange(0, FREQS)
@@ -224,7 +224,7 @@ def dft_spectrum_kernel(
     ]
 )  # fmt: skip
 def dft_conv_kernel(
-    x, spectrum, weight, bias, out, row_waves, col_waves, row_back, col_back, sizes,
+    x, spectrum, weight, bias, out, row_waves, row_back, row_sizes, col_waves, col_back, col_sizes,
     images, height, width, x_n, x_c, x_h, out_n, out_c, out_h, bias_c, bias_h, weight_c, weight_a, weight_b, rings,
     steps, splits, row_tiles, col_tiles, left, col_blocks, norm,
     ROWS_IN: tl.constexpr, COLS_IN: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, TOP: tl.constexpr,
@@ -252,7 +252,8 @@ def dft_conv_kernel(
     x += channel * x_c
     out += channel * out_c
     bias += channel * bias_c
-    exponent = _exponent_of_spectrum(weight + channel * weight_c, sizes, weight_a, weight_b, rings, RINGS)
+    weight += channel * weight_c
+    exponent = _exponent_of_spectrum(weight, row_sizes, col_sizes, weight_a, weight_b, rings, RINGS)
     undo = _power(exponent) * (norm / _AFTER_ROWS)
     # The rows of several images share a tile, and so the kernel's spectrum.
     entry = (tl.arange(0, _BLOCK) % ROW_FREQS)[:, None] * FREQS + tl.arange(0, FREQS)[None, :]
