@@ -52,6 +52,10 @@ def _conv_prepared(
     return mix(x, weight, bias, grid, backend, kernel=kernel)
 
 
+def _no_grads(ctx: Any, grad_out: Tensor) -> None:
+    raise RuntimeError('a prepared convolution has no gradients: call mmpelk.ops.peripheral_conv2d for them')
+
+
 def input_grad(grad_out: Tensor, weight: Tensor, grid: Sequence[int], backend: str | None) -> Tensor:
     """Gradient of the input: the convolution with the flipped kernel."""
     return mix(grad_out, weight.flip(-1, -2), None, list(reversed(grid)), backend)
@@ -216,6 +220,7 @@ if HAS_CUSTOM_OP:
         _conv_prepared,
         lambda x, weight, bias, grid, backend, kernel: empty_as(x),
     )
+    torch.library.register_autograd('mmpelk::peripheral_conv2d_prepared', _no_grads, lib=_LIBRARY)
     conv_prepared: Callable[..., Tensor] = _without_tangents(torch.ops.mmpelk.peripheral_conv2d_prepared)
 else:
     conv_prepared = _conv_prepared

@@ -10,6 +10,7 @@ from mmpelk.ops import prepared, sharing_grid
 from mmpelk.ops.backends import BACKENDS
 from mmpelk.ops.prepared import Prepared, PreparedCache, prepare
 from mmpelk.ops.reference import peripheral_conv2d_reference
+from tests.ops.inputs import needs_custom_op
 
 GRID = sharing_grid(13, 3)
 
@@ -29,6 +30,14 @@ def test_is_the_convolution(backend: str | None, channels_last: bool) -> None:
     want = peripheral_conv2d_reference(x[:, :3].double(), weight.double(), GRID, bias.double())
     torch.testing.assert_close(got, torch.cat([want.float(), x[:, 3:]], 1))
     assert got.is_contiguous(memory_format=torch.channels_last) == channels_last
+
+
+@needs_custom_op
+def test_gradients_are_refused() -> None:
+    x, weight, bias = tensors()
+    out = prepare(x, weight, GRID, bias, 'dft')(x.requires_grad_())
+    with pytest.raises(RuntimeError, match='has no gradients'):
+        out.sum().backward()
 
 
 def get(cache: PreparedCache, x: Tensor, weight: Tensor, made: list[Prepared]) -> Prepared:
