@@ -219,7 +219,7 @@ def prepare(
     if bias is not None and bias.dim() == 3 and backend_of.kernel_key:
         # Rows of multiples of 16 bytes, which compiled kernels read as they are.
         columns = bias.shape[2]
-        bias = F.pad(bias, (0, -columns % (16 // bias.element_size())))[..., :columns]
+        bias = F.pad(bias.contiguous(), (0, -columns % (16 // bias.element_size())))[..., :columns]
     try:
         with without_autocast(x.device.type):
             return Prepared(weight, bias, grid, name, backend_of.prepare(weight, grid, mixed))
