@@ -11,6 +11,7 @@ from mmpelk.errors import UserError
 from .dataset import (
     DataSet,
     UnknownLayoutError,
+    ask_depth,
     ask_twins,
     complete_splits,
     count_unread,
@@ -20,6 +21,7 @@ from .dataset import (
     map_files,
     original_of,
     read_header,
+    same_files,
     say_drawn,
     split_by_lists,
     split_names,
@@ -106,6 +108,12 @@ def read_classification(
     if not splits['train']:
         raise UserError(f"'{root}' has no pictures to train on")
     find_copies(data, list(sizes))
+    ask_depth(data, headers)
+    doubtful = [g for g in same_files(root, list(sizes)) if len({labels[name] for name in g}) > 1]
+    if doubtful:
+        text = f'{len(doubtful)} pictures are in the folders of several classes, and one of them is learnt: remove the'
+        shown = [' and '.join(group[:3]) for group in doubtful]
+        data.note('question', f'{text} wrong copies; --yes trains on contradictory labels', shown)
     _say_balance(data)
     data.details |= dict(labels=labels)
     return data

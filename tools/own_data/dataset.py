@@ -25,6 +25,8 @@ __all__ = [
     'Header',
     'Note',
     'UnknownLayoutError',
+    'ask_beside',
+    'ask_depth',
     'ask_twins',
     'complete_splits',
     'count_unread',
@@ -37,6 +39,7 @@ __all__ = [
     'nothing_left',
     'original_of',
     'read_header',
+    'same_files',
     'say_drawn',
     'split_by_lists',
     'split_names',
@@ -161,12 +164,14 @@ class Header:
         height: As stored.
         orientation: EXIF's number, 1 to 8; 1 is upright.
         error: Why the file cannot be read, or ``''``.
+        peak: The highest value of a picture of 16 bits, 0 of others and where its pixels are not read.
     """
 
     width: int = 0
     height: int = 0
     orientation: int = 1
     error: str = ''
+    peak: int = 0
 
     @property
     def stored(self) -> tuple[int, int]:
@@ -189,12 +194,40 @@ def read_header(path: Path, pixels: bool = True) -> Header:
     try:
         with Image.open(path) as image:
             (width, height), orientation = image.size, image.getexif().get(_ORIENTATION, 1)
+            if image.mode == 'F' or (image.mode == 'I' and image.format == 'TIFF'):
+                raise ValueError('training reads pictures of 8 bits, and it has 32: convert them')
+            if image.format == 'TIFF' and getattr(image, 'n_frames', 1) > 1:
+                raise ValueError(f'training reads one picture of a file, and it has {image.n_frames}: save each alone')
+            peak = 0
             if pixels:
                 image.draft('RGB', (width // 8 or 1, height // 8 or 1))
                 image.load()
+            if image.mode.startswith('I'):
+                peak = int(np.asarray(image).max())
     except Exception as error:  # Pillow's readers raise whatever the damage leads to
         return Header(error=f'{type(error).__name__}: {error}'.splitlines()[0])
-    return Header(width, height, orientation if orientation in range(1, 9) else 1)
+    return Header(width, height, orientation if orientation in range(1, 9) else 1, peak=peak)
+
+
+def ask_beside(data: DataSet, beside: Sequence[str], splits: Iterable[str | None]) -> None:
+    """Ask about pictures in no folder of a split where there is one to train on, and others."""
+    if beside and 'train' in splits:
+        text = f'{len(beside)} pictures are in folders beside those of the splits and are trained on: --yes, if that is'
+        data.note('question', f'{text} right, else move or rename the folders', beside)
+
+
+def ask_depth(data: DataSet, headers: Iterable[tuple[str, Header]]) -> None:
+    """Ask where pictures of 16 bits use the lower ones, as cameras of 12 bits do: training reads the upper 8."""
+    peaks = {name: header.peak for name, header in headers if header.peak}
+    if not peaks:
+        return
+    peak = max(peaks.values())
+    dark = peak < 1 << 15
+    text = (
+        f'{len(peaks)} pictures have 16 bits, of which training reads the upper 8: the highest value is {peak}, read '
+    )
+    text += f'as {peak >> 8} of 255' + ('; convert them to 8 bits over their own range, or --yes' if dark else '')
+    data.note('question' if dark else 'decision', text, list(peaks))
 
 
 def map_files(function: Callable[[Item], Result], items: Sequence[Item], what: str) -> list[Result]:
@@ -391,9 +424,6 @@ def nothing_left(data: DataSet) -> UserError:
 
 def find_copies(data: DataSet, names: Sequence[str]) -> None:
     """The same file in training and in validation, where it would be praised for being remembered."""
-    by_length: dict[int, list[str]] = defaultdict(list)
-    for name in names:
-        by_length[(data.root / name).stat().st_size].append(name)
     held_out = set(data.splits['val']) | set(data.splits.get('test', ()))
     # Roboflow's folders of the splits are not in the way: the name of an original is the same in all.
     trained = {Path(original_of(name)).name for name in data.splits['train'] if original_of(name) != name}
@@ -402,19 +432,24 @@ def find_copies(data: DataSet, names: Sequence[str]) -> None:
     ):
         text = f'{len(made)} pictures to validate or test on are called like augmented copies of pictures to train on'
         data.note('mistake', text, made)
-    copies = []
-    for group in by_length.values():
-        if len(group) > 1 and any(name in held_out for name in group):
-            digests: dict[bytes, list[str]] = defaultdict(list)
-            for name in group:
-                digests[hashlib.sha256((data.root / name).read_bytes()).digest()].append(name)
-            for same in digests.values():
-                if len({name in held_out for name in same}) > 1:
-                    copies += [name for name in same if name in held_out]
-    if copies:
+    mixed = [same for same in same_files(data.root, names) if len({name in held_out for name in same}) > 1]
+    if copies := [name for same in mixed for name in same if name in held_out]:
         data.note(
             'mistake', f'{len(copies)} pictures to validate or test on are copies of pictures to train on', copies
         )
+
+
+def same_files(root: Path, names: Iterable[str]) -> list[list[str]]:
+    """The files that have others of equal content, in groups."""
+    by_length: dict[int, list[str]] = defaultdict(list)
+    for name in dict.fromkeys(names):
+        by_length[(root / name).stat().st_size].append(name)
+    groups: dict[bytes, list[str]] = defaultdict(list)
+    for group in by_length.values():
+        if len(group) > 1:
+            for name in group:
+                groups[hashlib.sha256((root / name).read_bytes()).digest()].append(name)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def split_names(names: Sequence[str], share: float, seed: int = 0) -> dict[str, list[str]]:

@@ -17,6 +17,8 @@ from .dataset import (
     DataSet,
     Header,
     UnknownLayoutError,
+    ask_beside,
+    ask_depth,
     ask_twins,
     complete_splits,
     count_unread,
@@ -81,7 +83,8 @@ def read_detection(
         data.note('remark', f'{len(unlisted)} pictures beside the others are in no annotation file', unlisted)
     splits = {split: clean[split]['images'] if split in clean else [] for split in ('train', 'val', 'test')}
     if list(clean) == ['train']:
-        splits = split_by_lists(data, root, splits['train'], lambda image: [image['file_name']]) or splits
+        listed = split_by_lists(data, root, splits['train'], lambda image: [image['file_name']])
+        splits = listed or _split_by_folders(data, splits['train']) or splits
     objects: dict[int, list[dict[str, Any]]] = defaultdict(list)
     number = 0
     for content in clean.values():
@@ -123,6 +126,19 @@ def read_detection(
         sides=[float(np.sqrt(entry['bbox'][2] * entry['bbox'][3])) for entry in kept],
     )
     return data
+
+
+def _split_by_folders(data: DataSet, images: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]] | None:
+    """The split that the folders of the pictures of one annotation file say, if one of them is to train on."""
+    splits: dict[str, list[dict[str, Any]]] = {'train': [], 'val': [], 'test': []}
+    said = {image['file_name']: split_of(os.path.dirname(image['file_name'])) for image in images}
+    if any(map(os.path.isabs, said)) or not set(said.values()) & {'val', 'test'} or 'train' not in said.values():
+        return None
+    ask_beside(data, [name for name, split in said.items() if not split], said.values())
+    for image in images:
+        splits[said[image['file_name']] or 'train'].append(image)
+    data.note('decision', "the split is that of the pictures' folders")
+    return splits
 
 
 def _join(data: DataSet, parts: dict[str, dict[str, Any]], files: dict[str, Path]) -> dict[str, dict[str, Any]]:
@@ -367,8 +383,9 @@ def _check(
         map_files(lambda image: read_header(data.root / image['file_name']), present, 'Reading images'),
         strict=True,
     ))  # fmt: skip
-    broken = [image['file_name'] for image in present if headers[image['id']].error]
-    data.leave_out('images cannot be read', broken, len(images))
+    broken = {image['file_name']: error for image in present if (error := headers[image['id']].error)}
+    data.leave_out(f'images cannot be read ({next(iter(broken.values()), "")})', list(broken), len(images))
+    ask_depth(data, ((image['file_name'], headers[image['id']]) for image in present))
     present = _check_sizes(data, [image for image in present if not headers[image['id']].error], headers)
     data.sizes += [(image['width'], image['height']) for image in present]
     ids = {category['id']: category['name'] for category in content['categories']}
@@ -473,6 +490,8 @@ def _check_objects(
         data.note('question', f'{text}; --yes cuts them off', dict.fromkeys(cut))
     elif cut:
         data.note('mistake', f'{len(cut)} {_CUT}', dict.fromkeys(cut))
+    if twice := problems.pop('objects are there twice', []):  # nothing is lost
+        data.note('mistake', f'{len(twice)} objects are there twice, and one of each is trained on', twice)
     for text, names in problems.items():
         data.leave_out(text, names, len(objects))
     with_objects = {entry['image_id'] for entry in kept}

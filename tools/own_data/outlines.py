@@ -47,6 +47,10 @@ def read_outlines(root: Path, classes: str | None) -> Content | None:
 def _finish(content: Content, names: Sequence[str], splits: Mapping[int, str]) -> Content:
     """Add the categories; of pictures beside those of a split, and of a split that is none, the training."""
     said = {split for split in splits.values() if split}
+    beside = [image['file_name'] for image in content['images'] if not splits[image['id']]]
+    if beside and 'train' in said:
+        text = f'{len(beside)} pictures beside those of the splits are trained on: --yes, if that is right, else move'
+        content.setdefault('said', []).append(['question', f'{text} or rename their folders ({", ".join(beside[:5])})'])
     for image in content['images']:
         image['split'] = splits[image['id']] or ('train' if said else 'default')
     categories = [dict(id=index, name=name) for index, name in enumerate(names, start=1)]

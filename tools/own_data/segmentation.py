@@ -17,6 +17,8 @@ from .dataset import (
     DataSet,
     Header,
     UnknownLayoutError,
+    ask_beside,
+    ask_depth,
     complete_splits,
     find_copies,
     find_files,
@@ -64,6 +66,7 @@ _BEGINNINGS = (
     "images are paired with label maps whose names only begin like the image's: --yes, if they belong together, else "
     'rename or remove them'
 )
+_NO_CLASS = ('void', 'unlabeled', 'unlabelled', 'ignore', 'ignored', 'dontcare', "don't care", 'no class')
 _RARE = 1e-3  # share of the labelled pixels below which a class is called rare
 
 
@@ -152,6 +155,8 @@ def read_segmentation(
     meaning = interpret(statistics, coloured, lossy, names, answers, public)
     for kind, text in meaning.said:
         data.note(kind, text)
+    _ask_void(data, meaning, answers, {pair: found[pair][1].statistics.counts for pair in pairs})
+    ask_depth(data, ((pair.image, found[pair][0]) for pair in pairs))
     data.classes, data.palette = meaning.classes, meaning.palette
     splits = _split(data, pairs, val_share)
     _count(data, splits, {pair: found[pair][1].statistics.counts for pair in pairs}, meaning)
@@ -474,6 +479,21 @@ def _are_coloured(data: DataSet, labels: dict[Pair, _Label]) -> bool:
     return bool(coded)
 
 
+def _ask_void(data: DataSet, meaning: Meaning, answers: Answers, counts: dict[Pair, dict[int, int]]) -> None:
+    """Ask where a class is called like none, and where 255, which is not trained on, looks like a class."""
+    if answers.ignore is not None:
+        return
+    void = [name for name in meaning.classes if name.lower() in _NO_CLASS]
+    if void and answers.background is None:
+        text = f"the class '{void[0]}' is called like none, and is trained on: --ignore {void[0]} leaves it out"
+        data.note('question', f'{text}, --ignore none confirms it')
+    if not meaning.coloured and IGNORED not in meaning.mapping:
+        masks = [pair.label for pair, values in counts.items() if IGNORED in values]
+        if masks and all(values.keys() <= {0, IGNORED} for values in counts.values() if IGNORED in values):
+            text = f'{len(masks)} label maps hold 0 and 255 alone, the others no 255, and 255 is not trained on'
+            data.note('question', f'{text}: make their values equal, or --ignore 255 confirms it', masks)
+
+
 def _public(pairs: list[Pair]) -> Any:
     """A function from values to the public data set that the files' names belong to."""
 
@@ -499,6 +519,7 @@ def _public(pairs: list[Pair]) -> Any:
 def _split(data: DataSet, pairs: list[Pair], share: float) -> dict[str, list[Pair]]:
     splits = split_by_lists(data, data.root, pairs, lambda pair: (pair.image, pair.label))
     if splits is None:
+        ask_beside(data, [pair.image for pair in pairs if not pair.split], {pair.split for pair in pairs})
         splits = {
             split: [pair for pair in pairs if (pair.split or 'train') == split] for split in ('train', 'val', 'test')
         }

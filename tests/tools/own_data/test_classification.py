@@ -113,6 +113,12 @@ def test_copies_between_the_splits_are_found(tmp_path: Path) -> None:
     assert 'are copies of pictures to train on' in notes(read_classification(tmp_path), 'mistake')
 
 
+def test_a_picture_of_several_classes_is_a_question(tmp_path: Path) -> None:
+    write(tmp_path, cat=5, dog=5)
+    shutil.copy(tmp_path / 'cat' / '2.jpg', tmp_path / 'dog' / 'new_name.jpg')
+    assert 'of several classes' in notes(read_classification(tmp_path), 'question')
+
+
 def test_one_class_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='at least two classes'):
         read_classification(write(tmp_path, cat=3))

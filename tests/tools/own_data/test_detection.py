@@ -265,6 +265,18 @@ def test_exif_orientation(size: tuple[int, int], ignored: bool, tmp_path: Path) 
     assert sum(len(names) for names in data.splits.values()) == 5
 
 
+def test_folders_of_the_pictures_split_one_file(tmp_path: Path) -> None:
+    data = content()
+    for index, entry in enumerate(data['images']):
+        split = ('train', 'train', 'val', 'test', 'train')[index]
+        image(tmp_path / 'pictures' / split / entry['file_name'], (entry['width'], entry['height']))
+    (tmp_path / 'labels.json').write_text(json.dumps(data))
+    found = read_detection(tmp_path).splits
+    assert {split: {name.split('/')[-2] for name in names} for split, names in found.items()} == {
+        'train': {'train'}, 'val': {'val'}, 'test': {'test'}
+    }  # fmt: skip
+
+
 def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='holds no annotation file'):
         read_detection(tmp_path)

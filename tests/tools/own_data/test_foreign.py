@@ -425,6 +425,13 @@ def test_small_outlines_lie_on_large_ones(tmp_path: Path) -> None:
     assert min(data.counts) > 0
 
 
+def test_folders_beside_the_splits_are_a_question(tmp_path: Path) -> None:
+    for split in ('train', 'val', 'holdout'):
+        write_yolo(tmp_path / 'data', f'images/{split}', f'labels/{split}', YOLO['box'], 2)
+    said = convert(tmp_path / 'data', 'det', tmp_path / 'out', '')['said']
+    assert any(kind == 'question' and 'images/holdout' in text for kind, text in said)
+
+
 def test_labels_in_two_formats_are_a_question(tmp_path: Path) -> None:
     write_yolo(tmp_path / 'data', 'images', 'labels', YOLO['box'])
     write_voc(tmp_path / 'data' / 'images' / 'im0.xml', 'cat', 'im0.jpg')

@@ -1,6 +1,7 @@
 """Folders of images and label maps: every layout is understood, and every common mistake is told."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -572,3 +573,58 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / 'elsewhere' / 'images' / 'loop').symlink_to(root)
     (root / 'again').symlink_to(root)
     assert sum(names(read_segmentation(root)).values()) == 4
+
+
+def of_16_bits(root: Path) -> None:
+    for index in range(3):
+        Image.fromarray(np.full((32, 48), 4000, np.uint16)).save(root / 'images' / f'{index}.png')
+
+
+def of_two_scales(root: Path) -> None:
+    label(root / 'labels' / '0.png', [0, 0, 0, 255])
+
+
+def with_a_holdout(root: Path) -> None:
+    for split in ('train', 'val', 'holdout'):
+        image(root / 'images' / split / 'a.png')
+        label(root / 'labels' / split / 'a.png', [0, 1])
+    for index in range(3):
+        (root / 'images' / f'{index}.png').unlink()
+
+
+def with_a_void(root: Path) -> None:
+    (root / 'classes.txt').write_text('Void\ncar\n')
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'asked', 'answer'),
+    [
+        (of_16_bits, 'the highest value is 4000, read as 15 of 255', None),
+        (of_two_scales, '1 label maps hold 0 and 255 alone', Answers(ignore=['255'])),
+        (with_a_holdout, '1 pictures are in folders beside those of the splits', None),
+        (with_a_void, "the class 'Void' is called like none", Answers(ignore=['none'])),
+    ],
+)
+def test_what_would_be_learnt_wrongly_is_asked(
+    spoil: Callable[[Path], None], asked: str, answer: Answers | None, tmp_path: Path
+) -> None:
+    for index in range(3):
+        image(tmp_path / 'images' / f'{index}.png')
+        label(tmp_path / 'labels' / f'{index}.png', [0, 0, 1])
+    names = None if spoil is with_a_void else 'background,car'
+    assert not read_segmentation(tmp_path, classes='background,car').questions
+    spoil(tmp_path)
+    assert asked in notes(read_segmentation(tmp_path, classes=names), 'question')
+    if answer:
+        assert not read_segmentation(tmp_path, classes=names, answers=answer).questions
+
+
+def test_pictures_that_training_cannot_read_are_refused(tmp_path: Path) -> None:
+    for index in range(4):
+        image(tmp_path / 'images' / f'{index}.tif')
+        label(tmp_path / 'labels' / f'{index}.png', [0, 0, 1])
+    Image.fromarray(np.ones((32, 48), np.float32)).save(tmp_path / 'images' / '0.tif')
+    page = Image.fromarray(np.ones((32, 48), np.uint8))
+    page.save(tmp_path / 'images' / '1.tif', save_all=True, append_images=[page])
+    asked = notes(read_segmentation(tmp_path), 'question')
+    assert '2 images or their label maps cannot be read' in asked
