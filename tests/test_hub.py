@@ -66,6 +66,7 @@ def test_network_comes_back(scope: str, form: str, tmp_path: Path) -> None:
         model.backbone.switch_to_deploy()
     if form == 'sparse':
         apply_masks(draw_masks(model))
+    model.dataset_meta = dict(classes=('of another',))  # what is given comes first
     hub.save_pretrained(model, tmp_path, cfg, meta)
     other = hub.from_pretrained(tmp_path)
     assert_same_state(model, other)

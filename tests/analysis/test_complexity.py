@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from mmengine.analysis import FlopAnalyzer
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmpelk.analysis.complexity import (
@@ -110,6 +110,20 @@ def test_norms_and_resizing_count_as_in_mmengine(layer: nn.Module, operations: i
     assert [left_out.flops for left_out in complexity.left_out] == [operations * 2 * 10 * 8]
 
 
+def test_heads_of_regions_are_parts() -> None:
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = nn.Conv2d(3, 4, 1)
+            self.roi_head = nn.ModuleDict(dict(bbox_head=nn.Conv2d(4, 2, 1), mask_head=nn.Conv2d(4, 1, 1)))
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [head(self.backbone(x)) for head in self.roi_head.values()]
+
+    complexity = count_complexity(Detector(), (8, 8))
+    assert [complexity.part(name) for name in ('bbox_head', 'mask_head')] == [64 * 4 * 2, 64 * 4]
+
+
 def test_operations_of_the_embedding() -> None:
     from mmpelk.analysis.complexity import LargeKernelCall
 
@@ -194,6 +208,13 @@ def test_choice_that_is_counted_is_the_named_processors(machine: str, monkeypatc
     assert chosen[0][0] != chosen[0][1], 'else nothing is shown'
     with pytest.raises(ValueError, match="unknown class of processors 'Z80'; known: AVX2"):
         count_complexity(network, (64, 64), processor='Z80')
+
+
+@pytest.mark.parametrize('backend', ['dft', 'fft'])
+def test_what_calls_share_counts_for_none(backend: str) -> None:
+    """The second call finds the first one's matrices; twice the channels are twice the work all the same."""
+    first, second = (executed_operations([(backend, (1, count, 23, 26), sharing_grid(13))]) for count in (4, 8))
+    assert second == 2 * first
 
 
 @pytest.mark.parametrize('backend', ['fft', 'dft'])

@@ -11,9 +11,18 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmpelk.analysis.erf import RANDOM, estimate_norms, load_model, preprocessed, read_images, set_layer_scales
+from mmpelk.analysis import receptive_field
+from mmpelk.analysis.erf import (
+    RANDOM,
+    estimate_norms,
+    load_model,
+    measure,
+    preprocessed,
+    read_images,
+    set_layer_scales,
+)
 from mmpelk.analysis.receptive_field import contribution_scores
 from tests.paths import CONFIGS
 
@@ -74,6 +83,18 @@ def test_random_networks_start_as_training_does(photos: Path) -> None:
         model.backbone(pixels)
     mean = torch.stack([x.mean((0, 2, 3)) for x in kept]).mean(0)
     torch.testing.assert_close(norm.running_mean, mean)
+
+
+@pytest.mark.parametrize('count', [1, 10_000])
+def test_logarithms_are_of_the_mean_over_the_images(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of small scores, which are in proportion to their logarithms; those of all images together would not be."""
+    model = nn.ModuleDict(dict(backbone=nn.Conv2d(3, 3, 1)))
+    model.backbone = model['backbone']
+    scores = np.zeros((41, 41))
+    scores[20, 20], scores[10, 20] = 0.0999, 0.0009
+    monkeypatch.setattr(receptive_field, 'contribution_scores', lambda model, images: count * scores)
+    facts = measure(model, [np.zeros((41, 41, 3), np.uint8)] * count, {}).facts
+    assert [ratio['side'] for ratio in facts['area_ratios_log']] == [1, 1, 1, 1]
 
 
 # A network of each toolbox that is not ours, shrunk, which names pre-trained weights where its toolbox does; and how

@@ -179,6 +179,10 @@ def test_single_keys_of_mmengine() -> None:
     kernels = {name for name in plain if name.endswith(('large.weight', 'small.weight'))}
     changed = _groups(model, dwconv_decay_mult=0.0)
     assert {name for name in plain if changed[name] != plain[name]} == kernels
+    merged = dict(branch_norms=False, small_kernel_size=0, positional_embedding=None)  # kernels with a bias
+    changed = _groups(_Segmentor(PeLK(SMALL | merged)), bias_decay_mult=0.3, dwconv_decay_mult=0.2)
+    kernel = 'backbone.stages.0.0.mixer.large'
+    assert [changed[f'{kernel}.{name}'][2] / 0.05 for name in ('weight', 'bias')] == pytest.approx([0.2, 0.3])
     changed = _groups(model, custom_keys={'positional_embedding': dict(decay_mult=1.0)})
     assert {name for name in plain if changed[name] != plain[name]} == {
         name for name in plain if name.endswith('positional_embedding')

@@ -65,6 +65,7 @@ class Training:
         x = torch.randn(5, 3, generator=generator) * (float('nan') if what == 'bad loss' else 1.0)
         y = self.network(x)
         loss = (BadGradient.apply(y) if what == 'bad gradient' else y).square().mean()
+        loss = loss + (float('nan') if what == 'bad loss of good gradients' else 0.0)
         self.wrapper.update_params(loss)
         self.hook.after_train_iter(self.runner, self.runner.iter, {})
         self.average.update_parameters(self.network)
@@ -132,10 +133,11 @@ def test_good_steps_are_those_without_the_hook(optimizer: str) -> None:
     assert same(first.state(), second.state())
 
 
-def test_one_bad_batch_of_two_spoils_their_step() -> None:
+@pytest.mark.parametrize('what', ['bad loss', 'bad loss of good gradients'])
+def test_one_bad_batch_of_two_spoils_their_step(what: str) -> None:
     training = Training('SGD', late=False, accumulate=2)
     before = training.state()['network']
-    training.step('bad loss')
+    training.step(what)
     training.step()
     assert same(before, training.state()['network'])
     assert training.hook.skipped == 1

@@ -1,5 +1,6 @@
 """PeLK with fewer hidden units: as told, as its pretrained weights have them, and as a checkpoint that it loads."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,15 @@ def test_a_block_keeps_one_unit_and_those_with_a_norm_keep_all():
         assert counts == {prefix.rstrip('.'): 1}
         assert shrunk[f'{prefix}fc1.weight'].shape == (1, 4)
         assert shrink_hidden_units(state | {f'{prefix}grn.gamma': torch.ones(6)})[1] == {}
+
+
+@pytest.mark.parametrize('conv', [False, True])
+def test_layers_know_how_many_units_they_have(conv: bool) -> None:
+    make, names = (partial(nn.Conv2d, kernel_size=1), 'channels') if conv else (nn.Linear, 'features')
+    block = nn.ModuleDict(dict(fc1=make(4, 6), fc2=make(6, 5)))
+    find_hidden_units(block)[0].resize(3)
+    sizes = [[getattr(layer, f'{side}_{names}') for side in ('in', 'out')] for layer in block.values()]
+    assert sizes == [[4, 3], [3, 5]]
 
 
 def test_which_blocks_have_units() -> None:

@@ -5,6 +5,7 @@ import torch
 
 from mmpelk.models import PeripheralConv2d
 from mmpelk.ops import sharing_grid
+from mmpelk.ops.positional_op import positional_term
 from mmpelk.ops.reference import peripheral_conv2d_reference
 
 
@@ -18,6 +19,9 @@ def test_forward(bias: bool, with_map: bool) -> None:
     want = peripheral_conv2d_reference(x, conv.weight, sharing_grid(13, 5), conv.bias)
     got = conv(x, bias_map if with_map else None)
     torch.testing.assert_close(got, want + bias_map if with_map else want)
+    embedding = torch.randn(4, 13, 13, dtype=torch.float64)
+    term = positional_term(conv.weight, embedding, conv.sharing_grid, 8, 11)
+    torch.testing.assert_close(conv(x, bias_map if with_map else None, embedding=embedding), got + term)
 
 
 def test_parameters_and_repr() -> None:

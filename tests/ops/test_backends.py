@@ -327,6 +327,8 @@ def test_a_compiled_kernel_is_compared_once(monkeypatch: pytest.MonkeyPatch, cap
     assert compiled.calls == 12
     # With the bias, without it for the gradient of the input, and the gradient of the weight.
     assert [error is None for error in compared].count(False) == 3
+    peripheral_conv2d(x.bfloat16(), weight.bfloat16(), grid)  # of another dtype, another kernel
+    assert [error is None for error in compared].count(False) == 4
     assert not caplog.records
 
 

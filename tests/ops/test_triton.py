@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from mmpelk.ops import sharing_grid
+from mmpelk.ops.backends import BACKENDS
 from mmpelk.ops.backends import triton as backend
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +44,16 @@ def test_importing_the_operator_does_not_import_triton() -> None:
         'assert "mmpelk.ops.backends.triton.kernels" not in sys.modules\n'
     )
     subprocess.run([sys.executable, '-c', program], cwd=ROOT, check=True)
+
+
+def test_maps_of_another_alignment_have_another_kernel() -> None:
+    pytest.importorskip('triton', minversion='3.4')
+    numbers, key_of = torch.zeros(2 * 3 * 16 * 16 + 8, dtype=torch.float16), BACKENDS['triton'].kernel_key
+    assert key_of is not None
+    first, unaligned, aligned = (
+        key_of(numbers[start : start + 1536].view(2, 3, 16, 16), sharing_grid(13)) for start in (0, 1, 8)
+    )
+    assert first == aligned != unaligned
 
 
 def test_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from mmpelk.ops import sharing_grid, workspace
+from mmpelk.ops import set_workspace_limit, sharing_grid, workspace
 from mmpelk.ops.backends import BACKENDS as TABLE
 from tests.ops.inputs import BACKENDS, FAST, convolve, make_inputs, output_and_gradients
 
@@ -67,6 +67,12 @@ def test_workspace_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
     for text, megabytes in (('0.5', 0.5), ('', 64)):
         monkeypatch.setenv('MMPELK_WORKSPACE_MB', text)
         assert workspace.workspace_limit('cpu') == megabytes * 2**20
+    monkeypatch.setenv('MMPELK_WORKSPACE_MB', '0.5')
+    monkeypatch.setattr(workspace, '_limit_mb', None)  # as before, afterwards
+    set_workspace_limit(3)  # what the program says comes first
+    assert workspace.workspace_limit('cpu') == 3 * 2**20
+    set_workspace_limit(None)
+    assert workspace.workspace_limit('cpu') == 2**19
     for text in ('much', '0', '-1'):
         monkeypatch.setenv('MMPELK_WORKSPACE_MB', text)
         with pytest.raises(ValueError, match='MMPELK_WORKSPACE_MB'):

@@ -11,6 +11,7 @@ from mmpelk import get_config
 from mmpelk.analysis.complexity import count_complexity
 from mmpelk.analysis.inference import build_model
 from mmpelk.models import PeLK
+from mmpelk.models.hidden_units import find_hidden_units, shrink_hidden_units
 from mmpelk.ops.backends import PROCESSORS, REFERENCE_PROCESSOR, THIS_PROCESSOR
 from mmpelk.sparsity import GRANULARITIES, apply_masks, attach_masks, find_parameters, uniform_units
 from mmpelk.sparsity.publish import publish_checkpoint
@@ -79,6 +80,18 @@ def test_dense_live_and_executed_counts_of_units(tmp_path: Path, source: str) ->
     assert report['flops_executed'] == pytest.approx(
         stored - large['dense_form'] + large['chosen_on_cpu']['executed'], abs=3
     )
+
+
+def test_zeros_of_a_shrunk_checkpoint_are_not_active(tmp_path: Path) -> None:
+    model, name = PeLK(NANO), 'stages.0.0.pointwise_conv1.weight'
+    for units in find_hidden_units(model):
+        units.second.get_parameter('weight').data[:, 5:] = 0
+    state, _ = shrink_hidden_units(model.state_dict())
+    state[name][1:] = 0
+    torch.save(dict(state_dict=state), tmp_path / 'shrunk.pth')
+    args = SimpleNamespace(checkpoint=str(tmp_path / 'shrunk.pth'))
+    densities, _ = load_tool(TOOLS / 'get_flops.py').sparse_form(PeLK(NANO), args)
+    assert densities[name] == pytest.approx(8 / (32 * 8)), 'one unit of five is left, of 32 in the network'
 
 
 @pytest.mark.slow

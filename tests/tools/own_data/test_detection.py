@@ -217,12 +217,13 @@ def test_box_of_a_run_length_code(tmp_path: Path) -> None:
     assert {tuple(entry['bbox']) for entry in kept} == {(2, 3, 10, 12)}
 
 
-def test_crowds_stay_crowds(tmp_path: Path) -> None:
+def test_crowds_stay_crowds_and_areas_those_of_the_file(tmp_path: Path) -> None:
     crowded = content()
-    crowded['annotations'][0]['iscrowd'] = 1
+    crowded['annotations'][0] |= dict(iscrowd=1, area=77.5)  # of the outline, which fills no box
     data = read_detection(write(tmp_path, crowded))
     kept = [entry for part in data.details['contents'].values() for entry in part['annotations']]
     assert sum(entry['iscrowd'] for entry in kept) == 1
+    assert {entry['area'] for entry in kept} == {77.5, 10 * 12, 16 * 20}
 
 
 def test_corners_taken_for_sizes_are_a_question(tmp_path: Path) -> None:
@@ -410,14 +411,15 @@ def test_a_damaged_annotation_file_is_named(tmp_path: Path) -> None:
 
 def test_a_joined_list_is_the_training(tmp_path: Path) -> None:
     write(tmp_path, content(8))
-    (tmp_path / 'trainval.txt').write_text('0\n1\n2\n3\n4\n')
+    (tmp_path / 'trainval.txt').write_text('0\n1\n2\n3\n4\n5\n')  # 5 is tested on, too
     (tmp_path / 'test.txt').write_text('5\n6\n7\n')
     data = read_detection(tmp_path)
     assert {split: len(names) for split, names in data.splits.items()} == {'train': 4, 'val': 1, 'test': 3}
     assert sorted(Path(name).stem for name in data.splits['test']) == ['5', '6', '7']
+    assert 'in several lists' not in notes(data)
 
 
 def test_copies_between_the_splits_are_found(tmp_path: Path) -> None:
-    for split, count in (('train', 3), ('valid', 2)):  # every picture is the same noise
+    for split, count in (('train', 3), ('valid', 2), ('test', 1)):  # every picture is the same noise
         write(tmp_path, content(count), f'{split}/labels.json', split)
-    assert '2 pictures to validate or test on are copies' in notes(read_detection(tmp_path), 'mistake')
+    assert '3 pictures to validate or test on are copies' in notes(read_detection(tmp_path), 'mistake')

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from own_data import Answers, DataSet, read_segmentation
+from own_data.dataset import split_names
 from own_data.segmentation import read_indices, write_labels
 from PIL import Image
 
@@ -83,6 +84,8 @@ def test_a_split_is_drawn_where_there_is_none_and_always_the_same(tmp_path: Path
     assert names(first) == {'train': 8, 'val': 2}
     assert not set(first.splits['train']) & set(first.splits['val'])
     assert first.splits == read_segmentation(tmp_path).splits
+    listed = [name for part in first.splits.values() for name in part]
+    assert split_names(listed, 0.2) == split_names(listed[::-1], 0.2) == first.splits, 'whatever their order'
     assert 'drawn at random' in notes(first, 'decision')
 
 
@@ -252,9 +255,10 @@ def test_soft_edges(coloured: bool, end: str, tmp_path: Path) -> None:
 def test_layouts_by_name(image_name: str, label_name: str, tmp_path: Path) -> None:
     for index in range(4):
         image(tmp_path / image_name.format(i=index))
-        label(tmp_path / label_name.format(i=index), [7, 8] if 'gtFine' in label_name else [0, 1])
+        label(tmp_path / label_name.format(i=index), [28, 31] if 'gtFine' in label_name else [0, 1])
     data = read_segmentation(tmp_path)
     assert names(data) == {'train': 3, 'val': 1}
+    assert 'gtFine' not in label_name or meaning(data) == {28: 'bus', 31: 'train'}
     for pair in data.details['pairs']:
         number = pair.image.removeprefix('701_').removeprefix('leftImg8bit')
         digit = next(letter for letter in number if letter.isdigit())
