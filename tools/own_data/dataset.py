@@ -483,6 +483,34 @@ def say_drawn(data: DataSet, splits: Mapping[str, Sequence[Item]], names: Callab
     if many := len(drawn) - len({original_of(name) for name in drawn}):
         text += f', {many} augmented copies with the pictures that they were made of'
     data.note('decision', text)
+    series = _series(drawn, data.task == 'cls')
+    trained = {series[names(item)] for item in splits['train']}
+    shared = [name for name in map(names, splits['val']) if series[name] != name and series[name] in trained]
+    if 2 * len(shared) > len(splits['val']):
+        text = f'{len(shared)} of {len(splits["val"])} pictures to validate on are of a series of names that is trained'
+        text += ' on, too: of frames of one video, tiles or copies of one picture the results are too good; put whole'
+        data.note('remark', f'{text} series into folders train and val', shared)
+
+
+def _series(names: Iterable[str], folders_are_classes: bool) -> dict[str, str]:
+    """What begins every name: ``7`` of ``7_flip.jpg`` where there is ``7.jpg``, ``clip3_`` of ``clip3_0041.jpg``.
+
+    What all names of a class begin with is no series; a name without one is its own.
+    """
+    stems = {name: original_of(name).rsplit('.', 1)[0] for name in names}
+    known = set(stems.values())
+    series = {}
+    for name, stem in stems.items():
+        copied = re.sub(r'[_-][^_/-]+$', '', stem)
+        start = re.sub(r'\d+$', '', stem)
+        numbered = start != stem and re.search(r'\d[^/\d]*/?$', start)
+        series[name] = copied if copied != stem and copied in known else start if numbered else name
+    if folders_are_classes:
+        begun: dict[str, set[str]] = defaultdict(set)
+        for name, start in series.items():
+            begun[os.path.dirname(name)].add(start)
+        series = {name: start if len(begun[os.path.dirname(name)]) > 1 else name for name, start in series.items()}
+    return series
 
 
 def spread(items: Sequence[Item], limit: int) -> list[Item]:

@@ -312,7 +312,7 @@ def _read_voc(root: Path, classes: str | None) -> Content | None:
     annotations: list[Content] = []
     splits: dict[int, str] = {}
     names: dict[str, int] = {}
-    damaged = []
+    damaged, doubtful = [], []
     for path in map(root.joinpath, find_files(root, ['.xml'])):
         try:
             content = ElementTree.parse(path).getroot()
@@ -330,6 +330,8 @@ def _read_voc(root: Path, classes: str | None) -> Content | None:
         said = split_of(here)
         stems = (path.stem, Path((content.findtext('filename') or '').replace('\\', '/')).stem)
         near = next((pictures[stem] for stem in stems if stem in pictures), [])
+        if stems[0] != stems[1] and all(stem in pictures for stem in stems):
+            doubtful.append(f'{path.name} names {stems[1]}')
         # Beside the file, else in a folder of its split.
         best = (
             [p for p in near if Path(p).parent.as_posix() == here] or [p for p in near if split_of(p) == said] or near
@@ -354,7 +356,10 @@ def _read_voc(root: Path, classes: str | None) -> Content | None:
     if not names:
         return None
     left_out = [['XML files cannot be read', damaged, len(damaged) + len(images)]]
-    found = dict(format='Pascal VOC', images=images, annotations=annotations, left_out=left_out)
+    found: Content = dict(format='Pascal VOC', images=images, annotations=annotations, left_out=left_out)
+    if doubtful:
+        text = f'{len(doubtful)} XML files name another picture that is here, and are taken for that of their own name'
+        found['said'] = [['question', f'{text}: --yes, if that is right ({", ".join(doubtful[:5])})']]
     in_order = sorted(names)
     for entry in annotations:
         entry['category_id'] = in_order.index(list(names)[entry['category_id'] - 1]) + 1
@@ -407,6 +412,7 @@ def write_maps(root: Path, content: Content, out: Path) -> Content:
         by_image[entry['image_id']].append(entry)
     many = len(content['categories']) > 254
     samples: list[Content] = []
+    hidden = []
     for image in content['images']:
         if image.get('unused'):
             continue
@@ -419,10 +425,17 @@ def write_maps(root: Path, content: Content, out: Path) -> Content:
             for corners in entry.get('segmentation', ()):
                 value = entry['category_id'] or (65535 if many else 255)
                 ImageDraw.Draw(labels).polygon(list(corners), fill=value)
+        wanted = {entry['category_id'] for entry in by_image[image['id']] if entry.get('segmentation')} - {0}
+        if all(size) and wanted - set(np.unique(np.asarray(labels)).tolist()):
+            hidden.append(image['file_name'])
         target = out / 'maps' / f'{len(samples):06}.png'
         target.parent.mkdir(parents=True, exist_ok=True)
         labels.save(target)
         samples.append(dict(image=image['file_name'], label=str(target), subset=image['split']))
+    if hidden:
+        text = f'in {len(hidden)} pictures the outlines of a class are covered by later ones, and are not trained on'
+        said = [*content.get('said', ()), ['question', f'{text}: --yes, if that is right ({", ".join(hidden[:5])})']]
+        content = dict(content, said=said)
     classes = [dict(name=each['name'], key=each['id'], colour=None) for each in content['categories']]
     of = {image['id']: image['file_name'] for image in content['images']}
     bare = [

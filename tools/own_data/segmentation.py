@@ -155,7 +155,7 @@ def read_segmentation(
     meaning = interpret(statistics, coloured, lossy, names, answers, public)
     for kind, text in meaning.said:
         data.note(kind, text)
-    _ask_void(data, meaning, answers, {pair: found[pair][1].statistics.counts for pair in pairs})
+    _ask_classes(data, meaning, answers, bool(names), {pair: found[pair][1].statistics.counts for pair in pairs})
     ask_depth(data, ((pair.image, found[pair][0]) for pair in pairs))
     data.classes, data.palette = meaning.classes, meaning.palette
     splits = _split(data, pairs, val_share)
@@ -479,8 +479,18 @@ def _are_coloured(data: DataSet, labels: dict[Pair, _Label]) -> bool:
     return bool(coded)
 
 
-def _ask_void(data: DataSet, meaning: Meaning, answers: Answers, counts: dict[Pair, dict[int, int]]) -> None:
-    """Ask where a class is called like none, and where 255, which is not trained on, looks like a class."""
+def _ask_classes(
+    data: DataSet, meaning: Meaning, answers: Answers, named: bool, counts: dict[Pair, dict[int, int]]
+) -> None:
+    """Ask where classes look like single objects or are called like none, and where 255 looks like a class."""
+    if meaning.coloured and not named and len(counts) > 3:
+        maps = Counter(index for values in counts.values() for index in {meaning.mapping.get(key) for key in values})
+        single = [name for index, name in enumerate(meaning.classes) if maps[index] == 1]
+        if len(meaning.classes) > 2 and 2 * len(single) > len(meaning.classes):
+            text = f'{len(single)} of {len(meaning.classes)} colours are in one label map each, as those of single'
+            data.note(
+                'question', f'{text} objects are: export colours of classes; --yes trains each as a class', single
+            )
     if answers.ignore is not None:
         return
     void = [name for name in meaning.classes if name.lower() in _NO_CLASS]

@@ -432,6 +432,20 @@ def test_folders_beside_the_splits_are_a_question(tmp_path: Path) -> None:
     assert any(kind == 'question' and 'images/holdout' in text for kind, text in said)
 
 
+def test_labels_of_another_picture_and_covered_ones_are_questions(tmp_path: Path) -> None:
+    for index in range(3):
+        image(tmp_path / 'voc' / f'{index}.jpg')
+        write_voc(tmp_path / 'voc' / f'{index}.xml', 'cat', f'{(index + 1) % 3}.jpg')
+        image(tmp_path / 'labelme' / f'{index}.jpg')
+        labelme(tmp_path / 'labelme' / f'{index}.json', [polygon('cat'), polygon('dog')])
+    said = convert(tmp_path / 'voc', 'det', tmp_path / 'out', '')['said']
+    assert any(kind == 'question' and '0.xml names 1' in text for kind, text in said)
+    said = convert(tmp_path / 'labelme', 'seg', tmp_path / 'out', '')['said']
+    assert any(
+        kind == 'question' and 'in 3 pictures the outlines of a class are covered' in text for kind, text in said
+    )
+
+
 def test_labels_in_two_formats_are_a_question(tmp_path: Path) -> None:
     write_yolo(tmp_path / 'data', 'images', 'labels', YOLO['box'])
     write_voc(tmp_path / 'data' / 'images' / 'im0.xml', 'cat', 'im0.jpg')

@@ -600,9 +600,16 @@ def with_a_void(root: Path) -> None:
     (root / 'classes.txt').write_text('Void\ncar\n')
 
 
+def of_objects(root: Path) -> None:
+    for index in range(5):
+        image(root / 'images' / f'{index}.png')
+        label(root / 'labels' / f'{index}.png', [[0, 0, 0], [90, 40 * index, 20], [9, 7, 40 * index]])
+
+
 @pytest.mark.parametrize(
     ('spoil', 'asked', 'answer'),
     [
+        (of_objects, '10 of 11 colours are in one label map each', None),
         (of_16_bits, 'the highest value is 4000, read as 15 of 255', None),
         (of_two_scales, '1 label maps hold 0 and 255 alone', Answers(ignore=['255'])),
         (with_a_holdout, '1 pictures are in folders beside those of the splits', None),
@@ -615,7 +622,7 @@ def test_what_would_be_learnt_wrongly_is_asked(
     for index in range(3):
         image(tmp_path / 'images' / f'{index}.png')
         label(tmp_path / 'labels' / f'{index}.png', [0, 0, 1])
-    names = None if spoil is with_a_void else 'background,car'
+    names = None if spoil in (with_a_void, of_objects) else 'background,car'
     assert not read_segmentation(tmp_path, classes='background,car').questions
     spoil(tmp_path)
     assert asked in notes(read_segmentation(tmp_path, classes=names), 'question')
@@ -632,3 +639,14 @@ def test_pictures_that_training_cannot_read_are_refused(tmp_path: Path) -> None:
     page.save(tmp_path / 'images' / '1.tif', save_all=True, append_images=[page])
     asked = notes(read_segmentation(tmp_path), 'question')
     assert '2 images or their label maps cannot be read' in asked
+
+
+@pytest.mark.parametrize('name', ['clip{}_{}', 'clip{}/{}', '{}_{}'])
+def test_series_on_both_sides_are_told(name: str, tmp_path: Path) -> None:
+    for index in range(16):
+        path = name.format(index // 4, index % 4)
+        image(tmp_path / 'images' / f'{path}.jpg', (48, 32 + index))
+        label(tmp_path / 'masks' / f'{path}.png', [0, 0, 1], (48, 32 + index))
+    assert 'of a series of names' in notes(read_segmentation(tmp_path), 'remark')
+    plain = write(tmp_path / 'plain', [0, 1], 10)
+    assert 'of a series of names' not in notes(read_segmentation(plain))
