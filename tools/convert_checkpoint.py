@@ -61,8 +61,9 @@ def read_weights(path: str, key: str | None) -> dict[str, Tensor]:
     content = read_checkpoint(path)
     if key is not None and key not in content:
         raise ValueError(f"'{path}' has no entry {key!r}; it has {', '.join(list(content)[:8])}")
-    if key is None and 'model_ema' in content:
-        print('the file holds averaged weights, too: --key model_ema takes them')
+    for average in ('state_dict_ema', 'model_ema'):
+        if key is None and average in content:
+            print(f'the file holds averaged weights, too: --key {average} takes them')
     return state_dict_of(content if key is None else content[key], path)
 
 

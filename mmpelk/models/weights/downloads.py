@@ -25,6 +25,7 @@ _CONFIGS = (
     ('open_clip_config.json', 'preprocess_cfg', 'mean', 'std'),
     ('config.json', 'pretrained_cfg', 'mean', 'std'),
 )
+_AVERAGES = ('state_dict_ema', 'model_ema')  # of timm's training, and of ConvNeXt's authors
 _UNKNOWN = 'unknown: see where the weights come from'
 
 
@@ -64,24 +65,38 @@ class PublicWeights:
     normalisation: Normalisation | None = None
 
 
-def read_public(address: str) -> PublicWeights:
+def read_public(address: str, key: str | None = None) -> PublicWeights:
     """Download weights where needed, and read them as data.
 
     Args:
         address: ``timm://NAME`` with a name of timm's such as ``convnext_tiny.dinov3_lvd1689m``, ``hf://OWNER/NAME`` or
             ``hf://OWNER/NAME@REVISION`` for a repository of the Hugging Face Hub, or what
             :func:`mmpelk.fault_tolerance.safe_loading.read_checkpoint` knows: a path, a URL.
+        key: Entry of the file that holds the weights; by default ``'state_dict'`` or ``'model'``.
 
     Raises:
-        UserError: If a package is missing, there are no such weights, or they cannot be downloaded.
+        UserError: If a package is missing, there are no such weights, they cannot be downloaded, or the file holds
+            averaged weights, too, and no ``key`` chooses.
         FileNotFoundError: If there is no such file.
     """
     scheme, _, name = address.partition('://')
+    if scheme in ('timm', 'hf') and key is not None:
+        raise UserError(f"'{address}' is one state dict: leave out key={key!r}")
     if scheme == 'timm':
         return _read_timm(name, address)
     if scheme == 'hf':
         return _read_repository(name, address)
-    return PublicWeights(state_dict_of(read_checkpoint(address), address))
+    content = read_checkpoint(address)
+    averages = [entry for entry in _AVERAGES if isinstance(content, Mapping) and content.get(entry) is not None]
+    if key is None and averages:
+        average, trained = averages[0], averages[0].removesuffix('_ema')
+        raise UserError(
+            f"'{address}' holds averaged weights in '{average}' beside '{trained}': choose, as by init_cfg=dict(..., "
+            f"key='{average}')"
+        )
+    if key is not None and key not in content:
+        raise UserError(f"'{address}' has no entry {key!r}; it has {', '.join(list(content)[:8])}")
+    return PublicWeights(state_dict_of(content if key is None else content[key], address))
 
 
 def _read_timm(name: str, address: str) -> PublicWeights:

@@ -5,6 +5,7 @@ zero, and the network is ConvNeXt, to rounding, with a periphery that is ready t
 grid, such as SLaK's cross of stripes, is projected: :func:`mmpelk.ops.sharing_grid.project_kernel`.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,11 @@ _NORM_EPS = 1e-5  # of torch's batch norm, in SLaK and RepLKNet
 _OPENCLIP = 'visual.trunk.'
 _IMAGENET = Normalisation.of_unit_values((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CLIP = Normalisation.of_unit_values((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+# What a mixer of a known source holds: kernels, and batch norms behind them.
+_MIXER_PARTS = re.compile(
+    r'(large(\.\d)?|small)\.(weight|bias)'
+    r'|(large_norm(\.\d)?|small_norm)\.(weight|bias|running_mean|running_var|num_batches_tracked)'
+)
 # OpenCLIP's ConvNeXt-XXL, whose norms have another epsilon.
 _XXLARGE = ((3, 4, 30, 3), (384, 768, 1536, 3072))
 
@@ -121,7 +127,8 @@ def inflate(weights: Mapping[str, Tensor], backbone: PeLK, name: str = 'the chec
         name: What to call the weights in messages.
 
     Raises:
-        UserError: If the backbone has another form, or the weights another width, depth or larger kernels.
+        UserError: If the backbone has another form, or the weights another width, depth, larger kernels, further layers
+            in their blocks, or numbers that are not finite.
     """
     mixers = {key: module for key, module in backbone.named_modules() if key.endswith('.mixer')}
     if any(not mixer.deployed or not hasattr(mixer.large, 'sharing_grid') for mixer in mixers.values()):
@@ -137,6 +144,8 @@ def inflate(weights: Mapping[str, Tensor], backbone: PeLK, name: str = 'the chec
         own = {part.removeprefix(f'{key}.'): theirs.pop(part) for part in list(theirs) if part.startswith(f'{key}.')}
         if not own:
             continue
+        if unknown := [f'{key}.{part}' for part in own if not _MIXER_PARTS.fullmatch(part)]:
+            raise UserError(_unknown(reading, unknown))
         kernel, bias = _merged(own)
         missing = mixer.large.kernel_size - kernel.shape[-1]
         if missing < 0:
@@ -153,7 +162,19 @@ def inflate(weights: Mapping[str, Tensor], backbone: PeLK, name: str = 'the chec
         state[f'{key}.large.bias'] = bias.to(mixer.large.weight)
     state |= {key: fit_shape(value, known[key]) for key, value in theirs.items() if key in known}
     refuse_misfit(known, state, name, 'Take the architecture of the checkpoint: the same widths and depths')
-    return Inflation(state, sorted(theirs.keys() - known.keys()), kept)
+    if damaged := [key for key, value in state.items() if not value.isfinite().all()]:
+        raise UserError(f'{name} has NaN or infinite weights in {shorten(damaged)}: give an undamaged file')
+    dropped = sorted(theirs.keys() - known.keys())
+    if unknown := [key for key in dropped if key.startswith(('stages.', 'downsample_layers.'))]:
+        raise UserError(_unknown(reading, unknown))
+    return Inflation(state, dropped, kept)
+
+
+def _unknown(reading: Reading, names: list[str]) -> str:
+    return (
+        f'{reading.name} is {reading} with layers that PeLK does not have: {shorten(names)}; give weights without '
+        'them, such as with adapters merged'
+    )
 
 
 def _refuse_other(reading: Reading, own: Layout) -> None:
@@ -184,13 +205,14 @@ def arch_of(init_cfg: Any) -> tuple[dict[str, Any], bool]:
     """
     cfgs = init_cfg if isinstance(init_cfg, Sequence) else [init_cfg]
     kinds = ('mmpelk.Inflated', 'Inflated', Inflated)
-    found = [cfg['checkpoint'] for cfg in cfgs if isinstance(cfg, Mapping) and cfg.get('type') in kinds]
+    found = [cfg for cfg in cfgs if isinstance(cfg, Mapping) and cfg.get('type') in kinds]
     if not found:
         raise UserError(
             "arch='inflated' takes the form of a checkpoint: give init_cfg=dict(type='mmpelk.Inflated', "
             "checkpoint=...), or an arch such as 'convnext-tiny'"
         )
-    layout = Reading(read_public(found[-1]).state, f"'{found[-1]}'").layout
+    checkpoint, key = found[-1]['checkpoint'], found[-1].get('key')
+    layout = Reading(read_public(checkpoint, key).state, f"'{checkpoint}'").layout
     size = dict(depths=layout.depths, channels=layout.channels, use_grn=layout.use_grn)
     return ARCHITECTURES['convnext-tiny'] | size, layout.layer_scale
 
@@ -228,21 +250,27 @@ class Inflated:
         mean: Of the pictures that the recipe feeds, of values from 0 to 255, red first: its ``data_preprocessor``'s. If
             given, weights that expect another normalisation are refused.
         std: Their standard deviation, given together with the mean.
+        key: Entry of the file that holds the weights, such as ``'state_dict_ema'``; by default ``'state_dict'`` or
+            ``'model'``, and a file with averages beside them is refused.
     """
 
     def __init__(
-        self, checkpoint: str, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+        self,
+        checkpoint: str,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        key: str | None = None,
     ) -> None:
         if (mean is None) != (std is None):
             raise UserError("mmpelk.Inflated takes mean and std together: those of the recipe's data_preprocessor")
-        self.checkpoint = checkpoint
+        self.checkpoint, self.key = checkpoint, key
         self.fed = Normalisation(tuple(mean), tuple(std)) if mean is not None and std is not None else None
 
     def __call__(self, module: nn.Module) -> None:
         """Load them into a :class:`PeLK`, and log what was taken and what was not."""
         if not isinstance(module, PeLK):
             raise UserError(f'mmpelk.Inflated initialises a PeLK backbone, not a {type(module).__name__}')
-        public, name = read_public(self.checkpoint), f"'{self.checkpoint}'"
+        public, name = read_public(self.checkpoint, self.key), f"'{self.checkpoint}'"
         found = inflate(public.state, module, name)
         reading = Reading(public.state, name)
         expected = self._check_normalisation(public, reading)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mmpretrain.models import ConvNeXt
 from torch import Tensor, nn
 
+from mmpelk.errors import UserError
 from mmpelk.models import PeLK
 from mmpelk.models.weights.inflation import inflate
 from mmpelk.ops.sharing_grid import expand_kernel, mirror_half_grid, project_kernel
@@ -160,6 +161,41 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             _inflated(path, **arguments)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'stages.0.0.norm.weight': torch.full((8,), torch.nan)}, 'NaN or infinite weights in stages.0.0.norm.weight'),
+        ({'stages.0.0.depthwise_conv.bias': torch.full((8,), torch.inf)}, 'infinite weights in stages.0.0.mixer.large'),
+        ({'stages.0.0.attn.qkv.weight': torch.ones(24, 8)}, 'PeLK does not have: stages.0.0.attn.qkv.weight'),
+        ({'stages.0.0.depthwise_conv.lora.weight': torch.ones(8, 1, 1, 1)}, r'not have: .*mixer\.large\.lora\.weight'),
+        ({'downsample_layers.1.2.weight': torch.ones(8)}, 'not have: downsample_layers.1.2.weight'),
+    ],
+    ids=['NaN', 'infinite', 'attention', 'adapter', 'downsampling'],
+)
+def test_damaged_weights_and_unknown_layers_are_refused(changes: dict[str, Tensor], message: str) -> None:
+    state = _convnext(dict(NANO)).state_dict()
+    with pytest.raises(UserError, match=message):
+        inflate(state | changes, PeLK('convnext-tiny', **NANO, **FORM))
+
+
+@pytest.mark.parametrize(('trained', 'averaged'), [('state_dict', 'state_dict_ema'), ('model', 'model_ema')])
+def test_averaged_weights_are_chosen_by_key(trained: str, averaged: str, tmp_path: Path) -> None:
+    state, path = _convnext(dict(NANO)).state_dict(), str(tmp_path / 'twice.pth')
+    torch.save({trained: state, averaged: {name: value + 1 for name, value in state.items()}}, path)
+
+    def bias(**key: str) -> Tensor:
+        init_cfg = dict(type='mmpelk.Inflated', checkpoint=path, **key)
+        ours = MODELS.build(dict(type='mmpelk.PeLK', arch='inflated', **FORM, init_cfg=init_cfg))
+        ours.init_weights()
+        return ours.stages[0][0].norm.bias.detach()
+
+    assert torch.equal(bias(key=averaged), bias(key=trained) + 1)
+    with pytest.raises(UserError, match=f"averaged weights in '{averaged}' beside '{trained}'.*key='{averaged}'"):
+        bias()
+    with pytest.raises(UserError, match=f"no entry 'other'; it has {trained}, {averaged}"):
+        bias(key='other')
 
 
 def test_files_that_are_no_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
