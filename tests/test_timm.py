@@ -45,10 +45,12 @@ def test_features_are_of_the_architecture(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ('out_indices', 'stages'), [((0, 1, 2), [0, 1, 2]), ((0, 1), [0, 1]), ([-1], [2]), (2, [1, 2])], ids=str
+    ('out_indices', 'stages', 'patch'),
+    [((0, 1, 2), [0, 1, 2], 4), ((0, 1), [0, 1], 2), ([-1], [2], 4), (2, [1, 2], 4)],
+    ids=str,
 )
-def test_features(out_indices: Any, stages: list[int]) -> None:
-    model = create(features_only=True, out_indices=out_indices)
+def test_features(out_indices: Any, stages: list[int], patch: int) -> None:
+    model = create(features_only=True, out_indices=out_indices, stem_patch_size=patch)
     image = torch.rand(2, 3, 64, 48)
     maps = model(image)
     assert [tuple(out.shape) for out in maps] == [
@@ -58,7 +60,7 @@ def test_features(out_indices: Any, stages: list[int]) -> None:
     assert model.feature_info.channels() == [SMALL['channels'][stage] for stage in stages]
     # What was pruned is gone, and what is left computes what the whole network does.
     assert len(model.model.backbone.stages) == stages[-1] + 1
-    _, want = create().forward_intermediates(image, indices=stages)
+    _, want = create(stem_patch_size=patch).forward_intermediates(image, indices=stages)
     for out, expected in zip(maps, want, strict=True):
         assert torch.equal(out, expected)
 

@@ -105,6 +105,10 @@ def test_flop_counter_sees_the_dense_forms() -> None:
     with FlopCounterMode(display=False) as counter:
         sum(tensor.sum() for tensor in at_once(x, *others)).backward()
     assert counter.get_total_flops() == 3 * 2 * x.numel() * (13**2 + 5**2)
+    others[0].requires_grad_(False)  # then the gradient of the small weight alone is computed
+    with FlopCounterMode(display=False) as counter:
+        sum(tensor.sum() for tensor in at_once(x.detach(), *others[:2])).backward()
+    assert counter.get_total_flops() == 2 * x.numel() * (13**2 + 2 * 5**2)
 
 
 def test_under_autocast_as_conv2d_but_for_the_positional_term() -> None:
