@@ -52,7 +52,9 @@ _SPLITS = {
     'val': ('val', 'valid', 'validation', 'val2017', 'dev', 'valset'),
     'test': ('test', 'testing', 'test2017', 'tst', 'testset'),
 }
-_UNREAD = {'.avif', '.gif', '.heic', '.jfif', '.jp2'}
+_PLAIN_WORDS = {'images', 'image', 'imgs', 'img', 'labels', 'label', 'masks', 'mask', 'annotations', 'annots', 'data'}
+_PLAIN_WORDS |= {'dataset', 'set', 'split'}
+_UNREAD = {'.avif', '.gif', '.heic', '.jfif', '.jp2', '.dcm', '.exr', '.heif', '.jpe', '.jxl', '.pgm', '.pnm', '.tga'}
 _JOINED = ('trainval', 'train_val', 'train+val')
 Colour = tuple[int, int, int]
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -275,13 +277,20 @@ def count_unread(data: DataSet, read: int) -> None:
 
 
 def split_of(path: str) -> str | None:
-    """``'train'``, ``'val'`` or ``'test'`` if a folder's name says so: ``images/val2017``, ``val_images``."""
-    for part in path.lower().split('/'):
-        words = [part, *re.split(r'[^a-z0-9]+', part)]
+    """``'train'``, ``'val'`` or ``'test'`` if a folder's name says so: ``images/val2017``, ``val_images``.
+
+    Of several the one that says nothing else, then the deepest: ``train_data/images/val`` and ``val/train_station`` are
+    to validate on.
+    """
+    said: list[tuple[int, str]] = []
+    for part in reversed(path.lower().split('/')):
+        words = set(re.split(r'[^a-z0-9]+', part)) - {''}
         for split, names in _SPLITS.items():
-            if any(word in names for word in words):
-                return split
-    return None
+            if part in names or words & set(names):
+                others = words - set(names)
+                said.append((0 if part in names else 1 if others <= _PLAIN_WORDS else 2, split))
+                break
+    return min(said, key=lambda each: each[0])[1] if said else None
 
 
 def split_by_lists(
@@ -332,7 +341,8 @@ def split_by_lists(
 
 def _read_split_lists(root: Path, known: set[str]) -> tuple[dict[str, set[str]], list[str]]:
     """Of each split that has a list, how its lines call the pictures; and the lines that name none."""
-    folders = [root, root / 'ImageSets' / 'Segmentation', root / 'ImageSets' / 'Main', root / 'splits', root / 'lists']
+    below = ('', 'ImageSets/Segmentation', 'ImageSets/Main', 'splits', 'lists', 'annotations')
+    folders = [root / folder for folder in below]
     lists: dict[str, set[str]] = {}
     joined: set[str] = set()
     lost: list[str] = []
@@ -483,6 +493,7 @@ def say_drawn(data: DataSet, splits: Mapping[str, Sequence[Item]], names: Callab
     if many := len(drawn) - len({original_of(name) for name in drawn}):
         text += f', {many} augmented copies with the pictures that they were made of'
     data.note('decision', text)
+    _ask_unread_splits(data, drawn)
     series = _series(drawn, data.task == 'cls')
     trained = {series[names(item)] for item in splits['train']}
     shared = [name for name in map(names, splits['val']) if series[name] != name and series[name] in trained]
@@ -490,6 +501,27 @@ def say_drawn(data: DataSet, splits: Mapping[str, Sequence[Item]], names: Callab
         text = f'{len(shared)} of {len(splits["val"])} pictures to validate on are of a series of names that is trained'
         text += ' on, too: of frames of one video, tiles or copies of one picture the results are too good; put whole'
         data.note('remark', f'{text} series into folders train and val', shared)
+
+
+def _ask_unread_splits(data: DataSet, names: Sequence[str]) -> None:
+    """Ask where names of pictures or lists say a split that is not read."""
+    begun = {name: split_of(re.split(r'[^A-Za-z0-9]', Path(name).stem)[0]) for name in names}
+    if len(set(begun.values()) - {None}) > 1:
+        text = 'the names of pictures begin with those of splits, which are not read: put them into folders train, val'
+        data.note('question', f'{text} and test, or --yes draws at random', [n for n, split in begun.items() if split])
+    if any('lists beside the pictures' in note.text for note in data.notes):
+        return
+    known = {end for name in names for end in _ends(name)}
+    unread = []
+    for file in find_files(data.root, ['.txt', '.csv', '.lst']):
+        if split_of(Path(file).stem) in ('val', 'test') and Path(file).stem not in known:
+            with open(data.root / file, encoding='utf-8', errors='replace') as lines:
+                first = [line for line, _ in zip(lines, range(20), strict=False)]
+            if 2 * sum(bool(_names_in(line.split(',')[0], known) & known) for line in first) >= len(first) > 0:
+                unread.append(file)
+    if unread:
+        text = f'{len(unread)} lists of a split are not read: call them train.txt, val.txt and test.txt, in {data.root}'
+        data.note('question', f'{text}, or --yes draws at random', unread)
 
 
 def _series(names: Iterable[str], folders_are_classes: bool) -> dict[str, str]:

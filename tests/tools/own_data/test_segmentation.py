@@ -650,3 +650,27 @@ def test_series_on_both_sides_are_told(name: str, tmp_path: Path) -> None:
     assert 'of a series of names' in notes(read_segmentation(tmp_path), 'remark')
     plain = write(tmp_path / 'plain', [0, 1], 10)
     assert 'of a series of names' not in notes(read_segmentation(plain))
+
+
+@pytest.mark.parametrize(
+    ('name', 'lists', 'asked'),
+    [
+        ('train_data/{kind}/{split}/{index}', {}, ''),
+        ('{kind}/{split}_{index}', {}, 'the names of pictures begin with those of splits'),
+        ('{kind}/x{split}{index}', {'test_list.txt': 'xtest0.jpg\n'}, '1 lists of a split are not read'),
+        ('{kind}/x{split}{index}', {'annotations/trainval.txt': 'xtrain0\nxtrain1\nxval0\n'}, ''),
+    ],
+)
+def test_splits_are_read_or_asked_for(name: str, lists: dict[str, str], asked: str, tmp_path: Path) -> None:
+    for split, count in (('train', 3), ('val', 1), ('test', 1)):
+        for index in range(count):
+            image(tmp_path / f'{name.format(kind="images", split=split, index=index)}.jpg')
+            label(tmp_path / f'{name.format(kind="masks", split=split, index=index)}.png', [0, 0, 1])
+    for file, text in lists.items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(text)
+    data = read_segmentation(tmp_path)
+    assert asked in notes(data, 'question')
+    assert bool(data.questions) is bool(asked)
+    if not asked:
+        assert not any('test' in path for split in ('train', 'val') for path in data.splits[split])
