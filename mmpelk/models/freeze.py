@@ -8,6 +8,7 @@ from .mixers import PeripheralMixer
 
 __all__ = ['freeze']
 
+_TRAINED = '_trained_before_freeze'  # attribute of a frozen module: names of the parameters that had gradients
 _Module = TypeVar('_Module', bound=nn.Module)
 
 
@@ -24,7 +25,7 @@ def freeze(model: _Module, mode: bool = True) -> _Module:
 
     Args:
         model: A network with merged PeLK mixers, after ``switch_to_deploy``; frozen in place.
-        mode: Freeze, or take the promise back.
+        mode: Freeze, or take the promise back: parameters that had gradients before have them again.
 
     Returns:
         The model.
@@ -37,8 +38,17 @@ def freeze(model: _Module, mode: bool = True) -> _Module:
         raise ValueError(
             'freeze takes a network whose PeLK mixers are merged: call backbone.eval().switch_to_deploy() first'
         )
-    if mode:
-        model.requires_grad_(False)
+    for module in model.modules():
+        own = dict(module.named_parameters(recurse=False))
+        trained = set(module.__dict__.get(_TRAINED, ()))  # of itself: wrappers give out their network's attributes
+        if mode:
+            module.__dict__[_TRAINED] = trained | {name for name, value in own.items() if value.requires_grad}
+            for value in own.values():
+                value.requires_grad_(False)
+        elif trained:
+            del module.__dict__[_TRAINED]
+            for name in trained & own.keys():
+                own[name].requires_grad_()
     for mixer in mixers:
         mixer.freeze(mode)
     return model

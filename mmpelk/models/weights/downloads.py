@@ -8,10 +8,12 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from mmpelk.errors import UserError
 from mmpelk.fault_tolerance.safe_loading import read_checkpoint
@@ -26,6 +28,7 @@ _CONFIGS = (
     ('config.json', 'pretrained_cfg', 'mean', 'std'),
 )
 _AVERAGES = ('state_dict_ema', 'model_ema')  # of timm's training, and of ConvNeXt's authors
+_NORM_EPS = 1e-6  # of PeLK's layer norms
 _UNKNOWN = 'unknown: see where the weights come from'
 
 
@@ -110,12 +113,30 @@ def _read_timm(name: str, address: str) -> PublicWeights:
         raise UserError(f"'{address}': {error} timm.list_pretrained() has the names") from error
     if cfg is None or not (cfg.hf_hub_id or cfg.url):
         raise UserError(f"'{address}': this timm has no weights of that name. timm.list_pretrained() has the names")
+    _refuse_timms_variant(name, address)
     if cfg.hf_hub_id:
         found = _read_repository(str(cfg.hf_hub_id), address, cfg.hf_hub_filename)
     else:
         found = PublicWeights(state_dict_of(read_checkpoint(str(cfg.url)), address))
     licence = str(cfg.license) if found.licence == _UNKNOWN and cfg.license else found.licence
     return PublicWeights(found.state, licence, Normalisation.of_unit_values(cfg.mean, cfg.std))
+
+
+def _refuse_timms_variant(name: str, address: str) -> None:
+    """Refuse a ConvNeXt whose activation or epsilon is not PeLK's, which its weights do not tell."""
+    import timm
+
+    if not timm.models.is_model_in_modules(name, ['convnext']):
+        return
+    with torch.device('meta'):
+        network = timm.create_model(name)
+    activations = {type(module).__name__ for key, module in network.named_modules() if key.endswith('.mlp.act')}
+    epsilons = {float(module.eps) for module in network.modules() if isinstance(module, nn.LayerNorm)}
+    if activations != {'GELU'} or epsilons - {_NORM_EPS}:
+        raise UserError(
+            f"'{address}' has the activation {', '.join(sorted(activations))} and norms with an epsilon of "
+            f'{", ".join(map(str, sorted(epsilons)))}, PeLK has GELU and {_NORM_EPS}: give weights of another network'
+        )
 
 
 def _read_repository(name: str, address: str, file: str | None = None) -> PublicWeights:
@@ -165,6 +186,14 @@ def _read_repository(name: str, address: str, file: str | None = None) -> Public
             return {}
         return content if isinstance(content, Mapping) else {}
 
+    config = beside('config.json', _read_json)
+    activation = config.get('hidden_act', 'gelu')  # as transformers has it
+    if activation != 'gelu':
+        raise UserError(
+            f"'{address}' has the activation {activation!r}, PeLK has GELU: give weights of another network"
+        )
+    if isinstance(config.get('architecture'), str) and find_spec('timm'):  # as timm has it
+        _refuse_timms_variant(config['architecture'], address)
     card = beside('README.md', metadata_load)
     licence = str(card.get('license_name') or card.get('license') or _UNKNOWN).splitlines()[0]
     return PublicWeights(state, licence, _normalisation(lambda file: beside(file, _read_json)))

@@ -5,6 +5,7 @@ zero, and the network is ConvNeXt, to rounding, with a periphery that is ready t
 grid, such as SLaK's cross of stripes, is projected: :func:`mmpelk.ops.sharing_grid.project_kernel`.
 """
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from .downloads import Normalisation, PublicWeights, read_public
 from .key_maps import SOURCES, Layout, detect_source, fit_shape, from_source, layout_of, prefix_of
 
 _NORM_EPS = 1e-5  # of torch's batch norm, in SLaK and RepLKNet
+_EXACT = 1 - 1e-6  # share of a kernel's energy, up to rounding
 _OPENCLIP = 'visual.trunk.'
 _IMAGENET = Normalisation.of_unit_values((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CLIP = Normalisation.of_unit_values((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -76,6 +78,8 @@ class Reading:
         except UserError as error:
             raise UserError(f'{name}: {error}') from error
         self.title = SOURCES[source].title
+        #: Whether the last norm comes before pooling: timm's ``_hnf``.
+        self.norm_first = any(key.startswith(f'{self.prefix}norm_pre.') for key in weights)
         if reason := self._obstacle():
             raise UserError(f'{name} is {self}: {reason}')
 
@@ -128,7 +132,7 @@ def inflate(weights: Mapping[str, Tensor], backbone: PeLK, name: str = 'the chec
 
     Raises:
         UserError: If the backbone has another form, or the weights another width, depth, larger kernels, further layers
-            in their blocks, or numbers that are not finite.
+            in their blocks, numbers that are not finite, or their last norm before pooling and the backbone behind it.
     """
     mixers = {key: module for key, module in backbone.named_modules() if key.endswith('.mixer')}
     if any(not mixer.deployed or not hasattr(mixer.large, 'sharing_grid') for mixer in mixers.values()):
@@ -139,6 +143,11 @@ def inflate(weights: Mapping[str, Tensor], backbone: PeLK, name: str = 'the chec
     reading = Reading(weights, name)
     theirs, known = reading.tensors, backbone.state_dict()
     _refuse_other(reading, layout_of(known))
+    if reading.norm_first and backbone.gap_before_final_norm and backbone.num_stages - 1 in backbone.out_indices:
+        raise UserError(
+            f"{name} is {reading} whose last norm comes before pooling (timm's _hnf): give "
+            'gap_before_final_norm=False, and pool behind the backbone'
+        )
     state, kept = {}, {}
     for key, mixer in mixers.items():
         own = {part.removeprefix(f'{key}.'): theirs.pop(part) for part in list(theirs) if part.startswith(f'{key}.')}
@@ -275,6 +284,16 @@ class Inflated:
         reading = Reading(public.state, name)
         expected = self._check_normalisation(public, reading)
         module.load_state_dict(found.state, strict=False)
+        projected = {key: share for key, share in found.kept.items() if share < _EXACT}
+        if projected:
+            worst = min(projected, key=lambda key: projected[key])
+            print_log(
+                f'{len(projected)} of {len(found.kept)} kernels of {name} are not on the sharing grids of the '
+                f'backbone, which keep {projected[worst]:.1%} of the energy of {worst}: the network computes another '
+                'function. Train on from it, or give a center_size as large as the kernels, which keeps all',
+                'current',
+                logging.WARNING,
+            )
         absent = [key for key in module.state_dict() if key not in found.state]
         print_log(
             f'inflated {len(found.kept)} kernels of {name}, {reading}, at least {min(found.kept.values()):.1%} of '

@@ -132,6 +132,20 @@ def test_frozen_it_is_made_once_and_refuses_changes_that_torch_counts(mixer: Per
     torch.testing.assert_close(mixer(x), _plain(mixer, x))
 
 
+def test_thawed_its_parameters_have_gradients_as_before(mixer: PeripheralMixer) -> None:
+    network = nn.Sequential(mixer, nn.Conv2d(5, 5, 1))
+    network.requires_grad_(True)
+    network[1].bias.requires_grad_(False)
+    before = [parameter.requires_grad for parameter in network.parameters()]
+    for _ in range(2):  # the second finds them without gradients
+        mmpelk.freeze(network)
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    for thawed in (mmpelk.freeze(copy.deepcopy(network), False), mmpelk.freeze(network, False)):
+        assert [parameter.requires_grad for parameter in thawed.parameters()] == before
+    mmpelk.freeze(network.requires_grad_(False), False)
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
 def test_only_merged_networks_are_frozen() -> None:
     for network in (nn.Conv2d(1, 1, 1), PeripheralMixer(MixerSpec(3, 13))):
         with pytest.raises(ValueError, match='switch_to_deploy'):

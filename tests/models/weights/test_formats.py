@@ -4,6 +4,7 @@ The names of libraries that are not in the test environment are written from the
 """
 
 import json
+import logging
 import re
 import sys
 from collections.abc import Callable
@@ -344,6 +345,45 @@ def test_weights_by_address(
     pictures = f'expect pictures with mean=[{mean}' if mean else "do not say how pictures are normalised: ImageNet's"
     assert f'Licence of the weights: {public.licence}. They {pictures}' in lines[0]
     assert_same_maps(ours, of_timm('convnext_tiny', **NANO)[1])
+
+
+@pytest.mark.parametrize(
+    ('address', 'config', 'message'),
+    [
+        ('timm://test_convnext.r160_in1k', {}, 'activation GELUTanh and norms with an epsilon of 1e-05, PeLK has GELU'),
+        ('timm://test_convnext3', {}, 'activation SiLU'),
+        ('hf://me/mine', dict(architecture='test_convnext'), 'activation GELUTanh'),
+        ('hf://me/mine', dict(hidden_act='relu'), "activation 'relu', PeLK has GELU"),
+    ],
+)
+def test_another_activation_is_refused(
+    address: str, config: dict[str, Any], message: str, hub: Callable[..., None]
+) -> None:
+    hub('me/mine', 'model.safetensors', config=config)
+    with pytest.raises(UserError, match=f'{address}.*{message}'):
+        read_public(address)
+
+
+@pytest.mark.parametrize('size', [7, 9])
+def test_projection_onto_another_centre_is_a_warning(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(of_timm('convnext_tiny', **NANO, kernel_sizes=size)[0], tmp_path / 'public.pth')
+    lines: list[tuple[Any, ...]] = []
+    monkeypatch.setattr('mmpelk.models.weights.inflation.print_log', lambda *arguments: lines.append(arguments))
+    inflated(str(tmp_path / 'public.pth'))
+    warnings = [line for line, _, *level in lines if level == [logging.WARNING]]
+    assert len(warnings) == (size > 7)
+    assert all(
+        re.search(r'5 of 5 kernels of .* not on the sharing grids .*keep \d\d\.\d% of', line) for line in warnings
+    )
+
+
+def test_norm_before_pooling_needs_a_backbone_that_does_not_pool() -> None:
+    state, _ = of_timm('convnext_tiny_hnf', **NANO)
+    sizes = dict(depths=NANO['depths'], channels=NANO['dims'])
+    with pytest.raises(UserError, match=r'last norm comes before pooling .*give gap_before_final_norm=False'):
+        inflate(state, PeLK('convnext-tiny', **sizes, gap_before_final_norm=True))
 
 
 def test_another_normalisation_than_the_recipes_is_refused(hub: Callable[..., None], tmp_path: Path) -> None:
