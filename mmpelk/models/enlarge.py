@@ -6,13 +6,15 @@ computes what it computed before, its public weights load as before, and the per
 
 import gc
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from itertools import accumulate
 from math import prod
+from numbers import Integral
+from operator import index
 from typing import Any, cast
 
 import torch
@@ -21,20 +23,22 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmpelk.errors import UserError
+from mmpelk.fault_tolerance.safe_loading import read_checkpoint
 from mmpelk.ops.executed import backend_on_cpu, executed_operations
 from mmpelk.ops.sharing_grid import expand_kernel, sharing_grid
 from mmpelk.registry import MODELS
 
 from .mixers.base import is_hooked
 from .peripheral_conv import PeripheralConv2d
-from .weights.checkpoint import pretrained_cfgs
+from .weights.checkpoint import pretrained_cfgs, shorten
+from .weights.facts import metadata_of, refuse_another
 
 __all__ = ['Enlarged', 'EnlargedConv2d', 'Enlargement', 'dense', 'enlarge', 'shrink']
 
 KernelSize = int | Mapping[str, int] | Mapping[int, int] | Callable[[str, nn.Module], int | None]
 Maps = Mapping[nn.Module, Sequence[tuple[int, int]]]
 
-# Wrappers that keep lists of the parameters that they were built with, which a change would not reach.
+# Wrappers that keep lists of the parameters that they were built with, which new ones would not reach.
 _WRAPPERS = {'DistributedDataParallel', 'FullyShardedDataParallel'}
 
 
@@ -129,8 +133,30 @@ class EnlargedConv2d(PeripheralConv2d):
         rows, columns = ((rings - size) // 2 for size in self.dense_size)
         return F.pad(kernel, (columns, columns, rows, rows))
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+    def refuse_other_kernel(self, kernel: Tensor, told: Mapping[str, Any], prefix: str) -> None:
+        """Refuse a kernel that a state dict tells to be neither the dense one nor one of the same rings.
+
+        Args:
+            kernel: What the state dict has as the weight.
+            told: What torch keeps for the module in the state dict; without a word nothing is refused.
+            prefix: What stands before the module's own names in it.
+
+        Raises:
+            UserError: It names both kernels and the remedy.
+        """
+        side, grid = kernel.shape[-1], told.get('sharing_grid')
+        if grid is None and 'version' in told and side == len(self.sharing_grid):
+            grid = (1,) * side  # torch writes the version for every module, and peripheral ones write their rings
+        of_the_original = kernel.shape[2:] == self.dense_size and set(grid or (1,)) == {1}
+        if isinstance(grid, list | tuple) and len(grid) == side and not of_the_original:
+            refuse_another({'sharing_grid': grid}, prefix, 'sharing_grid', self.sharing_grid)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
         kernel = state_dict.get(f'{prefix}weight')
+        if kernel is not None and kernel.dim() == 4:
+            self.refuse_other_kernel(kernel, local_metadata, prefix)
         if kernel is not None and kernel.shape[2:] == self.dense_size:
             state_dict[f'{prefix}weight'] = self.embed(kernel)
             if self.announces:
@@ -140,7 +166,7 @@ class EnlargedConv2d(PeripheralConv2d):
                     'the network before it was enlarged',
                     'current',
                 )
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
 
 @dataclass(frozen=True)
@@ -152,8 +178,8 @@ class Change:
         channels: Number of its channels.
         before: Rows and columns of its kernel before.
         after: Side of its kernel now.
-        parameters: How many of its weight's before and now.
-        maps: Heights and widths of the maps that it was called for, if an image's size was given.
+        parameters: How many of its weight's before and now; none for a further name of a module that is listed.
+        maps: Heights and widths of the maps that it was called for, if an image's size was given; so, too.
         backend: The forced backend; ``None`` chooses.
         sharing_grid: Ring widths of its kernel now.
     """
@@ -240,8 +266,10 @@ def enlarge(
     That are those of stride 1 and dilation 1 with an odd kernel and zero padding that keeps the size of the map, and
     those that were enlarged before, where the rings of the larger kernel can hold the trained one. The others are left
     and named with the reason. Weights of the network before load into it as before; the new parameters are zero and get
-    gradients from the first step on. The parameters are the same objects, with new shapes: an optimizer that was built
-    before trains them.
+    gradients from the first step on.
+
+    Modules and parameters of these convolutions are new. What holds parameters is built afterwards: optimizers,
+    averages, wrappers for several GPUs. The old convolutions stay as they are for other networks that have them.
 
     Args:
         model: Any network, not yet wrapped for several GPUs.
@@ -260,30 +288,31 @@ def enlarge(
 
     Raises:
         UserError: If the network has no depthwise convolution, if none of them can be enlarged, if a size is not odd,
-            if the network is wrapped for several GPUs, if an optimizer has made steps with it, or if it does not take
-            such an image; nothing is changed then.
+            if a pattern fits no name, if a wrapper for several GPUs or an optimizer holds its parameters, or if it does
+            not take such an image; nothing is changed then.
 
     Example:
         >>> network = timm.create_model('convnext_tiny', pretrained=True)
         >>> print(mmpelk.enlarge(network, 51))
     """
-    wrappers = [type(each) for each in model.modules() if _WRAPPERS & {base.__name__ for base in type(each).mro()}]
-    if wrappers:
-        raise UserError(
-            f'the {wrappers[0].__name__} would not know of the new shapes: enlarge the network, and wrap it after that'
-        )
-    by_map = isinstance(kernel_size, Mapping) and any(isinstance(key, int) for key in kernel_size)
-    if by_map and not all(isinstance(key, int) for key in cast(Mapping[Any, int], kernel_size)):
+    by_map = _is_by_map(kernel_size)
+    if by_map and not all(isinstance(key, Integral) for key in cast(Mapping[Any, int], kernel_size)):
         raise UserError('kernel_size has the sides of maps or patterns of names as keys, not both')
     if by_map and input_size is None:
         raise UserError('kernel_size by the side of the map needs the size of an image: input_size=(height, width)')
-    found = _selected(_depthwise(model), include, exclude)
+    found = _selected(_depthwise(model), include, exclude, kernel_size)
     maps = {} if input_size is None or not found else _maps(model, [module for _, module in found], input_size)
-    owners = Counter(value for each in model.modules() for _, value in each.named_parameters(recurse=False))
+    owners = Counter(
+        value for each in model.modules() for _, value in each.named_parameters(recurse=False, remove_duplicate=False)
+    )
+    kept = _kept_elsewhere(model)
 
     def why_not(module: Any, size: int) -> str | None:
-        if owners[module.weight] > 1:
-            return 'its weight belongs to another module, too'
+        for name, value in module.named_parameters(recurse=False):
+            if owners[value] > 1:
+                return f'its {name} belongs to another module, too'
+        if owner := kept.get(module) or kept.get(module.weight):
+            return f'the {owner} keeps it beside its submodules, too, such as in a list'
         return _why_not(module, size, center_size)
 
     plans, left = _plans(model, found, kernel_size, why_not, maps, 'enlarged')
@@ -310,12 +339,12 @@ def shrink(
         What was made smaller, and what was not and why.
 
     Raises:
-        UserError: If none can be made smaller without a change, if a size is not odd, or if an optimizer has made steps
-            with the network; nothing is changed then.
+        UserError: If none can be made smaller without a change, if a size is not odd, if a pattern fits no name, or if
+            an optimizer or a wrapper for several GPUs holds the parameters; nothing is changed then.
     """
-    if isinstance(kernel_size, Mapping) and any(isinstance(key, int) for key in kernel_size):
+    if _is_by_map(kernel_size):
         raise UserError('shrink takes a number, sizes by patterns of names, or a function of name and module')
-    found = _selected(_enlarged_convs(model), include, exclude)
+    found = _selected(_enlarged_convs(model), include, exclude, kernel_size)
 
     def why_not(conv: EnlargedConv2d, size: int) -> str | None:
         if size >= conv.kernel_size:
@@ -335,22 +364,34 @@ def dense(model: nn.Module) -> list[str]:
         Names of the convolutions.
 
     Raises:
-        UserError: If one of them has hooks or a weight that is parametrised, pruned, sharded or quantised, or if an
-            optimizer has made steps with the network; nothing is changed then.
+        UserError: If one of them has hooks, or a weight that is parametrised, pruned, sharded or quantised, or
+            anything else that would be lost; if the network has other peripheral convolutions, such as PeLK's; or if
+            an optimizer or a wrapper for several GPUs holds the parameters; nothing is changed then.
     """
     names, replaced, found = [], {}, list(_enlarged_convs(model))
+    for name, module in model.named_modules():
+        if isinstance(module, PeripheralConv2d) and not isinstance(module, EnlargedConv2d):
+            raise UserError(
+                f'{name or "the model"} is a peripheral convolution that mmpelk.enlarge has not made: for a network of '
+                'standard operators call mmpelk.export.make_plain(network.eval(), image)'
+            )
     for name, conv in found:
         if is_hooked(conv) or not _has_plain_weight(conv):
             raise UserError(
                 f'{name} has hooks or a weight that is parametrised, pruned, sharded or quantised, which dense would '
                 'drop: take that off before'
             )
-    _refuse_running_optimizers([conv.weight for _, conv in found])
+        if reason := _what_would_be_lost(conv):
+            raise UserError(f'{name}: {reason}, which dense would drop: take that off before')
+        if type(conv).forward is not EnlargedConv2d.forward:
+            raise UserError(f'{name}: its class {type(conv).__name__} convolves in a way of its own')
+    _refuse_holders(value for _, conv in found for value in conv.parameters())
     for name, conv in found:
         if conv not in replaced:
-            _set_data(conv.weight, expand_kernel(conv.weight.detach(), conv.sharing_grid))
+            weight = _renewed(conv.weight, expand_kernel(conv.weight.detach(), conv.sharing_grid))
             size = conv.kernel_size, conv.kernel_size
-            replaced[conv] = _conv2d(conv.in_channels, size, conv.weight, conv.bias).train(conv.training)
+            bias = None if conv.bias is None else _renewed(conv.bias)
+            replaced[conv] = _conv2d(conv.in_channels, size, weight, bias).train(conv.training)
         _replace(model, name, replaced[conv])
         names.append(name)
     return names
@@ -385,7 +426,10 @@ def Enlarged(backbone: dict[str, Any], **options: Any) -> nn.Module:
 def _init_as_plain(network: Any) -> None:
     """``init_weights`` of a network with its plain convolutions in their places, which initialisers look for."""
     init_weights = partial(type(network).init_weights, network)
-    if pretrained_cfgs(getattr(network, 'init_cfg', None)):
+    if pretrained := pretrained_cfgs(getattr(network, 'init_cfg', None)):
+        for cfg in pretrained:
+            if cfg.get('prefix'):
+                _refuse_other_kernels(network, cfg['checkpoint'], cfg['prefix'])
         return init_weights()  # the weights may be those of the plain or of the enlarged network
     with ExitStack() as stack:
         plain: dict[nn.Module, nn.Conv2d] = {}
@@ -395,6 +439,20 @@ def _init_as_plain(network: Any) -> None:
             _replace(network, name, plain[conv])
             stack.callback(_replace, network, name, conv)
         return init_weights()
+
+
+def _refuse_other_kernels(network: nn.Module, path: str, prefix: str) -> None:
+    """As loading does, from a part of a checkpoint, of which mmengine loads the bare tensors.
+
+    Raises:
+        UserError: As of :meth:`EnlargedConv2d.refuse_other_kernel`.
+    """
+    content, prefix = read_checkpoint(path), f'{prefix.removesuffix(".")}.'
+    state = content.get('state_dict', content)
+    told = metadata_of(state, prefix)
+    for name, conv in _enlarged_convs(network):
+        if (kernel := state.get(f'{prefix}{name}.weight')) is not None:
+            conv.refuse_other_kernel(kernel, told.get(name, {}), f'{prefix}{name}.')
 
 
 def _depthwise(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -411,18 +469,58 @@ def _enlarged_convs(model: nn.Module) -> Iterator[tuple[str, EnlargedConv2d]]:
             yield name, module
 
 
-def _selected(
-    modules: Iterator[tuple[str, Any]], include: str | Sequence[str], exclude: str | Sequence[str]
-) -> list[tuple[str, Any]]:
-    def matches(name: str, patterns: str | Sequence[str]) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in ([patterns] if isinstance(patterns, str) else patterns))
+def _is_by_map(kernel_size: KernelSize) -> bool:
+    return isinstance(kernel_size, Mapping) and any(isinstance(key, Integral) for key in kernel_size)
 
+
+def _selected(
+    modules: Iterable[tuple[str, Any]],
+    include: str | Sequence[str],
+    exclude: str | Sequence[str],
+    kernel_size: KernelSize,
+) -> list[tuple[str, Any]]:
+    """Those that the patterns leave; patterns that fit no name are refused, since they are mistakes of writing."""
+
+    def matches(name: str, patterns: Sequence[str]) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+    modules = list(modules)
+    include, exclude = ([each] if isinstance(each, str) else each for each in (include, exclude))
+    by_name = isinstance(kernel_size, Mapping) and not _is_by_map(kernel_size)
+    sizes = [str(pattern) for pattern in cast(Mapping[Any, int], kernel_size)] if by_name else []
+    unmatched = [
+        repr(pattern)
+        for pattern in (*include, *exclude, *sizes)
+        if pattern != '*' and not any(fnmatchcase(name, pattern) for name, _ in modules)
+    ]
+    if unmatched and modules:
+        raise UserError(
+            f'no name of a convolution fits {", ".join(unmatched)} of kernel_size, include or exclude; the names are '
+            + shorten([name for name, _ in modules])
+        )
     return [(name, module) for name, module in modules if matches(name, include) and not matches(name, exclude)]
+
+
+def _kept_elsewhere(model: nn.Module) -> dict[Any, str]:
+    """Modules and parameters that a module holds as plain attributes, in lists, or by their methods; and its class.
+
+    Such code would go on calling the old ones.
+    """
+    kept: dict[Any, str] = {}
+    of_every_module = vars(nn.Module())  # its submodules among them
+    for module in model.modules():
+        for value in [value for name, value in vars(module).items() if name not in of_every_module]:
+            inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+            for each in inner:
+                owner = getattr(each, '__self__', each)
+                if isinstance(owner, nn.Module | nn.Parameter):
+                    kept[owner] = type(module).__name__
+    return kept
 
 
 def _maps(model: nn.Module, modules: Sequence[nn.Module], input_size: Sequence[int]) -> Maps:
     """Heights and widths of the maps that modules get of one image, in the order of the calls."""
-    if len(input_size) != 2 or not all(isinstance(side, int) and side > 0 for side in input_size):
+    if len(input_size) != 2 or not all(isinstance(side, Integral) and int(side) > 0 for side in input_size):
         raise UserError(f'input_size is the height and the width of an image, got {input_size!r}')
     found: dict[nn.Module, list[tuple[int, int]]] = {module: [] for module in modules}
     first = next(module for module in model.modules() if isinstance(module, nn.Conv2d | PeripheralConv2d))
@@ -464,20 +562,29 @@ def _plans(
     for name, module in found:
         size: Any = kernel_size
         reason: str | None = 'no kernel size is given for it'
-        if isinstance(kernel_size, Mapping) and any(isinstance(key, int) for key in kernel_size):
-            size, reason = _size_by_map(kernel_size, set(maps[module]))
+        if _is_by_map(kernel_size):
+            size, reason = _size_by_map(cast(Mapping[Any, int], kernel_size), set(maps[module]))
         elif isinstance(kernel_size, Mapping):
             size = next((value for pattern, value in kernel_size.items() if fnmatchcase(name, str(pattern))), None)
         elif callable(kernel_size):
             size = kernel_size(name, module)
         if size is not None:
-            if not isinstance(size, int) or size < 1 or size % 2 == 0:
+            if not isinstance(size, Integral) or int(size) < 1 or int(size) % 2 == 0:
                 raise UserError(f'kernel_size is an odd positive integer, got {size!r} for {name}')
+            size = index(size)
             reason = why_not(module, size)
         if reason:
             left[name] = reason
         else:
             plans.append((name, module, size))
+    sizes: dict[nn.Module, list[int]] = {}
+    for _, module, size in plans:
+        sizes.setdefault(module, []).append(size)
+    names = Counter(module for _, module in model.named_modules(remove_duplicate=False))
+    for name, module, _ in plans:
+        if len(sizes[module]) < names[module] or len(set(sizes[module])) > 1:
+            left[name] = 'the same module has another name, which is left or gets another size: give them one size'
+    plans = [plan for plan in plans if plan[0] not in left]
     if not plans:
         reasons = '; '.join(f'{name}: {reason}' for name, reason in left.items())
         raise UserError(
@@ -509,17 +616,18 @@ def _carry_out(
     maps: Maps,
     change: Callable[[Any, int], EnlargedConv2d],
 ) -> Enlargement:
-    _refuse_running_optimizers([module.weight for _, module, _ in plans])
+    _refuse_holders(value for _, module, _ in plans for value in module.parameters())
     before = {module: (_kernel_of(module), module.weight.numel()) for _, module, _ in plans}
     found, done = Enlargement(left=left), dict[nn.Module, EnlargedConv2d]()
     for name, module, size in plans:
-        if module not in done:
+        is_new = module not in done
+        if is_new:
             done[module] = change(module, size)
             done[module].announces |= len(done) == 1
         conv, (kernel, count) = done[module], before[module]
         _replace(model, name, conv)
-        counts = count, conv.weight.numel()
-        seen = tuple(maps.get(module, ()))
+        counts = (count, conv.weight.numel()) if is_new else (0, 0)
+        seen = tuple(maps.get(module, ())) if is_new else ()
         found.changes.append(
             Change(name, conv.in_channels, kernel, size, counts, seen, conv.backend, conv.sharing_grid)
         )
@@ -541,8 +649,29 @@ def _computes_as_conv2d(module: nn.Module) -> bool:
 
 
 def _has_plain_weight(module: nn.Module) -> bool:
-    """Whether nothing computes, prunes, shards or quantises the weight."""
-    return type(dict(module.named_parameters(recurse=False)).get('weight')) is nn.Parameter
+    """Whether nothing computes, prunes, shards or quantises the weight or the bias."""
+    plain = {name for name, value in module.named_parameters(recurse=False) if type(value) is nn.Parameter}
+    return 'weight' in plain and (module.bias is None or 'bias' in plain)
+
+
+def _what_would_be_lost(module: nn.Module) -> str | None:
+    """What hangs on a convolution, or its class adds to it, that the module in its place would not have."""
+    others = {
+        name
+        for named in (module.named_parameters, module.named_buffers)
+        for name, _ in named(recurse=False, remove_duplicate=False)
+    } | {name for name, _ in module.named_children()}
+    if others := others - {'weight', 'bias'}:
+        return f'it has tensors or modules beside weight and bias: {", ".join(sorted(others))}'
+    # Private, as torch has no public way to ask.
+    of_saving, of_loading = module._state_dict_hooks, module._load_state_dict_post_hooks
+    if of_saving or of_loading or module._state_dict_pre_hooks or module._load_state_dict_pre_hooks:
+        return 'it has hooks of its state dict'
+    if any(value._backward_hooks or value._post_accumulate_grad_hooks for value in module.parameters()):
+        return 'its parameters have hooks'
+    if any(getattr(type(module), name) is not getattr(nn.Module, name) for name in ('__call__', 'get_extra_state')):
+        return f'its class {type(module).__name__} is called in a way of its own'
+    return None
 
 
 def _why_not(module: Any, size: int, center_size: int | None) -> str | None:
@@ -570,6 +699,7 @@ def _why_not(module: Any, size: int, center_size: int | None) -> str | None:
             module
         ),
         'it has hooks or a forward of its own; remove them before': is_hooked(module),
+        str(lost := _what_would_be_lost(module)): lost is not None,
         f'its kernel of {kernel[0]} x {kernel[1]} is not smaller than {size}': max(kernel) >= size,
         f'its kernel of {kernel[0]} x {kernel[1]} does not fit the centre of {center_size}': center_size is not None
         and max(kernel) > center_size,
@@ -613,42 +743,63 @@ def _enlarged(module: Any, size: int, center_size: int | None, backend: str | No
         conv = EnlargedConv2d(
             module.in_channels, size, (rows, columns), center_size, bias=module.bias is not None, backend=backend
         )
-    _set_data(module.weight, conv.embed(module.weight.detach()))
-    conv.weight, conv.bias = module.weight, module.bias
+    conv.weight = _renewed(module.weight, conv.embed(module.weight.detach()))
+    if module.bias is not None:
+        conv.bias = _renewed(module.bias)
     return conv.train(module.training)
 
 
 def _resized(conv: EnlargedConv2d, size: int, center_size: int | None) -> EnlargedConv2d:
     center = center_size or conv.center_size
     grid = sharing_grid(size, center)
-    _set_data(conv.weight, cast(Tensor, _on_grid(conv, grid)))
+    weight = _renewed(conv.weight, cast(Tensor, _on_grid(conv, grid)))
+    conv.weight = weight
     conv.kernel_size, conv.center_size, conv.sharing_grid = size, center, grid
     return conv
 
 
-def _refuse_running_optimizers(weights: Sequence[nn.Parameter]) -> None:
-    """Refuse weights of which an optimizer keeps moments, whose shapes would not fit; fused kernels do not check them.
+def _refuse_holders(parameters: Iterable[nn.Parameter]) -> None:
+    """Refuse parameters that an optimizer or a wrapper for several GPUs holds, which would not know of the new ones.
 
     Raises:
         UserError: It names the remedy.
     """
-    # A parameter does not know its optimizers.
-    optimizers: list[Any] = [each for each in gc.get_objects() if issubclass(type(each), torch.optim.Optimizer)]
-    for optimizer in optimizers:
-        if any(getattr(optimizer, 'state', {}).get(weight) for weight in weights):
-            raise UserError(
-                f'an optimizer, {type(optimizer).__name__}, has made steps with these kernels, and its moments would '
-                'not fit the new ones: change the kernels before the first step, or forget the moments by '
-                'optimizer.state.clear()'
-            )
+    replaced = set(parameters)
+    if _holder_of(replaced) is None:
+        return
+    gc.collect()  # it may be a dead one
+    if (holder := _holder_of(replaced)) is None:
+        return
+    if isinstance(holder, nn.Module):
+        raise UserError(
+            f'the {type(holder).__name__} would not know of the new parameters: change the kernels of the network '
+            'itself, and wrap it after that'
+        )
+    raise UserError(
+        f'an optimizer, {type(holder).__name__}, holds these kernels and would not train the new ones: delete it and '
+        'its schedulers, change the kernels, and build it after that'
+    )
 
 
-def _set_data(parameter: nn.Parameter, values: Tensor) -> None:
-    """Give a parameter another shape; optimizers and other modules hold the same object."""
-    parameter.grad = None
-    # While graphs of earlier calls exist, autograd keeps the shape that gradients have; another type makes it ask anew.
-    parameter.data = values.new_empty(0, dtype=torch.float32 if values.dtype == torch.float64 else torch.float64)
-    parameter.data = values
+def _holder_of(parameters: set[nn.Parameter]) -> nn.Module | torch.optim.Optimizer | None:
+    for each in gc.get_objects():  # a parameter does not know its holders
+        kind: type = type(each)
+        if issubclass(kind, nn.Module) and _WRAPPERS & {base.__name__ for base in kind.mro()}:
+            held = list(each.parameters())
+        elif issubclass(kind, torch.optim.Optimizer):
+            held = [value for group in getattr(each, 'param_groups', ()) for value in group['params']]
+        else:
+            continue
+        if not parameters.isdisjoint(held):
+            return cast('nn.Module | torch.optim.Optimizer', each)
+    return None
+
+
+def _renewed(parameter: nn.Parameter, values: Tensor | None = None) -> nn.Parameter:
+    """A new parameter with the attributes of another; by default with a copy of its values."""
+    new = nn.Parameter(parameter.detach().clone() if values is None else values, parameter.requires_grad)
+    vars(new).update(vars(parameter))  # such as marks of the toolboxes
+    return new
 
 
 def _conv2d(channels: int, size: tuple[int, int], weight: nn.Parameter, bias: Tensor | None) -> nn.Conv2d:

@@ -5,6 +5,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -156,10 +157,11 @@ def test_changes_and_reasons() -> None:
 
 
 def test_gradients_reach_the_periphery_and_training_lowers_the_loss() -> None:
-    """Also by an optimizer that was built before, and while the graph of an earlier call exists."""
+    """Also while the graph of an earlier call exists."""
     network, x, target = pair(), torch.rand(4, 3, 32, 32), torch.rand(4, 8, 32, 32)
-    optimizer, losses, before = torch.optim.SGD(network.parameters(), 1e-3), [], network(x)
+    losses, before = [], network(x)
     mmpelk.enlarge(network, 31)
+    optimizer = torch.optim.SGD(network.parameters(), 1e-3)
     torch.testing.assert_close(network(x), before)
     for _ in range(20):
         loss = (network(x) - target).square().mean()
@@ -171,22 +173,6 @@ def test_gradients_reach_the_periphery_and_training_lowers_the_loss() -> None:
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize('change', [lambda network: mmpelk.enlarge(network, 31), mmpelk.dense])
-def test_an_optimizer_that_has_made_steps_is_refused(change: Callable[[nn.Module], object]) -> None:
-    network = pair()
-    if change is mmpelk.dense:
-        mmpelk.enlarge(network, 13)
-    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
-    network(torch.rand(1, 3, 9, 9)).sum().backward()
-    optimizer.step()
-    before = repr(network)
-    with pytest.raises(ValueError, match=r'an optimizer, AdamW, has made steps .* optimizer\.state\.clear'):
-        change(network)
-    assert repr(network) == before
-    optimizer.state.clear()
-    change(network)
-
-
 def test_sizes_by_name_and_function_and_patterns() -> None:
     def sizes(**options: object) -> dict[str, int]:
         return {change.name: change.after for change in mmpelk.enlarge(small(), **options).changes}
@@ -195,6 +181,8 @@ def test_sizes_by_name_and_function_and_patterns() -> None:
     assert sizes(kernel_size=lambda name, module: 13 if module.bias is None else None) == {'2': 13}
     assert sizes(kernel_size=13, exclude='2') == {'1': 13, '6': 13}
     assert sizes(kernel_size=13, include=['6', '3']) == {'6': 13}
+    assert sizes(kernel_size=np.int64(13), include='2') == {'2': 13}
+    assert sizes(kernel_size={np.int64(9): 13}, include='2', input_size=(9, 9)) == {'2': 13}
 
 
 def test_the_centre_can_be_larger_than_the_kernel() -> None:
@@ -214,8 +202,6 @@ def one_process() -> Iterator[None]:
 
 def through_ddp(network: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     wrapped = DistributedDataParallel(network)
-    with pytest.raises(ValueError, match='the DistributedDataParallel would not know of the new shapes'):
-        mmpelk.enlarge(wrapped, 31)
     mmengine_load_state_dict(wrapped.module, state, strict=True)
     wrapped(torch.rand(1, 3, 9, 9)).sum().backward()
     return wrapped
@@ -281,6 +267,64 @@ def test_weights_of_the_original_load_before_and_after(tmp_path) -> None:
         assert torch.equal(again(x), network(x))
 
 
+@pytest.mark.parametrize('way', ['load_state_dict', 'init_cfg'])
+@pytest.mark.parametrize(
+    ('source', 'own', 'accepted'),
+    [
+        ((3, 31), (3, 31), True),
+        ((3, None), (3, 31), True),
+        ((3, 29), (3, 31), False),  # as many rings
+        ((9, None), (3, 31), False),  # a dense kernel of as many numbers
+        ((3, 13), (7, 31), False),  # as many rings as the original's kernel has rows
+        ((7, None), (7, 31), True),
+    ],
+)
+def test_kernels_of_another_size_with_as_many_numbers_are_refused(
+    way: str, source: tuple[int, int | None], own: tuple[int, int], accepted: bool, tmp_path: Path
+) -> None:
+    """By what torch keeps in the file, also where mmengine loads the tensors under a prefix."""
+
+    def network_of(dense: int, size: int | None) -> OwnLoop:
+        network = OwnLoop()
+        network.layers[1] = nn.Conv2d(8, 8, dense, padding=dense // 2, groups=8)
+        if size:
+            mmpelk.enlarge(network, size)
+        return network
+
+    given, network, path = network_of(*source), network_of(*own), tmp_path / 'weights.pth'
+    kernels = [len(each.layers[1].weight[0, 0]) for each in (given, network)]
+    assert accepted or kernels[0] in (kernels[1], own[0])  # torch would not refuse it
+    torch.save(dict(state_dict=nn.ModuleDict({'backbone': given}).state_dict()), path)
+
+    def load() -> nn.Module:
+        if way == 'load_state_dict':
+            network.load_state_dict(given.state_dict())
+            return network
+        init_cfg = dict(type='Pretrained', checkpoint=str(path), prefix='backbone')
+        inner = dict(type=lambda init_cfg: Inner(network_of(own[0], None), init_cfg), init_cfg=init_cfg)
+        enlarged = MODELS.build(dict(type='mmpelk.Enlarged', backbone=inner, kernel_size=own[1]))
+        enlarged.init_weights()
+        return enlarged
+
+    if accepted:
+        x = torch.rand(1, 3, 20, 20)
+        torch.testing.assert_close(load()(x), given(x), rtol=1e-4, atol=1e-5)
+        return
+    with pytest.raises(ValueError, match=r'layers\.1 were trained with a kernel of'):
+        load()
+
+
+class Inner(BaseModule):
+    """A network of given layers, as ``OwnLoop``, whose initialisation loads alone."""
+
+    def __init__(self, of: 'OwnLoop', init_cfg: dict) -> None:
+        super().__init__(init_cfg)
+        self.layers = of.layers
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
 def test_way_back() -> None:
     network, x = small(), torch.rand(2, 3, 20, 24)
     mmpelk.enlarge(network, 15)
@@ -290,6 +334,10 @@ def test_way_back() -> None:
     assert not any(isinstance(module, PeripheralConv2d) for module in network.modules())
     assert network[1].kernel_size == (15, 15)
     torch.testing.assert_close(network(x), want)
+    assert mmpelk.dense(network) == []
+    network.append(PeripheralConv2d(8, 13))
+    with pytest.raises(ValueError, match=r'8 is a peripheral convolution .* call mmpelk\.export\.make_plain'):
+        mmpelk.dense(network)
 
 
 def test_grows_and_shrinks_where_that_is_exact() -> None:
@@ -369,7 +417,12 @@ def test_sizes_by_map_and_operations() -> None:
 REFUSED = {
     'no depthwise convolution': (nn.Sequential(nn.Conv2d(3, 8, 3)), dict(), 'it has none among the names'),
     'an even size': (small(), dict(kernel_size=30), 'kernel_size is an odd positive integer, got 30 for 1'),
-    'no size': (small(), dict(kernel_size={'9': 31}), '1: no kernel size is given for it'),
+    'no size': (small(), dict(kernel_size={'[3]': 31}), '1: no kernel size is given for it'),
+    'patterns that fit nothing': (
+        small(),
+        dict(kernel_size={'9': 31, '*': 13}, include=['1', '1.'], exclude='2.*'),
+        "no name of a convolution fits '1.', '2.*', '9' of .*; the names are 1, 2, 3, 4, and 3 more",
+    ),
     'a small centre': (small()[1:2], dict(center_size=1), '3 x 3 does not fit the centre of 1'),
     'a centre without periphery': (small()[1:2], dict(kernel_size=13, center_size=13), 'leaves 13 no periphery'),
     'weight norm': (
@@ -395,6 +448,41 @@ def test_refuses_and_changes_nothing(kind: str) -> None:
     assert repr(network) == before
 
 
+HOLDERS = {
+    'optimizer': (
+        lambda network: torch.optim.SGD(network.parameters(), 1e-3),
+        'an optimizer, SGD, holds these kernels',
+    ),
+    'optimizer of biases': (lambda network: torch.optim.SGD([network[1].bias], 1e-3), 'an optimizer, SGD, holds'),
+    'wrapper': (DistributedDataParallel, 'the DistributedDataParallel would not know of the new parameters'),
+}
+CHANGES = {
+    'enlarge': lambda network, _: mmpelk.enlarge(network, 31),
+    'enlarge a part': lambda network, _: mmpelk.enlarge(network[1:], 31),
+    'enlarge what holds': lambda network, holder: mmpelk.enlarge(getattr(holder, 'module', network), 31),
+    'shrink': lambda network, _: mmpelk.shrink(network, 11),
+    'dense': lambda network, holder: mmpelk.dense(holder if isinstance(holder, nn.Module) else network),
+}
+
+
+@pytest.mark.parametrize('kind', HOLDERS)
+@pytest.mark.parametrize('change', CHANGES)
+@pytest.mark.usefixtures('one_process')
+def test_what_holds_the_parameters_is_refused_while_it_lives(change: str, kind: str) -> None:
+    (hold, message), network = HOLDERS[kind], pair()
+    mmpelk.enlarge(network, 13)
+    holder = hold(network)
+    if isinstance(holder, torch.optim.Optimizer):
+        torch.optim.lr_scheduler.ConstantLR(holder)  # makes a cycle
+    before = repr(network)
+    with pytest.raises(ValueError, match=message):
+        CHANGES[change](network, holder)
+    assert repr(network) == before
+    del holder
+    CHANGES[change](network, None)
+    assert repr(network) != before
+
+
 class Unpadded(nn.Conv2d):
     """As timm's ``Conv2dSame``: pads by itself."""
 
@@ -413,13 +501,105 @@ def test_classes_with_a_forward_of_their_own_and_hooks_are_left() -> None:
     assert left['9'] == 'its class Unpadded convolves in a way of its own'
 
 
+def with_state_dict_hook(conv: nn.Conv2d) -> None:
+    conv.register_state_dict_post_hook(lambda *_: None)
+
+
+def with_gradient_hook(conv: nn.Conv2d) -> None:
+    conv.weight.register_hook(lambda gradient: 2 * gradient)
+
+
+class Called(nn.Conv2d):
+    def __call__(self, x: Tensor) -> Tensor:
+        return 2 * super().__call__(x)
+
+
+LOST = {
+    'hook of its state dict': (with_state_dict_hook, 'it has hooks of its state dict'),
+    'hook of a gradient': (with_gradient_hook, 'its parameters have hooks'),
+    'parameter': (lambda conv: setattr(conv, 'scale', nn.Parameter(torch.ones(1))), 'modules beside .* bias: scale'),
+    'buffer': (lambda conv: conv.register_buffer('weight_mask', torch.ones(1)), 'modules beside .* bias: weight_mask'),
+    'submodule': (lambda conv: conv.add_module('norm', nn.Identity()), 'modules beside weight and bias: norm'),
+    'class': (lambda conv: setattr(conv, '__class__', Called), 'its class Called is called in a way of its own'),
+}
+
+
+@pytest.mark.parametrize('kind', LOST)
+def test_what_a_new_module_would_lose_is_left(kind: str) -> None:
+    (hang, reason), network = LOST[kind], pair()
+    hang(network[1])
+    with pytest.raises(ValueError, match=reason):
+        mmpelk.enlarge(network, 31)
+    if kind != 'class':
+        network = pair()
+        mmpelk.enlarge(network, 13)
+        hang(network[1])
+        with pytest.raises(ValueError, match=f'{reason}.*, which dense would drop'):
+            mmpelk.dense(network)
+
+
+class Keeper(nn.Module):
+    """Holds its convolution at a second place: in a list, by its forward or by its weight."""
+
+    def __init__(self, keep: Callable[[nn.Conv2d], object]) -> None:
+        super().__init__()
+        self.conv = pair()[1]
+        self.kept = keep(self.conv)
+
+
+SHARED = {
+    'one name of two': (lambda conv: nn.Sequential(conv, conv), dict(include='0'), 'has another name'),
+    'two sizes': (lambda conv: nn.Sequential(conv, conv), dict(kernel_size={'0': 31, '1': 51}), 'has another name'),
+    'a bias': (lambda conv: nn.Sequential(conv, shared_bias(conv)), dict(), 'its bias belongs to another module, too'),
+    'a list': (lambda _: Keeper(lambda conv: [conv]), dict(), 'the Keeper keeps it beside its submodules'),
+    'a forward': (lambda _: Keeper(lambda conv: conv.forward), dict(), 'the Keeper keeps it beside its submodules'),
+    'a weight': (lambda _: Keeper(lambda conv: {'w': conv.weight}), dict(), 'the Keeper keeps it beside its'),
+}
+
+
+def shared_bias(conv: nn.Conv2d) -> nn.Conv2d:
+    other = pair()[1]
+    other.bias = conv.bias
+    return other
+
+
+@pytest.mark.parametrize('kind', SHARED)
+def test_shared_modules_are_left(kind: str) -> None:
+    build_network, options, reason = SHARED[kind]
+    network = build_network(pair()[1])
+    before = repr(network)
+    with pytest.raises(ValueError, match=reason):
+        mmpelk.enlarge(network, **{'kernel_size': 31, **options})
+    assert repr(network) == before
+
+
+@pytest.mark.parametrize('padding', [1, 'same'])
+def test_networks_outside_that_share_a_convolution_keep_it(padding: int | str) -> None:
+    conv, x = nn.Conv2d(4, 4, 3, padding=padding, groups=4), torch.rand(1, 4, 9, 9)
+    network, other = nn.Sequential(conv), nn.Sequential(conv, nn.ReLU())
+    want, state = other(x), copy.deepcopy(other.state_dict())
+    mmpelk.enlarge(network, 13)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter)
+    assert torch.equal(other(x), want)
+    assert {name: value.tolist() for name, value in other.state_dict().items()} == {
+        name: value.tolist() for name, value in state.items()
+    }
+
+
 def test_shared_modules_stay_shared() -> None:
     conv = nn.Conv2d(4, 4, 3, padding=1, groups=4)
     network = nn.Sequential(conv, nn.ReLU(), conv)
-    assert [change.name for change in mmpelk.enlarge(network, 13).changes] == ['0', '2']
+    found = mmpelk.enlarge(network, 13, input_size=(9, 9))
+    assert [(change.name, change.parameters, len(change.maps)) for change in found.changes] == [
+        ('0', (4 * 3**2, 4 * 7**2), 2),
+        ('2', (0, 0), 0),
+    ]
+    assert str(found).splitlines()[-1].split()[1:4] == ['36', '->', '196']
     assert network[0] is network[2]
     mmpelk.dense(network)
     assert network[0] is network[2]
+    network = nn.Sequential(conv, nn.ReLU(), conv)
     network.append(nn.Conv2d(4, 4, 13, padding=6, groups=4))
     network[3].weight = network[0].weight
     with pytest.raises(ValueError, match='3: its weight belongs to another module, too'):

@@ -58,15 +58,21 @@ def _in_words(name: str, value: Any) -> str:
 
 def facts_of(state_dict: Mapping[str, Tensor], prefix: str = '') -> Facts:
     """The facts in a state dict, by names of modules, of those under ``prefix``, which is cut off."""
-    metadata = getattr(state_dict, '_metadata', None)
-    entries = metadata.items() if isinstance(metadata, Mapping) else ()
-    under = {
-        f'{module}.'[len(prefix) :].rstrip('.'): told for module, told in entries if f'{module}.'.startswith(prefix)
-    }
     return {
         module: facts
-        for module, told in under.items()
-        if (facts := {name: told[name] for name in _FACTS if isinstance(told, Mapping) and name in told})
+        for module, told in metadata_of(state_dict, prefix).items()
+        if (facts := {name: told[name] for name in _FACTS if name in told})
+    }
+
+
+def metadata_of(state_dict: Mapping[str, Tensor], prefix: str = '') -> Facts:
+    """All that torch has written of the modules under ``prefix``, which is cut off, such as their versions."""
+    metadata = getattr(state_dict, '_metadata', None)
+    entries = metadata.items() if isinstance(metadata, Mapping) else ()
+    return {
+        f'{module}.'[len(prefix) :].rstrip('.'): dict(told)
+        for module, told in entries
+        if f'{module}.'.startswith(prefix) and isinstance(told, Mapping)
     }
 
 
