@@ -266,7 +266,7 @@ def _choose(
                 raise UserError(f"--background {answers.background} is the class '{taken[0]}' in the list of classes")
             of_list = of_list if taken else (('background', key), *of_list)
         readings = [_Reading(of_list, 'as the list of classes says', '--classes')]
-        if readings[0].present(keys) == 1 and 0 in keys and not coloured and 0 not in dict(of_list).values():
+        if readings[0].present(keys) == 1 and 0 in keys and not coloured and 0 not in {key for _, key in of_list}:
             text = 'one class has a value: 0 is the background'
             readings.append(_Reading((('background', 0), *of_list), text, '--background 0'))
     elif coloured:

@@ -111,6 +111,8 @@ def _read_labelme(root: Path, classes: str | None) -> Content | None:
         ["JSON files beside LabelMe's cannot be read", damaged, len(damaged) + len(images)],
         [f'shapes enclose nothing that is read here ({kinds})', lost, shapes],
     ]
+    bare = sorted(set(pictures.values()) - {image['file_name'] for image in images})
+    left_out.append(["pictures have no file of LabelMe's", bare, len(bare) + len(images)])
     found = dict(format='LabelMe', images=images, annotations=annotations, left_out=left_out)
     return _finish(found, _order(annotations, list(names), classes, root), splits)
 
@@ -412,7 +414,7 @@ def write_maps(root: Path, content: Content, out: Path) -> Content:
         by_image[entry['image_id']].append(entry)
     many = len(content['categories']) > 254
     samples: list[Content] = []
-    hidden = []
+    hidden, cut = [], []
     for image in content['images']:
         if image.get('unused'):
             continue
@@ -425,6 +427,9 @@ def write_maps(root: Path, content: Content, out: Path) -> Content:
             for corners in entry.get('segmentation', ()):
                 value = entry['category_id'] or (65535 if many else 255)
                 ImageDraw.Draw(labels).polygon(list(corners), fill=value)
+        corners = [xy for entry in by_image[image['id']] for xy in entry.get('segmentation', ())]
+        if all(size) and any(max(xy[axis::2]) > size[axis] + 2 or min(xy) < -2 for xy in corners for axis in (0, 1)):
+            cut.append(image['file_name'])
         wanted = {entry['category_id'] for entry in by_image[image['id']] if entry.get('segmentation')} - {0}
         if all(size) and wanted - set(np.unique(np.asarray(labels)).tolist()):
             hidden.append(image['file_name'])
@@ -432,10 +437,16 @@ def write_maps(root: Path, content: Content, out: Path) -> Content:
         target.parent.mkdir(parents=True, exist_ok=True)
         labels.save(target)
         samples.append(dict(image=image['file_name'], label=str(target), subset=image['split']))
-    if hidden:
-        text = f'in {len(hidden)} pictures the outlines of a class are covered by later ones, and are not trained on'
-        said = [*content.get('said', ()), ['question', f'{text}: --yes, if that is right ({", ".join(hidden[:5])})']]
-        content = dict(content, said=said)
+    said = list(content.get('said', ()))
+    for files, text in (
+        (hidden, 'the outlines of a class are covered by later ones, and are not trained on'),
+        (cut, 'outlines reach out of the picture, and are cut off'),
+    ):
+        if files:
+            much = 'question' if files is hidden or 10 * len(files) > len(samples) else 'mistake'
+            text = f'in {len(files)} pictures {text}' + (': --yes, if that is right' if much == 'question' else '')
+            said.append([much, f'{text} ({", ".join(files[:5])})'])
+    content = dict(content, said=said)
     classes = [dict(name=each['name'], key=each['id'], colour=None) for each in content['categories']]
     of = {image['id']: image['file_name'] for image in content['images']}
     bare = [

@@ -444,6 +444,12 @@ def test_labels_of_another_picture_and_covered_ones_are_questions(tmp_path: Path
     assert any(
         kind == 'question' and 'in 3 pictures the outlines of a class are covered' in text for kind, text in said
     )
+    labelme(tmp_path / 'labelme' / '0.json', [polygon('cat', 44)])
+    (tmp_path / 'labelme' / '1.json').unlink()
+    (tmp_path / 'labelme' / '2.json').unlink()
+    found = convert(tmp_path / 'labelme', 'seg', tmp_path / 'out', '')
+    assert any(kind == 'question' and 'outlines reach out of the picture' in text for kind, text in found['said'])
+    assert ["pictures have no file of LabelMe's", ['1.jpg', '2.jpg'], 3] in found['left_out']
 
 
 def test_labels_in_two_formats_are_a_question(tmp_path: Path) -> None:

@@ -674,3 +674,9 @@ def test_splits_are_read_or_asked_for(name: str, lists: dict[str, str], asked: s
     assert bool(data.questions) is bool(asked)
     if not asked:
         assert not any('test' in path for split in ('train', 'val') for path in data.splits[split])
+
+
+def test_all_values_of_one_class_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, [0, 1])
+    with pytest.raises(UserError, match='say which is which'):
+        read_segmentation(tmp_path, classes='sky=0,sky=1')
