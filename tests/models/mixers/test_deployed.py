@@ -9,12 +9,14 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode  # private: torch has no public way to it
 
 import mmpelk
 from mmpelk.models import MixerSpec, PeLK, PeripheralMixer
 from mmpelk.models.mixers import peripheral
+from mmpelk.models.mixers.base import norm_as_affine
 from mmpelk.ops import force_backend
 from mmpelk.ops.backends import BACKENDS
 
@@ -258,3 +260,24 @@ def test_threads_get_what_one_gets() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+class DetrFrozenBatchNorm2d(nn.BatchNorm2d):
+    """As transformers has them, whose epsilon is a number in the code."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=1e-5)
+
+
+@pytest.mark.parametrize('kind', ['torchvision', 'transformers'])
+def test_frozen_norms_have_their_own_epsilon(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DetrFrozenBatchNorm2d, '__module__', 'transformers.models.detr.modeling_detr')
+    ops = pytest.importorskip('torchvision.ops')
+    norm = ops.FrozenBatchNorm2d(3, eps=1e-3) if kind == 'torchvision' else DetrFrozenBatchNorm2d(3)
+    norm.running_var.fill_(1e-5)
+    x = torch.randn(2, 3, 4, 5)
+    scale, shift = norm_as_affine(norm)
+    torch.testing.assert_close(scale[:, 0] * x + shift[:, None, None], norm(x), check_dtype=False)
