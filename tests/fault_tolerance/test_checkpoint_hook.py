@@ -133,6 +133,15 @@ def test_a_disk_that_does_not_take_it_is_told(later: str, disk: Disk, runner: Ru
     assert here(tmp_path) == (['iter_1.pth', 'iter_2.pth'], 'iter_1.pth')
 
 
+def test_a_write_that_fails_names_the_last_good_one(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(runner, 'save_checkpoint', fail)
+    with pytest.raises(UserError, match=r"iter_2\.pth' cannot be written: No space.*last good one is .*iter_1"):
+        hook_of(runner)._save_checkpoint(runner)
+
+
 def test_the_best_one_before_goes_when_the_new_one_stands(disk: Disk, runner: Runner, tmp_path: Path) -> None:
     hook = CheckpointHook(by_epoch=False, interval=1, save_best='score', rule='greater')
     hook.before_train(runner)

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler, TensorDataset
 
+from mmpelk.fault_tolerance import resume
 from mmpelk.fault_tolerance.errors import UserError
+from mmpelk.fault_tolerance.random_state import get_random_state
 from mmpelk.fault_tolerance.resume import NumberedBatches, ResumeHook, _Batch, _rebuild, _seeded
 
 
@@ -43,6 +45,21 @@ def test_another_number_of_processes_draws_numbers_of_this_run_and_iteration() -
         drawn.append(torch.rand(()).item())
     assert drawn[0] == drawn[1]
     assert len(set(drawn)) == 3
+
+
+@pytest.mark.parametrize('rank', [0, 1])
+def test_every_process_goes_on_with_its_own_numbers(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resume, 'get_world_size', lambda: 2)
+    monkeypatch.setattr(resume, 'get_rank', lambda: rank)
+    states, expected = [], []
+    for seed in (3, 4):
+        torch.manual_seed(seed)
+        states.append(get_random_state())
+        expected.append(torch.rand(()).item())
+    hook = ResumeHook()
+    hook._pending = dict(ranks=states)
+    hook._restore(runner())
+    assert torch.rand(()).item() == expected[rank]
 
 
 @pytest.mark.parametrize(('done', 'epoch', 'place'), [(0, 0, 0), (7, 1, 2), (5, 1, 0), (9, 1, 4), (20, 1, 5)])

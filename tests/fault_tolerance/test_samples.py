@@ -5,11 +5,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import nn
 
 from mmpelk.engine import CheckDataHook
-from mmpelk.errors import DataError
+from mmpelk.errors import DataError, UserError
 
 pytestmark = pytest.mark.scope('mmseg')
 
@@ -46,3 +47,11 @@ def test_the_ignored_value_is_the_heads(ignored: int, value: int, passes: bool, 
     else:
         with pytest.raises(DataError, match=f'has class {value}'):
             data[0]
+
+
+def test_weights_of_which_a_few_fit_are_another_networks() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5))
+    runner, hook = SimpleNamespace(model=model, _load_from='other.pth'), CheckDataHook()
+    hook.after_load_checkpoint(runner, dict(state_dict={'0.weight': torch.ones(4, 3)}))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match='another network: 1 of 4 parameters'):
+        hook.before_test(runner)  # type: ignore[arg-type]

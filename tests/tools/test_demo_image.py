@@ -1,6 +1,8 @@
 """``tools/demo_image.py`` for both tasks, with checkpoints and with an ONNX file."""
 
+import argparse
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -11,6 +13,7 @@ from mmengine.runner import save_checkpoint
 
 from tests.commands import call
 from tests.paths import CONFIGS, TOOLS
+from tools import demo_image
 from tools.demo_image import find_color_type, load_model
 
 TASKS = {'mmdet': 'mask_rcnn_pelk_nano_synthetic.py', 'mmseg': 'upernet_pelk_nano_synthetic.py'}
@@ -97,6 +100,23 @@ def test_onnx_file_draws_as_its_checkpoint(trained: list[object], tmp_path: Path
     assert {tuple(colour) for colour in np.unique(drawn[..., ::-1].reshape(-1, 3), axis=0)} <= set(PALETTE)
     # mmseg writes the classes' names into its drawing.
     assert (drawn == want).all(-1).mean() > 0.7
+
+
+@pytest.mark.parametrize(('scope', 'options'), [('mmdet', dict(pred_score_thr=0.7)), ('mmseg', {})])
+def test_options_reach_the_drawing(scope: str, options: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    visualizer = mock.Mock(**{'get_image.return_value': np.zeros((4, 4, 3), np.uint8)})
+    for name in ('check_operators', 'check_checkpoint'):
+        monkeypatch.setattr(demo_image, name, lambda given: None)
+    cfg = Config(dict(default_scope=scope, visualizer=dict(type='Visualizer')))
+    monkeypatch.setattr(demo_image, 'read_config', lambda path: cfg)
+    monkeypatch.setattr(demo_image, 'load_model', lambda *given: (mock.Mock(), mock.Mock()))
+    monkeypatch.setattr(demo_image.VISUALIZERS, 'build', lambda settings: visualizer)
+    args = argparse.Namespace(
+        checkpoint='m.pth', config='c.py', label_maps=False, device='cpu', score_thr=0.7, opacity=0.25
+    )
+    demo_image.make_painter(args, [])(np.zeros((4, 4, 3), np.uint8))
+    assert visualizer.add_datasample.call_args.kwargs == dict(draw_gt=False) | options
+    assert scope != 'mmseg' or visualizer.alpha == 0.25
 
 
 def test_config_is_wanted_with_a_checkpoint(tmp_path: Path) -> None:
