@@ -75,7 +75,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--weights',
         default='none',
-        help="start from ConvNeXt-T's weights: a file, a URL, or 'public' to download them; '%(default)s' by default",
+        help="start from ConvNeXt's weights: a file, a URL of ConvNeXt-T's, or 'public' to download those; "
+        "'%(default)s' by default",
     )
     parser.add_argument(
         '--size', choices=['nano', 'tiny'], help='network: PeLK-T, or one for a CPU; by default what the machine trains'

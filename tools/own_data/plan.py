@@ -1,7 +1,8 @@
 """Crop, batch, length and learning rate of a training, from the data and the machine."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mmpelk.config import get_config
 from mmpelk.errors import UserError
@@ -39,7 +40,7 @@ class Plan:
     Attributes:
         recipe: The recipe to inherit.
         nano: A network that a CPU trains in minutes stands in for PeLK-T.
-        weights: File or URL of ConvNeXt-T's weights to start from, or ``None``: from scratch.
+        weights: File or URL of ConvNeXt's weights to start from, or ``None``: from scratch.
         size: Width and height that training sees: the crop, the longest and shortest side, or the input.
         resized: Short side that pictures are resized to before the crop.
         batch_size: Pictures of one process.
@@ -48,6 +49,8 @@ class Plan:
         epochs: The same in epochs.
         lr: Learning rate for ``batch_size``.
         val_interval: Of the validation; iterations in segmentation, else epochs.
+        backbone: Its arguments that the weights decide.
+        widths: Channels of its stages.
     """
 
     recipe: str
@@ -61,10 +64,14 @@ class Plan:
     epochs: int
     lr: float
     val_interval: int
+    backbone: dict[str, Any] = field(default_factory=dict)
+    widths: tuple[int, ...] = ()
 
     def summary(self, machine: Machine) -> str:
         """One sentence about the training, for the terminal."""
-        network = 'a nano PeLK' if self.nano else 'PeLK-T' if self.weights is None else "ConvNeXt-T with PeLK's kernels"
+        network = 'a nano PeLK' if self.nano else 'PeLK-T'
+        if self.weights:
+            network = f"{self.backbone['arch']} with PeLK's kernels"
         start = 'from scratch, without weights' if self.weights is None else f'from {self.weights}'
         return (
             f'{network} {start}, {self.size[0]}x{self.size[1]}, {self.iterations} iterations of {self.batch_size} '
@@ -94,15 +101,16 @@ def make_plan(
         if '://' not in weights and not Path(weights).is_file():
             raise UserError(f"there are no weights '{weights}'; --weights takes a file, a URL, 'public' or 'none'")
         source = weights if '://' in weights else str(Path(weights).resolve())
+    backbone, widths, larger = _form(source) if source else ({}, (), 1.0)
     nano = size == 'nano' or (size is None and not machine.gpu_memory and source is None)
     if nano and source:
-        raise UserError('the weights are those of ConvNeXt-T: give --size tiny, or no --weights')
+        raise UserError('the weights are those of a ConvNeXt: give --size tiny, or no --weights')
     shape, resized = _fit_size(data, bool(machine.gpu_memory), nano)
     area = shape[0] * shape[1] / 1e6
     largest = _LARGEST_BATCH[data.task] if machine.gpu_memory else 32 if data.task == 'cls' else 4
     largest = min(largest, max(2, len(data.splits['train'])))
     if machine.gpu_memory:
-        fitted = machine.batch_size(area * _PER_MEGAPIXEL[data.task], _FIXED, largest)
+        fitted = machine.batch_size(larger * area * _PER_MEGAPIXEL[data.task], larger * _FIXED, largest)
     else:
         fitted = largest
     batch = batch_size or fitted
@@ -118,7 +126,40 @@ def make_plan(
     count = _fit_validation(data, wanted * batch * area, resized, shape)
     interval = max(1, (wanted if data.task == 'seg' else epochs) // count)
     rate = float(f'{rate:.2g}')
-    return Plan(recipe, nano, source, shape, resized, batch, machine.workers, wanted, epochs, rate, interval)
+    return Plan(
+        recipe, nano, source, shape, resized, batch, machine.workers, wanted, epochs, rate, interval, backbone, widths
+    )
+
+
+def _form(source: str) -> tuple[dict[str, Any], tuple[int, ...], float]:
+    """The backbone's arguments and widths for weights, and how many times ConvNeXt-T's memory it takes, at least once.
+
+    What is downloaded when the training starts is taken to be ConvNeXt-T's.
+    """
+    from mmpelk.fault_tolerance.safe_loading import read_checkpoint
+    from mmpelk.models import ARCHITECTURES
+    from mmpelk.models.weights.checkpoint import state_dict_of
+    from mmpelk.models.weights.inflation import Reading
+
+    sizes = {name: arch for name, arch in ARCHITECTURES.items() if name.startswith('convnext-')}
+    tiny = sizes['convnext-tiny']
+    if '://' in source:
+        return dict(arch='convnext-tiny'), tuple(tiny['channels']), 1.0
+    reading = Reading(state_dict_of(read_checkpoint(source), source), f"'{source}'")
+    layout = reading.layout
+    names = [name for name, arch in sizes.items() if (arch['depths'], arch['channels']) == layout[:2]]
+    if not names:
+        raise UserError(f'{reading.name} is {reading}: --weights takes {", ".join(sizes)}')
+    backbone: dict[str, Any] = dict(arch=names[0])
+    if layout.use_grn:
+        backbone['use_grn'] = True
+    if not layout.layer_scale:
+        backbone['layer_scale_init_value'] = 0
+    own, usual = (
+        sum(depth * width / 4**stage for stage, (depth, width) in enumerate(zip(*each, strict=True)))
+        for each in (layout[:2], (tiny['depths'], tiny['channels']))
+    )
+    return backbone, layout.channels, max(1.0, own / usual)
 
 
 def _fit_validation(data: DataSet, trained: float, resized: int, shape: tuple[int, int]) -> int:

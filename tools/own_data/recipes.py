@@ -7,7 +7,7 @@ from .plan import Plan
 
 __all__ = ['config_text', 'literal']
 
-_WIDTHS = {True: [96, 192, 384, 768], False: [124, 249, 499, 998]}  # of ConvNeXt-T and of PeLK-T
+_WIDTHS = [124, 249, 499, 998]  # of PeLK-T
 _SCRATCH = (
     "        # From scratch: there are no weights here. ConvNeXt-T's, and how to start from them: docs/inflation.md.\n"
 )
@@ -67,11 +67,11 @@ def _wrap(name: str, brackets: str, items: list[str]) -> str:
     return f'{name} = {opened}\n' + ''.join(f'    {part}\n' for part in [*lines, line.rstrip()]) + f'{closed}\n'
 
 
-def _start(plan: Plan, arch: bool = False) -> str:
-    """The backbone's lines about its weights, and its architecture where the recipe has another."""
+def _start(plan: Plan) -> str:
+    """The backbone's lines about its weights, and its architecture."""
     if plan.weights is None:
         return _SCRATCH + '        init_cfg=None,\n'
-    named = "        arch='convnext-tiny',\n" * arch
+    named = ''.join(f'        {key}={value!r},\n' for key, value in plan.backbone.items())
     return f"{named}        init_cfg=dict(_delete_=True, type='mmpelk.Inflated', checkpoint={literal(plan.weights)}),\n"
 
 
@@ -119,6 +119,8 @@ def _segmentation(data: DataSet, plan: Plan) -> str:
         auxiliary = 'in_channels=128, channels=32, '
     else:
         note, backbone, decode, auxiliary = '', _start(plan), '', ''
+        if plan.weights:
+            decode, auxiliary = f'in_channels={list(plan.widths)}, ', f'in_channels={plan.widths[2]}, '
     # From scratch all layers learn at the same rate.
     decay = '' if plan.weights else ', paramwise_cfg=dict(decay_rate=1.0)'
     warm_up = max(10, min(1500, plan.iterations // 20))
@@ -200,10 +202,10 @@ def _detection(data: DataSet, plan: Plan) -> str:
     else:
         note = ''
         norms = '' if plan.weights else '        norm_eval=False,\n'
-        backbone = f'    backbone=dict(\n{_start(plan, arch=True)}{norms}    ),\n'
+        backbone = f'    backbone=dict(\n{_start(plan)}{norms}    ),\n'
         # Without pre-training, a detector whose neck and heads have no norms hardly learns.
         norm = '' if plan.weights else ", norm_cfg=dict(type='BN')"
-        backbone += f'    neck=dict(in_channels={_WIDTHS[plan.weights is not None]}{norm}),\n'
+        backbone += f'    neck=dict(in_channels={list(plan.widths) or _WIDTHS}{norm}),\n'
         heads = 'bbox_head=dict(num_classes=num_classes), '
     heads += 'mask_head=dict(num_classes=num_classes)' if masks else 'mask_head=None, mask_roi_extractor=None'
     milestones = [round(plan.epochs * 2 / 3), round(plan.epochs * 11 / 12)]
@@ -271,7 +273,8 @@ def _classification(data: DataSet, plan: Plan) -> str:
         backbone += f'        layer_scale_init_value=1.0,\n        drop_path_rate=0.0,\n{norm}        init_cfg=None,\n'
         head_text = f'in_channels={head}, '
     else:
-        note, backbone, head_text = '', _start(plan) + norm, ''
+        note, backbone = '', _start(plan) + norm
+        head_text = f'in_channels={plan.widths[-1]}, ' if plan.weights else ''
     warm_up = max(1, plan.epochs // 20)
     interval = plan.val_interval
     crop_scale = '(0.6, 1.0)' if side <= 64 else '(0.25, 1.0)'

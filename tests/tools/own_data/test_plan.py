@@ -1,14 +1,20 @@
 """Rates, batches and pipelines of the configs that are written."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mmengine.config import Config
 from own_data import DataSet, Machine, make_plan, read_classification, read_detection, read_segmentation, write_project
+from torch import nn
+from torchvision.models.convnext import CNBlockConfig, ConvNeXt, convnext_base, convnext_tiny
 
 from mmpelk.config import get_config
+from mmpelk.errors import UserError
+from mmpelk.models import ARCHITECTURES
 from tests.tools.own_data.pictures import image, label
 
 READERS = {'seg': read_segmentation, 'det': read_detection, 'cls': read_classification}
@@ -51,11 +57,43 @@ def config_of(data: DataSet, plan: Any, out: Path) -> Config:
     return Config.fromfile(write_project(data, plan, out / 'mine'))
 
 
+def save_convnext(folder: Path, build: Callable[[], nn.Module], version: int = 1) -> Path:
+    """A small file of large tensors: of each, a single number is stored."""
+    with torch.device('meta'):
+        state = build().state_dict()
+    # The second version has response norms in the place of layer scales.
+    names = {name: name.replace('layer_scale', 'grn.weight') if version == 2 else name for name in state}
+    path = folder / 'convnext.pth'
+    torch.save({names[name]: torch.zeros(1).expand(value.shape) for name, value in state.items()}, path)
+    return path
+
+
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    path = tmp_path / 'convnext.pth'
-    path.write_bytes(b'read when the training starts')
-    return path
+    return save_convnext(tmp_path, convnext_tiny)
+
+
+@pytest.mark.parametrize('version', [1, 2])
+def test_the_network_has_the_size_of_the_file(version: int, data: DataSet, tmp_path: Path) -> None:
+    more = dict(use_grn=True, layer_scale_init_value=0) if version == 2 else {}
+    plan = plan_of(data, 'tiny', save_convnext(tmp_path, convnext_base, version))
+    assert plan.batch_size <= plan_of(data, 'tiny').batch_size
+    model = config_of(data, plan, tmp_path).model
+    backbone = {key: model.backbone.get(key) for key in ('arch', *more)}
+    assert backbone == dict(arch='convnext-base', **more)
+    widths = list(ARCHITECTURES['convnext-base']['channels'])
+    taken = {
+        'seg': lambda: [model.decode_head.in_channels, model.auxiliary_head.in_channels],
+        'det': lambda: model.neck.in_channels,
+        'cls': lambda: model.head.in_channels,
+    }[data.task]()
+    assert taken == {'seg': [widths, widths[2]], 'det': widths, 'cls': widths[-1]}[data.task]
+
+
+def test_another_size_is_refused(data: DataSet, tmp_path: Path) -> None:
+    path = save_convnext(tmp_path, lambda: ConvNeXt([CNBlockConfig(8, 12, 1), CNBlockConfig(12, None, 2)]))
+    with pytest.raises(UserError, match=r'1-2 blocks, 8-12 channels.*--weights takes .*convnext-tiny'):
+        plan_of(data, 'tiny', path)
 
 
 @pytest.mark.parametrize('size', ['nano', 'tiny', 'pretrained'])
