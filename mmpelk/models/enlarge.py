@@ -509,6 +509,8 @@ def _kept_elsewhere(model: nn.Module) -> dict[Any, str]:
     kept: dict[Any, str] = {}
     of_every_module = vars(nn.Module())  # its submodules among them
     for module in model.modules():
+        if _is_wrapper(type(module)):
+            continue  # which is refused
         for value in [value for name, value in vars(module).items() if name not in of_every_module]:
             inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
             for each in inner:
@@ -713,6 +715,8 @@ def _why_no_other_size(conv: EnlargedConv2d, size: int, center_size: int | None)
     center = center_size or conv.center_size
     if not _has_plain_weight(conv) or conv.weight.is_meta:
         return 'its weight is parametrised, pruned, sharded, quantised or on the meta device'
+    if lost := _what_would_be_lost(conv):
+        return lost  # or would not fit, such as a mask
     if not max(conv.dense_size) <= center < size:
         return f'a centre of {center} does not fit between {max(conv.dense_size)} and {size}; give another center_size'
     if _on_grid(conv, sharing_grid(size, center)) is not None:
@@ -781,10 +785,14 @@ def _refuse_holders(parameters: Iterable[nn.Parameter]) -> None:
     )
 
 
+def _is_wrapper(kind: type) -> bool:
+    return not _WRAPPERS.isdisjoint(base.__name__ for base in kind.mro())
+
+
 def _holder_of(parameters: set[nn.Parameter]) -> nn.Module | torch.optim.Optimizer | None:
     for each in gc.get_objects():  # a parameter does not know its holders
         kind: type = type(each)
-        if issubclass(kind, nn.Module) and _WRAPPERS & {base.__name__ for base in kind.mro()}:
+        if issubclass(kind, nn.Module) and _is_wrapper(kind):
             held = list(each.parameters())
         elif issubclass(kind, torch.optim.Optimizer):
             held = [value for group in getattr(each, 'param_groups', ()) for value in group['params']]

@@ -459,7 +459,9 @@ HOLDERS = {
 CHANGES = {
     'enlarge': lambda network, _: mmpelk.enlarge(network, 31),
     'enlarge a part': lambda network, _: mmpelk.enlarge(network[1:], 31),
-    'enlarge what holds': lambda network, holder: mmpelk.enlarge(getattr(holder, 'module', network), 31),
+    'enlarge what holds': lambda network, holder: mmpelk.enlarge(
+        nn.Sequential(holder) if isinstance(holder, nn.Module) else network, 31
+    ),
     'shrink': lambda network, _: mmpelk.shrink(network, 11),
     'dense': lambda network, holder: mmpelk.dense(holder if isinstance(holder, nn.Module) else network),
 }
@@ -536,6 +538,8 @@ def test_what_a_new_module_would_lose_is_left(kind: str) -> None:
         hang(network[1])
         with pytest.raises(ValueError, match=f'{reason}.*, which dense would drop'):
             mmpelk.dense(network)
+        with pytest.raises(ValueError, match=reason):
+            mmpelk.shrink(network, 11)
 
 
 class Keeper(nn.Module):
