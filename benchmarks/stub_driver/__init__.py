@@ -24,7 +24,7 @@ def build(folder: Path) -> None:
 
     headers = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'include'
     source = Path(__file__).with_name('libcuda.c')
-    command = ['gcc', '-shared', '-fPIC', '-w', '-o', folder / 'libcuda.so.1', source, '-I', headers]
+    command: list[str | Path] = ['gcc', '-shared', '-fPIC', '-w', '-o', folder / 'libcuda.so.1', source, '-I', headers]
     subprocess.run(command, check=True)
     (folder / 'libcuda.so').symlink_to('libcuda.so.1')  # by which Triton before 3.6 links
 

@@ -14,7 +14,6 @@ from functools import partial
 from itertools import accumulate
 from math import prod
 from numbers import Integral
-from operator import index
 from typing import Any, cast
 
 import torch
@@ -573,7 +572,7 @@ def _plans(
         if size is not None:
             if not isinstance(size, Integral) or int(size) < 1 or int(size) % 2 == 0:
                 raise UserError(f'kernel_size is an odd positive integer, got {size!r} for {name}')
-            size = index(size)
+            size = int(size)
             reason = why_not(module, size)
         if reason:
             left[name] = reason
