@@ -4,6 +4,7 @@ python -m tests.fault_tolerance.fuzz --files 100000 --seed 0
 """
 
 import argparse
+import codecs
 import collections
 import io
 import random
@@ -137,6 +138,8 @@ def fuzz(folder: Path, files: int, seed: int) -> Mapping[str, int]:
     path = folder / 'mutated.pth'
     for name, content in good.items():  # what is imported late is imported here
         load_data(_write(folder / f'good.{"safetensors" if name == "safetensors" else "pth"}', content))
+    for codec in ('ascii', 'latin1', 'raw_unicode_escape', 'unicode_escape'):  # of pickle's texts
+        codecs.lookup(codec)
     for _ in range(files):
         name = draw.choice(list(good))
         content = _repack(good[name], draw) if name.startswith('zip') and draw.random() < 0.8 else None
