@@ -11,7 +11,7 @@ The parts go in this order: the first chooses the rate of the encoder, with the 
 parameters learn; both are measured on the validation pictures. A finished run has a file of its own in
 ``benchmarks/results/real_pictures/``, and is not repeated; commands with different seeds can run side by side. A run is
 one thread with AVX2's instructions on every processor, so that the same seed gives the same numbers. Without ``--data``
-the command prints the tables of what is there.
+the command prints the tables of what is there, and writes them into docs/evidence.md.
 """
 
 import os
@@ -35,7 +35,7 @@ from .pictures import read_split
 @exit_on_user_error()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--data', type=Path, help='folder of the data set; without it tables are printed')
+    parser.add_argument('--data', type=Path, help='folder of the data set; without it tables are made')
     parser.add_argument('--classes', type=int, default=11, help='number of classes (default: 11, as CamVid has)')
     parser.add_argument('--ignore', type=int, default=11, help='value in the labels that is no class (default: 11)')
     parser.add_argument('--weights', type=Path, help='pretrained weights of EfficientNet-Lite0')
@@ -45,7 +45,10 @@ def main() -> None:
     parser.add_argument('--results', type=Path, default=study.RESULTS, help='folder of the results')
     args = parser.parse_args()
     if args.data is None:
-        study.print_tables(args.results)
+        for table in study.tables(args.results):
+            table.print()
+        if args.results == study.RESULTS:
+            study.PAGE.write_text(study.page_with_tables(study.PAGE.read_text(), study.RESULTS))
         return
     if args.weights is None and args.part != 'scratch':
         raise UserError(f'the part {args.part} starts from pretrained weights: name the file by --weights')

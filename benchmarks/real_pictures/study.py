@@ -20,6 +20,8 @@ from .pictures import Split
 from .training import Schedule
 
 RESULTS = Path(__file__).resolve().parents[1] / 'results' / 'real_pictures'
+PAGE = Path(__file__).resolve().parents[2] / 'docs' / 'evidence.md'
+_MARK = '<!-- tables: python -m benchmarks.real_pictures -->'
 RATES = (1e-4, 3e-4, 1e-3)  # of the encoder, among which the first part chooses
 
 # How the new parameters of a kernel of 31 learn.
@@ -197,11 +199,15 @@ def make_table(results: Path, part: str) -> Table:
     return table
 
 
-def print_tables(results: Path) -> None:
-    """The tables of all parts that have results."""
-    for part in PARTS:
-        if read_results(results, part):
-            make_table(results, part).print()
+def tables(results: Path) -> list[Table]:
+    """One of each part that has results."""
+    return [make_table(results, part) for part in PARTS if read_results(results, part)]
+
+
+def page_with_tables(page: str, results: Path) -> str:
+    """The page with what stands behind its mark made anew."""
+    parts = [f'### {table.title}\n\n{table.markdown()}\n' for table in tables(results)]
+    return '\n'.join([page[: page.index(_MARK)] + _MARK, '', *parts])
 
 
 def _chosen_rate(results: Path, name: str) -> Schedule:

@@ -142,3 +142,8 @@ def test_later_parts_wait_for_the_choice_of_earlier_ones(tmp_path: Path) -> None
     plain, peripheral, dense = study.PARTS['main'].runs(tmp_path, ['plain', 'peripheral-51', 'dense-31'], [0])
     assert plain.schedule.rate == peripheral.schedule.rate == study.RATES[1]
     assert (plain.variant.power, peripheral.variant.power, dense.variant.power) == (0, 1, 0)
+
+
+def test_page_has_the_tables_of_the_results() -> None:
+    page = study.PAGE.read_text()
+    assert study.page_with_tables(page, study.RESULTS) == page
