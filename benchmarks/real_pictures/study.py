@@ -124,7 +124,10 @@ class Run:
         result = training.run(network, new, self.variant, self.schedule, splits, classes, self.seed)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, (json.dumps(result, indent=1) + '\n').encode())
-        print(f'{self.path.stem}: mIoU {result.get("miou")}, {result["seconds"]} s an iteration', flush=True)
+        print(
+            f'{self.path.stem}: mIoU {result.get("miou")}, {result["cpu_seconds"]} s of the processor an iteration',
+            flush=True,
+        )
 
 
 def read_results(results: Path, part: str) -> dict[str, dict[int, dict[str, Any]]]:

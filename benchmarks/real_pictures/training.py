@@ -56,11 +56,11 @@ def train(
     """Train a network in place; a loss that is not finite ends it.
 
     Returns:
-        ``losses``, of every 20th iteration; ``diverged_at``, an iteration or ``None``; ``seconds`` of an iteration.
+        ``losses``, of every 20th iteration; ``diverged_at``, an iteration or ``None``; ``cpu_seconds`` of an iteration.
     """
     optimizer = torch.optim.AdamW(_groups(network, new, variant, schedule))
     losses: list[float] = []
-    start = time.perf_counter()
+    start = time.process_time()
     network.train()
     if schedule.frozen_statistics:
         for module in network.encoder.modules():
@@ -74,12 +74,12 @@ def train(
         optimizer.zero_grad()
         loss.backward()
         if not loss.isfinite():
-            return dict(losses=losses, diverged_at=iteration, seconds=None)
+            return dict(losses=losses, diverged_at=iteration, cpu_seconds=None)
         optimizer.step()
         if iteration % 20 == 0:
             losses.append(round(loss.item(), 4))
-    seconds = (time.perf_counter() - start) / schedule.iterations
-    return dict(losses=losses, diverged_at=None, seconds=round(seconds, 3))
+    seconds = (time.process_time() - start) / schedule.iterations
+    return dict(losses=losses, diverged_at=None, cpu_seconds=round(seconds, 3))
 
 
 @torch.inference_mode()

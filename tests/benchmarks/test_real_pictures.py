@@ -116,7 +116,7 @@ def test_a_run_is_repeated_exactly_and_written_once(
         run = study.Run(tmp_path / 'results' / name, Variant('peripheral', 15, rate=0.5), schedule, 7)
         run.train(splits, 3, weights)  # type: ignore[arg-type]
         found.append(json.loads(run.path.read_text()))
-    assert {**found[0], 'seconds': 0} == {**found[1], 'seconds': 0}
+    assert {**found[0], 'cpu_seconds': 0} == {**found[1], 'cpu_seconds': 0}
     monkeypatch.setattr(training, 'run', lambda *args: pytest.fail('trained again'))
     run.train(splits, 3, weights)  # type: ignore[arg-type]
     with pytest.raises(UserError, match='of other settings'):
