@@ -341,13 +341,13 @@ def test_way_back() -> None:
 
 
 def test_grows_and_shrinks_where_that_is_exact() -> None:
-    network, x = pair(), torch.rand(1, 3, 20, 24)
+    network, x = pair().double(), torch.rand(1, 3, 20, 24, dtype=torch.float64)
     mmpelk.enlarge(network, 31)
     (change,) = mmpelk.enlarge(network, 51).changes  # the kernel is zero outside of its centre
     assert (change.before, change.after) == ((31, 31), 51)
     (change,) = mmpelk.shrink(network, 15, include='1').changes  # rings of 4, 2, 1, 1, 1, 2, 4
     assert (change.before, change.parameters) == ((51, 51), (8 * 11**2, 8 * 7**2))
-    torch.testing.assert_close(network(x), pair()(x))
+    torch.testing.assert_close(network(x), pair().double()(x))
 
     nn.init.normal_(network[1].weight)  # now it is not
     want = network(x)
@@ -369,7 +369,7 @@ def test_grows_and_shrinks_where_that_is_exact() -> None:
 
 
 def test_a_ring_that_would_be_cut_is_refused_with_a_centre_that_holds_it() -> None:
-    network, x = pair(), torch.rand(1, 3, 20, 24)
+    network, x = pair().double(), torch.rand(1, 3, 20, 24, dtype=torch.float64)
     mmpelk.enlarge(network, 13)  # rings of 3, 2, 1, 1, 1, 2, 3
     nn.init.normal_(network[1].weight)
     want = network(x)
