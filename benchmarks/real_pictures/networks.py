@@ -16,6 +16,7 @@ from mmpelk.fault_tolerance.safe_loading import read_checkpoint
 from mmpelk.models.enlarge import EnlargedConv2d
 from mmpelk.models.pelk import PeLK
 from mmpelk.models.peripheral_conv import PeripheralConv2d
+from mmpelk.models.weights.checkpoint import state_dict_of
 from mmpelk.ops import peripheral_conv2d
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which the weights expect
@@ -154,8 +155,7 @@ def pretrained_encoder(weights: Path) -> nn.Module:
         UserError: If the file is of another network.
     """
     network = timm.create_model(ENCODER, bn_eps=1e-3)
-    state = read_checkpoint(weights)
-    state = state.get('state_dict', state)
+    state = state_dict_of(read_checkpoint(weights), weights)
     own = network.state_dict()
     if state.keys() != own.keys():
         if [value.shape for value in state.values()] != [value.shape for value in own.values()]:
