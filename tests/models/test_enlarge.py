@@ -236,7 +236,7 @@ def through_assignment(network: nn.Module, state: dict[str, Tensor]) -> nn.Modul
 @pytest.mark.usefixtures('one_process')
 def test_weights_of_the_original_load(way: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr('mmpelk.models.enlarge.print_log', lambda message, _: said.append(message))
+    monkeypatch.setattr('mmpelk.models.enlarge.convolution.print_log', lambda message, _: said.append(message))
     original, network, x = small()[:3], small()[:3], torch.rand(2, 3, 20, 24)
     mmpelk.enlarge(network, 15)
     for parameter in network.parameters():
