@@ -58,8 +58,9 @@ def main() -> None:
     part = study.PARTS[args.part]
     runs = part.runs(args.results, args.variants, args.seeds or part.seeds)
     train, test = (read_split(args.data, split, args.classes, args.ignore) for split in ('train', part.split))
+    weights = None if args.part == 'scratch' else args.weights
     for run in runs:
-        run.train((train, test), args.classes, args.weights)
+        run.train((train, test), args.classes, weights)
 
 
 if __name__ == '__main__':
