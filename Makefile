@@ -1,6 +1,6 @@
 # The two commands are `make demo` and `make test`; both set up everything that they need.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-det setup-test demo demo-det demo-cls report test test-fast test-torch21 test-wheel test-stock lint format types torture bench gpu-check docs dist clean
+.PHONY: help setup setup-det setup-test demo demo-det demo-cls report test test-fast test-slurm test-torch21 test-wheel test-stock lint format types torture bench gpu-check docs dist clean
 
 PYTHON_ENV := .venv/bin/python
 # Tests start processes of their own: not more workers than cores. What a file's fixtures have made is used by one worker.
@@ -34,11 +34,14 @@ demo-cls: setup  ## three mixers on small digits, three seeds each
 report: setup-det  ## every table and figure of the paper that a CPU can make in ten minutes, and docs/reproduction.md
 	@PYTHONWARNINGS=ignore $(PYTHON_ENV) -m reproduction
 
-test: lint types  ## style, types, and all tests
-	@$(PYTEST)
+test: lint types  ## style, types, and all tests but those of a cluster
+	@$(PYTEST) -m 'not cluster'
 
 test-fast: setup-test  ## the tests that start no process and train nothing, in a minute or two
 	@$(PYTEST) -m 'not slow'
+
+test-slurm: setup-test  ## the launchers on a Slurm of two nodes that the tests start here; as root, where Slurm is installed
+	@OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest -q -m cluster tests/tools/test_slurm.py
 
 test-torch21:  ## the operator's tests with torch 2.1, the oldest it runs on, in an environment of their own
 	@test -x .venv-torch21/bin/pytest || { echo "installing torch 2.1, 5 GB on disk, once" && \

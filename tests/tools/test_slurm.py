@@ -22,6 +22,7 @@ from tests.paths import TOOLS
 
 pytestmark = pytest.mark.slow
 
+CLUSTER = pytest.mark.cluster  # a Slurm of its own: minutes, as root
 BOUND = 600  # seconds after which what hangs is a failure
 DAEMONS = ('munged', 'slurmctld', 'slurmd')
 SBIN = f'{os.environ["PATH"]}:/usr/sbin:/sbin'
@@ -218,8 +219,9 @@ class Job:
         return dict(word.split('=', 1) for word in shown.split() if '=' in word)
 
     def explain(self) -> str:
-        """The ends of its log and of those of the daemons."""
-        printed = self.log.read_text()[-6000:] if self.log.exists() else 'no log'
+        """The end of its log without the classes' table, which is longer than all else, and those of the daemons."""
+        printed = self.log.read_text() if self.log.exists() else 'no log'
+        printed = '\n'.join(line for line in printed.splitlines() if not line.startswith('|'))[-6000:]
         return f'{self.shows()}\n{printed}\n{self.cluster.explain()}'
 
     def wait_for(self, fact: Callable[[], bool]) -> None:
@@ -273,6 +275,7 @@ def config(tiny_config: Path, tmp_path: Path) -> Path:
     return config
 
 
+@CLUSTER
 def test_a_training_on_two_nodes_and_its_test(
     cluster: Cluster, variables: dict[str, str], config: Path, tmp_path: Path
 ) -> None:
@@ -295,6 +298,7 @@ def send(job: Job, *options: str) -> None:
 SENT_TO = pytest.mark.parametrize('to', [['--batch'], []], ids=['script', 'step'])
 
 
+@CLUSTER
 @SENT_TO
 def test_a_signal_saves_and_requeues_and_the_job_resumes(
     cluster: Cluster, variables: dict[str, str], config: Path, tmp_path: Path, to: list[str]
@@ -315,6 +319,7 @@ def test_a_signal_saves_and_requeues_and_the_job_resumes(
     assert {int(state['step']) for state in checkpoint['optimizer']['state'].values()} == {last}
 
 
+@CLUSTER
 @SENT_TO
 def test_a_signal_during_the_start_requeues(
     cluster: Cluster, variables: dict[str, str], config: Path, tmp_path: Path, to: list[str]
@@ -328,6 +333,7 @@ def test_a_signal_during_the_start_requeues(
     check_integrity(tmp_path / 'work' / 'iter_2.pth')
 
 
+@CLUSTER
 def test_without_requeue_the_job_ends_with_the_code_to_try_again_on(
     cluster: Cluster, variables: dict[str, str], config: Path, tmp_path: Path
 ) -> None:
