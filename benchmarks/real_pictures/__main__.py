@@ -28,7 +28,7 @@ import torch
 from mmpelk.engine.command_line import exit_on_user_error
 from mmpelk.errors import UserError
 
-from . import study
+from . import picture, study
 from .pictures import read_split
 
 
@@ -49,6 +49,8 @@ def main() -> None:
             table.print()
         if args.results == study.RESULTS:
             study.PAGE.write_text(study.page_with_tables(study.PAGE.read_text(), study.RESULTS))
+            if figure := picture.draw(args.results):
+                figure.savefig(picture.FIGURE, dpi=110)
         return
     if args.weights is None and args.part != 'scratch':
         raise UserError(f'the part {args.part} starts from pretrained weights: name the file by --weights')

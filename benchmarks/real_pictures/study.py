@@ -22,6 +22,8 @@ from .training import Schedule
 RESULTS = Path(__file__).resolve().parents[1] / 'results' / 'real_pictures'
 PAGE = Path(__file__).resolve().parents[2] / 'docs' / 'evidence.md'
 _MARK = '<!-- tables: python -m benchmarks.real_pictures -->'
+# The 11 classes of CamVid as SegNet's authors number them.
+CAMVID = ['sky', 'building', 'pole', 'road', 'pavement', 'tree', 'sign', 'fence', 'car', 'pedestrian', 'bicyclist']
 RATES = (1e-4, 3e-4, 1e-3)  # of the encoder, among which the first part chooses
 
 # How the new parameters of a kernel of 31 learn.
@@ -180,7 +182,15 @@ def make_table(results: Path, part: str) -> Table:
     found = read_results(results, part)
     reference = PARTS[part].variants.keys().__iter__().__next__()
     table = Table(
-        ['network', 'parameters', 'mIoU, %', f'difference to {reference}', 'middle: cropped - whole', 'runs'],
+        [
+            'network',
+            'parameters',
+            'seconds',
+            'mIoU, %',
+            f'difference to {reference}',
+            'middle: cropped - whole',
+            'runs',
+        ],
         title=part,
     )
     for name, runs in found.items():
@@ -189,9 +199,12 @@ def make_table(results: Path, part: str) -> Table:
         others = {seed: run['miou'] for seed, run in found.get(reference, {}).items() if run['diverged_at'] is None}
         difference = paired_difference(values, others) if name != reference else None
         lost = len(runs) - len(finished)
+        # The first runs measured another clock, which other programs change.
+        seconds = [run['cpu_seconds'] for run in runs.values() if 'cpu_seconds' in run]
         table.add(
             name,
             f'{next(iter(runs.values()))["parameters"]["all"] / 1e6:.2f} M',
+            f'{statistics.median(seconds):.2f}' if seconds else '-',
             f'{statistics.mean(values.values()):.2f}' if values else '-',
             f'{difference.mean:+.2f} ± {difference.margin:.2f}' if difference else '-',
             f'{statistics.mean(run["miou_cropped"] - run["miou_middle"] for run in finished.values()):+.2f}'
@@ -202,9 +215,34 @@ def make_table(results: Path, part: str) -> Table:
     return table
 
 
+def make_class_table(results: Path) -> Table:
+    """IoU of each class by the first network of the main part, and the others' differences to it."""
+    found = {
+        name: {seed: run['iou'] for seed, run in runs.items() if run['diverged_at'] is None}
+        for name, runs in read_results(results, 'main').items()
+    }
+    reference = next(iter(MAIN))
+    plain = found.get(reference, {})
+    names = [name for name, runs in found.items() if runs.keys() & plain.keys()]
+    table = Table(['class', *names], title='IoU of each class, main')
+    for index in range(max((len(iou) for iou in plain.values()), default=0)):
+        row = []
+        for name in names:
+            seeds = [
+                seed
+                for seed in found[name].keys() & plain.keys()
+                if found[name][seed][index] is not None and plain[seed][index] is not None
+            ]
+            mean = [statistics.mean(runs[seed][index] for seed in seeds) for runs in (found[name], plain) if seeds]
+            row.append('-' if not mean else f'{mean[0]:.1f}' if name == reference else f'{mean[0] - mean[1]:+.1f}')
+        table.add(CAMVID[index] if index < len(CAMVID) else str(index), *row)
+    return table
+
+
 def tables(results: Path) -> list[Table]:
-    """One of each part that has results."""
-    return [make_table(results, part) for part in PARTS if read_results(results, part)]
+    """One of each part that has results, and that of the classes."""
+    found = [make_table(results, part) for part in PARTS if read_results(results, part)]
+    return [*found, make_class_table(results)] if read_results(results, 'main').get(next(iter(MAIN))) else found
 
 
 def page_with_tables(page: str, results: Path) -> str:

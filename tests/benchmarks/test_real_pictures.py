@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.real_pictures import networks, pictures, study, training
+from benchmarks.real_pictures import networks, picture, pictures, study, training
 from benchmarks.real_pictures.networks import Variant
 from mmpelk.errors import UserError
 
@@ -142,6 +142,19 @@ def test_later_parts_wait_for_the_choice_of_earlier_ones(tmp_path: Path) -> None
     plain, peripheral, dense = study.PARTS['main'].runs(tmp_path, ['plain', 'peripheral-51', 'dense-31'], [0])
     assert plain.schedule.rate == peripheral.schedule.rate == study.RATES[1]
     assert (plain.variant.power, peripheral.variant.power, dense.variant.power) == (0, 1, 0)
+
+
+def test_share_of_a_kernel_beyond_a_distance() -> None:
+    assert picture.share_beyond([8.0, 1.0, 0.5]) == pytest.approx([100 * 16 / 24, 100 * 8 / 24, 0])
+
+
+def test_classes_are_compared_over_the_seeds_that_both_have(tmp_path: Path) -> None:
+    for name, seed, iou in (('plain', 0, [50.0, None]), ('plain', 1, [60.0, 20.0]), ('dense-31', 1, [70.0, 10.0])):
+        run = dict(diverged_at=None, iou=iou)
+        (tmp_path / f'main-{name}-{seed}.json').write_text(json.dumps(run))
+    table = study.make_class_table(tmp_path)
+    assert table.columns == ['class', 'plain', 'dense-31']
+    assert [list(row[1:]) for row in table.rows] == [['55.0', '+10.0'], ['20.0', '-10.0']]
 
 
 def test_page_has_the_tables_of_the_results() -> None:
