@@ -239,10 +239,28 @@ def make_class_table(results: Path) -> Table:
     return table
 
 
+def make_field_table(results: Path) -> Table:
+    """Sides of the main part's effective receptive fields, of the runs that measured them."""
+    table = Table(
+        ['network', '50 %, before', 'after', '99 %, before', 'after', 'runs'],
+        title='Side of the effective receptive field, pixels of a 240 x 240 picture',
+    )
+    for name, runs in read_results(results, 'main').items():
+        sides = [run['receptive_sides'] for run in runs.values() if 'receptive_sides' in run]
+        if sides:
+            means = [
+                [statistics.mean(values) for values in zip(*times, strict=True)] for times in zip(*sides, strict=True)
+            ]
+            table.add(name, *(f'{time[share]:.0f}' for share in (0, 1) for time in means), str(len(sides)))
+    return table
+
+
 def tables(results: Path) -> list[Table]:
-    """One of each part that has results, and that of the classes."""
+    """One of each part that has results, then those of the classes and of the receptive fields."""
     found = [make_table(results, part) for part in PARTS if read_results(results, part)]
-    return [*found, make_class_table(results)] if read_results(results, 'main').get(next(iter(MAIN))) else found
+    if read_results(results, 'main').get(next(iter(MAIN))):
+        found += [table for table in (make_class_table(results), make_field_table(results)) if table.rows]
+    return found
 
 
 def page_with_tables(page: str, results: Path) -> str:

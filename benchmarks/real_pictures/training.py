@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpelk.analysis.machine import environment_info
+from mmpelk.analysis.receptive_field import area_ratios, contribution_scores
 from mmpelk.models.peripheral_conv import PeripheralConv2d
 from mmpelk.ops.sharing_grid import expand_kernel
 
@@ -131,6 +132,19 @@ def learnt_rings(network: nn.Module) -> dict[str, list[float]]:
     return rings
 
 
+def receptive_sides(network: Segmenter, split: Split, size: tuple[int, int]) -> list[int]:
+    """Sides, in pixels, of the squares that hold 50 and 99 % of the effective receptive field of the coarsest map.
+
+    Over the middle squares of four pictures that are spread evenly over the split.
+    """
+    side = min(size)
+    left = (size[1] - side) // 2
+    step = max(1, len(split) // 4)
+    images = resized(split.images[: 4 * step : step], size)[..., left : left + side]
+    scores = contribution_scores(network.encoder, ((image - network.mean) / network.std for image in images))
+    return [ratio.side for ratio in area_ratios(scores) if ratio.threshold in (0.5, 0.99)]
+
+
 def run(
     network: Segmenter,
     new: Sequence[nn.Parameter],
@@ -141,9 +155,12 @@ def run(
     seed: int,
 ) -> dict[str, Any]:
     """Train on the first split, evaluate on the second; everything that a results file holds of it."""
+    before = receptive_sides(network, splits[1], schedule.size)
     result = train(network, new, variant, schedule, splits[0], seed)
     if result['diverged_at'] is None:
-        result |= evaluate(network, splits[1], schedule.size, classes) | dict(rings=learnt_rings(network))
+        after = receptive_sides(network, splits[1], schedule.size)
+        result |= evaluate(network, splits[1], schedule.size, classes)
+        result |= dict(rings=learnt_rings(network), receptive_sides=[before, after])
     return dict(
         variant=asdict(variant),
         seed=seed,

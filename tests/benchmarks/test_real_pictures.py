@@ -157,6 +157,14 @@ def test_classes_are_compared_over_the_seeds_that_both_have(tmp_path: Path) -> N
     assert [list(row[1:]) for row in table.rows] == [['55.0', '+10.0'], ['20.0', '-10.0']]
 
 
+def test_receptive_fields_are_means_over_the_runs_that_have_them(tmp_path: Path) -> None:
+    for seed, run in enumerate(
+        (dict(), dict(receptive_sides=[[5, 9], [7, 11]]), dict(receptive_sides=[[5, 9], [9, 15]]))
+    ):
+        (tmp_path / f'main-plain-{seed}.json').write_text(json.dumps(run))
+    assert [list(row) for row in study.make_field_table(tmp_path).rows] == [['plain', '5', '8', '9', '13', '2']]
+
+
 def test_page_has_the_tables_of_the_results() -> None:
     page = study.PAGE.read_text()
     assert study.page_with_tables(page, study.RESULTS) == page
