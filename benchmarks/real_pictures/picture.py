@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from .study import read_results
+from .study import finished, read_results
 
 FIGURE = Path(__file__).resolve().parents[2] / 'docs' / 'figures' / 'kernel_rings.png'
 KERNELS = {'peripheral-31': 'C0', 'dense-31': 'C1', 'stripes-31': 'C2'}
@@ -26,16 +26,14 @@ def draw(results: Path) -> Figure | None:
     figure = Figure(figsize=(7, 3.2), layout='constrained')
     axes = figure.subplots()
     found = read_results(results, 'main')
-    drawn = 0
     for name, colour in KERNELS.items():
-        runs = [run for run in found.get(name, {}).values() if run['diverged_at'] is None]
-        shares = [share_beyond(rings) for run in runs for rings in run['rings'].values()]
+        runs = finished(found.get(name, {}))
+        shares = [share_beyond(rings) for run in runs.values() for rings in run['rings'].values()]
         if not shares:
             continue
-        drawn += 1
         means = [statistics.mean(share) for share in zip(*shares, strict=True)]
         axes.plot(range(len(means)), means, 'o-', markersize=3, color=colour, label=f'{name}, {len(runs)} seeds')
-    if not drawn:
+    if not axes.lines:
         return None
     axes.axvspan(0, 2, color='0.92', zorder=0, label='the pretrained kernels reach here')
     axes.set(xlabel='distance to the centre, positions', ylabel='part of the kernel farther away, %', ylim=(0, None))

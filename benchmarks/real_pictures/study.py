@@ -143,6 +143,11 @@ def read_results(results: Path, part: str) -> dict[str, dict[int, dict[str, Any]
     return found
 
 
+def finished(runs: Mapping[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Those of a network's runs that did not diverge, by seed."""
+    return {seed: run for seed, run in runs.items() if run['diverged_at'] is None}
+
+
 def best(results: Path, part: str) -> str:
     """The network of a part with the highest mean mIoU; a run that diverged counts 0.
 
@@ -180,7 +185,7 @@ def paired_difference(values: Mapping[int, float], reference: Mapping[int, float
 def make_table(results: Path, part: str) -> Table:
     """mIoU of a part's networks, and the differences to its first one."""
     found = read_results(results, part)
-    reference = PARTS[part].variants.keys().__iter__().__next__()
+    reference = next(iter(PARTS[part].variants))
     table = Table(
         [
             'network',
@@ -194,21 +199,21 @@ def make_table(results: Path, part: str) -> Table:
         title=part,
     )
     for name, runs in found.items():
-        finished = {seed: run for seed, run in runs.items() if run['diverged_at'] is None}
-        values = {seed: run['miou'] for seed, run in finished.items()}
-        others = {seed: run['miou'] for seed, run in found.get(reference, {}).items() if run['diverged_at'] is None}
+        ended = finished(runs)
+        values = {seed: run['miou'] for seed, run in ended.items()}
+        others = {seed: run['miou'] for seed, run in finished(found.get(reference, {})).items()}
         difference = paired_difference(values, others) if name != reference else None
-        lost = len(runs) - len(finished)
+        lost = len(runs) - len(ended)
         # The first runs measured another clock, which other programs change.
-        seconds = [run['cpu_seconds'] for run in runs.values() if 'cpu_seconds' in run]
+        seconds = [run['cpu_seconds'] for run in ended.values() if 'cpu_seconds' in run]
         table.add(
             name,
             f'{next(iter(runs.values()))["parameters"]["all"] / 1e6:.2f} M',
             f'{statistics.median(seconds):.2f}' if seconds else '-',
             f'{statistics.mean(values.values()):.2f}' if values else '-',
             f'{difference.mean:+.2f} ± {difference.margin:.2f}' if difference else '-',
-            f'{statistics.mean(run["miou_cropped"] - run["miou_middle"] for run in finished.values()):+.2f}'
-            if finished
+            f'{statistics.mean(run["miou_cropped"] - run["miou_middle"] for run in ended.values()):+.2f}'
+            if ended
             else '-',
             f'{len(runs)}' + (f', {lost} diverged' if lost else ''),
         )
@@ -218,7 +223,7 @@ def make_table(results: Path, part: str) -> Table:
 def make_class_table(results: Path) -> Table:
     """IoU of each class by the first network of the main part, and the others' differences to it."""
     found = {
-        name: {seed: run['iou'] for seed, run in runs.items() if run['diverged_at'] is None}
+        name: {seed: run['iou'] for seed, run in finished(runs).items()}
         for name, runs in read_results(results, 'main').items()
     }
     reference = next(iter(MAIN))

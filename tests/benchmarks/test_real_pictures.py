@@ -157,6 +157,16 @@ def test_classes_are_compared_over_the_seeds_that_both_have(tmp_path: Path) -> N
     assert [list(row[1:]) for row in table.rows] == [['55.0', '+10.0'], ['20.0', '-10.0']]
 
 
+def test_a_run_that_diverged_is_counted_and_has_no_figures(tmp_path: Path) -> None:
+    for seed, diverged in ((0, None), (1, 7)):
+        run: dict[str, object] = dict(diverged_at=diverged, cpu_seconds=None, parameters=dict(all=1_000_000))
+        if diverged is None:
+            run |= dict(cpu_seconds=0.5, miou=40.0, miou_middle=30.0, miou_cropped=29.0)
+        (tmp_path / f'main-plain-{seed}.json').write_text(json.dumps(run))
+    table = study.make_table(tmp_path, 'main')
+    assert [list(row) for row in table.rows] == [['plain', '1.00 M', '0.50', '40.00', '-', '-1.00', '2, 1 diverged']]
+
+
 def test_receptive_fields_are_means_over_the_runs_that_have_them(tmp_path: Path) -> None:
     for seed, run in enumerate(
         (dict(), dict(receptive_sides=[[5, 9], [7, 11]]), dict(receptive_sides=[[5, 9], [9, 15]]))
