@@ -84,7 +84,13 @@ def begin(variables: dict[str, str]) -> subprocess.Popen[bytes]:
 
 
 def check_stopped(process: subprocess.Popen[bytes]) -> None:
-    assert process.wait(300) == 130
+    try:
+        code = process.wait(300)
+    except subprocess.TimeoutExpired:
+        signals = re.findall('Sig.*|State.*', Path('/proc', str(process.pid), 'status').read_text())
+        processes = run('ps', '-eo', 'pid,ppid,pgid,stat,wchan,args', '--forest', cwd=ROOT)
+        pytest.fail(f'it goes on: {signals}\n{processes[-6000:]}')
+    assert code == 130
     assert process.stderr is not None
     assert process.stderr.read().endswith(b'stopped\n')
 
