@@ -1,8 +1,10 @@
 """A step that is left out changes nothing, whether its loss or its gradient is bad, and whoever waits for the device.
 
-What a GPU does later, of which only the copy to the host needs one, is run on the CPU.
+What a GPU does later, of which only the copy to the host needs one, is run on the CPU; mixed precision as far as a CPU
+has it.
 """
 
+import contextlib
 from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any
@@ -15,34 +17,30 @@ from mmengine.model import ExponentialMovingAverage
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
-from mmpelk.engine import DivergenceHook
 from mmpelk.errors import DataError
+from mmpelk.fault_tolerance.divergence import DivergenceHook
+from tests.fault_tolerance.training import CPUAmpOptimWrapper
 
 OPTIMIZERS = {
     'AdamW': lambda parameters: torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.5),
     'SGD': lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.5),
 }
-
-
-class BadGradient(torch.autograd.Function):
-    """The identity, whose gradient is not finite."""
-
-    @staticmethod
-    def forward(context: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:
-        return gradient * float('nan')
+needs_scaler = pytest.mark.skipif(
+    not hasattr(torch.amp, 'GradScaler'), reason='gradient scalers of a CPU came with torch 2.3'
+)
 
 
 class Training:
-    """Steps of a small network with the hook, as mmengine takes them."""
+    """Steps of a small network with the hook, as mmengine takes them; with ``amp`` in bfloat16, with a scaler."""
 
-    def __init__(self, optimizer: str, late: bool, patience: int = 10, accumulate: int = 1) -> None:
+    def __init__(
+        self, optimizer: str, late: bool = False, patience: int = 10, accumulate: int = 1, amp: bool = False
+    ) -> None:
         torch.manual_seed(0)
         self.network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
-        self.wrapper = OptimWrapper(OPTIMIZERS[optimizer](self.network.parameters()), accumulative_counts=accumulate)
+        options = dict(optimizer=OPTIMIZERS[optimizer](self.network.parameters()), accumulative_counts=accumulate)
+        scaled = dict(dtype='bfloat16', loss_scale='dynamic')
+        self.wrapper: Any = CPUAmpOptimWrapper(**options, **scaled) if amp else OptimWrapper(**options)
         average = EMAHook()
         average.ema_model = ExponentialMovingAverage(self.network, momentum=0.5)
         self.average = average.ema_model
@@ -55,6 +53,7 @@ class Training:
             logger=MMLogger.get_instance('divergence'),
             iter=0,
         )
+        self.context = torch.autocast('cpu', torch.bfloat16) if amp else contextlib.nullcontext()
         self.hook.before_train(self.runner)
         for guard in self.hook._guards:
             guard.late = late
@@ -63,9 +62,11 @@ class Training:
         generator = torch.Generator().manual_seed(self.runner.iter)
         self.hook.before_train_iter(self.runner, self.runner.iter, {})
         x = torch.randn(5, 3, generator=generator) * (float('nan') if what == 'bad loss' else 1.0)
-        y = self.network(x)
-        loss = (BadGradient.apply(y) if what == 'bad gradient' else y).square().mean()
-        loss = loss + (float('nan') if what == 'bad loss of good gradients' else 0.0)
+        with self.context:
+            y = self.network(x).float()
+        if what == 'bad gradient':
+            y.register_hook(lambda gradient: gradient * float('nan'))
+        loss = y.square().mean() + (float('nan') if what == 'bad loss of good gradients' else 0.0)
         self.wrapper.update_params(loss)
         self.hook.after_train_iter(self.runner, self.runner.iter, {})
         self.average.update_parameters(self.network)
@@ -77,6 +78,7 @@ class Training:
                 network=self.network.state_dict(),
                 optimizer=self.wrapper.optimizer.state_dict()['state'],
                 average=self.average.state_dict(),
+                scale=self.wrapper.loss_scaler.state_dict() if hasattr(self.wrapper, 'loss_scaler') else {},
             )
         )
 
@@ -90,17 +92,21 @@ def same(first: Any, second: Any) -> bool:
 
 
 @pytest.mark.parametrize('optimizer', OPTIMIZERS)
-@pytest.mark.parametrize(('what', 'late'), [('bad loss', False), ('bad gradient', False), ('bad gradient', True)])
-def test_nothing_changes(optimizer: str, what: str, late: bool) -> None:
-    training = Training(optimizer, late)
+@pytest.mark.parametrize(
+    ('what', 'late', 'amp'),
+    [
+        *(('bad loss', False, False), ('bad gradient', False, False), ('bad gradient', True, False)),
+        pytest.param('bad loss', False, True, marks=needs_scaler),
+    ],
+)
+def test_nothing_changes(optimizer: str, what: str, late: bool, amp: bool) -> None:
+    training = Training(optimizer, late, amp=amp)
     for _ in range(2):
         training.step()
     before = training.state()
     training.step(what)
     after = training.state()
-    assert same(before['network'], after['network'])
-    assert same(before['optimizer'], after['optimizer'])
-    assert late or same(before['average'], after['average'])
+    assert all(same(before[part], after[part]) for part in before if part != 'average' or not late)
     assert all(torch.isfinite(value).all() for value in after['average'].values())
     training.step()
     assert training.hook.skipped == 1
@@ -109,7 +115,7 @@ def test_nothing_changes(optimizer: str, what: str, late: bool) -> None:
 
 @pytest.mark.parametrize('late', [False, True])
 def test_nothing_changes_by_the_first_step(late: bool) -> None:
-    training = Training('AdamW', late)
+    training, other = Training('AdamW', late), Training('AdamW', late)
     before = training.state()['network']
     training.step('bad gradient')
     assert same(before, training.state()['network'])
@@ -117,15 +123,13 @@ def test_nothing_changes_by_the_first_step(late: bool) -> None:
     assert not any(value.any() for state in kept.values() for value in state.values())
     training.runner.iter = 0
     training.step()
-    other = Training('AdamW', late)
     other.step()
-    assert same(training.state()['network'], other.state()['network'])
-    assert same(training.state()['optimizer'], other.state()['optimizer'])
+    assert all(same(training.state()[part], other.state()[part]) for part in ('network', 'optimizer'))
 
 
 @pytest.mark.parametrize('optimizer', OPTIMIZERS)
 def test_good_steps_are_those_without_the_hook(optimizer: str) -> None:
-    first, second = Training(optimizer, late=True), Training(optimizer, late=False)
+    first, second = Training(optimizer, late=True), Training(optimizer)
     second.hook.after_train(second.runner)
     for _ in range(3):
         first.step()
@@ -135,7 +139,7 @@ def test_good_steps_are_those_without_the_hook(optimizer: str) -> None:
 
 @pytest.mark.parametrize('what', ['bad loss', 'bad loss of good gradients'])
 def test_one_bad_batch_of_two_spoils_their_step(what: str) -> None:
-    training = Training('SGD', late=False, accumulate=2)
+    training = Training('SGD', accumulate=2)
     before = training.state()['network']
     training.step(what)
     training.step()
@@ -143,18 +147,32 @@ def test_one_bad_batch_of_two_spoils_their_step(what: str) -> None:
     assert training.hook.skipped == 1
 
 
-def test_several_that_are_not_in_a_row_end_nothing() -> None:
-    training = Training('SGD', late=False, patience=2)
+def test_only_several_in_a_row_end_the_training() -> None:
+    training = Training('SGD', patience=2)
     for _ in range(4):
         training.step('bad loss')
         training.step()
     assert training.hook.skipped == 4
-
-
-def test_several_in_a_row_end_the_training() -> None:
     training = Training('SGD', late=True, patience=3)
     for _ in range(3):
         training.step('bad gradient')
     # The third is known one step later.
     with pytest.raises(DataError, match='3 steps in a row had a gradient that was not finite, one step before'):
+        training.step('bad gradient')
+
+
+@needs_scaler
+def test_the_scaler_looks_for_its_scale_as_long_as_there_may_be_one() -> None:
+    training = Training('AdamW', patience=3, amp=True)
+    scale = training.wrapper.loss_scaler.get_scale()
+    for _ in range(5):  # more than the patience
+        training.step('bad gradient')
+    assert training.wrapper.loss_scaler.get_scale() == scale / 2**5
+    assert training.hook.skipped == 0
+    before = training.state()['network']
+    training.step()
+    assert not same(before, training.state()['network'])
+    for _ in range(32 + 2):  # halvings, and one step less than the patience
+        training.step('bad gradient')
+    with pytest.raises(DataError, match='not finite at any loss scale'):
         training.step('bad gradient')

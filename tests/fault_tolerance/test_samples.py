@@ -1,7 +1,8 @@
-"""Labels that are checked when they are loaded: what a segmentor's heads ignore is no class."""
+"""Annotations and weights that do not fit; whole runs are in test_bad_inputs.py."""
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,23 +10,69 @@ import torch
 from PIL import Image
 from torch import nn
 
-from mmpelk.engine import CheckDataHook
-from mmpelk.errors import DataError, UserError
-
-pytestmark = pytest.mark.scope('mmseg')
+from mmpelk.fault_tolerance.errors import DataError, UserError
+from mmpelk.fault_tolerance.samples import CheckDataHook, _CheckedPipeline
 
 
 @pytest.mark.parametrize(
-    ('ignored', 'value', 'passes'), [(254, 254, True), (254, 255, False), (255, 255, True), (255, 254, False)]
+    ('kind', 'label', 'fits'),
+    [
+        *(('map', 0, True), ('map', 3, True), ('map', 4, False), ('map', 255, True)),
+        *(('image', -1, False), ('image', 0, True), ('image', 3, True), ('image', 4, False)),
+    ],
 )
-def test_the_ignored_value_is_the_heads(ignored: int, value: int, passes: bool, tmp_path: Path) -> None:
+def test_labels_end_below_the_number_of_classes(kind: str, label: int, fits: bool) -> None:
+    pipeline = _CheckedPipeline([], 4, 'files', {255})
+    if kind == 'map':
+        check: Any = pipeline.check
+        data = dict(gt_seg_map=np.full((2, 2), label), reduce_zero_label=False, ori_shape=(2, 2))
+    else:
+        check, data = pipeline, dict(gt_label=label)
+    if fits:
+        assert check(data) is data
+    else:
+        with pytest.raises(DataError, match=f'has class {label}, but there are 4 classes'):
+            check(data)
+
+
+def check_weights(model: nn.Module, weights: dict[str, Any], stage: str) -> None:
+    dataset = SimpleNamespace(metainfo={}, __len__=lambda: 1)
+    loop = SimpleNamespace(dataloader=SimpleNamespace(dataset=[dataset]))
+    runner: Any = SimpleNamespace(model=model, _load_from='a.pth', train_loop=loop, test_loop=loop)
+    hook = CheckDataHook()
+    hook.after_load_checkpoint(runner, dict(state_dict=weights))
+    getattr(hook, f'before_{stage}')(runner)
+
+
+@pytest.mark.parametrize(
+    ('stage', 'fitting', 'refused'),
+    [
+        *(('train', 1, ''), ('train', 0, 'no parameter has its name and shape')),
+        *(('test', 4, ''), ('test', 2, ''), ('test', 1, '1 of 4 parameters'), ('test', 0, '0 of 4 parameters')),
+    ],
+)
+def test_weights_of_another_network_are_refused(stage: str, fitting: int, refused: str) -> None:
+    """A training may start from a part of them, a test may lack a few."""
+    network = nn.ParameterList(torch.zeros(1) for _ in range(4))
+    weights = {str(index): torch.zeros(1 if index < fitting else 2) for index in range(4)}
+    if refused:
+        with pytest.raises(UserError, match=f'of another network: .*{refused}'):
+            check_weights(network, weights, stage)
+    else:
+        check_weights(network, weights, stage)
+
+
+@pytest.mark.scope('mmseg')
+@pytest.mark.parametrize('ignored', [254, 255])
+def test_the_ignored_value_is_that_of_the_heads(ignored: int, tmp_path: Path) -> None:
     from mmseg.registry import DATASETS
 
-    label = np.zeros((8, 8), np.uint8)
-    label[:4] = value
-    for name, pixels in (('img', np.zeros((8, 8, 3), np.uint8)), ('ann', label)):
-        (tmp_path / name).mkdir()
-        Image.fromarray(pixels).save(tmp_path / name / '0.png')
+    for index, value in enumerate((254, 255)):
+        label = np.zeros((8, 8), np.uint8)
+        label[:4] = value
+        for folder, pixels in (('img', np.zeros((8, 8, 3), np.uint8)), ('ann', label)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / folder / f'{index}.png')
     data = DATASETS.build(
         dict(
             type='BaseSegDataset',
@@ -37,21 +84,12 @@ def test_the_ignored_value_is_the_heads(ignored: int, value: int, passes: bool, 
             pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')],
         )
     )
-    model = nn.Module()
+    model: Any = nn.Module()
     model.decode_head = nn.Module()
-    model.decode_head.num_classes, model.decode_head.ignore_index = 2, ignored  # type: ignore[assignment]
+    model.decode_head.num_classes, model.decode_head.ignore_index = 2, ignored
     loop = SimpleNamespace(dataloader=SimpleNamespace(dataset=data))
-    CheckDataHook().before_train(SimpleNamespace(model=model, train_loop=loop))  # type: ignore[arg-type]
-    if passes:
-        assert data[0]['inputs'].shape == (3, 8, 8)
-    else:
-        with pytest.raises(DataError, match=f'has class {value}'):
-            data[0]
-
-
-def test_weights_of_which_a_few_fit_are_another_networks() -> None:
-    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5))
-    runner, hook = SimpleNamespace(model=model, _load_from='other.pth'), CheckDataHook()
-    hook.after_load_checkpoint(runner, dict(state_dict={'0.weight': torch.ones(4, 3)}))  # type: ignore[arg-type]
-    with pytest.raises(UserError, match='another network: 1 of 4 parameters'):
-        hook.before_test(runner)  # type: ignore[arg-type]
+    runner: Any = SimpleNamespace(model=model, train_loop=loop)
+    CheckDataHook().before_train(runner)
+    assert data[ignored - 254]['inputs'].shape == (3, 8, 8)
+    with pytest.raises(DataError, match=f'has class {509 - ignored}'):
+        data[255 - ignored]
