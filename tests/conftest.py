@@ -1,6 +1,7 @@
 """The two tiers of tests, and tiny data sets and networks for those in which the recipe is not the point."""
 
 import functools
+import gc
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from unittest import mock
 import cv2
 import numpy as np
 import pytest
+import torch.distributed as dist
 from mmengine.config import utils as config_utils
 from mmengine.registry import DefaultScope, init_default_scope
 from yapf.yapflib import yapf_api
@@ -77,6 +79,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests come first, so that no worker is left alone with one at the end."""
     slow = {item.path for item in items if item.get_closest_marker('slow')}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    """No garbage collection, and no search for what holds parameters, walks through all that was imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -161,6 +169,14 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert cv2.imwrite(str(folder / f'{index}.png'), random.integers(0, 256, (30, 50, 3), np.uint8))
     (folder / 'notes.txt').write_text('no image')
     return folder
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    """A process group of this process alone."""
+    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
 @pytest.fixture

@@ -2,9 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,13 +13,6 @@ from torch import nn
 
 from mmpelk.engine import CPUDistributedDataParallel, adapt_to_machine, distributed
 from mmpelk.registry import MODEL_WRAPPERS
-
-
-@pytest.fixture
-def process_group(tmp_path: Path) -> Iterator[None]:
-    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 def amp_config(kind: object = 'AmpOptimWrapper', launcher: str = 'none') -> Config:
@@ -79,7 +70,7 @@ def test_settings_reach_process_group_and_wrapper(monkeypatch: pytest.MonkeyPatc
     assert os.environ == slurm | wanted
 
 
-def test_wrapper_replaces_sync_bn(process_group: None) -> None:
+def test_wrapper_replaces_sync_bn(one_process: None) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.SyncBatchNorm(4))
     # mmengine gives every wrapper the local rank as device_ids.
     wrapped = MODEL_WRAPPERS.build(dict(type='mmpelk.CPUDistributedDataParallel', module=model, device_ids=[0]))

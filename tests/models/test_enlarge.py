@@ -1,14 +1,15 @@
 """Enlarged networks: the same function, the same weights to load, gradients in the periphery, and what is refused."""
 
 import copy
+import io
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from mmengine.model import BaseModule, ExponentialMovingAverage
 from mmengine.registry import MODELS
 from mmengine.runner import load_state_dict as mmengine_load_state_dict
@@ -25,49 +26,27 @@ from tests.sparsity.tiny import TinyModel, build_runner, draw_masks
 
 timm = pytest.importorskip('timm')
 
-#: One of each family of timm that has depthwise convolutions of stride 1, small, and its image size.
-FAMILIES = {
-    'convnext_atto': 64,
-    'convnextv2_atto': 64,
-    'convnext_zepto_rms': 64,
-    'tf_efficientnet_lite0': 64,
-    'efficientnet_b0': 64,
-    'efficientnetv2_rw_t': 64,
-    'mobilenetv2_050': 64,
-    'mobilenetv3_small_050': 64,
-    'mobilenetv4_conv_small_050': 64,
-    'mobileone_s0': 64,
-    'repvit_m0_9': 64,
-    'fastvit_t8': 64,
-    'edgenext_xx_small': 64,
-    'inception_next_atto': 64,
-    'caformer_s18': 64,
-    'convformer_s18': 64,
-    'coatnet_nano_rw_224': 224,
-    'maxvit_rmlp_pico_rw_256': 256,
-    'hgnetv2_b0': 64,
-    'rexnet_100': 64,
-    'tinynet_e': 64,
-    'mnasnet_small': 64,
-    'fbnetc_100': 64,
-    'ghostnet_050': 64,
-    'starnet_s1': 64,
-    'lcnet_035': 64,
-    'mixnet_s': 64,
-    'xception41': 96,
-    'efficientvit_b0': 64,
-    'swiftformer_xs': 64,
-    'mambaout_femto': 64,
-    'hardcorenas_a': 64,
-    'semnasnet_050': 64,
-    'spnasnet_100': 64,
-    'shvit_s1': 64,
-}
+#: One of each family of timm that has depthwise convolutions of stride 1, small; and networks of torchvision.
+FAMILIES = [
+    'convnext_atto', 'convnextv2_atto', 'convnext_zepto_rms', 'tf_efficientnet_lite0', 'efficientnet_b0',
+    'efficientnetv2_rw_t', 'mobilenetv2_050', 'mobilenetv3_small_050', 'mobilenetv4_conv_small_050', 'mobileone_s0',
+    'repvit_m0_9', 'fastvit_t8', 'edgenext_xx_small', 'inception_next_atto', 'caformer_s18', 'convformer_s18',
+    'coatnet_nano_rw_224', 'maxvit_rmlp_pico_rw_256', 'hgnetv2_b0', 'rexnet_100', 'tinynet_e', 'mnasnet_small',
+    'fbnetc_100', 'ghostnet_050', 'starnet_s1', 'lcnet_035', 'mixnet_s', 'xception41', 'efficientvit_b0',
+    'swiftformer_xs', 'mambaout_femto', 'hardcorenas_a', 'semnasnet_050', 'spnasnet_100', 'shvit_s1',
+    'torchvision:mobilenet_v2', 'torchvision:convnext_tiny', 'torchvision:mnasnet0_5', 'torchvision:shufflenet_v2_x0_5',
+    'torchvision:efficientnet_b0',
+]  # fmt: skip
+SIDES = {'coatnet_nano_rw_224': 224, 'maxvit_rmlp_pico_rw_256': 256, 'xception41': 96}  # of images; else 64
 
 
 def build(name: str) -> nn.Module:
     torch.manual_seed(0)
-    network = timm.create_model(name, num_classes=7)
+    owner, _, own_name = name.rpartition(':')
+    if owner:
+        network = pytest.importorskip('torchvision.models').get_model(own_name, num_classes=7)
+    else:
+        network = timm.create_model(name, num_classes=7)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
@@ -96,6 +75,27 @@ def pair() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8))
 
 
+class Plain(BaseModule):
+    """Layers, which its initialisation leaves to ``init_cfg``."""
+
+    def __init__(self, init_cfg: dict | None = None, layers: nn.Module | None = None) -> None:
+        super().__init__(init_cfg)
+        self.layers = layers or pair()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class OwnLoop(Plain):
+    """As some backbones of the toolboxes: it looks for convolutions itself."""
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=module.kernel_size[0] / module.out_channels)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('name', FAMILIES)
 def test_families_compute_the_same(name: str) -> None:
@@ -103,7 +103,7 @@ def test_families_compute_the_same(name: str) -> None:
     network = build(name)
     larger = copy.deepcopy(network)
     assert mmpelk.enlarge(larger, 31).changes
-    x = torch.rand(2, 3, FAMILIES[name], FAMILIES[name])
+    x = torch.rand(2, 3, *[SIDES.get(name, 64)] * 2)
 
     def run(model: nn.Module, x: Tensor) -> Tensor:
         torch.manual_seed(1)  # of dropped paths
@@ -116,22 +116,6 @@ def test_families_compute_the_same(name: str) -> None:
         if (got - want).norm() > 1e-5 * want.norm():
             assert (got - want).norm() <= 2 * (want - run(before.double(), x.double())).norm()
     larger.load_state_dict(network.state_dict())  # the public weights of the original
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    'name', ['mobilenet_v2', 'convnext_tiny', 'mnasnet0_5', 'shufflenet_v2_x0_5', 'efficientnet_b0']
-)
-def test_networks_of_torchvision_compute_the_same(name: str) -> None:
-    import torchvision
-
-    torch.manual_seed(0)
-    network = torchvision.models.get_model(name, num_classes=5).eval()
-    larger, x = copy.deepcopy(network), torch.rand(1, 3, 64, 64)
-    mmpelk.enlarge(larger, 31)
-    with torch.no_grad():
-        want, got = network(x), larger(x)
-    assert (got - want).norm() <= 1e-5 * want.norm()
 
 
 def test_changes_and_reasons() -> None:
@@ -193,11 +177,13 @@ def test_the_centre_can_be_larger_than_the_kernel() -> None:
     assert network[1].sharing_grid[4:-4] == (1,) * 13 or network[1].sharing_grid.count(1) == 13
 
 
-@pytest.fixture
-def one_process() -> Iterator[None]:
-    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+def through_a_file(network: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+    """And its own state once more."""
+    torch.save(state, file := io.BytesIO())
+    file.seek(0)
+    network.load_state_dict(torch.load(file))
+    network.load_state_dict(copy.deepcopy(network).state_dict())
+    return network
 
 
 def through_ddp(network: nn.Module, state: dict[str, Tensor]) -> nn.Module:
@@ -232,7 +218,10 @@ def through_assignment(network: nn.Module, state: dict[str, Tensor]) -> nn.Modul
     return network
 
 
-@pytest.mark.parametrize('way', [through_ddp, through_ema, through_compilation, through_masks, through_assignment])
+WAYS = [through_a_file, through_ddp, through_ema, through_compilation, through_masks, through_assignment]
+
+
+@pytest.mark.parametrize('way', WAYS)
 @pytest.mark.usefixtures('one_process')
 def test_weights_of_the_original_load(way: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
@@ -247,27 +236,7 @@ def test_weights_of_the_original_load(way: Callable[..., nn.Module], monkeypatch
     assert '1.weight of 3 x 3 is the centre of 15 x 15 now' in message
 
 
-def test_weights_of_the_original_load_before_and_after(tmp_path) -> None:
-    original, x = small(), torch.rand(2, 3, 20, 24)
-    path = tmp_path / 'original.pth'
-    torch.save(original.state_dict(), path)
-    for load in (
-        lambda model: model.load_state_dict(torch.load(path)),
-        lambda model: mmengine_load_state_dict(model, torch.load(path), strict=True),
-    ):
-        torch.manual_seed(1)
-        network = small()
-        network[1].weight.data.mul_(3)
-        mmpelk.enlarge(network, 15)
-        network[1].weight.data.add_(1)  # the periphery is overwritten, too
-        load(network)
-        torch.testing.assert_close(network(x), original(x))
-        again = copy.deepcopy(network)
-        again.load_state_dict(network.state_dict())
-        assert torch.equal(again(x), network(x))
-
-
-@pytest.mark.parametrize('way', ['load_state_dict', 'init_cfg'])
+@pytest.mark.parametrize('way', ['load_state_dict', 'init_cfg', 'init_cfg in its place'])
 @pytest.mark.parametrize(
     ('source', 'own', 'accepted'),
     [
@@ -284,7 +253,7 @@ def test_kernels_of_another_size_with_as_many_numbers_are_refused(
 ) -> None:
     """By what torch keeps in the file, also where mmengine loads the tensors under a prefix."""
 
-    def network_of(dense: int, size: int | None) -> OwnLoop:
+    def network_of(dense: int, size: int | None) -> Plain:
         network = OwnLoop()
         network.layers[1] = nn.Conv2d(8, 8, dense, padding=dense // 2, groups=8)
         if size:
@@ -294,15 +263,20 @@ def test_kernels_of_another_size_with_as_many_numbers_are_refused(
     given, network, path = network_of(*source), network_of(*own), tmp_path / 'weights.pth'
     kernels = [len(each.layers[1].weight[0, 0]) for each in (given, network)]
     assert accepted or kernels[0] in (kernels[1], own[0])  # torch would not refuse it
+    for parameter in given.parameters():
+        nn.init.normal_(parameter)
     torch.save(dict(state_dict=nn.ModuleDict({'backbone': given}).state_dict()), path)
 
     def load() -> nn.Module:
         if way == 'load_state_dict':
             network.load_state_dict(given.state_dict())
             return network
-        init_cfg = dict(type='Pretrained', checkpoint=str(path), prefix='backbone')
-        inner = dict(type=lambda init_cfg: Inner(network_of(own[0], None), init_cfg), init_cfg=init_cfg)
-        enlarged = MODELS.build(dict(type='mmpelk.Enlarged', backbone=inner, kernel_size=own[1]))
+        of_place = way == 'init_cfg in its place'
+        init_cfg = dict(type='Pretrained', checkpoint=str(path), prefix='backbone.' if of_place else 'backbone')
+        inner = dict(type=lambda init_cfg: Plain(init_cfg, network_of(own[0], None).layers))
+        config: dict[str, Any] = dict(type='mmpelk.Enlarged', backbone=inner, kernel_size=own[1])
+        (config if of_place else inner).update(init_cfg=init_cfg)
+        enlarged = MODELS.build(config)
         enlarged.init_weights()
         return enlarged
 
@@ -312,17 +286,6 @@ def test_kernels_of_another_size_with_as_many_numbers_are_refused(
         return
     with pytest.raises(ValueError, match=r'layers\.1 were trained with a kernel of'):
         load()
-
-
-class Inner(BaseModule):
-    """A network of given layers, as ``OwnLoop``, whose initialisation loads alone."""
-
-    def __init__(self, of: 'OwnLoop', init_cfg: dict) -> None:
-        super().__init__(init_cfg)
-        self.layers = of.layers
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
 
 
 def test_way_back() -> None:
@@ -674,23 +637,6 @@ def test_training_from_the_original_and_its_resumption(tmp_path: Path) -> None:
             torch.testing.assert_close(now.state_dict()[name], value)
 
 
-@pytest.mark.slow
-def test_onnx_file_in_onnxruntime(tmp_path: Path) -> None:
-    onnxruntime = pytest.importorskip('onnxruntime', reason='pip install -e .[export]')
-    pytest.importorskip('onnxscript', reason='pip install -e .[export]')
-    network, image = build('efficientnet_b0').eval(), torch.rand(1, 3, 64, 64)
-    mmpelk.enlarge(network, 31)
-    for module in network.modules():
-        if isinstance(module, EnlargedConv2d):  # as after some training
-            module.weight.data.add_(torch.randn_like(module.weight), alpha=1e-4)
-    with torch.no_grad():
-        want, path = network(image), tmp_path / 'model.onnx'
-        torch.onnx.export(make_plain(network, image), (image,), str(path), dynamo=True)
-    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
-    (out,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
-    torch.testing.assert_close(torch.from_numpy(out), want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
-
-
 @pytest.mark.parametrize('size', [13, 31])
 def test_plain_form_of_a_convolution_that_is_called_at_several_places_and_for_several_sizes(size: int) -> None:
     conv = nn.Conv2d(4, 4, 3, padding=1, groups=4)
@@ -703,60 +649,37 @@ def test_plain_form_of_a_convolution_that_is_called_at_several_places_and_for_se
     torch.testing.assert_close(plain(x), network(x), rtol=1e-4, atol=1e-5)
 
 
-class OwnLoop(BaseModule):
-    """As some backbones of the toolboxes: it looks for convolutions itself."""
-
-    def __init__(self, init_cfg: dict | None = None) -> None:
-        super().__init__(init_cfg)
-        self.layers = pair()
-
-    def init_weights(self) -> None:
-        super().init_weights()
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=module.kernel_size[0] / module.out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
-
-
 CSPNEXT = dict(
     type='mmdet.CSPNeXt', deepen_factor=0.167, widen_factor=0.125, expand_ratio=0.5, norm_cfg=dict(type='BN')
 )
-INITIALISED = {
-    'own loop': dict(type=OwnLoop),
-    'init_cfg': dict(type=OwnLoop, init_cfg=dict(type='TruncNormal', layer='Conv2d', std=2)),
-    'of a toolbox': CSPNEXT,
-    'of its parent': dict(type=BaseModule),
+# Networks, and the initialisation that their parent brings.
+INITIALISED: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
+    'own loop': (dict(type=OwnLoop), None),
+    'init_cfg': (dict(type=OwnLoop, init_cfg=dict(type='TruncNormal', layer='Conv2d', std=2)), None),
+    'of a toolbox': (CSPNEXT, None),
+    'of its parent': (dict(type=pair), dict(type='Kaiming', layer='Conv2d')),
 }
 
 
 @pytest.mark.parametrize('kind', INITIALISED)
 @pytest.mark.scope('mmdet')
 def test_initialised_as_the_plain_network(kind: str) -> None:
-    """With the same seed to the same function: the enlarged kernels, the convolutions that are not, and norms."""
-    config = INITIALISED[kind]
-    parent_cfg = None
-    if kind == 'of its parent':
-        config, parent_cfg = dict(type=nn.Sequential), dict(type='Kaiming', layer='Conv2d')
-
-    def initialised(build: Callable[[], nn.Module]) -> nn.Module:
-        parent = BaseModule(parent_cfg)
-        parent.backbone = build()
+    """The same class and names; with the same seed the same function: enlarged kernels, other ones, and norms."""
+    config, of_parent = INITIALISED[kind]
+    networks = []
+    for each in (config, dict(type='mmpelk.Enlarged', backbone=config, kernel_size=31)):
+        parent = BaseModule(of_parent)
+        parent.backbone = copy.deepcopy(MODELS.build(each))
         torch.manual_seed(1)
         parent.init_weights()
-        return parent.backbone.eval() or parent.backbone  # CSPNeXt's returns nothing
-
-    if kind == 'of its parent':
-        plain, network = initialised(pair), pair()
-        mmpelk.enlarge(network, 13)
-        network = initialised(lambda: network)
-    else:
-        plain = initialised(lambda: MODELS.build(config))
-        network = initialised(
-            lambda: copy.deepcopy(MODELS.build(dict(type='mmpelk.Enlarged', backbone=config, kernel_size=31)))
-        )
+        parent.backbone.eval()
+        networks.append(parent.backbone)
+    plain, network = networks
+    assert type(network) is type(plain)
+    assert network.state_dict().keys() == plain.state_dict().keys()
     assert any(isinstance(module, EnlargedConv2d) for module in network.modules())
+    x = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(network(x), plain(x), rtol=1e-4, atol=1e-5)
     want = copy.deepcopy(network)
     want.load_state_dict(plain.state_dict())
     for name, value in want.state_dict().items():
@@ -780,60 +703,3 @@ def test_functions_of_modules_find_the_convolution_and_keep_trained_kernels() ->
     assert [type(module) for module in seen] == [nn.Conv2d, EnlargedConv2d, nn.Sequential]
     with pytest.raises(ValueError, match='1 has hooks or a weight that is parametrised, pruned'):
         mmpelk.dense(network)
-
-
-@pytest.mark.parametrize('of', ['plain', 'enlarged'])
-def test_pretrained_weights_in_configs(of: str, tmp_path: Path) -> None:
-    """``init_cfg`` of the network, or in its place; the weights may be those of another enlarged one."""
-    torch.manual_seed(0)
-    source, x = OwnLoop(), torch.rand(1, 3, 20, 20)
-    nn.init.normal_(source.layers[1].weight)
-    want = source(x)
-    if of == 'enlarged':
-        mmpelk.enlarge(source, 13)
-    torch.save(dict(state_dict={f'backbone.{k}': v for k, v in source.state_dict().items()}), tmp_path / 'w.pth')
-    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'w.pth'), prefix='backbone.')
-
-    class Plain(BaseModule):
-        def __init__(self, init_cfg: dict | None = None) -> None:
-            super().__init__(init_cfg)
-            self.layers = pair()
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.layers(x)
-
-    for config in (
-        dict(backbone=dict(type=Plain, init_cfg=init_cfg)),
-        dict(backbone=dict(type=Plain), init_cfg=init_cfg),
-    ):
-        network = MODELS.build(dict(type='mmpelk.Enlarged', kernel_size=13, **config))
-        network.init_weights()
-        torch.testing.assert_close(network(x), want)
-
-
-@pytest.mark.scope('mmdet')
-def test_in_configs() -> None:
-    """The network of a toolbox itself, with its names; its initialisation leaves the periphery at zero."""
-    inner = dict(
-        type='mmdet.CSPNeXt',
-        deepen_factor=0.167,
-        widen_factor=0.125,
-        expand_ratio=0.5,
-        channel_attention=True,
-        norm_cfg=dict(type='BN'),
-    )
-    torch.manual_seed(0)
-    plain = MODELS.build(inner)
-    network = MODELS.build(dict(type='mmpelk.Enlarged', backbone=inner, kernel_size=31))
-    assert type(network) is type(plain)
-    assert network.state_dict().keys() == plain.state_dict().keys()
-    network.init_weights()
-    convs = [module for module in network.modules() if isinstance(module, EnlargedConv2d)]
-    assert convs
-    assert not any(conv.weight[:, :, 0].any() for conv in convs)
-    network.load_state_dict(plain.state_dict())
-    plain.eval()  # which returns nothing
-    network.eval()
-    x = torch.rand(1, 3, 64, 64)
-    for got, want in zip(network(x), plain(x), strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)

@@ -1,7 +1,6 @@
 """Kernels whose weights are elsewhere until their module is called: sharded by FSDP2, or kept on another device."""
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -30,17 +29,9 @@ def network(form: str, mixer: str = 'peripheral') -> PeLK:
     return model
 
 
-@pytest.fixture
-def process_group() -> Iterator[None]:
-    """Of this process alone."""
-    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
 @pytest.mark.parametrize('mixer', ['peripheral', 'dense', 'stripe'])
 @pytest.mark.parametrize('form', FORMS)
-def test_every_kernel_sharded_by_itself(form: str, mixer: str, process_group: None) -> None:
+def test_every_kernel_sharded_by_itself(form: str, mixer: str, one_process: None) -> None:
     model = network(form, mixer)
     sharded = copy.deepcopy(model)
     mesh = dist.device_mesh.init_device_mesh('cpu', (1,))
