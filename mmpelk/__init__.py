@@ -8,6 +8,7 @@ from mmpelk.config import config_path, get_config, list_configs, resolve_recipe
 if TYPE_CHECKING:
     from mmpelk.models.enlarge import dense, enlarge, shrink
     from mmpelk.models.freeze import freeze
+    from mmpelk.models.learning_rates import parameter_groups
 
 __all__ = [
     '__version__',
@@ -17,14 +18,20 @@ __all__ = [
     'freeze',
     'get_config',
     'list_configs',
+    'parameter_groups',
     'resolve_recipe',
     'shrink',
 ]
 __version__ = '0.1.0'
 
+_LATER = dict.fromkeys(('dense', 'enlarge', 'shrink'), 'enlarge') | {
+    'freeze': 'freeze',
+    'parameter_groups': 'learning_rates',
+}
+
 
 def __getattr__(name: str) -> Any:
-    """``enlarge``, ``shrink``, ``dense``, ``freeze`` are imported when they are asked for, with torch and mmengine."""
-    if name in ('dense', 'enlarge', 'freeze', 'shrink'):
-        return getattr(import_module(f'mmpelk.models.{"freeze" if name == "freeze" else "enlarge"}'), name)
+    """What is in ``_LATER`` is imported when it is asked for, with torch and mmengine."""
+    if name in _LATER:
+        return getattr(import_module(f'mmpelk.models.{_LATER[name]}'), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

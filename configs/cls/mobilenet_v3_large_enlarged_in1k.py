@@ -2,3 +2,4 @@
 _base_ = 'mmpretrain::mobilenet_v3/mobilenet-v3-large_8xb128_in1k.py'
 
 model = dict(backbone=dict(_delete_=True, type='mmpelk.Enlarged', backbone=_base_.model.backbone, kernel_size=31))
+optim_wrapper = dict(constructor='mmpelk.PeripheralOptimWrapperConstructor')  # a tenth of the rate for large kernels

@@ -9,3 +9,7 @@ model = dict(
         kernel_size={'stages.0.*': 51, 'stages.1.*': 49, 'stages.2.*': 47, 'stages.3.*': 13},
     )
 )
+optim_wrapper = dict(
+    constructor='mmpelk.LayerDecayOptimWrapperConstructor',  # the toolbox's rates
+    paramwise_cfg=dict(peripheral_lr_mult=0.1),  # docs/evidence.md
+)

@@ -9,6 +9,7 @@ from mmpelk.registry import HOOKS
 
 from .distributed import CPUDistributedDataParallel, adapt_to_machine
 from .layer_decay import LayerDecayOptimWrapperConstructor
+from .peripheral_rate import PeripheralOptimWrapperConstructor
 from .progress import ProgressLineHook, RunEstimateHook
 from .progress_picture import ProgressPictureHook
 
@@ -18,6 +19,7 @@ __all__ = [
     'CheckpointHook',
     'DivergenceHook',
     'LayerDecayOptimWrapperConstructor',
+    'PeripheralOptimWrapperConstructor',
     'PreemptionHook',
     'ProgressLineHook',
     'ProgressPictureHook',

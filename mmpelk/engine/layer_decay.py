@@ -9,7 +9,10 @@ from mmengine.registry import OPTIMIZERS
 from torch import nn
 
 from mmpelk.models import PeripheralConv2d
+from mmpelk.models.learning_rates import peripheral_kernels
 from mmpelk.registry import OPTIM_WRAPPER_CONSTRUCTORS
+
+from .peripheral_rate import checked_factor
 
 # Keys of mmengine's own constructor.
 _MMENGINES = {
@@ -36,6 +39,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
       layer 0, stage ``i`` is layer ``i + 1``, and everything else trains at the full rate;
     - ``num_layers``: stage-wise only, the depth that the exponent counts from, 6 in ConvNeXt-T's recipe and 12 in the
       deeper ones. By default it follows from the backbone's depth;
+    - ``peripheral_lr_mult``: a further factor, 1 by default, for kernels in which one number stands for several
+      positions, see :class:`PeripheralOptimWrapperConstructor`;
     - the keys of mmengine's ``DefaultOptimWrapperConstructor``, ``custom_keys`` and the others. Their factors of the
       learning rate multiply the layer's; ``dwconv_decay_mult`` is of peripheral convolutions, too.
 
@@ -49,13 +54,14 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
         cfg = self.paramwise_cfg
-        known = {'decay_rate', 'decay_type', 'num_layers', *_MMENGINES}
+        known = {'decay_rate', 'decay_type', 'num_layers', 'peripheral_lr_mult', *_MMENGINES}
         if 'decay_rate' not in cfg or set(cfg) - known:
             raise ValueError(f'paramwise_cfg needs decay_rate and may have {sorted(known)}; got {sorted(cfg)}')
         if not 0 < cfg['decay_rate'] <= 1:
             raise ValueError(f'decay_rate is in (0, 1], got {cfg["decay_rate"]}')
         if cfg.get('decay_type', 'layer_wise') not in ('layer_wise', 'stage_wise'):
             raise ValueError(f"decay_type is 'layer_wise' or 'stage_wise', got {cfg['decay_type']!r}")
+        checked_factor(cfg.get('peripheral_lr_mult', 1))
         kind = self.optimizer_cfg.get('type')
         with OPTIMIZERS.switch_scope_and_registry(None) as registry:
             if isinstance(kind, str) and registry.get(kind) is None:
@@ -69,6 +75,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         """Add the model's parameters to ``params``, one group per layer, weight decay and other rule."""
         backbones = self._backbones(module)
         rules = self._rules(module)
+        factor_of_kernels = self.paramwise_cfg.get('peripheral_lr_mult', 1)
+        kernels = set(peripheral_kernels(module)) if factor_of_kernels != 1 else set()
         groups: dict[str, dict] = {}
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
@@ -84,6 +92,9 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             whose = f'{prefix}' if prefix and len(backbones) > 1 else ''
             key = f'{whose}layer_{layer}_{"no_decay" if decay == 0 else "decay"}'
             key += ''.join(f'_{what}={value}' for what, value in rules.get(id(parameter), {}).items())
+            if parameter in kernels:
+                scale *= factor_of_kernels
+                key += '_peripheral'
             if key not in groups:
                 groups[key] = rule | {
                     'params': [],

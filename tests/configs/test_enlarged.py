@@ -32,7 +32,7 @@ def tensors(value: Any) -> Iterator[Tensor]:
 @pytest.mark.slow
 @pytest.mark.parametrize('name', [name for name in RECIPES if 'enlarged' in name])
 def test_checkpoint_and_groups_of_the_plain_network(name: str) -> None:
-    """Its checkpoint loads, with the same outputs; every parameter has the same rate and decay."""
+    """Its checkpoint loads, with the same outputs; every parameter has the same decay, and rate but for the kernels."""
     cfg = Config.fromfile(CONFIGS / name)
     pytest.importorskip(cfg.default_scope)
     init_default_scope(cfg.default_scope)
@@ -56,7 +56,12 @@ def test_checkpoint_and_groups_of_the_plain_network(name: str) -> None:
 
     plain, enlarged = built(**{**cfg.model.backbone.backbone, 'init_cfg': None}), built(**cfg.model.backbone)
     assert any(isinstance(module, EnlargedConv2d) for module in enlarged.backbone.modules())
-    assert groups(enlarged) == groups(plain)
+    large = {f'{name}.weight' for name, module in enlarged.named_modules() if isinstance(module, EnlargedConv2d)}
+    of_plain, of_enlarged = groups(plain), groups(enlarged)
+    assert of_plain.keys() == of_enlarged.keys()
+    for name, (rate, decay) in of_plain.items():
+        wanted = rate * (0.1 if name in large else 1), decay
+        assert of_enlarged[name] == pytest.approx(wanted, rel=1e-12), name
     for parameter in plain.backbone.parameters():
         if parameter.dim() == 4:
             nn.init.kaiming_normal_(parameter)
