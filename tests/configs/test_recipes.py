@@ -108,6 +108,7 @@ def with_large_kernels(key: str, stages: slice) -> Changes:
         'model.backbone.init_cfg.std': (ABSENT, (58.395, 57.12, 57.375)),
         'model.backbone.init_cfg.prefix': ('backbone.', ABSENT),
         'model.backbone.init_cfg.type': ('Pretrained', 'mmpelk.Inflated'),
+        'optim_wrapper.paramwise_cfg.peripheral_lr_mult': (ABSENT, 0.1),
     }
 
 
@@ -122,6 +123,7 @@ def inflated(changes: Changes, theirs: str, ours: str) -> Changes:
         'model.backbone.init_cfg.std': (ABSENT, (58.395, 57.12, 57.375)),
         'model.backbone.init_cfg.prefix': ('backbone.', ABSENT),
         'model.backbone.init_cfg.type': ('Pretrained', 'mmpelk.Inflated'),
+        'optim_wrapper.paramwise_cfg.peripheral_lr_mult': (ABSENT, 0.1),
     }
 
 
@@ -131,7 +133,14 @@ def enlarged(base: str, kernel_size: int | dict[str, int]) -> Changes:
     moved = {key.replace('backbone', 'backbone.backbone', 1): (ABSENT, value) for key, value in of_backbone.items()}
     gone = {key: (value, ABSENT) for key, value in of_backbone.items()}
     kernels = {name: (ABSENT, size) for name, size in flatten(kernel_size, 'model.backbone.kernel_size').items()}
-    return moved | gone | kernels | {'model.backbone.type': (of_backbone['model.backbone.type'], 'mmpelk.Enlarged')}
+    changed = {'model.backbone.type': (of_backbone['model.backbone.type'], 'mmpelk.Enlarged')}
+    constructor = resolved(base).get(key := 'optim_wrapper.constructor', ABSENT)
+    if constructor == ABSENT:
+        changed[key] = (ABSENT, 'mmpelk.PeripheralOptimWrapperConstructor')
+    else:
+        changed[key] = (constructor, 'mmpelk.LayerDecayOptimWrapperConstructor')
+        changed['optim_wrapper.paramwise_cfg.peripheral_lr_mult'] = (ABSENT, 0.1)
+    return moved | gone | kernels | changed
 
 
 ENLARGED: dict[str, tuple[str, int | dict[str, int]]] = {
