@@ -133,7 +133,7 @@ def enlarged(base: str, kernel_size: int | dict[str, int]) -> Changes:
     moved = {key.replace('backbone', 'backbone.backbone', 1): (ABSENT, value) for key, value in of_backbone.items()}
     gone = {key: (value, ABSENT) for key, value in of_backbone.items()}
     kernels = {name: (ABSENT, size) for name, size in flatten(kernel_size, 'model.backbone.kernel_size').items()}
-    changed = {'model.backbone.type': (of_backbone['model.backbone.type'], 'mmpelk.Enlarged')}
+    changed: Changes = {'model.backbone.type': (of_backbone['model.backbone.type'], 'mmpelk.Enlarged')}
     constructor = resolved(base).get(key := 'optim_wrapper.constructor', ABSENT)
     if constructor == ABSENT:
         changed[key] = (ABSENT, 'mmpelk.PeripheralOptimWrapperConstructor')
