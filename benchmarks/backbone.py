@@ -2,7 +2,6 @@
 
     python -m benchmarks.backbone                             # every setting
     python -m benchmarks.backbone --batch 4 --size 224
-    python -m benchmarks.backbone --batch 4 --size 224 --compile
     python -m benchmarks.backbone --device cuda --dtype bfloat16
 
 PeLK-T and PeLK-101-T as deployed for inference, the same PeLK-T on the dense backend, with the convolution left out
@@ -35,6 +34,7 @@ from mmpelk.ops import force_backend
 
 RESULTS = Path(__file__).resolve().parent / 'results'
 INPUTS = {'cpu': [(1, 224), (4, 224), (8, 224), (1, 512)], 'cuda': [(64, 224), (8, 512)]}
+ROUNDS = 7  # calls of each, at least
 DENSE = 'PeLK-T, dense backend'
 CEILING = 'PeLK-T without convolution'
 # With channels first one step of large maps takes these minutes.
@@ -109,17 +109,16 @@ def measure(step: Callable[..., None], args: argparse.Namespace, batch: int, siz
         for name, (model, backend) in models(args.device, deploy=step is inference).items():
             if layout == 'channels last' or name not in CHANNELS_LAST_ALONE:
                 placed: Any = model.to(memory_format=memory_format)  # type: ignore[call-overload]
-                placed = torch.compile(placed) if args.compile else placed
                 calls[name, layout] = partial(step, placed, backend, x, dtype)
                 calls[name, layout]()  # what takes seconds is measured once, and that is not to be the first time
-    seconds = interleaved_medians(calls, args.device, args.rounds)
+    seconds = interleaved_medians(calls, args.device, ROUNDS)
     fastest = {name: (name, layout) for name, layout in faster_layouts(seconds).items()}
     return {
         name: {
             'layout': key[1],
             'images_per_second': batch / seconds[key],
             'share_of_ceiling': seconds[fastest[CEILING]] / seconds[key],
-            'dispatched_operators': None if args.compile else dispatched_operators(calls[key]),
+            'dispatched_operators': dispatched_operators(calls[key]),
             'peak_memory': peak_memory(calls[key], args.device) if seconds[key] < 20 else None,
         }
         for name, key in fastest.items()
@@ -136,7 +135,7 @@ def make_table(runs: Sequence[Mapping[str, Any]], title: str = '') -> Table:
         own = speeds['PeLK-T']
         table.add(
             f'{run["batch"]} of {run["size"]}²',
-            run['step'].replace('_', ' ') + (', compiled' if run['compiled'] else ''),
+            run['step'].replace('_', ' '),
             f'{own:.2f}',
             f'{own / speeds[CEILING]:.1%}',
             f'{speeds["PeLK-101-T"] / own:.1%}',
@@ -149,11 +148,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--device', choices=['cpu', 'cuda'], default=get_device(), help='%(default)s')
     parser.add_argument('--dtype', default='float32', choices=['float32', 'bfloat16', 'float16'], help='%(default)s')
-    parser.add_argument('--rounds', type=int, default=7, help='calls of each, at least; %(default)s')
     parser.add_argument('--batch', type=int, help='images; with --size, instead of every setting')
     parser.add_argument('--size', type=int, help='height and width of the images')
-    parser.add_argument('--steps', nargs='+', choices=list(STEPS), default=list(STEPS), help='both by default')
-    parser.add_argument('--compile', action='store_true', help='by torch.compile, which needs a C++ compiler on a CPU')
     args = parser.parse_args()
     if (args.batch is None) != (args.size is None):
         parser.error('--batch and --size belong together')
@@ -162,12 +158,12 @@ def main() -> None:
     path = RESULTS / f'backbone_{args.device}_{args.dtype}.json'
     runs = json.loads(path.read_text())['runs'] if path.exists() else []
     for batch, size in [(args.batch, args.size)] if args.batch else INPUTS[args.device]:
-        for name in args.steps:
-            run = dict(batch=batch, size=size, step=name, compiled=args.compile)
-            result = measure(STEPS[name], args, batch, size)
+        for name, step in STEPS.items():
+            run = dict(batch=batch, size=size, step=name)
+            result = measure(step, args, batch, size)
             others = [one for one in runs if any(one[key] != value for key, value in run.items())]
-            runs = [*others, run | dict(rounds=args.rounds, machine=where, models=result)]
-            runs.sort(key=lambda one: (one['compiled'], one['size'], one['batch'], one['step']))
+            runs = [*others, run | dict(rounds=ROUNDS, machine=where, models=result)]
+            runs.sort(key=lambda one: (one['size'], one['batch'], one['step']))
             path.write_text(json.dumps(dict(runs=runs), indent=1) + '\n')
     make_table(runs, args.dtype).print(console)
     console.print(f'written to {path}')

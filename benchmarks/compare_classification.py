@@ -75,14 +75,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('work_dir', type=Path, help='folder of the runs')
     parser.add_argument('--data', type=Path, default=Path('data/demo_classification'), help='%(default)s by default')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2], help='0 1 2 by default')
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='trainings at a time; %(default)s here')
-    parser.add_argument('--out', type=Path, help='the figure; comparison.png in the folder by default')
     args = parser.parse_args()
     with exit_on_user_error():
         results = train(args.data, args.seeds, args.work_dir, args.jobs)
     make_table(results).print()
-    out = args.out or args.work_dir / 'comparison.png'
+    out = args.work_dir / 'comparison.png'
     plot(results, out)
     print(out)
 

@@ -41,6 +41,7 @@ CASES = [
     *((16, side, 101) for side in (56, 96)),
 ]
 NAMES = ('dense', 'dft', 'fft')
+SECONDS = 0.5  # of calls, for each backend and case
 _SLOW = 8  # times the fastest: not repeated
 
 Row = dict[str, Any]
@@ -58,7 +59,7 @@ def fastest_ns(call: Callable[[], Any], seconds: float) -> float:
 
 
 @torch.no_grad()
-def measure(cases: Sequence[tuple[int, int, int]], seconds: float) -> list[Row]:
+def measure(cases: Sequence[tuple[int, int, int]]) -> list[Row]:
     """Nanoseconds of every backend on every case: of the convolution, and of the gradient of the weight."""
     rows, here = [], choice.PROCESSORS[choice.THIS_PROCESSOR]
     for channels, side, kernel_size in cases:
@@ -74,7 +75,7 @@ def measure(cases: Sequence[tuple[int, int, int]], seconds: float) -> list[Row]:
                 times = row[what]
                 expected = choice.dense_ns(side, side, kernel_size, here) * channels
                 slow = name == 'dense' and expected > _SLOW * times['dft']
-                times[name] = fastest_ns(call, 0 if slow else seconds)
+                times[name] = fastest_ns(call, 0 if slow else SECONDS)
         rows.append(row)
     return rows
 
@@ -131,12 +132,9 @@ def losses(rows: Sequence[Row], processor: str) -> Table:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--seconds', type=float, default=0.5, help='for each backend and case')
-    parser.add_argument('--threads', type=int, default=1, help='several are fitted as if they were one fast one')
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    rows = measure(CASES, args.seconds)
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    torch.set_num_threads(1)
+    rows = measure(CASES)
     print(environment_info('cpu'))
     losses(rows, choice.THIS_PROCESSOR).print()
     choice.PROCESSORS['fitted'] = fit(rows)

@@ -38,6 +38,7 @@ BLOCK = dict(center_size=7, conv_ratio=1.0, small_kernel_size=0, positional_embe
 KERNELS = {'small': (7, 7), 'large': (31, 29)}
 RATES = (1, 3, 10)  # of the kernels after the inflation, times that of the rest
 WITHOUT_CUE = 78.2  # mIoU of a network that sees everything but the far cue, docs/demo.md
+ITERATIONS = 700  # in all
 POINTS = 10  # of a curve over all iterations
 
 
@@ -129,16 +130,14 @@ def draw(results: dict[str, dict[str, Any]], iterations: int) -> Figure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2, 3, 4])
-    parser.add_argument('--iterations', type=int, default=700, help='in all, even; %(default)s')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2, 3, 4], help='0 to 4 by default')
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='trainings at a time; %(default)s')
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/inflation'))
     args = parser.parse_args()
-    half, interval = args.iterations // 2, args.iterations // POINTS
-    folder = args.work_dir / str(args.iterations)
+    half, interval = ITERATIONS // 2, ITERATIONS // POINTS
+    folder = Path('work_dirs/inflation') / str(ITERATIONS)
     whole = {
-        '7 x 7': variant('small', args.iterations, interval),
-        'large, from scratch': variant('large', args.iterations, interval),
+        '7 x 7': variant('small', ITERATIONS, interval),
+        'large, from scratch': variant('large', ITERATIONS, interval),
         '7 x 7, half': variant('small', half, interval),
     }
     with exit_on_user_error():
@@ -154,13 +153,13 @@ def main() -> None:
     for rate in RATES:
         name = f'inflated, kernels x {rate}'
         results[name] = summarise(curves([run for run in later if run.name == name], firsts, half))
-    make_table(results, args.iterations).print()
+    make_table(results, ITERATIONS).print()
     data = dict(
-        machine=trained_on([*runs, *later]), seeds=args.seeds, iterations=args.iterations, without_cue=WITHOUT_CUE,
+        machine=trained_on([*runs, *later]), seeds=args.seeds, iterations=ITERATIONS, without_cue=WITHOUT_CUE,
         variants=results,
     )  # fmt: skip
     RESULTS.write_text(json.dumps(data, indent=1) + '\n')
-    draw(results, args.iterations).savefig(FIGURE, dpi=120)
+    draw(results, ITERATIONS).savefig(FIGURE, dpi=120)
     print(f'written to {RESULTS} and {FIGURE}')
 
 

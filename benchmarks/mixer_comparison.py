@@ -44,6 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 EXTRA = ('peripheral with embedding', 'dense, same widths')
 WARM_UP = 30  # iterations, as in the demo
+SCHEDULES = (400, 700)  # iterations
 POINTS = 10  # of a curve
 
 
@@ -128,18 +129,18 @@ def _over_seeds(values: list[float]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2, 3, 4])
-    parser.add_argument('--iterations', type=int, nargs='+', default=[400, 700], help='schedules; %(default)s')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2, 3, 4], help='0 to 4 by default')
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='trainings at a time; %(default)s')
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/mixer_comparison'))
     args = parser.parse_args()
     widths = plan()
     everything: list[VariantRun] = []
     schedules: dict[str, dict[str, dict[str, Any]]] = {}
-    for iterations in args.iterations:
+    for iterations in SCHEDULES:
         variants = {name: variant(name, widths[name], iterations) for name in VARIANTS}
         with exit_on_user_error():
-            runs = train_variants(variants, args.seeds, args.work_dir / str(iterations), args.jobs, 'mIoU')
+            runs = train_variants(
+                variants, args.seeds, Path('work_dirs/mixer_comparison') / str(iterations), args.jobs, 'mIoU'
+            )
         everything += runs
         schedules[str(iterations)] = {
             name: summarise(name, widths[name], [run for run in runs if run.name == name]) for name in VARIANTS

@@ -1,7 +1,7 @@
 """The peripheral convolution against its peers, in one run.
 
     python -m benchmarks.peripheral_conv                      # CPU, some minutes
-    python -m benchmarks.peripheral_conv --device cuda --dtype bfloat16 --batch 64
+    python -m benchmarks.peripheral_conv --device cuda --dtype bfloat16
     python -m benchmarks.peripheral_conv --stages             # the choice against its peers at every stage
 
 Peers: ``F.conv2d`` with the dense kernel, in NCHW, channels last, and with the channels filled up to a multiple of 16,
@@ -370,19 +370,13 @@ def write(path: Path, data: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
-    parser.add_argument('--dtype', default='float32', choices=['float32', 'bfloat16', 'float16'])
-    parser.add_argument('--batch', type=int, help='batch of the sweep over K; default 1 on a CPU, 64 on a GPU')
-    parser.add_argument('--rounds', type=int, help='timed rounds; default 9 on a CPU, 50 on a GPU')
-    parser.add_argument('--cases', type=int, nargs='*', help='indices of the cases to run; default all')
-    parser.add_argument('--no-sweep', action='store_true', help='leave out the plot over K')
+    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu', help='%(default)s')
+    parser.add_argument('--dtype', default='float32', choices=['float32', 'bfloat16', 'float16'], help='%(default)s')
     parser.add_argument('--stages', action='store_true', help='compare every stage of every size instead')
     args = parser.parse_args()
     on_gpu = args.device == 'cuda'
-    rounds = args.rounds or (50 if on_gpu else 9)
+    rounds, batch = (50, 64) if on_gpu else (9, 1)
     dtype = getattr(torch, args.dtype)
-    cases = GPU_CASES if on_gpu else CPU_CASES
-    chosen = [cases[i] for i in args.cases] if args.cases is not None else cases
     console = Console()
     where = environment_info(args.device)
     console.print(where)
@@ -394,15 +388,13 @@ def main() -> None:
         write(RESULTS / f'{name}_stages.json', data)
         return
     data['cases'] = []
-    for spec in chosen:
+    for spec in GPU_CASES if on_gpu else CPU_CASES:
         result = measure(make_case(spec, args.device, dtype), args.device, rounds)
         print_case(console, spec, result)
         data['cases'].append({'case': spec, 'methods': result})
-    if not args.no_sweep:
-        batch = args.batch or (64 if on_gpu else 1)
-        data['sweep'] = {'batch': batch, 'kernel_sizes': SWEEP, 'forward_ms': sweep(args.device, dtype, batch, rounds)}
-        title = f'{batch}x46x56x56, {args.dtype}, {where["device"]}'
-        plot(data['sweep']['forward_ms'], title, f'{name}.png')
+    curves = sweep(args.device, dtype, batch, rounds)
+    data['sweep'] = {'batch': batch, 'kernel_sizes': SWEEP, 'forward_ms': curves}
+    plot(curves, f'{batch}x46x56x56, {args.dtype}, {where["device"]}', f'{name}.png')
     write(RESULTS / f'{name}.json', data)
 
 

@@ -1,11 +1,12 @@
 """Exported networks in the runtimes that users deploy with: images per second, and how far from the network.
 
-    python -m benchmarks.runtimes --images PICTURES --demo work_dirs/demo_segmentation/iter_700.pth
+    make demo
+    python -m benchmarks.runtimes --images PICTURES
 
-Writes each network as ONNX of one size and of any size and as a package of AOTInductor, into ``--files`` (kept there
-for the next run), compares onnxruntime and OpenVINO with eager torch on real pictures, and lets all of them take turns
-on one image. *Without convolution* is PeLK-T with identities as mixers, exported the same way: the ceiling that no form
-of the operator can pass. All but the demo's network have random weights: speed does not depend on them.
+Writes each network as ONNX of one size and of any size and as a package of AOTInductor, into ``work_dirs/runtimes``
+(kept there for the next run), compares onnxruntime and OpenVINO with eager torch on real pictures, and lets all of them
+take turns on one image. *Without convolution* is PeLK-T with identities as mixers, exported the same way: the ceiling
+that no form of the operator can pass. All but the demo's network have random weights: speed does not depend on them.
 """
 
 import argparse
@@ -50,9 +51,13 @@ from mmpelk.export import (
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / 'benchmarks' / 'results' / 'runtimes.json'
+FILES = Path('work_dirs/runtimes')  # exported networks
+DEMO, DEMO_DATA = Path('work_dirs/demo_segmentation/iter_700.pth'), Path('data/demo_segmentation')  # of `make demo`
+THREADS, ROUNDS = 2, 7
 SIZES = [(224, 224), (333, 500)]  # that files of any size are compared at, besides their own
 HALF, INT8 = 'onnxruntime, float16', 'onnxruntime, INT8'
 Run = Callable[[np.ndarray], Sequence[np.ndarray]]
+Pictures = Sequence[Path | None]  # None: the photograph of the export tools
 
 
 # Supported by TensorRT 10.15, says docs/operators.md of github.com/onnx/onnx-tensorrt, and possible in exported files.
@@ -106,13 +111,13 @@ class _Backbone(nn.Module):
         return tuple(self.backbone(image))
 
 
-def build(subject: Subject, folder: Path, demo: Path) -> ExportedNetwork:
+def build(subject: Subject) -> ExportedNetwork:
     """A network as it is exported: the demo's trained, the others with random weights."""
     cfg = Config.fromfile(ROOT / 'configs' / f'{subject.recipe}.py')
-    checkpoint = demo
+    checkpoint = DEMO
     if not subject.recipe.startswith('demo/'):
         cfg.model.backbone.init_cfg = None
-        checkpoint = folder / f'{Path(subject.recipe).name}.pth'
+        checkpoint = FILES / f'{Path(subject.recipe).name}.pth'
         if not checkpoint.exists():
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
@@ -127,27 +132,27 @@ def build(subject: Subject, folder: Path, demo: Path) -> ExportedNetwork:
     return ExportedNetwork(_Backbone(backbone), ('features',), 'detection', Preprocessing.of(cfg), 4)
 
 
-def run_openvino(path: Path, threads: int) -> Run:
+def run_openvino(path: Path) -> Run:
     """An ONNX file in OpenVINO as a function of one image, in float32."""
     import openvino
 
     settings = {
         'PERFORMANCE_HINT': 'LATENCY',
-        'INFERENCE_NUM_THREADS': threads,
+        'INFERENCE_NUM_THREADS': THREADS,
         'INFERENCE_PRECISION_HINT': 'f32',
     }
     model = openvino.compile_model(path, 'CPU', settings)
     return lambda image: list(model(image).values())
 
 
-def run_onnxruntime(path: Path, threads: int) -> Run:
+def run_onnxruntime(path: Path) -> Run:
     """An ONNX file in onnxruntime as a function of one image; its threads do not spin into others' turns."""
-    return runner_of(open_onnx(path, threads, spin=False))
+    return runner_of(open_onnx(path, THREADS, spin=False))
 
 
-def files_of(key: str, network: ExportedNetwork, image: Tensor, folder: Path) -> dict[str, Path]:
+def files_of(key: str, network: ExportedNetwork, image: Tensor) -> dict[str, Path]:
     """Write what is not there yet: ONNX of one size, of any size, and AOTInductor's package."""
-    paths = {name: folder / f'{key}-{name}' for name in ('fixed.onnx', 'dynamic.onnx', 'compiled.pt2')}
+    paths = {name: FILES / f'{key}-{name}' for name in ('fixed.onnx', 'dynamic.onnx', 'compiled.pt2')}
     for name in ('fixed.onnx', 'dynamic.onnx'):
         if not paths[name].exists():
             export_onnx(network, image, paths[name], dynamic=name == 'dynamic.onnx')
@@ -157,7 +162,7 @@ def files_of(key: str, network: ExportedNetwork, image: Tensor, folder: Path) ->
 
 
 def parity(
-    network: ExportedNetwork, runs: Mapping[str, Run], pictures: Sequence[Path], size: tuple[int, int]
+    network: ExportedNetwork, runs: Mapping[str, Run], pictures: Pictures, size: tuple[int, int]
 ) -> dict[str, dict[str, Any]]:
     """Largest difference and least share of the labels over pictures and sizes, by runtime."""
     rows: dict[str, dict[str, Any]] = {name: dict(difference=0.0, same_labels=1.0, sizes=[]) for name in runs}
@@ -173,83 +178,77 @@ def parity(
     return rows
 
 
-def precise_files(key: str, network: ExportedNetwork, args: argparse.Namespace) -> dict[str, Path]:
+def precise_files(key: str, network: ExportedNetwork, pictures: Pictures) -> dict[str, Path]:
     """Files of one size in half precision and in INT8; without a training set, calibrated on the pictures."""
-    subject, paths = SUBJECTS[key], {HALF: args.files / f'{key}-half.onnx', INT8: args.files / f'{key}-int8.onnx'}
+    subject, paths = SUBJECTS[key], {HALF: FILES / f'{key}-half.onnx', INT8: FILES / f'{key}-int8.onnx'}
     if key not in ('demo', 'classifier'):
         return {}
     if not paths[HALF].exists():
         image = network.preprocessing.of_image(real_image(None, subject.size))
         export_onnx(in_half(network), image.half(), paths[HALF])
     if not paths[INT8].exists():
-        shown = (real_image(picture, subject.size) for picture in args.pictures)
+        shown = (real_image(picture, subject.size) for picture in pictures)
         images: Iterable[Tensor] = map(network.preprocessing.of_image, shown)
         if key == 'demo':
-            images = calibration_images(demo_config(args), 64)
-        quantize_onnx(args.files / f'{key}-fixed.onnx', paths[INT8], images)
+            images = calibration_images(demo_config(), 64)
+        quantize_onnx(FILES / f'{key}-fixed.onnx', paths[INT8], images)
     return paths
 
 
-def demo_config(args: argparse.Namespace) -> Config:
+def demo_config() -> Config:
     """The demo's recipe with its data."""
     cfg = Config.fromfile(ROOT / 'configs' / f'{SUBJECTS["demo"].recipe}.py')
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
-        loader.dataset.data_root = str(args.demo_data)
-    cfg.work_dir = str(args.files / 'test')
+        loader.dataset.data_root = str(DEMO_DATA)
+    cfg.work_dir = str(FILES / 'test')
     return cfg
 
 
-def loss(key: str, network: ExportedNetwork, run: Run, path: Path, args: argparse.Namespace) -> dict[str, Any]:
+def loss(key: str, network: ExportedNetwork, run: Run, path: Path, pictures: Pictures) -> dict[str, Any]:
     """What a precision costs: the difference on pictures, and the demo's mean IoU in percent."""
     worst, same = 0.0, list[float]()
-    for picture in args.pictures:
+    for picture in pictures:
         image = network.preprocessing.of_image(real_image(picture, SUBJECTS[key].size))
         found = compare(run, network, image.half() if 'half' in path.name else image)
         worst, same = max(worst, found.difference), [*same, found.same_labels]
     row = dict(difference=worst, same_labels=sum(same) / len(same), megabytes=path.stat().st_size / 2**20)
     if key == 'demo':
-        row['mean_iou'] = mean_iou(path, args)
-        row['mean_iou_float32'] = mean_iou(args.files / 'demo-fixed.onnx', args)
+        row['mean_iou'] = mean_iou(path)
+        row['mean_iou_float32'] = mean_iou(FILES / 'demo-fixed.onnx')
     return row
 
 
-def mean_iou(path: Path, args: argparse.Namespace) -> float:
+def mean_iou(path: Path) -> float:
     """Of the demo's test set, in percent, computed from a file."""
-    runner = build_runner(demo_config(args))
-    replace_weights(runner.model, open_onnx(path, args.threads))
+    runner = build_runner(demo_config())
+    replace_weights(runner.model, open_onnx(path, THREADS))
     return float(runner.test()['mIoU'])
 
 
-def measure(key: str, args: argparse.Namespace) -> dict[str, Any]:
+def measure(key: str, pictures: Pictures) -> dict[str, Any]:
     """Everything about one network."""
     subject = SUBJECTS[key]
-    network = build(subject, args.files, args.demo)
+    network = build(subject)
     image = network.preprocessing.of_image(real_image(None, subject.size))
-    paths = files_of(key, network, image, args.files)
+    paths = files_of(key, network, image)
     result: dict[str, Any] = dict(network=subject.name, size=subject.size)
     result['operators'] = {
         form: onnx_operators(paths[name]) for form, name in (('fixed', 'fixed.onnx'), ('dynamic', 'dynamic.onnx'))
     }
-    if args.export_only:
-        return result
     runs: dict[str, Run] = {
-        'onnxruntime': run_onnxruntime(paths['fixed.onnx'], args.threads),
-        'onnxruntime, any size': run_onnxruntime(paths['dynamic.onnx'], args.threads),
-        'OpenVINO': run_openvino(paths['fixed.onnx'], args.threads),
-        'OpenVINO, any size': run_openvino(paths['dynamic.onnx'], args.threads),
+        'onnxruntime': run_onnxruntime(paths['fixed.onnx']),
+        'onnxruntime, any size': run_onnxruntime(paths['dynamic.onnx']),
+        'OpenVINO': run_openvino(paths['fixed.onnx']),
+        'OpenVINO, any size': run_openvino(paths['dynamic.onnx']),
     }
-    if not args.speed_only:
-        result['parity'] = parity(network, runs, args.pictures, subject.size)
-    for name, path in precise_files(key, network, args).items():
-        runs[name] = run_onnxruntime(path, args.threads)
-        if not args.speed_only:
-            result.setdefault('precision', {})[name] = loss(key, network, runs[name], path, args)
-    if args.parity_only:
-        return result
+    result['parity'] = parity(network, runs, pictures, subject.size)
+    for name, path in precise_files(key, network, pictures).items():
+        runs[name] = run_onnxruntime(path)
+        result.setdefault('precision', {})[name] = loss(key, network, runs[name], path, pictures)
     if paths['compiled.pt2'].exists():
         runs['torch, AOTInductor'] = load_program(paths['compiled.pt2'], compiled=True)
     if key == 'backbone':  # in the same turns, so that the two can be compared
-        runs['onnxruntime, without convolution'] = run_onnxruntime(args.files / 'ceiling-fixed.onnx', args.threads)
+        runs['onnxruntime, without convolution'] = run_onnxruntime(FILES / 'ceiling-fixed.onnx')
     given = image.numpy()
     if HALF in runs:
         runs[HALF] = partial(lambda run, image: run(image.astype(np.float16)), runs[HALF])
@@ -260,7 +259,7 @@ def measure(key: str, args: argparse.Namespace) -> dict[str, Any]:
 
     calls: dict[str, Callable[[], Any]] = {'torch, eager': eager}
     calls |= {name: partial(run, given) for name, run in runs.items()}
-    seconds = interleaved_medians(calls, 'cpu', args.rounds)
+    seconds = interleaved_medians(calls, 'cpu', ROUNDS)
     result['images_per_second'] = {name: 1 / value for name, value in seconds.items()}
     return result
 
@@ -322,30 +321,18 @@ PAGE_TABLES = speed_table, parity_table, precision_table
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('networks', nargs='*', choices=[*SUBJECTS, []], help='all by default')
-    parser.add_argument('--files', type=Path, default=Path('work_dirs/runtimes'), help='folder of exported files')
-    parser.add_argument(
-        '--demo', type=Path, default=Path('work_dirs/demo_segmentation/iter_700.pth'), help="the demo's checkpoint"
-    )
-    parser.add_argument('--demo-data', type=Path, default=Path('data/demo_segmentation'), help="the demo's data set")
     parser.add_argument('--images', type=Path, nargs='+', default=[], help='pictures to compare on, or folders of them')
-    parser.add_argument('--threads', type=int, default=2)
-    parser.add_argument('--rounds', type=int, default=7)
-    only = parser.add_mutually_exclusive_group()
-    only.add_argument('--export-only', action='store_true', help='write the files, measure nothing')
-    only.add_argument('--parity-only', action='store_true', help='compare, on a machine that is not idle')
-    only.add_argument('--speed-only', action='store_true', help='keep what was compared before')
     args = parser.parse_args()
-    args.files.mkdir(parents=True, exist_ok=True)
-    args.pictures = [path for given in args.images for path in (sorted(given.rglob('*.jpg')) or [given])] or [None]
-    torch.set_num_threads(args.threads)
+    FILES.mkdir(parents=True, exist_ok=True)
+    pictures = [path for given in args.images for path in (sorted(given.rglob('*.jpg')) or [given])] or [None]
+    torch.set_num_threads(THREADS)
     for key in args.networks or SUBJECTS:
-        measured = measure(key, args)
+        measured = measure(key, pictures)
         results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else dict(networks={})
         results['networks'].setdefault(key, {}).update(measured)
-        if not args.export_only:
-            versions = {name: version(name) for name in ('onnxruntime', 'openvino')}
-            results['machine'] = environment_info('cpu') | versions
-            RESULTS.write_text(json.dumps(results, indent=1) + '\n')
+        versions = {name: version(name) for name in ('onnxruntime', 'openvino')}
+        results['machine'] = environment_info('cpu') | versions
+        RESULTS.write_text(json.dumps(results, indent=1) + '\n')
     console = Console()
     for table in (*PAGE_TABLES, operators_table):
         table([results['networks'][key] for key in SUBJECTS if key in results['networks']]).print(console)

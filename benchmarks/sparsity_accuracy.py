@@ -159,15 +159,16 @@ def make_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2, 3, 4])
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2, 3, 4], help='0 to 4 by default')
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='trainings at a time')
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/sparsity_accuracy'))
     args = parser.parse_args()
     everything: list[VariantRun] = []
     results = {}
     with exit_on_user_error():
         for name, task in TASKS.items():
-            runs = train_variants(task.variants(), args.seeds, args.work_dir / name, args.jobs, task.metric)
+            runs = train_variants(
+                task.variants(), args.seeds, Path('work_dirs/sparsity_accuracy') / name, args.jobs, task.metric
+            )
             everything += runs
             results[name] = summarise(runs, task.counts())
     make_table(results).print()

@@ -24,11 +24,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--arch', default='tiny', help='architecture of PeLK; %(default)s')
     parser.add_argument('--size', type=int, default=224, help='height and width of the images; %(default)s')
     parser.add_argument('--batch', type=int, default=2, help='images per step; %(default)s')
-    parser.add_argument('--granularity', choices=list(GRANULARITIES), default='weight', help='%(default)s')
-    parser.add_argument('--amp', action='store_true', help='autocast to bfloat16')
-    parser.add_argument('--steps', type=int, default=10, help='steps to time, after two for warming up; %(default)s')
+    parser.add_argument(
+        '--granularity', choices=list(GRANULARITIES), default='weight', help='of the masks; %(default)s'
+    )
     parser.add_argument('--update-interval', type=int, default=2000, help='iterations per update; %(default)s')
-    parser.add_argument('--device', default=get_device())
     return parser.parse_args()
 
 
@@ -38,9 +37,9 @@ def median_ms(function: Callable[[], object], repeats: int, device: str) -> floa
 
 
 def main() -> None:
-    args = parse_args()
+    args, device = parse_args(), get_device()
     torch.manual_seed(0)
-    model: nn.Module = PeLK(arch=args.arch).to(args.device).train()
+    model: nn.Module = PeLK(arch=args.arch).to(device).train()
     layers = GRANULARITIES[args.granularity](model, None, ())
     parameters = [entry for layer in layers for entry in layer.parameters]
     attach_masks(parameters)
@@ -48,31 +47,29 @@ def main() -> None:
     for layer in layers:
         layer.draw(round(0.6 * math.prod(layer.shape)), generator)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
-    images = torch.randn(args.batch, 3, args.size, args.size, device=args.device)
+    images = torch.randn(args.batch, 3, args.size, args.size, device=device)
 
     def step() -> None:
         optimizer.zero_grad()
-        with torch.autocast(args.device.split(':')[0], torch.bfloat16, enabled=args.amp):
-            loss = model(images)[-1].float().square().mean()
-        loss.backward()
+        model(images)[-1].square().mean().backward()
         optimizer.step()
 
-    step_ms = median_ms(step, args.steps, args.device)
+    step_ms = median_ms(step, 10, device)
     masker = StepMasker(optimizer, parameters)
-    apply_ms = median_ms(masker.apply, 5 * args.steps, args.device)
+    apply_ms = median_ms(masker.apply, 50, device)
 
     def update() -> None:
-        growth = torch.Generator(args.device).manual_seed(0)
+        growth = torch.Generator(device).manual_seed(0)
         for layer in layers:
             layer.update(0.3, growth)
             layer.start_grown([], generator)
         masker.refresh()
 
-    update_ms = median_ms(update, 3, args.device)
+    update_ms = median_ms(update, 3, device)
     per_step = update_ms / args.update_interval
     masked = sum(entry.weight.numel() for entry in parameters) / 1e6
     print(
-        f'PeLK {args.arch}, batch {args.batch}, {args.size} x {args.size}, {args.device}, {args.granularity}, '
+        f'PeLK {args.arch}, batch {args.batch}, {args.size} x {args.size}, {device}, {args.granularity}, '
         f'{masked:.1f} M masked weights'
     )
     print(f'training step without masks    {step_ms:10.2f} ms')

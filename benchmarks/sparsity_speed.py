@@ -138,10 +138,9 @@ def main() -> None:
     parser.add_argument('--size', type=int, default=224, help='height and width of the images; %(default)s')
     parser.add_argument('--rounds', type=int, default=5, help='calls of each, at least; %(default)s')
     parser.add_argument('--layout', nargs='+', choices=list(LAYOUTS), default=list(LAYOUTS), help='both by default')
-    parser.add_argument('--device', default=get_device(), help='%(default)s')
     args = parser.parse_args()
     with exit_on_user_error():
-        run = measure(args.batch, args.size, args.rounds, args.device, args.layout)
+        run = measure(args.batch, args.size, args.rounds, get_device(), args.layout)
     stored = json.loads(RESULTS.read_text())['runs'] if RESULTS.exists() else []
     others = [one for one in stored if (one['batch'], one['size']) != (run['batch'], run['size'])]
     runs = sorted([*others, run], key=lambda one: (one['size'], -one['batch']))

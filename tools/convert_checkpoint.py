@@ -22,7 +22,7 @@ from mmpelk.models import PeLK
 from mmpelk.models.weights.checkpoint import state_dict_of
 from mmpelk.models.weights.downloads import read_public
 from mmpelk.models.weights.inflation import inflate
-from mmpelk.models.weights.key_maps import SOURCES, detect_source, fit_shape, from_source, to_timm
+from mmpelk.models.weights.key_maps import detect_source, fit_shape, from_source, to_timm
 from mmpelk.sparsity import fold_masks
 from mmpelk.sparsity.publish import save_pth, save_safetensors
 
@@ -42,10 +42,6 @@ def parse_args() -> argparse.Namespace:
         part.add_argument('checkpoint', help='file or URL to read, timm://NAME or hf://OWNER/NAME')
         part.add_argument('out', type=Path, help='.pth to write, or .safetensors when exporting')
         part.add_argument('--key', help='entry of the file that holds the weights; by default state_dict or model')
-        if mode == 'import':
-            part.add_argument(
-                '--source', choices=SOURCES, help='whose names the checkpoint has; by default recognised from the names'
-            )
     # What load_config looks for.
     parser.set_defaults(launcher='none', work_dir=None, cfg_options=None)
     return parser.parse_args()
@@ -110,7 +106,7 @@ def import_checkpoint(args: argparse.Namespace) -> None:
     if args.out.suffix != '.pth':
         raise ValueError(f"the name of '{args.out}' must end in .pth")
     weights, model = read_weights(args.checkpoint, args.key), build_model(args)
-    source = args.source or detect_source(weights)
+    source = detect_source(weights)
     print(f'names of {source}')
     renamed = from_source(weights, source)
     own = model.state_dict()

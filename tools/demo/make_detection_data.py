@@ -112,9 +112,8 @@ def main() -> None:
     parser.add_argument('out', type=Path, help='folder of the data set')
     parser.add_argument('--train', type=int, default=400, help='training images')
     parser.add_argument('--val', type=int, default=40, help='validation images')
-    parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
-    rng = np.random.default_rng(args.seed)
+    rng = np.random.default_rng(0)
     for split, count in (('train2017', args.train), ('val2017', args.val)):
         instances = write_split(args.out, split, count, rng)
         print(f'{args.out / split}: {count} images, {instances} instances')

@@ -214,9 +214,8 @@ def main() -> None:
     parser.add_argument('--out', type=Path, default=Path('data/demo_segmentation'), help='folder of the set')
     parser.add_argument('--training', type=int, default=450, help='number of training pictures')
     parser.add_argument('--validation', type=int, default=90, help='number of held-out pictures')
-    parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
-    written = write_dataset(args.out, dict(training=args.training, validation=args.validation), args.seed)
+    written = write_dataset(args.out, dict(training=args.training, validation=args.validation), seed=0)
     print(f'{args.out}: {args.training} training and {args.validation} held-out pictures', end='')
     print(' written' if written else ' are there already')
 

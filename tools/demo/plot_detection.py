@@ -11,7 +11,7 @@ import matplotlib.image
 from matplotlib.figure import Figure
 
 CURVES = {'coco/bbox_mAP': 'box AP', 'coco/segm_mAP': 'mask AP'}
-COLUMNS = 4
+COLUMNS, DRAWINGS = 4, 12
 
 
 def read_curves(work_dir: Path) -> dict[str, list[tuple[int, float]]]:
@@ -58,12 +58,10 @@ def plot(curves: dict[str, list[tuple[int, float]]], drawings: list[Path], out: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('work_dir', type=Path, help='folder of the training; drawings lie in its folder "drawings"')
-    parser.add_argument('--count', type=int, default=12, help='drawings to show; %(default)s')
-    parser.add_argument('--out', type=Path, help='the picture; detection.png in the folder by default')
     args = parser.parse_args()
-    out = args.out or args.work_dir / 'detection.png'
+    out = args.work_dir / 'detection.png'
     curves = read_curves(args.work_dir)
-    plot(curves, sorted((args.work_dir / 'drawings').glob('*.*'))[: args.count], out)
+    plot(curves, sorted((args.work_dir / 'drawings').glob('*.*'))[:DRAWINGS], out)
     print(
         ', '.join(f'{CURVES[name]} {points[-1][1]:.1f}' for name, points in curves.items()), 'on held-out images;', out
     )
