@@ -4,8 +4,6 @@ from torch import Tensor, nn
 
 from mmpelk.models import PeLK
 
-__all__ = ['without_mixer']
-
 
 class _Unmixed(nn.Module):
     """In place of the mixer: the channels as they are."""

@@ -10,8 +10,6 @@ from typing import Any
 
 from mmengine.config import Config
 
-__all__ = ['TrainingRun', 'planned_steps', 'read_run']
-
 
 @dataclass(frozen=True)
 class TrainingRun:

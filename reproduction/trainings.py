@@ -11,8 +11,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ['Training', 'run_trainings']
-
 _POLL = 0.25  # seconds between two looks at the processes
 _GRACE = 60.0  # seconds to end in after SIGTERM; torchrun gives its workers 30
 

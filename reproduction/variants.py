@@ -17,8 +17,6 @@ from mmpelk.engine.checks import check_data
 from .runs import read_run
 from .trainings import Training, run_trainings
 
-__all__ = ['VariantRun', 'mean_and_deviation', 'train_variants', 'trained_on']
-
 _TRAIN = Path(__file__).resolve().parents[1] / '.mim' / 'tools' / 'train.py'
 # On the CPU on every machine: the figures are to be comparable.
 _ENVIRONMENT = dict(OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='', PYTHONWARNINGS='ignore')

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from .errors import UserError
 
-__all__ = ['Agreement', 'from_main', 'raise_on_all']
-
 _Result = TypeVar('_Result')
 
 

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from mmengine.fileio import LocalBackend
 
-__all__ = ['AtomicBackend', 'sync', 'write_atomically']
-
 
 def write_atomically(path: str | Path, content: bytes, synced: bool = True) -> None:
     """Write a file that is there whole or not at all: aside, synced, renamed, the folder synced.

@@ -34,8 +34,6 @@ from .safe_loading import SAFE_LOADING, CheckpointError, install_safe_loading, l
 from .saving import MAKE_ROOM, BackgroundWriter, SavesOnAll, explain_failed_write, refuse_unreadable
 from .work_folder import WorkFolderLock
 
-__all__ = ['CheckpointHook']
-
 
 class CheckpointHook(MMEngineCheckpointHook):
     """mmengine's ``CheckpointHook``, with the same arguments, that loses nothing.

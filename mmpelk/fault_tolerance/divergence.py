@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from .agreement import Agreement
 from .errors import DataError
 
-__all__ = ['DivergenceHook']
-
 _HALVINGS = 32  # of a loss scale, after which it is too small for float16 whatever it was
 
 

@@ -1,7 +1,5 @@
 """Errors shown as one line, without a traceback."""
 
-__all__ = ['DataError', 'UserError']
-
 
 class UserError(ValueError):
     """Something outside the program is wrong: a file, the disk, the data. The message names it and the remedy."""

@@ -3,8 +3,6 @@
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import nn
 
-__all__ = ['unwrap_model']
-
 
 def unwrap_model(model: nn.Module) -> nn.Module:
     """The model inside data-parallel and test-time-augmentation wrappers."""

@@ -42,8 +42,6 @@ from .pickled_values import (
     set_items,
 )
 
-__all__ = ['Location', 'read_pickled']
-
 Location = str | torch.device | Mapping[str, str] | Callable | None
 
 # What torch.save wrote before its archives: a number, a version and facts of the machine before the data.

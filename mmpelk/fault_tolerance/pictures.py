@@ -9,8 +9,6 @@ import numpy as np
 
 from .errors import UserError
 
-__all__ = ['dim_bits', 'refuse_dim', 'refuse_dim_set']
-
 _REMEDY = (
     'as of a sensor with fewer bits, and readers, which divide them by 256, make it nearly black: multiply the values '
     'so that they fill 16 bits, or write pictures of 8 bits'

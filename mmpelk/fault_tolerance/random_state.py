@@ -10,15 +10,6 @@ import torch
 
 from .errors import UserError
 
-__all__ = [
-    'get_random_state',
-    'isolated_randomness',
-    'make_generator',
-    'make_seed',
-    'seed_all',
-    'set_random_state',
-]
-
 _NUMPY_KEYS = 624  # of MT19937
 
 

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from .safe_loading import CheckpointError, check_integrity, load_data
 
-__all__ = ['ANCESTORS', 'RUN_ID', 'Newest', 'Run', 'fault_of', 'find_fault', 'find_newest', 'misfit_of', 'run_of']
-
 RUN_ID = 'run_id'
 """Name of the file in a work folder, and of the entry of checkpoints, that tell one training from another."""
 

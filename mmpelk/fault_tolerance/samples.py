@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from .errors import DataError, UserError
 from .pictures import refuse_dim_set
 
-__all__ = ['CheckDataHook', 'build_data', 'files_of']
-
 _PICTURES = 8  # that are looked at before a training
 # Where the toolboxes keep what has an output for each class.
 _HEADS = ('decode_head', 'auxiliary_head', 'head', 'bbox_head', 'roi_head.bbox_head', 'roi_head.mask_head')

@@ -13,8 +13,6 @@ from .agreement import raise_on_all
 from .errors import UserError
 from .safe_loading import TRUST, CheckpointError, load_data
 
-__all__ = ['MAKE_ROOM', 'BackgroundWriter', 'SavesOnAll', 'explain_failed_write', 'refuse_unreadable']
-
 MAKE_ROOM = (
     'Make room (one checkpoint more than max_keep_ckpts has to fit), or write elsewhere with --cfg-options '
     'default_hooks.checkpoint.out_dir=FOLDER'

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from .errors import UserError
 
-__all__ = ['WorkFolderLock']
-
 # By device and number of the lock file: its descriptor, and how many locks of this process there are on it.
 _held: dict[tuple[int, int], list[int]] = {}
 

@@ -9,8 +9,6 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-__all__ = ['end_workers_with_parent']
-
 _LOOK_EVERY = 1.0  # seconds
 
 

@@ -6,8 +6,6 @@ from torch import nn
 
 from .mixers import PeripheralMixer
 
-__all__ = ['freeze']
-
 _TRAINED = '_trained_before_freeze'  # attribute of a frozen module: names of the parameters that had gradients
 _Module = TypeVar('_Module', bound=nn.Module)
 

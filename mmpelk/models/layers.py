@@ -5,8 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ['DropPath', 'build_activation', 'build_norm']
-
 
 def build_norm(cfg: dict[str, Any] | None, channels: int) -> nn.Module:
     """Norm of a convolution: what mmcv builds of a config, or a batch norm."""

@@ -11,8 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode  # as torch.utils.flo
 
 from .backends import BACKENDS, REFERENCE_PROCESSOR, fastest_backend
 
-__all__ = ['backend_on_cpu', 'executed_operations']
-
 
 def backend_on_cpu(shape: Sequence[int], grid: Sequence[int], processor: str = REFERENCE_PROCESSOR) -> str:
     """The backend that is chosen in float32 for ``(N, C, H, W)`` and a sharing grid, on a class of processors."""

@@ -29,8 +29,6 @@ from .dataset import (
 )
 from .names import order_names
 
-__all__ = ['read_classification']
-
 # Folders of other formats.
 _OTHERS = {'jpegimages', 'images', 'image', 'annotations', 'labels', 'segmentationclass', 'segmentationobject', 'masks'}
 _NO_CLASS = {'unlabeled', 'unlabelled', 'unsorted', 'unclassified', 'new folder', 'todo', 'thumbnails', 'augmented'}

@@ -34,8 +34,6 @@ from .dataset import (
 )
 from .names import order_names
 
-__all__ = ['read_detection']
-
 _LISTS = ('images', 'annotations', 'categories')
 _CUT = 'objects have a box that reaches out of the image; it is cut off'
 

@@ -13,8 +13,6 @@ from mmpelk.errors import UserError
 
 from .outlines import read_outlines, write_boxes, write_maps
 
-__all__ = ['convert']
-
 _ROOT = Path(__file__).resolve().parents[2]
 _ENVIRONMENT = _ROOT / '.venv-data'
 _VARIABLE = 'MMPELK_DATUMARO_PYTHON'  # names the Python of another environment

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ['Machine']
-
 _GB = 2**30
 
 

@@ -9,8 +9,6 @@ from mmpelk.errors import UserError
 from .dataset import UnknownLayoutError, make_palette
 from .names import ClassName, Colour, pack, show_key, unpack
 
-__all__ = ['IGNORED', 'Answers', 'Meaning', 'Statistics', 'interpret']
-
 IGNORED = 255  # MMSegmentation's "no class"
 _MOST_CLASSES = 255
 _MOST_COLOURS = 200_000

@@ -10,8 +10,6 @@ from mmpelk.errors import UserError
 from .dataset import DataSet, spread
 from .machine import Machine
 
-__all__ = ['Plan', 'make_plan']
-
 # GB that a megapixel takes in training, and GB of weights, gradients, optimizer and CUDA. The first are the activations
 # that PeLK-T's recipes save in float32, counted on the CPU by torch.autograd.graph.saved_tensors_hooks (5.7 with
 # UperNet, 3.2 without a detector's region heads, 3.0 with a classifier); mixed precision takes less. Not measured on a

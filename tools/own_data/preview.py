@@ -11,8 +11,6 @@ from .dataset import Colour, DataSet, spread
 from .meaning import IGNORED
 from .segmentation import Pair, read_indices
 
-__all__ = ['draw_preview']
-
 _SAMPLES = 8
 _SIDE = 320  # pixels
 _LEGEND = 40  # classes

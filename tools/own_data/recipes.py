@@ -5,8 +5,6 @@ from pathlib import Path
 from .dataset import DataSet
 from .plan import Plan
 
-__all__ = ['config_text', 'literal']
-
 _WIDTHS = [124, 249, 499, 998]  # of PeLK-T
 _SCRATCH = (
     "        # From scratch: there are no weights here. ConvNeXt-T's, and how to start from them: docs/inflation.md.\n"

@@ -9,8 +9,6 @@ from mmpelk.analysis.table import Table
 
 from .dataset import DataSet
 
-__all__ = ['print_report']
-
 _VALUES = 60  # values of label maps
 _ROWS = 20  # classes shown before the table is cut
 _TASKS = {'seg': 'segmentation', 'det': 'detection', 'cls': 'classification'}

@@ -17,8 +17,6 @@ from mmpelk.errors import UserError
 from mmpelk.models.mixers import MIXERS
 from mmpelk.models.pelk import ARCHITECTURES
 
-__all__ = ['only_registered', 'refuse_harmful', 'without_initialisation']
-
 _NETWORKS = {
     *('EncoderDecoder', 'FasterRCNN', 'MaskRCNN', 'CascadeRCNN', 'RetinaNet', 'FCOS', 'ImageClassifier', 'PeLK'),
     *('FPN', 'FPNHead', 'FCNHead', 'UPerHead', 'PSPHead', 'ASPPHead', 'SegformerHead', 'FCNMaskHead', 'RPNHead'),

@@ -16,8 +16,6 @@ from .choice import fastest_backend
 from .measured import measured_backend
 from .table import BACKENDS, refusal, refuse
 
-__all__ = ['convolve', 'weight_gradient']
-
 _LOGGER = logging.getLogger('mmpelk.ops')
 _trusted: set[Hashable] = set()
 # Beside rounding the result twice: what sums in float32 that round or cut off, and factors of 16 bits in two parts, may

@@ -11,8 +11,6 @@ from torch.nn.grad import conv2d_weight
 from ..layout import is_channels_last
 from ..sharing_grid import expand_kernel, reach, reachable_positions, reduce_kernel
 
-__all__ = ['NCHW_UP_TO', 'forward', 'prepare', 'weight_grad']
-
 NCHW_UP_TO = 13
 """Largest kernel that torch convolves fast on a CPU in NCHW; larger ones run far faster channels last."""
 

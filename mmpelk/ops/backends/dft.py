@@ -24,8 +24,6 @@ from ..layout import empty_as
 from ..sharing_grid import reachable_rings
 from ..workspace import piece_sizes
 
-__all__ = ['forward', 'prepare', 'weight_grad']
-
 # Where dense sums fewer terms than these, transforms in float32 would be the less exact of the two.
 _FEW = 128
 # Largest map whose products are cheaper than taking even and odd parts apart.

@@ -16,8 +16,6 @@ from ..layout import empty_as
 from ..sharing_grid import reachable_rings
 from ..workspace import channel_chunks, image_chunks
 
-__all__ = ['fast_length', 'forward', 'weight_grad']
-
 # Below so many positions dense sums so few terms that a float32 transform would be the less exact of the two.
 _FEW = 256
 # dtype.to_complex() loses a reference at every call in torch 2.1, until the interpreter crashes.

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from . import dense, dft, fft, triton
 
-__all__ = ['BACKENDS', 'Backend', 'available_backends', 'get_backend', 'refusal', 'refuse']
-
 _refusals: dict[tuple[str, torch.device, torch.dtype, bool], str] = {}
 
 
