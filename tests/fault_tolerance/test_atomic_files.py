@@ -1,12 +1,15 @@
-"""In which order a file is written, synced and renamed."""
+"""Files that are written whole or not at all: in which order they are synced and renamed, and what a fault leaves."""
 
 import os
+import resource
+import shutil
+from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mmpelk.fault_tolerance.atomic_files import write_atomically
+from mmpelk.fault_tolerance.atomic_files import sync, write_atomically
 
 
 @pytest.mark.parametrize('synced', [True, False])
@@ -28,6 +31,27 @@ def test_content_is_on_the_disk_before_it_has_the_name(
     monkeypatch.setattr(os, 'fsync', record_fsync)
     monkeypatch.setattr(os, 'replace', record_replace)
     write_atomically(tmp_path / 'a.pth', b'content', synced)
-    rename = [('rename', 'a.pth')]
-    assert done == ([('sync', '.a.pth.tmp'), *rename, ('sync', tmp_path.name)] if synced else rename)
+    rename, folder = ('rename', 'a.pth'), ('sync', tmp_path.name)
+    assert done == ([('sync', '.a.pth.tmp'), rename, folder] if synced else [rename])
     assert (tmp_path / 'a.pth').read_bytes() == b'content'
+    sync(tmp_path / 'a.pth')
+    assert done[-2:] == [('sync', 'a.pth'), folder]
+
+
+@pytest.mark.parametrize('fault', ['no room', 'halfway'])
+def test_a_write_that_fails_leaves_the_old_file(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, before = tmp_path / 'a.pth', resource.getrlimit(resource.RLIMIT_FSIZE)
+    write_atomically(path, b'old')
+    usage = namedtuple('Usage', 'total used free')(90_000, 70_000, 8191 if fault == 'no room' else 20_000)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda folder: usage)
+    said = 'No space left on device: 8,192 bytes are needed, 8,191 are free' if fault == 'no room' else 'File too large'
+    try:
+        if fault == 'halfway':
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        with pytest.raises(OSError, match=said):
+            write_atomically(path, b'x' * 8192)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_bytes() == b'old'
+    write_atomically(path, b'x' * 8191)  # which there is room for
+    assert [file.name for file in tmp_path.iterdir()] == ['a.pth']

@@ -1,0 +1,343 @@
+"""A resume goes on with the run of the folder, and deletes nothing but that run's own files."""
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mmpelk.errors import UserError
+from mmpelk.fault_tolerance.resumable import Run, find_fault, find_newest, run_of
+from mmpelk.fault_tolerance.safe_loading import CheckpointError, load_data
+from tests.fault_tolerance.tiny import Network, hook_of, make_runner, names, train
+
+BEST = dict(max_keep_ckpts=1, save_best='score', rule='greater')
+
+
+def resumed(folder: Path, iterations: int, **options: Any) -> str | None:
+    """Name of the checkpoint that a resume goes on from."""
+    path = train(folder, iterations, resume=True, **options)._load_from
+    assert path is None or Path(path).parent == folder
+    return Path(path).name if path else None
+
+
+def begin(folder: Path, **options: Any) -> str | None:
+    """A training that ends before it saves anything; returns what it would have gone on from."""
+    runner = make_runner(folder, 4, **options)
+    runner.train_loop.run = lambda: hook_of(runner).before_train(runner)
+    runner.train()
+    return runner._load_from and Path(runner._load_from).name
+
+
+def validate(runner: Any, *scores: Any) -> None:
+    """What the checkpoint hook does with scores of the last iteration."""
+    hook_of(runner)._wait()
+    runner.train_loop._iter -= 1
+    for score in scores:
+        hook_of(runner).after_val_epoch(runner, dict(score=score))
+    hook_of(runner)._wait()
+    runner.train_loop._iter += 1
+
+
+def edit(path: Path, to: Path, **info: Any) -> Path:
+    """A checkpoint whose message hub says something else."""
+    content = torch.load(path, weights_only=False)
+    content['message_hub']['runtime_info'] |= info
+    content['message_hub']['resumed_keys'] |= dict.fromkeys(info, True)
+    torch.save(content, to)
+    return to
+
+
+@pytest.mark.parametrize('given', ['folder', 'file', 'climbing', 'list', 'number', 'of the folder, but no checkpoint'])
+def test_nothing_that_a_checkpoint_names_is_deleted(given: str, tmp_path: Path) -> None:
+    precious, second = tmp_path / 'home' / 'precious', tmp_path / 'second'
+    precious.mkdir(parents=True)
+    for name in ('thesis.tex', 'iter_1.pth', 'best_score_iter_1.pth'):
+        (precious / name).write_text('x')
+    train(tmp_path / 'first', 2)
+    (second / 'iter_7.pth').mkdir(parents=True)  # a folder with the name of a checkpoint
+    (second / 'notes.txt').write_text('x')
+    climbing = f'/../../{precious.relative_to(tmp_path)}/iter_1'
+    value: Any = {
+        'folder': str(precious),
+        'file': str(precious / 'iter_1.pth'),
+        'climbing': f'..{climbing}.pth',
+        'list': [str(precious)],
+        'number': 7,
+        'of the folder, but no checkpoint': str(second / 'notes.txt'),
+    }[given]
+    said = dict.fromkeys(['interrupted_ckpt', 'best_ckpt', 'best_ckpt_score', 'keep_ckpt_ids', 'last_ckpt'], value)
+    if given == 'climbing':
+        said['keep_ckpt_ids'] = [climbing, climbing, 7]
+    evil = edit(tmp_path / 'first' / 'iter_2.pth', tmp_path / 'evil.pth', **said, best_score=-1.0)
+    before = sorted(tmp_path.glob('home/**/*')) + sorted((tmp_path / 'first').iterdir())
+    validate(train(second, 4, resume=True, load_from=evil, **BEST), 0.5, 0.6)
+    assert sorted(tmp_path.glob('home/**/*')) + sorted((tmp_path / 'first').iterdir()) == before
+    assert (second / 'notes.txt').exists()
+    assert (second / 'iter_7.pth').is_dir()
+
+
+def test_a_copy_of_a_run_leaves_the_run_alone(tmp_path: Path) -> None:
+    runner = train(tmp_path / 'run', 2, **BEST)
+    validate(runner, np.float32(0.1))
+    runner.train_loop._iter -= 1
+    hook_of(runner)._save_checkpoint(runner)  # with the best one's name
+    hook_of(runner)._wait()
+    before = names(tmp_path / 'run')
+    (best,) = [name for name in before if name.startswith('best')]
+    shutil.copytree(tmp_path / 'run', tmp_path / 'run2')
+    runner = train(tmp_path / 'run2', 4, resume=True, **BEST)
+    assert runner._load_from.startswith(str(tmp_path / 'run2'))
+    assert hook_of(runner).best_ckpt_path == str(tmp_path / 'run2' / best)
+    validate(runner, 0.05)  # not as good as the one before
+    assert hook_of(runner).best_ckpt_path == str(tmp_path / 'run2' / best)
+    validate(runner, 0.2)
+    assert names(tmp_path / 'run') == before
+    assert best not in names(tmp_path / 'run2')  # its own copy has made room
+
+
+@pytest.mark.parametrize('kept', [1, 2, 3])
+def test_as_many_stay_as_are_to_be_kept(kept: int, tmp_path: Path) -> None:
+    for iterations in (5, 7):
+        train(tmp_path, iterations, resume=iterations > 5, max_keep_ckpts=kept)
+        assert names(tmp_path) == [f'iter_{step}.pth' for step in range(iterations - kept + 1, iterations + 1)]
+
+
+def test_files_of_another_training_make_no_room(tmp_path: Path) -> None:
+    """Of an older one in the folder, whose names are those that the checkpoint says to be its own."""
+    train(tmp_path / 'new', 2)
+    train(tmp_path / 'other', 2, max_keep_ckpts=2)
+    train(tmp_path / 'new', 4, resume=True, load_from=tmp_path / 'other' / 'iter_2.pth', max_keep_ckpts=1)
+    assert names(tmp_path / 'new') == ['iter_1.pth', 'iter_2.pth', 'iter_4.pth']
+
+
+def test_a_best_score_that_is_no_number_is_none(tmp_path: Path) -> None:
+    train(tmp_path / 'first', 1)
+    odd = edit(tmp_path / 'first' / 'iter_1.pth', tmp_path / 'odd.pth', best_score=float('nan'))
+    validate(train(tmp_path / 'run', 2, resume=True, load_from=odd, **BEST), 0.5)
+    assert any(name.startswith('best_score') for name in names(tmp_path / 'run'))
+
+
+def cut(folder: Path, name: str, length: int) -> None:
+    (folder / name).write_bytes((folder / name).read_bytes()[:-length])
+
+
+def named_before(folder: Path) -> None:
+    """Killed after the file was renamed, before `last_checkpoint` named it."""
+    (folder / 'last_checkpoint').write_text(str(folder / 'iter_2.pth'))
+    os.utime(folder / 'last_checkpoint', ns=(0, os.stat(folder / 'iter_2.pth').st_mtime_ns))
+
+
+def without_ids(folder: Path) -> None:
+    """Of mmengine's own hook, or of an earlier release."""
+    for name in names(folder):
+        content = torch.load(folder / name, weights_only=False)
+        del content['run_id']
+        torch.save(content, folder / name)
+    (folder / 'run_id').unlink()
+    os.utime(folder / 'last_checkpoint')
+
+
+def of_the_old_format(folder: Path) -> None:
+    """Which has no checksums."""
+    content = torch.load(folder / 'iter_3.pth', weights_only=False)
+    torch.save(content, folder / 'iter_3.pth', _use_new_zipfile_serialization=False)
+
+
+def flip_a_bit(folder: Path) -> None:
+    content = bytearray((folder / 'iter_3.pth').read_bytes())
+    numbers = load_data(folder / 'iter_3.pth')['run_state']['ranks'][0]['torch'].numpy().tobytes()
+    content[content.index(numbers) + len(numbers) // 2] ^= 1
+    (folder / 'iter_3.pth').write_bytes(content)
+
+
+# What happens to a folder in which three iterations were trained, and what a resume goes on from.
+FOLDERS: dict[str, tuple[Callable[[Path], Any], str | None]] = {
+    'begun once more': (lambda folder: train(folder, 2), 'iter_2.pth'),
+    'begun once more, damaged': (lambda folder: (train(folder, 2), cut(folder, 'iter_2.pth', 100)), 'iter_1.pth'),
+    'begun once more, nothing saved': (begin, None),
+    'gone back': (lambda folder: begin(folder, resume=True, load_from=folder / 'iter_2.pth'), 'iter_2.pth'),
+    'ten, not named': (
+        lambda folder: (train(folder, 10, resume=True), (folder / 'last_checkpoint').unlink()),
+        'iter_10.pth',
+    ),
+    'not named yet': (named_before, 'iter_3.pth'),
+    'without ids': (without_ids, 'iter_3.pth'),
+    'the old format': (of_the_old_format, 'iter_3.pth'),
+    'the old format, damaged': (
+        lambda folder: (of_the_old_format(folder), cut(folder, 'iter_3.pth', 1)),
+        'iter_2.pth',
+    ),
+    'a flipped bit': (flip_a_bit, 'iter_2.pth'),
+    **{
+        f'pointer {text!r}': (lambda folder, text=text: (folder / 'last_checkpoint').write_text(text), 'iter_3.pth')
+        for text in ('', '../elsewhere.pth', 's3://bucket/x.pth', '\0\n', 'iter_9.pth')
+    },
+}
+
+
+@pytest.mark.parametrize('kind', FOLDERS)
+def test_which_checkpoint_is_resumed_from(kind: str, tmp_path: Path) -> None:
+    change, expected = FOLDERS[kind]
+    train(tmp_path, 3)
+    change(tmp_path)
+    done = int(expected[5:-4]) if expected else 0
+    assert resumed(tmp_path, done + 1) == expected
+    assert Path((tmp_path / 'last_checkpoint').read_text()).name == f'iter_{done + 1}.pth'
+    # It is of the same run, which the next resume finds.
+    ids = [load_data(tmp_path / f'iter_{step}.pth').get('run_id') for step in (*([done] if done else []), done + 1)]
+    assert len(set(ids)) == 1 or kind == 'gone back'
+    assert resumed(tmp_path, done + 2) == f'iter_{done + 1}.pth'
+
+
+def test_a_branch_of_a_branch_knows_all_before_it() -> None:
+    first, second, third = ('1' * 32, '2' * 32, '3' * 32)
+    run = Run(first).branch(second, 5).branch(third, 9)
+    limits = {first: 5, second: 9, third: 10**6}
+    for run_id, last in limits.items():
+        assert run.has(run_id, last)
+        assert run_id == third or not run.has(run_id, last + 1)
+    assert not run.has('4' * 32, 0)
+    assert run_of({'run_id': run.id, 'run_id_ancestors': {**run.ancestors, '4' * 32: 10**30, 'x': 1}}) == run
+
+
+@pytest.mark.parametrize('files', ['all', 'no run_id'])
+def test_a_copy_goes_on_with_the_branch_of_its_original(files: str, tmp_path: Path) -> None:
+    run, copy = tmp_path / 'run', tmp_path / 'copy'
+    train(run, 5)
+    train(run, 3, resume=True, load_from=run / 'iter_2.pth')
+    shutil.copytree(run, copy)
+    ids = {name: load_data(copy / name)['run_id'] for name in names(copy)}
+    assert ids['iter_1.pth'] == ids['iter_2.pth'] == ids['iter_5.pth'] != ids['iter_3.pth']
+    for index, path in enumerate([copy / 'last_checkpoint', copy / 'iter_3.pth', copy / 'iter_5.pth']):
+        os.utime(path, (index, index))  # the abandoned one is the youngest file
+    if files == 'no run_id':
+        (copy / 'run_id').unlink()
+    assert begin(copy, resume=True) == 'iter_3.pth'
+    # The one of the branch is lost: the one that it goes on from counts.
+    (copy / 'last_checkpoint').write_text('iter_3.pth')
+    (copy / 'iter_3.pth').write_bytes(b'')
+    assert begin(copy, resume=True) == 'iter_2.pth'
+
+
+def test_a_branch_without_a_checkpoint_does_not_begin_anew(tmp_path: Path) -> None:
+    """Killed before it had saved anything in a folder of its own."""
+    train(tmp_path / 'first', 2)
+    options = dict(resume=True, load_from=tmp_path / 'first' / 'iter_2.pth')
+    begin(tmp_path / 'second', **options)
+    with pytest.raises(CheckpointError, match=r'goes on from a checkpoint of another folder.*--resume FILE'):
+        train(tmp_path / 'second', 4, resume=True)
+    train(tmp_path / 'second', 4, **options)
+    assert resumed(tmp_path / 'second', 5) == 'iter_4.pth'
+
+
+SCHEDULER = dict(type='PolyLR', by_epoch=False, end=10)
+# Parts of a checkpoint, as paths with dots, and what is in their place.
+ODD: list[tuple[str, Any]] = [
+    *(('meta', value) for value in (None, [], 'x', dict(epoch='1', iter=1), dict(epoch=0, iter=-1), dict(iter=1))),
+    *(('meta.seed', value) for value in ('x', 2**70)),
+    *(('message_hub', value) for value in ([], dict(log_scalars=[], runtime_info={}, resumed_keys={}), {})),
+    *(('message_hub.runtime_info', {1: 2}), ('message_hub.resumed_keys.iter', 'x')),
+    *(('optimizer', value) for value in ([], None)),
+    *(('optimizer.param_groups', value) for value in (3, [dict(params=[0]), dict(params=[1])])),
+    *(('optimizer.param_groups.0.lr', 'x'), ('optimizer.base_param_settings', 3)),
+    *(('optimizer.state', []), ('optimizer.state.0', dict(momentum_buffer='x'))),
+    ('optimizer.loss_scaler', dict(scale='x')),
+    *(('param_schedulers', 3), ('param_schedulers.0', 3), ('param_schedulers.0.base_values', ['x'])),
+    *(('param_schedulers.0.end', 'x'), ('param_schedulers.0.step', 3)),
+    *(('state_dict', value) for value in ([], {1: torch.ones(1)})),
+    *(('run_state', 3), ('run_state.ranks', 3), ('run_state.batches', 0), ('run_state.place', 'x')),
+    ('ema_state_dict', [1]),
+]
+
+
+@pytest.fixture(scope='module')
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp('good')
+    train(folder, 1, param_scheduler=dict(SCHEDULER))
+    return folder / 'iter_1.pth'
+
+
+@pytest.mark.parametrize(('where', 'value'), ODD, ids=str)
+def test_odd_parts_end_in_a_sentence(where: str, value: Any, good: Path, tmp_path: Path) -> None:
+    target = content = torch.load(good, weights_only=False)
+    *path, last = (int(key) if key.isdigit() else key for key in where.split('.'))
+    for key in path:
+        target = target[key]
+    target[last] = value
+    torch.save(content, tmp_path / 'evil.pth')
+    with pytest.raises(CheckpointError, match=r'evil\.pth'):
+        train(tmp_path, 2, resume=True, load_from=tmp_path / 'evil.pth', param_scheduler=dict(SCHEDULER))
+
+
+def test_a_long_number_is_not_printed(good: Path, tmp_path: Path) -> None:
+    content = load_data(good)
+    content['meta']['epoch'] = -(10**6000)
+    torch.save(content, tmp_path / 'iter_1.pth')
+    assert 'meta.epoch is a negative one' in (find_fault(tmp_path / 'iter_1.pth', Network()) or '')
+
+
+STRAY: dict[str, Any] = dict(
+    tensor=torch.ones(3),
+    empty=torch.ones(()),
+    array=np.ones(3),
+    list=[1],
+    text='x',
+    long=dict(meta=dict(iter=10**6000)),
+)
+
+
+@pytest.mark.parametrize('content', STRAY)
+def test_files_that_are_no_checkpoints_end_in_a_sentence(content: str, tmp_path: Path) -> None:
+    torch.save(STRAY[content], tmp_path / 'iter_5.pth')
+    newest = find_newest([tmp_path / 'iter_5.pth'], tmp_path, torch.nn.Linear(1, 1))
+    assert (newest.path, newest.damaged) == (None, 1)
+
+
+def test_running_statistics_of_another_network_are_refused(tmp_path: Path) -> None:
+    network = torch.nn.BatchNorm1d(2, affine=False)
+    content = dict(meta=dict(epoch=0, iter=1), message_hub=dict(log_scalars={}, runtime_info={}, resumed_keys={}))
+    weights = network.state_dict()
+    for changed, fault in (({}, None), (dict(running_mean=torch.ones(3)), r'running_mean has shape \(2,\) here')):
+        torch.save(dict(**content, optimizer={}, state_dict={**weights, **changed}), tmp_path / 'a.pth')
+        found = find_fault(tmp_path / 'a.pth', network)
+        assert found is None if fault is None else re.search(fault, found or '')
+
+
+@pytest.mark.parametrize('key', ['cfg', 'config'])
+def test_a_resume_runs_no_config_of_a_checkpoint(key: str, good: Path, tmp_path: Path) -> None:
+    """mmengine's runner looks for the number of processes in one."""
+    content = torch.load(good, weights_only=False)
+    content['meta'][key] = f'open({str(tmp_path / "ran")!r}, "w")'
+    torch.save(content, tmp_path / 'evil.pth')
+    train(tmp_path / 'other', 2, resume=True, load_from=tmp_path / 'evil.pth', param_scheduler=dict(SCHEDULER))
+    assert not (tmp_path / 'ran').exists()
+
+
+@pytest.mark.parametrize('strategy', ['cos', 'linear'])
+def test_a_scheduler_with_a_function_is_resumed(strategy: str, tmp_path: Path) -> None:
+    """Its function is left out, and one that mmengine has stored is not taken."""
+    settings = dict(type='OneCycleLR', by_epoch=False, eta_max=0.1, total_steps=10, anneal_strategy=strategy)
+    whole = train(tmp_path / 'whole', 5, param_scheduler=dict(settings))
+    halfway, stored = tmp_path / 'whole' / 'iter_2.pth', tmp_path / 'stored.pth'
+    content = load_data(halfway)
+    assert 'anneal_func' not in content['param_schedulers'][0]
+    content['param_schedulers'][0]['anneal_func'] = whole.param_schedulers[0].state_dict()['anneal_func']
+    torch.save(content, stored)
+    expected = load_data(tmp_path / 'whole' / 'iter_5.pth')['state_dict']['weight']
+    for path in (halfway, stored):
+        train(tmp_path / path.stem, 5, resume=True, load_from=path, param_scheduler=dict(settings))
+        assert torch.equal(load_data(tmp_path / path.stem / 'iter_5.pth')['state_dict']['weight'], expected)
+
+
+def test_a_training_that_could_not_be_resumed_ends_at_its_first_checkpoint(tmp_path: Path) -> None:
+    runner = make_runner(tmp_path, 3)
+    runner.message_hub.update_info('function', print, resumed=True)
+    with pytest.raises(UserError, match=r'cannot be resumed: .*iter_1.*builtins\.print'):
+        runner.train()
+    assert names(tmp_path) == ['iter_1.pth']
