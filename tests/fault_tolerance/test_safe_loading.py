@@ -7,7 +7,6 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import cv2
@@ -37,27 +36,25 @@ READS = re.compile(r'read_checkpoint|load_checkpoint|init_model|init_detector|to
 CLASSIFIER = str(CONFIGS / 'cls' / 'pelk_t_in1k.py')
 
 
-def mmengine_content() -> dict[str, Any]:
-    """What mmengine writes, and what data sets add."""
+@pytest.mark.parametrize('zipped', [True, False])
+def test_what_mmengine_writes_is_read(tmp_path: Path, zipped: bool) -> None:
     hub = MessageHub('reliability')
     for value in (1.0, 3.0):
         hub.update_scalar('train/loss', value)
     hub.update_info('array', np.arange(3))
     hub.update_info('number', np.float32(0.5))
     meta = {'dataset_meta': ConfigDict(classes=('a', 'b'), palette=[[1, 2, 3]]), 'seed': 3}
-    return {'meta': meta, 'message_hub': hub.state_dict(), 'state_dict': {'w': torch.ones(2, dtype=torch.bfloat16)}}
-
-
-@pytest.mark.parametrize('zipped', [True, False])
-def test_what_mmengine_writes_is_read(tmp_path: Path, zipped: bool) -> None:
-    path = tmp_path / 'a.pth'
-    torch.save(mmengine_content(), path, _use_new_zipfile_serialization=zipped)
-    content = load_data(path)
+    weights = {'w': torch.ones(2, dtype=torch.bfloat16)}
+    written = {'meta': meta, 'message_hub': hub.state_dict(), 'state_dict': weights}
+    torch.save(written, tmp_path / 'a.pth', _use_new_zipfile_serialization=zipped)
+    methods = dict(HistoryBuffer._statistics_methods)
+    content = load_data(tmp_path / 'a.pth')
     buffer = content['message_hub']['log_scalars']['train/loss']
     assert type(buffer) is HistoryBuffer
     assert buffer.mean() == 2.0
+    assert HistoryBuffer._statistics_methods == methods, 'a buffer brings no functions'
     assert content['meta']['dataset_meta']['classes'] == ('a', 'b')
-    assert torch.equal(content['state_dict']['w'], torch.ones(2, dtype=torch.bfloat16))
+    assert torch.equal(content['state_dict']['w'], weights['w'])
 
 
 @pytest.mark.parametrize('zipped', [True, False])
@@ -70,24 +67,10 @@ def test_code_is_refused_by_name(tmp_path: Path, kind: str, zipped: bool) -> Non
     assert not marker.exists()
 
 
-def test_a_torchscript_program_is_refused(tmp_path: Path) -> None:
-    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / 'a.pth')
-    with pytest.raises(CheckpointError, match='TorchScript program'):
-        load_data(tmp_path / 'a.pth')
-
-
 def test_ones_own_files_can_be_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path / 'a.pth', payloads(tmp_path / 'ran')['open'].call and payloads(tmp_path)['module'])
+    path = write(tmp_path / 'a.pth', payloads(tmp_path)['module'])
     monkeypatch.setenv('MMPELK_TRUST_CHECKPOINT', '1')
     assert isinstance(load_data(path)['meta']['note'], nn.Linear)
-
-
-def test_history_buffers_bring_no_functions(tmp_path: Path) -> None:
-    buffer = HistoryBuffer([1.0], [1])
-    torch.save(buffer, tmp_path / 'a.pth')
-    before = dict(HistoryBuffer._statistics_methods)
-    load_data(tmp_path / 'a.pth')
-    assert HistoryBuffer._statistics_methods == before
 
 
 @pytest.fixture
@@ -100,6 +83,8 @@ def installed() -> Iterator[None]:
 
 @pytest.mark.usefixtures('installed')
 def test_every_way_through_mmengine(tmp_path: Path) -> None:
+    loaders = {loader.__module__ for loader in CheckpointLoader._schemes.values()}
+    assert loaders == {safe_loading.__name__}
     marker = tmp_path / 'ran'
     path = str(write(tmp_path / 'a.pth', payloads(marker)['open']))
     network = BaseModule(init_cfg=dict(type='Pretrained', checkpoint=path))
@@ -114,23 +99,20 @@ def test_every_way_through_mmengine(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures('installed')
-def test_every_scheme_is_ours() -> None:
-    loaders = {loader.__module__ for loader in CheckpointLoader._schemes.values()}
-    assert loaders == {safe_loading.__name__}
-
-
-@pytest.mark.usefixtures('installed')
 def test_safetensors_stand_in_for_pth(tmp_path: Path) -> None:
-    network, path = nn.Linear(2, 2), tmp_path / 'a.safetensors'
+    network, other, path = nn.Linear(2, 2), nn.Linear(2, 2), tmp_path / 'a.safetensors'
     meta = {'sparsity': {}, 'dataset_meta': {'classes': ['a']}}
     save_safetensors({'meta': meta, 'state_dict': network.state_dict()}, path)
-    other = nn.Linear(2, 2)
     load_into(other, str(path), strict=True)
     assert torch.equal(other.weight, network.weight)
     assert CheckpointLoader.load_checkpoint(str(path))['meta']['dataset_meta'] == {'classes': ['a']}
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(CheckpointError, match='incomplete'):
         load_data(path)
+    for text in ('[' * 100_000, '{', '[]', '"a"'):
+        save_file({'w': torch.ones(1)}, str(path), metadata=dict(dataset_meta=text))
+        with pytest.raises(CheckpointError, match=r'a\.safetensors'):
+            load_data(path)
 
 
 @pytest.mark.usefixtures('installed')
@@ -150,13 +132,6 @@ def test_configs_in_checkpoints_do_not_reach_mmengine(tmp_path: Path, monkeypatc
     assert CheckpointLoader.load_checkpoint(path)['meta'] == configs
 
 
-def test_nested_json_in_a_header_ends_in_a_sentence(tmp_path: Path) -> None:
-    for text in ('[' * 100_000, '{', '[]', '"a"'):
-        save_file({'w': torch.ones(1)}, str(tmp_path / 'a.safetensors'), metadata=dict(dataset_meta=text))
-        with pytest.raises(CheckpointError, match=r'a\.safetensors'):
-            load_data(tmp_path / 'a.safetensors')
-
-
 @pytest.mark.parametrize('part', ['meta', 'state_dict', 'message_hub'])
 def test_parts_of_another_type_end_in_a_sentence(part: str, tmp_path: Path) -> None:
     torch.save({part: [1]}, tmp_path / 'a.pth')
@@ -164,53 +139,69 @@ def test_parts_of_another_type_end_in_a_sentence(part: str, tmp_path: Path) -> N
         load_data(tmp_path / 'a.pth')
 
 
+@pytest.mark.parametrize('zipped', [True, False])
+def test_a_file_of_a_gpu_where_there_is_none(zipped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.is_available():
+        pytest.skip('this machine has a GPU')
+    monkeypatch.setattr(torch.serialization, 'location_tag', lambda storage: 'cuda:0')
+    torch.save({'state_dict': {'a': torch.ones(3)}}, tmp_path / 'a.pth', _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match="was saved on a GPU, which is not here: give map_location='cpu'"):
+        load_data(tmp_path / 'a.pth')
+    assert load_data(tmp_path / 'a.pth', 'cpu')['state_dict']['a'].tolist() == [1, 1, 1]
+
+
+class Internet:
+    """Addresses, each of which has a checkpoint with its own name as the weights' or some bytes."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.fetched: list[str] = []
+        self.page: bytes | None = None
+        monkeypatch.setattr(safe_loading, 'get_dir', lambda: str(folder))
+        monkeypatch.setattr(safe_loading, 'download_url_to_file', self.download)
+
+    def download(self, url: str, path: str) -> None:
+        self.fetched.append(url)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        if self.page is not None:
+            Path(path).write_bytes(self.page)
+        else:
+            torch.save({'state_dict': {url: torch.ones(1)}}, path)
+
+
+@pytest.fixture
+def internet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Internet:
+    return Internet(tmp_path, monkeypatch)
+
+
+def weights_of(url: str) -> str:
+    (name,) = safe_loading.read_checkpoint(url)['state_dict']
+    return name
+
+
 @pytest.mark.parametrize(('local_rank', 'downloads'), [('0', True), ('1', False)])
 def test_the_first_process_of_each_machine_downloads(
-    local_rank: str, downloads: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    local_rank: str, downloads: bool, internet: Internet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the second machine, whose ranks begin at eight."""
-    fetched: list[str] = []
-
-    def download(url: str, path: str) -> None:
-        fetched.append(url)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        torch.save({'state_dict': {}}, path)
-
     monkeypatch.setenv('LOCAL_RANK', local_rank)
     monkeypatch.setattr(safe_loading, 'get_rank', lambda: 8 + int(local_rank))
-    monkeypatch.setattr(safe_loading, 'get_dir', lambda: str(tmp_path))
-    monkeypatch.setattr(safe_loading, 'download_url_to_file', download)
-    path = safe_loading._cached('https://host/a.pth')
-    # Where the others read, the first process of the machine has been here.
-    monkeypatch.setattr(
-        safe_loading, 'all_gather_object', lambda fault: [fault] if fetched else [download('other', str(path)) or fault]
-    )
-    assert safe_loading.read_checkpoint('https://host/a.pth') == {'state_dict': {}}
-    assert fetched == (['https://host/a.pth'] if downloads else ['other'])
+    path = str(safe_loading._cached('https://host/a.pth'))
+
+    def gather(fault: str) -> list[str]:
+        if not internet.fetched:  # where the others read, the first process of the machine has been here
+            internet.download('other', path)
+        return [fault]
+
+    monkeypatch.setattr(safe_loading, 'all_gather_object', gather)
+    weights_of('https://host/a.pth')
+    assert internet.fetched == (['https://host/a.pth'] if downloads else ['other'])
 
 
-def test_addresses_with_one_name_are_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hosts: list[str] = []
-
-    def download(url: str, path: str) -> None:
-        hosts.append(url)
-        torch.save({'state_dict': {url: torch.ones(1)}}, path)
-
-    monkeypatch.setattr(safe_loading, 'get_dir', lambda: str(tmp_path))
-    monkeypatch.setattr(safe_loading, 'download_url_to_file', download)
+def test_addresses_with_one_name_are_two_files(internet: Internet, tmp_path: Path) -> None:
     urls = ['https://a/x.pth', 'https://b/x.pth', 'https://a/x.pth?version=2']
     for _ in range(2):
-        for url in urls:
-            assert list(safe_loading.read_checkpoint(url)['state_dict']) == [url]
-    assert hosts == urls
-    for page in (b'<html>log in first</html>', b'PK\3\4 and no end', b''):
-        monkeypatch.setattr(
-            safe_loading, 'download_url_to_file', lambda url, path, page=page: Path(path).write_bytes(page)
-        )
-        with pytest.raises(UserError, match='gives a page or a part of a file'):
-            safe_loading.read_checkpoint('https://a/new.pth')
-    monkeypatch.setattr(safe_loading, 'download_url_to_file', download)
-    assert list(safe_loading.read_checkpoint('https://a/new.pth')['state_dict']) == ['https://a/new.pth']
+        assert [weights_of(url) for url in urls] == urls
+    assert internet.fetched == urls
     # Of torch's own cache, only what has the checksum that its name says.
     torch.save({'state_dict': {'torch': torch.ones(1)}}, tmp_path / 'here.pth')
     digest = hashlib.sha256((tmp_path / 'here.pth').read_bytes()).hexdigest()[:8]
@@ -220,13 +211,15 @@ def test_addresses_with_one_name_are_two_files(tmp_path: Path, monkeypatch: pyte
         ('x.pth', urls[0]),
     ):
         shutil.copy(tmp_path / 'here.pth', tmp_path / 'checkpoints' / name)
-        assert list(safe_loading.read_checkpoint(f'https://a/{name}')['state_dict']) == [found]
+        assert weights_of(f'https://a/{name}') == found
 
 
-@pytest.mark.parametrize('name', ['torchvision://resnet51', 'mmcls://resnet51', 'open-mmlab://detectron/resnet51'])
-def test_names_that_mmengine_does_not_know_are_refused(name: str) -> None:
-    with pytest.raises(UserError, match=f"'{name}' is not in mmengine's list"):
-        safe_loading.read_checkpoint(name)
+def test_pages_are_no_downloads(internet: Internet) -> None:
+    for internet.page in (b'<html>log in first</html>', b'PK\3\4 and no end', b''):
+        with pytest.raises(UserError, match='gives a page or a part of a file'):
+            safe_loading.read_checkpoint('https://a/new.pth')
+    internet.page = None
+    assert weights_of('https://a/new.pth') == 'https://a/new.pth'
 
 
 @pytest.mark.parametrize('faults', [['', 'no network'], ['no network', '']])
@@ -235,6 +228,12 @@ def test_a_download_that_fails_on_one_machine_ends_all(faults: list[str], monkey
     monkeypatch.setattr(safe_loading, 'all_gather_object', lambda fault: faults)
     with pytest.raises(UserError, match='no network'):
         safe_loading.read_checkpoint('https://host/a.pth')
+
+
+@pytest.mark.parametrize('name', ['torchvision://resnet51', 'mmcls://resnet51', 'open-mmlab://detectron/resnet51'])
+def test_names_that_mmengine_does_not_know_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"'{name}' is not in mmengine's list"):
+        safe_loading.read_checkpoint(name)
 
 
 def test_nothing_else_unpickles() -> None:
@@ -296,13 +295,13 @@ def evil(tmp_path: Path) -> Path:
 
 # The first reads what it has trained itself, the other no checkpoint at all: it empties `load_from`.
 OWN_FILES = {'benchmarks/inflation.py', 'tools/test_onnx.py'}
-READERS = sorted(
-    path.relative_to(ROOT).as_posix()
+SOURCES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
     for folder in COMMAND_FOLDERS
     for path in (ROOT / folder).rglob('*.py')
-    if READS.search(path.read_text())
-    and 'argparse' in path.read_text()
-    and path.relative_to(ROOT).as_posix() not in OWN_FILES
+}
+READERS = sorted(
+    name for name, text in SOURCES.items() if READS.search(text) and 'argparse' in text and name not in OWN_FILES
 )
 
 
@@ -340,14 +339,3 @@ def test_toolboxes_own_tool_refuses(tiny_config: Path, evil: Path, tmp_path: Pat
     printed = run(mim(), 'test', 'mmsegmentation', tiny_config, '--checkpoint', evil, cwd=tmp_path, code=1)
     assert 'is refused: it wants io.open' in printed
     assert not (tmp_path / 'ran').exists()
-
-
-@pytest.mark.parametrize('zipped', [True, False])
-def test_a_file_of_a_gpu_where_there_is_none(zipped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if torch.cuda.is_available():
-        pytest.skip('this machine has a GPU')
-    monkeypatch.setattr(torch.serialization, 'location_tag', lambda storage: 'cuda:0')
-    torch.save({'state_dict': {'a': torch.ones(3)}}, tmp_path / 'a.pth', _use_new_zipfile_serialization=zipped)
-    with pytest.raises(CheckpointError, match="was saved on a GPU, which is not here: give map_location='cpu'"):
-        load_data(tmp_path / 'a.pth')
-    assert load_data(tmp_path / 'a.pth', 'cpu')['state_dict']['a'].tolist() == [1, 1, 1]

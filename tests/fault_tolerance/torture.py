@@ -25,12 +25,12 @@ from mmpelk.fault_tolerance.safe_loading import check_integrity, load_data
 from tests.commands import find_free_port
 from tests.conftest import draw_ade20k
 from tests.fault_tolerance.recipes import NO_VALIDATION, write_recipe
-from tests.fault_tolerance.training import Running, difference, preload, start
+from tests.fault_tolerance.training import LOST, Running, difference, preload, start
 
 INTERVAL = 2  # iterations between two checkpoints
 MOST = 2 * INTERVAL  # iterations that a run does at most before it is killed
 TIMEOUT = 900.0  # seconds in which the process that was left alone has to end
-VICTIMS: dict[str, tuple[int, ...]] = dict(both=(0, 1), first=(0,), second=(1,))
+VICTIMS = ((0, 1), (0,), (1,))
 
 
 @dataclass
@@ -76,7 +76,8 @@ class Torture:
             **({'optim_wrapper.type': 'CPUAmpOptimWrapper'} if amp else {}),
             param_scheduler=[dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=2, end=self.iterations)],
         )
-        self._starts = 0
+        self._starts, self._dealt = 0, [*VICTIMS]
+        self.draw.shuffle(self._dealt)
 
     def start(self, name: str, *options: str) -> Running:
         """A run; what it prints is in a folder of its own."""
@@ -97,7 +98,7 @@ class Torture:
         if not first:  # a resume takes a checkpoint
             first = INTERVAL
             _wait(running, (work / f'iter_{first}.pth').exists)
-        victims = VICTIMS[self.draw.choice(['both', 'both', 'first', 'second'])]
+        victims = self._dealt[self._starts % len(VICTIMS)]
         target = min(first + self.draw.randint(0, MOST - 1), self.iterations - INTERVAL)
         if self.draw.random() < 0.5:  # while a checkpoint is written
             target = max(first // INTERVAL + 1, target // INTERVAL) * INTERVAL
@@ -109,7 +110,11 @@ class Torture:
             _wait(running, lambda: max(first, reached(running)) >= target)
             time.sleep(self.draw.random() * slowness / 4)
         running.kill(signal.SIGKILL, victims)
-        running.wait(TIMEOUT)
+        codes = running.wait(TIMEOUT)
+        for rank, code in enumerate(codes):
+            printed = running.logs[rank].read_text(errors='replace')
+            assert code == (-signal.SIGKILL if rank in victims else 1), f'{codes}:\n{printed[-3000:]}'
+            assert rank in victims or (LOST in printed and 'Traceback' not in printed), printed[-3000:]
         writing = bool(list(work.glob('.*.tmp')))
         saved, named = self.newest(), work / 'last_checkpoint'
         unnamed = not named.exists() or Path(named.read_text()).name != f'iter_{saved}.pth'

@@ -27,6 +27,7 @@ TOOLBOXES = dict(
     det=['mmdet.models', 'mmdet.datasets', 'mmdet.engine', 'mmdet.evaluation', 'mmdet.visualization'],
     cls=['mmpretrain.models', 'mmpretrain.datasets', 'mmpretrain.engine', 'mmpretrain.visualization'],
 )
+LOST = 'error: another process has ended or does not answer'
 
 
 @dataclass
