@@ -62,26 +62,35 @@ def test_every_process_goes_on_with_its_own_numbers(rank: int, monkeypatch: pyte
     assert torch.rand(()).item() == expected[rank]
 
 
-@pytest.mark.parametrize(('done', 'epoch', 'place'), [(0, 0, 0), (7, 1, 2), (5, 1, 0), (9, 1, 4), (20, 1, 5)])
-def test_place_in_the_epoch_of_a_checkpoint_that_does_not_say_it(done: int, epoch: int, place: int) -> None:
-    """Of mmengine's own hook."""
-    loop = SimpleNamespace(iter=done, epoch=epoch, dataloader=loader())
-    assert ResumeHook()._place_in_epoch(loop) == place
-
-
-@pytest.mark.parametrize(('batches', 'place'), [(5, 2), (10, 1), (1, 10)])
-def test_place_in_an_epoch_of_another_length(batches: int, place: int) -> None:
-    hook = ResumeHook()
-    hook._state = dict(place=2, batches=batches)
-    loop = SimpleNamespace(iter=7, epoch=1, dataloader=loader())
+@pytest.mark.parametrize(
+    ('done', 'epoch', 'state', 'place'),
+    [
+        # Of mmengine's own hook, which does not say it.
+        *((0, 0, None, 0), (7, 1, None, 2), (5, 1, None, 0), (9, 1, None, 4), (20, 1, None, 5)),
+        # The same share of an epoch of another length.
+        *((7, 1, dict(place=2, batches=batches), place) for batches, place in ((5, 2), (10, 1), (1, 10))),
+    ],
+)
+def test_place_in_the_epoch_of_a_checkpoint(done: int, epoch: int, state: dict | None, place: int) -> None:
+    hook, loop = ResumeHook(), SimpleNamespace(iter=done, epoch=epoch, dataloader=loader())
+    hook._state = state
     assert hook._place_in_epoch(loop) == place
 
 
+def numbered(rank: int = 0) -> NumberedBatches:
+    return NumberedBatches(BatchSampler(SequentialSampler(range(5)), 1, False), 7, rank, 0, 0, False)
+
+
 def test_loaders_draw_nothing_from_the_numbers_of_training() -> None:
-    batches = NumberedBatches(BatchSampler(SequentialSampler(range(5)), 1, False), 0, 0, 0, 0, False)
     before = torch.get_rng_state()
-    assert len(list(_rebuild(loader(), batches))) == 5
+    assert len(list(_rebuild(loader(), numbered()))) == 5
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_processes_draw_other_numbers() -> None:
+    seeds = [[batch.seed for batch in numbered(rank)] for rank in (0, 0, 1)]
+    assert seeds[0] == seeds[1]
+    assert len({*seeds[0], *seeds[2]}) == 10
 
 
 class Plain(Dataset):
@@ -140,12 +149,3 @@ def test_data_sets_reach_workers_as_their_class_says(kind: Any, size: int) -> No
 def test_data_sets_of_no_class_are_refused() -> None:
     with pytest.raises(UserError, match='dataset is a list'):
         _seeded([1, 2])
-
-
-def test_processes_draw_other_numbers() -> None:
-    def seeds(rank: int) -> list[int]:
-        sampler = BatchSampler(SequentialSampler(range(5)), 1, False)
-        return [batch.seed for batch in NumberedBatches(sampler, 7, rank, 0, 0, False)]
-
-    assert seeds(0) == seeds(0)
-    assert len({*seeds(0), *seeds(1)}) == 10

@@ -1,6 +1,7 @@
 """Small pictures and label maps, and what a reader said about them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from own_data import DataSet
@@ -24,6 +25,26 @@ def label(path: Path, values: list[object], size: tuple[int, int] = SIZE) -> Non
     path.parent.mkdir(parents=True, exist_ok=True)
     stripes = np.array(values, np.uint8)[np.arange(size[0]) * len(values) // size[0]]
     Image.fromarray(np.broadcast_to(stripes[None], (size[1], *stripes.shape)).copy()).save(path)
+
+
+def write_pairs(
+    root: Path, values: list[object], count: int | range = 4, images: str = '', labels: str = '', size: Any = SIZE
+) -> Path:
+    """Pictures and label maps of them.
+
+    Args:
+        root: The folder.
+        values: Of each label map.
+        count: How many, or their numbers.
+        images: Path of a picture, with ``{i}`` for its number.
+        labels: Of its label map; ``'-'`` for none.
+        size: Width and height.
+    """
+    for index in range(count) if isinstance(count, int) else count:
+        image(root / (images or 'images/{i}.jpg').format(i=index), size)
+        if labels != '-':
+            label(root / (labels or 'labels/{i}.png').format(i=index), values, size)
+    return root
 
 
 def notes(data: DataSet, kind: str = '') -> str:

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from own_data import read_detection
-from PIL import Image
+from own_data import DataSet, read_detection
 
 from mmpelk.errors import UserError
 from tests.paths import sample_data
-from tests.tools.own_data.pictures import image, notes
+from tests.tools.own_data.pictures import image, names, notes
 
 Content = dict[str, Any]
 
@@ -30,7 +29,9 @@ def content(count: int = 5) -> Content:
     )
 
 
-def write(root: Path, data: Content, file: str = 'labels.json', folder: str = 'images') -> Path:
+def write(root: Path, data: Content | int = 5, file: str = 'labels.json', folder: str = 'images') -> Path:
+    """An annotation file, and its pictures, or so many of them."""
+    data = content(data) if isinstance(data, int) else data
     for entry in data['images']:
         image(root / folder / Path(entry['file_name']).name)
     (root / file).parent.mkdir(parents=True, exist_ok=True)
@@ -38,9 +39,14 @@ def write(root: Path, data: Content, file: str = 'labels.json', folder: str = 'i
     return root
 
 
+def kept(data: DataSet) -> list[dict[str, Any]]:
+    """Its objects."""
+    return [entry for part in data.details['contents'].values() for entry in part['annotations']]
+
+
 def test_coco_sample() -> None:
     data = read_detection(sample_data('coco_sample'))
-    assert {split: len(names) for split, names in data.splits.items()} == {'train': 21, 'val': 7}
+    assert names(data) == {'train': 21, 'val': 7}
     assert sum(data.counts) == 159
     assert dict(zip(data.classes, data.counts, strict=True))['person'] == 54
     assert data.details['masks']
@@ -48,28 +54,34 @@ def test_coco_sample() -> None:
     assert not notes(data, 'mistake')
 
 
-@pytest.mark.parametrize(
-    ('files', 'folders'),
-    [
-        (('annotations/instances_train.json', 'annotations/instances_val.json'), ('train', 'val')),
-        (('train/_annotations.coco.json', 'valid/_annotations.coco.json'), ('train', 'valid')),
-        (('train.json', 'val.json'), ('images/train', 'images/val')),
-    ],
-    ids=['coco', 'roboflow', 'flat'],
-)
-def test_layouts_with_splits(files: tuple[str, str], folders: tuple[str, str], tmp_path: Path) -> None:
-    for file, folder, count in zip(files, folders, (4, 2), strict=True):
-        write(tmp_path, content(count), file, folder)
+# Annotation files with folders and numbers of pictures, and how many of which folder are of which split.
+LAYOUTS: dict[str, tuple[list[tuple[str, str, int]], dict[str, tuple[str, int]]]] = {
+    'coco': ([(f'annotations/instances_{split}.json', split, n) for split, n in (('train', 4), ('val', 2))],
+             dict(train=('train', 4), val=('val', 2))),
+    'flat': ([('train.json', 'images/train', 4), ('val.json', 'images/val', 2)],
+             dict(train=('images/train', 4), val=('images/val', 2))),
+    'roboflow': ([(f'{split}/_annotations.coco.json', split, count)
+                  for split, count in (('train', 4), ('valid', 2), ('test', 3))],
+                 dict(train=('train', 4), val=('valid', 2), test=('test', 3))),
+    'no validation': ([('train/a.json', 'train', 4), ('test/a.json', 'test', 3)],
+                      dict(train=('train', 3), val=('train', 1), test=('test', 3))),
+    'one file': ([('labels.json', 'images', 5)], dict(train=('images', 4), val=('images', 1))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(('files', 'expected'), LAYOUTS.values(), ids=LAYOUTS)
+def test_layouts(files: list[tuple[str, str, int]], expected: dict[str, tuple[str, int]], tmp_path: Path) -> None:
+    """Nothing is chosen on the test split, and nothing is lost; pictures may be called alike in two folders."""
+    for file, folder, count in files:
+        write(tmp_path, count, file, folder)
     data = read_detection(tmp_path)
-    assert {split: len(names) for split, names in data.splits.items()} == {'train': 4, 'val': 2}
-    assert [str(Path(names[0]).parent) for names in data.splits.values()] == list(folders)
+    assert {split: {str(Path(name).parent) for name in chosen} for split, chosen in data.splits.items()} == {
+        split: {folder} for split, (folder, _) in expected.items()
+    }
+    assert names(data) == {split: count for split, (_, count) in expected.items()}
+    assert len(kept(data)) == 2 * sum(names(data).values())
+    assert set(data.sizes) == {(48, 32)}
     assert not data.details['masks']
-
-
-def test_one_file_is_split_and_nothing_lost(tmp_path: Path) -> None:
-    data = read_detection(write(tmp_path, content()))
-    assert {split: len(names) for split, names in data.splits.items()} == {'train': 4, 'val': 1}
-    assert sum(len(part['annotations']) for part in data.details['contents'].values()) == 10
     assert data.splits == read_detection(tmp_path).splits
 
 
@@ -114,33 +126,39 @@ def test_mistakes_are_told(spoil: Callable[[Content], Any], said: str, left: int
     (tmp_path / 'images' / 'none.jpg').unlink(missing_ok=True)
     data = read_detection(tmp_path)
     assert said in notes(data)
-    kept = [entry for part in data.details['contents'].values() for entry in part['annotations']]
-    assert len(kept) == left
-    assert all(entry['area'] > 0 and entry['iscrowd'] == 0 for entry in kept)
-    corners = np.array([entry['bbox'] for entry in kept])
+    assert len(kept(data)) == left
+    assert all(entry['area'] > 0 and entry['iscrowd'] == 0 for entry in kept(data))
+    corners = np.array([entry['bbox'] for entry in kept(data)])
     assert (corners[:, :2] + corners[:, 2:] <= [48, 32]).all()
 
 
-def test_nothing_is_chosen_on_the_test_split(tmp_path: Path) -> None:
-    for split, count in (('train', 4), ('valid', 2), ('test', 3)):
-        write(tmp_path, content(count), f'{split}/_annotations.coco.json', split)
-    data = read_detection(tmp_path)
-    assert {split: {name.split('/')[0] for name in names} for split, names in data.splits.items()} == {
-        'train': {'train'},
-        'val': {'valid'},
-        'test': {'test'},
-    }
-    (tmp_path / 'valid/_annotations.coco.json').unlink()
-    data = read_detection(tmp_path)
-    assert {split: len(names) for split, names in data.splits.items()} == {'train': 3, 'val': 1, 'test': 3}
+# Lists beside one annotation file, and the numbers of the pictures of each split.
+LISTS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
+    'two': (dict(train='0\n4\n', val='1.jpg\n2.jpg\n'), dict(train='04', val='12')),
+    'joined, one of it in the test': (dict(trainval='0\n1\n2\n3\n4\n5\n', test='5\n6\n7\n'), dict(test='567')),
+}
 
 
-def test_lists_split_one_file(tmp_path: Path) -> None:
-    write(tmp_path, content())
-    (tmp_path / 'train.txt').write_text('0\n4\n')
-    (tmp_path / 'val.txt').write_text('1.jpg\n2.jpg\n')
+@pytest.mark.parametrize(('lists', 'expected'), LISTS.values(), ids=LISTS)
+def test_lists_split_one_file(lists: dict[str, str], expected: dict[str, str], tmp_path: Path) -> None:
+    write(tmp_path, 8)
+    for name, text in lists.items():
+        (tmp_path / f'{name}.txt').write_text(text)
     data = read_detection(tmp_path)
-    assert data.splits == {'train': ['images/0.jpg', 'images/4.jpg'], 'val': ['images/1.jpg', 'images/2.jpg']}
+    found = {split: ''.join(sorted(Path(name).stem for name in chosen)) for split, chosen in data.splits.items()}
+    assert {split: found[split] for split in expected} == expected
+    assert 'trainval' not in lists or names(data) == {'train': 4, 'val': 1, 'test': 3}
+    assert 'in several lists' not in notes(data)
+
+
+def test_folders_of_the_pictures_split_one_file(tmp_path: Path) -> None:
+    for index, split in enumerate(('train', 'train', 'val', 'test', 'train')):
+        image(tmp_path / 'pictures' / split / f'{index}.jpg')
+    (tmp_path / 'labels.json').write_text(json.dumps(content()))
+    found = read_detection(tmp_path).splits
+    assert {split: {name.split('/')[-2] for name in chosen} for split, chosen in found.items()} == {
+        'train': {'train'}, 'val': {'val'}, 'test': {'test'}
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize('ids', [lambda index: index, lambda index: 7, lambda index: f'x{index}'],
@@ -153,10 +171,10 @@ def test_objects_are_numbered_anew(ids: Callable[[int], object], tmp_path: Path)
     data = read_detection(write(tmp_path, numbered))
     for part in data.details['contents'].values():
         assert [entry['id'] for entry in part['annotations']] == list(range(1, len(part['annotations']) + 1))
-        names = {image['id']: image['file_name'] for image in part['images']}
-        assert len(names) == len(part['images'])
+        files = {image['id']: image['file_name'] for image in part['images']}
+        assert len(files) == len(part['images'])
         for entry in part['annotations']:
-            assert names[entry['image_id']] in data.splits['train'] + data.splits['val']
+            assert files[entry['image_id']] in data.splits['train'] + data.splits['val']
 
 
 PATHS = {
@@ -179,80 +197,44 @@ def test_paths_of_other_machines(path: Callable[[str], str], tmp_path: Path) -> 
     assert 'paths of another machine' in notes(data, 'decision') or path('x').startswith('..')
 
 
-def test_equal_names_in_two_folders(tmp_path: Path) -> None:
-    for split in ('train', 'val'):
-        write(tmp_path, content(3), f'annotations/instances_{split}.json', f'images/{split}')
-    data = read_detection(tmp_path)
-    assert data.splits['train'] == [f'images/train/{index}.jpg' for index in range(3)]
-    assert data.splits['val'] == [f'images/val/{index}.jpg' for index in range(3)]
-
-
 def test_sizes_and_boxes_are_completed(tmp_path: Path) -> None:
-    bare = content()
-    outline = [[2, 3, 12, 3, 12, 15, 2, 15]]
+    """From the pictures, outlines and run-length codes."""
+    bare, mask = content(), np.zeros((32, 48), np.uint8)
+    mask[3:15, 2:12] = 1
+    runs = np.diff(np.flatnonzero(np.diff(np.r_[2, mask.T.ravel(), 2])))
     for entry in bare['images']:
         del entry['width'], entry['height']
-    for entry in bare['annotations']:
+    for index, entry in enumerate(bare['annotations']):
         del entry['bbox']
-        entry['segmentation'] = outline
+        code, outline = dict(size=[32, 48], counts=runs.tolist()), [[2, 3, 12, 3, 12, 15, 2, 15]]
+        entry['segmentation'] = code if index % 2 else outline
     data = read_detection(write(tmp_path, bare))
     assert set(data.sizes) == {(48, 32)}
-    kept = [entry for part in data.details['contents'].values() for entry in part['annotations']]
-    assert [entry['bbox'] for entry in kept] == [[2, 3, 10, 12]] * 10
+    assert [entry['bbox'] for entry in kept(data)] == [[2, 3, 10, 12]] * 10
     assert data.details['masks']
     assert '5 images without a size' in notes(data, 'decision')
     assert '10 objects without a box' in notes(data, 'decision')
-
-
-def test_box_of_a_run_length_code(tmp_path: Path) -> None:
-    coded = content()
-    mask = np.zeros((32, 48), np.uint8)
-    mask[3:15, 2:12] = 1
-    runs = np.diff(np.flatnonzero(np.diff(np.r_[2, mask.T.ravel(), 2])))
-    for entry in coded['annotations']:
-        del entry['bbox']
-        entry['segmentation'] = dict(size=[32, 48], counts=runs.tolist())
-    data = read_detection(write(tmp_path, coded))
-    kept = [entry for part in data.details['contents'].values() for entry in part['annotations']]
-    assert {tuple(entry['bbox']) for entry in kept} == {(2, 3, 10, 12)}
 
 
 def test_crowds_stay_crowds_and_areas_those_of_the_file(tmp_path: Path) -> None:
     crowded = content()
     crowded['annotations'][0] |= dict(iscrowd=1, area=77.5)  # of the outline, which fills no box
     data = read_detection(write(tmp_path, crowded))
-    kept = [entry for part in data.details['contents'].values() for entry in part['annotations']]
-    assert sum(entry['iscrowd'] for entry in kept) == 1
-    assert {entry['area'] for entry in kept} == {77.5, 10 * 12, 16 * 20}
+    assert sum(entry['iscrowd'] for entry in kept(data)) == 1
+    assert {entry['area'] for entry in kept(data)} == {77.5, 10 * 12, 16 * 20}
 
 
-def test_corners_taken_for_sizes_are_a_question(tmp_path: Path) -> None:
-    corners = content()
-    for entry in corners['annotations']:
-        entry['bbox'] = [20, 10, 44, 30]
-    assert 'reach out of their images' in notes(read_detection(write(tmp_path, corners)), 'question')
-
-
-def test_a_category_that_groups_the_others_is_no_class(tmp_path: Path) -> None:
+def test_classes_are_those_of_the_user_and_no_groups_of_others(tmp_path: Path) -> None:
     grouped = content()
     for entry in grouped['categories']:
         entry['supercategory'] = 'animals'
     grouped['categories'].insert(0, dict(id=0, name='animals', supercategory='none'))
-    data = read_detection(write(tmp_path, grouped))
-    assert data.classes == ['cat', 'dog']
-
-
-def test_the_order_of_the_classes_is_the_users(tmp_path: Path) -> None:
-    data = read_detection(write(tmp_path, content()), classes='dog,cat')
+    assert read_detection(write(tmp_path, grouped)).classes == ['cat', 'dog']
+    data = read_detection(tmp_path, classes='dog,cat')
     assert data.classes == ['dog', 'cat']
     assert [entry['name'] for entry in data.details['contents']['train']['categories']] == ['dog', 'cat']
     with pytest.raises(UserError, match='give the same names'):
         read_detection(tmp_path, classes='dog,cow')
-
-
-def test_unlisted_pictures_are_told(tmp_path: Path) -> None:
-    image(write(tmp_path, content()) / 'images' / 'new.jpg')
-    assert '1 pictures beside the others are in no annotation file (images/new.jpg)' in notes(read_detection(tmp_path))
 
 
 @pytest.mark.parametrize(('size', 'ignored'), [((48, 32), True), ((32, 48), False)])
@@ -263,63 +245,7 @@ def test_exif_orientation(size: tuple[int, int], ignored: bool, tmp_path: Path) 
     data = read_detection(tmp_path)
     assert data.ignore_orientation is ignored
     assert 'the rotation in the EXIF data of 1 images' in notes(data, 'decision')
-    assert sum(len(names) for names in data.splits.values()) == 5
-
-
-def test_folders_of_the_pictures_split_one_file(tmp_path: Path) -> None:
-    data = content()
-    for index, entry in enumerate(data['images']):
-        split = ('train', 'train', 'val', 'test', 'train')[index]
-        image(tmp_path / 'pictures' / split / entry['file_name'], (entry['width'], entry['height']))
-    (tmp_path / 'labels.json').write_text(json.dumps(data))
-    found = read_detection(tmp_path).splits
-    assert {split: {name.split('/')[-2] for name in names} for split, names in found.items()} == {
-        'train': {'train'}, 'val': {'val'}, 'test': {'test'}
-    }  # fmt: skip
-
-
-def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match='holds no annotation file'):
-        read_detection(tmp_path)
-    (tmp_path / 'x.json').write_text('{}')
-    with pytest.raises(UserError, match="is not in COCO's format"):
-        read_detection(tmp_path, ['x.json'])
-    doubled = content()
-    doubled['images'][1]['id'] = doubled['images'][0]['id']
-    with pytest.raises(UserError, match='images share the id 10'):
-        read_detection(write(tmp_path, doubled))
-    nowhere = content()
-    for entry in nowhere['images']:
-        entry['file_name'] = f'gone_{entry["file_name"]}'
-    (tmp_path / 'labels.json').write_text(json.dumps(nowhere))
-    with pytest.raises(UserError, match='name the folder with --images'):
-        read_detection(tmp_path)
-    write(tmp_path, content(), 'other.json')
-    with pytest.raises(UserError, match='--annotations TRAIN VAL'):
-        read_detection(tmp_path)
-    renamed = content()
-    renamed['categories'][0]['name'] = 'cow'
-    write(tmp_path, content())
-    (tmp_path / 'other.json').write_text(json.dumps(renamed))
-    with pytest.raises(UserError, match='other categories'):
-        read_detection(tmp_path, ['labels.json', 'other.json'])
-
-
-@pytest.mark.parametrize(('spoil', 'message'), [
-    (alter(bbox=dict(x=1, y=2)), 'COCO has .x, y, width, height'),
-    (alter(bbox=[1, 2, 3, 4, 0.5]), 'COCO has .x, y, width, height'),
-    (lambda d: d['images'][0].pop('id'), 'an image of .* has no id'),
-    (lambda d: d.update(categories=['cat', 'dog']), 'has no id or no name'),
-    (lambda d: d['categories'][0].update(name=None), 'has no id or no name'),
-    (lambda d: [entry.update(iscrowd=1) for entry in d['annotations']], 'that is no crowd is left'),
-    (lambda d: [entry.update(category_id='x') for entry in d['annotations']], 'on: .* no listed category'),
-    (lambda d: [entry.update(width=99) for entry in d['images']], 'on: .* differ in size'),
-])  # fmt: skip
-def test_what_coco_does_not_mean_is_refused(spoil: Callable[[Content], Any], message: str, tmp_path: Path) -> None:
-    wrong = content()
-    spoil(wrong)
-    with pytest.raises(UserError, match=message):
-        read_detection(write(tmp_path, wrong))
+    assert sum(names(data).values()) == 5
 
 
 @pytest.mark.parametrize(
@@ -341,85 +267,119 @@ def test_outlines_however_they_are_nested(nest: Callable[[np.ndarray], Any], tmp
     assert 'boxes are not around their outlines' in notes(read_detection(write(tmp_path, own)), 'question')
 
 
-def test_upright_pictures_are_not_touched(tmp_path: Path) -> None:
-    data = read_detection(write(tmp_path, content()))
-    assert set(data.sizes) == {(48, 32)}
-    assert Image.open(tmp_path / 'images' / '0.jpg').size == (48, 32)
+def corners_for_sizes(root: Path) -> None:
+    corners = content()
+    for entry in corners['annotations']:
+        entry['bbox'] = [20, 10, 44, 30]
+    write(root, corners)
 
 
-def test_a_picture_listed_twice_is_refused(tmp_path: Path) -> None:
-    twice = content()
-    twice['images'].append(dict(twice['images'][0], id=99))
-    with pytest.raises(UserError, match=r"lists '0\.jpg' twice, with the ids 10 and 99"):
-        read_detection(write(tmp_path, twice))
-
-
-def test_pictures_of_another_folder_are_not_taken(tmp_path: Path) -> None:
-    """Those of a second camera that are not there have the names of the first one's."""
+def of_two_cameras(root: Path) -> None:
+    """The pictures of the second, which are not there, have the names of the first one's."""
     both = content(6)
     for index, entry in enumerate(both['images']):
         entry['file_name'] = f'cam{"AB"[index % 2]}/{index // 2}.jpg'
-    data = read_detection(write(tmp_path, both, folder='camA'))
-    assert '3 annotated images are not there' in notes(data, 'question')
-    assert sum(map(len, data.splits.values())) == 3
+    write(root, both, folder='camA')
 
 
-def test_folders_that_disagree_and_names_in_two_folders_are_questions(tmp_path: Path) -> None:
+def moved(root: Path) -> None:
+    """A picture is in another folder than its annotation says."""
     data = content()
     for entry in data['images']:
         entry['file_name'] = f'camB/{entry["file_name"]}'
-    write(tmp_path / 'moved', data, folder='camB')
-    (tmp_path / 'moved' / 'camA').mkdir()
-    (tmp_path / 'moved' / 'camB' / '4.jpg').rename(tmp_path / 'moved' / 'camA' / '4.jpg')
-    assert 'camA/4.jpg for camB/4.jpg' in notes(read_detection(tmp_path / 'moved'), 'question')
-    for folder in ('a', 'b'):
-        write(tmp_path / 'bare', content(), folder=folder)
-    assert 'a/0.jpg or b/0.jpg' in notes(read_detection(tmp_path / 'bare'), 'question')
-    assert not read_detection(tmp_path / 'bare', images='b').questions
+    write(root, data, folder='camB')
+    (root / 'camA').mkdir()
+    (root / 'camB' / '4.jpg').rename(root / 'camA' / '4.jpg')
+
+
+# What there is, the kind of the note, what it says, and how many pictures are left of it.
+TOLD: dict[str, tuple[Callable[[Path], Any], str, str, int]] = {
+    'not listed': (lambda r: image(write(r) / 'images' / 'new.jpg'), '',
+                   '1 pictures beside the others are in no annotation file (images/new.jpg)', 5),
+    'corners': (corners_for_sizes, 'question', 'reach out of their images', 5),
+    'another camera': (of_two_cameras, 'question', '3 annotated images are not there', 3),
+    'moved': (moved, 'question', 'camA/4.jpg for camB/4.jpg', 5),
+    'two folders': (lambda r: [write(r, folder=folder) for folder in ('a', 'b')],
+                    'question', 'a/0.jpg or b/0.jpg', 5),
+    'in two files': (lambda r: (write(r, 5, 'train.json'), write(r, 2, 'val.json')),
+                     'question', '2 pictures to train on are listed to validate', 7),
+    # Every picture is the same noise.
+    'copies': (lambda r: [write(r, count, f'{split}/labels.json', split)
+                          for split, count in (('train', 3), ('valid', 2), ('test', 1))],
+               'mistake', '3 pictures to validate or test on are copies', 6),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(('make', 'kind', 'said', 'left'), TOLD.values(), ids=TOLD)
+def test_what_is_told(make: Callable[[Path], Any], kind: str, said: str, left: int, tmp_path: Path) -> None:
+    make(tmp_path)
+    data = read_detection(tmp_path)
+    assert said in notes(data, kind)
+    assert sum(names(data).values()) == left
+    if 'a/0.jpg or' in said:
+        assert not read_detection(tmp_path, images='b').questions
 
 
 def test_several_files_of_a_split_are_joined(tmp_path: Path) -> None:
     for name, count in (('site1/train', 3), ('site2/train', 4), ('site1/val', 2)):
-        write(tmp_path, content(count), f'{name}/labels.json', name)
+        write(tmp_path, count, f'{name}/labels.json', name)
     data = read_detection(tmp_path)
-    assert {split: len(names) for split, names in data.splits.items()} == {'train': 7, 'val': 2}
+    assert names(data) == {'train': 7, 'val': 2}
     assert sum(data.counts) == 18
-    train = data.details['contents']['train']
-    owners = {image['id']: image['file_name'] for image in train['images']}
-    assert len({owners[entry['image_id']] for entry in train['annotations']}) == 7
     assert '2 annotation files are joined for the split train' in notes(data, 'decision')
     for part in data.details['contents'].values():
-        numbers = {image['id'] for image in part['images']}
-        assert {entry['image_id'] for entry in part['annotations']} == numbers
+        owners = {image['id']: image['file_name'] for image in part['images']}
+        assert len({owners[entry['image_id']] for entry in part['annotations']}) == len(part['images'])
 
 
-def test_a_picture_in_two_files_is_told(tmp_path: Path) -> None:
-    write(tmp_path, content(), 'train.json')
-    write(tmp_path, content(2), 'val.json')
-    assert '2 pictures to train on are listed to validate' in notes(read_detection(tmp_path), 'question')
-    write(tmp_path, content(), 'train_old.json')
-    with pytest.raises(UserError, match='both for the split'):
-        read_detection(tmp_path)
+def renamed(**entries: Any) -> Content:
+    """Content whose first category, and all files, may be called otherwise."""
+    data = content()
+    data['categories'][0]['name'] = entries.get('category', 'cat')
+    for entry in data['images']:
+        entry['file_name'] = entries.get('prefix', '') + entry['file_name']
+    return data
 
 
-def test_a_damaged_annotation_file_is_named(tmp_path: Path) -> None:
-    write(tmp_path, content(), 'train.json')
-    (tmp_path / 'val.json').write_text((tmp_path / 'train.json').read_text()[:-3])
-    with pytest.raises(UserError, match=r"val\.json' is damaged"):
-        read_detection(tmp_path)
+# Files, which of them are named, and what is said.
+REFUSED: dict[str, tuple[Callable[[Path], Any], list[str] | None, str]] = {
+    'nothing': (lambda r: None, None, 'holds no annotation file'),
+    'another format': (lambda r: (r / 'x.json').write_text('{}'), ['x.json'], "is not in COCO's format"),
+    'damaged': (lambda r: (write(r, 5, 'train.json') / 'val.json').write_text('{"images": ['), None,
+                r"val\.json' is damaged"),
+    'no pictures': (lambda r: (r / 'labels.json').write_text(json.dumps(renamed(prefix='gone_'))), None,
+                    'name the folder with --images'),
+    'two without a split': (lambda r: (write(r), write(r, 5, 'other.json')), None, '--annotations TRAIN VAL'),
+    'two of a split': (lambda r: [write(r, 5, f'{name}.json') for name in ('train', 'train_old', 'val')], None,
+                       'both for the split'),
+    'other categories': (lambda r: (write(r), write(r, renamed(category='cow'), 'other.json')),
+                         ['labels.json', 'other.json'], 'other categories'),
+}  # fmt: skip
 
 
-def test_a_joined_list_is_the_training(tmp_path: Path) -> None:
-    write(tmp_path, content(8))
-    (tmp_path / 'trainval.txt').write_text('0\n1\n2\n3\n4\n5\n')  # 5 is tested on, too
-    (tmp_path / 'test.txt').write_text('5\n6\n7\n')
-    data = read_detection(tmp_path)
-    assert {split: len(names) for split, names in data.splits.items()} == {'train': 4, 'val': 1, 'test': 3}
-    assert sorted(Path(name).stem for name in data.splits['test']) == ['5', '6', '7']
-    assert 'in several lists' not in notes(data)
+@pytest.mark.parametrize(('make', 'named', 'message'), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_work_is_refused(
+    make: Callable[[Path], Any], named: list[str] | None, message: str, tmp_path: Path
+) -> None:
+    make(tmp_path)
+    with pytest.raises(UserError, match=message):
+        read_detection(tmp_path, named)
 
 
-def test_copies_between_the_splits_are_found(tmp_path: Path) -> None:
-    for split, count in (('train', 3), ('valid', 2), ('test', 1)):  # every picture is the same noise
-        write(tmp_path, content(count), f'{split}/labels.json', split)
-    assert '3 pictures to validate or test on are copies' in notes(read_detection(tmp_path), 'mistake')
+@pytest.mark.parametrize(('spoil', 'message'), [
+    (alter(bbox=dict(x=1, y=2)), 'COCO has .x, y, width, height'),
+    (alter(bbox=[1, 2, 3, 4, 0.5]), 'COCO has .x, y, width, height'),
+    (lambda d: d['images'][1].update(id=d['images'][0]['id']), 'images share the id 10'),
+    (lambda d: d['images'].append(dict(d['images'][0], id=99)), r"lists '0\.jpg' twice, with the ids 10 and 99"),
+    (lambda d: d['images'][0].pop('id'), 'an image of .* has no id'),
+    (lambda d: d.update(categories=['cat', 'dog']), 'has no id or no name'),
+    (lambda d: d['categories'][0].update(name=None), 'has no id or no name'),
+    (lambda d: [entry.update(iscrowd=1) for entry in d['annotations']], 'that is no crowd is left'),
+    (lambda d: [entry.update(category_id='x') for entry in d['annotations']], 'on: .* no listed category'),
+    (lambda d: [entry.update(width=99) for entry in d['images']], 'on: .* differ in size'),
+])  # fmt: skip
+def test_content_that_cannot_work_is_refused(spoil: Callable[[Content], Any], message: str, tmp_path: Path) -> None:
+    wrong = content()
+    spoil(wrong)
+    with pytest.raises(UserError, match=message):
+        read_detection(write(tmp_path, wrong))
