@@ -67,7 +67,9 @@ def test_network_comes_back(scope: str, form: str, tmp_path: Path) -> None:
     if form == 'sparse':
         apply_masks(draw_masks(model))
     model.dataset_meta = dict(classes=('of another',))  # what is given comes first
+    numbers = torch.get_rng_state()
     hub.save_pretrained(model, tmp_path, cfg, meta)
+    assert torch.equal(torch.get_rng_state(), numbers), 'a training that saves goes on as without'
     other = hub.from_pretrained(tmp_path)
     assert_same_state(model, other)
     assert other.dataset_meta['classes'] == list(meta['classes'])

@@ -104,6 +104,7 @@ def test_head_is_reset() -> None:
     model, image = create(), torch.rand(2, 3, 32, 32)
     model.reset_classifier(7)
     assert model(image).shape == (2, 7)
+    assert model.num_classes == 7
     model.reset_classifier(0)
     assert model(image).shape == (2, 16)
     model.reset_classifier(0, '')

@@ -8,8 +8,9 @@ import torch
 from mmengine.config import Config
 from mmengine.model import ImgDataPreprocessor
 from mmengine.registry import MODELS
+from torch import Tensor, nn
 
-from mmpelk.export import load_deployed
+from mmpelk.export import ExportedNetwork, compare, load_deployed
 from mmpelk.export.network import Preprocessing
 from tests.paths import CONFIGS
 
@@ -40,3 +41,47 @@ def test_pixels_become_what_the_recipe_makes_of_them(swap: bool) -> None:
     read = pixels.flip(-1).permute(0, 3, 1, 2)
     want = ImgDataPreprocessor(**numbers, bgr_to_rgb=swap)(dict(inputs=[read[0]]))['inputs']
     torch.testing.assert_close(Preprocessing.of(cfg).apply(pixels), want)
+
+
+@pytest.mark.slow
+@pytest.mark.scope('mmseg')
+@pytest.mark.parametrize('classes', [2, 3])
+def test_labels_are_the_toolboxs(classes: int) -> None:
+    """Two classes by one logit, too, whose threshold is not a half."""
+    cfg = Config.fromfile(CONFIGS / 'demo' / 'upernet_pelk_nano_synthetic.py')
+    cfg.model.backbone.norm_cfg = cfg.model.decode_head.norm_cfg = dict(type='BN')
+    cfg.model.decode_head.update(num_classes=classes, loss_decode=dict(type='CrossEntropyLoss'))
+    if classes == 2:
+        cfg.model.decode_head.update(out_channels=1, loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True))
+    model: Any = MODELS.build(cfg.model).eval()
+    model.dataset_meta = {}
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        logits, labels = ExportedNetwork.of(cfg, model).network(image)
+        (want,) = model.predict(image)
+    assert torch.equal(labels, want.pred_sem_seg.data)
+    assert classes > 2 or labels.sum() > (logits > 0).sum()
+
+
+@pytest.mark.parametrize('wrong', ['logits', 'labels', ''])
+def test_the_worst_output_counts(wrong: str) -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+            return image * self.scale, image.argmax(1), image * self.scale
+
+    network = ExportedNetwork(Network(), ('logits', 'labels', 'more'), 'segmentation', Preprocessing(), 1)
+    image = torch.eye(4)[None, :, :, None]
+
+    def run(given: Any) -> list[Any]:
+        logits, labels = given.copy(), given.argmax(1)
+        logits[0, 0, 0] += 0.25 * (wrong == 'logits')
+        labels[0, 0] += wrong == 'labels'
+        return [logits, labels, given]
+
+    found = compare(run, network, image)
+    assert found.difference == (0.25 if wrong == 'logits' else 0)
+    assert found.same_labels == (0.75 if wrong == 'labels' else 1)

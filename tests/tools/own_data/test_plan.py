@@ -119,11 +119,16 @@ def test_batch_fits_the_memory(memory: float) -> None:
 def test_one_pipeline(size: str, data: DataSet, weights: Path, tmp_path: Path) -> None:
     """Validation, test, inference and augmented tests see a picture alike, and rates fall in the end."""
     start = weights if size == 'pretrained' else None
-    cfg = config_of(data, plan_of(data, size.replace('pretrained', 'tiny'), start), tmp_path)
+    plan = plan_of(data, size.replace('pretrained', 'tiny'), start)
+    cfg = config_of(data, plan, tmp_path)
     pipelines = [cfg.test_pipeline, *(cfg[f'{split}_dataloader'].dataset.pipeline for split in ('val', 'test'))]
     assert pipelines[1:] == pipelines[:1] * 2
     assert all(scheduler.get('gamma', 0.5) < 1 for scheduler in cfg.param_scheduler)
-    assert cfg.param_scheduler[-1].end == cfg.train_cfg.get('max_iters', cfg.train_cfg.get('max_epochs'))
+    length = cfg.train_cfg.get('max_iters', cfg.train_cfg.get('max_epochs'))
+    assert cfg.param_scheduler[-1].end == length
+    epoch = 1 if cfg.param_scheduler[0].by_epoch or data.task == 'seg' else len(data.splits['train']) // plan.batch_size
+    assert cfg.param_scheduler[0].end <= 0.2 * length * epoch, 'the warm-up is a small part'
+    assert plan.batch_size <= len(data.splits['train'])
     if data.task == 'seg':
         (scale,) = (step.scale for step in cfg.test_pipeline if step.type == 'Resize')
         views = [step.scale for step in cfg.tta_pipeline[1].transforms[0]]
