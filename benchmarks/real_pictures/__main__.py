@@ -5,10 +5,12 @@
     python -m benchmarks.real_pictures --data CamVid --weights FILE.pth --part rule
     python -m benchmarks.real_pictures --data CamVid --weights FILE.pth --part main --seeds 0 1 2 3 4
     python -m benchmarks.real_pictures --data CamVid --part scratch --seeds 0 1 2 3 4
+    python -m benchmarks.real_pictures --data CamVid --weights FILE.pth --part second
     python -m benchmarks.real_pictures
 
 The parts go in this order: the first chooses the rate of the encoder, with the plain network, and the second how new
-parameters learn; both are measured on the validation pictures. A finished run has a file of its own in
+parameters learn; both are measured on the validation pictures. The parts ``more-rules``, ``longer`` and ``decoder``
+belong to a second round, and ``decoder`` chooses for ``second``. A finished run has a file of its own in
 ``benchmarks/results/real_pictures/``, and is not repeated; commands with different seeds can run side by side. A run is
 one thread with AVX2's instructions on every processor, so that the same seed gives the same numbers. Without ``--data``
 the command prints the tables of what is there, and writes them into docs/evidence.md.

@@ -108,18 +108,21 @@ class Stripes(nn.Module):
 
 
 class ScaledConv2d(EnlargedConv2d):
-    """Peripheral convolution whose numbers are divided by a power of the size of their region.
+    """Peripheral convolution whose numbers are scaled: divided by a power of the size of their region, or by rings.
 
     One number stands for as many positions of the kernel as its region has. An adaptive optimizer moves all numbers by
-    like amounts, and so the function by as many times more; a power of 1 takes that out.
+    like amounts, and so the function by as many times more; a power of 1 takes that out. ``outer`` multiplies the
+    numbers of regions that have more than one position: the optimizer moves these by as many times less.
     """
 
     power = 0.0
+    outer = 1.0
 
     def scaled_weight(self) -> Tensor:
         """The kernel's numbers, ``(C, 1, k', k')``."""
         side = torch.tensor(self.sharing_grid, dtype=self.weight.dtype)
-        return self.weight * (side[:, None] * side) ** -self.power
+        size = side[:, None] * side
+        return self.weight * size**-self.power * torch.where(size > 1, self.outer, 1.0)
 
     def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         return peripheral_conv2d(x, self.scaled_weight(), self.sharing_grid, self.bias, backend=self.backend)
@@ -136,7 +139,8 @@ class Variant:
         power: Of the size of a region, by which its number is divided (:class:`ScaledConv2d`).
         rate: Rate of the new kernels, their centres included, as a multiple of the encoder's.
         late: Share of the schedule during which they stay as they are.
-        options: Further arguments of PeLK, from scratch.
+        options: From scratch, further arguments of PeLK; else the decoder's ``width``, and of the new kernels ``outer``
+            (:class:`ScaledConv2d`), Adam's ``eps`` and the weight ``decay``.
     """
 
     kind: str
@@ -174,15 +178,17 @@ def pretrained_network(
     The seed gives the decoder its first values, the same for all encoders.
     """
     encoder = pretrained_encoder(weights)
-    channels, width = encoder.feature_info.channels(), WIDTH  # type: ignore[operator, union-attr]
+    options = dict(variant.options)
+    channels, width = encoder.feature_info.channels(), options.get('width', WIDTH)  # type: ignore[operator, union-attr]
     pyramid: tuple[int, ...] = ()
     if variant.kind == 'peripheral':
         mmpelk.enlarge(encoder, variant.kernel_size)
-        if variant.power:
+        if variant.power or 'outer' in options:
             for module in encoder.modules():
                 if isinstance(module, EnlargedConv2d):
                     module.__class__ = ScaledConv2d
                     module.power = variant.power  # type: ignore[assignment]
+                    module.outer = options.get('outer', 1.0)
     elif variant.kind in ('dense', 'stripes'):
         plain = dict(encoder.named_modules())
         for name in [change.name for change in mmpelk.enlarge(copy.deepcopy(encoder), variant.kernel_size).changes]:

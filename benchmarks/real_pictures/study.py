@@ -47,6 +47,28 @@ MAIN = {
     'wide': Variant('wide', 31),
     'pyramid': Variant('pyramid'),
 }
+# The second round, which asks what the first has left open: the rates beside the chosen one, the centre at the full
+# rate, Adam's epsilon, weight decay, and three times as long a schedule.
+MORE_RULES = {
+    'rate-0.1': Variant('peripheral', 31, rate=0.1),
+    'rate-0.03': Variant('peripheral', 31, rate=0.03),
+    'rate-0.3': Variant('peripheral', 31, rate=0.3),
+    'outer-0.1': Variant('peripheral', 31, options=(('outer', 0.1),)),
+    'epsilon-1e-4': Variant('peripheral', 31, options=(('eps', 1e-4),)),
+    'decay-0.5': Variant('peripheral', 31, options=(('decay', 0.5),)),
+}
+LONGER = {
+    'plain': Variant('plain'),
+    'rate-1': Variant('peripheral', 31),
+    'rate-0.1': Variant('peripheral', 31, rate=0.1),
+}
+# Width and rate of the decoder, of which one that does not limit the encoders is chosen.
+DECODERS = {
+    f'width-{width}-rate-{rate}': (Variant('plain', options=(('width', width),)), rate)
+    for width in (64, 128, 256)
+    for rate in (1e-3, 3e-3)
+}
+SECOND = {name: MAIN[name] for name in ('plain', 'peripheral-15', 'peripheral-31', 'dense-31')}
 _NO_EMBEDDING = ('positional_embedding', None)
 SCRATCH = {
     'conv7': Variant('conv7', options=(_NO_EMBEDDING,)),
@@ -287,6 +309,15 @@ def _chosen_rule(results: Path, variant: Variant) -> Variant:
     return replace(variant, power=power, rate=rule.rate, late=rule.late)
 
 
+def _chosen_decoder(results: Path, variant: Variant) -> Variant:
+    decoder, _ = DECODERS[best(results, 'decoder')]
+    return replace(_chosen_rule(results, variant), options=decoder.options)
+
+
+def _with_decoder_rate(results: Path, name: str) -> Schedule:
+    return replace(_chosen_rate(results, name), decoder_rate=DECODERS[name][1])
+
+
 PARTS = {
     part.name: part
     for part in (
@@ -299,6 +330,23 @@ PARTS = {
         ),
         Part('rule', RULES, (100, 101), 'val', _chosen_rate),
         Part('main', MAIN, (0, 1, 2, 3, 4), 'test', _chosen_rate, _chosen_rule),
+        Part('more-rules', MORE_RULES, (100, 101), 'val', _chosen_rate),
+        Part(
+            'longer',
+            LONGER,
+            (100, 101),
+            'val',
+            lambda results, name: replace(_chosen_rate(results, name), iterations=1200),
+        ),
+        Part('decoder', {name: variant for name, (variant, _) in DECODERS.items()}, (100,), 'val', _with_decoder_rate),
+        Part(
+            'second',
+            SECOND,
+            (0, 1, 2, 3, 4),
+            'test',
+            lambda results, name: _with_decoder_rate(results, best(results, 'decoder')),
+            _chosen_decoder,
+        ),
         Part(
             'scratch',
             SCRATCH,

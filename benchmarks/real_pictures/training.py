@@ -176,13 +176,17 @@ def _groups(
     network: Segmenter, new: Sequence[nn.Parameter], variant: Variant, schedule: Schedule
 ) -> list[dict[str, Any]]:
     fresh = set(new)
+    own = {
+        'weight_decay' if key == 'decay' else key: value for key, value in variant.options if key in ('eps', 'decay')
+    }
     groups: dict[tuple[bool, float, float], dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
         is_new = parameter in fresh
         rate = schedule.rate * (variant.rate if is_new else 1) if name.startswith('encoder.') else schedule.decoder_rate
         decay = schedule.weight_decay if parameter.ndim > 1 else 0.0
         group = groups.setdefault(
-            (is_new, rate, decay), dict(params=[], is_new=is_new, highest=rate, lr=rate, weight_decay=decay)
+            (is_new, rate, decay),
+            dict(params=[], is_new=is_new, highest=rate, lr=rate, weight_decay=decay) | (own if is_new else {}),
         )
         group['params'].append(parameter)
     return list(groups.values())

@@ -63,6 +63,9 @@ def test_scaled_numbers_move_the_kernel_by_their_size() -> None:
     torch.nn.init.ones_(conv.weight)
     side = torch.tensor(conv.sharing_grid, dtype=torch.float)
     assert torch.equal(conv.scaled_weight()[0, 0], 1 / (side[:, None] * side))
+    conv.power, conv.outer = 0.0, 0.25
+    assert torch.equal(conv.scaled_weight()[0, 0] == 1, side[:, None] * side == 1)
+    assert conv.scaled_weight().unique().tolist() == [0.25, 1]
 
 
 def test_batches_follow_the_seed_and_keep_pictures_and_labels_together(camvid: Path) -> None:
@@ -142,6 +145,29 @@ def test_later_parts_wait_for_the_choice_of_earlier_ones(tmp_path: Path) -> None
     plain, peripheral, dense = study.PARTS['main'].runs(tmp_path, ['plain', 'peripheral-51', 'dense-31'], [0])
     assert plain.schedule.rate == peripheral.schedule.rate == study.RATES[1]
     assert (plain.variant.power, peripheral.variant.power, dense.variant.power) == (0, 1, 0)
+
+
+def test_second_round_has_the_chosen_decoder_and_rule(tmp_path: Path) -> None:
+    chosen = dict(recipe='0.001', rule='rate-0.1', decoder='width-128-rate-0.003')
+    for part, best in chosen.items():
+        for name in study.PARTS[part].variants:
+            for seed in study.PARTS[part].seeds:
+                (tmp_path / f'{part}-{name}-{seed}.json').write_text(json.dumps(dict(miou=float(name == best))))
+    for run in study.PARTS['second'].runs(tmp_path, None, [0]):
+        assert run.variant.options == (('width', 128),)
+        assert run.variant.rate == (1 if run.variant.kind == 'plain' else 0.1)
+        assert (run.schedule.rate, run.schedule.decoder_rate, run.schedule.iterations) == (1e-3, 3e-3, 400)
+    assert {run.schedule.iterations for run in study.PARTS['longer'].runs(tmp_path, None, [100])} == {1200}
+
+
+def test_new_kernels_have_epsilon_and_decay_of_their_own() -> None:
+    network = torch.nn.ModuleDict(dict(encoder=torch.nn.Linear(2, 2)))
+    weight = next(network.parameters())
+    variant = Variant('peripheral', 31, options=(('eps', 1e-4), ('decay', 0.5)))
+    groups = training._groups(network, [weight], variant, training.Schedule(rate=1e-3))  # type: ignore[arg-type]
+    new, other = sorted(groups, key=lambda group: not group['is_new'])
+    assert (new['eps'], new['weight_decay']) == (1e-4, 0.5)
+    assert 'eps' not in other
 
 
 def test_share_of_a_kernel_beyond_a_distance() -> None:
