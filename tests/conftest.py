@@ -5,6 +5,8 @@ import gc
 import os
 import subprocess
 import sys
+import tempfile
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import torch.distributed as dist
+from mmengine.config import config as config_module
 from mmengine.config import utils as config_utils
 from mmengine.registry import DefaultScope, init_default_scope
 from yapf.yapflib import yapf_api
@@ -34,6 +37,10 @@ for variable in list(os.environ):
 
 # For every `_base_ = 'mmdet::...'` mmengine reads the toolbox's hundred metafiles again, a third of a second.
 config_utils.load = functools.cache(config_utils.load)
+# And it writes and removes temporary files for each config and each base of it: in memory, where there is a way.
+if os.access('/dev/shm', os.W_OK):
+    in_memory = functools.partial(tempfile.TemporaryDirectory, dir='/dev/shm')
+    config_module.tempfile = types.SimpleNamespace(**vars(tempfile) | dict(TemporaryDirectory=in_memory))
 # And yapf formats every config that is logged, dumped or saved, more than a second of a training: they hold the same.
 yapf_api.FormatCode = lambda text, **options: (text, False)
 

@@ -17,6 +17,7 @@ from torch.nn.utils import prune
 
 import mmpelk
 from mmpelk.errors import UserError
+from mmpelk.models import PeLK
 from mmpelk.sparsity import apply_masks
 from tests.paths import CONFIGS, sample_data
 from tests.sparsity.tiny import draw_masks
@@ -105,6 +106,19 @@ WRAPPERS = dict(
 )
 
 
+@pytest.fixture(scope='module')
+def segmentor() -> tuple[Any, Config, dict[str, Any]]:
+    return network('mmseg')
+
+
+@pytest.fixture
+def published(segmentor: tuple[Any, Config, dict[str, Any]], tmp_path: Path) -> Path:
+    """A folder that holds a network of MMSegmentation."""
+    model, cfg, meta = segmentor
+    hub.save_pretrained(model, tmp_path, cfg, meta)
+    return tmp_path
+
+
 @pytest.mark.parametrize('wrapper', WRAPPERS)
 def test_wrapped_network_comes_back(wrapper: str, tmp_path: Path) -> None:
     model, cfg, meta = network('mmseg')
@@ -146,15 +160,13 @@ def test_shrunk_network_comes_back(tmp_path: Path) -> None:
     assert other.cfg.model.backbone.hidden_channels[0] == [7]
 
 
-def test_toolboxes_take_the_folder_and_the_network(tmp_path: Path) -> None:
-    model, cfg, meta = network('mmseg')
-    hub.save_pretrained(model, tmp_path, cfg, meta)
+def test_toolboxes_take_the_folder_and_the_network(published: Path) -> None:
     from mmseg.apis import inference_model, init_model
 
     image = photograph()
-    own = inference_model(hub.from_pretrained(tmp_path), image)
-    theirs = init_model(str(tmp_path / 'config.py'), str(tmp_path / 'model.safetensors'), device='cpu')
-    assert theirs.dataset_meta['classes'] == list(meta['classes'])
+    own = inference_model(hub.from_pretrained(published), image)
+    theirs = init_model(str(published / 'config.py'), str(published / 'model.safetensors'), device='cpu')
+    assert theirs.dataset_meta['classes'] == [f'class {index}' for index in range(11)]
     assert torch.equal(own.pred_sem_seg.data, inference_model(theirs, image).pred_sem_seg.data)
 
 
@@ -189,70 +201,46 @@ def _recipe(part: dict[str, Any], **others: Any) -> str:
     return f"default_scope = 'mmseg'\nmodel = {dict(type='EncoderDecoder', backbone=part, **others)!r}\n"
 
 
-@pytest.mark.parametrize(
-    ('recipe', 'message'),
-    [
-        ('import os\nos.system("touch pwned")\n', 'more than names and literal values'),
-        ('model = dict(type=print("x"))\n', 'more than names and literal values'),
-        ('model = {[1]: 2}\n', 'more than names and literal values'),
-        (f'model = {"~" * 20_000}1\n', 'more than names and literal values'),
-        ('model = {"type": "os.system", "command": "touch pwned"}\n', "wants 'os.system'"),
-        ('model = {"type": "EncoderDecoder", "backbone": [{"type": "mmengine.load"}]}\n', "wants 'mmengine.load'"),
-        ('default_scope = "evil"\nmodel = {}\n', "wants 'evil'"),
-        (_recipe(dict(type='CameraMotionCompensation', warp_mode='euclidean')), 'CameraMotionCompensation'),
-        (_recipe(dict(type='EncoderDecoder', _scope_='mmdet')), '_scope_'),
-        (_recipe(dict(type='PeLK', channels=[10**9])), 'channels beyond'),
-        (_recipe(dict(type='evil_module')), "wants 'evil_module'"),
-        (_recipe(dict(type='MaskRCNN')), "'MaskRCNN', which is not registered here in 'mmseg'"),
-        (_recipe(dict(type='CrossEntropyLoss', class_weight='evil.pkl')), "class_weight='evil.pkl'"),
-        (_recipe(dict(type='CrossEntropyLoss', class_weight='mean')), "class_weight='mean'"),
-        (_recipe(dict(type='CrossEntropyLoss', reduction='evil')), "reduction='evil'"),
-        (_recipe(dict(type='CrossEntropyLoss', class_weight='http://host/evil')), "class_weight='http://host/evil'"),
-        (_recipe(dict(type='nms'), decode_head=None), "wants 'nms' where no such module is registered"),
-        (_recipe(dict(type='Resize')), "wants 'Resize', which is not registered here in 'mmseg' as what"),
-        ('default_scope = "mmseg"\nmodel = {}\ntest_pipeline = [{"type": "Mixup"}]\n', "wants 'Mixup', which is not"),
-        ('default_scope = "mmseg"\nmodel = {}\nvisualizer = {"type": "Resize"}\n', "wants 'Resize', which is not"),
-        (_recipe(dict(type='CrossEntropyLoss', class_weight=b'x')), 'of type bytes'),
-        (_recipe(dict(type='UPerHead', test_cfg=dict(nms=dict(type='__import__("os")')))), 'known to run nothing'),
-        ('default_scope = "mmseg"\nmodel = {}\ntest_pipeline = [{"type": "evil"}]\n', "wants 'evil'"),
-        ('default_scope = "mmseg"\nmodel = {}\nvisualizer = {"type": "evil"}\n', "wants 'evil'"),
-        ('model = {"type": "EncoderDecoder", "backbone": {"_scope_": "evil"}}\n', "wants 'evil'"),
-        ('default_scope = "mmseg"\n', 'has no model'),
-    ],
-    ids=[
-        *(
-            'statement',
-            'call',
-            'key',
-            'deep',
-            'type',
-            'function',
-            'scope',
-            'evaluates',
-            'other scope',
-            'size',
-            'module',
-            'not registered',
-        ),
-        *('pickle', 'file', 'word', 'address', 'imported nms', 'imported transform'),
-        *(
-            'imported in pipeline',
-            'imported visualizer',
-            'bytes',
-            'nms',
-            'pipeline',
-            'visualizer',
-            'inner scope',
-            'none',
-        ),
-    ],
-)
-def test_recipes_run_no_code(recipe: str, message: str, tmp_path: Path) -> None:
-    model, cfg, meta = network('mmseg')
-    hub.save_pretrained(model, tmp_path, cfg, meta)
-    (tmp_path / 'config.py').write_text(recipe)
+BARE = 'default_scope = "mmseg"\nmodel = {}\n'
+HARMFUL = {
+    'statement': ('import os\nos.system("touch pwned")\n', 'more than names and literal values'),
+    'call': ('model = dict(type=print("x"))\n', 'more than names and literal values'),
+    'key': ('model = {[1]: 2}\n', 'more than names and literal values'),
+    'deep': (f'model = {"~" * 20_000}1\n', 'more than names and literal values'),
+    'type': ('model = {"type": "os.system", "command": "touch pwned"}\n', "wants 'os.system'"),
+    'function': (
+        'model = {"type": "EncoderDecoder", "backbone": [{"type": "mmengine.load"}]}\n',
+        "wants 'mmengine.load'",
+    ),
+    'scope': ('default_scope = "evil"\nmodel = {}\n', "wants 'evil'"),
+    'evaluates': (_recipe(dict(type='CameraMotionCompensation', warp_mode='euclidean')), 'CameraMotionCompensation'),
+    'other scope': (_recipe(dict(type='EncoderDecoder', _scope_='mmdet')), '_scope_'),
+    'size': (_recipe(dict(type='PeLK', channels=[10**9])), 'channels beyond'),
+    'module': (_recipe(dict(type='evil_module')), "wants 'evil_module'"),
+    'not registered': (_recipe(dict(type='MaskRCNN')), "'MaskRCNN', which is not registered here in 'mmseg'"),
+    'pickle': (_recipe(dict(type='CrossEntropyLoss', class_weight='evil.pkl')), "class_weight='evil.pkl'"),
+    'file': (_recipe(dict(type='CrossEntropyLoss', class_weight='mean')), "class_weight='mean'"),
+    'word': (_recipe(dict(type='CrossEntropyLoss', reduction='evil')), "reduction='evil'"),
+    'address': (_recipe(dict(type='CrossEntropyLoss', class_weight='http://host/evil')), "'http://host/evil'"),
+    'imported nms': (_recipe(dict(type='nms'), decode_head=None), "wants 'nms' where no such module is registered"),
+    'imported transform': (_recipe(dict(type='Resize')), "'Resize', which is not registered here in 'mmseg' as what"),
+    'imported in pipeline': (BARE + 'test_pipeline = [{"type": "Mixup"}]\n', "wants 'Mixup', which is not"),
+    'imported visualizer': (BARE + 'visualizer = {"type": "Resize"}\n', "wants 'Resize', which is not"),
+    'bytes': (_recipe(dict(type='CrossEntropyLoss', class_weight=b'x')), 'of type bytes'),
+    'nms': (_recipe(dict(type='UPerHead', test_cfg=dict(nms=dict(type='__import__("os")')))), 'known to run nothing'),
+    'pipeline': (BARE + 'test_pipeline = [{"type": "evil"}]\n', "wants 'evil'"),
+    'visualizer': (BARE + 'visualizer = {"type": "evil"}\n', "wants 'evil'"),
+    'inner scope': ('model = {"type": "EncoderDecoder", "backbone": {"_scope_": "evil"}}\n', "wants 'evil'"),
+    'none': ('default_scope = "mmseg"\n', 'has no model'),
+}
+
+
+@pytest.mark.parametrize('kind', HARMFUL)
+def test_recipes_run_no_code(kind: str, published: Path) -> None:
+    recipe, message = HARMFUL[kind]
+    (published / 'config.py').write_text(recipe)
     with pytest.raises(ValueError, match=message):
-        hub.from_pretrained(tmp_path)
+        hub.from_pretrained(published)
     assert not Path('pwned').exists()
 
 
@@ -265,20 +253,20 @@ def test_recipes_run_no_code(recipe: str, message: str, tmp_path: Path) -> None:
         ("model = {'type': 'EncoderDecoder', 'other': 1}\n", 'TypeError'),
     ],
 )
-def test_networks_that_cannot_be_built_end_in_a_sentence(added: str, message: str, tmp_path: Path) -> None:
-    model, cfg, meta = network('mmseg')
-    hub.save_pretrained(model, tmp_path, cfg, meta)
-    with open(tmp_path / 'config.py', 'a') as file:
+def test_networks_that_cannot_be_built_end_in_a_sentence(added: str, message: str, published: Path) -> None:
+    with open(published / 'config.py', 'a') as file:
         file.write(added)
     with pytest.raises(UserError, match=message):
-        hub.from_pretrained(tmp_path)
+        hub.from_pretrained(published)
 
 
 @pytest.mark.parametrize(
     'odd', [dict(classes=3), dict(classes=['a', 3]), dict(palette='x'), dict(palette=[[1, 2, 300]])]
 )
-def test_odd_classes_and_colours_are_refused(odd: dict[str, Any], tmp_path: Path) -> None:
-    model, cfg, meta = network('mmseg')
+def test_odd_classes_and_colours_are_refused(
+    odd: dict[str, Any], segmentor: tuple[Any, Config, dict[str, Any]], tmp_path: Path
+) -> None:
+    model, cfg, meta = segmentor
     hub.save_pretrained(model, tmp_path, cfg, {**meta, **odd})
     with pytest.raises(UserError, match='in its dataset_meta'):
         hub.from_pretrained(tmp_path)
@@ -298,19 +286,17 @@ def test_modules_that_the_caller_trusts(tmp_path: Path) -> None:
     hub.refuse_harmful_recipe(content, 'name', ['PointHead'])
 
 
-def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
-    model, cfg, meta = network('mmseg')
-    hub.save_pretrained(model, tmp_path, cfg, meta)
-    recipe = tmp_path / 'config.py'
-    text = recipe.read_text()
-    recipe.write_text(text.replace("'depths': (1, 1)", "'depths': (1, 2)"))
-    with pytest.raises(ValueError, match=r'stages\.1\.1.* is missing'):
-        hub.from_pretrained(tmp_path)
-    model.backbone.save_pretrained(tmp_path / 'backbone')
-    with pytest.raises(ValueError, match="holds 'PeLK'"):
-        hub.from_pretrained(tmp_path / 'backbone')
-    with pytest.raises(ValueError, match="holds 'recipe'"):
-        type(model.backbone).from_pretrained(tmp_path)
+def test_weights_of_another_network_are_refused(published: Path) -> None:
+    recipe = published / 'config.py'
+    network('mmseg')[0].backbone.save_pretrained(published / 'backbone')
+    recipe.write_text(recipe.read_text().replace("'depths': (1, 1)", "'depths': (1, 2)"))
+    for load, folder, message in (
+        (hub.from_pretrained, published, r'stages\.1\.1.* is missing'),
+        (hub.from_pretrained, published / 'backbone', "holds 'PeLK'"),
+        (PeLK.from_pretrained, published, "holds 'recipe'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load(folder)
 
 
 def test_network_without_a_recipe_is_not_written(tmp_path: Path) -> None:

@@ -33,6 +33,14 @@ def trained(name: str = 'peripheral', **arguments: object) -> PeripheralMixer:
     return mixer.eval()
 
 
+def network(depth: int = 1, deployed: bool = False, **arguments: object) -> PeLK:
+    arch = dict(depths=(depth,), channels=(16,), kernel_sizes=(SIZE,))
+    model = PeLK(arch, **dict(gap_before_final_norm=False) | arguments).eval()
+    if deployed:
+        model.switch_to_deploy()
+    return model
+
+
 def image() -> Tensor:
     return torch.randn(2, 4, 9, 11, dtype=torch.float64, requires_grad=True)
 
@@ -56,13 +64,19 @@ OF_ALL = [register_module_forward_hook, register_module_forward_pre_hook, regist
 @pytest.mark.parametrize('kind', OF_A_KERNEL)
 @pytest.mark.parametrize('name', ['large', 'small'])
 def test_a_watched_kernel_is_called_in_training(name: str, kind: str) -> None:
-    mixer, x, seen = trained().train(), image(), []
-    want = mixer(x)
+    """With the outputs and gradients of the form that computes both kernels at once."""
+    mixer, x, seen = trained(positional_embedding='in_bounds').train(), image(), []
+    inputs = [x, torch.randn(4, SIZE, SIZE, dtype=torch.float64, requires_grad=True)]
+
+    def outcome() -> list[Tensor]:
+        out = mixer(*inputs)
+        return [out, *torch.autograd.grad(out.sin().sum(), [*inputs, *mixer.parameters()])]
+
+    want = outcome()
     OF_A_KERNEL[kind](getattr(mixer, name), seen)
-    got = mixer(x)
-    got.sum().backward()
+    got = outcome()
     assert seen == [1]
-    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize('register', OF_ALL, ids=lambda function: function.__name__)
@@ -79,12 +93,11 @@ def test_global_hooks_see_both_kernels(register: Callable) -> None:
 @pytest.mark.parametrize('kind', ['forward hook', 'forward pre-hook', 'replaced forward'])
 @torch.no_grad()
 def test_a_watched_kernel_is_called_when_deployed(kind: str) -> None:
-    network = PeLK(dict(depths=(1,), channels=(16,), kernel_sizes=(SIZE,)), gap_before_final_norm=False).eval()
-    network.switch_to_deploy()
+    model = network(deployed=True)
     x, seen = torch.rand(1, 3, 32, 32), []
-    want = network(x)[0]
-    OF_A_KERNEL[kind](network.stages[0][0].mixer.large, seen)
-    torch.testing.assert_close(network(x)[0], want)
+    want = model(x)[0]
+    OF_A_KERNEL[kind](model.stages[0][0].mixer.large, seen)
+    torch.testing.assert_close(model(x)[0], want)
     assert seen == [1]
 
 
@@ -151,19 +164,37 @@ def test_what_computes_a_weight_is_folded(name: str, kind: str) -> None:
     assert not [name for name, _ in mixer.named_buffers() if 'weight' in name]
 
 
-REFUSED: dict[str, Callable[[PeripheralMixer], object]] = {
-    'large': lambda mixer: mixer.large.register_forward_hook(lambda module, args, out: 2 * out),
-    'small': lambda mixer: replace_forward(mixer.small, []),
-    'large_norm': lambda mixer: mixer.large_norm.register_forward_hook(lambda module, args, out: out + 1),
+class Activated(nn.BatchNorm2d):
+    """As timm's norms with an activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+def activate(mixer: PeripheralMixer) -> None:
+    norm = Activated(4).double().eval()
+    norm.load_state_dict(mixer.large_norm.state_dict())
+    mixer.large_norm = norm
+
+
+CANNOT = 'cannot be merged: .* Take that off it before switch_to_deploy'
+REFUSED: dict[str, tuple[Callable[[PeripheralMixer], object], str]] = {
+    'hook': (lambda mixer: mixer.large.register_forward_hook(lambda module, args, out: 2 * out), f'large .* {CANNOT}'),
+    'forward': (lambda mixer: replace_forward(mixer.small, []), f'small .* {CANNOT}'),
+    'hook of a norm': (
+        lambda mixer: mixer.large_norm.register_forward_hook(lambda module, args, out: out + 1),
+        f'large_norm .* {CANNOT}',
+    ),
+    'norm that does more': (activate, 'Activated may do more than a batch norm'),
 }
 
 
-@pytest.mark.parametrize('name', REFUSED)
-def test_what_cannot_be_folded_is_refused(name: str) -> None:
-    mixer, x = trained(), image()
-    REFUSED[name](mixer)
+@pytest.mark.parametrize('kind', REFUSED)
+def test_what_cannot_be_folded_is_refused(kind: str) -> None:
+    (change, message), mixer, x = REFUSED[kind], trained(), image()
+    change(mixer)
     want = mixer(x)
-    with pytest.raises(ValueError, match=f'{name} .* cannot be merged: .* Take that off it before switch_to_deploy'):
+    with pytest.raises(ValueError, match=message):
         mixer.switch_to_deploy()
     torch.testing.assert_close(mixer(x), want)  # still whole
 
@@ -198,61 +229,40 @@ def test_kernels_that_are_shared_are_merged_apart(name: str) -> None:
 @pytest.mark.parametrize('wrap', [False, True])
 @torch.no_grad()
 def test_a_watched_mixer_gets_its_own_channels_when_deployed(wrap: bool) -> None:
-    network = PeLK(dict(depths=(1,), channels=(16,), kernel_sizes=(SIZE,)), gap_before_final_norm=False).eval()
-    network.switch_to_deploy()
-    mixer, seen = network.stages[0][0].mixer, []
+    model = network(deployed=True)
+    mixer, seen = model.stages[0][0].mixer, []
     if wrap:
         inner = mixer.forward
         mixer.forward = lambda x, embedding=None: (seen.append(x.shape[1]), inner(x, embedding))[1]
     else:
         mixer.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[1]))
-    network(torch.rand(1, 3, 32, 32))
+    model(torch.rand(1, 3, 32, 32))
     assert seen == [6]
 
 
-class Activated(nn.BatchNorm2d):
-    """As timm's norms with an activation."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).relu()
-
-
-def test_norms_that_do_more_are_refused() -> None:
-    mixer, x = trained(), image()
-    norm = Activated(4).double().eval()
-    norm.load_state_dict(mixer.large_norm.state_dict())
-    mixer.large_norm = norm
-    want = mixer(x)
-    with pytest.raises(ValueError, match='Activated may do more than a batch norm'):
-        mixer.switch_to_deploy()
-    torch.testing.assert_close(mixer(x), want)
-
-
 def test_a_pruned_embedding_is_folded() -> None:
-    network = PeLK(dict(depths=(2,), channels=(16,), kernel_sizes=(SIZE,)), gap_before_final_norm=False).double().eval()
-    stage, x = network.stages[0], torch.rand(1, 3, 32, 32, dtype=torch.float64)
+    model = network(2).double()
+    stage, x = model.stages[0], torch.rand(1, 3, 32, 32, dtype=torch.float64)
     prune.l1_unstructured(stage, 'positional_embedding', 0.3)
     stage.positional_embedding_orig.data.mul_(30)  # as a step of an optimizer
     with torch.no_grad():
-        want = network(x)[0]
-        network.switch_to_deploy()
-        torch.testing.assert_close(network(x)[0], want)
+        want = model(x)[0]
+        model.switch_to_deploy()
+        torch.testing.assert_close(model(x)[0], want)
 
 
 def test_dropped_paths_can_be_drawn_in_evaluation() -> None:
-    arch = dict(depths=(2,), channels=(16,), kernel_sizes=(SIZE,))
-    network = PeLK(arch, drop_path_rate=0.9, layer_scale_init_value=1.0).eval()
+    model = network(2, drop_path_rate=0.9, layer_scale_init_value=1.0, gap_before_final_norm=True)
     x = torch.rand(8, 3, 32, 32)
     with torch.no_grad():
-        want = network(x)[0]
-        assert torch.equal(network(x)[0], want)
-        network.stages[0][1].drop_path.train()
-        assert not torch.equal(network(x)[0], want)
+        want = model(x)[0]
+        assert torch.equal(model(x)[0], want)
+        model.stages[0][1].drop_path.train()
+        assert not torch.equal(model(x)[0], want)
 
 
 def test_slices_of_a_stage_keep_names_and_embedding() -> None:
-    network = PeLK(dict(depths=(3,), channels=(16,), kernel_sizes=(SIZE,)), gap_before_final_norm=False).eval()
-    stage, x = network.stages[0], torch.rand(1, 16, 9, 9)
+    stage, x = network(3).stages[0], torch.rand(1, 16, 9, 9)
     with torch.no_grad():
         torch.testing.assert_close(stage[1:](stage[:1](x)), stage(x))
     assert [name for name, _ in stage[1:].named_children()] == ['1', '2']
@@ -261,19 +271,18 @@ def test_slices_of_a_stage_keep_names_and_embedding() -> None:
 
 @torch.no_grad()
 def test_forward_mode_is_refused_when_deployed_and_vmap_keeps_nothing() -> None:
-    network = PeLK(dict(depths=(1,), channels=(16,), kernel_sizes=(SIZE,)), gap_before_final_norm=False).eval()
-    network.switch_to_deploy()
+    model = network(deployed=True)
     x = torch.rand(1, 3, 32, 32)
     with pytest.raises(NotImplementedError, match='no forward-mode derivative'):
-        torch.func.jvp(lambda image: network(image)[0], (x,), (x,))
+        torch.func.jvp(lambda image: model(image)[0], (x,), (x,))
     stacked = torch.stack([x, 2 * x])
-    want = torch.stack([network(one)[0] for one in stacked])
+    want = torch.stack([model(one)[0] for one in stacked])
     for _ in range(2):
-        torch.testing.assert_close(torch.vmap(lambda image: network(image)[0])(stacked), want)
+        torch.testing.assert_close(torch.vmap(lambda image: model(image)[0])(stacked), want)
 
 
 def test_arguments_are_those_of_the_call() -> None:
     arch = dict(depths=[1], channels=[16], kernel_sizes=[SIZE])
-    network = PeLK(arch)
+    model = PeLK(arch)
     arch['kernel_sizes'][0] = 31
-    assert network.arguments()['arch']['kernel_sizes'] == [SIZE]
+    assert model.arguments()['arch']['kernel_sizes'] == [SIZE]

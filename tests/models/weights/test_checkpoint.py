@@ -64,6 +64,17 @@ def test_spellings_of_init_cfg(kind: Any, spelling: Callable, trained: dict[str,
         load(absent)
 
 
+def test_weights_that_do_not_fit_name_the_prefix_and_the_shapes(trained: dict[str, Tensor], tmp_path: Path) -> None:
+    right = write(tmp_path / 'right.pth', dict(state_dict=prefixed(trained, PREFIX)))
+    other = write(tmp_path / 'other.pth', PeLK(**SMALL | dict(kernel_sizes=(15, 7))).state_dict())
+    for path, prefix, message in (
+        (right, 'encoder.', r"no key of .* begins with 'encoder.'"),
+        (other, '', r'stages.0.positional_embedding \(3, 15, 15\) instead of \(3, 13, 13\)'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load(dict(type='Pretrained', checkpoint=path, prefix=prefix))
+
+
 def test_other_initialisations_are_no_weights() -> None:
     for cfg in (None, [], dict(type='TruncNormal', layer='Linear'), [dict(type='Kaiming', layer='Conv2d')]):
         assert pretrained_cfgs(cfg) == []
