@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mmpelk.ops import peripheral_conv2d
 from mmpelk.ops.backends import BACKENDS as TABLE
+from mmpelk.ops.backends import Backend
 from mmpelk.ops.custom_op import HAS_CUSTOM_OP
 
 #: Every backend that needs torch alone; :mod:`triton_cases` has the others.
@@ -58,3 +59,27 @@ def check_no_less_exact_than_dense(
             assert value.dtype == inputs[0].dtype, name
             error, bound = relative_error(value, want), max(1.5 * relative_error(other, want), floor)
             assert error <= bound, f'{backend}, {name}: relative error {error:.2e}, allowed {bound:.2e}'
+
+
+class Recording(dict[str, Backend]):
+    """The table of backends, which notes the names that are looked up."""
+
+    def __init__(self) -> None:
+        super().__init__(TABLE)
+        self.used: list[str] = []
+
+    def __getitem__(self, name: str) -> Backend:
+        self.used.append(name)
+        return TABLE[name]
+
+
+LAYOUTS = {
+    'contiguous': lambda x: x,
+    'channel slice': lambda x: torch.cat([x, x], 1)[:, : x.shape[1]],
+    'channels last': lambda x: x.contiguous(memory_format=torch.channels_last),
+    'channel slice of channels last': lambda x: torch.cat([x, x], 1).contiguous(memory_format=torch.channels_last)[
+        :, : x.shape[1]
+    ],
+    'transposed': lambda x: x.mT.contiguous().mT,
+    'every second column': lambda x: x.repeat_interleave(2, -1)[..., ::2],
+}

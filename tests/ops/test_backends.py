@@ -28,24 +28,23 @@ from mmpelk.ops.backends import (
     table,
 )
 from mmpelk.ops.prepared import prepare
-from tests.ops.inputs import BACKENDS, convolve, make_inputs, needs_custom_op, output_and_gradients
+from tests.ops.inputs import BACKENDS, Recording, convolve, make_inputs, needs_custom_op, output_and_gradients
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
 def test_forcing_a_backend(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = sharing_grid(13, 5)
     x, weight, _ = make_inputs(grid, 10, 9)
-    used: list[str] = []
-    monkeypatch.setattr('mmpelk.ops.backends.calls.BACKENDS', _recording(used))
+    monkeypatch.setattr('mmpelk.ops.backends.calls.BACKENDS', table := Recording())
     x.requires_grad_()
     weight.requires_grad_()
     with force_backend(backend):
         out = peripheral_conv2d(x, weight, grid)
         peripheral_conv2d(x, weight, grid, backend='dense')
     out.sum().backward()  # both gradients, outside the block
-    assert used == [backend, 'dense', backend, backend]
+    assert table.used == [backend, 'dense', backend, backend]
     peripheral_conv2d(x, weight, grid)
-    assert used[-1] == fastest_backend(x, grid)
+    assert table.used[-1] == fastest_backend(x, grid)
 
 
 def test_forcing_is_of_a_thread() -> None:
@@ -116,65 +115,41 @@ def test_the_choice_is_said_once_per_shape(caplog: pytest.LogCaptureFixture) -> 
     assert said[1].startswith('gradient of the weight of')
 
 
-def _recording(used: list[str]) -> dict[str, Backend]:
-    class Recording(dict):
-        def __getitem__(self, name: str) -> Backend:
-            used.append(name)
-            return TABLE[name]
+# Processor, channels, side of the map, K, centre, dtype; the fastest for the output and for the gradient of the weight,
+# as measured where the constants come from.
+CHOICES = """
+AVX2   46 128 51  1 float32  fft   fft
+AVX2   46  56 51  1 float32  dft   fft
+AVX2   46 256 51  1 float32  fft   fft
+AVX2   93  28 49  1 float32  dft   dft
+AVX2  187  14 47  1 float32  dft   dft
+AVX2  187  14 47  1 bfloat16 dft   dft
+AVX2  374   7 13  1 float32  dense dft
+AVX2   46 128 13  1 bfloat16 fft   fft
+AVX2  374  16 13  1 bfloat16 dense dft
+AVX2   46  56 13  1 float64  dft   fft
+AVX2   46  56  5  1 float32  dense dense
+AVX512 46 128 51  5 float32  fft   fft
+AVX512 46  96 51  5 float32  fft   fft
+AVX512 46  56 51  5 float32  dft   fft
+AVX512 62  96 101 5 float32  fft   fft
+AVX512 46  56 101 5 float32  dft   fft
+AVX512 93  28 49  5 float32  dft   dft
+AVX512 187 24 47  5 float32  dft   dft
+AVX512 187 14 47  5 float32  dense dft
+AVX512 374 16 13  5 float32  dft   dft
+AVX512 374  7 13  5 float32  dense dft
+"""
 
-    return Recording()
 
-
-@pytest.mark.parametrize(
-    ('channels', 'size', 'kernel_size', 'dtype', 'output', 'weight_grad'),
-    [
-        (46, 128, 51, torch.float32, 'fft', 'fft'),
-        (46, 56, 51, torch.float32, 'dft', 'fft'),
-        (46, 256, 51, torch.float32, 'fft', 'fft'),
-        (93, 28, 49, torch.float32, 'dft', 'dft'),
-        (187, 14, 47, torch.float32, 'dft', 'dft'),
-        (187, 14, 47, torch.bfloat16, 'dft', 'dft'),
-        (374, 7, 13, torch.float32, 'dense', 'dft'),
-        (46, 128, 13, torch.bfloat16, 'fft', 'fft'),
-        (374, 16, 13, torch.bfloat16, 'dense', 'dft'),
-        (46, 56, 13, torch.float64, 'dft', 'fft'),
-        (46, 56, 5, torch.float32, 'dense', 'dense'),
-    ],
-)
-def test_choice_on_a_cpu(
-    channels: int,
-    size: int,
-    kernel_size: int,
-    dtype: torch.dtype,
-    output: str,
-    weight_grad: str,
-) -> None:
-    x, grid = torch.empty(1, dtype=dtype).expand(1, channels, size, size), sharing_grid(kernel_size, 1)
-    assert fastest_backend(x, grid, processor='AVX2') == output
-    assert fastest_backend(x, grid, weight_grad=True, processor='AVX2') == weight_grad
+@pytest.mark.parametrize('row', CHOICES.strip().splitlines())
+def test_choice_on_a_cpu(row: str) -> None:
+    processor, channels, side, kernel_size, center_size, dtype, output, weight_grad = row.split()
+    x = torch.empty(1, dtype=getattr(torch, dtype)).expand(1, int(channels), int(side), int(side))
+    grid = sharing_grid(int(kernel_size), int(center_size))
+    assert fastest_backend(x, grid, processor=processor) == output
+    assert fastest_backend(x, grid, weight_grad=True, processor=processor) == weight_grad
     assert {'dense', 'dft', 'fft'} <= set(available_backends())
-
-
-@pytest.mark.parametrize(
-    ('channels', 'size', 'kernel_size', 'output', 'weight_grad'),
-    [
-        (46, 128, 51, 'fft', 'fft'),
-        (46, 96, 51, 'fft', 'fft'),
-        (46, 56, 51, 'dft', 'fft'),
-        (62, 96, 101, 'fft', 'fft'),
-        (46, 56, 101, 'dft', 'fft'),
-        (93, 28, 49, 'dft', 'dft'),
-        (187, 24, 47, 'dft', 'dft'),
-        (187, 14, 47, 'dense', 'dft'),
-        (374, 16, 13, 'dft', 'dft'),
-        (374, 7, 13, 'dense', 'dft'),
-    ],
-)
-def test_choice_with_avx512(channels: int, size: int, kernel_size: int, output: str, weight_grad: str) -> None:
-    """The fastest as measured where the constants come from."""
-    x, grid = torch.empty(1).expand(2, channels, size, size), sharing_grid(kernel_size)
-    assert fastest_backend(x, grid, processor='AVX512') == output
-    assert fastest_backend(x, grid, weight_grad=True, processor='AVX512') == weight_grad
 
 
 def test_choice_follows_this_machine_unless_a_class_is_named() -> None:

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmpelk.ops import peripheral_conv2d, sharing_grid
 from mmpelk.ops.branches import peripheral_branches
 from mmpelk.ops.positional_op import central_embedding, positional_term
-from tests.ops.inputs import BACKENDS, needs_custom_op
+from tests.ops.inputs import BACKENDS, LAYOUTS, needs_custom_op
 
 GRID = sharing_grid(13, 5)
 
@@ -40,17 +40,8 @@ def draw(*, embedding: bool, dtype: torch.dtype = torch.float64, size: tuple[int
     ]
 
 
-LAYOUTS = {
-    'contiguous': lambda x: x,
-    'channels last': lambda x: x.contiguous(memory_format=torch.channels_last),
-    'channel slice of channels last': lambda x: torch.cat([x, x], 1).contiguous(memory_format=torch.channels_last)[
-        :, : x.shape[1]
-    ],
-}
-
-
 @pytest.mark.parametrize('embedding', [True, False], ids=['embedding', 'no-embedding'])
-@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('layout', ['contiguous', 'channels last', 'channel slice of channels last'])
 @pytest.mark.parametrize('backend', [None, *BACKENDS])
 def test_outputs_and_gradients(backend: str | None, layout: str, embedding: bool) -> None:
     results = []

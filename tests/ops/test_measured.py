@@ -19,6 +19,7 @@ from mmpelk.ops import peripheral_conv2d, sharing_grid
 from mmpelk.ops.backends import BACKENDS as TABLE
 from mmpelk.ops.backends import fastest_backend, measured
 from mmpelk.ops.prepared import prepare
+from tests.ops.inputs import Recording
 
 GRID = sharing_grid(13)
 
@@ -29,16 +30,9 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seconds = {'dense': 3.0, 'dft': 2.0, 'fft': 1.0}
         self.timed: list[str] = []
-        self.used: list[str] = []
         monkeypatch.setattr(measured, '_seconds', self.time)
-        clock = self
-
-        class Recording(dict):
-            def __getitem__(self, name: str) -> Any:
-                clock.used.append(name)
-                return TABLE[name]
-
-        monkeypatch.setattr('mmpelk.ops.backends.calls.BACKENDS', Recording())
+        monkeypatch.setattr('mmpelk.ops.backends.calls.BACKENDS', table := Recording())
+        self.used = table.used
 
     def time(self, x: Tensor, call: Callable[[], Any], in_a_row: int = 1) -> float:
         name = call.args[0]  # type: ignore[attr-defined]

@@ -15,6 +15,7 @@ from mmpelk.ops.sharing_grid import mirror_half_grid
 from tests.ops.inputs import (
     BACKENDS,
     FAST,
+    LAYOUTS,
     check_no_less_exact_than_dense,
     convolve,
     make_inputs,
@@ -133,17 +134,6 @@ def test_second_derivatives(backend: str, bias_dims: int) -> None:
     inputs = [tensor.requires_grad_() for tensor in (x, weight, bias if bias_dims == 3 else bias[:, 0, 0].clone())]
     # fast_mode: one random direction per argument instead of one pass per number, of which there are hundreds.
     assert torch.autograd.gradgradcheck(convolve(grid, backend), inputs, fast_mode=True)
-
-
-LAYOUTS = {
-    'channel slice': lambda x: torch.cat([x, x], 1)[:, : x.shape[1]],
-    'channels last': lambda x: x.contiguous(memory_format=torch.channels_last),
-    'channel slice of channels last': lambda x: torch.cat([x, x], 1).contiguous(memory_format=torch.channels_last)[
-        :, : x.shape[1]
-    ],
-    'transposed': lambda x: x.mT.contiguous().mT,
-    'every second column': lambda x: x.repeat_interleave(2, -1)[..., ::2],
-}
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)

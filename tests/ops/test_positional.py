@@ -5,23 +5,27 @@ import torch
 
 from mmpelk.ops import sharing_grid
 from mmpelk.ops.positional import positional_constant, positional_map, prefix_sum, summed_area_table
+from mmpelk.ops.positional_op import positional_term
 from mmpelk.ops.reference import peripheral_conv2d_reference
 
 SIZES = [(1, 1), (3, 8), (9, 12), (25, 6)]
 
 
-@pytest.mark.parametrize('mode', ['in_bounds', 'constant'])
+@pytest.mark.parametrize('form', ['look-ups', 'operator', 'constant'])
 @pytest.mark.parametrize('size', SIZES, ids=lambda size: f'{size[0]}x{size[1]}')
-def test_term_matches_equation_3(size: tuple[int, int], mode: str) -> None:
+def test_term_matches_equation_3(size: tuple[int, int], form: str) -> None:
     grid = sharing_grid(13, 5)
     generator = torch.Generator().manual_seed(0)
     weight, embedding = (
         torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
         for shape in ((3, 1, 9, 9), (3, 13, 13))
     )
+    mode = 'constant' if form == 'constant' else 'in_bounds'
     nothing = torch.zeros(1, 3, *size, dtype=torch.float64)
     want = peripheral_conv2d_reference(nothing, weight, grid, embedding=embedding, embedding_mode=mode)[0]
-    if mode == 'in_bounds':
+    if form == 'operator':
+        got = positional_term(weight, embedding, grid, *size)
+    elif form == 'look-ups':
         got = positional_map(summed_area_table(weight, grid, embedding), size)
     else:
         got = positional_constant(weight, grid, embedding)[:, None, None].expand_as(want)

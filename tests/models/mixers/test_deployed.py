@@ -5,6 +5,7 @@ import pickle
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
+from multiprocessing.reduction import ForkingPickler
 from unittest import mock
 
 import pytest
@@ -177,43 +178,23 @@ def test_settings_and_copies(mixer: PeripheralMixer, backend: str, dtype: torch.
     with pytest.raises(ValueError, match=r'weight is torch.float32 on cpu, x is torch.float64'):
         mixer(x.double())
     copies = [copy.deepcopy(mixer), *(pickle.loads(pickle.dumps(mixer, protocol)) for protocol in (0, 2, 5))]
+    copies.append(pickle.loads(ForkingPickler.dumps(mixer)))  # as processes get it that are started
     for other in copies:
         assert len(other._prepared) == 0
         assert torch.equal(other(x), single)
     assert mixer(x.mT.contiguous().mT).is_contiguous()
 
 
-def _forward(rank: int, mixer: PeripheralMixer, x: Tensor, out: Tensor) -> None:
-    with torch.no_grad():
-        out[rank] = mixer(x)
-
-
-@pytest.mark.slow
 @torch.no_grad()
-def test_started_processes_take_a_mixer_that_has_run(mixer: PeripheralMixer) -> None:
-    x = torch.randn(2, 5, 9, 12)
-    want = mixer(x)
-    out = torch.zeros(1, *want.shape).share_memory_()
-    torch.multiprocessing.spawn(_forward, (mixer, x, out), nprocs=1)
-    torch.testing.assert_close(out[0], want, rtol=0, atol=1e-6)  # of as many threads as the process takes
-
-
-@torch.no_grad()
-def test_a_size_is_prepared_once_and_the_oldest_makes_room(mixer: PeripheralMixer) -> None:
-    images = [torch.randn(1, 5, 10 + extra, 9) for extra in range(5)]
+def test_a_size_is_prepared_once_for_each_backend(mixer: PeripheralMixer) -> None:
+    x = torch.randn(1, 5, 10, 9)
     with mock.patch.object(peripheral, 'prepare', side_effect=peripheral.prepare) as prepared:
-        for x in images[:-1] * 3:
-            mixer(x)
-        assert prepared.call_count == 4
-        for x, more in ((images[-1], 1), (images[-2], 1), (images[0], 2)):  # one more than fit; the newest; the oldest
-            mixer(x)
-            assert prepared.call_count == 4 + more
-        with force_backend('fft'):
-            mixer(images[0])
-        assert prepared.call_count == 7
-        mixer.large.backend = 'dft'
-        mixer(images[0])
-        assert prepared.call_count == 8
+        for count, backend, forced in ((1, None, None), (2, None, 'fft'), (3, 'dft', None)):
+            mixer.large.backend = backend
+            for _ in range(2):
+                with force_backend(forced) if forced else nullcontext():
+                    mixer(x)
+                assert prepared.call_count == count
 
 
 def test_gradients_take_no_constants(mixer: PeripheralMixer) -> None:

@@ -203,14 +203,6 @@ def test_second_version_goes_back_to_timms_names() -> None:
     assert set(to_timm(nn.ModuleDict(dict(backbone=ours))).values()) == state.keys()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('name', ['convnext_atto', 'convnext_pico', 'convnext_tiny', 'convnextv2_atto'])
-def test_real_sizes_of_timm(name: str, tmp_path: Path) -> None:
-    state, maps = of_timm(name)
-    torch.save(state, tmp_path / 'public.pth')
-    assert_same_maps(inflated(str(tmp_path / 'public.pth')), maps)
-
-
 @pytest.mark.parametrize('version', ['', 'v2'])
 @pytest.mark.parametrize('size', [name.removeprefix('convnext-') for name in ARCHITECTURES if 'convnext' in name])
 def test_every_size_is_told_from_the_shapes(size: str, version: str) -> None:

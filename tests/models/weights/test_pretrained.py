@@ -68,19 +68,20 @@ def test_arguments_from_a_config(tmp_path: Path) -> None:
     assert_comes_back(PeLK(arch=arch, norm_cfg=ConfigDict(type='BN', eps=1e-3)).eval(), tmp_path)
 
 
+CHANGES: dict[str, Callable[[PeLK], object]] = {
+    'deployed': PeLK.switch_to_deploy,
+    'sparse': lambda model: apply_masks(draw_masks(model, None)),
+    'without a block': lambda model: model.stages[1].__delitem__(0),
+    'without a block, deployed': lambda model: (model.stages[1].__delitem__(0), model.switch_to_deploy()),
+}
+
+
+@pytest.mark.parametrize('change', CHANGES)
 @pytest.mark.parametrize('mixer', ['peripheral', 'stripe'])
-def test_deployed_network_comes_back(mixer: str, tmp_path: Path) -> None:
+def test_changed_network_comes_back(mixer: str, change: str, tmp_path: Path) -> None:
     model = network(mixer=mixer, positional_embedding='in_bounds' if mixer == 'peripheral' else None)
-    model.switch_to_deploy()
+    CHANGES[change](model)
     assert_comes_back(model, tmp_path)
-
-
-def test_network_without_a_block_comes_back(tmp_path: Path) -> None:
-    model = network()
-    del model.stages[1][0]
-    assert_comes_back(model, tmp_path / 'trained')
-    model.switch_to_deploy()
-    assert_comes_back(model, tmp_path / 'deployed')
 
 
 def test_shrunk_network_comes_back(tmp_path: Path) -> None:
@@ -92,12 +93,6 @@ def test_shrunk_network_comes_back(tmp_path: Path) -> None:
     state['stages.0.0.pointwise_conv2.weight'] = state['stages.0.0.pointwise_conv2.weight'][:, :5]
     model.load_state_dict(state)  # which makes the block as narrow
     assert assert_comes_back(model, tmp_path).arguments()['hidden_channels'] == [[5], [48, 48]]
-
-
-def test_sparse_network_comes_back_with_its_masks(tmp_path: Path) -> None:
-    model = network()
-    apply_masks(draw_masks(model, None))
-    assert_comes_back(model, tmp_path)
 
 
 def test_compiled_parts_come_back(tmp_path: Path) -> None:
