@@ -1,5 +1,6 @@
 """Commands as a user types them, in a folder outside the project, and scripts as modules."""
 
+import argparse
 import contextlib
 import importlib
 import importlib.util
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -113,6 +115,44 @@ def load_tool(path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+class Parsed(Exception):
+    """What a command line says, instead of what it does."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__()
+        self.found = args
+
+
+def parse(tool: str, *words: str) -> argparse.Namespace:
+    """What the parser of a tool makes of words; it is stopped before it does anything with them.
+
+    Args:
+        tool: A script, from the project's folder, or a module or package.
+        *words: Those after its name.
+
+    Raises:
+        SystemExit: If the parser refuses the words, or nothing is parsed.
+    """
+    parse_args = argparse.ArgumentParser.parse_args
+
+    def stop(parser: argparse.ArgumentParser, *given: Any) -> None:
+        raise Parsed(parse_args(parser, *given))
+
+    with (
+        mock.patch.object(argparse.ArgumentParser, 'parse_args', stop),
+        mock.patch.object(sys, 'argv', [tool, *words]),
+    ):
+        try:
+            if tool.endswith('.py'):
+                load_tool(ROOT / tool).main()
+            else:
+                package = (ROOT / tool.replace('.', '/')).is_dir()
+                importlib.import_module(f'{tool}.__main__' if package else tool).main()
+        except Parsed as parsed:
+            return parsed.found
+    raise SystemExit(f'{tool} parses nothing')
 
 
 def find_free_port() -> int:

@@ -4,18 +4,15 @@ A command that no row of :data:`ROWS` knows fails, so that none comes untested i
 """
 
 import argparse
-import importlib
 import inspect
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import cv2
 import numpy as np
@@ -26,7 +23,7 @@ from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPERS, init_default_scope
 from mmengine.runner import save_checkpoint
 
 from mmpelk.sparsity import GRANULARITIES, attach_masks, remove_masks
-from tests.commands import call, load_tool
+from tests.commands import call, parse
 from tests.paths import ROOT, TOOLS
 
 pytestmark = pytest.mark.slow
@@ -130,16 +127,8 @@ def row_of(command: Command) -> Row:
     return rows[0]
 
 
-class Parsed(Exception):
-    """What a command line says, instead of what it does."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        super().__init__()
-        self.found = args
-
-
-def parse(command: Command) -> argparse.Namespace:
-    """Read a command by its own tool's parser, which is stopped then."""
+def read(command: Command) -> argparse.Namespace:
+    """Read a command by its own tool's parser."""
     words = list(command.words)
     if words[0] == '--cfg-options':
         words = ['python', 'tools/train.py', 'CONFIG', *words]
@@ -152,28 +141,11 @@ def parse(command: Command) -> argparse.Namespace:
         tool = 'test.py' if 'test' in words[0] else 'train.py'
         rest = [word for i, word in enumerate(words) if i >= positions[0] and i != positions[1]]
         words = ['python', f'tools/{tool}', *rest, '--launcher', 'pytorch']
-    parse_args = argparse.ArgumentParser.parse_args
-
-    def stop(parser: argparse.ArgumentParser, *given: Any) -> None:
-        raise Parsed(parse_args(parser, *given))
-
-    is_module = words[1] == '-m'
-    name, arguments = (words[2], words[3:]) if is_module else (words[1], words[2:])
-    with (
-        mock.patch.object(argparse.ArgumentParser, 'parse_args', stop),
-        mock.patch.object(sys, 'argv', [name, *arguments]),
-    ):
-        try:
-            if is_module:
-                package = ROOT / name.replace('.', '/')
-                importlib.import_module(f'{name}.__main__' if package.is_dir() else name).main()
-            else:
-                load_tool(ROOT / name).main()
-        except Parsed as parsed:
-            return parsed.found
-        except SystemExit as error:
-            pytest.fail(f'{command.place}: {command} is refused by its own parser, {error}', pytrace=False)
-    return pytest.fail(f'{command.place}: {command} parses nothing', pytrace=False)
+    del words[: 2 if words[1] == '-m' else 1]
+    try:
+        return parse(*words)
+    except SystemExit as error:
+        pytest.fail(f'{command.place}: {command} is refused by its own parser, {error}', pytrace=False)
 
 
 def check_settings(command: Command, args: argparse.Namespace) -> None:
@@ -225,7 +197,7 @@ def check(command: Command) -> None:
     elif how == 'install':
         check_install(command)
     elif how in ('parse', 'run'):
-        check_settings(command, parse(command))
+        check_settings(command, read(command))
 
 
 def test_every_command_is_known_and_read_by_its_parser() -> None:

@@ -112,27 +112,18 @@ def test_head_is_reset() -> None:
     assert create(num_classes=0).get_classifier()(image) is image
 
 
-def test_learning_and_recomputing_give_the_same_gradients() -> None:
+@pytest.mark.parametrize('features', [False, True])
+def test_learning_and_recomputing_give_the_same_gradients(features: bool) -> None:
     gradients = []
     for recompute in (False, True):
-        model = create(num_classes=3).train()
+        model = create(**dict(features_only=True) if features else dict(num_classes=3)).train()
         model.set_grad_checkpointing(recompute)
-        model(torch.ones(2, 3, 32, 32)).square().sum().backward()
+        network = model.model if features else model
+        assert network.backbone.stages[0][0].with_cp == recompute
+        out = model(torch.ones(2, 3, 32, 32))
+        sum(each.square().sum() for each in (out if features else [out])).backward()
         gradients.append([value.grad for value in model.parameters()])
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other)
-
-
-def test_extracted_features_learn_with_recomputing() -> None:
-    gradients = []
-    for recompute in (False, True):
-        model = create(features_only=True).train()
-        model.set_grad_checkpointing(recompute)
-        assert model.model.backbone.stages[0][0].with_cp == recompute
-        sum(out.square().sum() for out in model(torch.ones(2, 3, 32, 32))).backward()
-        gradients.append([value.grad for value in model.parameters()])
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize('extra', [{}, dict(features_only=True), dict(num_classes=0), dict(global_pool='')], ids=str)

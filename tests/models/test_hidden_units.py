@@ -1,6 +1,5 @@
 """PeLK with fewer hidden units: as told, as its pretrained weights have them, and as a checkpoint that it loads."""
 
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -134,26 +133,25 @@ def test_a_block_keeps_one_unit_and_those_with_a_norm_keep_all():
         assert shrink_hidden_units(state | {f'{prefix}grn.gamma': torch.ones(6)})[1] == {}
 
 
-@pytest.mark.parametrize('conv', [False, True])
-def test_layers_know_how_many_units_they_have(conv: bool) -> None:
-    make, names = (partial(nn.Conv2d, kernel_size=1), 'channels') if conv else (nn.Linear, 'features')
-    block = nn.ModuleDict(dict(fc1=make(4, 6), fc2=make(6, 5)))
-    find_hidden_units(block)[0].resize(3)
-    sizes = [[getattr(layer, f'{side}_{names}') for side in ('in', 'out')] for layer in block.values()]
-    assert sizes == [[4, 3], [3, 5]]
-
-
 def test_which_blocks_have_units() -> None:
-    second = nn.Conv2d(16, 8, 1)
-    for *layers, found in (
-        (nn.Linear(8, 16), nn.Linear(16, 8), nn.LayerNorm(8), True),
-        (nn.Linear(8, 16), nn.Linear(16, 8), nn.LayerNorm(16), False),  # over the units
+    linear, conv, second = (nn.Linear(8, 16), nn.Linear(16, 8)), nn.Conv2d(8, 16, 1), nn.Conv2d(16, 8, 1)
+    names = ('pointwise_conv1', 'pointwise_conv2', 'norm')
+    for layers, keys, found in (
+        ((*linear, nn.LayerNorm(8)), names, True),
+        ((*linear, nn.LayerNorm(16)), names, False),  # over the units
         # As many units as channels: a norm of that size is taken for one over the channels.
-        (nn.Linear(8, 8), nn.Linear(8, 8), nn.LayerNorm(8), True),
-        (nn.Conv2d(8, 16, 1), second, nn.BatchNorm2d(8), True),
-        (nn.Conv2d(8, 16, 1, stride=2), second, nn.BatchNorm2d(8), False),
-        (nn.Conv2d(8, 16, 1, groups=2), second, nn.BatchNorm2d(8), False),
-        (nn.Conv2d(8, 16, 3, padding=1), second, nn.BatchNorm2d(8), False),
+        ((nn.Linear(8, 8), nn.Linear(8, 8), nn.LayerNorm(8)), names, True),
+        ((conv, second, nn.BatchNorm2d(8)), names, True),
+        ((nn.Conv2d(8, 16, 1, stride=2), second), names, False),
+        ((nn.Conv2d(8, 16, 1, groups=2), second), names, False),
+        ((nn.Conv2d(8, 16, 3, padding=1), second), names, False),
+        ((nn.Linear(8, 16, bias=False), linear[1]), ('fc1', 'fc2'), True),
+        ((*linear, nn.Dropout()), ('linear1', 'linear2', 'dropout'), True),  # torch's names
+        (linear, ('a', 'b'), False),
     ):
-        block = nn.ModuleDict(dict(zip(('pointwise_conv1', 'pointwise_conv2', 'norm'), layers, strict=True)))
-        assert widths(block) == ([layers[0].weight.shape[0]] if found else []), layers
+        block = nn.ModuleDict(dict(zip(keys, layers, strict=False)))
+        assert widths(block) == ([len(layers[0].weight)] if found else []), layers
+        # At two places it is found once, and not where a part of it is left out.
+        twice = nn.ModuleDict({'a': block, 'b': nn.Sequential(block)})
+        assert len(find_hidden_units(twice, ['a', 'b'])) == found
+        assert not find_hidden_units(block, exclude=[f'{keys[1]}.weight'])

@@ -1,14 +1,10 @@
 """The steps of the report run as they should, and every command of its page is one that the tools understand."""
 
-import argparse
-import importlib
 import io
 import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
 import pytest
 from rich.console import Console
@@ -16,7 +12,7 @@ from rich.console import Console
 from mmpelk.engine.command_line import read_config
 from reproduction.page import TEMPLATE
 from reproduction.steps import STEPS, Step, run_steps
-from tests.commands import load_tool, program, run
+from tests.commands import load_tool, parse, program, run
 from tests.paths import ROOT
 
 pytestmark = pytest.mark.slow
@@ -68,31 +64,6 @@ def test_failing_step_stops_the_report_which_goes_on_where_it_stopped(tmp_path: 
     assert [(tmp_path / name).read_text() for name in ('once', 'always', 'made')] == ['x', 'xx', '']
 
 
-class Parsed(Exception):
-    """A tool has read its command line."""
-
-
-def parse(path: str, words: list[str]) -> argparse.Namespace:
-    """What the parser of a script or module makes of words; it is stopped before it does anything with them.
-
-    Raises:
-        SystemExit: If the parser refuses the words; it says why on the error stream.
-    """
-    module = load_tool(ROOT / path) if path.endswith('.py') else importlib.import_module(path)
-    parse_args = argparse.ArgumentParser.parse_args
-
-    def stop(self: argparse.ArgumentParser, *arguments: Any) -> None:
-        raise Parsed(parse_args(self, *arguments))
-
-    with (
-        mock.patch.object(sys, 'argv', [path, *words]),
-        mock.patch.object(argparse.ArgumentParser, 'parse_args', stop),
-        pytest.raises(Parsed) as parsed,
-    ):
-        module.main()
-    return parsed.value.args[0]
-
-
 def python_script(command: str) -> tuple[str, list[str]]:
     """The Python script that a command comes to, with its words; the launchers have tests of their own."""
     words = [word for word in shlex.split(command) if word not in ('env', 'python', '-m') and 'WORK_DIR=' not in word]
@@ -117,7 +88,7 @@ def test_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) ->
         assert run('make', '-n', command.split()[1], cwd=ROOT)
         return
     script, words = python_script(command)
-    args = parse(script, words)
+    args = parse(script, *words)
     if hasattr(args, 'config'):
         for toolbox in ('mmpretrain', 'mmdet', 'mmseg'):
             pytest.importorskip(toolbox)
@@ -133,7 +104,8 @@ def test_batch_of_table_4_reaches_the_hooks_that_count_iterations(monkeypatch: p
     pytest.importorskip('mmpretrain')
     monkeypatch.chdir(ROOT)
     command = program('custom_hooks.', 'bash', 'classification.md')
-    args = parse(*python_script(command))
+    script, words = python_script(command)
+    args = parse(script, *words)
     cfg, plain = read_config(args.config, args.cfg_options), read_config(args.config)
     counts = cfg.optim_wrapper.accumulative_counts
     for hook, before, key in zip(cfg.custom_hooks, plain.custom_hooks, ('update_interval', 'interval'), strict=True):
