@@ -76,6 +76,25 @@ def test_the_fastest_is_taken_and_kept(cache: Path, monkeypatch: pytest.MonkeyPa
     assert [path.name for path in cache.parent.iterdir()] == [cache.name]  # nothing temporary is left
 
 
+@pytest.mark.parametrize(
+    ('of', 'value'),
+    [
+        ('torch.get_num_threads', lambda: 99),
+        ('torch.__version__', '99.0'),
+        ('torch.backends.cpu.get_cpu_capability', lambda: 'other'),
+    ],
+)
+def test_an_answer_of_another_machine_does_not_count(
+    of: str, value: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    assert _call(clock) == 'fft'
+    _forget(monkeypatch)
+    clock.seconds['dense'] = 0.1
+    monkeypatch.setattr(of, value)
+    assert _call(clock) == 'dense'
+
+
 def test_each_memory_format_is_measured_by_itself(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     assert _call(clock) == 'fft'
