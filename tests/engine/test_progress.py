@@ -103,8 +103,9 @@ def test_a_log_has_the_estimate_once_and_no_progress_line(log: str) -> None:
         r'estimate of the whole run: [\d.e-]+ s an iteration, (.+) for 2 more without the validations', log
     )
     assert len(said) == 1
-    assert re.search(r'[\d.]+ of [\d.]+ GB of (GPU )?memory at most', log)
-
+    memory = re.search(r'([\d.]+) of ([\d.]+) GB of (GPU )?memory at most', log)
+    assert memory is not None
+    assert 0 < float(memory[1]) <= float(memory[2])
     assert 'Iter(train) [4/4]' in log
     assert '━' not in log
     assert 'training' not in log.splitlines()[-1]

@@ -108,6 +108,16 @@ def test_the_best_one_before_goes_when_the_new_one_stands(disk: Disk, runner: Ru
     assert [path.name for path in tmp_path.glob('best*')] == ['best_score_iter_2.pth']
 
 
+def test_each_of_several_metrics_keeps_its_best_one(runner: Runner, tmp_path: Path) -> None:
+    hook = CheckpointHook(by_epoch=False, interval=1, save_best=['a', 'b'], rule=['greater', 'less'])
+    hook.before_train(runner)
+    for a, b in ((1.0, 1.0), (2.0, 2.0), (1.5, 0.5)):
+        hook.after_val_epoch(runner, dict(a=a, b=b))
+        runner.train_loop._iter += 1
+    hook._wait()
+    assert sorted(path.name for path in tmp_path.glob('best*')) == ['best_a_iter_2.pth', 'best_b_iter_3.pth']
+
+
 @pytest.mark.parametrize(('missing', 'warned'), [(1, True), (0, False)])
 def test_a_disk_that_has_no_room_for_the_next_one(
     missing: int, warned: bool, runner: Runner, monkeypatch: pytest.MonkeyPatch

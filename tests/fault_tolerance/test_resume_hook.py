@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.dataset import DefaultSampler
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler, TensorDataset
 
 from mmpelk.fault_tolerance import resume
@@ -79,6 +80,14 @@ def test_place_in_the_epoch_of_a_checkpoint(done: int, epoch: int, state: dict |
 
 def numbered(rank: int = 0) -> NumberedBatches:
     return NumberedBatches(BatchSampler(SequentialSampler(range(5)), 1, False), 7, rank, 0, 0, False)
+
+
+def test_an_endless_loop_draws_every_epoch_anew() -> None:
+    sampler = DefaultSampler(range(9), seed=3)  # type: ignore[arg-type]
+    batches = iter(NumberedBatches(BatchSampler(sampler, 3, False), 7, 0, 0, 1, True))
+    drawn = [index for _ in range(8) for index in next(batches)]
+    assert drawn == [index for epoch in range(3) for index in (sampler.set_epoch(epoch), *sampler)[1:]][3:]
+    assert drawn[6:15] != drawn[15:]
 
 
 def test_loaders_draw_nothing_from_the_numbers_of_training() -> None:

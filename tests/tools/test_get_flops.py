@@ -37,6 +37,9 @@ def test_writes_what_it_counts(tmp_path: Path, options: list[object]) -> None:
     large = report['large_kernels']
     assert report['flops_executed'] == report['flops'] - large['dense_form'] + large['chosen_on_cpu']['executed']
     assert large['chosen_on_cpu']['processor'] == REFERENCE_PROCESSOR
+    module = load_tool(TOOLS / 'get_flops.py')
+    whole = [row[-1] for row in module.operator_table(report).rows]
+    assert [whole[0], whole[-1]] == [module._readable(report[key]) for key in ('flops', 'flops_executed')]
 
 
 @pytest.mark.parametrize('name', [*PROCESSORS, 'this'])

@@ -1,7 +1,9 @@
 """What the options of ``tools/train.py`` and ``tools/test.py`` make of a config; no runner is built."""
 
 import sys
+from argparse import Namespace
 from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 from unittest import mock
 
@@ -70,6 +72,23 @@ def test_predictions_in_a_file(scope: str, kind: str) -> None:
     if scope != 'mmseg':  # which writes a folder of label maps
         with pytest.raises(ValueError, match=r"takes a \.pkl file, got 'all'"):
             store(cfg, 'all')
+
+
+@pytest.mark.parametrize(
+    ('scope', 'switch', 'folder'),
+    [
+        ('mmseg', 'draw', 'visualizer.save_dir'),
+        ('mmdet', 'draw', 'default_hooks.visualization.test_out_dir'),
+        ('mmpretrain', 'enable', 'default_hooks.visualization.out_dir'),
+    ],
+)
+def test_every_picture_is_drawn(scope: str, switch: str, folder: str) -> None:
+    cfg = Config(dict(default_scope=scope, default_hooks=dict(visualization=dict(type='A')), visualizer=dict(type='B')))
+    load_tool(TOOLS / 'test.py').show_predictions(cfg, Namespace(show=False, show_dir='out'))
+    hook = cfg.default_hooks.visualization
+    assert (hook[switch], hook.interval, hook.get('show')) == (True, 1, None)
+    *owner, name = folder.split('.')
+    assert reduce(getattr, owner, cfg)[name] == str(Path('out').resolve())
 
 
 def test_another_runner() -> None:

@@ -271,11 +271,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
 
     def publish(repository: str, weights: str, card: str = '', **configs: Any) -> None:
+        repository, _, revision = repository.partition('@')
         folder = tmp_path / 'cache' / f'models--{repository.replace("/", "--")}'
         snapshot = folder / 'snapshots' / ('a' * 40)
         snapshot.mkdir(parents=True)
         (folder / 'refs').mkdir()
-        (folder / 'refs' / 'main').write_text('a' * 40)
+        (folder / 'refs' / (revision or 'main')).write_text('a' * 40)
         state, _ = of_timm('convnext_tiny', **NANO)
         if weights.endswith('.safetensors'):
             pytest.importorskip('safetensors.torch').save_file(state, snapshot / weights)
@@ -305,7 +306,7 @@ HALF = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3)
         ),
         ('timm://convnext_base.clip_laion2b', 'open_clip_pytorch_model.bin', '', {}, 'apache-2.0', 122.771),
         ('hf://me/mine', 'pytorch_model.bin', 'license: mit', dict(preprocessor_config=HALF), 'mit', 127.5),
-        ('hf://me/mine@main', 'model.safetensors', 'license: [', dict(config=[]), 'unknown', None),
+        ('hf://me/mine@v2', 'model.safetensors', 'license: [', dict(config=[]), 'unknown', None),
         (
             'hf://me/mine',
             'open_clip_model.safetensors',
@@ -326,7 +327,7 @@ def test_weights_by_address(
     hub: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    repository = address.partition('://')[2].partition('@')[0]
+    repository = address.partition('://')[2]
     hub(repository if '/' in repository else f'timm/{repository}', weights, card, **configs)
     public = read_public(address)
     assert public.licence.startswith(licence)

@@ -33,6 +33,7 @@ def test_layouts_with_splits(images: str, labels: str, tmp_path: Path) -> None:
         if 'gtFine' in labels:  # Cityscapes has several maps for each image
             for index in range(count):
                 label(tmp_path / f'gtFine/{split}/city/a_{index}_gtFine_color.png', [0, 9, 9])
+                label(tmp_path / f'gtFine/{split}/city/a_{index}_gtFine_labelIds.png', [7, 8, 7])
     data = read_segmentation(tmp_path)
     assert names(data) == {'train': 3, 'val': 2}
     assert 'left out' not in notes(data)
