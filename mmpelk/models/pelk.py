@@ -13,13 +13,15 @@ from mmengine.model import BaseModule, ModuleList, Sequential, update_init_info
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mmpelk.ops.autocast import autocast_dtype
+from mmpelk.ops.mixed_norm import is_fused, mixed_norm
 from mmpelk.ops.positional_op import central_embedding
 from mmpelk.registry import MODELS
 
 from .hidden_units import HiddenUnits, fit_hidden_units
 from .layers import DropPath, build_activation
 from .mixers import MIXERS, EmbeddingMode, Mixer, MixerSpec
-from .mixers.base import fold_pruning, is_hooked
+from .mixers.base import fold_pruning, is_hooked, plain_norm
 from .peripheral_conv import is_traced
 from .weights.checkpoint import backbone_state_dict, check_pretrained, pretrained_cfgs, shorten
 from .weights.facts import refuse_another, write_fact
@@ -164,8 +166,10 @@ class PeLKBlock(BaseModule):
 
     def _forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         # Channels last from the mixer to the residual sum: what the layer norm and the linear layers want.
-        out = self._mix(x, embedding).permute(0, 2, 3, 1)
-        out = self.act(self.pointwise_conv1(self.norm(out)))
+        out = self._mix_and_norm(x, embedding) if type(x) is Tensor and not is_traced() and is_fused(x) else None
+        if out is None:
+            out = self.norm(self._mix(x, embedding).permute(0, 2, 3, 1))
+        out = self.act(self.pointwise_conv1(out))
         if self.grn is not None:
             out = self.grn(out)
         out = self.pointwise_conv2(out).permute(0, 3, 1, 2)
@@ -177,6 +181,22 @@ class PeLKBlock(BaseModule):
             scale = self.drop_path(scale.expand(x.shape[0], -1, -1, -1))
         # Traces are checked without gradients, and shall be the same then.
         return x + out * scale if torch.is_grad_enabled() or is_traced() else torch.addcmul(x, out, scale)
+
+    def _mix_and_norm(self, x: Tensor, embedding: Tensor | None) -> Tensor | None:
+        """What the first linear layer takes, as one kernel after the convolutions; ``None`` if a module may differ.
+
+        ``(N, H, W, C)``; under autocast in the dtype that the linear layer would cast to.
+        """
+        linear, norm = self.pointwise_conv1, plain_norm(self.norm) if type(self.norm) is nn.LayerNorm else None
+        if norm is None or type(linear) is not nn.Linear or is_hooked(linear) or not isinstance(self.mixer, Mixer):
+            return None
+        dtype = autocast_dtype(x.device.type)
+        if dtype is None and not x.dtype == norm[0][0].dtype == norm[0][1].dtype:
+            return None
+        branches = self.mixer.branches(x, embedding)
+        if branches is None:
+            return None
+        return mixed_norm(branches.large, branches.small, x, branches.norms, norm, dtype or x.dtype)
 
     def _mix(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         """The first channels mixed, the others as they are (Eq. 4)."""

@@ -21,7 +21,7 @@ if backend.interpreted():
     )
 triton = pytest.importorskip('triton', minversion='3.4')
 
-from mmpelk.ops.backends.triton import dft, dft_kernels, kernels, launch  # noqa: E402
+from mmpelk.ops.backends.triton import dft, dft_kernels, kernels, launch, norm, norm_kernels  # noqa: E402
 
 KERNELS = ('toeplitz_kernel', 'conv_kernel', 'weight_grad_kernel', 'planes_kernel')
 DFT_KERNELS = ('dft_spectrum_kernel', 'dft_conv_kernel', 'dft_weight_grad_kernel')
@@ -69,7 +69,8 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], dict[str, Any]]:
 
                 return compile_only
 
-        for module, names, of in ((launch, KERNELS, kernels), (dft, DFT_KERNELS, dft_kernels)):
+        norms = norm, ('mixed_norm_kernel',), norm_kernels
+        for module, names, of in ((launch, KERNELS, kernels), (dft, DFT_KERNELS, dft_kernels), norms):
             stand_ins = {name: Compiling(getattr(of, name)) for name in names}
             monkeypatch.setattr(module, of.__name__.rsplit('.', 1)[1], SimpleNamespace(**stand_ins))
             for name in names:  # what was compiled for another device
@@ -233,6 +234,28 @@ def test_dft_kernels_compiled(
                 # The weight is read once.
                 wide = [found for found in _narrow_accesses(kernel) if found.startswith('st')]
                 assert not wide, (stage, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize('capability', SHARED_MEMORY)
+def test_norms_of_a_block_compiled(
+    pretend: Callable[[int], dict[str, Any]], capability: int, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """No spills, and neighbouring threads read and write neighbouring channels: 4 bytes each, where they are even."""
+    compiled = pretend(capability)
+    for channels, mixed in ((124, 46), (499, 187), (1331, 499)):
+        large, small, x = (
+            torch.empty(2, 7, 7, width, dtype=dtype, device='meta').permute(0, 3, 1, 2)
+            for width in (mixed, mixed, channels)
+        )
+        of_mixed, of_all = (torch.empty(width, device='meta') for width in (mixed, channels))
+        norm.mixed_norm(large, small, x, [([of_mixed] * 4, 1e-5)] * 2, ([of_all] * 2, 1e-6), dtype)
+        (kernel,) = compiled.values()
+        assert _stack_bytes(kernel, tmp_path) == 0, channels
+        layout = re.search(r'threadsPerWarp = \[1, 32\].*order = \[1, 0\]', kernel.asm['ttgir'])
+        assert layout, channels
+        assert channels % 2 or not _narrow_accesses(kernel)
 
 
 def test_fewer_stages_where_shared_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:

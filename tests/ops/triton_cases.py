@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mmpelk.ops import sharing_grid
+from mmpelk.ops import mixed_norm, sharing_grid
 from mmpelk.ops.backends import BACKENDS, dense
 from mmpelk.ops.backends import triton as backend
-from mmpelk.ops.backends.triton import dft, launch
+from mmpelk.ops.backends.triton import dft, launch, norm
 from mmpelk.ops.reference import peripheral_conv2d_reference
 from tests.ops.inputs import check_no_less_exact_than_dense, output_and_gradients, relative_error
 
@@ -272,6 +272,69 @@ def test_float32_where_tensor_cores_truncate(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(InterpreterBuilder, 'create_dot', dot)
     for case in ('24x31-k51', '67x20-k17-high'):
         _check(*TRUNCATED[case], torch.float32, 0.0)
+
+
+def _norm_inputs(shape: Sequence[int], mixed: int, branches: int, dtype: torch.dtype, mean: float) -> tuple[Any, ...]:
+    """Arguments of :func:`mmpelk.ops.mixed_norm.mixed_norm` but the last; ``large`` is a slice of more channels."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator).to(DEVICE)
+
+    def draw_map(channels: int) -> Tensor:
+        return (draw(shape[0], *shape[2:], channels) + mean).to(dtype).permute(0, 3, 1, 2)
+
+    large = draw_map(mixed + 2)
+    large[:, mixed:] = float('nan')  # is not read
+    x = draw_map(shape[1])
+    x[:, :mixed] = float('nan')
+    norms = [((draw(mixed), draw(mixed).exp(), draw(mixed), draw(mixed)), 1e-5) for _ in range(branches)]
+    small = draw_map(mixed) - mean if branches == 2 else None
+    return large[:, :mixed], small, x, norms, ((draw(shape[1]), draw(shape[1])), 1e-6)
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('branches', [0, 1, 2])
+@pytest.mark.parametrize(
+    ('shape', 'mixed'),
+    [((2, 7, 3, 5), 3), ((1, 46, 5, 3), 46), ((3, 124, 3, 1), 46), ((1, 249, 1, 7), 93), ((1, 998, 2, 3), 374)],
+    ids=str,
+)
+def test_norms_of_a_block(shape: tuple[int, ...], mixed: int, branches: int, dtype: str) -> None:
+    """As exact as torch's operators, each of which rounds to the maps' dtype; and what the first use accepts."""
+    for mean in (0.0, 3.0):
+        inputs = _norm_inputs(shape, mixed, branches, DTYPES[dtype], mean)
+        large, small, x, norms, (parameters, eps) = inputs
+        assert norm.takes(*inputs)
+        got = norm.mixed_norm(*inputs, DTYPES[dtype])
+        exact = mixed_norm._by_operators(
+            large.double(),
+            None if small is None else small.double(),
+            x.double(),
+            [(tuple(tensor.double() for tensor in tensors), eps) for tensors, eps in norms],
+            (tuple(tensor.double() for tensor in parameters), eps),
+        )
+        of_maps = tuple(tensor.to(x.dtype) for tensor in parameters)  # as torch wants them without autocast
+        today = mixed_norm._by_operators(large, small, x, norms, (of_maps, eps))
+        floor = torch.finfo(x.dtype).eps * (0.5 if x.dtype == torch.float32 else 0.25)
+        assert relative_error(got, exact) <= max(1.5 * relative_error(today, exact), floor)
+        error = mixed_norm._largest_error(got, *inputs)
+        assert error is not None
+        assert error <= 1
+        got[..., -1] += 2 * got[..., -1].abs() + 1
+        assert (mixed_norm._largest_error(got, *inputs) or 0) > 1
+
+
+def test_norms_of_what_the_kernel_does_not_read() -> None:
+    large, _, x, norms, of_block = _norm_inputs((2, 7, 4, 6), 3, 1, torch.bfloat16, 0.0)
+    crop = x[:, :, 1:, 1:]
+    for each in (crop, crop.contiguous(), x[:1].expand(2, 7, 4, 6)):
+        assert not norm.takes(large, None, each, norms, of_block)
+    (weight, bias), eps = of_block
+    assert not norm.takes(large, None, x, norms, ((weight[:6], bias), eps))
+    assert not norm.takes(large, None, x, norms, ((weight, weight[:1].expand(7)), eps))
+    empty = norm.mixed_norm(large[:0], None, x[:0], norms, of_block, torch.float16)
+    assert (empty.shape, empty.dtype) == ((0, 4, 6, 7), torch.float16)
 
 
 @pytest.mark.parametrize('kernels', [launch, dft], ids=['triton', 'triton_dft'])

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +11,16 @@ from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weig
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from mmpelk.ops.mixed_norm import Norm
+
 from ..layers import build_norm
 from ..peripheral_conv import EmbeddingMode, PeripheralConv2d, is_traced
 
 _PLAIN_TENSORS = (nn.Parameter, Tensor)
 _transform = torch._C._functorch.peek_interpreter_stack  # private: torch has no public way to ask
 # In eval mode each is a scale and a shift per channel. Subclasses may do more, such as an activation.
-_AFFINE_NORMS = {norm.forward for norm in (nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d)}
+_BATCH_NORMS = {nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward}
+_AFFINE_NORMS = {*_BATCH_NORMS, nn.InstanceNorm2d.forward}
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,14 @@ class MixerSpec:
         size = self.small_kernel_size
         if size and (size < 0 or size % 2 == 0):
             raise ValueError(f'small_kernel_size must be odd, or 0 for no small kernel, got {size}')
+
+
+class Branches(NamedTuple):
+    """Outputs of a mixer's kernels, and the batch norms in eval mode that belong to each; none of a merged kernel."""
+
+    large: Tensor
+    small: Tensor | None
+    norms: list[Norm]
 
 
 class Mixer(nn.Module):
@@ -104,6 +115,15 @@ class Mixer(nn.Module):
     def passes_rest(self, x: Tensor) -> bool:
         """Whether ``forward`` takes the whole of ``x``, mixes its first channels and passes the others unchanged."""
         return False
+
+    def branches(self, x: Tensor, embedding: Tensor | None = None) -> Branches | None:
+        """For inference: what ``forward`` adds up, and the norms that it puts before; ``None`` to call ``forward``.
+
+        Args:
+            x: ``(N, C, H, W)``, of which the first channels are mixed.
+            embedding: As ``forward`` takes it.
+        """
+        return None
 
     def switch_to_deploy(self, embedding: Tensor | None = None) -> None:
         """Merge what can be merged, in place: the same function in eval mode. A second call changes nothing.
@@ -194,6 +214,24 @@ def _is_as_built(kernel: nn.Module) -> bool:
     if type(kernel) is nn.Conv2d:  # whose padding people change for panoramas and tiles
         return own['padding_mode'] == 'zeros' and own['stride'] == own['dilation'] == (1, 1)
     return type(kernel) is PeripheralConv2d
+
+
+def plain_norm(norm: nn.Module) -> Norm | None:
+    """Tensors and epsilon of a batch norm in eval mode or a layer norm over channels; ``None`` for any other.
+
+    Also ``None`` where hooks, parametrisations or another class decide what the norm computes.
+    """
+    own = norm.__dict__
+    if type(norm) is nn.LayerNorm:
+        tensors = [own['_parameters'][name] for name in ('weight', 'bias')] if len(norm.normalized_shape) == 1 else []
+    elif type(norm).forward in _BATCH_NORMS and not norm.training:
+        tensors = [own['_buffers'].get(name) for name in ('running_mean', 'running_var')]
+        tensors += [own['_parameters'].get(name) for name in ('weight', 'bias')]
+    else:
+        return None
+    if not tensors or is_hooked(norm) or any(type(tensor) not in _PLAIN_TENSORS for tensor in tensors):
+        return None
+    return cast(list[Tensor], tensors), cast(float, norm.eps)
 
 
 def settle(module: nn.Module, name: str) -> None:

@@ -7,13 +7,14 @@ import torch.fx
 from torch import Tensor, nn
 
 from mmpelk.ops.branches import peripheral_branches
+from mmpelk.ops.layout import dense
 from mmpelk.ops.positional import positional_constant, positional_map, summed_area_table
 from mmpelk.ops.prepared import Prepared, PreparedCache, prepare
 from mmpelk.ops.sharing_grid import resolve_sharing_grid
 
 from ..layers import build_norm
 from ..peripheral_conv import PeripheralConv2d
-from .base import Mixer, MixerSpec, folded, is_hooked, is_untouched
+from .base import Branches, Mixer, MixerSpec, folded, is_hooked, is_untouched, plain_norm
 
 _SHARES = 'this mixer adds the positional embedding that the blocks of its stage share'
 
@@ -75,6 +76,27 @@ class PeripheralMixer(Mixer):
         if not self.deployed or torch.is_grad_enabled() or type(x) is not Tensor:
             return False
         return not is_hooked(self) and is_untouched(self.large)
+
+    def branches(self, x: Tensor, embedding: Tensor | None = None) -> Branches | None:
+        """As :meth:`Mixer.branches`."""
+        if type(self).forward is not PeripheralMixer.forward or is_hooked(self):
+            return None
+        if self.deployed:
+            return Branches(self._mix_prepared(self._mixed(x)), None, []) if self.passes_rest(x) else None
+        if self.embedding_mode is not None and embedding is None:
+            return None
+        kernels: list[nn.Module] = [self.large]
+        norms: list[nn.Module] = [self.large_norm]
+        if self.small_kernel_size:
+            kernels, norms = [*kernels, self.small], [*norms, self.small_norm]
+        plain = [norm for norm in map(plain_norm, norms) if norm is not None]
+        if len(plain) < len(norms) or type(x) is not Tensor or not is_untouched(*kernels):
+            return None
+        large = self.large(self._mixed(x), embedding=embedding, embedding_mode=self.embedding_mode)
+        return Branches(large, dense(self.small(self._mixed(x)), like=large) if self.small_kernel_size else None, plain)
+
+    def _mixed(self, x: Tensor) -> Tensor:
+        return x[:, : len(self.large.weight)]
 
     def freeze(self, mode: bool = True) -> None:
         """As :func:`mmpelk.freeze`, of this mixer."""

@@ -1,0 +1,96 @@
+"""Tiling and launch of the kernel that ends a block's mixer in inference."""
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import norm_kernels
+from .launch import current, kept, layout, start
+
+__all__ = ['kernel_key', 'mixed_norm', 'takes']
+
+_MOST_PIXELS = 8  # of a program: more spill registers
+_NUMBERS = 4096  # that a program of more than one pixel holds at most
+_Norm = tuple[Sequence[Tensor], float]
+
+
+def takes(large: Tensor, small: Tensor | None, x: Tensor, norms: Sequence[_Norm], norm: _Norm) -> bool:
+    """Whether the kernel reads these maps and parameters where they are."""
+    sizes = [large.shape[1:2]] * len(norms) + [x.shape[1:2]]
+    return all(each is None or _step(each) is not None for each in (large, small, x)) and all(
+        tensor.shape == size and tensor.is_contiguous()
+        for (tensors, _), size in zip((*norms, norm), sizes, strict=True)
+        for tensor in tensors
+    )
+
+
+def _step(x: Tensor) -> int | None:
+    """How far the pixels of ``(N, C, H, W)`` lie apart in memory, all one after the other; ``None`` if that varies.
+
+    Their channels must lie next to each other. A slice of the channels may be read where it is.
+    """
+    images, channels, rows, columns = x.shape
+    step = x.stride(3 if columns > 1 else 2 if rows > 1 else 0)
+    wanted = rows * columns * step, 1, columns * step, step
+    is_regular = all(a == b or size == 1 for a, b, size in zip(x.stride(), wanted, x.shape, strict=True))
+    return step if is_regular and (step >= channels or images * rows * columns == 1) else None
+
+
+def kernel_key(
+    large: Tensor, small: Tensor | None, x: Tensor, norms: Sequence[_Norm], norm: _Norm, dtype: torch.dtype
+) -> Hashable:
+    """What tells compiled kernels apart, beside the device."""
+    maps = (large, x) if small is None else (large, small, x)
+    of_maps = [(each.dtype, each.shape[1], _step(each), each.data_ptr() % 16) for each in maps]
+    return *of_maps, dtype, *(tensor.dtype for tensors, _ in (*norms, norm) for tensor in tensors)
+
+
+def mixed_norm(
+    large: Tensor, small: Tensor | None, x: Tensor, norms: Sequence[_Norm], norm: _Norm, dtype: torch.dtype
+) -> Tensor:
+    """As :func:`mmpelk.ops.mixed_norm.mixed_norm`, by the kernel, of what it :func:`takes`."""
+    out = x.new_empty((x.shape[0], *x.shape[2:], x.shape[1]), dtype=dtype)
+    if out.numel() == 0:
+        return out
+    parameters = [tensor for tensors, _ in norms for tensor in tensors]
+    parameters += [out] * (8 - len(parameters))  # in the place of what is not read
+    tensors = large, large if small is None else small, x, out, *parameters, *norm[0]
+    epsilons = *(eps for _, eps in norms), *[0.0] * (2 - len(norms)), norm[1]
+    key = 'mixed_norm', x.device, epsilons, *map(layout, tensors[:3]), *[tensor.dtype for tensor in tensors], len(norms)
+    with current(x.device):
+        kept(key, lambda: _Launch(tensors, epsilons, len(norms)))(*tensors)
+    return out
+
+
+class _Launch:
+    """The launch for maps of one shape and layout."""
+
+    def __init__(self, tensors: Sequence[Tensor], epsilons: Sequence[float], branches: int) -> None:
+        large, small, x = tensors[:3]
+        images, channels, height, width = x.shape
+        block = 1 << (channels - 1).bit_length()
+        pixels = max(1, min(_MOST_PIXELS, _NUMBERS // block))
+        self._programs = (math.ceil(images * height * width / pixels),)
+        self._numbers = images * height * width, *epsilons
+        self._options: dict[str, Any] = dict(
+            MIXED=large.shape[1],
+            CHANNELS=channels,
+            BRANCHES=branches,
+            LARGE_STEP=_step(large),
+            SMALL_STEP=_step(small),
+            X_STEP=_step(x),
+            PIXELS=pixels,
+            BLOCK=block,
+            num_warps=4,
+        )
+        self._run: Callable[..., Any] | None = None
+
+    def __call__(self, *tensors: Tensor) -> None:
+        if self._run is None:
+            kernel = norm_kernels.mixed_norm_kernel
+            self._run = start(kernel, self._programs, tensors, self._numbers, **self._options)
+        else:
+            self._run(*tensors)

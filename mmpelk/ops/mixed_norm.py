@@ -1,0 +1,155 @@
+"""The end of a block's mixer in inference: norms of the branches, their sum, the other channels, and layer norm.
+
+On a GPU for which the Triton kernels are, it is one kernel; where that fails or is wrong, torch's operators.
+"""
+
+import logging
+from collections.abc import Hashable, Sequence
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .autocast import without_autocast
+from .backends import BACKENDS, forced_backend, triton
+
+__all__ = ['Norm', 'is_fused', 'mixed_norm']
+
+Norm = tuple[Sequence[Tensor], float]
+"""Tensors ``(C,)`` and epsilon: mean, variance, weight and bias of a batch norm; weight and bias of a layer norm."""
+
+_LOGGER = logging.getLogger('mmpelk.ops')
+_trusted: set[Hashable] = set()
+_refused: set[tuple[torch.device, torch.dtype]] = set()
+# Beside rounding the result twice, what sums in float32 may be off, relative to their largest term.
+_OF_TERMS = 2.0**-16
+
+
+def is_fused(x: Tensor) -> bool:
+    """Whether :func:`mixed_norm` of a map like ``x`` is one kernel: in inference, where the Triton kernels run.
+
+    Not after it failed, and not where a backend is forced that is not Triton's.
+    """
+    if not x.is_cuda or torch.is_grad_enabled() or x.numel() == 0 or (x.device, x.dtype) in _refused:
+        return False
+    name = forced_backend() or 'triton'
+    if not name.startswith('triton') or BACKENDS[name].unavailable_reason() is not None:
+        return False
+    return triton.unsupported_reason(x, x, ()) is None and forward_ad.unpack_dual(x).tangent is None
+
+
+def mixed_norm(
+    large: Tensor, small: Tensor | None, x: Tensor, norms: Sequence[Norm], norm: Norm, dtype: torch.dtype
+) -> Tensor:
+    """``layer_norm(cat(batch_norm(large) + batch_norm(small), x[:, g:]))`` over the channels, where :func:`is_fused`.
+
+    The first result of every compiled kernel is compared with torch's operators in float64. Where it is wrong, or the
+    kernel raises, the logger ``mmpelk.ops`` warns once, and this process goes on with torch's operators.
+
+    Args:
+        large: ``(N, g, H, W)``.
+        small: The same, or ``None`` to leave it out.
+        x: ``(N, C, H, W)``, of whose first ``g`` channels only the number counts.
+        norms: The batch norms in eval mode, of ``large`` and of ``small``; none where ``large`` is mixed already.
+        norm: The layer norm.
+        dtype: Of the result.
+
+    Returns:
+        ``(N, H, W, C)``.
+
+    Raises:
+        torch.cuda.OutOfMemoryError: If the device has no memory for the result.
+    """
+    inputs = large, small, x, norms, norm
+    kernel = _kernel()
+    if not kernel.takes(*inputs):
+        return _by_operators(*inputs).to(dtype)
+    try:
+        key = x.device, kernel.kernel_key(*inputs, dtype)
+        if key in _trusted:
+            return kernel.mixed_norm(*inputs, dtype)
+        if not _is_capturing(x):  # where nothing can be compared
+            result = kernel.mixed_norm(*inputs, dtype)
+            error = _largest_error(result, *inputs)
+            if error is None:  # numbers that are not finite tell nothing
+                return result
+            if error <= 1:
+                _trusted.add(key)
+                return result
+            _refuse(x, f'its result is wrong, by {error:.3g} times what is allowed')
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as failure:  # of the compiler, the driver, the launcher: any that a machine may come up with
+        _refuse(x, f'{type(failure).__name__}: {str(failure).strip()[:500] or "no message"}')
+    return _by_operators(*inputs).to(dtype)
+
+
+def _kernel() -> ModuleType:
+    from .backends.triton import norm  # here, because it imports Triton
+
+    return norm
+
+
+def _is_capturing(x: Tensor) -> bool:
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _refuse(x: Tensor, reason: str) -> None:
+    _refused.add((x.device, x.dtype))
+    _LOGGER.warning(
+        'the kernel for the norms of a block fails in %s on %s, where torch computes them from now on. Reason: %s',
+        x.dtype,
+        x.device,
+        reason,
+    )
+
+
+def _by_operators(large: Tensor, small: Tensor | None, x: Tensor, norms: Sequence[Norm], norm: Norm) -> Tensor:
+    mixed, *others = _normed(large, small, norms)
+    parts = [sum(others, mixed), x[:, large.shape[1] :]]
+    out = torch.cat([part.permute(0, 2, 3, 1) for part in parts], -1)
+    (weight, bias), eps = norm
+    return F.layer_norm(out, x.shape[1:2], weight, bias, eps)
+
+
+def _normed(large: Tensor, small: Tensor | None, norms: Sequence[Norm]) -> list[Tensor]:
+    if not norms:
+        return [large]
+    maps = [large] if small is None else [large, small]
+    return [
+        F.batch_norm(each, mean, var, weight, bias, eps=eps)
+        for each, ((mean, var, weight, bias), eps) in zip(maps, norms, strict=True)
+    ]
+
+
+@torch.no_grad()
+def _largest_error(
+    got: Tensor, large: Tensor, small: Tensor | None, x: Tensor, norms: Sequence[Norm], norm: Norm
+) -> float | None:
+    """Largest error in the corners of the first and last image, as a part of what is allowed.
+
+    ``None`` if the exact result does not fit the dtype.
+    """
+    images, rows, columns = (slice(None, None, max(1, x.shape[dim] - 1)) for dim in (0, 2, 3))
+
+    def exact(each: Tensor) -> Tensor:
+        return each.double() if each.dim() == 1 else each[images, :, rows, columns].double()
+
+    large, small, x = exact(large), None if small is None else exact(small), exact(x)
+    norms = [([exact(tensor) for tensor in tensors], eps) for tensors, eps in norms]
+    (weight, bias), eps = [exact(tensor) for tensor in norm[0]], norm[1]
+    with without_autocast(x.device.type):
+        want = _by_operators(large, small, x, norms, ((weight, bias), eps))
+        branches = _normed(large, small, norms)
+    rest = x[:, large.shape[1] :]
+    spread = torch.cat([sum(branches[1:], branches[0]), rest], 1).var(1, unbiased=False).add(eps).sqrt()
+    largest = torch.cat([*branches, rest], 1).abs().amax(1) / spread
+    limits = torch.finfo(got.dtype)
+    of_terms = largest[..., None] * weight.abs() + bias.abs()
+    allowed = 2 * limits.eps * want.abs() + _OF_TERMS * of_terms + limits.tiny
+    error = ((got[images, rows, columns].double() - want).abs() / allowed).nan_to_num(float('inf'), float('inf')).max()
+    fits = (want.abs() < limits.max).all()
+    error, fits = torch.stack([error, fits.to(error.dtype)]).tolist()  # one wait for the device
+    return error if fits else None

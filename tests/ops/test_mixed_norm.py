@@ -1,0 +1,129 @@
+"""The end of a block's mixer: what happens where its kernel fails. :mod:`triton_cases` has the kernel itself."""
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmpelk.ops import force_backend, mixed_norm
+from mmpelk.ops.backends import BACKENDS, Backend
+
+
+def _inputs(dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*size: int) -> Tensor:
+        return torch.rand(*size, generator=generator) + 0.5
+
+    large, small, x = (
+        draw(2, channels, 5, 4).to(dtype).contiguous(memory_format=torch.channels_last) for channels in (3, 3, 7)
+    )
+    norms = [([draw(3) for _ in range(4)], 1e-5) for _ in range(2)]
+    return large, small, x, norms, ([draw(7), draw(7)], 1e-6)
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """In the place of the kernel, right until a test breaks it: ``result`` is called with torch's, in float64."""
+
+    def run(*arguments: Any) -> Tensor:
+        stand_in.calls += 1
+        *inputs, dtype = arguments
+        large, small, x, norms, norm = inputs
+        norms = [([tensor.double() for tensor in tensors], eps) for tensors, eps in norms]
+        maps = [each.double() for each in (large, small, x)]
+        exact = mixed_norm._by_operators(*maps, norms, ([tensor.double() for tensor in norm[0]], norm[1]))
+        return stand_in.result(exact).to(dtype)
+
+    stand_in = SimpleNamespace(
+        calls=0, result=lambda exact: exact, mixed_norm=run, takes=lambda *_: True, kernel_key=lambda *_: 'key'
+    )
+    monkeypatch.setattr(mixed_norm, '_kernel', lambda: stand_in)
+    monkeypatch.setattr(mixed_norm, '_trusted', set())
+    monkeypatch.setattr(mixed_norm, '_refused', set())
+    return stand_in
+
+
+def _raise(error: Exception) -> Any:
+    raise error
+
+
+def _one_channel_off(exact: Tensor) -> Tensor:
+    exact[..., 4] = exact[..., 5]
+    return exact
+
+
+@pytest.mark.parametrize(
+    ('result', 'reason'),
+    [
+        (lambda exact: _raise(RuntimeError('PassManager::run failed')), 'RuntimeError: PassManager::run failed'),
+        (_one_channel_off, 'its result is wrong'),
+        (lambda exact: exact * float('nan'), 'its result is wrong'),
+    ],
+    ids=['raises', 'one-channel-wrong', 'nan'],
+)
+def test_a_kernel_that_fails(
+    result: Any, reason: str, kernel: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    inputs = _inputs()
+    want = mixed_norm._by_operators(*inputs)
+    kernel.result = result
+    with caplog.at_level(logging.WARNING, 'mmpelk.ops'):
+        assert torch.equal(mixed_norm.mixed_norm(*inputs, torch.float32), want)
+    assert len(caplog.records) == 1
+    assert reason in caplog.text
+    assert mixed_norm._refused == {(inputs[2].device, inputs[2].dtype)}
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_kernel_that_is_right_is_compared_once(dtype: torch.dtype, kernel: SimpleNamespace) -> None:
+    inputs = _inputs(dtype)
+    torch.testing.assert_close(
+        mixed_norm.mixed_norm(*inputs, dtype), mixed_norm._by_operators(*inputs).to(dtype), rtol=0.02, atol=0.02
+    )
+    assert len(mixed_norm._trusted) == 1
+    kernel.result = _one_channel_off
+    assert not torch.equal(
+        mixed_norm.mixed_norm(*inputs, dtype)[..., 4], mixed_norm._by_operators(*inputs)[..., 4].to(dtype)
+    )
+    assert not mixed_norm._refused
+
+
+def test_what_is_neither_trusted_nor_refused(kernel: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = _inputs()
+    want = mixed_norm._by_operators(*inputs)
+    with monkeypatch.context() as captured:
+        captured.setattr(mixed_norm, '_is_capturing', lambda x: True)
+        assert torch.equal(mixed_norm.mixed_norm(*inputs, torch.float32), want)
+    with monkeypatch.context() as other_layout:
+        other_layout.setattr(kernel, 'takes', lambda *_: False)
+        assert torch.equal(mixed_norm.mixed_norm(*inputs, torch.float16), want.half())
+    assert kernel.calls == 0
+    kernel.result = lambda exact: _raise(torch.cuda.OutOfMemoryError())
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        mixed_norm.mixed_norm(*inputs, torch.float32)
+    assert not mixed_norm._refused
+    assert not mixed_norm._trusted
+
+
+def test_where_it_is_fused(kernel: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16, device=torch.device('cuda', 0), numel=lambda: 1)
+    gpu: Any = x
+    monkeypatch.setitem(BACKENDS, 'triton', Backend('triton', lambda: None, lambda: None))  # type: ignore[arg-type]
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (9, 0))
+    assert not mixed_norm.is_fused(gpu)  # gradients are on
+    with torch.no_grad():
+        assert mixed_norm.is_fused(gpu)
+        assert not mixed_norm.is_fused(torch.ones(1, 1, 1, 1))
+        with force_backend('triton'):
+            assert mixed_norm.is_fused(gpu)
+        with force_backend('fft'):
+            assert not mixed_norm.is_fused(gpu)
+        x.dtype = torch.float64
+        assert not mixed_norm.is_fused(gpu)
+        x.dtype = torch.float16
+        mixed_norm._refuse(gpu, 'for a test')
+        assert not mixed_norm.is_fused(gpu)
