@@ -223,7 +223,9 @@ def plain_norm(norm: nn.Module) -> Norm | None:
     """
     own = norm.__dict__
     if type(norm) is nn.LayerNorm:
-        tensors = [own['_parameters'][name] for name in ('weight', 'bias')] if len(norm.normalized_shape) == 1 else []
+        tensors = (
+            [own['_parameters'].get(name) for name in ('weight', 'bias')] if len(norm.normalized_shape) == 1 else []
+        )
     elif type(norm).forward in _BATCH_NORMS and not norm.training:
         tensors = [own['_buffers'].get(name) for name in ('running_mean', 'running_var')]
         tensors += [own['_parameters'].get(name) for name in ('weight', 'bias')]

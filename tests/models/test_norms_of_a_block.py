@@ -1,0 +1,149 @@
+"""When a block in inference gives its norms to one kernel. A stand-in is that kernel, on a CPU."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.utils import parametrize, prune
+from torch.utils.hooks import RemovableHandle
+
+from mmpelk.models import pelk
+from mmpelk.models.mixers import MIXERS, MixerSpec, PeripheralMixer
+from mmpelk.models.pelk import PeLKBlock
+from mmpelk.ops.mixed_norm import _by_operators, is_fused
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
+    """The dtypes that the kernel was asked for; it runs wherever gradients are off."""
+    dtypes = []
+
+    def mixed_norm(*arguments: object) -> Tensor:
+        *inputs, dtype = arguments
+        large, small, x, _, _ = inputs
+        assert all(each is None or each.stride(1) == 1 for each in (large, small, x))
+        dtypes.append(dtype)
+        return _by_operators(*inputs).to(dtype)  # type: ignore[arg-type, call-arg]
+
+    monkeypatch.setattr(pelk, 'mixed_norm', mixed_norm)
+    monkeypatch.setattr(pelk, 'is_fused', lambda x: not torch.is_grad_enabled())
+    return dtypes
+
+
+def _block(mixer: str = 'peripheral', mixed: int = 3, **spec: object) -> PeLKBlock:
+    torch.manual_seed(0)
+    block = PeLKBlock(7, MIXERS[mixer](MixerSpec(mixed, 5, **spec)), mixed, layer_scale_init_value=1.0)  # type: ignore[arg-type]
+    for module in block.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
+            for tensor in module.state_dict().values():
+                if tensor.is_floating_point():
+                    nn.init.uniform_(tensor, 0.5, 1.5)
+    return block.eval()
+
+
+def _map() -> Tensor:
+    return torch.randn(2, 7, 6, 5, generator=torch.Generator().manual_seed(1)).to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize('autocast', [False, True], ids=['float32', 'autocast'])
+@pytest.mark.parametrize('deploy', [False, True], ids=['as trained', 'deployed'])
+@pytest.mark.parametrize(
+    'spec',
+    [
+        dict(positional_embedding='in_bounds'),
+        dict(positional_embedding='constant', norm_cfg=dict(type='SyncBN')),
+        dict(small_kernel_size=0, mixer='dense'),
+        dict(mixed=7),
+    ],
+    ids=['embedding', 'constant-SyncBN', 'one kernel', 'all channels'],
+)
+def test_same_map_in_the_dtype_of_the_linear_layer(
+    spec: dict, deploy: bool, autocast: bool, asked: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block, x = _block(**spec), _map()
+    embedding = torch.randn(3, 5, 5) if 'positional_embedding' in spec else None
+    if deploy:
+        block.mixer.switch_to_deploy(embedding)
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+        got = block(x, embedding)
+        assert asked == [torch.bfloat16 if autocast else torch.float32]
+        monkeypatch.setattr(pelk, 'is_fused', lambda x: False)
+        want = block(x, embedding)
+    tolerance = 0.05 if autocast else 1e-5
+    torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+    assert len(asked) == 1
+
+
+class _Doubled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+class _OwnForward(PeripheralMixer):
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        return 2 * super().forward(x, embedding)
+
+
+def _hook(name: str) -> Callable[[PeLKBlock], object]:
+    return lambda block: block.get_submodule(name).register_forward_hook(lambda module, inputs, output: output * 2)
+
+
+def _set(name: str, module: nn.Module) -> Callable[[PeLKBlock], object]:
+    return lambda block: block.set_submodule(name, module.eval())
+
+
+TOUCHED: dict[str, Callable[[PeLKBlock], object]] = {
+    **{
+        f'hook-{name}': _hook(name)
+        for name in ('mixer', 'mixer.large', 'mixer.small', 'mixer.large_norm', 'mixer.small_norm', 'norm')
+    },
+    'hook-pointwise_conv1': _hook('pointwise_conv1'),
+    'hook-everywhere': lambda block: register_module_forward_hook(lambda module, inputs, output: None),
+    'parametrised-batch_norm': lambda block: parametrize.register_parametrization(
+        block.mixer.large_norm, 'weight', _Doubled()
+    ),
+    'parametrised-norm': lambda block: parametrize.register_parametrization(block.norm, 'bias', _Doubled()),
+    'pruned-norm': lambda block: prune.l1_unstructured(block.norm, 'weight', 0.5),
+    'pruned-kernel': lambda block: prune.l1_unstructured(block.mixer.small, 'weight', 0.5),
+    'training': lambda block: block.mixer.small_norm.train(),
+    'batch_statistics': _set('mixer.large_norm', nn.BatchNorm2d(3, track_running_stats=False)),
+    'no_affine': _set('mixer.large_norm', nn.BatchNorm2d(3, affine=False)),
+    'instance_norm': _set('mixer.small_norm', nn.InstanceNorm2d(3, affine=True, track_running_stats=True)),
+    'folded_norm': _set('mixer.small_norm', nn.Identity()),
+    'other_norm': _set('norm', nn.RMSNorm(7) if hasattr(nn, 'RMSNorm') else nn.Identity()),
+    'wrapped_linear': lambda block: _set('pointwise_conv1', nn.Sequential(block.pointwise_conv1))(block),
+    'mixer_of_ones_own': lambda block: setattr(block.mixer, '__class__', _OwnForward),
+    'another_mixer': _set('mixer', MIXERS['conv7'](MixerSpec(3, 7))),
+}
+
+
+@pytest.mark.parametrize('touch', TOUCHED)
+@torch.no_grad()
+def test_modules_that_may_compute_something_else_are_called(touch: str, asked: list[torch.dtype]) -> None:
+    block, x = _block(), _map()
+    handle = TOUCHED[touch](block)
+    try:
+        got = block(x)
+        assert not asked
+    finally:
+        if isinstance(handle, RemovableHandle):
+            handle.remove()
+    assert got.shape == x.shape
+
+
+@pytest.mark.parametrize('deploy', [False, True], ids=['as trained', 'deployed'])
+def test_calls_that_are_for_the_operators(
+    deploy: bool, asked: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block, x = _block(), _map()
+    if deploy:
+        block.mixer.switch_to_deploy()
+    with torch.no_grad():
+        torch.jit.trace(block, x, check_trace=False)
+        block(x.as_subclass(nn.Parameter))  # type: ignore[arg-type]
+        monkeypatch.setattr(pelk, 'is_fused', is_fused)
+        block(x)  # on a CPU
+    block(x)
+    assert not asked
