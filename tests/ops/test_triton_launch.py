@@ -42,6 +42,23 @@ print('launches:', before)
 """
 
 
+NORMS = """
+import logging, torch
+from benchmarks.stub_driver import install
+launches = install()
+from mmpelk.ops import mixed_norm
+logging.basicConfig(format='%(message)s')
+large, small, x = (torch.randn(2, 5, 4, c, dtype=torch.bfloat16).permute(0, 3, 1, 2) for c in (3, 3, 7))
+inputs = large, small, x, [([torch.rand(3)] * 4, 1e-5)] * 2, ([torch.rand(7).bfloat16()] * 2, 1e-6)
+assert torch.equal(mixed_norm.mixed_norm(*inputs, x.dtype), mixed_norm._by_operators(*inputs))
+assert mixed_norm._refused == {(x.device, x.dtype)}
+mixed_norm._largest_error = lambda *_: 0.0
+for _ in range(3):
+    assert mixed_norm.mixed_norm(*inputs, x.dtype).shape == (2, 5, 4, 7)
+print('launches:', launches.value)
+"""
+
+
 @pytest.fixture(scope='module')
 def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('stub')
@@ -74,6 +91,12 @@ def test_a_kernel_that_writes_nothing_reaches_no_training(stub: Path, backend: s
     assert int(result.stdout.split('launches: ')[1]) > 0
     assert result.stderr.count('its result is wrong') == 2, result.stderr
     assert result.stderr.count('fails for the') == 2
+
+
+def test_norms_of_a_block_that_are_wrong(stub: Path) -> None:
+    result = _run(NORMS, stub)
+    assert result.stderr.count('its result is wrong') == 1, result.stderr
+    assert int(result.stdout.split('launches: ')[1]) == 4
 
 
 @pytest.mark.parametrize('function', ['cuModuleLoadData', 'cuLaunchKernelEx', 'cuFuncSetAttribute'])
