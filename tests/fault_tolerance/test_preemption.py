@@ -1,4 +1,4 @@
-"""What a second signal does; whole runs are in test_exact_resume.py and in tests/tools/test_signals.py."""
+"""What a second signal does; whole runs are in test_exact_resume.py and in tests/tools/test_launchers.py."""
 
 import os
 import signal

@@ -27,25 +27,19 @@ def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.scope('mmseg')
-def test_counts(recipe: tuple[Path, Path], tmp_path: Path) -> None:
+def test_counts_and_deployed_form(recipe: tuple[Path, Path], tmp_path: Path) -> None:
     assert 'large_kernels' in call(TOOLS / 'get_flops.py', recipe[0], '--shape', 64, 64, cwd=tmp_path)
-
-
-@pytest.mark.scope('mmseg')
-def test_deployed_form(recipe: tuple[Path, Path], tmp_path: Path) -> None:
     printed = call(TOOLS / 'reparameterize_model.py', *recipe, 'deployed.pth', cwd=tmp_path)
     assert 'of the largest output' in printed
 
 
 @pytest.mark.slow
 @pytest.mark.scope('mmseg')
-@pytest.mark.parametrize('options', [[], ['--fold-preprocessing']], ids=str)
+@pytest.mark.parametrize('options', [['--dynamic'], ['--fold-preprocessing']], ids=str)
 def test_exported_file(recipe: tuple[Path, Path], options: list[str], tmp_path: Path) -> None:
     for name in ('onnx', 'onnxscript', 'onnxruntime'):
         pytest.importorskip(name, reason='pip install -e .[export]')
-    printed = call(TOOLS / 'export_onnx.py', *recipe, 'demo.onnx', '--shape', 64, 48, *options, cwd=tmp_path)
-    assert '64 x 48: differs by' in printed
-    printed = call(
-        TOOLS / 'export_torch.py', *recipe, 'demo.pt2', '--dynamic', '--shape', 64, 96, *options, cwd=tmp_path
-    )
-    assert '64 x 96: differs by' in printed
+    fold = [option for option in options if option != '--dynamic']
+    for tool, out, words in (('export_onnx', 'demo.onnx', fold), ('export_torch', 'demo.pt2', options)):
+        printed = call(TOOLS / f'{tool}.py', *recipe, out, '--shape', 64, 96, *words, cwd=tmp_path)
+        assert '64 x 96: differs by' in printed

@@ -1,7 +1,8 @@
-"""Two-process training with gloo through the launchers, resumed and tested: what runs on eight GPUs, on the CPU."""
+"""Two-process training with gloo through the launchers, stopped, resumed and tested: what runs on eight GPUs."""
 
 import os
 import re
+import signal
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,8 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmpelk.fault_tolerance.preemption import PREEMPTED
+from mmpelk.fault_tolerance.safe_loading import check_integrity
 from tests.commands import call, run
-from tests.paths import TOOLS
+from tests.paths import CONFIGS, TOOLS
+from tests.tools.test_signals import Command
 
 pytestmark = pytest.mark.slow
 
@@ -61,10 +65,32 @@ def config(tiny_config: Path) -> Path:
 
 @pytest.fixture(scope='module')
 def trained(config: Path) -> tuple[Path, str]:
-    """Work folder and log of four iterations on two ranks."""
+    """Work folder of a training on two ranks that a signal stopped, and log of its last four iterations."""
     folder = config.parent
-    log = run(TOOLS / 'dist_train.sh', config, 2, '--work-dir', 'work', cwd=folder, PYTHONPATH=folder)
+    words, endless = [TOOLS / 'dist_train.sh', config, 2, '--work-dir', 'work'], ['--cfg-options', *iterations(4000)]
+    command = Command(*words, *endless, folder=folder, PYTHONPATH=folder)
+    command.wait_for((folder / 'work' / 'iter_2.pth').exists)
+    command.process.send_signal(signal.SIGUSR1)
+    assert command.end() == PREEMPTED, command.log.read_text()[-3000:]
+    printed = command.log.read_text()
+    stopped = int(re.findall(r'Stopped by SIGUSR1 after iteration (\d+)', printed)[-1])
+    assert '--resume goes on from there' in printed
+    assert 'Traceback' not in printed
+    last = folder / (folder / 'work' / 'last_checkpoint').read_text()
+    assert last.name == f'iter_{stopped}.pth'
+    check_integrity(last)
+    log = run(*words, '--resume', '--cfg-options', *iterations(stopped + 4), cwd=folder, PYTHONPATH=folder)
+    assert f'iter: {stopped}\n' in log
+    assert f'Iter(train) [{stopped + 1}/{stopped + 4}]' in log
+    assert f'Iter(train) [{stopped}/{stopped + 4}]' not in log
+    checkpoint = torch.load(folder / 'work' / f'iter_{stopped + 4}.pth', weights_only=False)
+    assert {int(state['step']) for state in checkpoint['optimizer']['state'].values()} == {stopped + 4}
     return folder / 'work', log
+
+
+def iterations(number: int) -> list[str]:
+    """Settings of a training of so many, with a validation at its end."""
+    return [f'train_cfg.max_iters={number}', f'train_cfg.val_interval={number}']
 
 
 def test_both_ranks_end_with_the_same_parameters(trained: tuple[Path, str]) -> None:
@@ -87,21 +113,14 @@ def test_both_ranks_end_with_the_same_parameters(trained: tuple[Path, str]) -> N
     assert not torch.equal(first['statistics'][0], first['statistics'][1])
 
 
-def test_resume_goes_on_where_training_stopped(trained: tuple[Path, str], config: Path) -> None:
-    work, _ = trained
-    options = ['--work-dir', work, '--resume', '--cfg-options', 'train_cfg.max_iters=6', 'train_cfg.val_interval=6']
-    log = run(TOOLS / 'dist_train.sh', config, 2, *options, cwd=config.parent, PYTHONPATH=config.parent)
-    assert 'iter: 4' in log
-    assert 'Iter(train) [5/6]' in log
-    assert 'Iter(train) [4/6]' not in log
-    checkpoint = torch.load(work / 'iter_6.pth', weights_only=False)
-    assert {int(state['step']) for state in checkpoint['optimizer']['state'].values()} == {6}
+def newest(work: Path) -> Path:
+    return work.parent / (work / 'last_checkpoint').read_text()
 
 
 def test_two_machines_measure_what_one_process_measures(
     trained: tuple[Path, str], tiny_config: Path, free_port: int
 ) -> None:
-    folder, checkpoint = tiny_config.parent, trained[0] / 'iter_4.pth'
+    folder, checkpoint = tiny_config.parent, newest(trained[0])
 
     def machine(rank: int) -> str:
         variables = dict(NNODES=2, NODE_RANK=rank, MASTER_ADDR='127.0.0.1', PORT=free_port)
@@ -137,7 +156,7 @@ def test_slurm(trained: tuple[Path, str], tiny_config: Path, tmp_path: Path, fre
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(stat.S_IRWXU)
     variables = dict(PATH=f'{tmp_path}:{os.environ["PATH"]}', GPUS=2, GRES='', PORT=free_port, SRUN_ARGS='--time 1')
-    checkpoint = trained[0] / 'iter_4.pth'
+    checkpoint = newest(trained[0])
     command = [TOOLS / 'slurm_test.sh', 'short', 'a job', tiny_config, checkpoint, '--work-dir', tmp_path / 'work dir']
     log = run(*command, cwd=tmp_path, **variables)
     assert 'mIoU' in log
@@ -145,3 +164,13 @@ def test_slurm(trained: tuple[Path, str], tiny_config: Path, tmp_path: Path, fre
     assert '--partition short --job-name a job --ntasks 2 --ntasks-per-node 2 --cpus-per-task 5' in given
     assert '--time 1' in given
     assert list((tmp_path / 'work dir').glob('*/*.json'))
+
+
+def test_mistakes_under_the_launcher_are_told_once(tmp_path: Path) -> None:
+    printed = run(TOOLS / 'dist_train.sh', CONFIGS / 'seg/upernet_pelk_t_ade20k.py', 2, cwd=tmp_path, code=1)
+    assert "the pretrained weights 'checkpoints/pelk_t_in1k.pth' do not exist" in printed
+    assert 'Traceback' not in printed
+    assert printed.count('do not exist') == 1, 'rank 0 alone speaks'
+    # The sentence, two lines of torchrun's log, and which process stopped first.
+    assert len(printed.splitlines()) <= 4
+    assert 'dist_train.sh CONFIG N' in run(TOOLS / 'dist_train.sh', cwd=tmp_path, code=2)

@@ -1,4 +1,7 @@
-"""Signals to the launchers reach the training, which saves; what it exits with is the launcher's exit code."""
+"""Signals to the launchers reach the processes; what these exit with is the launcher's exit code.
+
+A training that saves is in test_launchers.py.
+"""
 
 import os
 import signal
@@ -12,13 +15,10 @@ from pathlib import Path
 import pytest
 
 from mmpelk.fault_tolerance.preemption import PREEMPTED
-from mmpelk.fault_tolerance.safe_loading import check_integrity
-from tests.fault_tolerance.recipes import write_recipe
 from tests.paths import TOOLS
 
 pytestmark = pytest.mark.slow
 
-LONG = dict(train_cfg__max_iters=4000, train_cfg__val_interval=5000)
 # Says which signals it gets. It ends at the second, as a training does.
 LISTENS = r"""
 import os, signal, sys, time
@@ -88,19 +88,6 @@ def test_torchrun_hands_signals_on(tmp_path: Path, number: signal.Signals) -> No
     printed = command.log.read_text()
     assert printed.count(f'heard {number.name}') == 2
     assert 'Traceback' not in printed
-
-
-def test_dist_train_saves_and_exits_with_the_code_to_try_again_on(tmp_path: Path, tiny_ade20k: Path) -> None:
-    recipe = write_recipe('seg', tiny_ade20k, tmp_path / 'seg.py', **LONG)
-    command = Command(TOOLS / 'dist_train.sh', recipe, 2, '--work-dir', 'work', folder=tmp_path)
-    command.wait_for((tmp_path / 'work' / 'iter_2.pth').exists)
-    command.process.send_signal(signal.SIGUSR1)
-    assert command.end() == PREEMPTED, command.log.read_text()[-3000:]
-    printed = command.log.read_text()
-    assert 'Stopped by SIGUSR1 after iteration' in printed
-    assert '--resume goes on from there' in printed
-    assert 'Traceback' not in printed
-    check_integrity(tmp_path / (tmp_path / 'work' / 'last_checkpoint').read_text())
 
 
 def slurm_variables(folder: Path, program: str) -> dict[str, object]:
