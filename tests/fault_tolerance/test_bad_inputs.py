@@ -159,7 +159,7 @@ CONFIG: dict[str, tuple[str, list[str]]] = {
     'density above one': ('custom_hooks.0.density=1.5', ['density', '1.5']),
     'no patience': ('default_hooks.divergence.patience=0', ['patience must be at least 1']),
     'learning rate that is too high': (
-        'optim_wrapper.optimizer.lr=1e30 train_cfg.max_iters=40',
+        'optim_wrapper.optimizer.lr=1e30 train_cfg.max_iters=40 default_hooks.divergence.patience=2',
         ['not finite', 'Look at these files', 'lower learning rate'],
     ),
     'checkpoint to load that is missing': ('load_from=gone.pth', ["'gone.pth' does not exist"]),

@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import new_project
 import numpy as np
@@ -66,133 +68,133 @@ for kind, name in (word.split(':') for word in sys.argv[2:]):
 """
 
 
-def write_labelme(root: Path, count: int = 5) -> Path:
-    for index in range(count):
-        image(root / f'{index}.jpg')
-        left, top, right, bottom = BOX
-        corners = [[left, top], [right, top], [right, bottom], [left, bottom]]
-        shapes = [
-            dict(label='dog', shape_type='polygon', points=corners),
-            dict(label='cat', shape_type='rectangle', points=[[30, 10], [40, 20]]),
-            dict(label='line', shape_type='line', points=[[0, 0], [9, 9]]),
-        ]
-        content = dict(shapes=shapes, imagePath=f'C:\\x\\{index}.jpg', imageWidth=48, imageHeight=32)
-        (root / f'{index}.json').write_text(json.dumps(content))
-    return root
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Datumaro."""
+    monkeypatch.delenv('MMPELK_DATUMARO_PYTHON', raising=False)
+    monkeypatch.setattr('own_data.foreign._ENVIRONMENT', tmp_path / 'none')
 
 
-def test_labelme_boxes(tmp_path: Path) -> None:
-    root = write_labelme(tmp_path / 'data')
-    data = read_detection(root, converted=convert(root, 'det', tmp_path / 'out', ''))
-    assert data.classes == ['dog', 'cat']
-    assert data.details['masks']
-    boxes = [entry['bbox'] for part in data.details['contents'].values() for entry in part['annotations']]
-    left, top, right, bottom = BOX
-    assert boxes == [[left, top, right - left, bottom - top], [30, 10, 10, 10]] * 5
-    assert len(data.splits['train']) == 4
-
-
-def read_maps(root: Path, out: Path, classes: str | None = None) -> DataSet:
-    """What lies outside of the outlines is no class."""
-    return read_segmentation(
-        root, answers=Answers(ignore=['0']), converted=convert(root, 'seg', out, '', None, classes)
-    )
-
-
-def test_labelme_maps(tmp_path: Path) -> None:
-    root = write_labelme(tmp_path / 'data')
-    data = read_segmentation(root, converted=convert(root, 'seg', tmp_path / 'out', ''))
-    assert data.classes == ['background', 'dog', 'cat']
-    assert '--background 0 confirms it' in '\n'.join(map(str, data.questions))  # nobody has said what lies outside
-    assert set(np.unique(read_indices(data, data.details['pairs'][0])).tolist()) == {0, 1, 2}
-    data = read_maps(root, tmp_path / 'out')
-    assert data.classes == ['dog', 'cat']
-    indices = read_indices(data, data.details['pairs'][0])
-    left, top, right, bottom = BOX
-    inside = np.zeros((32, 48), bool)
-    inside[top + 1 : bottom, left + 1 : right] = True
-    assert (indices[inside] == 0).all()
-    assert set(np.unique(indices).tolist()) == {0, 1, 255}
-
-
-def labelme(path: Path, shapes: list[dict], size: tuple[int, int] = (48, 32)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = dict(shapes=shapes, imagePath=f'{path.stem}.jpg', imageWidth=size[0], imageHeight=size[1])
+def labelme(path: Path, shapes: list[dict], size: tuple[int, int] = (48, 32), orientation: int | None = None) -> None:
+    """A picture and LabelMe's file of it, which was written on another machine."""
+    image(path.with_suffix('.jpg'), orientation=orientation)
+    content = dict(shapes=shapes, imagePath=f'C:\\x\\{path.stem}.jpg', imageWidth=size[0], imageHeight=size[1])
     path.write_text(json.dumps(content))
 
 
-def polygon(name: str, left: int = 2, top: int = 2, **more: object) -> dict:
-    corners = [[left, top], [left + 10, top], [left + 10, top + 10], [left, top + 10]]
+def polygon(name: str, left: int = 2, top: int = 2, right: int = 0, bottom: int = 0, **more: object) -> dict:
+    """A rectangle by its corners, of 10 x 10 if nothing else is said."""
+    right, bottom = right or left + 10, bottom or top + 10
+    corners = [[left, top], [right, top], [right, bottom], [left, bottom]]
     return dict(label=name, shape_type='polygon', points=corners) | more
 
 
+def write_labelme(root: Path, count: int = 5) -> None:
+    shapes = [
+        polygon('dog', *BOX),
+        dict(label='cat', shape_type='rectangle', points=[[30, 10], [40, 20]]),
+        dict(label='line', shape_type='line', points=[[0, 0], [9, 9]]),
+    ]
+    for index in range(count):
+        labelme(root / f'{index}.json', shapes)
+
+
+def read(task: str, root: Path, classes: str | None = None, answers: Answers | None = None) -> DataSet:
+    """By our own converter; in maps, what lies outside of the outlines is the background unless it is answered."""
+    converted = convert(root, task, root.with_name(f'{root.name} as {task}'), '', classes=classes)
+    if task == 'det':
+        return read_detection(root, converted=converted, classes=classes)
+    return read_segmentation(root, answers=answers or Answers(background='0'), converted=converted)
+
+
+def read_maps(root: Path, classes: str | None = None) -> DataSet:
+    """What lies outside of the outlines is no class."""
+    return read('seg', root, classes, Answers(ignore=['0']))
+
+
+def boxes_of(data: DataSet) -> list[list[float]]:
+    return [entry['bbox'] for part in data.details['contents'].values() for entry in part['annotations']]
+
+
+def first_map(data: DataSet) -> np.ndarray:
+    return read_indices(data, data.details['pairs'][0])
+
+
+def test_labelme(tmp_path: Path) -> None:
+    root = tmp_path / 'data'
+    write_labelme(root)
+    left, top, right, bottom = BOX
+    data = read('det', root)
+    assert data.classes == ['dog', 'cat']
+    assert data.details['masks']
+    assert boxes_of(data) == [[left, top, right - left, bottom - top], [30, 10, 10, 10]] * 5
+    assert len(data.splits['train']) == 4
+    data = read('seg', root, answers=Answers())
+    assert data.classes == ['background', 'dog', 'cat']
+    assert '--background 0 confirms it' in notes(data, 'question')  # nobody has said what lies outside
+    assert set(np.unique(first_map(data)).tolist()) == {0, 1, 2}
+    data = read_maps(root)
+    assert data.classes == ['dog', 'cat']
+    assert (first_map(data)[top + 1 : bottom, left + 1 : right] == 0).all()
+    assert set(np.unique(first_map(data)).tolist()) == {0, 1, 255}
+
+
 def test_labelme_has_the_folders_splits_and_the_users_order(tmp_path: Path) -> None:
+    root, expected = tmp_path / 'data', {'train': 3, 'val': 2, 'test': 1}
     for split, count in (('train', 3), ('valid', 2), ('test', 1)):
         for index in range(count):
-            image(tmp_path / 'data' / split / f'{split}{index}.jpg')
-            labelme(tmp_path / 'data' / split / f'{split}{index}.json', [polygon('cat'), polygon('dog', 20)])
-    root, expected = tmp_path / 'data', {'train': 3, 'val': 2, 'test': 1}
-    detection = read_detection(root, converted=convert(root, 'det', tmp_path / 'det', '', classes='dog,cat'))
-    maps = read_maps(root, tmp_path / 'seg', 'dog,cat')
+            labelme(root / split / f'{split}{index}.json', [polygon('cat'), polygon('dog', 20)])
+    detection, maps = read('det', root, 'dog,cat'), read_maps(root, 'dog,cat')
     assert names(detection) == names(maps) == expected
     assert detection.classes == maps.classes == ['dog', 'cat']
-    assert (read_indices(maps, maps.details['pairs'][0])[5, 5], has_outlines(root)) == (1, True)
-    with pytest.raises(UserError, match='give the same names'):
-        convert(root, 'seg', tmp_path / 'seg', '', classes='dog,bird')
-    with pytest.raises(UserError, match='no values: give --classes'):
-        convert(root, 'seg', tmp_path / 'seg', '', classes='dog=1,cat=2')
+    assert (first_map(maps)[5, 5], has_outlines(root)) == (1, True)
+    for classes, said in (('dog,bird', 'give the same names'), ('dog=1,cat=2', 'no values: give --classes')):
+        with pytest.raises(UserError, match=said):
+            read_maps(root, classes)
 
 
-def test_labelme_of_other_sizes_is_left_out(tmp_path: Path) -> None:
-    root = tmp_path / 'data'
+@pytest.mark.parametrize('task', ['det', 'seg'])
+def test_labelme_of_other_sizes_is_left_out(task: str, tmp_path: Path) -> None:
     for index in range(6):
-        image(root / f'{index}.jpg')
-        labelme(root / f'{index}.json', [polygon('cat'), polygon('dog', 20)], (96, 64) if index < 2 else (48, 32))
-    for read, task in ((read_detection, 'det'), (read_segmentation, 'seg')):
-        data = read(root, converted=convert(root, task, tmp_path / task, ''))
-        assert 'differ in size' in notes(data, 'question')
-        assert sum(names(data).values()) == 4
+        size = (96, 64) if index < 2 else (48, 32)
+        labelme(tmp_path / 'data' / f'{index}.json', [polygon('cat'), polygon('dog', 20)], size)
+    data = read(task, tmp_path / 'data', answers=Answers())
+    assert 'differ in size' in notes(data, 'question')
+    assert sum(names(data).values()) == 4
 
 
 def test_labelme_is_drawn_on_the_picture_that_was_shown(tmp_path: Path) -> None:
     """LabelMe turns a picture as EXIF says, before anything is drawn."""
-    root = tmp_path / 'data'
     for index in range(4):
-        image(root / f'{index}.jpg', orientation=6)
-        labelme(root / f'{index}.json', [polygon('cat', 2, 34), polygon('dog')], (32, 48))
-    data = read_segmentation(root, converted=convert(root, 'seg', tmp_path / 'out', ''))
+        labelme(tmp_path / 'data' / f'{index}.json', [polygon('cat', 2, 34), polygon('dog')], (32, 48), orientation=6)
+    data = read('seg', tmp_path / 'data', answers=Answers())
     assert not data.ignore_orientation
-    indices = read_indices(data, data.details['pairs'][0])
-    assert indices.shape == (48, 32)
-    assert indices[40, 5] == data.classes.index('cat')
+    assert first_map(data).shape == (48, 32)
+    assert first_map(data)[40, 5] == data.classes.index('cat')
 
 
 def test_labelme_shapes(tmp_path: Path) -> None:
     """Parts of a group are one object, turned rectangles are read, what is no class is none, the rest is counted."""
-    root = tmp_path / 'data'
     shapes = [
         *(polygon('cat', group_id=1), polygon('cat', 20, group_id=1)),
         *(polygon('dog', 2, 18, shape_type='rectangle'), polygon('dog', 18, 18, shape_type='rotation')),
         *(polygon('__ignore__', 36, 18), polygon('fish', shape_type='mask')),
     ]
     for index in range(4):
-        image(root / f'{index}.jpg')
-        labelme(root / f'{index}.json', shapes)
-    (root / 'x.json').write_text('{"shapes": [')
-    data = read_detection(root, converted=convert(root, 'det', tmp_path / 'det', ''))
+        labelme(tmp_path / 'data' / f'{index}.json', shapes)
+    (tmp_path / 'data' / 'x.json').write_text('{"shapes": [')
+    data, maps = read('det', tmp_path / 'data'), read_maps(tmp_path / 'data')
     assert dict(zip(data.classes, data.counts, strict=True)) == {'cat': 4, 'dog': 8}
-    maps = read_maps(root, tmp_path / 'seg')
     assert maps.classes == ['cat', 'dog']
-    assert read_indices(maps, maps.details['pairs'][0])[25, 40] == 255
+    assert first_map(maps)[25, 40] == 255
     for asked in (notes(data), notes(maps)):
         assert 'shapes enclose nothing that is read here (4 mask)' in asked
         assert "1 JSON files beside LabelMe's cannot be read and are left out" in asked
     assert '4 shapes are called __ignore__' in notes(data)
 
 
-def test_without_datumaro_the_way_to_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv('MMPELK_DATUMARO_PYTHON', raising=False)
-    monkeypatch.setattr('own_data.foreign._ENVIRONMENT', tmp_path / 'none')
+@pytest.mark.usefixtures('alone')
+def test_without_datumaro_the_way_to_it_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r'no label map\. Datumaro .*pip install -r .*requirements/own_data\.txt'):
         convert(tmp_path, 'seg', tmp_path / 'out', 'no label map')
 
@@ -295,13 +297,6 @@ def test_what_is_left_out_of_other_formats_is_told(
     assert said in notes(reader(root, converted=convert(root, task, tmp_path / 'out', '')))
 
 
-def read(task: str, root: Path, out: Path, classes: str | None = None) -> DataSet:
-    converted = convert(root, task, out, '', classes=classes)
-    if task == 'seg':
-        return read_segmentation(root, classes, answers=Answers(background='0'), converted=converted)
-    return read_detection(root, converted=converted, classes=classes)
-
-
 # A box of the class 1 as shares of 48 x 32, and its corners.
 YOLO = {'box': '1 0.5 0.5 0.25 0.5', 'polygon': '1 0.375 0.25 0.625 0.25 0.625 0.75 0.375 0.75'}
 YAML = 'names: [cat, dog]\ntrain: ../train/images\nval: C:\\\\me\\valid\\images\n'
@@ -335,16 +330,15 @@ def test_yolo(layout: str, shape: str, task: str, tmp_path: Path) -> None:
             (root / f'{split}.txt').write_text(''.join(f'/home/me/data/da{number}.jpg\n' for number in numbers))
     if (shape, task) == ('box', 'seg'):
         with pytest.raises(UserError, match='no outlines: --task det'):
-            read(task, root, tmp_path / 'out', classes)
+            read(task, root, classes)
         return
-    data = read(task, root, tmp_path / 'out', classes)
-    assert data.classes == ['cat', 'dog'] if task == 'det' else ['background', 'cat', 'dog']
+    data = read(task, root, classes)
+    assert data.classes == (['cat', 'dog'] if task == 'det' else ['background', 'cat', 'dog'])
     assert names(data) == expected
     if task == 'det':
         assert data.counts == [0, sum(expected.values())]
         assert data.details['masks'] is (shape == 'polygon')
-        boxes = [entry['bbox'] for part in data.details['contents'].values() for entry in part['annotations']]
-        assert np.allclose(boxes, [18, 8, 12, 16])
+        assert np.allclose(boxes_of(data), [18, 8, 12, 16])
     else:
         indices = read_indices(data, data.details['pairs'][0])
         assert {data.classes[value] for value in np.unique(indices)} == {'background', 'dog'}
@@ -363,13 +357,11 @@ def test_outlines_are_trained(form: str, task: str, tmp_path: Path) -> None:
     elif form == 'YOLO':
         write_yolo(root, 'images', 'labels', YOLO['polygon'])
     else:
-        for index in range(5):
-            image(root / f'{index}.jpg')
-            write_voc(root / f'{index}.xml', 'cat', f'{index}.jpg')
-    train(read(task, root, tmp_path / 'out'), tmp_path)
+        write_voc(root, range(5))
+    train(read(task, root), tmp_path)
 
 
-@pytest.mark.parametrize(('line', 'names', 'message'), [
+@pytest.mark.parametrize(('line', 'files', 'message'), [
     ('2 .5 .5 .2 .2', 'names: [cat, dog]', 'have the class 2, but 2 names'),
     ('0 .5 .5 .2 .2 .9', 'names: [cat]', 'line 1 of .* has 6 numbers: .* confidence'),
     ('0 20 20 10 10', 'names: [cat]', 'beyond 0 to 1'),
@@ -381,139 +373,139 @@ def test_outlines_are_trained(form: str, task: str, tmp_path: Path) -> None:
     ('0 .5 .5 .2 .2', 'names: coco.names', 'where YOLO has a list of them'),
     ('0 .5 .5 .2 .2', 'names: [cat]\nnc: 2', 'has 1 names for nc: 2'),
     ('0 .5 .5 .2 .2', 'names: [cat]\nval: none.txt', "names the list 'none.txt', which is not in"),
+    ('0 .5 .5 .2 .2', {'classes.txt': '1 cat\n2 dog\n'}, 'is not numbered 0, 1, 2'),
+    ('0 .5 .5 .2 .2', {'a.yaml': 'names: [cat, dog]', 'b.yaml': 'names: [dog, cat]'}, 'name other classes: keep one'),
 ])  # fmt: skip
-def test_yolo_that_means_something_else_is_refused(
-    line: str, names: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv('MMPELK_DATUMARO_PYTHON', raising=False)
-    monkeypatch.setattr('own_data.foreign._ENVIRONMENT', tmp_path / 'none')
+@pytest.mark.usefixtures('alone')
+def test_yolo_that_means_something_else_is_refused(line: str, files: Any, message: str, tmp_path: Path) -> None:
     write_yolo(tmp_path / 'data', 'images', 'labels', line)
-    (tmp_path / 'data' / 'data.yaml').write_text(names)
+    for name, text in ({'data.yaml': files} if isinstance(files, str) else files).items():
+        (tmp_path / 'data' / name).write_text(text)
     with pytest.raises(UserError, match=message):
         convert(tmp_path / 'data', 'det', tmp_path / 'out', 'no annotations')
 
 
 def test_yolo_has_the_splits_of_its_yaml(tmp_path: Path) -> None:
     """Folders whose names say nothing or something else, and lists."""
-    write_yolo(tmp_path / 'folders', 'images/a', 'labels/a', YOLO['box'], 3)
-    write_yolo(tmp_path / 'folders', 'images/test', 'labels/test', YOLO['box'], 2)
-    (tmp_path / 'folders' / 'data.yaml').write_text('names: [cat, dog]\ntrain: ../images/a\nval: [images/test]\n')
-    write_yolo(tmp_path / 'lists', 'images', 'labels', YOLO['box'], 5)
-    (tmp_path / 'lists' / 'data.yaml').write_text('names: [cat, dog]\ntrain: ./some.txt\nval: others.txt\n')
-    (tmp_path / 'lists' / 'some.txt').write_text('./images/im0.jpg\nimages/im1.jpg\n')
-    (tmp_path / 'lists' / 'others.txt').write_text('C:\\\\me\\images\\im2.jpg\n/me/images/im3.jpg\n')
-    for root, expected in (('folders', (3, 2)), ('lists', (2, 2))):
-        data = read('det', tmp_path / root, tmp_path / 'out')
-        assert (len(data.splits['train']), len(data.splits['val'])) == expected
-    (tmp_path / 'lists' / 'other.yaml').write_text('names: [dog, cat]')
-    with pytest.raises(UserError, match='name other classes: keep one'):
-        read('det', tmp_path / 'lists', tmp_path / 'out')
+    folders, lists = tmp_path / 'folders', tmp_path / 'lists'
+    write_yolo(folders, 'images/a', 'labels/a', YOLO['box'], 3)
+    write_yolo(folders, 'images/test', 'labels/test', YOLO['box'], 2)
+    (folders / 'data.yaml').write_text('names: [cat, dog]\ntrain: ../images/a\nval: [images/test]\n')
+    write_yolo(lists, 'images', 'labels', YOLO['box'], 5)
+    (lists / 'data.yaml').write_text('names: [cat, dog]\ntrain: ./some.txt\nval: others.txt\n')
+    (lists / 'some.txt').write_text('./images/im0.jpg\nimages/im1.jpg\n')
+    (lists / 'others.txt').write_text('C:\\\\me\\images\\im2.jpg\n/me/images/im3.jpg\n')
+    assert names(read('det', folders)) == {'train': 3, 'val': 2}
+    assert names(read('det', lists)) == {'train': 2, 'val': 2}
 
 
-def test_numbered_names_of_yolo(tmp_path: Path) -> None:
-    write_yolo(tmp_path / 'data', 'images', 'labels', YOLO['box'])
-    (tmp_path / 'data' / 'classes.txt').write_text('0 cat\n1 dog\n')
-    assert read('det', tmp_path / 'data', tmp_path / 'out').classes == ['cat', 'dog']
-    (tmp_path / 'data' / 'classes.txt').write_text('1 cat\n2 dog\n')
-    with pytest.raises(UserError, match='is not numbered 0, 1, 2'):
-        read('det', tmp_path / 'data', tmp_path / 'out')
-
-
-def test_small_outlines_lie_on_large_ones(tmp_path: Path) -> None:
-    write_yolo(tmp_path / 'data', 'images', 'labels', f'0 .45 .45 .55 .45 .55 .55 .45 .55\n{YOLO["polygon"]}')
-    data = read('seg', tmp_path / 'data', tmp_path / 'out')
-    assert min(data.counts) > 0
-
-
-def test_folders_beside_the_splits_are_a_question(tmp_path: Path) -> None:
-    for split in ('train', 'val', 'holdout'):
-        write_yolo(tmp_path / 'data', f'images/{split}', f'labels/{split}', YOLO['box'], 2)
-    said = convert(tmp_path / 'data', 'det', tmp_path / 'out', '')['said']
-    assert any(kind == 'question' and 'images/holdout' in text for kind, text in said)
-
-
-def test_labels_of_another_picture_and_covered_ones_are_questions(tmp_path: Path) -> None:
-    for index in range(3):
-        image(tmp_path / 'voc' / f'{index}.jpg')
-        write_voc(tmp_path / 'voc' / f'{index}.xml', 'cat', f'{(index + 1) % 3}.jpg')
-        image(tmp_path / 'labelme' / f'{index}.jpg')
-        labelme(tmp_path / 'labelme' / f'{index}.json', [polygon('cat'), polygon('dog')])
-    said = convert(tmp_path / 'voc', 'det', tmp_path / 'out', '')['said']
-    assert any(kind == 'question' and '0.xml names 1' in text for kind, text in said)
-    said = convert(tmp_path / 'labelme', 'seg', tmp_path / 'out', '')['said']
-    assert any(
-        kind == 'question' and 'in 3 pictures the outlines of a class are covered' in text for kind, text in said
-    )
-    labelme(tmp_path / 'labelme' / '0.json', [polygon('cat', 44)])
-    (tmp_path / 'labelme' / '1.json').unlink()
-    (tmp_path / 'labelme' / '2.json').unlink()
-    found = convert(tmp_path / 'labelme', 'seg', tmp_path / 'out', '')
-    assert any(kind == 'question' and 'outlines reach out of the picture' in text for kind, text in found['said'])
-    assert ["pictures have no file of LabelMe's", ['1.jpg', '2.jpg'], 3] in found['left_out']
-
-
-def test_labels_in_two_formats_are_a_question(tmp_path: Path) -> None:
-    write_yolo(tmp_path / 'data', 'images', 'labels', YOLO['box'])
-    write_voc(tmp_path / 'data' / 'images' / 'im0.xml', 'cat', 'im0.jpg')
-    said = convert(tmp_path / 'data', 'det', tmp_path / 'out', '')['said']
-    assert any(kind == 'question' and 'YOLO and Pascal VOC' in text for kind, text in said)
-
-
-def test_pictures_without_a_label_file_are_left_out(tmp_path: Path) -> None:
-    """An empty file says that there is no object."""
+def test_yolo_by_names_with_numbers_and_without_a_file(tmp_path: Path) -> None:
+    """An empty file says that there is no object; small outlines lie on large ones."""
     root = tmp_path / 'data'
-    write_yolo(root, 'images', 'labels', YOLO['polygon'], 6)
+    write_yolo(root, 'images', 'labels', f'0 .45 .45 .55 .45 .55 .55 .45 .55\n{YOLO["polygon"]}', 6)
+    (root / 'classes.txt').write_text('0 cat\n1 dog\n')
+    assert read('det', root).classes == ['cat', 'dog']
+    assert min(read('seg', root).counts[1:]) > 0
     (root / 'labels' / 'im0.txt').unlink()
     (root / 'labels' / 'im1.txt').write_text('')
-    data = read('seg', root, tmp_path / 'out')
+    data = read('seg', root)
     assert sum(names(data).values()) == 5
     assert '1 pictures have no label file' in notes(data, 'mistake')
     (root / 'data.yaml').write_text('names: [cat, dog]')
     with pytest.raises(UserError, match=r'indices into the names of .* cat, dog; no --classes'):
-        read('seg', root, tmp_path / 'out', 'dog,cat')
+        read('seg', root, 'dog,cat')
 
 
-def write_voc(path: Path, name: str, file: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_voc(
+    root: Path, numbers: range, images: str = '{i}.jpg', xmls: str = '{i}.xml', of: Callable[[int], int] = int
+) -> None:
+    """Pictures and Pascal VOC's files of them: a WBC in the first, an RBC in each of the others.
+
+    Args:
+        root: The folder.
+        numbers: Of the pictures.
+        images: Paths of the pictures, with ``{i}`` for the number.
+        xmls: Of the files.
+        of: Number of the picture that a file names.
+    """
     box = '<xmin>5</xmin><ymin>6.0</ymin><xmax>25</xmax><ymax>20</ymax>'
-    objects = f'<object><name>{name}</name><part><name>x</name></part><bndbox>{box}</bndbox></object>'
     size = '<size><width>48</width><height>32</height><depth>3</depth></size>'
-    path.write_text(f'<annotation><filename>{file}</filename>{size}{objects}</annotation>')
+    for i in numbers:
+        image(root / images.format(i=i))
+        (root / xmls.format(i=i)).parent.mkdir(parents=True, exist_ok=True)
+        named = f'<name>{"RBC" if i else "WBC"}</name><part><name>x</name></part>'
+        text = f'<filename>{of(i)}.jpg</filename>{size}<object>{named}<bndbox>{box}</bndbox></object>'
+        (root / xmls.format(i=i)).write_text(f'<annotation>{text}</annotation>')
 
 
 @pytest.mark.parametrize('layout', ['voc', 'voc with lists', 'kaggle', 'roboflow'])
 def test_pascal_voc(layout: str, tmp_path: Path) -> None:
     """Such as blood cells: other classes than Pascal VOC's, in its folders, in others, and beside the pictures."""
-    root = tmp_path / 'data'
-    for index in range(5):
-        images, xmls = ('JPEGImages', 'Annotations') if 'voc' in layout else ('images', 'annotations')
-        if layout == 'roboflow':
-            images = xmls = ('train', 'train', 'valid', 'test', 'test')[index]
-        image(root / images / f'{index}.jpg')
-        write_voc(root / xmls / f'{index}.xml', 'RBC' if index else 'WBC', f'{index}.jpg')
-    expected = (
-        {'train': 2, 'val': 1, 'test': 2} if 'lists' in layout or layout == 'roboflow' else {'train': 4, 'val': 1}
-    )
+    root, expected = tmp_path / 'data', {'train': 4, 'val': 1}
+    if layout == 'roboflow':
+        for split, numbers in (('train', range(2)), ('valid', range(2, 3)), ('test', range(3, 5))):
+            write_voc(root, numbers, split + '/{i}.jpg', split + '/{i}.xml')
+    else:
+        images, xmls = ('images', 'annotations') if layout == 'kaggle' else ('JPEGImages', 'Annotations')
+        write_voc(root, range(5), images + '/{i}.jpg', xmls + '/{i}.xml')
     if layout == 'voc with lists':
         (root / 'ImageSets' / 'Main').mkdir(parents=True)
         for split, listed in dict(train='0 1', val='2', test='3 4', trainval='0 1 2').items():
             (root / 'ImageSets' / 'Main' / f'{split}.txt').write_text('\n'.join(listed.split()))
-    data = read('det', root, tmp_path / 'out')
-    assert data.classes == ['RBC', 'WBC']
-    assert (data.counts, names(data)) == ([4, 1], expected)
-    boxes = [entry['bbox'] for part in data.details['contents'].values() for entry in part['annotations']]
-    assert boxes == [[5, 6, 20, 14]] * 5
-    assert read('det', root, tmp_path / 'out', 'WBC,RBC').classes == ['WBC', 'RBC']
+    if layout in ('voc with lists', 'roboflow'):
+        expected = {'train': 2, 'val': 1, 'test': 2}
+    data = read('det', root)
+    assert (data.classes, data.counts, names(data)) == (['RBC', 'WBC'], [4, 1], expected)
+    assert boxes_of(data) == [[5, 6, 20, 14]] * 5
+    assert read('det', root, 'WBC,RBC').classes == ['WBC', 'RBC']
     with pytest.raises(UserError, match='no outlines: --task det'):
-        read('seg', root, tmp_path / 'out')
+        read('seg', root)
 
 
 def test_an_xml_of_several_pictures_is_refused(tmp_path: Path) -> None:
-    for folder in ('a', 'b'):
-        image(tmp_path / 'data' / folder / '0.jpg')
-    write_voc(tmp_path / 'data' / 'Annotations' / '0.xml', 'cat', '0.jpg')
+    write_voc(tmp_path / 'data', range(1), 'a/{i}.jpg', 'Annotations/{i}.xml')
+    image(tmp_path / 'data' / 'b' / '0.jpg')
     with pytest.raises(UserError, match=r'may belong to a/0.jpg or to b/0.jpg'):
-        read('det', tmp_path / 'data', tmp_path / 'out')
+        read('det', tmp_path / 'data')
+
+
+def two_formats(root: Path) -> None:
+    write_yolo(root, 'images', 'labels', YOLO['box'])
+    write_voc(root, range(1), 'images/im{i}.jpg', 'images/im{i}.xml')
+
+
+def covered(root: Path) -> None:
+    for index in range(3):
+        labelme(root / f'{index}.json', [polygon('cat'), polygon('dog')])
+
+
+def beyond_the_picture(root: Path) -> None:
+    labelme(root / '0.json', [polygon('cat', 44)])
+    for index in (1, 2):
+        image(root / f'{index}.jpg')
+
+
+ASKED: dict[str, tuple[Callable[[Path], Any], str, str]] = {
+    'beside the splits': (
+        lambda root: [write_yolo(root, f'images/{split}', f'labels/{split}', YOLO['box'], 2)
+                      for split in ('train', 'val', 'holdout')],
+        'det', 'images/holdout'),
+    'another picture': (lambda root: write_voc(root, range(3), of=lambda i: (i + 1) % 3), 'det', '0.xml names 1'),
+    'covered': (covered, 'seg', 'in 3 pictures the outlines of a class are covered'),
+    'beyond the picture': (beyond_the_picture, 'seg', 'outlines reach out of the picture'),
+    'two formats': (two_formats, 'det', 'YOLO and Pascal VOC'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(('make', 'task', 'asked'), ASKED.values(), ids=ASKED)
+def test_what_may_be_meant_otherwise_is_a_question(
+    make: Callable[[Path], Any], task: str, asked: str, tmp_path: Path
+) -> None:
+    make(tmp_path / 'data')
+    found = convert(tmp_path / 'data', task, tmp_path / 'out', '')
+    assert any(kind == 'question' and asked in text for kind, text in found['said'])
+    if make is beyond_the_picture:
+        assert ["pictures have no file of LabelMe's", ['1.jpg', '2.jpg'], 3] in found['left_out']
 
 
 @needs_datumaro
