@@ -67,6 +67,10 @@ def of_a_sensor(root: Path) -> None:
         path.write_bytes(cv2.imencode('.png', image)[1].tobytes())
 
 
+def weights_alone(good: Path, path: Path) -> None:
+    torch.save(dict(meta={}, state_dict=torch.load(good, weights_only=False)['state_dict']), path)
+
+
 # What is broken, and what the sentence has to say: the file, and what to do.
 DATA: dict[str, tuple[str, Spoil, list[str]]] = {
     'image cut in half': ('seg', halve(IMAGE), [IMAGE, 'Mend it']),
@@ -78,58 +82,34 @@ DATA: dict[str, tuple[str, Spoil, list[str]]] = {
     'label map of another size': ('seg', labels(lambda seg: seg[:50, :40]), [LABELS, '50 x 40', 'pixels', 'Mend it']),
     'label map with colours': ('seg', labels(lambda seg: np.stack([seg] * 3, 2)), [LABELS, 'dimensions', 'Mend it']),
     'class index out of range': ('seg', labels(lambda seg: seg + 160), [LABELS, '150 classes', 'reduce_zero_label']),
-    'no images': (
-        'seg',
-        lambda root: [path.unlink() for path in (root / 'images/training').iterdir()],
-        ['images/training', 'is empty', 'check'],
-    ),
-    'no folder of images': (
-        'seg',
-        lambda root: shutil.rmtree(root / 'images/training'),
-        ['images/training', 'does not exist', 'data_root=FOLDER'],
-    ),
+    'no images': ('seg', lambda root: [path.unlink() for path in (root / 'images/training').iterdir()],
+        ['images/training', 'is empty', 'check']),
+    'no folder of images': ('seg', lambda root: shutil.rmtree(root / 'images/training'),
+        ['images/training', 'does not exist', 'data_root=FOLDER']),
     'no data': ('seg', shutil.rmtree, ['does not exist', 'data_root=FOLDER']),
     'image of a class cut in half': ('cls', halve('train/n01440764/0.JPEG'), ['n01440764/0.JPEG', 'Mend it']),
     'listed image that is missing': ('cls', mend_list(lambda text: text.replace('/3.', '/9.')), ['9.JPEG', 'Mend it']),
     'class beyond the last': ('cls', mend_list(lambda text: text.replace(' 1', ' 1000')), ['1000 classes', 'Mend it']),
     'listed image without class': ('cls', mend_list(lambda text: text.replace(' 1', '')), ['/data', 'unpack', 'Check']),
     'class that is no number': ('cls', mend_list(lambda text: text.replace(' 1', ' cat')), ['/data', "'cat'", 'Check']),
-    'list that is missing': (
-        'cls',
-        lambda root: (root / 'meta/train.txt').unlink(),
-        ['/data', 'subfolders', 'Check'],
-    ),
+    'list that is missing': ('cls', lambda root: (root / 'meta/train.txt').unlink(), ['/data', 'subfolders', 'Check']),
     'empty list': ('cls', replace('meta/train.txt', ''), ['train_dataloader is empty', '/data']),
     'no boxes': ('det', coco(lambda content: content['annotations'].clear()), [COCO, 'is empty', 'filter_cfg']),
-    'box that is missing': (
-        'det',
-        coco(lambda content: [one.pop('bbox') for one in content['annotations']]),
-        [COCO, 'bbox', 'Check'],
-    ),
-    'box with NaN': (
-        'det',
-        coco(lambda content: content['annotations'][0]['bbox'].__setitem__(2, float('nan'))),
-        [COCO, 'NaN', 'mend it'],
-    ),
-    'endless box': (
-        'det',
-        coco(lambda content: content['annotations'][0]['bbox'].__setitem__(0, float('-inf'))),
-        [COCO, 'Infinity', 'mend it'],
-    ),
-    'other categories': (
-        'det',
+    'box that is missing': ('det', coco(lambda content: [one.pop('bbox') for one in content['annotations']]),
+        [COCO, 'bbox', 'Check']),
+    'box with NaN': ('det', coco(lambda content: content['annotations'][0]['bbox'].__setitem__(2, float('nan'))),
+        [COCO, 'NaN', 'mend it']),
+    'endless box': ('det', coco(lambda content: content['annotations'][0]['bbox'].__setitem__(0, float('-inf'))),
+        [COCO, 'Infinity', 'mend it']),
+    'other categories': ('det',
         coco(lambda content: [one.update(name=f'my {one["name"]}') for one in content['categories']]),
-        [COCO, 'is empty', 'check'],
-    ),
+        [COCO, 'is empty', 'check']),
     'annotations cut in half': ('det', halve(COCO), [COCO, 'Check']),
     'annotations of another format': ('det', replace(COCO, '[]'), [COCO, 'Check']),
     'annotations without content': ('det', replace(COCO, ''), [COCO, 'Check']),
-    'annotated image that is missing': (
-        'det',
-        coco(lambda content: content['images'][0].update(file_name='gone.png')),
-        ['gone.png', 'Mend it'],
-    ),
-}
+    'annotated image that is missing': ('det', coco(lambda content: content['images'][0].update(file_name='gone.png')),
+        ['gone.png', 'Mend it']),
+}  # fmt: skip
 # Settings, and what the sentence has to say.
 CONFIG: dict[str, tuple[str, list[str]]] = {
     'misspelt key': ('train_dataloder.batch_size=2', ["did you mean 'train_dataloader'"]),
@@ -171,44 +151,29 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path, Path], Any], list[str]]] = {
     'cut in half': (lambda good, path: path.write_bytes(good.read_bytes()[:9999]), ['incomplete', 'download it again']),
     'of another kind': (lambda good, path: path.write_text('<html>'), ['is not a checkpoint', 'download it again']),
     'a folder': (lambda good, path: path.mkdir(), ['does not exist']),
-    'malicious': (
-        lambda good, path: write(path, payloads(path.parent / 'ran')['system']),
-        ['is refused: it wants', 'do not trust the file'],
-    ),
+    'malicious': (lambda good, path: write(path, payloads(path.parent / 'ran')['system']),
+        ['is refused: it wants', 'do not trust the file']),
     'a program': (lambda good, path: torch.jit.script(nn.Linear(2, 2)).save(path), ['TorchScript', 'state dict']),
-    'of another network': (
-        lambda good, path: torch.save(dict(meta={}, state_dict=nn.Linear(2, 2).state_dict()), path),
-        ['is of another network', 'Give the config'],
-    ),
-}
+    'of another network': (lambda good, path: torch.save(dict(meta={}, state_dict=nn.Linear(2, 2).state_dict()), path),
+        ['is of another network', 'Give the config']),
+}  # fmt: skip
 RESUMED: dict[str, tuple[Callable[[Path, Path], Any], list[str]]] = {
     'cut in half': (CHECKPOINTS['cut in half'][0], ['incomplete', '--resume without a name']),
-    'weights alone': (
-        lambda good, path: torch.save(
-            dict(meta={}, state_dict=torch.load(good, weights_only=False)['state_dict']), path
-        ),
-        ['lacks the optimizer', 'load_from'],
-    ),
-}
+    'weights alone': (weights_alone, ['lacks the optimizer', 'load_from']),
+}  # fmt: skip
 # Command lines, with CONFIG and GOOD for files, and what the sentence has to say.
 WORDS: dict[str, tuple[str, list[str], list[str]]] = {
     'config that is missing': ('train.py', ['gone.py'], ["there is no config 'gone.py'", 'the recipes under configs/']),
     'config with an error': ('train.py', ['broken.py'], ["'broken.py'", 'SyntaxError']),
     'config whose base is missing': ('train.py', ['orphan.py'], ["'orphan.py'", 'nowhere.py']),
     'config that is no config': ('train.py', ['words.txt'], ["'words.txt'", 'py']),
-    'weights that are missing': (
-        'train.py',
-        ['RECIPE'],
-        ["weights 'checkpoints/pelk_t_in1k.pth' do not exist", 'init_cfg=None'],
-    ),
-    'no batch size to scale by': (
-        'train.py',
-        ['CONFIG', '--auto-scale-lr', '--cfg-options', 'auto_scale_lr=None'],
-        ['base_batch_size'],
-    ),
+    'weights that are missing': ('train.py', ['RECIPE'],
+        ["weights 'checkpoints/pelk_t_in1k.pth' do not exist", 'init_cfg=None']),
+    'no batch size to scale by': ('train.py', ['CONFIG', '--auto-scale-lr', '--cfg-options', 'auto_scale_lr=None'],
+        ['base_batch_size']),
     'predictions in a file of another kind': ('test.py', ['DETECTOR', 'GOOD', '--out', 'a.txt'], ['.pkl', 'a.txt']),
     'no test-time augmentation': ('test.py', ['DETECTOR', 'GOOD', '--tta'], ['--tta needs', 'in the config']),
-}
+}  # fmt: skip
 ALL = [
     *DATA,
     *CONFIG,

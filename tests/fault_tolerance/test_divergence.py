@@ -92,13 +92,10 @@ def same(first: Any, second: Any) -> bool:
 
 
 @pytest.mark.parametrize('optimizer', OPTIMIZERS)
-@pytest.mark.parametrize(
-    ('what', 'late', 'amp'),
-    [
-        *(('bad loss', False, False), ('bad gradient', False, False), ('bad gradient', True, False)),
-        pytest.param('bad loss', False, True, marks=needs_scaler),
-    ],
-)
+@pytest.mark.parametrize(('what', 'late', 'amp'), [
+    *(('bad loss', False, False), ('bad gradient', False, False), ('bad gradient', True, False)),
+    pytest.param('bad loss', False, True, marks=needs_scaler),
+])  # fmt: skip
 def test_nothing_changes(optimizer: str, what: str, late: bool, amp: bool) -> None:
     training = Training(optimizer, late, amp=amp)
     for _ in range(2):

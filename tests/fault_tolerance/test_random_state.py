@@ -42,18 +42,15 @@ def test_every_number_counts() -> None:
     assert all(0 <= seed < 2**32 for seed in seeds)
 
 
-@pytest.mark.parametrize(
-    ('part', 'index', 'value'),
-    [
-        ('numpy', 2, 10**8),
-        ('numpy', 2, -1),
-        ('numpy', 2, 1.0),
-        ('numpy', 1, torch.zeros(3, dtype=torch.int64)),
-        ('numpy', 1, 'x'),
-        ('numpy', 0, 'PCG64'),
-        ('python', 1, (1, 2)),
-    ],
-)
+@pytest.mark.parametrize(('part', 'index', 'value'), [
+    ('numpy', 2, 10**8),
+    ('numpy', 2, -1),
+    ('numpy', 2, 1.0),
+    ('numpy', 1, torch.zeros(3, dtype=torch.int64)),
+    ('numpy', 1, 'x'),
+    ('numpy', 0, 'PCG64'),
+    ('python', 1, (1, 2)),
+])  # fmt: skip
 def test_a_state_that_is_none_is_refused(part: str, index: int, value: object) -> None:
     state = get_random_state()
     changed = list(state[part])

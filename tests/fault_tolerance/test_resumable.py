@@ -162,23 +162,16 @@ FOLDERS: dict[str, tuple[Callable[[Path], Any], str | None]] = {
     'begun once more, damaged': (lambda folder: (train(folder, 2), cut(folder, 'iter_2.pth', 100)), 'iter_1.pth'),
     'begun once more, nothing saved': (begin, None),
     'gone back': (lambda folder: begin(folder, resume=True, load_from=folder / 'iter_2.pth'), 'iter_2.pth'),
-    'ten, not named': (
-        lambda folder: (train(folder, 10, resume=True), (folder / 'last_checkpoint').unlink()),
-        'iter_10.pth',
-    ),
+    'ten, not named': (lambda folder: (train(folder, 10, resume=True), (folder / 'last_checkpoint').unlink()),
+        'iter_10.pth'),
     'not named yet': (named_before, 'iter_3.pth'),
     'without ids': (without_ids, 'iter_3.pth'),
     'the old format': (of_the_old_format, 'iter_3.pth'),
-    'the old format, damaged': (
-        lambda folder: (of_the_old_format(folder), cut(folder, 'iter_3.pth', 1)),
-        'iter_2.pth',
-    ),
+    'the old format, damaged': (lambda folder: (of_the_old_format(folder), cut(folder, 'iter_3.pth', 1)), 'iter_2.pth'),
     'a flipped bit': (flip_a_bit, 'iter_2.pth'),
-    **{
-        f'pointer {text!r}': (lambda folder, text=text: (folder / 'last_checkpoint').write_text(text), 'iter_3.pth')
-        for text in ('', '../elsewhere.pth', 's3://bucket/x.pth', '\0\n', 'iter_9.pth')
-    },
-}
+    **{f'pointer {text!r}': (lambda folder, text=text: (folder / 'last_checkpoint').write_text(text), 'iter_3.pth')
+       for text in ('', '../elsewhere.pth', 's3://bucket/x.pth', '\0\n', 'iter_9.pth')},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize('kind', FOLDERS)

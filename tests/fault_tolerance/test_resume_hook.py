@@ -63,15 +63,12 @@ def test_every_process_goes_on_with_its_own_numbers(rank: int, monkeypatch: pyte
     assert torch.rand(()).item() == expected[rank]
 
 
-@pytest.mark.parametrize(
-    ('done', 'epoch', 'state', 'place'),
-    [
-        # Of mmengine's own hook, which does not say it.
-        *((0, 0, None, 0), (7, 1, None, 2), (5, 1, None, 0), (9, 1, None, 4), (20, 1, None, 5)),
-        # The same share of an epoch of another length.
-        *((7, 1, dict(place=2, batches=batches), place) for batches, place in ((5, 2), (10, 1), (1, 10))),
-    ],
-)
+@pytest.mark.parametrize(('done', 'epoch', 'state', 'place'), [
+    # Of mmengine's own hook, which does not say it.
+    *((0, 0, None, 0), (7, 1, None, 2), (5, 1, None, 0), (9, 1, None, 4), (20, 1, None, 5)),
+    # The same share of an epoch of another length.
+    *((7, 1, dict(place=2, batches=batches), place) for batches, place in ((5, 2), (10, 1), (1, 10))),
+])  # fmt: skip
 def test_place_in_the_epoch_of_a_checkpoint(done: int, epoch: int, state: dict | None, place: int) -> None:
     hook, loop = ResumeHook(), SimpleNamespace(iter=done, epoch=epoch, dataloader=loader())
     hook._state = state

@@ -14,13 +14,10 @@ from mmpelk.fault_tolerance.errors import DataError, UserError
 from mmpelk.fault_tolerance.samples import CheckDataHook, _CheckedPipeline
 
 
-@pytest.mark.parametrize(
-    ('kind', 'label', 'fits'),
-    [
-        *(('map', 0, True), ('map', 3, True), ('map', 4, False), ('map', 255, True)),
-        *(('image', -1, False), ('image', 0, True), ('image', 3, True), ('image', 4, False)),
-    ],
-)
+@pytest.mark.parametrize(('kind', 'label', 'fits'), [
+    *(('map', 0, True), ('map', 3, True), ('map', 4, False), ('map', 255, True)),
+    *(('image', -1, False), ('image', 0, True), ('image', 3, True), ('image', 4, False)),
+])  # fmt: skip
 def test_labels_end_below_the_number_of_classes(kind: str, label: int, fits: bool) -> None:
     pipeline = _CheckedPipeline([], 4, 'files', {255})
     if kind == 'map':
@@ -44,13 +41,10 @@ def check_weights(model: nn.Module, weights: dict[str, Any], stage: str) -> None
     getattr(hook, f'before_{stage}')(runner)
 
 
-@pytest.mark.parametrize(
-    ('stage', 'fitting', 'refused'),
-    [
-        *(('train', 1, ''), ('train', 0, 'no parameter has its name and shape')),
-        *(('test', 4, ''), ('test', 2, ''), ('test', 1, '1 of 4 parameters'), ('test', 0, '0 of 4 parameters')),
-    ],
-)
+@pytest.mark.parametrize(('stage', 'fitting', 'refused'), [
+    *(('train', 1, ''), ('train', 0, 'no parameter has its name and shape')),
+    *(('test', 4, ''), ('test', 2, ''), ('test', 1, '1 of 4 parameters'), ('test', 0, '0 of 4 parameters')),
+])  # fmt: skip
 def test_weights_of_another_network_are_refused(stage: str, fitting: int, refused: str) -> None:
     """A training may start from a part of them, a test may lack a few."""
     network = nn.ParameterList(torch.zeros(1) for _ in range(4))

@@ -91,16 +91,13 @@ def test_rewritten_labels_are_read(tmp_path: Path) -> None:
     assert {0, 1} <= values
 
 
-@pytest.mark.parametrize(
-    ('options', 'said'),
-    [
-        (['--data', 'nowhere'], "there is no folder 'nowhere'"),
-        (['--val-share', 2], 'a share between 0 and 1'),
-        (['--weights', 'gone.pth'], "there are no weights 'gone.pth'"),
-        (['--weights', 'public', '--size', 'nano'], 'give --size tiny'),
-        (['--images', 'images'], '--images and --labels go together'),
-    ],
-)
+@pytest.mark.parametrize(('options', 'said'), [
+    (['--data', 'nowhere'], "there is no folder 'nowhere'"),
+    (['--val-share', 2], 'a share between 0 and 1'),
+    (['--weights', 'gone.pth'], "there are no weights 'gone.pth'"),
+    (['--weights', 'public', '--size', 'nano'], 'give --size tiny'),
+    (['--images', 'images'], '--images and --labels go together'),
+])  # fmt: skip
 def test_mistakes_in_the_command(options: list, said: str, tmp_path: Path) -> None:
     printed = make_project('seg', make_data('seg', tmp_path / 'data'), tmp_path, *options, code=1)
     assert said in printed

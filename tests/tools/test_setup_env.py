@@ -234,14 +234,10 @@ def test_no_network_is_said_at_once(variables: dict[str, str], setup: Setup) -> 
     assert '[2/5]' not in printed
 
 
-@pytest.mark.parametrize(
-    ('free', 'temporary', 'said'),
-    [
-        (3, 50, '3 GB free for .*venv, and the set-up needs 10 GB'),
-        (50, 1, '1 GB free in /.*, and pip needs 3 GB there'),
-    ],
-    ids=['disk', 'temporary folder'],
-)
+@pytest.mark.parametrize(('free', 'temporary', 'said'), [
+    (3, 50, '3 GB free for .*venv, and the set-up needs 10 GB'),
+    (50, 1, '1 GB free in /.*, and pip needs 3 GB there'),
+], ids=['disk', 'temporary folder'])  # fmt: skip
 def test_little_space_is_said_before_anything_is_downloaded(
     fake: Path, variables: dict[str, str], setup: Setup, free: int, temporary: int, said: str
 ) -> None:
@@ -254,13 +250,10 @@ def test_little_space_is_said_before_anything_is_downloaded(
     assert not Path(variables['VENV']).exists()
 
 
-@pytest.mark.parametrize(
-    ('changes', 'said'),
-    [
-        (dict(FAKE_UNSUPPORTED='1'), r'no Python 3.10, 3.11 or 3.12: PYTHON=/.*python is Python 3.11.0'),
-        (dict(PYTHON='python3.99'), 'PYTHON=python3.99 is not there'),
-    ],
-)
+@pytest.mark.parametrize(('changes', 'said'), [
+    (dict(FAKE_UNSUPPORTED='1'), r'no Python 3.10, 3.11 or 3.12: PYTHON=/.*python is Python 3.11.0'),
+    (dict(PYTHON='python3.99'), 'PYTHON=python3.99 is not there'),
+])  # fmt: skip
 def test_a_wrong_python_is_said(fake: Path, setup: Setup, changes: dict[str, str], said: str) -> None:
     printed = setup(code=1, **changes)
     assert re.search(said, printed)

@@ -33,13 +33,10 @@ def test_split_of_the_folders(tmp_path: Path) -> None:
     assert data.classes == ['cat', 'dog']
 
 
-@pytest.mark.parametrize(
-    ('splits', 'expected'),
-    [
-        (('train', 'valid', 'test'), {'train': 6, 'val': 4, 'test': 4}),
-        (('train', 'test'), {'train': 4, 'val': 2, 'test': 4}),
-    ],
-)
+@pytest.mark.parametrize(('splits', 'expected'), [
+    (('train', 'valid', 'test'), {'train': 6, 'val': 4, 'test': 4}),
+    (('train', 'test'), {'train': 4, 'val': 2, 'test': 4}),
+])  # fmt: skip
 def test_nothing_is_chosen_on_the_test_split(splits: tuple[str, ...], expected: dict[str, int], tmp_path: Path) -> None:
     for split in splits:
         count = 3 if split == 'train' else 2
@@ -131,16 +128,13 @@ def test_a_folder_that_wraps_the_splits_is_no_class(tmp_path: Path) -> None:
     assert not data.questions
 
 
-@pytest.mark.parametrize(
-    ('counts', 'asked'),
-    [
-        (dict(seg_train__sea=3, seg_test__sea=2), '2 classes are called like a split'),
-        (dict(fold1__sea=3, fold2__sea=2), '5 pictures are in folders below that of their class'),
-        (dict(cat=3, unlabeled=2), '1 folders are called like no class'),
-        (dict(Cat=3, cat=2), '2 classes differ in capital letters or blanks alone'),
-        (dict(train__cat=3, train__dog=3, extra__cat=3), '3 pictures are in folders beside those of the splits'),
-    ],
-)
+@pytest.mark.parametrize(('counts', 'asked'), [
+    (dict(seg_train__sea=3, seg_test__sea=2), '2 classes are called like a split'),
+    (dict(fold1__sea=3, fold2__sea=2), '5 pictures are in folders below that of their class'),
+    (dict(cat=3, unlabeled=2), '1 folders are called like no class'),
+    (dict(Cat=3, cat=2), '2 classes differ in capital letters or blanks alone'),
+    (dict(train__cat=3, train__dog=3, extra__cat=3), '3 pictures are in folders beside those of the splits'),
+])  # fmt: skip
 def test_folders_that_may_be_no_classes_are_a_question(counts: dict[str, int], asked: str, tmp_path: Path) -> None:
     data = read_classification(write(tmp_path, **counts))
     assert asked in notes(data, 'question')

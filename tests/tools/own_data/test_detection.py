@@ -97,25 +97,19 @@ SPOILT: dict[str, tuple[Callable[[Content], Any], str, int]] = {
     'no box': (alter(bbox=[]), '1 objects have an empty box', 9),
     'category': (alter(category_id=99), '1 objects are of no listed category', 9),
     'image': (alter(image_id=99), '1 objects belong to no image', 9),
-    'missing file': (
-        lambda d: d['images'].append(dict(id=1, file_name='x/none.jpg', width=4, height=4)),
-        'are not there',
-        10,
-    ),
+    'missing file': (lambda d: d['images'].append(dict(id=1, file_name='x/none.jpg', width=4, height=4)),
+        'are not there', 10),
     'size': (lambda d: d['images'][0].update(width=60), 'differ in size from their annotations', 8),
     'no object': (lambda d: d['annotations'].__delitem__(slice(2)), '1 of 5 images have no object', 8),
     'ignored': (alter(ignore=1), '1 objects are marked to be ignored', 9),
     'twice': (lambda d: d['annotations'].append(dict(d['annotations'][0], id=99)), '1 objects are there twice', 10),
     'two corners': (alter(segmentation=[[2, 3, 12, 15]]), '1 objects have an outline of fewer than three corners', 9),
     'odd outline': (alter(segmentation=[[2, 3, 12, 3, 12, 15, 4]]), 'an outline of fewer than three corners', 9),
-    'code of another size': (
-        alter(segmentation=dict(size=[48, 32], counts=[100, 20, 1416])),
-        'or of another size and are left out',
-        9,
-    ),
+    'code of another size': (alter(segmentation=dict(size=[48, 32], counts=[100, 20, 1416])),
+        'or of another size and are left out', 9),
     'outline elsewhere': (alter(segmentation=[[30, 20, 40, 20, 40, 30]]), '1 objects have an outline beside their', 9),
     'some outlines': (alter(segmentation=[[2, 3, 12, 3, 12, 15]]), '9 of 10 objects have no outline', 10),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(('spoil', 'said', 'left'), SPOILT.values(), ids=SPOILT)

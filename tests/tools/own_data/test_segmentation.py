@@ -560,16 +560,13 @@ def of_objects(root: Path) -> None:
         label(root / 'labels' / f'{index}.png', [[0, 0, 0], [90, 40 * index, 20], [9, 7, 40 * index]])
 
 
-@pytest.mark.parametrize(
-    ('spoil', 'asked', 'answer'),
-    [
-        (of_objects, '10 of 11 colours are in one label map each', None),
-        (of_16_bits, 'the highest value is 4000, read as 15 of 255', None),
-        (of_two_scales, '1 label maps hold 0 and 255 alone', Answers(ignore=['255'])),
-        (with_a_holdout, '1 pictures are in folders beside those of the splits', None),
-        (with_a_void, "the class 'Void' is called like none", Answers(ignore=['none'])),
-    ],
-)
+@pytest.mark.parametrize(('spoil', 'asked', 'answer'), [
+    (of_objects, '10 of 11 colours are in one label map each', None),
+    (of_16_bits, 'the highest value is 4000, read as 15 of 255', None),
+    (of_two_scales, '1 label maps hold 0 and 255 alone', Answers(ignore=['255'])),
+    (with_a_holdout, '1 pictures are in folders beside those of the splits', None),
+    (with_a_void, "the class 'Void' is called like none", Answers(ignore=['none'])),
+])  # fmt: skip
 def test_what_would_be_learnt_wrongly_is_asked(spoil: Make, asked: str, answer: Answers | None, tmp_path: Path) -> None:
     write(tmp_path, [0, 0, 1], 3, 'images/{i}.png')
     names = None if spoil in (with_a_void, of_objects) else 'background,car'
