@@ -16,30 +16,12 @@ from PIL import Image
 
 from tests.commands import call, run
 from tests.paths import ROOT, TOOLS, sample_data
-from tests.tools.own_data.pictures import image, label
+from tests.tools.own_data.pictures import write_pairs, write_set
 
 TOOL = TOOLS / 'new_project.py'
 PAGE = ROOT / 'docs' / 'your_own_data.md'
 SCOPES = {'seg': 'mmseg', 'det': 'mmdet', 'cls': 'mmpretrain'}
 BEST = {'seg': 'mIoU', 'det': 'coco/bbox_mAP', 'cls': 'accuracy/top1'}
-
-
-def make_data(task: str, root: Path) -> Path:
-    """A drawn set of the task."""
-    for index in range(4):
-        if task == 'seg':
-            image(root / 'images' / f'{index}.jpg', (96, 64))
-            label(root / 'labels' / f'{index}.png', [0, 1, 255], (96, 64))
-        else:
-            image(root / ('images' if task == 'det' else 'ab'[index % 2]) / f'{index}.jpg', (96 + index, 64))
-    if task == 'det':
-        content = dict(
-            images=[dict(id=index, file_name=f'{index}.jpg', width=96 + index, height=64) for index in range(4)],
-            categories=[dict(id=0, name='cat')],
-            annotations=[dict(id=i, image_id=i, category_id=0, bbox=[4, 5, 50, 40]) for i in range(4)],
-        )
-        (root / 'labels.json').write_text(json.dumps(content))
-    return root
 
 
 def make_project(task: str, data: Path, folder: Path, *options: object, code: int = 0) -> str:
@@ -49,13 +31,13 @@ def make_project(task: str, data: Path, folder: Path, *options: object, code: in
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'options',
-    [(), ('--gpu-memory', 24), ('--gpu-memory', 24, '--weights', 'public'), ('--size', 'tiny', '--gpu-memory', 0)],
-    ids=['cpu', 'gpu', 'weights', 'tiny'],
+    [(), ('--gpu-memory', 24, '--weights', 'public'), ('--size', 'tiny', '--gpu-memory', 0)],
+    ids=['cpu', 'gpu and weights', 'tiny'],
 )
 @pytest.mark.parametrize('task', SCOPES)
 def test_config_builds_and_reads_its_data(task: str, options: tuple, tmp_path: Path) -> None:
     pytest.importorskip(SCOPES[task])
-    printed = make_project(task, make_data(task, tmp_path / 'data'), tmp_path, *options)
+    printed = make_project(task, write_set(task, tmp_path / 'data', 4), tmp_path, *options)
     assert 'train.py projects/mine/mine.py' in printed
     cfg = Config.fromfile(tmp_path / 'projects' / 'mine' / 'mine.py')
     init_default_scope(cfg.default_scope)
@@ -73,11 +55,9 @@ def test_config_builds_and_reads_its_data(task: str, options: tuple, tmp_path: P
 
 
 def test_rewritten_labels_are_read(tmp_path: Path) -> None:
-    root = make_data('seg', tmp_path / 'data')
-    for index in range(4):
-        label(root / 'labels' / f'{index}.png', [[0, 0, 0], [0, 128, 0]], (96, 64))
-    image(root / 'images' / '9.png', (96, 64))  # another kind of file beside the JPEGs
-    label(root / 'labels' / '9.png', [[0, 0, 0], [0, 128, 0]], (96, 64))
+    root = write_pairs(tmp_path / 'data', [[0, 0, 0], [0, 128, 0]], 4, size=(96, 64))
+    # Another kind of file beside the JPEGs.
+    write_pairs(root, [[0, 0, 0], [0, 128, 0]], range(9, 10), 'images/{i}.png', size=(96, 64))
     make_project('seg', root, tmp_path, '--classes', 'road=#000000,grass=#008000')
     cfg = Config.fromfile(tmp_path / 'projects' / 'mine' / 'mine.py')
     init_default_scope('mmseg')
@@ -99,19 +79,18 @@ def test_rewritten_labels_are_read(tmp_path: Path) -> None:
     (['--images', 'images'], '--images and --labels go together'),
 ])  # fmt: skip
 def test_mistakes_in_the_command(options: list, said: str, tmp_path: Path) -> None:
-    printed = make_project('seg', make_data('seg', tmp_path / 'data'), tmp_path, *options, code=1)
+    printed = make_project('seg', write_set('seg', tmp_path / 'data', 4), tmp_path, *options, code=1)
     assert said in printed
     assert 'Traceback' not in printed
     assert not (tmp_path / 'projects').exists()
 
 
 def test_a_question_stops_the_project(tmp_path: Path) -> None:
-    root = make_data('seg', tmp_path / 'data')
+    root = write_set('seg', tmp_path / 'data', 4)
     config = tmp_path / 'projects' / 'mine' / 'mine.py'
     printed = make_project('seg', root, tmp_path, '--classes', 'sky', '--ignore', 'none', code=1)
     assert 'say which is which' in printed
-    for index in range(4):
-        label(root / 'labels' / f'{index}.png', [0, 1, 2], (96, 64))
+    write_pairs(root, [0, 1, 2], 4, size=(96, 64))
     printed = make_project('seg', root, tmp_path, '--classes', 'sky,sea', code=1)
     assert '- question: ' in printed
     assert 'accept them all with --yes' in printed
@@ -125,7 +104,7 @@ def test_a_question_stops_the_project(tmp_path: Path) -> None:
 
 
 def test_names_are_data_from_the_command_to_the_network(tmp_path: Path) -> None:
-    root = make_data('seg', tmp_path / "it's {{ fileDirname }}" / 'data')
+    root = write_set('seg', tmp_path / "it's {{ fileDirname }}" / 'data', 4)
     names = ["{{_base_.model}} it's", '$x_{y}$ [red] \\ "two"']
     (root / 'classes.txt').write_text('\n'.join(names))
     make_project('seg', root, root.parent)
@@ -137,8 +116,10 @@ def test_names_are_data_from_the_command_to_the_network(tmp_path: Path) -> None:
     assert dataset[0]['data_samples'].gt_sem_seg.data.unique().tolist() == [0, 1, 255]
 
 
-def test_a_config_that_was_changed_is_not_replaced(tmp_path: Path) -> None:
-    root = make_data('seg', tmp_path / 'data')
+def test_nothing_of_the_user_is_changed(tmp_path: Path) -> None:
+    """Neither data nor a config, unless it is wanted."""
+    root = write_set('seg', tmp_path / 'data', 4)
+    shutil.copytree(root, tmp_path / 'before')
     make_project('seg', root, tmp_path)
     config = tmp_path / 'projects' / 'mine' / 'mine.py'
     config.write_text('precious')
@@ -146,6 +127,9 @@ def test_a_config_that_was_changed_is_not_replaced(tmp_path: Path) -> None:
     assert config.read_text() == 'precious'
     make_project('seg', root, tmp_path, '--overwrite')
     assert '_base_' in config.read_text()
+    files = [path.relative_to(root) for path in root.rglob('*') if path.is_file()]
+    assert len(files) == 8
+    assert all((root / name).read_bytes() == (tmp_path / 'before' / name).read_bytes() for name in files)
 
 
 def shrink_ade20k(target: Path) -> Path:
@@ -263,12 +247,3 @@ def test_tutorial_classification(tmp_path: Path) -> None:
     run_printed('cls', folder / 'data', folder, 'train_cfg.max_epochs=1', 'train_cfg.val_interval=1')
     pictures = sorted((folder / 'data' / 'person').iterdir())[:2]
     look_at_predictions(pictures, folder)
-
-
-def test_data_are_left_alone(tmp_path: Path) -> None:
-    root = make_data('seg', tmp_path / 'data')
-    shutil.copytree(root, tmp_path / 'before')
-    make_project('seg', root, tmp_path)
-    files = [path.relative_to(root) for path in root.rglob('*') if path.is_file()]
-    assert len(files) == 8
-    assert all((root / name).read_bytes() == (tmp_path / 'before' / name).read_bytes() for name in files)

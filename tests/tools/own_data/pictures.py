@@ -1,5 +1,6 @@
 """Small pictures and label maps, and what a reader said about them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,23 @@ def write_pairs(
         image(root / (images or 'images/{i}.jpg').format(i=index), size)
         if labels != '-':
             label(root / (labels or 'labels/{i}.png').format(i=index), values, size)
+    return root
+
+
+def write_set(task: str, root: Path, count: int) -> Path:
+    """A set of a task: two classes, for detection one, with a box in every picture."""
+    for index in range(count):
+        folder = 'ab'[index % 2] if task == 'cls' else 'images'
+        image(root / folder / f'{index}.jpg', (96 + index, 64))
+        if task == 'seg':
+            label(root / 'labels' / f'{index}.png', [0, 1, 255], (96 + index, 64))
+    if task == 'det':
+        content = dict(
+            images=[dict(id=index, file_name=f'{index}.jpg', width=96 + index, height=64) for index in range(count)],
+            categories=[dict(id=0, name='cat')],
+            annotations=[dict(id=i, image_id=i, category_id=0, bbox=[4, 5, 50, 40]) for i in range(count)],
+        )
+        (root / 'labels.json').write_text(json.dumps(content))
     return root
 
 

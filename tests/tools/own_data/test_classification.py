@@ -1,7 +1,9 @@
 """A folder of pictures for every class: splits, and what is wrong."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from own_data import read_classification
@@ -20,52 +22,44 @@ def write(root: Path, **counts: int) -> Path:
 
 def test_split_is_drawn_from_every_class(tmp_path: Path) -> None:
     data = read_classification(write(tmp_path, cat=10, dog=5))
-    assert data.classes == ['cat', 'dog']
-    assert data.counts == [10, 5]
+    assert (data.classes, data.counts) == (['cat', 'dog'], [10, 5])
     assert [sum(name.startswith(label) for name in data.splits['val']) for label in data.classes] == [2, 1]
     assert data.splits == read_classification(tmp_path).splits
     assert not notes(data, 'mistake')
+    data = read_classification(tmp_path, classes='dog,cat')
+    assert (data.classes, data.counts) == (['dog', 'cat'], [5, 10])
+    assert {data.classes[index] for name, index in data.details['labels'].items() if 'cat/' in name} == {'cat'}
 
 
-def test_split_of_the_folders(tmp_path: Path) -> None:
-    data = read_classification(write(tmp_path, train__cat=4, train__dog=3, val__cat=2, val__dog=1))
-    assert names(data) == {'train': 7, 'val': 3}
-    assert data.classes == ['cat', 'dog']
+# Pictures of folders, and how many each split has.
+LAYOUTS: dict[str, tuple[dict[str, int], dict[str, int]]] = {
+    'splits': (dict(train__cat=4, train__dog=3, val__cat=2, val__dog=1), dict(train=7, val=3)),
+    'splits below the classes': (dict(cat__train=4, cat__val=2, dog__train=3, dog__val=1), dict(train=7, val=3)),
+    'wrapped splits': (dict(a__train__cat=3, a__train__dog=2, a__val__cat=2), dict(train=5, val=2)),
+    'with a test': (dict(train__cat=3, train__dog=3, valid__cat=2, valid__dog=2, test__cat=2, test__dog=2),
+        dict(train=6, val=4, test=4)),
+    'no validation': (dict(train__cat=3, train__dog=3, test__cat=2, test__dog=2), dict(train=4, val=2, test=4)),
+    'a flat test': (dict(train__cat=5, train__dog=5, test=3), dict(train=8, val=2)),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(('splits', 'expected'), [
-    (('train', 'valid', 'test'), {'train': 6, 'val': 4, 'test': 4}),
-    (('train', 'test'), {'train': 4, 'val': 2, 'test': 4}),
-])  # fmt: skip
-def test_nothing_is_chosen_on_the_test_split(splits: tuple[str, ...], expected: dict[str, int], tmp_path: Path) -> None:
-    for split in splits:
-        count = 3 if split == 'train' else 2
-        write(tmp_path, **{f'{split}__cat': count, f'{split}__dog': count})
-    data = read_classification(tmp_path)
-    assert names(data) == expected
-    assert {name.split('/')[0] for name in data.splits['test']} == {'test'}
+@pytest.mark.parametrize(('counts', 'expected'), LAYOUTS.values(), ids=LAYOUTS)
+def test_layouts(counts: dict[str, int], expected: dict[str, int], tmp_path: Path) -> None:
+    """Nothing is chosen on the test split."""
+    data = read_classification(write(tmp_path, **counts))
+    assert (data.classes, names(data)) == (['cat', 'dog'], expected)
+    assert all(name.startswith('test') for name in data.splits.get('test', []))
     assert not any(name.startswith('test') for name in data.splits['train'] + data.splits['val'])
+    assert not data.questions
+    assert 'test' not in counts or '3 pictures of the test split have no class' in notes(data, 'remark')
 
 
-def test_a_flat_test_folder_is_no_validation(tmp_path: Path) -> None:
-    write(tmp_path, train__cat=5, train__dog=5)
-    for index in range(3):
-        image(tmp_path / 'test' / f'{index}.jpg')
-    data = read_classification(tmp_path)
-    assert names(data) == {'train': 8, 'val': 2}
-    assert data.classes == ['cat', 'dog']
-    assert '3 pictures of the test split have no class' in notes(data, 'remark')
+def test_classes_called_like_splits(tmp_path: Path) -> None:
+    """A folder ``train_station`` is a class."""
+    assert read_classification(write(tmp_path, train_station=3, test_tube=3)).classes == ['test_tube', 'train_station']
 
 
 def test_lists_beside_the_folders(tmp_path: Path) -> None:
-    write(tmp_path, cat=3, dog=3)
-    (tmp_path / 'train.txt').write_text('cat/0.jpg 0\ncat/2.jpg 0\ndog/0.jpg 1\n')
-    (tmp_path / 'val.txt').write_text('cat/1.jpg 0\ndog/2.jpg 1\n')
-    data = read_classification(tmp_path)
-    assert data.splits == {'train': ['cat/0.jpg', 'cat/2.jpg', 'dog/0.jpg'], 'val': ['cat/1.jpg', 'dog/2.jpg']}
-
-
-def test_a_lone_list_of_tests_is_read(tmp_path: Path) -> None:
     write(tmp_path, cat=5, dog=5)
     (tmp_path / 'test.txt').write_text('cat/0.jpg\ndog/4.jpg\nfish/0.jpg\n')
     data = read_classification(tmp_path)
@@ -77,17 +71,11 @@ def test_a_lone_list_of_tests_is_read(tmp_path: Path) -> None:
     data = read_classification(tmp_path)
     assert names(data) == {'train': 7, 'val': 1, 'test': 2}
     assert '1 pictures are in several lists' in notes(data, 'question')
-
-
-def test_the_order_of_the_classes_is_the_users(tmp_path: Path) -> None:
-    data = read_classification(write(tmp_path, cat=3, dog=4), classes='dog,cat')
-    assert (data.classes, data.counts) == (['dog', 'cat'], [4, 3])
-    assert {data.classes[index] for name, index in data.details['labels'].items() if 'cat/' in name} == {'cat'}
-
-
-def test_classes_called_like_splits(tmp_path: Path) -> None:
-    """A folder ``train_station`` is a class."""
-    assert read_classification(write(tmp_path, train_station=3, test_tube=3)).classes == ['test_tube', 'train_station']
+    (tmp_path / 'test.txt').unlink()
+    (tmp_path / 'train.txt').write_text('cat/1.jpg 0\ncat/2.jpg 0\ndog/0.jpg 1\n')
+    (tmp_path / 'val.txt').write_text('cat/0.jpg 0\ndog/2.jpg 1\n')
+    data = read_classification(tmp_path)
+    assert data.splits == {'train': ['cat/1.jpg', 'cat/2.jpg', 'dog/0.jpg'], 'val': ['cat/0.jpg', 'dog/2.jpg']}
 
 
 def test_mistakes_are_told(tmp_path: Path) -> None:
@@ -104,30 +92,6 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
     assert '1 of 3 classes have no val picture (bird)' in notes(data, 'remark')
 
 
-def test_copies_between_the_splits_are_found(tmp_path: Path) -> None:
-    write(tmp_path, train__cat=3, train__dog=3, val__cat=1, val__dog=1)
-    shutil.copy(tmp_path / 'train' / 'cat' / '2.jpg', tmp_path / 'val' / 'dog' / 'new_name.jpg')
-    assert 'are copies of pictures to train on' in notes(read_classification(tmp_path), 'mistake')
-
-
-def test_a_picture_of_several_classes_is_a_question(tmp_path: Path) -> None:
-    write(tmp_path, cat=5, dog=5)
-    shutil.copy(tmp_path / 'cat' / '2.jpg', tmp_path / 'dog' / 'new_name.jpg')
-    assert 'of several classes' in notes(read_classification(tmp_path), 'question')
-
-
-def test_one_class_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match='at least two classes'):
-        read_classification(write(tmp_path, cat=3))
-
-
-def test_a_folder_that_wraps_the_splits_is_no_class(tmp_path: Path) -> None:
-    data = read_classification(write(tmp_path, archive__train__cat=3, archive__train__dog=2, archive__val__cat=2))
-    assert data.classes == ['cat', 'dog']
-    assert names(data) == {'train': 5, 'val': 2}
-    assert not data.questions
-
-
 @pytest.mark.parametrize(('counts', 'asked'), [
     (dict(seg_train__sea=3, seg_test__sea=2), '2 classes are called like a split'),
     (dict(fold1__sea=3, fold2__sea=2), '5 pictures are in folders below that of their class'),
@@ -142,12 +106,31 @@ def test_folders_that_may_be_no_classes_are_a_question(counts: dict[str, int], a
         assert not read_classification(tmp_path, classes=','.join(data.classes)).questions
 
 
-def test_pictures_that_are_not_read_are_counted(tmp_path: Path) -> None:
-    write(tmp_path, cat=4, dog=4)
+def unread(root: Path) -> None:
     for index in range(3):
-        (tmp_path / 'cat' / f'{index}.jpg').rename(tmp_path / 'cat' / f'{index}.jfif')
-    asked = notes(read_classification(tmp_path), 'question')
-    assert '3 pictures are of kinds that are not read (.jfif; convert them to .jpg or .png)' in asked
+        (root / 'cat' / f'{index}.jpg').rename(root / 'cat' / f'{index}.jfif')
+
+
+@pytest.mark.parametrize(('counts', 'spoil', 'kind', 'said'), [
+    (dict(train__cat=3, train__dog=3, val__cat=1, val__dog=1),
+        lambda root: shutil.copy(root / 'train/cat/2.jpg', root / 'val/dog/new_name.jpg'),
+        'mistake', 'are copies of pictures to train on'),
+    (dict(cat=5, dog=5), lambda root: shutil.copy(root / 'cat/2.jpg', root / 'dog/new_name.jpg'),
+        'question', 'of several classes'),
+    (dict(cat=4, dog=4), unread,
+        'question', '3 pictures are of kinds that are not read (.jfif; convert them to .jpg or .png)'),
+])  # fmt: skip
+def test_pictures_that_are_spoilt(
+    counts: dict[str, int], spoil: Callable[[Path], Any], kind: str, said: str, tmp_path: Path
+) -> None:
+    assert said not in notes(read_classification(write(tmp_path, **counts)))
+    spoil(tmp_path)
+    assert said in notes(read_classification(tmp_path), kind)
+
+
+def test_one_class_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match='at least two classes'):
+        read_classification(write(tmp_path, cat=3))
 
 
 def test_augmented_copies_stay_with_their_picture(tmp_path: Path) -> None:
@@ -158,12 +141,5 @@ def test_augmented_copies_stay_with_their_picture(tmp_path: Path) -> None:
     assert '16 augmented copies with the pictures' in notes(data, 'decision')
     assert names(data) == {'train': 18, 'val': 6}
     (tmp_path / 'val.txt').write_text(data.splits['train'][0])
-    assert '1 pictures to validate or test on are called like augmented copies' in notes(
-        read_classification(tmp_path), 'mistake'
-    )
-
-
-def test_splits_below_the_classes(tmp_path: Path) -> None:
-    data = read_classification(write(tmp_path, cat__train=4, cat__val=2, dog__train=3, dog__val=1))
-    assert (data.classes, names(data)) == (['cat', 'dog'], {'train': 7, 'val': 3})
-    assert not data.questions
+    said = '1 pictures to validate or test on are called like augmented copies'
+    assert said in notes(read_classification(tmp_path), 'mistake')

@@ -1,6 +1,5 @@
 """Rates, batches and pipelines of the configs that are written."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torchvision.models.convnext import CNBlockConfig, ConvNeXt, convnext_base, 
 from mmpelk.config import get_config
 from mmpelk.errors import UserError
 from mmpelk.models import ARCHITECTURES
-from tests.tools.own_data.pictures import image, label
+from tests.tools.own_data.pictures import write_set
 
 READERS = {'seg': read_segmentation, 'det': read_detection, 'cls': read_classification}
 # Of each task the recipe whose rate for a picture the plan's has to be near to, and its batch of all processes.
@@ -31,20 +30,7 @@ RECIPES = {
 
 @pytest.fixture(scope='module', params=READERS)
 def data(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> DataSet:
-    root = tmp_path_factory.mktemp(request.param)
-    count = 40
-    for index in range(count):
-        folder = 'ab'[index % 2] if request.param == 'cls' else 'images'
-        image(root / folder / f'{index}.jpg', (96 + index, 64))
-        if request.param == 'seg':
-            label(root / 'labels' / f'{index}.png', [0, 1, 255], (96 + index, 64))
-    if request.param == 'det':
-        content = dict(
-            images=[dict(id=index, file_name=f'{index}.jpg', width=96 + index, height=64) for index in range(count)],
-            categories=[dict(id=0, name='cat')],
-            annotations=[dict(id=i, image_id=i, category_id=0, bbox=[4, 5, 50, 40]) for i in range(count)],
-        )
-        (root / 'labels.json').write_text(json.dumps(content))
+    root = write_set(request.param, tmp_path_factory.mktemp(request.param), 40)
     return READERS[request.param](root)  # type: ignore[operator]
 
 
