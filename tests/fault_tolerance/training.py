@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -140,62 +140,42 @@ def _run(rank: int, ranks: int, port: int, folder: str, words: list[str], tool: 
     main()
 
 
-def difference(first: Any, second: Any, at: str = '') -> list[str]:
+def difference(first: Any, second: Any) -> list[str]:
     """Where two checkpoints differ, to the bit; times, names and paths are left out."""
+    one, other = dict(_leaves(first)), dict(_leaves(second))
+    return sorted(key for key in one.keys() | other.keys() if one.get(key, '') != other.get(key, ''))
+
+
+def _leaves(value: Any, at: str = '') -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Paths of what a checkpoint holds, and its type, kind, shape and bits."""
     import numpy as np
     import torch
     from mmengine.logging import HistoryBuffer
 
-    if type(first) is not type(second):
-        return [f'{at}: {type(first).__name__} and {type(second).__name__}']
-    if isinstance(first, torch.Tensor):
-        same = first.dtype == second.dtype and torch.equal(_bits(first), _bits(second))
-        return [] if same else [at]
-    if isinstance(first, HistoryBuffer):
-        return difference(list(map(list, first.data)), list(map(list, second.data)), at)
-    if isinstance(first, np.ndarray):
-        return [] if np.array_equal(first, second, equal_nan=True) else [at]
-    if isinstance(first, dict):
-        keys = {key for key in first.keys() | second.keys() if not _is_of_the_process(str(key))}
-        return [
-            where
-            for key in sorted(keys, key=str)
-            for where in (
-                difference(first[key], second[key], f'{at}/{key}')
-                if key in first and key in second
-                else [f'{at}/{key}']
-            )
-        ]
-    if isinstance(first, list | tuple):
-        if len(first) != len(second):
-            return [f'{at}: {len(first)} and {len(second)} long']
-        return [
-            where
-            for index, pair in enumerate(zip(first, second, strict=True))
-            for where in difference(*pair, f'{at}/{index}')
-        ]
-    return [] if first == second or (first != first and second != second) else [f'{at}: {first} and {second}']
-
-
-def _bits(tensor: Any) -> Any:
-    import torch
-
-    return tensor.contiguous().view(-1).view(torch.uint8) if tensor.numel() else tensor
+    inner: Any = None
+    if isinstance(value, HistoryBuffer):
+        inner = enumerate(map(list, value.data))
+    elif isinstance(value, dict):
+        inner = ((key, each) for key, each in value.items() if not _is_of_the_process(str(key)))
+    elif isinstance(value, list | tuple):
+        inner = enumerate(value)
+    if inner is not None:
+        yield f'{at}/', (type(value),)  # what is empty is there, too
+        for key, each in inner:
+            yield from _leaves(each, f'{at}/{key!r}')
+    elif isinstance(value, torch.Tensor):
+        flat = value.detach().contiguous().view(-1)
+        bits = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b''
+        yield at, (type(value), value.dtype, value.shape, bits)
+    elif isinstance(value, np.ndarray):
+        yield at, (type(value), value.dtype, value.shape, value.tobytes())
+    else:
+        yield at, (type(value), repr(value))  # NaN is itself
 
 
 # What tells one process from another: clocks, paths, names of files, and the density, which is said at every start.
-_OF_THE_PROCESS = (
-    'time',
-    'experiment_name',
-    'density',
-    'cfg',
-    'eta',
-    'memory',
-    '_ckpt',
-    'keep_ckpt_ids',
-    'interrupted',
-    'run_id',
-)
+_OF_THE_PROCESS = ('time', 'experiment_name', 'density', 'cfg', 'eta', 'memory')
+_OF_THE_PROCESS += ('_ckpt', 'keep_ckpt_ids', 'interrupted', 'run_id')
 
 
 def _is_of_the_process(key: str) -> bool:

@@ -21,10 +21,15 @@ from tests.paths import ROOT, TOOLS
 NANO = dict(depths=(1, 1, 1, 1), channels=(8, 12, 16, 20), kernel_sizes=(13, 11, 9, 7))
 
 
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / 'nano.py'
+    path.write_text(f"model = dict(type='mmpelk.PeLK', arch={NANO!r}, norm_cfg=dict(type='BN'))\n")
+    return path
+
+
 @pytest.mark.parametrize('options', [['--density', 0.5], ['--checkpoint', 'nano.pth']], ids=lambda options: options[0])
-def test_writes_what_it_counts(tmp_path: Path, options: list[object]) -> None:
-    config = tmp_path / 'nano.py'
-    config.write_text(f"model = dict(type='mmpelk.PeLK', arch={NANO!r}, norm_cfg=dict(type='BN'))\n")
+def test_writes_what_it_counts(config: Path, tmp_path: Path, options: list[object]) -> None:
     torch.save(dict(state_dict=PeLK(NANO).state_dict()), tmp_path / 'nano.pth')
     printed = call(TOOLS / 'get_flops.py', config, '--shape', 64, 48, '--json', 'flops.json', *options, cwd=tmp_path)
     report = json.loads((tmp_path / 'flops.json').read_text())
@@ -43,9 +48,7 @@ def test_writes_what_it_counts(tmp_path: Path, options: list[object]) -> None:
 
 
 @pytest.mark.parametrize('name', [*PROCESSORS, 'this'])
-def test_counts_for_a_class_of_processors(name: str, tmp_path: Path) -> None:
-    config = tmp_path / 'nano.py'
-    config.write_text(f"model = dict(type='mmpelk.PeLK', arch={NANO!r}, norm_cfg=dict(type='BN'))\n")
+def test_counts_for_a_class_of_processors(name: str, config: Path, tmp_path: Path) -> None:
     options = ['--shape', 64, 64, '--json', 'flops.json', '--processor', name]
     printed = call(TOOLS / 'get_flops.py', config, *options, cwd=tmp_path)
     processor = THIS_PROCESSOR if name == 'this' else name
@@ -56,11 +59,9 @@ def test_counts_for_a_class_of_processors(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('source', ['--units', 'masks', 'shrunk'])
-def test_dense_live_and_executed_counts_of_units(tmp_path: Path, source: str) -> None:
+def test_dense_live_and_executed_counts_of_units(config: Path, tmp_path: Path, source: str) -> None:
     """Inactive units count as dense, are not active, and are executed as long as they are in the tensors."""
     model = PeLK(NANO)
-    config, size = tmp_path / 'nano.py', ('--shape', 64, 64, '--json', 'flops.json')
-    config.write_text(f"model = dict(type='mmpelk.PeLK', arch={NANO!r}, norm_cfg=dict(type='BN'))\n")
     units = uniform_units(model, 0.6)
     layers = {layer.name: layer for layer in GRANULARITIES['unit'](model, None, ())}
     for name, layer in layers.items():
@@ -70,7 +71,7 @@ def test_dense_live_and_executed_counts_of_units(tmp_path: Path, source: str) ->
     checkpoint = dict(state_dict=model.state_dict())
     torch.save(publish_checkpoint(checkpoint, shrink=True) if source == 'shrunk' else checkpoint, tmp_path / 'nano.pth')
     options = ['--density', 0.6, '--units'] if source == '--units' else ['--checkpoint', 'nano.pth']
-    call(TOOLS / 'get_flops.py', config, *size, *options, cwd=tmp_path)
+    call(TOOLS / 'get_flops.py', config, '--shape', 64, 64, '--json', 'flops.json', *options, cwd=tmp_path)
     report = json.loads((tmp_path / 'flops.json').read_text())
     inactive = [(layer.shape[0] - units[name]) * layer.shape[1] for name, layer in layers.items()]
     assert report['params'] == sum(parameter.numel() for parameter in model.parameters())

@@ -54,12 +54,6 @@ def test_training(configured: Callable[..., Config], tmp_path: Path) -> None:
         assert configured('train.py', 'CONFIG', *words, config=config).work_dir == folder
 
 
-def test_scaling_needs_the_batch_size(configured: Callable[..., Config], capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit, match='1'):
-        configured('train.py', 'CONFIG', '--auto-scale-lr', config='auto_scale_lr = dict(_delete_=True)')
-    assert '--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...)' in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ('scope', 'kind'), [('mmseg', 'DumpResults'), ('mmdet', 'DumpDetResults'), ('mmpretrain', 'DumpResults')]
 )
