@@ -11,7 +11,8 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -163,6 +164,29 @@ def find_free_port() -> int:
             sock.bind(('127.0.0.1', port))
             return port
     pytest.fail(f'none of the ports {ports} is free')
+
+
+def is_running(process: int) -> bool:
+    """Whether a process still runs; an ended one that nobody has asked about yet does not."""
+    stat = Path('/proc', str(process), 'stat')
+    try:
+        return stat.read_text().rpartition(')')[2].split()[0] != 'Z'
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_for(fact: Callable[[], bool], explain: Callable[[], str] = lambda: 'it does not happen') -> None:
+    """Wait until something is so; ten minutes are there for the case that it never comes to be.
+
+    Args:
+        fact: Whether it is.
+        explain: What to print then.
+    """
+    limit = time.monotonic() + 600
+    while not fact():
+        if time.monotonic() > limit:
+            pytest.fail(explain(), pytrace=False)
+        time.sleep(0.05)
 
 
 def program(contains: str, language: str = 'python', page: str = 'deployment.md') -> str:

@@ -4,7 +4,6 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,9 +32,7 @@ def begin(tmp_path: Path, words: list[object], first: Path) -> Running:
     """Two processes that have written their first checkpoint."""
     preload('seg')
     run = start(tmp_path, words, 2, port=find_free_port())
-    while not first.exists():
-        assert run.processes[0].is_alive(), run.printed()[-3000:]
-        time.sleep(0.01)
+    run.wait_for(first.exists)
     return run
 
 

@@ -3,7 +3,6 @@
 import random
 import re
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +53,7 @@ class Runs:
 
     def kill_when(self, running: Running, name: str) -> None:
         """Kill all processes as soon as a checkpoint is there."""
-        while not (self.folder / 'other' / name).exists():
-            assert any(process.is_alive() for process in running.processes), running.printed()[-3000:]
-            time.sleep(0.01)
+        running.wait_for((self.folder / 'other' / name).exists)
         running.kill()
         running.wait()
 

@@ -4,10 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
+from tests.commands import is_running, wait_for
 from tests.paths import ROOT
 
 PROGRAM = """
@@ -32,14 +32,6 @@ time.sleep(600)
 """
 
 
-def is_running(process: int) -> bool:
-    try:
-        with open(f'/proc/{process}/stat') as file:
-            return file.read().rpartition(')')[2].split()[0] != 'Z'
-    except FileNotFoundError:
-        return False
-
-
 @pytest.mark.slow
 def test_workers_end_with_a_killed_process() -> None:
     environment = os.environ | dict(PYTHONPATH=str(ROOT))
@@ -53,10 +45,7 @@ def test_workers_end_with_a_killed_process() -> None:
         parent.send_signal(signal.SIGKILL)
         parent.wait()
     try:
-        until = time.monotonic() + 120
-        while any(map(is_running, workers)):
-            assert time.monotonic() < until, 'workers are left'
-            time.sleep(0.1)
+        wait_for(lambda: not any(map(is_running, workers)), lambda: 'workers are left')
     finally:
         for worker in filter(is_running, workers):
             os.kill(worker, signal.SIGKILL)

@@ -93,21 +93,21 @@ class Torture:
     def kill(self, running: Running) -> Kill:
         """Kill a run at a drawn moment."""
         work, begun = self.folder / 'killed', time.monotonic()
-        _wait(running, lambda: resumed_from(running) is not None)
+        running.wait_for(lambda: resumed_from(running) is not None)
         first, slowness = resumed_from(running) or 0, time.monotonic() - begun
         if not first:  # a resume takes a checkpoint
             first = INTERVAL
-            _wait(running, (work / f'iter_{first}.pth').exists)
+            running.wait_for((work / f'iter_{first}.pth').exists)
         victims = self._dealt[self._starts % len(VICTIMS)]
         target = min(first + self.draw.randint(0, MOST - 1), self.iterations - INTERVAL)
         if self.draw.random() < 0.5:  # while a checkpoint is written
             target = max(first // INTERVAL + 1, target // INTERVAL) * INTERVAL
             aside, named = work / f'.iter_{target}.pth.tmp', work / f'iter_{target}.pth'
-            _wait(running, lambda: reached(running) >= target - 1)
-            _wait(running, lambda: aside.exists() or named.exists(), 0.0002)
+            running.wait_for(lambda: reached(running) >= target - 1)
+            running.wait_for(lambda: aside.exists() or named.exists(), 0.0002)
             time.sleep(self.draw.random() * 0.004)
         else:  # from the start of the first iteration on
-            _wait(running, lambda: max(first, reached(running)) >= target)
+            running.wait_for(lambda: max(first, reached(running)) >= target)
             time.sleep(self.draw.random() * slowness / 4)
         running.kill(signal.SIGKILL, victims)
         codes = running.wait(TIMEOUT)
@@ -129,12 +129,6 @@ class Torture:
         pointer = work / 'last_checkpoint'
         assert not pointer.exists() or Path(pointer.read_text()).is_file()
         return max(found)
-
-
-def _wait(running: Running, until: Callable[[], bool], step: float = 0.01) -> None:
-    while not until():
-        assert any(process.is_alive() for process in running.processes), running.printed()[-3000:]
-        time.sleep(step)
 
 
 def _printed(running: Running) -> str:

@@ -5,7 +5,8 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -46,6 +47,12 @@ class Running:
             process.kill()
         assert not hanging, f'{len(hanging)} processes hang:\n{self.printed()[-3000:]}'
         return [process.exitcode or 0 for process in self.processes]
+
+    def wait_for(self, fact: Callable[[], bool], step: float = 0.01) -> None:
+        """Until something is so, as long as any of them is there."""
+        while not fact():
+            assert any(process.is_alive() for process in self.processes), self.printed()[-3000:]
+            time.sleep(step)
 
     def kill(self, number: signal.Signals = signal.SIGKILL, ranks: Sequence[int] | None = None) -> None:
         """Send a signal to all of them, or to some."""

@@ -6,13 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.commands import run
+from tests.commands import is_running, run, wait_for
 from tests.paths import ROOT, TOOLS
 
 pytestmark = pytest.mark.slow  # each starts the script
@@ -95,20 +94,6 @@ def check_stopped(process: subprocess.Popen[bytes]) -> None:
     assert process.stderr.read().endswith(b'stopped\n')
 
 
-def is_alive(pid: int) -> bool:
-    """Whether it still runs; an ended process that nobody has asked about yet does not."""
-    stat = Path('/proc', str(pid), 'stat')
-    return stat.exists() and stat.read_text().rpartition(')')[2].split()[0] != 'Z'
-
-
-def wait_until(what: Callable[[], bool]) -> None:
-    """Wait for a fact; the limit is there for the case that it never comes true."""
-    limit = time.monotonic() + 300
-    while not what():
-        assert time.monotonic() < limit, 'it does not happen'
-        time.sleep(0.05)
-
-
 class Hang:
     """The call in which the stand-in stops."""
 
@@ -119,7 +104,7 @@ class Hang:
 
     def wait(self) -> int:
         """The process that hangs."""
-        wait_until(lambda: self._reached.exists() and self._reached.read_text().endswith('\n'))
+        wait_for(lambda: self._reached.exists() and self._reached.read_text().endswith('\n'))
         return int(self._reached.read_text())
 
 
@@ -131,7 +116,7 @@ def test_interrupted_in_every_step(fake: Path, variables: dict[str, str], setup:
         compiler = hang.wait()
         process.send_signal(how)
         check_stopped(process)
-        wait_until(lambda pid=compiler: not is_alive(pid))
+        wait_for(lambda pid=compiler: not is_running(pid))
     (fake / 'hang').unlink()
     printed = setup()
     assert printed.endswith('venv is ready\n')
@@ -152,7 +137,7 @@ def test_interrupted_as_soon_as_a_step_has_begun(fake: Path, variables: dict[str
     process.send_signal(signal.SIGINT)
     (fake / 'sent').touch()
     check_stopped(process)
-    wait_until(lambda: not is_alive(job))
+    wait_for(lambda: not is_running(job))
 
 
 def test_killed_in_every_step(fake: Path, variables: dict[str, str], setup: Setup) -> None:

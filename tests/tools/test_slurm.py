@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 import torch
 
 from mmpelk.fault_tolerance.safe_loading import check_integrity
-from tests.commands import find_free_port, run
+from tests.commands import find_free_port, run, wait_for
 from tests.paths import TOOLS
 
 pytestmark = pytest.mark.slow
@@ -85,20 +84,6 @@ fi
 exec {launcher} short 'a job' {config} --work-dir work \\
     --cfg-options train_cfg.max_iters=$last train_cfg.val_interval=$last
 """
-
-
-def wait_for(fact: Callable[[], bool], explain: Callable[[], str]) -> None:
-    """Wait until something is so.
-
-    Args:
-        fact: Whether it is.
-        explain: What to print when it does not come to be.
-    """
-    end = time.monotonic() + BOUND
-    while not fact():
-        if time.monotonic() > end:
-            pytest.fail(explain(), pytrace=False)
-        time.sleep(0.1)
 
 
 def kill_all(processes: Callable[[], list[int]]) -> None:
