@@ -53,5 +53,5 @@ def test_a_write_that_fails_leaves_the_old_file(fault: str, tmp_path: Path, monk
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert path.read_bytes() == b'old'
-    write_atomically(path, b'x' * 8191)  # which there is room for
     assert [file.name for file in tmp_path.iterdir()] == ['a.pth']
+    write_atomically(path, b'x' * 8191)  # which there is room for
