@@ -1,7 +1,11 @@
 """Figures in hand-written pages are those of the result files that the pages name."""
 
 import json
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
+
+import pytest
 
 from reproduction.paper import TABLES
 from tests.commands import load_tool
@@ -14,50 +18,49 @@ def _read(name: str) -> Any:
     return json.loads((RESULTS / f'{name}.json').read_text())
 
 
+def _page(name: str) -> str:
+    return (ROOT / 'docs' / f'{name}.md').read_text()
+
+
+def _script(name: str) -> ModuleType:
+    return load_tool(ROOT / 'benchmarks' / f'{name}.py')
+
+
 def _time(milliseconds: float) -> str:
     return f'{milliseconds / 1e3:.1f} s' if milliseconds >= 1e3 else f'{milliseconds:.1f} ms'
 
 
-def test_operator_page_has_the_figures_of_the_benchmark() -> None:
-    cases = _read('peripheral_conv_cpu_float32')['cases']
-    table = load_tool(ROOT / 'benchmarks' / 'peripheral_conv.py').make_table(cases)
-    page = (ROOT / 'docs' / 'operator.md').read_text()
-    assert table.markdown() in page
-    ratios = [
-        case['methods']['matrix dft']['error'] / case['methods']['mmpelk channels last']['error'] for case in cases
-    ]
-    assert f'is {min(ratios):.0f} to {max(ratios):.0f} times that of ours' in page
-    networks = load_tool(ROOT / 'benchmarks' / 'backbone.py').make_table(_read('backbone_cpu_float32')['runs'])
-    assert networks.markdown() in page
+# Page, script, its results, and what of them its table takes.
+TABLES_OF_PAGES: list[tuple[str, str, str, Callable[[Any], tuple[Any, ...]]]] = [
+    ('operator', 'peripheral_conv', 'peripheral_conv_cpu_float32', lambda results: (results['cases'],)),
+    ('operator', 'backbone', 'backbone_cpu_float32', lambda results: (results['runs'],)),
+    ('sparsity', 'sparsity_accuracy', 'sparsity_accuracy', lambda results: (results['results'],)),
+    ('sparsity', 'sparsity_speed', 'sparsity_speed', lambda results: (results['runs'],)),
+    ('inflation', 'inflation', 'inflation', lambda results: (results['variants'], results['iterations'])),
+    ('reliability', 'reliability', 'reliability_cpu', lambda results: (results,)),
+]
 
 
-def test_sparsity_page_has_the_tables_of_the_benchmarks() -> None:
-    page = (ROOT / 'docs' / 'sparsity.md').read_text()
-    for name, key in (('sparsity_accuracy', 'results'), ('sparsity_speed', 'runs')):
-        assert load_tool(ROOT / 'benchmarks' / f'{name}.py').make_table(_read(name)[key]).markdown() in page
+@pytest.mark.parametrize(('page', 'script', 'results', 'of_table'), TABLES_OF_PAGES)
+def test_page_has_the_table_of_the_benchmark(page: str, script: str, results: str, of_table: Callable) -> None:
+    assert _script(script).make_table(*of_table(_read(results))).markdown() in _page(page)
 
 
-def test_inflation_page_has_the_table_of_the_benchmark() -> None:
-    results = _read('inflation')
-    table = load_tool(ROOT / 'benchmarks' / 'inflation.py').make_table(results['variants'], results['iterations'])
-    assert table.markdown() in (ROOT / 'docs' / 'inflation.md').read_text()
+def test_operator_page_has_the_ratios_of_the_errors() -> None:
+    methods = [case['methods'] for case in _read('peripheral_conv_cpu_float32')['cases']]
+    ratios = [each['matrix dft']['error'] / each['mmpelk channels last']['error'] for each in methods]
+    assert f'is {min(ratios):.0f} to {max(ratios):.0f} times that of ours' in _page('operator')
 
 
 def test_deployment_page_has_the_tables_of_the_benchmark() -> None:
-    script, results = load_tool(ROOT / 'benchmarks' / 'runtimes.py'), _read('runtimes')['networks']
-    page = (ROOT / 'docs' / 'deployment.md').read_text()
+    script, results = _script('runtimes'), _read('runtimes')['networks']
     for table in script.PAGE_TABLES:
-        assert table(list(results.values())).markdown() in page
+        assert table(list(results.values())).markdown() in _page('deployment')
     for network in results.values():
         assert set().union(*network['operators'].values()) <= script.TENSORRT
         for runtime in network.get('parity', {}).values():
             assert runtime['difference'] <= 1e-4
             assert runtime['same_labels'] >= 0.9999
-
-
-def test_reliability_page_has_the_table_of_the_benchmark() -> None:
-    table = load_tool(ROOT / 'benchmarks' / 'reliability.py').make_table(_read('reliability_cpu'))
-    assert table.markdown() in (ROOT / 'docs' / 'reliability.md').read_text()
 
 
 def test_front_page_has_the_figures_of_the_benchmark() -> None:

@@ -168,6 +168,11 @@ def test_masks_do_not_outlive_the_kernels_that_they_were_for(mixer: str) -> None
     torch.testing.assert_close(model(x), want, rtol=1e-5, atol=1e-5)
 
 
+def test_share_of_mixed_channels_is_cut_to_an_integer() -> None:
+    model = PeLK(dict(depths=(1, 1), channels=(20, 21), kernel_sizes=(7, 7)))  # three eighths: 7.5 and 7.875
+    assert [stage[0].mixer.large.weight.shape[0] for stage in model.stages] == [7, 7]
+
+
 @pytest.mark.parametrize('layer_scale', [0, 1.0])
 def test_dropped_paths_and_layer_scale(layer_scale: float) -> None:
     """A block scales its residual map and drops it for some images, however it computes both."""
