@@ -22,7 +22,7 @@ import mmpelk
 from mmpelk.export import make_plain
 from mmpelk.models import EnlargedConv2d, PeripheralConv2d
 from mmpelk.ops.executed import executed_operations
-from tests.sparsity.tiny import TinyModel, build_runner, draw_masks
+from tests.sparsity.tiny import draw_masks
 
 timm = pytest.importorskip('timm')
 
@@ -607,34 +607,6 @@ def test_half_precision_and_channels_last_stay(dtype: torch.dtype) -> None:
     out = network(x)
     assert out.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(out, want)
-
-
-@pytest.mark.slow
-def test_training_from_the_original_and_its_resumption(tmp_path: Path) -> None:
-    """With an average, under mmengine's loop: the original's checkpoint is loaded, ours is resumed."""
-    model = TinyModel(dropout=0.0)
-    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'original.pth')
-    ema = dict(type='EMAHook')
-
-    def train(iterations: int, **settings: object) -> tuple[nn.Module, nn.Module]:
-        enlarged = TinyModel(dropout=0.0)
-        mmpelk.enlarge(enlarged, 13)
-        runner = build_runner(tmp_path / 'work', max_iters=iterations, model=enlarged, hooks=(ema,), **settings)
-        runner.train()
-        (average,) = (hook.ema_model.module for hook in runner.hooks if hasattr(hook, 'ema_model'))
-        return runner.model, average
-
-    start, average = train(0, load_from=str(tmp_path / 'original.pth'))
-    for each in (start, average):
-        kernel = each.backbone.depthwise.weight
-        torch.testing.assert_close(kernel[:, :, 2:7, 2:7], model.backbone.depthwise.weight)
-        assert kernel.count_nonzero() == 8 * 5**2
-    four, average = train(4, load_from=str(tmp_path / 'original.pth'))
-    assert four.backbone.depthwise.weight.count_nonzero() == four.backbone.depthwise.weight.numel()
-    resumed, average_of_resumed = train(4, resume=True)
-    for was, now in ((four, resumed), (average, average_of_resumed)):
-        for name, value in was.state_dict().items():
-            torch.testing.assert_close(now.state_dict()[name], value)
 
 
 @pytest.mark.parametrize('size', [13, 31])

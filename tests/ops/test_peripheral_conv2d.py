@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mmpelk.ops import expand_kernel, peripheral_conv2d, sharing_grid
+from mmpelk.ops import peripheral_conv2d, sharing_grid
 from mmpelk.ops.reference import peripheral_conv2d_reference
 from mmpelk.ops.sharing_grid import mirror_half_grid
 from tests.ops.inputs import (
@@ -149,13 +149,6 @@ def test_any_strides(backend: str, layout: str) -> None:
     # The memory format of conv2d's result, which keeps the input's; that of the input's gradient follows grad's.
     assert [tensor.stride() for tensor in got[:2]] == [native.stride()] * 2
     torch.testing.assert_close(got, output_and_gradients(convolve(grid, backend), (x, weight), grad))
-
-
-def test_equals_conv2d_with_the_expanded_kernel() -> None:
-    grid = sharing_grid(31, 5)
-    x, weight, bias = make_inputs(grid, 17, 18)
-    want = F.conv2d(x, expand_kernel(weight, grid), bias[:, 0, 0], padding=15, groups=3)
-    torch.testing.assert_close(peripheral_conv2d(x, weight, grid, bias[:, 0, 0]), want)
 
 
 def test_output_is_contiguous_where_the_dense_kernel_works_channels_last() -> None:

@@ -1,5 +1,6 @@
 """The pictures of Fig. 5 and 6 and of the mixers: what is on them."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -57,14 +58,26 @@ def test_figure_of_shares() -> None:
     assert [(bar.get_y(), bar.get_height()) for bar in figure.axes[0].patches] == [(0, 10), (10, 20), (30, 70)]
 
 
-@pytest.mark.slow
-def test_figures_of_curves() -> None:
-    dense = scaling.draw().axes[0].get_lines()[0]
-    assert list(dense.get_xdata()) == list(range(7, 152, 2))
-    assert dense.get_ydata()[-1] == scaling.measure('dense', 151).network / 1e6
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., scaling.Size]:
+    """In the place of the hundreds of networks whose sizes are drawn; those that are counted are in test_scaling."""
+
+    def measure(curve: str, sides: int | tuple[int, ...], center_size: int = 5) -> scaling.Size:
+        side = sides if isinstance(sides, int) else sides[0]
+        return scaling.Size(side, side, 10**6 * side * (1 + list(scaling.CURVES).index(curve)))
+
+    monkeypatch.setattr(scaling, 'measure', measure)
+    return measure
+
+
+def test_figures_of_curves(measured: Callable[..., scaling.Size]) -> None:
+    for curve, line in zip(scaling.CURVES, scaling.draw().axes[0].get_lines(), strict=False):
+        assert list(line.get_xdata()) == list(range(7, 152, 2)), curve
+        assert line.get_ydata()[-1] == measured(curve, 151).network / 1e6, curve
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('measured')
 @pytest.mark.parametrize(
     ('name', 'words'), [('shares', 'FFN large kernels'), ('scaling', "k' stripe"), ('mixers', 'dense, same widths')]
 )
