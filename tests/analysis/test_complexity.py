@@ -1,9 +1,11 @@
 """The counting itself, and Fig. 5. What it gives for the rows of Tables 2 to 4 stands in ``test_tables.py``."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -14,7 +16,7 @@ from mmpelk.analysis.complexity import (
 )
 from mmpelk.models import PeLK
 from mmpelk.ops import backends, force_backend, sharing_grid
-from mmpelk.ops.backends import PROCESSORS, REFERENCE_PROCESSOR
+from mmpelk.ops.backends import BACKENDS, PROCESSORS, REFERENCE_PROCESSOR, Backend
 from mmpelk.ops.executed import executed_operations
 
 NANO = dict(
@@ -210,9 +212,28 @@ def test_fast_backends_execute_less_and_hardly_feel_the_kernel_size(backend: str
     assert large < 2 * small  # dense: 3.9 times
 
 
-def test_backend_that_hides_its_work_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmpelk.ops.backends import BACKENDS, Backend
+_COUNTED: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
+    'a sum': (lambda x: x + x, 128),
+    'a sum of complex numbers': (lambda x: torch.complex(x, x) - torch.complex(x, x), 2 * 128),
+    'a product': (lambda x: x * x, 128),
+    'a product of complex numbers': (lambda x: torch.complex(x, x) * torch.complex(x, x), 4 * 128),
+    'a product of matrices': (lambda x: x @ x, 8 * 128),
+    'a convolution': (lambda x: F.conv2d(x, x.new_ones(2, 1, 3, 3), padding=1, groups=2), 9 * 128),
+    'a real transform': (torch.fft.rfft2, 5 * 128 * 6 // 2),
+    'a complex transform': (lambda x: torch.fft.fft2(torch.complex(x, x)), 5 * 128 * 6),
+    'a sum of a copy': (lambda x: F.pad(x, (1, 1)).permute(0, 1, 3, 2).contiguous() + 1, 2 * 8 * 10),
+}
 
+
+@pytest.mark.parametrize('name', _COUNTED)
+def test_operations_are_counted_as_is_said(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a map of 128 numbers; transforms of 64 points."""
+    function, count = _COUNTED[name]
+    monkeypatch.setitem(BACKENDS, name, Backend(name, lambda x, *_: function(x), lambda *_: torch.empty(0)))
+    assert executed_operations([(name, (1, 2, 8, 8), (1, 1, 1))]) == count
+
+
+def test_backend_that_hides_its_work_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     def hidden(x: torch.Tensor, *_: object) -> torch.Tensor:
         return torch.empty_like(x)
 

@@ -23,6 +23,7 @@ def test_deviations() -> None:
     for ours, theirs, places, text in (
         (101, 100, 1, '**+1.0 %**'),
         (99.5, 100, 1, '-0.5 %'),
+        (150, 100, 1, '**+50.0 %**'),  # of the printed figure
         (99.99, 100, 1, '0.0 %'),
         (28.4, 28, 0, '+1.4 %'),  # rounds to the printed figure
         (28.6, 28, 0, '**+2.1 %**'),

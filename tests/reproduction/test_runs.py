@@ -28,8 +28,9 @@ def test_finished_run(tmp_path: Path) -> None:
         ([BEGUN, [*epoch(2, 80.1), *epoch(3, 80.2)]], {1: 80.0, 2: 80.1, 3: 80.2}, 'finished', 3),
         # Started anew, it does not inherit the end.
         ([[*epoch(1, 70.0), *epoch(2, 71.0), *epoch(3, 72.0)], epoch(1, 80.0)], {1: 80.0}, 'unfinished', 1),
+        ([[*epoch(1, 70.0), *epoch(2, 71.0)], epoch(2)], {1: 70.0}, 'unfinished', 2),  # nor the epoch that it repeats
     ],
-    ids=['begun', 'resumed', 'anew'],
+    ids=['begun', 'resumed', 'anew', 'repeated'],
 )
 def test_starts_are_one_run(
     starts: list[list[dict]], tested: dict[int, float], status: str, progress: int, tmp_path: Path

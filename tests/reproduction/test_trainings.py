@@ -62,6 +62,8 @@ def test_what_is_finished_is_left_out_and_each_waits_for_what_it_needs(
 def test_the_others_go_on_when_one_fails(make: Callable[..., Training], tmp_path: Path) -> None:
     failing = make('failing', 'echo said; echo error: no luck; exit 3', environment=dict(GPUS='2'))
     jobs = [failing, make('after', needs=failing), make('early', 'true'), make('crash', 'exit 7'), make('good')]
+    jobs[3].folder.mkdir(parents=True)
+    jobs[3].log.write_text('\n$ of an earlier start\nerror: mended since\n')
     assert run_trainings(jobs) == {
         'failing': f'error: no luck; all of it: {failing.log}',
         'after': 'failing failed',
