@@ -179,7 +179,7 @@ def _table_5() -> AblationTable:
         {'large-kernel parameters, x row 1': (2, first_kernel_multiple)},
         (
             'The half grids printed in rows 2 and 3 sum to kernels of 29 and 31. The recipes have an eighth 2 and a '
-            'third 1: 33 as the other rows, with the printed shares of parameters (docs/classification.md).',
+            'third 1: 33 as the other rows, with the printed shares of parameters.',
         ),
     )
 
