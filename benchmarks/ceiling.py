@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from mmpelk.models import PeLK
 
 
-class _Unmixed(nn.Module):
+class _IdentityMixer(nn.Module):
     """In place of the mixer: the channels as they are."""
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
@@ -24,5 +24,5 @@ def without_mixer(model: PeLK) -> PeLK:
     for stage in model.stages:
         stage.positional_embedding = None
         for block in stage:
-            block.mixer = _Unmixed()
+            block.mixer = _IdentityMixer()
     return model

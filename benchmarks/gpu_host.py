@@ -69,8 +69,8 @@ def host_times(repeats: int) -> None:
 _NO_KERNEL = ('aten::detach', 'aten::matmul', 'aten::promote_types')
 
 
-class _Inside(TorchDispatchMode):
-    """Counts operators but views, and those inside ours in the place of ours."""
+class _OperatorCounter(TorchDispatchMode):
+    """Counts the operators that are no views; ours count as the operators that they call."""
 
     def __init__(self, functions: dict[str, Callable[..., Any]]) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ def operators(launches: Any) -> None:
             x = torch.randn(1, 3, 64, 64).contiguous(memory_format=torch.channels_last)
             step(model, None, x, torch.bfloat16)
             before = launches.value
-            with _Inside(functions) as inside:
+            with _OperatorCounter(functions) as inside:
                 step(model, None, x, torch.bfloat16)
             counts.append(inside.count + launches.value - before)
         ours, plain = counts

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 
-_ONCE_IS_ENOUGH = 4.0  # seconds from which on a call is not repeated
-_AT_LEAST = 0.5  # seconds that the rounds take together, so that short calls are repeated often
+_SINGLE_CALL_FROM = 4.0  # seconds from which on a call is not repeated
+_LEAST_SECONDS = 0.5  # seconds that the rounds take together, so that short calls are repeated often
 
 
 Name = TypeVar('Name', bound=Hashable)
@@ -62,12 +62,12 @@ def interleaved_medians(functions: Mapping[Name, Callable[[], Any]], device: str
         function()
         synchronize(device)
         first = _seconds(function, device)
-        times[name] = [first] if first > _ONCE_IS_ENOUGH else []
+        times[name] = [first] if first > _SINGLE_CALL_FROM else []
         if times[name]:
             slow.add(name)
         else:
             round_seconds += first
-    for _ in range(max(rounds, min(200, int(_AT_LEAST / round_seconds)))):
+    for _ in range(max(rounds, min(200, int(_LEAST_SECONDS / round_seconds)))):
         for name, function in functions.items():
             if name not in slow:
                 times[name].append(_seconds(function, device))

@@ -24,14 +24,14 @@ __all__ = [
 ]
 __version__ = '0.1.0'
 
-_LATER = dict.fromkeys(('dense', 'enlarge', 'shrink'), 'enlarge') | {
+_LAZY = dict.fromkeys(('dense', 'enlarge', 'shrink'), 'enlarge') | {
     'freeze': 'freeze',
     'parameter_groups': 'learning_rates',
 }
 
 
 def __getattr__(name: str) -> Any:
-    """What is in ``_LATER`` is imported when it is asked for, with torch and mmengine."""
-    if name in _LATER:
-        return getattr(import_module(f'mmpelk.models.{_LATER[name]}'), name)
+    """Import the functions of ``_LAZY`` at their first use, with torch and mmengine."""
+    if name in _LAZY:
+        return getattr(import_module(f'mmpelk.models.{_LAZY[name]}'), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -40,7 +40,7 @@ from mmpelk.models.weights.publication import (
 
 RECIPE = 'config.py'
 _KIND = 'recipe'
-_OF_THE_RUN = ('work_dir', 'load_from', 'resume', 'launcher')
+_RUN_KEYS = ('work_dir', 'load_from', 'resume', 'launcher')
 _USAGE = """from mmpelk.hub import from_pretrained
 
 model = from_pretrained('REPOSITORY')"""
@@ -144,7 +144,9 @@ def _checked_meta(meta: Mapping[str, Any], name: str | Path) -> dict[str, Any]:
         else [()]
     )
     if not named or not all(len(each) == 3 and all(value in range(256) for value in each) for each in colours):
-        raise UserError(f"'{name}' has classes that are no names or a palette that is no colours in its dataset_meta")
+        raise UserError(
+            f"'{name}' has a dataset_meta whose classes are not names or whose palette does not hold colours"
+        )
     return dict(meta)
 
 
@@ -209,7 +211,7 @@ def write_recipe(cfg: Config) -> str:
     Raises:
         UserError: If it holds something that has no literal.
     """
-    content = {key: value for key, value in _plain(cfg.to_dict()).items() if key not in _OF_THE_RUN}
+    content = {key: value for key, value in _plain(cfg.to_dict()).items() if key not in _RUN_KEYS}
     text = ''.join(f'{key} = {pformat(value, width=120, sort_dicts=False)}\n' for key, value in content.items())
     read_recipe(text, cfg.filename or 'the recipe')
     return text

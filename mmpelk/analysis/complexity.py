@@ -272,7 +272,7 @@ def count_complexity(
 
 
 def _component(path: str, has_parts: bool, enlarged: Collection[str] = ()) -> tuple[str, str]:
-    """Part and component of a parameter's or, with a dot at the end, a module's path."""
+    """Part and component that a path belongs to: a parameter's, or with a dot at its end a module's."""
     part, _, rest = path.partition('.') if has_parts else ('backbone', '', path)
     if part == 'roi_head':
         part = rest.partition('.')[0]
@@ -286,7 +286,7 @@ def _component(path: str, has_parts: bool, enlarged: Collection[str] = ()) -> tu
 def _count_layers(
     model: nn.Module, shape: tuple[int, int], processor: str
 ) -> tuple[dict[str, int], dict[str, int], list[LargeKernelCall]]:
-    """By the module that executes them itself: multiply-adds of layers, operations of norms; the operator's calls."""
+    """Multiply-adds of layers, operations of norms and calls of the operator, by the module that executes them."""
     from torch.nn.attention import SDPBackend, sdpa_kernel  # not before torch 2.3; counting needs 2.4
 
     calls: list[LargeKernelCall] = []

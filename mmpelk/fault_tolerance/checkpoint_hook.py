@@ -1,4 +1,4 @@
-"""Checkpoints of which a good one stands at any moment, whatever happens to the process, the disk or the files."""
+"""A checkpoint hook that keeps a valid checkpoint on the disk at every moment, whatever is killed, full or damaged."""
 
 import contextlib
 import functools
@@ -36,7 +36,7 @@ from .work_folder import WorkFolderLock
 
 
 class CheckpointHook(MMEngineCheckpointHook):
-    """mmengine's ``CheckpointHook``, with the same arguments, that loses nothing.
+    """mmengine's ``CheckpointHook`` with the same arguments, safe against kills, full disks and damaged files.
 
     - A checkpoint is written aside and renamed: whenever a process is killed, a file of that name is whole. It is
       synced while training goes on; only when it stands on the disk does ``last_checkpoint`` name it, and only then is
@@ -47,9 +47,9 @@ class CheckpointHook(MMEngineCheckpointHook):
       machine itself has failed before the newest was on the disk.
     - Nothing that a checkpoint says is taken as a path: only regular files in the folder of this run whose names are
       those of its checkpoints make room for others. Two trainings do not write into one work folder.
-    - A disk without room stops all processes with a sentence that says how much is needed and free, and the last good
-      checkpoint stays. The log warns of it one checkpoint before.
-    - The first checkpoint is read again: a training whose checkpoints hold what is refused ends there, with a sentence.
+    - A full disk stops all processes with an error that gives the bytes needed and free, and the last good checkpoint
+      stays. The log warns one checkpoint before.
+    - The hook reads the first checkpoint again, and stops a training whose checkpoints could not be loaded.
     - Every checkpoint holds each process's random state, for :class:`~mmpelk.engine.ResumeHook`.
 
     Folders in a remote store (``out_dir='s3://…'``) are written as mmengine writes them.
@@ -83,7 +83,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         self._best_name = re.compile(rf'best_[^/\\]+_{self._name.pattern}')
 
     def before_run(self, runner: Runner) -> None:
-        """Choose the checkpoint to resume from, before mmengine takes ``last_checkpoint`` at its word.
+        """Choose the checkpoint to resume from, before mmengine follows ``last_checkpoint``.
 
         Raises:
             UserError: If another training writes into the work folder.
@@ -223,7 +223,7 @@ class CheckpointHook(MMEngineCheckpointHook):
                 self._begin(Path(runner.work_dir))
 
     def _begin(self, folder: Path) -> None:
-        """Say which run is in a folder, and take away what a kill in the middle of a write has left."""
+        """Write the run's id to a folder, and delete what a killed write has left."""
         if self._run is None or self._run.id is None:  # resumed from a file without an id
             (folder / RUN_ID).unlink(missing_ok=True)
         else:
@@ -291,7 +291,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             self.keep_ckpt_ids.popleft()
 
     def _warn_of_a_full_disk(self, runner: Runner) -> None:
-        """Say it an interval before the next checkpoint finds no room."""
+        """Warn one interval before a checkpoint does not fit."""
         path = Path(str(self.last_ckpt))
         if self._is_remote(runner) or not path.is_file():
             return
@@ -347,7 +347,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         self._background.submit(finish)
 
     def _commit(self, path: str, before: str | None, outdated: Sequence[str], pointer: Path | None = None) -> None:
-        """Put a checkpoint on the disk, let a file say that it is the newest, and delete the outdated ones, by name."""
+        """Sync a checkpoint, name it in ``last_checkpoint``, and delete the outdated ones, given by name."""
         with explain_failed_write(path, before):
             if self._local:
                 sync(path)
@@ -357,7 +357,7 @@ class CheckpointHook(MMEngineCheckpointHook):
                 self._remove(old)
 
     def _wait(self) -> None:
-        """Until what was written before is on the disk; all processes learn it if it is not."""
+        """Wait until earlier writes are on the disk; all processes learn of a failure."""
         with raise_on_all():
             self._background.wait()
 

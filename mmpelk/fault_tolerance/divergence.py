@@ -1,4 +1,4 @@
-"""Batches that would ruin the weights are left out, and a training that has diverged is stopped."""
+"""Skip steps that would ruin the weights, and stop a training that has diverged."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,7 +18,7 @@ _HALVINGS = 32  # of a loss scale, after which it is too small for float16 whate
 class DivergenceHook(Hook):
     """Skip steps whose loss or gradient is not finite on any process, and stop after several in a row.
 
-    A step that is left out changes nothing: no weight, no state of the optimizer, no running statistics of batch norms,
+    A skipped step changes nothing: no weight, no state of the optimizer, no running statistics of batch norms,
     which may have seen the bad batch, and no average of weights (mmengine's ``EMAHook``). The schedule goes on.
 
     Nothing waits for the device. The loss is looked at while the backward pass runs; by the time that the optimizer
@@ -49,7 +49,7 @@ class DivergenceHook(Hook):
         self._averages: list[Any] = []
 
     def before_train(self, runner: Runner) -> None:
-        """Stand before the optimizer."""
+        """Check losses and gradients before the optimizers step."""
         wrapper = runner.optim_wrapper
         wrappers = [wrapper] if isinstance(wrapper, OptimWrapper) else [*wrapper.values()]
         self._guards = [_Guard(one, runner.model) for one in wrappers]
@@ -71,7 +71,7 @@ class DivergenceHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        """Count what was left out."""
+        """Count the skipped steps."""
         # All of the list: each guard hands over what it has found.
         found = [reason for reason in [guard.found() for guard in self._guards] if reason]
         self._left_out = any(guard.left_out for guard in self._guards)
@@ -83,8 +83,8 @@ class DivergenceHook(Hook):
         self._in_a_row += 1
         runner.message_hub.update_scalar('train/skipped_steps', self.skipped)
         runner.logger.warning(
-            f'Iteration {runner.iter + 1}: {found[0]}, the step is left out ({self._in_a_row} in a row, {self.skipped} '
-            f'in all). Its files here: {", ".join(self._files) or "unknown"}'
+            f'Iteration {runner.iter + 1}: {found[0]}, the step was skipped ({self._in_a_row} in a row, {self.skipped} '
+            f'in all). The batch of this process: {", ".join(self._files) or "unknown"}'
         )
         if self._in_a_row >= self.patience:
             last = runner.message_hub.runtime_info.get('last_ckpt')
@@ -97,7 +97,7 @@ class DivergenceHook(Hook):
             )
 
     def after_train(self, runner: Runner) -> None:
-        """Leave the optimizer alone."""
+        """Restore the optimizer wrappers."""
         for guard in self._guards:
             guard.close()
         for average in self._averages:
@@ -106,7 +106,7 @@ class DivergenceHook(Hook):
 
 
 class _Guard:
-    """Stands between the losses, the gradients and one optimizer."""
+    """Checks losses and gradients before one optimizer steps."""
 
     def __init__(self, wrapper: OptimWrapper, network: nn.Module) -> None:
         self.wrapper = wrapper
@@ -119,7 +119,7 @@ class _Guard:
         self._reason = ''
         self._backward, self._step = wrapper.backward, wrapper.step
         # On the instance: mmengine and the toolboxes have wrappers of many classes.
-        wrapper.backward, wrapper.step = self._look_and_go_back, self._step_if_finite
+        wrapper.backward, wrapper.step = self._check_loss_and_backward, self._step_if_finite
         self._bad: Tensor | None = None
         # A gradient scaler that finds no scale lets the optimizer never step.
         self._unscaled = 0
@@ -139,7 +139,7 @@ class _Guard:
         if not self._statistics.kept:
             self._statistics.keep()
 
-    def _look_and_go_back(self, loss: Tensor, **kwargs: Any) -> None:
+    def _check_loss_and_backward(self, loss: Tensor, **kwargs: Any) -> None:
         bad = ~torch.isfinite(loss.detach()).all()
         # With accumulated gradients, one bad loss spoils the step.
         self._bad = bad if self._bad is None else self._bad | bad
@@ -151,12 +151,12 @@ class _Guard:
 
     def _step_if_finite(self, **kwargs: Any) -> None:
         self.looked = True
-        self._step_or_leave_out(kwargs)
+        self._step_or_skip(kwargs)
         self._statistics.kept.clear()
 
-    def _step_or_leave_out(self, kwargs: dict[str, Any]) -> None:
+    def _step_or_skip(self, kwargs: dict[str, Any]) -> None:
         if self._losses.answer():
-            self._leave_out('a loss that is not finite')
+            self._skip('a loss that is not finite')
         elif self._scaled:
             self._unscaled += 1
             self._step(**kwargs)
@@ -165,18 +165,18 @@ class _Guard:
         elif (bad := self._find_bad_gradient()) is None:
             self._step(**kwargs)
         elif self.late:
-            self._step_and_take_back(bad, kwargs)
+            self._step_and_undo(bad, kwargs)
         elif bad:
-            self._leave_out('a gradient that is not finite')
+            self._skip('a gradient that is not finite')
         else:
             self._step(**kwargs)
 
-    def _leave_out(self, reason: str) -> None:
+    def _skip(self, reason: str) -> None:
         self._reason, self.left_out = reason, True
         self._statistics.put_back()
 
     @torch.no_grad()
-    def _step_and_take_back(self, bad: Tensor, kwargs: dict[str, Any]) -> None:
+    def _step_and_undo(self, bad: Tensor, kwargs: dict[str, Any]) -> None:
         """Step as if nothing were wrong, and undo it on the device if something is."""
         parameters = self._parameters()
         for parameter in parameters:

@@ -1,4 +1,4 @@
-"""An interpreter for the pickles of ``torch.save`` that builds data, and knows nothing else.
+"""An interpreter for the pickles of ``torch.save`` that can build data only.
 
 Python's own unpicklers call what a file names. This one reads the instructions (``pickletools.genops``) and has a
 function of its own for each of the few names that stand for data: no class of the process is called with a state from a
@@ -114,8 +114,8 @@ def _read_archive(file: BinaryIO, size: int, map_location: Location) -> Any:
         return _Interpreter(read).run(io.BytesIO(archive.read(found[0])))
 
 
-class _Bounded:
-    """A file of which no more is asked for than it has."""
+class _BoundedFile:
+    """A file that is never asked for more bytes than it has."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self.file, self.size = file, size
@@ -127,7 +127,7 @@ class _Bounded:
 
 
 def _read_legacy(file: BinaryIO, size: int, map_location: Location) -> Any:
-    bounded: Any = _Bounded(file, size)
+    bounded: Any = _BoundedFile(file, size)
     if _Interpreter(_nothing).run(bounded) != _LEGACY_MAGIC:
         raise UnpicklingError('a pickle that torch.save has not written')
     _Interpreter(_nothing).run(bounded)  # version of the format
@@ -312,7 +312,7 @@ class _Interpreter:
         # Copies of a list that the file has once: a small file would fill the memory.
         self._copied += sum(len(each) for each in check(arguments, tuple) if isinstance(each, Sized))
         if self._copied > _MOST_COPIED * (self._position()) + _CHUNK:
-            raise UnpicklingError('copies of what it has once')
+            raise UnpicklingError('an object that copies itself too often')
         self._stack.append(self._call(maker, arguments))
 
     _do_newobj = _do_reduce
@@ -321,7 +321,7 @@ class _Interpreter:
         if maker in CALLED_TYPES:
             maker = Name(f'builtins.{maker.__name__}')
         if not isinstance(maker, Name) or maker.name not in self._makers:
-            raise UnpicklingError('a call of what is no name')
+            raise UnpicklingError('a call of something that is not a name')
         return self._makers[maker.name](*check(arguments, tuple))
 
     def _make_with_attributes(self, maker: Any, kind: Any, arguments: Any, _: Any) -> Any:
@@ -431,7 +431,7 @@ def _refuse_placeholders(content: Any) -> None:
     while left:
         depth, value = left.pop()
         if depth > _DEEPEST:  # what reads it later calls itself at each level
-            raise UnpicklingError('containers in containers without an end')
+            raise UnpicklingError('containers that contain themselves')
         if isinstance(value, Name | Storage | Pending):
             raise UnpicklingError('a name or a storage as a value')
         if not isinstance(value, dict | list | tuple | set | frozenset | deque | Namespace) or id(value) in seen:

@@ -64,7 +64,7 @@ def check(value: Any, *kinds: type) -> Any:
 
 def index(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**48:
-        raise UnpicklingError('a size that is none')
+        raise UnpicklingError('a size that is not valid')
     return value
 
 

@@ -29,7 +29,7 @@ def dim_bits(image: np.ndarray, path: str | Path) -> int | None:
 
 
 def refuse_dim(image: np.ndarray, path: str | Path) -> None:
-    """Refuse a picture of 12 bits or fewer in a file of 16. Of 13 and 14 bits, it may be one of the night.
+    """Refuse a picture of 12 bits or fewer in a file of 16. A picture of 13 or 14 bits may show a dark scene.
 
     Raises:
         UserError: It names the file and the remedy.

@@ -1,4 +1,4 @@
-"""Save and leave when the machine is wanted back."""
+"""Save and exit when a signal says that the machine is needed."""
 
 import os
 import signal
@@ -67,10 +67,10 @@ class PreemptionHook(Hook):
         assert self._agreement is not None, 'before_train comes first'
         self._wanted = self._agreement.answer() or self._wanted
         if self._wanted and _has_stepped(runner):
-            self._leave(runner)
+            self._save_and_exit(runner)
         self._agreement.ask(self._received is not None)
 
-    def _leave(self, runner: Runner) -> None:
+    def _save_and_exit(self, runner: Runner) -> None:
         why = self._received.name if self._received else 'a signal in another process'
         saving = next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
         saved = saving.save_now(runner) if saving else None

@@ -38,7 +38,7 @@ def set_random_state(state: dict[str, Any]) -> None:
         kind, keys, position, *rest = state['numpy']
         # NumPy reads beyond its keys at a position beyond them.
         if type(position) is not int or not 0 <= position <= _NUMPY_KEYS or keys.shape != (_NUMPY_KEYS,):
-            raise ValueError('a place of NumPy that is none')
+            raise ValueError("a position of NumPy's generator that is not valid")
         random.setstate((version, tuple(numbers), gauss))
         np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), position, *rest))
         torch.set_rng_state(state['torch'].cpu())

@@ -64,7 +64,7 @@ class Newest:
 
 
 def run_of(checkpoint: dict[str, Any]) -> Run:
-    """The run that a checkpoint says to be of; what is not as we write it is left out."""
+    """The run that a checkpoint names; entries of another form are ignored."""
     run_id, ancestors = checkpoint.get(RUN_ID), checkpoint.get(ANCESTORS)
     pairs = ancestors.items() if isinstance(ancestors, dict) else ()
     known = {
@@ -76,7 +76,7 @@ def run_of(checkpoint: dict[str, Any]) -> Run:
 
 
 def _is_run_id(value: object) -> bool:
-    """Whether something is an id as we write it."""
+    """Whether a value has the form of a run's id."""
     return isinstance(value, str) and re.fullmatch('[0-9a-f]{32}', value) is not None
 
 
@@ -220,7 +220,7 @@ def misfit_of(content: Mapping[str, Any], optimizers: Any, schedulers: Any) -> s
                 return f'its {name} has {wrong} of another type'
         moments = state.get('state')
         if not isinstance(moments, dict) or not all(map(_is_numbers, moments.values())):
-            return f'its {name} has a state that is no numbers'
+            return f'its {name} has a state that does not consist of numbers'
         scaler, base = state.get('loss_scaler', {}), state.get('base_param_settings') or dict(lr=0.0)
         numbers = [*scaler.values(), base.get('lr')] if isinstance(scaler, dict) and isinstance(base, dict) else [None]
         if not all(isinstance(value, Real) for value in numbers):

@@ -79,9 +79,9 @@ class ResumeHook(Hook):
         loop.dataloader = _rebuild(loader, batches)
         end_workers_with_parent(loop.dataloader)
         if endless:
-            loop.dataloader_iterator = _Continued(loop.dataloader_iterator, loop.dataloader, loop.iter)
+            loop.dataloader_iterator = _ResumedIterator(loop.dataloader_iterator, loop.dataloader, loop.iter)
         elif skip:
-            _count_on(loop, skip)
+            _count_from(loop, skip)
         if state:
             self._say_what_differs(runner, state)
             self._pending = state
@@ -108,7 +108,7 @@ class ResumeHook(Hook):
         end_workers_with_parent(runner.test_loop.dataloader)
 
     def after_val(self, runner: Runner) -> None:
-        """Put it back."""
+        """Restore the random state of training."""
         if self._before_val is not None:
             set_random_state(self._before_val)
             self._before_val = None
@@ -203,7 +203,7 @@ def _seed_cpu(seed: int) -> None:
 def _seeded(dataset: Any) -> Any:
     """The same object, of a class in which what is drawn for a batch depends on the batch alone.
 
-    Who holds it, or sets its pipeline later, still reaches what is loaded from.
+    Other references to it, and a pipeline that is set later, reach the object that samples are loaded from.
     """
     kind: Any = type(dataset)
     if getattr(kind, 'draws_by_batch', False):
@@ -257,7 +257,7 @@ def _make_seeded(make: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
 
 
 def _rebuild(loader: DataLoader, batches: NumberedBatches) -> DataLoader:
-    """The loader with numbered batches. It draws the seeds of its workers, which count for nothing, for itself."""
+    """The loader with numbered batches. Its own generator draws the seeds of workers, which have no effect."""
     options = {
         name: getattr(loader, name)
         for name in ('pin_memory_device', 'in_order', 'prefetch_factor', 'multiprocessing_context')
@@ -277,8 +277,8 @@ def _rebuild(loader: DataLoader, batches: NumberedBatches) -> DataLoader:
     )
 
 
-class _Continued:
-    """Stands in for the iterator of ``IterBasedTrainLoop``: what was trained on is left out already.
+class _ResumedIterator:
+    """Replaces the iterator of ``IterBasedTrainLoop``; its loader starts after the batches that were trained on.
 
     mmengine 0.10.7 asks for every batch that was trained on, later ones call ``skip_iter``.
     """
@@ -288,7 +288,7 @@ class _Continued:
         self._iterator: Iterator[Any] | None = None
         self._asked = 0 if hasattr(replaced, 'skip_iter') else done
 
-    def __iter__(self) -> '_Continued':
+    def __iter__(self) -> '_ResumedIterator':
         return self
 
     def __next__(self) -> Any:
@@ -303,7 +303,7 @@ class _Continued:
         """Nothing is left to skip."""
 
 
-def _count_on(loop: Any, skipped: int) -> None:
+def _count_from(loop: Any, skipped: int) -> None:
     """Let the first epoch count its batches from where it was interrupted, for the log and its intervals."""
     run_iter, first = loop.run_iter, loop.epoch
 

@@ -329,7 +329,7 @@ def read_checkpoint(name: str | Path, map_location: Location = 'cpu') -> Any:
 def install_safe_loading() -> None:
     """Let mmengine's ``CheckpointLoader`` read checkpoints as data in this process.
 
-    That is the one door through which runners, ``init_cfg`` and the toolboxes read checkpoints. Only mmengine's own
+    Runners, ``init_cfg`` and the toolboxes all read checkpoints through it. Only mmengine's own
     loaders are replaced; one that somebody has registered stays. Configs in checkpoints are left out, which mmengine's
     runner would run on a resume, and its inferencers where they are given weights alone. Importing mmpelk does not call
     this: our tools, our hooks and :mod:`mmpelk.hub` do. The first call is logged, and every training logs it.

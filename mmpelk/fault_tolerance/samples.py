@@ -36,15 +36,15 @@ class CheckDataHook(Hook):
         self._loaded: dict[str, torch.Size] = {}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Remember what there was."""
+        """Remember the shapes of the loaded weights."""
         weights = checkpoint.get('state_dict', checkpoint)
         self._loaded = {
             name.removeprefix('module.'): value.shape for name, value in weights.items() if isinstance(value, Tensor)
         }
 
     def before_train(self, runner: Runner) -> None:
-        """Training data; the network's classes, and weights that were loaded, too."""
-        if self._loaded and not self._fitting(runner):
+        """Check the training data, the network's classes and the loaded weights."""
+        if self._loaded and not self._count_fitting(runner):
             raise UserError(
                 f"the checkpoint '{runner._load_from}' is of another network: no parameter has its name and shape. "
                 'Load one of this network, or leave load_from out'
@@ -52,12 +52,12 @@ class CheckDataHook(Hook):
         self._look_at(runner, runner.train_loop.dataloader.dataset, 'train_dataloader')
 
     def before_val(self, runner: Runner) -> None:
-        """Validation data."""
+        """Check the validation data."""
         self._look_at(runner, runner.val_loop.dataloader.dataset, 'val_dataloader')
 
     def before_test(self, runner: Runner) -> None:
-        """Test data; the weights, too."""
-        fitting, wanted = self._fitting(runner), len(list(runner.model.parameters()))
+        """Check the test data and the loaded weights."""
+        fitting, wanted = self._count_fitting(runner), len(list(runner.model.parameters()))
         if self._loaded and 2 * fitting < wanted:  # a few may have been converted while they were loaded
             raise UserError(
                 f"the checkpoint '{runner._load_from}' is of another network: {fitting} of {wanted} parameters "
@@ -65,8 +65,8 @@ class CheckDataHook(Hook):
             )
         self._look_at(runner, runner.test_loop.dataloader.dataset, 'test_dataloader')
 
-    def _fitting(self, runner: Runner) -> int:
-        """How many parameters what was loaded has."""
+    def _count_fitting(self, runner: Runner) -> int:
+        """How many parameters of the network the loaded weights fit."""
         parameters = runner.model.named_parameters()
         return sum(self._loaded.get(name.removeprefix('module.')) == value.shape for name, value in parameters)
 

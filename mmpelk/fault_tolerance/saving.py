@@ -1,4 +1,4 @@
-"""How checkpoints come to the disk: beside the training, and with a sentence where they do not."""
+"""Write checkpoints while training goes on, and explain a write that fails."""
 
 import contextlib
 import os.path as osp
@@ -20,7 +20,7 @@ MAKE_ROOM = (
 
 
 class BackgroundWriter:
-    """What the first process does to files in the order given, while training goes on."""
+    """Runs the file operations of the first process in order, while training goes on."""
 
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None  # ends with the program, after what it has to do
@@ -43,7 +43,7 @@ class BackgroundWriter:
 
 
 class SavesOnAll:
-    """A runner, all of whose processes learn it if the first cannot write.
+    """A runner that tells all processes if the first cannot write.
 
     Args:
         runner: The runner.

@@ -45,7 +45,7 @@ class WorkFolderLock:
             _held[key][1] += 1
         else:
             _take(opened, path, key)
-        self._release = weakref.finalize(self, _give_back, key)
+        self._release = weakref.finalize(self, _release_lock, key)
 
     def release(self) -> None:
         """Let others train there, unless this process holds it once more."""
@@ -71,7 +71,7 @@ def _take(opened: int, path: Path, key: tuple[int, int]) -> None:
     _held[key] = [opened, 1]
 
 
-def _give_back(key: tuple[int, int]) -> None:
+def _release_lock(key: tuple[int, int]) -> None:
     if key not in _held:
         return
     _held[key][1] -= 1

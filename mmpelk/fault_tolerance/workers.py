@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 _LOOK_EVERY = 1.0  # seconds
 
 
-class _Watching:
+class _WatchParent:
     """A ``worker_init_fn`` that starts to watch the parent, and calls another one."""
 
     def __init__(self, inner: Callable[[int], Any] | None) -> None:
@@ -34,7 +34,7 @@ def _exit_with(parent: int) -> None:
 def end_workers_with_parent(loader: DataLoader) -> None:
     """Let the workers that a loader starts from now on end when their parent is gone, as after SIGKILL.
 
-    torch's own look for their parent, too, but then wait for ever for what they have loaded to be fetched.
+    torch's own workers also check whether their parent lives, but then wait forever for their batches to be fetched.
     """
-    if loader.num_workers and not isinstance(loader.worker_init_fn, _Watching):
-        loader.worker_init_fn = _Watching(loader.worker_init_fn)
+    if loader.num_workers and not isinstance(loader.worker_init_fn, _WatchParent):
+        loader.worker_init_fn = _WatchParent(loader.worker_init_fn)

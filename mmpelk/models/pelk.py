@@ -476,8 +476,8 @@ class PeLK(Pretrained, BaseModule):
         absent = [name for name in own if name not in found]
         unused = [name for name in found if name not in own]
         print_log(
-            f"loaded {len(own) - len(absent)} of the backbone's {len(own)} tensors from '{path}'; not in it, so as "
-            f'initialised: {shorten(absent) or "none"}; in it, but not of the backbone: {shorten(unused) or "none"}',
+            f"loaded {len(own) - len(absent)} of the backbone's {len(own)} tensors from '{path}'; missing there and "
+            f'initialised: {shorten(absent) or "none"}; there, but not of the backbone: {shorten(unused) or "none"}',
             'current',
         )
 

@@ -111,10 +111,10 @@ def term_grads(grad: Tensor, weight: Tensor, embedding: Tensor, grid: Sequence[i
         of_embedding = kernel.mul_(product).permute(2, 0, 1)
         of_kernel = product.mul_(_channels_last(embedding, dtype))
         of_weight = _sandwich(rows.expansion.mT, of_kernel, columns.expansion.mT).permute(2, 0, 1).unsqueeze(1)
-        return of_weight.to(weight.dtype).contiguous(), _as(of_embedding, embedding)
+        return of_weight.to(weight.dtype).contiguous(), _cast_like(of_embedding, embedding)
 
 
-def _as(value: Tensor, like: Tensor) -> Tensor:
+def _cast_like(value: Tensor, like: Tensor) -> Tensor:
     """``value`` in the dtype and the memory format of ``like``."""
     same = value.dtype == like.dtype and value.stride() == like.stride()
     return value if same else torch.empty_like(like).copy_(value)

@@ -61,22 +61,22 @@ class _Entry:
 
 
 @dataclass(frozen=True)
-class _Mark:
-    """What tells, without reading it, that a tensor is the same and that torch has counted no write to it."""
+class _TensorVersion:
+    """Identity, address and write counter of a tensor: they reveal a change without reading its numbers."""
 
     tensor: Tensor | None
     address: int
     version: int
 
     @classmethod
-    def of(cls, tensor: Tensor | None) -> '_Mark':
+    def of(cls, tensor: Tensor | None) -> '_TensorVersion':
         if tensor is None:
             return cls(None, 0, 0)
         # Private: torch has no public count of writes. Inference tensors have none at all.
         return cls(tensor, tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
 
     def is_of(self, tensor: Tensor | None) -> bool:
-        other = _Mark.of(tensor)
+        other = _TensorVersion.of(tensor)
         return tensor is self.tensor and (other.address, other.version) == (self.address, self.version)
 
 
@@ -98,7 +98,7 @@ class PreparedCache:
 
     def __init__(self) -> None:
         self._entries: OrderedDict[Any, _Entry] = OrderedDict()
-        self._frozen: dict[Any, tuple[Prepared, list[_Mark]]] | None = None
+        self._frozen: dict[Any, tuple[Prepared, list[_TensorVersion]]] | None = None
         self._lock = threading.Lock()
 
     def freeze(self, mode: bool) -> None:
@@ -158,7 +158,7 @@ class PreparedCache:
 
     def _get_frozen(
         self,
-        frozen: dict[Any, tuple[Prepared, list[_Mark]]],
+        frozen: dict[Any, tuple[Prepared, list[_TensorVersion]]],
         key: tuple[Any, ...],
         tensors: Sequence[Tensor | None],
         make: Callable[[], Prepared],
@@ -172,7 +172,7 @@ class PreparedCache:
                 'the weights of a frozen network have changed: call mmpelk.freeze(model) again after a change, and '
                 'capture CUDA graphs again'
             )
-        marks = [_Mark.of(tensor) for tensor in tensors]
+        marks = [_TensorVersion.of(tensor) for tensor in tensors]
         prepared = make()
         with self._lock:
             if len(frozen) < _SIZES and not _is_capturing(prepared.weight):

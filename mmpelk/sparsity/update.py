@@ -1,4 +1,4 @@
-"""Drop the smallest weights, grow as many at random: one update of the masks, and the rate it happens at."""
+"""Drop the smallest weights, grow as many at random: one update of the masks, and its rate."""
 
 import math
 

@@ -80,7 +80,7 @@ def test_every_backbone_tensor_flows_downstream(pretrained: Path, fine_tuned: tu
     # The masks are tensors of the backbone, too: the hook has registered them before the weights are loaded.
     count = len(backbone_of(pretrained))
     assert f"loaded {count} of the backbone's {count + 6} tensors from '{pretrained}'" in line
-    assert 'not in it, so as initialised: norm0.weight, norm0.bias, norm1.weight, norm1.bias, and 2 more' in line
+    assert 'missing there and initialised: norm0.weight, norm0.bias, norm1.weight, norm1.bias, and 2 more' in line
     assert 'but not of the backbone: none' in line
 
 

@@ -1,4 +1,4 @@
-"""What keeps a convolution from another kernel: of its own, or because somebody else holds it."""
+"""Why a convolution cannot get another kernel: because of its own form, or because another object holds it."""
 
 import gc
 from collections.abc import Iterable, Sequence
@@ -83,7 +83,7 @@ def on_grid(conv: EnlargedConv2d, grid: Sequence[int]) -> Tensor | None:
 
 
 def what_would_be_lost(module: nn.Module) -> str | None:
-    """What hangs on a convolution, or its class adds to it, that the module in its place would not have."""
+    """What a convolution has, such as hooks or further parameters, that the module in its place would lack."""
     others = {
         name
         for named in (module.named_parameters, module.named_buffers)

@@ -111,7 +111,7 @@ class EnlargedConv2d(PeripheralConv2d):
 
         Args:
             kernel: What the state dict has as the weight.
-            told: What torch keeps for the module in the state dict; without a word nothing is refused.
+            told: What torch keeps for the module in the state dict; if it names no kernel, nothing is refused.
             prefix: What stands before the module's own names in it.
 
         Raises:

@@ -47,7 +47,7 @@ def enlarge(
 ) -> Enlargement:
     """Replace the depthwise convolutions of a network by peripheral ones of the same function, in place.
 
-    That are those of stride 1 and dilation 1 with an odd kernel and zero padding that keeps the size of the map, and
+    It replaces those of stride 1 and dilation 1 with an odd kernel and zero padding that keeps the size of the map, and
     those that were enlarged before, where the rings of the larger kernel can hold the trained one. The others are left
     and named with the reason. Weights of the network before load into it as before; the new parameters are zero and get
     gradients from the first step on.

@@ -17,7 +17,7 @@ class Change:
         before: Rows and columns of its kernel before.
         after: Side of its kernel now.
         parameters: How many of its weight's before and now; none for a further name of a module that is listed.
-        maps: Heights and widths of the maps that it was called for, if an image's size was given; so, too.
+        maps: Heights and widths of the maps that it was called for, if an image's size was given.
         backend: The forced backend; ``None`` chooses.
         sharing_grid: Ring widths of its kernel now.
     """

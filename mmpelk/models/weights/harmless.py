@@ -100,15 +100,15 @@ def refuse_harmful(
             import instead.
     """
     if not isinstance(scope, str) or scope not in _LIBRARIES:
-        raise UserError(f"'{name}' is refused: its config wants '{_text(scope)}', which is no library of OpenMMLab's")
+        raise UserError(f"'{name}' is refused: its config wants '{_text(scope)}', which is not a library of OpenMMLab")
     for kind in sorted(_check(config, str(name), str(scope), _ALLOWED | set(allow))):
         library, _, plain = kind.rpartition('.')
         if registries is _BUILT and plain in _FUNCTIONS:
             continue
         if not _is_registered(plain, library or str(scope), registries):
             raise UserError(
-                f"'{name}' is refused: its config wants '{kind}', which is not registered here in "
-                f"'{library or scope}' as what it is used for: install that library, or correct the name"
+                f"'{name}' is refused: its config wants '{kind}', which is not registered in "
+                f"'{library or scope}' for this use: install that library, or correct the name"
             )
 
 
@@ -129,9 +129,9 @@ def _check(config: Any, name: str, scope: str, allowed: Collection[str], argumen
             library, _, plain = value.rpartition('.') if isinstance(value, str) else ('', '', '')
             if plain not in allowed or library not in ('', *_LIBRARIES):
                 raise UserError(
-                    f"'{name}' is refused: its config wants '{_text(value)}', which is not among the modules that are "
-                    'known to run nothing of what a config says. If you trust its author, read its config.py and build '
-                    "the network with the toolbox's own init_model"
+                    f"'{name}' is refused: its config wants '{_text(value)}', which is not on the list of "
+                    'modules that are known to run nothing from a config. If you trust its author, read its config.py '
+                    "and build the network with the toolbox's own init_model"
                 )
             kinds.add(value)
     elif isinstance(config, list | tuple | set):
@@ -141,9 +141,9 @@ def _check(config: Any, name: str, scope: str, allowed: Collection[str], argumen
         is_loss = argument == 'loss_name' and _LOSS_NAME.fullmatch(config)
         if config not in _WORDS.get(argument, ()) and not is_loss:
             raise UserError(
-                f"'{name}' is refused: its config has {argument}={config!r:.80}, which is not among the words that are "
-                'known to name no file. If you trust its author, read its config.py and build the network with the '
-                "toolbox's own init_model"
+                f"'{name}' is refused: its config has {argument}={config!r:.80}, which is not on the list of known "
+                'words, and might name a file. If you trust its author, read its config.py and build the network with '
+                "the toolbox's own init_model"
             )
     elif isinstance(config, int) and abs(config) > _LARGEST:
         raise UserError(f"'{name}' is refused: its config has {argument} beyond {_LARGEST}, which no network needs")

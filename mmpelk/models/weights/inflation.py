@@ -297,8 +297,8 @@ class Inflated:
         absent = [key for key in module.state_dict() if key not in found.state]
         print_log(
             f'inflated {len(found.kept)} kernels of {name}, {reading}, at least {min(found.kept.values()):.1%} of '
-            f"each one's energy kept; not in it, so as initialised: {shorten(absent) or 'none'}; in it, but not of the "
-            f'backbone: {shorten(found.dropped) or "none"}. Licence of the weights: {public.licence}. They '
+            f"each one's energy kept; missing there and initialised: {shorten(absent) or 'none'}; there, but not of "
+            f'the backbone: {shorten(found.dropped) or "none"}. Licence of the weights: {public.licence}. They '
             + (
                 f'expect pictures with {expected}'
                 if expected

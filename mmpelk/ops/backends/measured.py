@@ -172,7 +172,7 @@ _machines: dict[torch.device, str] = {}
 
 
 def _agreed(key: str, measure: Callable[[], str]) -> str:
-    """The answer of the process that was first, in a distributed run: all compute the same with the same."""
+    """In a distributed run the answer of the process that was first, so that all use the same backend."""
     distributed = torch.distributed
     if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
         return measure()
