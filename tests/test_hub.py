@@ -223,7 +223,7 @@ HARMFUL = {
     'word': (_recipe(dict(type='CrossEntropyLoss', reduction='evil')), "reduction='evil'"),
     'address': (_recipe(dict(type='CrossEntropyLoss', class_weight='http://host/evil')), "'http://host/evil'"),
     'imported nms': (_recipe(dict(type='nms'), decode_head=None), "wants 'nms' where no such module is registered"),
-    'imported transform': (_recipe(dict(type='Resize')), "'Resize', which is not registered here in 'mmseg' as what"),
+    'imported transform': (_recipe(dict(type='Resize')), "'Resize', which is not registered here in 'mmseg' for this"),
     'imported in pipeline': (BARE + 'test_pipeline = [{"type": "Mixup"}]\n', "wants 'Mixup', which is not"),
     'imported visualizer': (BARE + 'visualizer = {"type": "Resize"}\n', "wants 'Resize', which is not"),
     'bytes': (_recipe(dict(type='CrossEntropyLoss', class_weight=b'x')), 'of type bytes'),

@@ -107,7 +107,7 @@ def refuse_harmful(
             continue
         if not _is_registered(plain, library or str(scope), registries):
             raise UserError(
-                f"'{name}' is refused: its config wants '{kind}', which is not registered in "
+                f"'{name}' is refused: its config wants '{kind}', which is not registered here in "
                 f"'{library or scope}' for this use: install that library, or correct the name"
             )
 
