@@ -612,7 +612,7 @@ def write_page(table: str, page: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--dry', action='store_true', help='on a CPU, with tiny maps')
-    parser.add_argument('--steps', nargs='+', choices=STEPS, default=list(STEPS))
+    parser.add_argument('--steps', nargs='+', choices=STEPS, default=list(STEPS), help='all by default')
     parser.add_argument(
         '--out', type=Path, help='folder of the results; default: benchmarks/results, dry: build/gpu_check'
     )

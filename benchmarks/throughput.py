@@ -219,12 +219,13 @@ def measure_throughput(
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
+    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu', help='%(default)s')
     parser.add_argument('--size', type=int, default=224, help='height and width of the images; 224 by default')
     batch = '1 8 on a CPU, 1 8 32 64 128 on a GPU by default'
     parser.add_argument('--batch', type=int, nargs='+', metavar='N', help=batch)
     parser.add_argument('--precision', nargs='+', choices=PRECISIONS, help='all that the device knows by default')
-    parser.add_argument('--mode', nargs='+', choices=['eager', 'compiled'], default=['eager', 'compiled'])
+    modes = ['eager', 'compiled']
+    parser.add_argument('--mode', nargs='+', choices=modes, default=modes, help='both by default')
     rounds = f'calls per model at least; {ROUNDS_OF["cpu"]} on a CPU, {ROUNDS_OF["cuda"]} on a GPU'
     parser.add_argument('--rounds', type=int, help=rounds)
     models = f'some of {", ".join(RECIPES)}, or recipes of classifiers; ratios refer to the first'

@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--seeds', nargs='+', type=int, default=[0], metavar='SEED', help='0 by default')
     parser.add_argument('--gpus', type=int, required=True, help='processes of a pre-training')
     parser.add_argument('--seg-gpus', type=int, help=f'processes of a segmentation; {SEG_GPUS} or --gpus, if fewer')
-    parser.add_argument('--launcher', choices=['local', 'slurm'], default='local')
+    parser.add_argument('--launcher', choices=['local', 'slurm'], default='local', help='this machine or Slurm')
     parser.add_argument('--partition', help="Slurm's")
     parser.add_argument('--jobs', type=int, default=1, help='Slurm jobs at a time')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/ablations'), help='for all of them')

@@ -39,7 +39,7 @@ from mmpelk.errors import UserError
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('name', help='name of the project')
-    parser.add_argument('--task', required=True, choices=['seg', 'det', 'cls'])
+    parser.add_argument('--task', required=True, choices=['seg', 'det', 'cls'], help='what to train')
     parser.add_argument('--data', required=True, type=Path, metavar='FOLDER', help='folder of the data set')
     parser.add_argument('--out', type=Path, metavar='FOLDER', help='folder of the project; projects/NAME by default')
     parser.add_argument('--overwrite', action='store_true', help='replace a config that is there')
@@ -70,7 +70,11 @@ def parse_args() -> argparse.Namespace:
         '--annotations', nargs='+', metavar='FILE', help='detection: files in --data: all, or TRAIN VAL [TEST]'
     )
     parser.add_argument(
-        '--val-share', type=float, default=0.2, help='share to validate on, where no folder says it; %(default)s'
+        '--val-share',
+        type=float,
+        metavar='SHARE',
+        default=0.2,
+        help='drawn to validate on, without a split; %(default)s',
     )
     parser.add_argument(
         '--weights',
@@ -83,7 +87,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--batch-size', type=int, help='images of one process; by default what fits')
     parser.add_argument(
-        '--gpu-memory', type=float, metavar='GB', help='fit it to a GPU of another machine; 0: to a CPU'
+        '--gpu-memory', type=float, metavar='GB', help='fit the config to a GPU of so much memory; 0: to a CPU'
     )
     return parser.parse_args()
 
