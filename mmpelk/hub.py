@@ -145,7 +145,7 @@ def _checked_meta(meta: Mapping[str, Any], name: str | Path) -> dict[str, Any]:
     )
     if not named or not all(len(each) == 3 and all(value in range(256) for value in each) for each in colours):
         raise UserError(
-            f"'{name}' has a dataset_meta whose classes are not names or whose palette does not hold colours"
+            f"'{name}' has classes that are not names, or a palette that does not hold colours, in its dataset_meta"
         )
     return dict(meta)
 

@@ -431,7 +431,7 @@ def _refuse_placeholders(content: Any) -> None:
     while left:
         depth, value = left.pop()
         if depth > _DEEPEST:  # what reads it later calls itself at each level
-            raise UnpicklingError('containers that contain themselves')
+            raise UnpicklingError('containers nested without an end')
         if isinstance(value, Name | Storage | Pending):
             raise UnpicklingError('a name or a storage as a value')
         if not isinstance(value, dict | list | tuple | set | frozenset | deque | Namespace) or id(value) in seen:
