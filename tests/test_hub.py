@@ -4,6 +4,7 @@ import copy
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -311,18 +312,14 @@ def test_network_without_a_recipe_is_not_written(tmp_path: Path) -> None:
 def test_push_sends_recipe_and_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: dict[str, Any] = {}
 
-    class Api:
-        def __init__(self, token: str | None = None) -> None:
-            pass
+    def upload(folder_path: str, **_: Any) -> str:
+        sent.update({file.name: file.read_bytes() for file in Path(folder_path).iterdir()})
+        return 'https://example.org/commit/1'
 
-        def create_repo(self, repo_id: str, **_: Any) -> Any:
-            return type('Url', (), dict(repo_id=repo_id))()
-
-        def upload_folder(self, folder_path: str, **_: Any) -> str:
-            sent.update({file.name: file.read_bytes() for file in Path(folder_path).iterdir()})
-            return 'https://example.org/commit/1'
-
-    monkeypatch.setattr('mmpelk.models.weights.publication.HfApi', Api)
+    api = mock.Mock(
+        **{'return_value.upload_folder': upload, 'return_value.create_repo.return_value.repo_id': 'me/digits'}
+    )
+    monkeypatch.setattr('mmpelk.models.weights.publication.HfApi', api)
     model, cfg, meta = network('mmpretrain')
     assert hub.push_to_hub(model, 'me/digits', cfg, meta) == 'https://example.org/commit/1'
     assert sent.keys() == {'README.md', 'config.json', 'config.py', 'model.safetensors'}

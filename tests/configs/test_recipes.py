@@ -96,35 +96,38 @@ def instead_of_resnet(drop_path_rate: float, theirs: dict[str, Any]) -> Changes:
     )
 
 
+# ConvNeXt with large kernels: its own weights.
+INFLATED: Changes = {
+    # Of the preprocessor, to be compared with what the weights expect.
+    'model.backbone.init_cfg.mean': (ABSENT, (123.675, 116.28, 103.53)),
+    'model.backbone.init_cfg.std': (ABSENT, (58.395, 57.12, 57.375)),
+    'model.backbone.init_cfg.prefix': ('backbone.', ABSENT),
+    'model.backbone.init_cfg.type': ('Pretrained', 'mmpelk.Inflated'),
+    'optim_wrapper.paramwise_cfg.peripheral_lr_mult': (ABSENT, 0.1),
+}
+
+
 def with_large_kernels(key: str, stages: slice) -> Changes:
     """A recipe of PeLK-T with ConvNeXt-T's network and weights."""
-    return {
+    return INFLATED | {
         'custom_hooks': ([dict(type='mmpelk.SparsityHook', mode='fixed')], ()),
         f'model.{key}': (T[stages], THEIR_T[stages]),
         'model.backbone.arch': ('tiny', 'convnext-tiny'),
         'model.backbone.init_cfg.checkpoint': ('checkpoints/pelk_t_in1k.pth', 'URL'),
-        # Of the preprocessor, to be compared with what the weights expect.
-        'model.backbone.init_cfg.mean': (ABSENT, (123.675, 116.28, 103.53)),
-        'model.backbone.init_cfg.std': (ABSENT, (58.395, 57.12, 57.375)),
-        'model.backbone.init_cfg.prefix': ('backbone.', ABSENT),
-        'model.backbone.init_cfg.type': ('Pretrained', 'mmpelk.Inflated'),
-        'optim_wrapper.paramwise_cfg.peripheral_lr_mult': (ABSENT, 0.1),
     }
 
 
 def inflated(changes: Changes, theirs: str, ours: str) -> Changes:
     """Those of ConvNeXt with large kernels: its own weights, widths and heads; no masks."""
     kept = {key: pair for key, pair in changes.items() if pair[0] != pair[1]}
-    return kept | {
-        'custom_hooks': (ABSENT, ()),
-        'model.backbone.arch': (theirs, f'convnext-{ours}'),
-        # Of the preprocessor, to be compared with what the weights expect.
-        'model.backbone.init_cfg.mean': (ABSENT, (123.675, 116.28, 103.53)),
-        'model.backbone.init_cfg.std': (ABSENT, (58.395, 57.12, 57.375)),
-        'model.backbone.init_cfg.prefix': ('backbone.', ABSENT),
-        'model.backbone.init_cfg.type': ('Pretrained', 'mmpelk.Inflated'),
-        'optim_wrapper.paramwise_cfg.peripheral_lr_mult': (ABSENT, 0.1),
-    }
+    return (
+        kept
+        | INFLATED
+        | {
+            'custom_hooks': (ABSENT, ()),
+            'model.backbone.arch': (theirs, f'convnext-{ours}'),
+        }
+    )
 
 
 def enlarged(base: str, kernel_size: int | dict[str, int]) -> Changes:

@@ -60,10 +60,6 @@ def test_rule_gives_a_symmetric_grid_with_its_centre(kernel_size: int, center_si
         assert width == base**ring
 
 
-def test_kernel_within_its_centre_is_dense() -> None:
-    assert sharing_grid(5, 7) == (1,) * 5
-
-
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [

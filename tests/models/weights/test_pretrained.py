@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -179,27 +180,20 @@ def test_repository_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_push_sends_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    sent: dict[str, Any] = {}
+    def upload(folder_path: str, **options: Any) -> str:
+        for file in Path(folder_path).iterdir():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+        return f'https://example.org/{options["repo_id"]}: {options["commit_message"]}'
 
-    class Api:
-        def __init__(self, token: str | None = None) -> None:
-            sent['token'] = token
-
-        def create_repo(self, repo_id: str, private: bool | None, exist_ok: bool) -> Any:
-            sent.update(private=private)
-            return type('Url', (), dict(repo_id=repo_id))()
-
-        def upload_folder(self, repo_id: str, folder_path: str, **options: Any) -> str:
-            sent.update(repo=repo_id, message=options['commit_message'])
-            for file in Path(folder_path).iterdir():
-                (tmp_path / file.name).write_bytes(file.read_bytes())
-            return f'https://example.org/{repo_id}/commit/1'
-
-    monkeypatch.setattr('mmpelk.models.weights.publication.HfApi', Api)
+    api = mock.Mock(
+        **{'return_value.upload_folder': upload, 'return_value.create_repo.return_value.repo_id': 'me/pelk'}
+    )
+    monkeypatch.setattr('mmpelk.models.weights.publication.HfApi', api)
     model = network()
     address = model.push_to_hub('me/pelk', private=True, token='hf_1', commit_message='Weights')
-    assert address == 'https://example.org/me/pelk/commit/1'
-    assert sent == dict(token='hf_1', private=True, repo='me/pelk', message='Weights')
+    assert address == 'https://example.org/me/pelk: Weights'
+    api.assert_called_once_with(token='hf_1')
+    assert api.return_value.create_repo.call_args.kwargs['private']
     assert "PeLK.from_pretrained('me/pelk')" in (tmp_path / 'README.md').read_text()
     assert torch.equal(PeLK.from_pretrained(tmp_path).norm1.weight, model.norm1.weight)
 
