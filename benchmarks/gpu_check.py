@@ -117,7 +117,7 @@ class Step:
             microseconds, how = self._microseconds(call, sets)
             self.write(**what, us=round(microseconds, 1), how=how)
 
-    def _microseconds(self, call: Callable[[int], Any], sets: int, repeats: int = 7) -> tuple[float, str]:
+    def _microseconds(self, call: Callable[[int], Any], sets: int) -> tuple[float, str]:
         import torch
 
         for _ in range(3):  # compiles, plans, and what a library tries out
@@ -141,7 +141,7 @@ class Step:
         except Exception:
             torch.cuda.synchronize()
             replay, how = (lambda: [call(i % sets) for i in range(count)]), 'launched'  # type: ignore[assignment]
-        times = [self.seconds(replay) / count for _ in range(repeats)]
+        times = [self.seconds(replay) / count for _ in range(7)]
         return 1e6 * statistics.median(times), how
 
     def seconds(self, call: Callable[[], Any]) -> float:

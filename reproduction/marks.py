@@ -29,9 +29,9 @@ def paper(value: float | str | None, places: int = 0) -> str:
     return _cell(value, places, '(p)')
 
 
-def target(value: float | str | None, places: int = 1) -> str:
+def target(value: float | str | None) -> str:
     """A figure of the paper that is not reproduced here yet."""
-    return _cell(value, places, '(target)')
+    return _cell(value, 1, '(target)')
 
 
 def computed(value: float | str | None, places: int = 2) -> str:

@@ -33,11 +33,12 @@ from .names import order_names
 _OTHERS = {'jpegimages', 'images', 'image', 'annotations', 'labels', 'segmentationclass', 'segmentationobject', 'masks'}
 _NO_CLASS = {'unlabeled', 'unlabelled', 'unsorted', 'unclassified', 'new folder', 'todo', 'thumbnails', 'augmented'}
 
+_READ_WHOLE = 20_000  # pictures; of more than these, only the headers are read
+
 
 def read_classification(
     root: Path,
     val_share: float = 0.2,
-    limit: int = 20000,
     converted: dict[str, Any] | None = None,
     classes: str | None = None,
 ) -> DataSet:
@@ -46,7 +47,6 @@ def read_classification(
     Args:
         root: The folder.
         val_share: Share of every class's pictures to validate on where the folders do not say it.
-        limit: Above so many pictures, only their headers are read.
         converted: The data set as :func:`~own_data.foreign.convert` has read it.
         classes: The names in the order of their indices; by default that of the alphabet.
 
@@ -73,7 +73,7 @@ def read_classification(
     if classes is None:
         _ask_names(data)
     labelled = [sample.path for group in by_class.values() for sample in group]
-    pixels = len(labelled) <= limit
+    pixels = len(labelled) <= _READ_WHOLE
     headers = map_files(lambda name: (name, read_header(root / name, pixels)), labelled, 'Reading pictures')
     count_unread(data, len(labelled))
     if broken := [(name, header.error) for name, header in headers if header.error]:

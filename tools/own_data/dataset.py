@@ -462,7 +462,7 @@ def same_files(root: Path, names: Iterable[str]) -> list[list[str]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def split_names(names: Sequence[str], share: float, seed: int = 0) -> dict[str, list[str]]:
+def split_names(names: Sequence[str], share: float) -> dict[str, list[str]]:
     """Draw a validation split: the same names give the same split, on every machine, copies of a picture are together.
 
     Raises:
@@ -474,7 +474,7 @@ def split_names(names: Sequence[str], share: float, seed: int = 0) -> dict[str, 
     if len(copies) < 2:
         raise UserError(f'{len(copies)} usable picture: training and validation need one each')
     drawn = list(copies.values())
-    random.Random(seed).shuffle(drawn)
+    random.Random(0).shuffle(drawn)
     held_out = min(max(1, round(share * len(drawn))), len(drawn) - 1)
     parts = {'train': drawn[held_out:], 'val': drawn[:held_out]}
     return {split: sorted(name for group in part for name in group) for split, part in parts.items()}
