@@ -23,6 +23,8 @@ Norm = tuple[Sequence[Tensor], float]
 _LOGGER = logging.getLogger('mmpelk.ops')
 _trusted: set[Hashable] = set()
 _refused: set[tuple[torch.device, torch.dtype]] = set()
+# Private: torch has no public way to ask. Such modes, of make_fx for one, see operators but no launches.
+_dispatch_modes = torch._C._len_torch_dispatch_stack
 # Beside rounding the result twice, what sums in float32 may be off, relative to their largest term.
 _OF_TERMS = 2.0**-16
 
@@ -30,12 +32,12 @@ _OF_TERMS = 2.0**-16
 def is_fused(x: Tensor) -> bool:
     """Whether :func:`mixed_norm` of a map like ``x`` is one kernel: in inference, where the Triton kernels run.
 
-    Not after it failed, and not where a backend is forced that is not Triton's.
+    Not after it failed, where a backend is forced that is not Triton's, or where a mode watches torch's operators.
     """
     if not x.is_cuda or torch.is_grad_enabled() or x.numel() == 0 or (x.device, x.dtype) in _refused:
         return False
     name = forced_backend() or 'triton'
-    if not name.startswith('triton') or BACKENDS[name].unavailable_reason() is not None:
+    if _dispatch_modes() or not name.startswith('triton') or BACKENDS[name].unavailable_reason() is not None:
         return False
     return triton.unsupported_reason(x, x, ()) is None and forward_ad.unpack_dual(x).tangent is None
 

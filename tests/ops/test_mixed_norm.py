@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmpelk.ops import force_backend, mixed_norm
 from mmpelk.ops.backends import BACKENDS, Backend
@@ -120,6 +121,8 @@ def test_where_it_is_fused(kernel: SimpleNamespace, monkeypatch: pytest.MonkeyPa
         assert not mixed_norm.is_fused(torch.ones(1, 1, 1, 1))
         with force_backend('triton'):
             assert mixed_norm.is_fused(gpu)
+        with FlopCounterMode(display=False):
+            assert not mixed_norm.is_fused(gpu)
         with force_backend('fft'):
             assert not mixed_norm.is_fused(gpu)
         x.dtype = torch.float64
