@@ -166,6 +166,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], Any], str | None]] = {
         'iter_10.pth'),
     'not named yet': (named_before, 'iter_3.pth'),
     'without ids': (without_ids, 'iter_3.pth'),
+    'without ids, not named yet': (lambda folder: (without_ids(folder), named_before(folder)), 'iter_3.pth'),
     'the old format': (of_the_old_format, 'iter_3.pth'),
     'the old format, damaged': (lambda folder: (of_the_old_format(folder), cut(folder, 'iter_3.pth', 1)), 'iter_2.pth'),
     'a flipped bit': (flip_a_bit, 'iter_2.pth'),
