@@ -33,7 +33,6 @@ finished() { [ "$(cat "$VENV/setup.$STAGE" 2> /dev/null)" = "$STATE" ]; }
 ! finished || exit 0
 
 exec 3>&2 # the terminal, for steps whose output goes to the log
-exec 8<> <(:) # a pipe in which nothing ever comes
 say() { printf '%s\n' "$@" >&3; }
 
 die() { # what failed, remedy
@@ -77,8 +76,7 @@ step() { # number, sentence, remedy, command...: run it with its output in the l
     local job=$!
     set +m
     while kill -0 "$job" 2> /dev/null; do
-        # Half a second, without a process: while bash waits for one, another handler of SIGINT stands in the place of the trap.
-        read -rt 0.5 -u 8 || true
+        sleep 0.5
         elapsed=$((SECONDS - start))
         if [ -t 2 ]; then
             printf '\r      %s ' "$(clock $elapsed)" >&2

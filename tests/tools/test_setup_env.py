@@ -77,8 +77,10 @@ def begin(variables: dict[str, str]) -> subprocess.Popen[bytes]:
         cwd=ROOT,
         env=os.environ | variables,
         stderr=subprocess.PIPE,
-        # Tests that a shell runs in the background hand down that Ctrl-C is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        # Tests that a shell runs in the background, or nohup, hand down that signals are ignored.
+        preexec_fn=lambda: [
+            signal.signal(how, signal.SIG_DFL) for how in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
+        ],
     )
 
 
