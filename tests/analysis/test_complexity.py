@@ -1,4 +1,4 @@
-"""The counting itself, and Fig. 5. What it gives for the rows of Tables 2 to 4 stands in ``test_tables.py``."""
+"""The counting itself, and Fig. 5. The rows of Tables 2 to 4 are counted in ``tests/reproduction/test_counts.py``."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -356,6 +356,7 @@ DIFFERENCES: dict[str, tuple[str | tuple[str, ...], Changes]] = {
             'custom_hooks': ([sparsity(update_interval=2000, prune_rate=0.5), EMA], [EMA]),
             'model.backbone.arch': ('tiny', 'convnext-tiny'),
             'model.head.in_channels': (998, 768),
+            'optim_wrapper.constructor': (ABSENT, 'mmpelk.PeripheralOptimWrapperConstructor'),
         },
     ),
     'cls/pelk_s_in1k': ('cls/pelk_t_in1k', SMALL),

@@ -274,7 +274,7 @@ def commands(config: Path, evil: Path, folder: Path) -> dict[str, list[list[obje
         'tools/get_flops.py': [[config, '--shape', '64', '64', '--checkpoint', evil]],
         'tools/demo_image.py': [[folder / 'image.png', '--config', config, '--checkpoint', evil, '--device', 'cpu']],
         'tools/analysis/erf.py': [
-            ['--model', 'network', config, evil, '--images', folder, '--out', folder, '--name', 'erf'],
+            ['--model', 'network', config, evil, '--images', folder, '--out', folder],
         ],
         'tools/analysis/plot_kernels.py': [[what, evil, '--config', config] for what in ('kernel', 'embedding')],
         'benchmarks/compare_classification.py': [[folder / 'runs']],

@@ -211,7 +211,8 @@ def _detection(data: DataSet, plan: Plan) -> str:
     interval = plan.val_interval
     metric = "['bbox', 'segm']" if masks else "'bbox'"
     best = 'coco/segm_mAP' if masks else 'coco/bbox_mAP'
-    decay = '' if plan.weights else '\n    paramwise_cfg=dict(decay_rate=1.0),'
+    rates = 'peripheral_lr_mult=0.1' if plan.weights else 'decay_rate=1.0'
+    decay = f'\n    paramwise_cfg=dict({rates}),'
     shorter = round(plan.resized * 0.75 / 32) * 32
     return f"""scale = {plan.size}  # longest and shortest side
 

@@ -122,6 +122,11 @@ def test_one_pipeline(size: str, data: DataSet, weights: Path, tmp_path: Path) -
         assert max(cfg.crop_size) <= min(scale)
         assert 'reduce_zero_label' not in str([cfg.train_pipeline, *pipelines, cfg.tta_pipeline])
         assert not any(cfg[f'{split}_dataloader'].dataset.reduce_zero_label for split in ('train', 'val', 'test'))
+    optim_wrapper = cfg.optim_wrapper
+    is_lower = optim_wrapper.get('paramwise_cfg', {}).get('peripheral_lr_mult') == 0.1 or (
+        optim_wrapper.get('constructor') == 'mmpelk.PeripheralOptimWrapperConstructor'
+    )
+    assert is_lower is (size == 'pretrained'), 'kernels that begin at zero beside trained centres learn slowly'
     if data.task != 'cls':
         # Layers learn at the same rate from scratch; pretrained ones slower towards the stem.
         decay = cfg.optim_wrapper.get('paramwise_cfg', {}).get('decay_rate', 1.0)
