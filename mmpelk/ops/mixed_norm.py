@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 
 from .autocast import without_autocast
 from .backends import BACKENDS, forced_backend, triton
+from .backends.first_results import attempt, largest_part
 
 __all__ = ['Norm', 'is_fused', 'mixed_norm']
 
@@ -68,23 +69,17 @@ def mixed_norm(
     kernel = _kernel()
     if not kernel.takes(*inputs):
         return _by_operators(*inputs).to(dtype)
-    try:
-        key = x.device, kernel.kernel_key(*inputs, dtype)
-        if key in _trusted:
-            return kernel.mixed_norm(*inputs, dtype)
-        if not _is_capturing(x):  # where nothing can be compared
-            result = kernel.mixed_norm(*inputs, dtype)
-            error = _largest_error(result, *inputs)
-            if error is None:  # numbers that are not finite tell nothing
-                return result
-            if error <= 1:
-                _trusted.add(key)
-                return result
-            _refuse(x, f'its result is wrong, by {error:.3g} times what is allowed')
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except Exception as failure:  # of the compiler, the driver, the launcher: any that a machine may come up with
-        _refuse(x, f'{type(failure).__name__}: {str(failure).strip()[:500] or "no message"}')
+    result, reason = attempt(
+        _trusted,
+        lambda: (x.device, kernel.kernel_key(*inputs, dtype)),
+        x,
+        lambda: kernel.mixed_norm(*inputs, dtype),
+        lambda result: _largest_error(result, *inputs),
+    )
+    if result is not None:
+        return result
+    if reason is not None:
+        _refuse(x, reason)
     return _by_operators(*inputs).to(dtype)
 
 
@@ -92,10 +87,6 @@ def _kernel() -> ModuleType:
     from .backends.triton import norm  # here, because it imports Triton
 
     return norm
-
-
-def _is_capturing(x: Tensor) -> bool:
-    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _refuse(x: Tensor, reason: str) -> None:
@@ -151,7 +142,4 @@ def _largest_error(
     limits = torch.finfo(got.dtype)
     of_terms = largest[..., None] * weight.abs() + bias.abs()
     allowed = 2 * limits.eps * want.abs() + _OF_TERMS * of_terms + limits.tiny
-    error = ((got[images, rows, columns].double() - want).abs() / allowed).nan_to_num(float('inf'), float('inf')).max()
-    fits = (want.abs() < limits.max).all()
-    error, fits = torch.stack([error, fits.to(error.dtype)]).tolist()  # one wait for the device
-    return error if fits else None
+    return largest_part(got[images, rows, columns], want, allowed, want.abs() < limits.max)

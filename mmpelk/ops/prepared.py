@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .autocast import autocast_dtype, cast_under_autocast, without_autocast
 from .backends import BACKENDS, fastest_backend, forced_backend, requested_backend
+from .backends.first_results import is_capturing
 from .backends.measured import measured_backend
 from .custom_op import conv, conv_prepared
 from .functional import check
@@ -175,18 +176,14 @@ class PreparedCache:
         marks = [_TensorVersion.of(tensor) for tensor in tensors]
         prepared = make()
         with self._lock:
-            if len(frozen) < _SIZES and not _is_capturing(prepared.weight):
+            # Memory of a graph that is being captured is written at every replay.
+            if len(frozen) < _SIZES and not is_capturing(prepared.weight):
                 frozen.setdefault(key, (prepared, marks))
         return prepared
 
     @property
     def _bytes(self) -> int:
         return sum(entry.bytes for entry in self._entries.values())
-
-
-def _is_capturing(tensor: Tensor) -> bool:
-    """Whether memory belongs to a CUDA graph that is being captured, which writes it at every replay."""
-    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from mmpelk.ops.backends import (
     choice,
     dense,
     fastest_backend,
+    first_results,
     table,
 )
 from mmpelk.ops.prepared import prepare
@@ -321,13 +322,13 @@ def test_no_unknown_kernel_in_a_captured_graph(
     compiled = _Compiled(monkeypatch, lambda result: result)
     grid = sharing_grid(13, 5)
     x, weight, _ = make_inputs(grid, 12, 9, torch.float32)
-    monkeypatch.setattr(calls, '_is_capturing', lambda x: True)
+    monkeypatch.setattr(first_results, 'is_capturing', lambda x: True)
     peripheral_conv2d(x, weight, grid)
     assert compiled.calls == 0
     assert 'warm up first' in caplog.text
     monkeypatch.undo()
     compiled = _Compiled(monkeypatch, lambda result: result)
     peripheral_conv2d(x, weight, grid)
-    monkeypatch.setattr(calls, '_is_capturing', lambda x: True)
+    monkeypatch.setattr(first_results, 'is_capturing', lambda x: True)
     peripheral_conv2d(x, weight, grid)
     assert compiled.calls == 2

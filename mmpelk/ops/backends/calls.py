@@ -7,12 +7,15 @@ process. The logger ``mmpelk.ops`` warns once, with the reason.
 
 import logging
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from . import fft
 from .choice import fastest_backend
+from .first_results import attempt, largest_part
 from .measured import measured_backend
 from .table import BACKENDS, refusal, refuse
 
@@ -84,31 +87,23 @@ def _by_the_fastest(
         name = None if skip or (chosen and refusal(chosen, x, weight_grad)) else chosen
         name = name or (None if skip else measured_backend(x, grid, run, 'weight_grad' if weight_grad else 'forward'))
         name = name or fastest_backend(x, grid, weight_grad=weight_grad, skip=skip)
-        kernel_key = BACKENDS[name].kernel_key
-        if kernel_key is None or x.numel() == 0:
+        if BACKENDS[name].kernel_key is None or x.numel() == 0:
             return run(name)
-        try:
-            key = (name, weight_grad, bias_dims, x.device, x.dtype, *[kernel_key(each, grid) for each in maps])
-            if key in _trusted:
-                return run(name)
-            if _is_capturing(x):  # nothing can be compared
-                _LOGGER.warning(
-                    'backend %r is not used in a CUDA graph before its first call outside of one: warm up first', name
-                )
-                skip.add(name)
-                continue
-            result = run(name)
-            error = error_of(name, result)
-            if error is None:  # numbers that are not finite tell nothing
-                return result
-            if error <= 1:
-                _trusted.add(key)
-                return result
-            reason = f'its result is wrong, by {error:.3g} times what is allowed'
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except Exception as failure:  # of the compiler, the driver, the launcher: any that a machine may come up with
-            reason = f'{type(failure).__name__}: {str(failure).strip()[:500] or "no message"}'
+        result, reason = attempt(
+            _trusted,
+            partial(_key, name, weight_grad, bias_dims, maps, grid),
+            x,
+            partial(run, name),
+            partial(error_of, name),
+        )
+        if result is not None:
+            return result
+        if reason is None:
+            _LOGGER.warning(
+                'backend %r is not used in a CUDA graph before its first call outside of one: warm up first', name
+            )
+            skip.add(name)
+            continue
         refuse(name, x, weight_grad, reason)
         _LOGGER.warning(
             'backend %r fails for the %s in %s on %s, which others compute from now on. Reason: %s',
@@ -120,8 +115,11 @@ def _by_the_fastest(
         )
 
 
-def _is_capturing(x: Tensor) -> bool:
-    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+def _key(name: str, weight_grad: bool, bias_dims: int, maps: Sequence[Tensor], grid: Sequence[int]) -> Hashable:
+    """What tells the compiled kernels of all backends apart."""
+    kernel_key = cast(Callable[..., Hashable], BACKENDS[name].kernel_key)
+    x = maps[0]
+    return name, weight_grad, bias_dims, x.device, x.dtype, *[kernel_key(each, grid) for each in maps]
 
 
 @torch.no_grad()
@@ -166,7 +164,4 @@ def _largest_error(got: Tensor, exact: Tensor, size: Tensor, spread: Tensor | No
     allowed = allowed + _OF_EXACT * size.amax((-2, -1), keepdim=True)
     if spread is not None:
         allowed = allowed + _OF_PLANE * spread
-    error = ((got.double() - exact).abs() / allowed).nan_to_num(float('inf'), float('inf')).max()
-    fits = (size < limits.max).all()
-    error, fits = torch.stack([error, fits.to(error.dtype)]).tolist()  # one wait for the device
-    return error if fits else None
+    return largest_part(got, exact, allowed, size < limits.max)

@@ -1,0 +1,59 @@
+"""First results of compiled kernels: compared with exact ones before a kernel is trusted."""
+
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor
+
+
+def attempt(
+    trusted: set[Hashable],
+    key: Callable[[], Hashable],
+    x: Tensor,
+    run: Callable[[], Tensor],
+    error_of: Callable[[Tensor], float | None],
+) -> tuple[Tensor | None, str | None]:
+    """A kernel's result, or the reason why it is not to be used again.
+
+    Args:
+        trusted: Keys of kernels whose first result was right; this adds to it.
+        key: Gives what tells compiled kernels apart.
+        x: A tensor on the kernel's device.
+        run: Calls the kernel.
+        error_of: Largest error as a part of what is allowed; ``None`` if numbers that are not finite tell nothing.
+
+    Returns:
+        Result and reason, of which one is ``None``. Both are in the capture of a CUDA graph: nothing can be compared.
+
+    Raises:
+        torch.cuda.OutOfMemoryError: As the kernel raises it.
+    """
+    try:
+        known = key()
+        if known in trusted:
+            return run(), None
+        if is_capturing(x):
+            return None, None
+        result = run()
+        error = error_of(result)
+        if error is not None and not error <= 1:
+            return None, f'its result is wrong, by {error:.3g} times what is allowed'
+        if error is not None:
+            trusted.add(known)
+        return result, None
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as failure:  # of the compiler, the driver, the launcher: any that a machine may come up with
+        return None, f'{type(failure).__name__}: {str(failure).strip()[:500] or "no message"}'
+
+
+def is_capturing(x: Tensor) -> bool:
+    """Whether a CUDA graph is being captured on the tensor's device."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def largest_part(got: Tensor, exact: Tensor, allowed: Tensor, fits: Tensor) -> float | None:
+    """Largest error of ``got`` as a part of ``allowed``; ``None`` unless all of ``fits``. Waits for the device once."""
+    error = ((got.double() - exact).abs() / allowed).nan_to_num(float('inf'), float('inf')).max()
+    part, all_fit = torch.stack([error, fits.all().to(error.dtype)]).tolist()
+    return part if all_fit else None
