@@ -140,7 +140,7 @@ class Variant:
         rate: Rate of the new kernels, their centres included, as a multiple of the encoder's.
         late: Share of the schedule during which they stay as they are.
         options: From scratch, further arguments of PeLK; else the decoder's ``width``, and of the new kernels ``outer``
-            (:class:`ScaledConv2d`), Adam's ``eps`` and the weight ``decay``.
+            (:class:`ScaledConv2d`), Adam's ``eps`` and ``weight_decay``.
     """
 
     kind: str

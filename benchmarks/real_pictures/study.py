@@ -55,7 +55,7 @@ MORE_RULES = {
     'rate-0.3': Variant('peripheral', 31, rate=0.3),
     'outer-0.1': Variant('peripheral', 31, options=(('outer', 0.1),)),
     'epsilon-1e-4': Variant('peripheral', 31, options=(('eps', 1e-4),)),
-    'decay-0.5': Variant('peripheral', 31, options=(('decay', 0.5),)),
+    'decay-0.5': Variant('peripheral', 31, options=(('weight_decay', 0.5),)),
 }
 LONGER = {
     'plain': Variant('plain'),

@@ -176,9 +176,7 @@ def _groups(
     network: Segmenter, new: Sequence[nn.Parameter], variant: Variant, schedule: Schedule
 ) -> list[dict[str, Any]]:
     fresh = set(new)
-    own = {
-        'weight_decay' if key == 'decay' else key: value for key, value in variant.options if key in ('eps', 'decay')
-    }
+    own = {key: value for key, value in variant.options if key in ('eps', 'weight_decay')}
     groups: dict[tuple[bool, float, float], dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
         is_new = parameter in fresh

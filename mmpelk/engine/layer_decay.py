@@ -9,10 +9,8 @@ from mmengine.registry import OPTIMIZERS
 from torch import nn
 
 from mmpelk.models import PeripheralConv2d
-from mmpelk.models.learning_rates import peripheral_kernels
+from mmpelk.models.learning_rates import check_factor, peripheral_kernels
 from mmpelk.registry import OPTIM_WRAPPER_CONSTRUCTORS
-
-from .peripheral_rate import checked_factor
 
 # Keys of mmengine's own constructor.
 _MMENGINES = {
@@ -61,7 +59,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             raise ValueError(f'decay_rate is in (0, 1], got {cfg["decay_rate"]}')
         if cfg.get('decay_type', 'layer_wise') not in ('layer_wise', 'stage_wise'):
             raise ValueError(f"decay_type is 'layer_wise' or 'stage_wise', got {cfg['decay_type']!r}")
-        checked_factor(cfg.get('peripheral_lr_mult', 1))
+        check_factor(cfg.get('peripheral_lr_mult', 1))
         kind = self.optimizer_cfg.get('type')
         with OPTIMIZERS.switch_scope_and_registry(None) as registry:
             if isinstance(kind, str) and registry.get(kind) is None:

@@ -5,7 +5,7 @@ from typing import Any
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
-from mmpelk.models.learning_rates import PERIPHERAL_LR_MULT, peripheral_kernels
+from mmpelk.models.learning_rates import PERIPHERAL_LR_MULT, check_factor, peripheral_kernels
 from mmpelk.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 
@@ -23,7 +23,7 @@ class PeripheralOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
         paramwise_cfg = {'peripheral_lr_mult': PERIPHERAL_LR_MULT} | (paramwise_cfg or {})
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
-        checked_factor(paramwise_cfg['peripheral_lr_mult'])
+        check_factor(paramwise_cfg['peripheral_lr_mult'])
         if self.base_lr is None:
             raise ValueError('optim_wrapper.optimizer has no lr, which peripheral_lr_mult multiplies')
 
@@ -35,10 +35,3 @@ class PeripheralOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             for group in params:
                 if kernels.intersection(group['params']):
                     group['lr'] = group.get('lr', self.base_lr) * self.paramwise_cfg['peripheral_lr_mult']
-
-
-def checked_factor(factor: object) -> float:
-    """The value of ``peripheral_lr_mult``, if it is one."""
-    if not isinstance(factor, int | float) or isinstance(factor, bool) or not 0 <= factor < float('inf'):
-        raise ValueError(f'paramwise_cfg.peripheral_lr_mult is a number of at least 0, got {factor!r}')
-    return factor

@@ -1,7 +1,7 @@
 """A lower learning rate for peripheral kernels."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -22,6 +22,17 @@ def peripheral_kernels(model: nn.Module) -> Iterator[nn.Parameter]:
                     yield parameter
 
 
+def check_factor(peripheral_lr_mult: object) -> None:
+    """Refuse what is no factor of a learning rate.
+
+    Raises:
+        ValueError: If it is negative, not finite or not a number.
+    """
+    is_number = isinstance(peripheral_lr_mult, int | float) and not isinstance(peripheral_lr_mult, bool)
+    if not is_number or not 0 <= cast(float, peripheral_lr_mult) < float('inf'):
+        raise ValueError(f'peripheral_lr_mult is a finite number that is not negative, got {peripheral_lr_mult!r}')
+
+
 def parameter_groups(
     model: nn.Module, lr: float, peripheral_lr_mult: float = PERIPHERAL_LR_MULT
 ) -> list[dict[str, Any]]:
@@ -36,14 +47,15 @@ def parameter_groups(
         peripheral_lr_mult: Factor for the peripheral kernels, centres included.
 
     Raises:
-        ValueError: If a rate is negative.
+        ValueError: If a rate is negative, or the factor no finite number.
 
     Example:
         >>> mmpelk.enlarge(network, 31)
         >>> optimizer = torch.optim.AdamW(mmpelk.parameter_groups(network, lr=1e-3))
     """
-    if lr < 0 or peripheral_lr_mult < 0:
-        raise ValueError(f'lr and peripheral_lr_mult must not be negative, got {lr} and {peripheral_lr_mult}')
+    check_factor(peripheral_lr_mult)
+    if lr < 0:
+        raise ValueError(f'lr must not be negative, got {lr}')
     kernels = list(peripheral_kernels(model))
     among = set(kernels)
     others = [parameter for parameter in model.parameters() if parameter not in among]

@@ -163,7 +163,7 @@ def test_second_round_has_the_chosen_decoder_and_rule(tmp_path: Path) -> None:
 def test_new_kernels_have_epsilon_and_decay_of_their_own() -> None:
     network = torch.nn.ModuleDict(dict(encoder=torch.nn.Linear(2, 2)))
     weight = next(network.parameters())
-    variant = Variant('peripheral', 31, options=(('eps', 1e-4), ('decay', 0.5)))
+    variant = Variant('peripheral', 31, options=(('eps', 1e-4), ('weight_decay', 0.5)))
     groups = training._groups(network, [weight], variant, training.Schedule(rate=1e-3))  # type: ignore[arg-type]
     new, other = sorted(groups, key=lambda group: not group['is_new'])
     assert (new['eps'], new['weight_decay']) == (1e-4, 0.5)
