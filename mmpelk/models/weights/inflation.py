@@ -315,6 +315,3 @@ class Inflated:
                 'data_preprocessor and init_cfg those values'
             )
         return expected
-
-    def _get_init_info(self) -> str:  # mmengine's initialisers answer this, for the log of parameters
-        return f'{type(self).__name__}: load from {self.checkpoint}'
