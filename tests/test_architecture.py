@@ -34,14 +34,28 @@ SCRIPTS = sorted(path for folder in BESIDE for path in (ROOT / folder).rglob('*.
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Absolute names of what a module imports, wherever in it."""
-    parts = path.relative_to(ROOT).with_suffix('').parts
-    for node in ast.walk(ast.parse(path.read_text())):
+    """Absolute names of what a module imports, wherever in it, by its name as well."""
+    yield from imported(path.read_text(), path.relative_to(ROOT).with_suffix('').parts)
+
+
+def imported(text: str, parts: tuple[str, ...]) -> Iterator[str]:
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             package = '.'.join(parts[: -node.level]) if node.level else ''
-            yield '.'.join(part for part in (package, node.module) if part)
+            module = '.'.join(part for part in (package, node.module) if part)
+            yield module
+            folder = ROOT.joinpath(*module.split('.'))
+            names = [alias.name for alias in node.names]
+            yield from (
+                f'{module}.{name}' for name in names if list(folder.glob(f'{name}.py')) or (folder / name).is_dir()
+            )
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(('import_module', '__import__')):
+            name = node.args[0]
+            beginning = name.values[0] if isinstance(name, ast.JoinedStr) else name
+            if isinstance(beginning, ast.Constant):
+                yield str(beginning.value).rstrip('.')
 
 
 def test_timms_and_transformers_users_need_no_mmcv() -> None:
@@ -55,8 +69,15 @@ def test_timms_and_transformers_users_need_no_mmcv() -> None:
             assert 'mmcv' not in ' '.join(map(ast.unparse, at_import)), path
 
 
-def test_relative_imports_are_resolved() -> None:
+def test_imports_of_every_kind_are_found() -> None:
     assert 'mmpelk.engine.layer_decay' in imports(PACKAGE / 'engine' / '__init__.py')
+    text = (
+        'from mmpelk import analysis, __version__\nfrom .. import sparsity\nfrom ..models.pelk import PeLK\n'
+        "def f(): importlib.import_module('mmseg.apis'), __import__('mmcv'), import_module(f'mmpelk.export.{name}')\n"
+    )
+    assert {*imported(text, ('mmpelk', 'ops', 'fft'))} == {
+        *('mmpelk', 'mmpelk.analysis', 'mmpelk.sparsity', 'mmpelk.models.pelk', 'mmseg.apis', 'mmcv', 'mmpelk.export'),
+    }
 
 
 def test_imports() -> None:
