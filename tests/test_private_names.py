@@ -12,7 +12,7 @@ PATHS = [
 ]
 TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in PATHS}
 BUILTINS = set(dir(builtins))
-PUBLIC = {'_fields', '_replace', '_asdict', '_make'}  # of named tuples
+PUBLIC = {'_fields', '_replace', '_asdict', '_make', '_background_'}  # of named tuples; a class of data sets
 
 
 def is_private(name: str) -> bool:
@@ -70,6 +70,24 @@ def replaced(tree: ast.Module) -> Iterator[str]:
                     yield ast.unparse(left)
 
 
+LOOKUPS = {'getattr', 'setattr', 'hasattr', 'delattr', 'get'}
+
+
+def named(node: ast.expr) -> Iterator[str]:
+    """Private names in strings by which attributes are looked up: keys, arguments, and elements of collections."""
+    if isinstance(node, ast.Subscript):
+        values = [node.slice]
+    elif isinstance(node, ast.Call):
+        is_lookup = getattr(node.func, 'id', getattr(node.func, 'attr', None)) in LOOKUPS
+        values = node.args if is_lookup else []
+    else:
+        values = getattr(node, 'elts', [])
+    for value in values:
+        name = value.value if isinstance(value, ast.Constant) else None
+        if isinstance(name, str) and name.isidentifier() and is_private(name):
+            yield name
+
+
 def foreign(tree: ast.Module) -> Iterator[str]:
     """Private names of other libraries that a module reads, imports or overrides, and methods that it replaces."""
     yield from replaced(tree)
@@ -80,6 +98,8 @@ def foreign(tree: ast.Module) -> Iterator[str]:
                 yield node.attr
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if is_private(alias.name))
+        elif isinstance(node, ast.Subscript | ast.Call | ast.Tuple | ast.List | ast.Set):
+            yield from (name for name in named(node) if name not in here)
         elif isinstance(node, ast.ImportFrom) and not node.level and not (node.module or '').startswith('mmpelk'):
             names = [f'{node.module}.{alias.name}' for alias in node.names]
             yield from filter(is_private, names)
@@ -102,7 +122,23 @@ def test_the_walk_finds_each_kind() -> None:
         'import lib._hidden\nfrom lib import _name\nfrom lib._part import thing\n'
         'def f(): pass\nx._state\nx.step = f\nx.go = wrap(x.go)\nx.__class__ = f\nx.call = lambda: 0\nx.value = 3\n'
         'class A(B):\n    def _hook(self): pass\n'
+        "vars(lib)['_key'], getattr(lib, '_read'), setattr(lib, '_set', 3)\n"
+        "any(lib.get(name) for name in ('_first', 'b')), a.replace('_', ''), TypeVar('_Own')\n"
     )
     assert set(foreign(ast.parse(code))) == {
-        *('lib._hidden', 'lib._name', 'lib._part.thing', '_state', 'x.step', 'x.go', 'x.__class__', 'x.call', '_hook'),
+        *(
+            'lib._hidden',
+            'lib._name',
+            'lib._part.thing',
+            '_state',
+            'x.step',
+            'x.go',
+            'x.__class__',
+            'x.call',
+            '_hook',
+            '_key',
+            '_read',
+            '_set',
+            '_first',
+        ),
     }
