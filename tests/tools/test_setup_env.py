@@ -38,6 +38,7 @@ def fake(tmp_path: Path) -> Path:
     shutil.copy(Path(__file__).with_name('fake_python.sh'), folder / 'python')
     (folder / 'Python.h').touch()
     write_command(folder / 'g++', 'exit 0')
+    write_df(folder, free=50, temporary=50)
     return folder
 
 
@@ -65,6 +66,12 @@ def setup(variables: dict[str, str]) -> Setup:
 def write_command(path: Path, text: str) -> None:
     path.write_text(f'#!/bin/sh\n{text}\n')
     path.chmod(0o755)
+
+
+def write_df(folder: Path, free: int, temporary: int) -> None:
+    """A ``df`` that finds as many gigabytes where the environment goes and in the temporary folder."""
+    table = "printf 'Filesystem 1024-blocks Used Available\\n/dev/vda 1 1 %d\\n'"
+    write_command(folder / 'df', f'case $2 in /*) n={temporary} ;; *) n={free} ;; esac; {table} $((n * 1048576))')
 
 
 def calls(fake: Path) -> list[str]:
@@ -228,8 +235,7 @@ def test_no_network_is_said_at_once(variables: dict[str, str], setup: Setup) -> 
 def test_little_space_is_said_before_anything_is_downloaded(
     fake: Path, variables: dict[str, str], setup: Setup, free: int, temporary: int, said: str
 ) -> None:
-    table = "printf 'Filesystem 1024-blocks Used Available\\n/dev/vda 1 1 %d\\n'"
-    write_command(fake / 'df', f'case $2 in /*) n={temporary} ;; *) n={free} ;; esac; {table} $((n * 1048576))')
+    write_df(fake, free, temporary)
     printed = setup(code=1)
     assert re.search(said, printed)
     assert 'Remedy: ' in printed
