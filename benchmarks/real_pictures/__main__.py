@@ -22,10 +22,10 @@ import os
 os.environ |= {'ATEN_CPU_CAPABILITY': 'avx2', 'ONEDNN_MAX_CPU_ISA': 'AVX2', 'MKL_CBWR': 'AVX2', 'OMP_NUM_THREADS': '1'}
 
 import argparse
-import logging
 from pathlib import Path
 
 import torch
+from mmengine.logging import MMLogger
 
 from mmpelk.engine.command_line import exit_on_user_error
 from mmpelk.errors import UserError
@@ -56,7 +56,7 @@ def main() -> None:
         return
     if args.weights is None and args.part != 'scratch':
         raise UserError(f'the part {args.part} starts from pretrained weights: name the file by --weights')
-    logging.getLogger('mmengine').setLevel('WARNING')
+    MMLogger.get_current_instance().setLevel('WARNING')  # each layer's initialization
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     part = study.PARTS[args.part]
