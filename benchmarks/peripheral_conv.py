@@ -28,7 +28,7 @@ from torch import Tensor
 from benchmarks.timing import interleaved_medians, peak_memory
 from mmpelk.analysis.machine import environment_info
 from mmpelk.analysis.table import Table
-from mmpelk.models.pelk import ARCHITECTURES
+from mmpelk.models import ARCHITECTURES
 from mmpelk.ops import available_backends, expand_kernel, peripheral_conv2d, sharing_grid
 
 RESULTS = Path(__file__).resolve().parent / 'results'

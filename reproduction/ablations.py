@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from mmpelk.models.pelk import ARCHITECTURES, PeLK
+from mmpelk.models import ARCHITECTURES, PeLK
 
 from . import ROOT
 from .paper import GROWTH

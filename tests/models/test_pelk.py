@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmpelk.models import MIXERS, PeLK
+from mmpelk.models import ARCHITECTURES, MIXERS, PeLK
 from mmpelk.models.deploy import deploy_state_dict
-from mmpelk.models.pelk import ARCHITECTURES
 from mmpelk.ops import sharing_grid
 from mmpelk.sparsity import apply_masks, remove_masks
 from tests.sparsity.tiny import draw_masks

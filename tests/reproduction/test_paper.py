@@ -3,7 +3,7 @@
 import pytest
 
 from mmpelk import list_configs
-from mmpelk.models.pelk import ARCHITECTURES
+from mmpelk.models import ARCHITECTURES
 from mmpelk.ops import sharing_grid
 from mmpelk.ops.sharing_grid import mirror_half_grid
 from reproduction.paper import FLOPS_DECIMALS, GROWTH, SHARING_GRIDS, TABLE_8, TABLES, PrintedGrid

@@ -137,7 +137,7 @@ def _form(source: str) -> tuple[dict[str, Any], tuple[int, ...], float]:
     from mmpelk.fault_tolerance.safe_loading import read_checkpoint
     from mmpelk.models import ARCHITECTURES
     from mmpelk.models.weights.checkpoint import state_dict_of
-    from mmpelk.models.weights.inflation import Reading
+    from mmpelk.models.weights.identify import Reading
 
     sizes = {name: arch for name, arch in ARCHITECTURES.items() if name.startswith('convnext-')}
     tiny = sizes['convnext-tiny']

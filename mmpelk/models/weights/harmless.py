@@ -14,8 +14,8 @@ from typing import Any
 from mmengine.registry import MODELS, TASK_UTILS, Registry, registry
 
 from mmpelk.errors import UserError
+from mmpelk.models.architectures import ARCHITECTURES
 from mmpelk.models.mixers import MIXERS
-from mmpelk.models.pelk import ARCHITECTURES
 
 _NETWORKS = {
     *('EncoderDecoder', 'FasterRCNN', 'MaskRCNN', 'CascadeRCNN', 'RetinaNet', 'FCOS', 'ImageClassifier', 'PeLK'),

@@ -14,6 +14,7 @@ from mmpelk.errors import UserError
 
 from .checkpoint import refuse_misfit
 from .facts import facts_of, with_facts
+from .harmless import only_registered, refuse_harmful
 
 if TYPE_CHECKING:
     from .publication import Publication
@@ -98,7 +99,6 @@ class Pretrained:
             ImportError: If huggingface_hub is not installed.
             UserError: If it cannot be read, its weights do not fit its arguments, or it is another kind of network.
         """
-        from .harmless import only_registered, refuse_harmful
         from .publication import fetch, fit_network, refuse_unknown
 
         found = fetch(

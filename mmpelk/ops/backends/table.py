@@ -26,7 +26,7 @@ def _of_triton(module: str, name: str) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal function
         if function is None:
-            function = getattr(import_module(f'{triton.__name__}.{module}'), name)
+            function = getattr(import_module(f'mmpelk.ops.backends.triton.{module}'), name)
         return function(*args, **kwargs)
 
     return call

@@ -21,7 +21,8 @@ from torchvision.models.convnext import ConvNeXt as TorchvisionConvNeXt
 from mmpelk.errors import UserError
 from mmpelk.models import ARCHITECTURES, PeLK
 from mmpelk.models.weights.downloads import read_public
-from mmpelk.models.weights.inflation import Reading, inflate
+from mmpelk.models.weights.identify import Reading
+from mmpelk.models.weights.inflation import inflate
 from mmpelk.models.weights.key_maps import to_timm
 from mmpelk.registry import MODELS
 
