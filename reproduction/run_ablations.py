@@ -13,6 +13,7 @@ import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 
@@ -49,9 +50,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/ablations'), help='for all of them')
     parser.add_argument('--amp', action='store_true', help='pre-train in mixed precision; segmentation always does')
     parser.add_argument('--dry-run', action='store_true', help='print the commands that are left, and start none')
-    for stage, of in (('cfg', 'every recipe'), ('cls', 'the pre-trainings'), ('seg', 'the segmentations')):
-        about = f'change settings of {of}'
-        parser.add_argument(f'--{stage}-options', nargs='+', default=[], metavar='KEY=VALUE', help=about)
+    settings: dict[str, Any] = dict(nargs='+', default=[], metavar='KEY=VALUE')
+    parser.add_argument('--cfg-options', **settings, help='change settings of every recipe')
+    parser.add_argument('--cls-options', **settings, help='change settings of the pre-trainings')
+    parser.add_argument('--seg-options', **settings, help='change settings of the segmentations')
     return parser.parse_args()
 
 

@@ -41,18 +41,16 @@ def main() -> None:
     parser.add_argument('--classes', type=int, default=11, help='number of classes (default: 11, as CamVid has)')
     parser.add_argument('--ignore', type=int, default=11, help='value in the labels that is no class (default: 11)')
     parser.add_argument('--weights', type=Path, help='pretrained weights of EfficientNet-Lite0')
-    parser.add_argument('--part', choices=study.PARTS, default='main')
+    parser.add_argument('--part', choices=study.PARTS, default='main', help='of the study; %(default)s by default')
     parser.add_argument('--variants', nargs='+', help='names of networks (default: all of the part)')
     parser.add_argument('--seeds', type=int, nargs='+', help="default: the part's own")
-    parser.add_argument('--results', type=Path, default=study.RESULTS, help='folder of the results')
     args = parser.parse_args()
     if args.data is None:
-        for table in study.tables(args.results):
+        for table in study.tables(study.RESULTS):
             table.print()
-        if args.results == study.RESULTS:
-            study.PAGE.write_text(study.page_with_tables(study.PAGE.read_text(), study.RESULTS))
-            if figure := picture.draw(args.results):
-                figure.savefig(picture.FIGURE, dpi=110)
+        study.PAGE.write_text(study.page_with_tables(study.PAGE.read_text(), study.RESULTS))
+        if figure := picture.draw(study.RESULTS):
+            figure.savefig(picture.FIGURE, dpi=110)
         return
     if args.weights is None and args.part != 'scratch':
         raise UserError(f'the part {args.part} starts from pretrained weights: name the file by --weights')
@@ -60,7 +58,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     part = study.PARTS[args.part]
-    runs = part.runs(args.results, args.variants, args.seeds or part.seeds)
+    runs = part.runs(study.RESULTS, args.variants, args.seeds or part.seeds)
     train, test = (read_split(args.data, split, args.classes, args.ignore) for split in ('train', part.split))
     weights = None if args.part == 'scratch' else args.weights
     for run in runs:

@@ -139,7 +139,7 @@ class Run:
             found = json.loads(self.path.read_text())
             wanted = json.loads(json.dumps(dict(variant=asdict(self.variant), schedule=asdict(self.schedule))))
             if any(found[key] != value for key, value in wanted.items()):
-                raise UserError(f'{self.path} is of other settings: remove it to run again, or name other --results')
+                raise UserError(f'{self.path} is of other settings: remove it to run again')
             return
         if weights is None:
             network, new = scratch_network(self.variant, classes, self.seed)

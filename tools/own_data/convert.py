@@ -208,10 +208,10 @@ def _split(subset: str, subsets: set[str]) -> str | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--task', required=True, choices=sorted(_WANTED))
-    parser.add_argument('--data', required=True, type=Path)
-    parser.add_argument('--out', required=True, type=Path)
-    parser.add_argument('--format')
+    parser.add_argument('--task', required=True, choices=sorted(_WANTED), help='what the data set is for')
+    parser.add_argument('--data', required=True, type=Path, help='folder of the data set')
+    parser.add_argument('--out', required=True, type=Path, help='folder for what is written')
+    parser.add_argument('--format', help='name that Datumaro has for the format; found by default')
     args = parser.parse_args()
     data, out = args.data.resolve(), args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
