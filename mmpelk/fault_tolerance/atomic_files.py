@@ -6,7 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
-from mmengine.fileio import LocalBackend
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.fileio.backends import backends
+
+from .errors import UserError
 
 
 def write_atomically(path: str | Path, content: bytes, synced: bool = True) -> None:
@@ -76,3 +79,18 @@ class AtomicBackend(LocalBackend):
 
     def put(self, obj: bytes | io.BytesIO, filepath: str | Path) -> None:
         write_atomically(filepath, obj.getvalue() if isinstance(obj, io.BytesIO) else obj, self.synced)
+
+
+def register_atomic_backend() -> None:
+    """Let mmengine know :class:`AtomicBackend` as ``'atomic'``.
+
+    Raises:
+        UserError: If another backend has that name.
+    """
+    other = backends.get('atomic', AtomicBackend)
+    if other is not AtomicBackend:
+        raise UserError(
+            f"{other.__module__}.{other.__qualname__} is registered as the file backend 'atomic', a name that "
+            "mmpelk's CheckpointHook needs: register it under another name, or use mmengine's CheckpointHook"
+        )
+    register_backend('atomic', AtomicBackend, force=True)

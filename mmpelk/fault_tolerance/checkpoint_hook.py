@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.dist import all_gather_object, is_main_process, master_only
-from mmengine.fileio import register_backend
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.runner import Runner, save_checkpoint
 
 from .agreement import from_main, raise_on_all
-from .atomic_files import AtomicBackend, sync, write_atomically
+from .atomic_files import register_atomic_backend, sync, write_atomically
 from .errors import UserError
 from .networks import unwrap_model
 from .random_state import get_random_state
@@ -74,7 +73,7 @@ class CheckpointHook(MMEngineCheckpointHook):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         install_safe_loading()
-        register_backend('atomic', AtomicBackend, force=True)
+        register_atomic_backend()
         self._background = BackgroundWriter()
         stem, suffix = osp.splitext(self.filename_tmpl)
         # `iter_{}.pth`, or `epoch_{}.pth` with the iteration behind it if it was written in the middle of an epoch.

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mmengine.fileio import LocalBackend
+from mmengine.fileio.backends import backends
 
-from mmpelk.fault_tolerance.atomic_files import sync, write_atomically
+from mmpelk.errors import UserError
+from mmpelk.fault_tolerance.atomic_files import AtomicBackend, register_atomic_backend, sync, write_atomically
 
 
 @pytest.mark.parametrize('synced', [True, False])
@@ -55,3 +58,17 @@ def test_a_write_that_fails_leaves_the_old_file(fault: str, tmp_path: Path, monk
     assert path.read_bytes() == b'old'
     assert [file.name for file in tmp_path.iterdir()] == ['a.pth']
     write_atomically(path, b'x' * 8191)  # which there is room for
+
+
+def test_a_backend_of_the_users_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mine(LocalBackend):
+        pass
+
+    monkeypatch.setitem(backends, 'atomic', Mine)
+    with pytest.raises(UserError, match=r'test_atomic_files.*Mine is registered as .*under another name'):
+        register_atomic_backend()
+    assert backends['atomic'] is Mine
+    monkeypatch.delitem(backends, 'atomic')
+    for _ in range(2):
+        register_atomic_backend()
+        assert backends['atomic'] is AtomicBackend
