@@ -96,7 +96,7 @@ def _read(name: str, seed: int, folder: Path, metric: str) -> VariantRun:
 
 def trained_on(runs: Sequence[VariantRun]) -> dict[str, Any]:
     """The machine of trainings; where they differ, all values of an entry, joined, and of the dates the oldest."""
-    together = {key: list(dict.fromkeys(run.machine[key] for run in runs)) for key in runs[0].machine}
+    together = {key: list(dict.fromkeys(run.machine.get(key, 'unknown') for run in runs)) for key in runs[0].machine}
     joined = {key: values[0] if len(values) == 1 else ' or '.join(map(str, values)) for key, values in together.items()}
     return dict(joined, date=min(together['date']))
 

@@ -168,7 +168,7 @@ def run(
         pictures=[len(split) for split in splits],
         parameters=dict(all=count(network), new=sum(parameter.numel() for parameter in new)),
         **result,
-        environment=environment_info('cpu') | dict(capability=torch.backends.cpu.get_cpu_capability()),
+        environment=environment_info('cpu'),
     )
 
 

@@ -10,12 +10,13 @@ import torch
 
 
 def environment_info(device: str) -> dict[str, Any]:
-    """Device, versions, threads, precision settings and date of a run."""
+    """Device, instructions that torch uses of the CPU, threads, versions, precision settings and date of a run."""
     processor = platform.processor() or platform.machine()
     if (info := Path('/proc/cpuinfo')).exists() and (name := re.search(r'model name\s*:\s*(.+)', info.read_text())):
         processor = name.group(1)
     return {
         'device': torch.cuda.get_device_name() if device == 'cuda' else processor,
+        'cpu_capability': torch.backends.cpu.get_cpu_capability(),
         'threads': torch.get_num_threads(),
         'torch': torch.__version__,
         'python': platform.python_version(),
