@@ -71,9 +71,9 @@ def imported(text: str, parts: tuple[str, ...]) -> Iterator[str]:
             package = '.'.join(parts[: -node.level]) if node.level else ''
             module = '.'.join(part for part in (package, node.module) if part)
             folder = ROOT.joinpath(*module.split('.'))
-            for name in (alias.name for alias in node.names):
-                is_module = list(folder.glob(f'{name}.py')) or (folder / name).is_dir()
-                yield f'{module}.{name}' if is_module else module
+            for alias in node.names:
+                is_module = list(folder.glob(f'{alias.name}.py')) or (folder / alias.name).is_dir()
+                yield f'{module}.{alias.name}' if is_module else module
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(('import_module', '__import__')):
             name = node.args[0]
             beginning = name.values[0] if isinstance(name, ast.JoinedStr) else name
