@@ -84,9 +84,11 @@ def read_classification(
     data.sizes = list(sizes.values())
     splits: dict[str, list[str]] = {'train': [], 'val': [], 'test': []}
     said = any(sample.split for sample in samples)
+    unsaid = {sample.path for sample in samples if said and not sample.split}
+    data.leave_out('pictures of a class are in no folder of a split', sorted(unsaid), len(labelled))
     labels: dict[str, int] = {}
     for index, label in enumerate(data.classes):
-        usable = [sample for sample in by_class[label] if sample.path in sizes]
+        usable = [sample for sample in by_class[label] if sample.path in sizes and sample.path not in unsaid]
         labels |= {sample.path: index for sample in usable}
         data.counts.append(len(usable))
         for sample in usable:

@@ -120,6 +120,8 @@ def make_plan(
     if source and data.task != 'det':
         recipe = recipe.replace('pelk_t', 'pelk_convnext_t')
     epochs = max(1, round(wanted / steps))
+    if data.task != 'seg':  # whole epochs
+        wanted = epochs * steps
     rate = _learning_rate(data.task, batch, nano, source is not None)
     count = _fit_validation(data, wanted * batch * area, resized, shape)
     interval = max(1, (wanted if data.task == 'seg' else epochs) // count)

@@ -3,7 +3,6 @@
 from typing import TextIO
 
 from rich.console import Console
-from rich.markup import escape
 
 from mmpelk.analysis.table import Table
 
@@ -62,5 +61,5 @@ def print_report(data: DataSet, file: TextIO | None = None) -> None:
 
 
 def _plain(text: str) -> str:
-    """On one line, and without what rich takes for markup."""
-    return escape(''.join(letter if letter.isprintable() else ' ' for letter in text))
+    """On one line."""
+    return ''.join(letter if letter.isprintable() else ' ' for letter in text)

@@ -54,6 +54,12 @@ def test_layouts(counts: dict[str, int], expected: dict[str, int], tmp_path: Pat
     assert 'test' not in counts or '3 pictures of the test split have no class' in notes(data, 'remark')
 
 
+def test_pictures_beside_the_splits_of_their_class_are_told(tmp_path: Path) -> None:
+    data = read_classification(write(tmp_path, cat__train=4, cat__val=2, dog__train=3, dog__val=1, dog=1))
+    assert (names(data), data.counts) == (dict(train=7, val=3), [6, 4])
+    assert '1 pictures of a class are in no folder of a split and are left out (dog/0.jpg)' in notes(data, 'mistake')
+
+
 def test_classes_called_like_splits(tmp_path: Path) -> None:
     """A folder ``train_station`` is a class."""
     assert read_classification(write(tmp_path, train_station=3, test_tube=3)).classes == ['test_tube', 'train_station']

@@ -179,13 +179,17 @@ def test_labelme_shapes(tmp_path: Path) -> None:
         *(polygon('cat', group_id=1), polygon('cat', 20, group_id=1)),
         *(polygon('dog', 2, 18, shape_type='rectangle'), polygon('dog', 18, 18, shape_type='rotation')),
         *(polygon('__ignore__', 36, 18), polygon('fish', shape_type='mask')),
+        dict(label='ball', points=[[36, 8], [36, 14]], shape_type='circle'),  # its centre, and a point on it
     ]
     for index in range(4):
         labelme(tmp_path / 'data' / f'{index}.json', shapes)
     (tmp_path / 'data' / 'x.json').write_text('{"shapes": [')
     data, maps = read('det', tmp_path / 'data'), read_maps(tmp_path / 'data')
-    assert dict(zip(data.classes, data.counts, strict=True)) == {'cat': 4, 'dog': 8}
-    assert maps.classes == ['cat', 'dog']
+    assert dict(zip(data.classes, data.counts, strict=True)) == {'cat': 4, 'dog': 8, 'ball': 4}
+    assert maps.classes == ['cat', 'dog', 'ball']
+    ball = [each['bbox'] for part in data.details['contents'].values() for each in part['annotations']][-1]
+    assert ball == pytest.approx([30, 2, 12, 12])
+    assert (first_map(maps) == 2).sum() == pytest.approx(np.pi * 6**2, rel=0.3)
     assert first_map(maps)[25, 40] == 255
     for asked in (notes(data), notes(maps)):
         assert 'shapes enclose nothing that is read here (4 mask)' in asked

@@ -1,9 +1,14 @@
 """Rates, batches and pipelines of the configs that are written."""
 
+import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -93,6 +98,35 @@ def test_learning_rate(size: str, data: DataSet, weights: Path) -> None:
     assert wanted / 10 < rate / 8 < wanted * 10
 
 
+def test_a_share_is_held_out_and_what_is_hidden_is_not_seen(data: DataSet, tmp_path: Path) -> None:
+    root = shutil.copytree(data.root, tmp_path / 'copy')
+    picture = next(path for path in root.rglob('0.jpg'))
+    for path in (root / '.thumbnails/0.jpg', root / '__MACOSX/images/0.jpg', picture.with_name('._0.jpg')):
+        path.parent.mkdir(exist_ok=True, parents=True)
+        shutil.copy(picture, path)
+    copied = READERS[data.task](root)  # type: ignore[operator]
+    assert (copied.splits, copied.counts, copied.sizes) == (data.splits, data.counts, data.sizes)
+    assert list(map(str, copied.notes)) == list(map(str, data.notes))
+    halved = READERS[data.task](root, val_share=0.5)  # type: ignore[operator]
+    assert [len(halved.splits[split]) for split in ('train', 'val')] == [20, 20]
+
+
+@pytest.mark.parametrize(('asked', 'found', 'expected'), [
+    (None, 16.5, (16.5, 'of torch')),
+    (None, None, (0.0, 'CPU with 3 cores')),
+    (0.0, 16.5, (0.0, 'CPU with 3 cores')),
+    (12.0, 16.5, (12.0, 'a GPU of 12 GB')),
+])  # fmt: skip
+def test_the_machine_is_this_one_or_the_one_that_is_asked_for(
+    asked: float | None, found: float | None, expected: tuple[float, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = SimpleNamespace(total_memory=2**30 * (found or 0), name='of torch')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: found is not None)
+    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda index: device)
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda process: {0, 1, 5})
+    assert Machine.here(asked) == Machine(expected[0], 3, expected[1])
+
+
 @pytest.mark.parametrize('memory', [8, 11, 24, 80])
 def test_batch_fits_the_memory(memory: float) -> None:
     for each in (0.2, 1.0, 3.0):
@@ -148,6 +182,18 @@ def test_a_test_split_has_a_loader_of_its_own(data: DataSet, tmp_path: Path) -> 
     assert [cfg[f'{split}_dataloader'].dataset.ann_file.rsplit('/', 1)[1] for split in ('train', 'val', 'test')] == [
         f'train.{end}', f'val.{end}', f'test.{end}'
     ]  # fmt: skip
+    for split in ('train', 'val', 'test'):
+        dataset = cfg[f'{split}_dataloader'].dataset
+        text = Path(dataset.ann_file).read_text()
+        listed = json.loads(text)['images'] if data.task == 'det' else text.splitlines()
+        paths = [line['file_name'] if data.task == 'det' else line.split()[0] for line in listed]
+        paths = [str(Path(dataset.data_prefix.img, path)) if data.task == 'det' else path for path in paths]
+        assert paths == with_test.splits[split]
+        assert all(Path(cfg.data_root, path).is_file() for path in paths)
+        if data.task == 'cls':
+            assert all('ab'[int(line.split()[1])] == line[0] for line in listed)
+        if data.task == 'seg':
+            assert all(Path(dataset.data_prefix.seg_map_path, f'{path}.png').is_file() for path in paths)
     if data.task == 'det':
         assert cfg.test_evaluator.ann_file.endswith('/test.json')
         assert cfg.val_evaluator.ann_file.endswith('/val.json')
@@ -174,6 +220,8 @@ def test_validation_takes_a_quarter_of_the_run(pictures: int, size: str, data: D
     whole = plan.resized**2 * long / short if data.task == 'seg' else plan.size[0] * plan.size[1]
     # A forward pass takes a third of a step.
     assert seen * whole / 3 <= 1.01 * plan.iterations * plan.batch_size * plan.size[0] * plan.size[1] / 3
-    if len(many.splits['val']) < pictures:
+    if (kept := len(many.splits['val'])) < pictures:
         assert many.splits['test'] == names
+        numbers = [int(Path(name).stem) for name in many.splits['val']]
+        assert np.abs(np.array(numbers) - np.arange(kept) * pictures / kept).max() <= 1, 'from the whole set'
         assert f'see {len(many.splits["val"])} of {pictures} pictures' in '\n'.join(map(str, many.notes))

@@ -91,6 +91,20 @@ def test_ade20k_sample() -> None:
     assert not data.questions
     counted = dict(zip(data.classes, data.counts, strict=True))
     assert counted['sky'] > counted['tree'] > counted['bathtub'] == 0
+    pixels = sum(counted.values())
+    told = notes(data, 'remark')
+    assert f'{sum(0 < count < pixels / 1000 for count in counted.values())} classes have less than 0.1% of' in told
+    unlabelled, total = 0, 0
+    shown = {split: set() for split in data.splits}
+    for pair in data.details['pairs']:
+        indices = read_indices(data, pair)
+        unlabelled, total = unlabelled + int((indices == 255).sum()), total + indices.size
+        (split,) = (split for split, chosen in data.splits.items() if pair.image in chosen)
+        shown[split] |= set(np.unique(indices).tolist()) - {255}
+    assert data.unlabelled == pytest.approx(unlabelled / total)
+    assert pixels == total - unlabelled
+    for split, found in shown.items():
+        assert f'{150 - len(found)} of 150 classes are in no {split} picture' in told
 
 
 def test_a_split_is_drawn_where_there_is_none_and_always_the_same(tmp_path: Path) -> None:
@@ -320,6 +334,7 @@ def test_exif_orientation(
     assert data.ignore_orientation is ignored
     assert said in notes(data, 'decision')
     assert sum(names(data).values()) == 4
+    assert sorted(data.sizes) == sorted([label_size, *[SIZE] * 3]), 'as training sees them'
 
 
 def draw(path: Path, palette: list[int], stripes: list[int]) -> None:
@@ -535,9 +550,9 @@ def test_what_cannot_work_is_refused(make: Make, options: dict, message: str, tm
         read_segmentation(tmp_path, **options)
 
 
-def of_16_bits(root: Path) -> None:
+def of_16_bits(root: Path, peak: int = 2**15 - 1) -> None:
     for index in range(3):
-        Image.fromarray(np.full((32, 48), 4000, np.uint16)).save(root / 'images' / f'{index}.png')
+        Image.fromarray(np.full((32, 48), peak - index, np.uint16)).save(root / 'images' / f'{index}.png')
 
 
 def of_two_scales(root: Path) -> None:
@@ -562,13 +577,15 @@ def of_objects(root: Path) -> None:
 
 @pytest.mark.parametrize(('spoil', 'asked', 'answer'), [
     (of_objects, '10 of 11 colours are in one label map each', None),
-    (of_16_bits, 'the highest value is 4000, read as 15 of 255', None),
+    (of_16_bits, 'the highest value is 32767, read as 127 of 255', None),
     (of_two_scales, '1 label maps hold 0 and 255 alone', Answers(ignore=['255'])),
     (with_a_holdout, '1 pictures are in folders beside those of the splits', None),
     (with_a_void, "the class 'Void' is called like none", Answers(ignore=['none'])),
 ])  # fmt: skip
 def test_what_would_be_learnt_wrongly_is_asked(spoil: Make, asked: str, answer: Answers | None, tmp_path: Path) -> None:
     write(tmp_path, [0, 0, 1], 3, 'images/{i}.png')
+    if spoil is of_16_bits:  # which use all of them
+        of_16_bits(tmp_path, 2**15)
     names = None if spoil in (with_a_void, of_objects) else 'background,car'
     assert not read_segmentation(tmp_path, classes='background,car').questions
     spoil(tmp_path)

@@ -1,0 +1,61 @@
+"""The drawing of what was understood shows the labels in the classes' colours, at their places."""
+
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from own_data import DataSet, read_classification, read_detection, read_segmentation
+from own_data.preview import draw_preview
+from PIL import Image
+
+from tests.tools.own_data.pictures import write_set
+
+
+def drawn(data: DataSet, path: Path) -> Any:
+    figures: list[Figure] = []
+    with mock.patch.object(Figure, 'savefig', lambda figure, path: figures.append(figure)):
+        draw_preview(data, path)
+    return figures[0]
+
+
+def colour(data: DataSet, index: int) -> list[float]:
+    return [part / 255 for part in data.palette[index]]
+
+
+@pytest.mark.parametrize('task', ['seg', 'det', 'cls'])
+def test_samples_of_the_whole_set_with_their_labels(task: str, tmp_path: Path) -> None:
+    root = write_set(task, tmp_path / 'data', 20)
+    data = {'seg': read_segmentation, 'det': read_detection, 'cls': read_classification}[task](root)  # type: ignore[operator]
+    figure = drawn(data, tmp_path / 'data.png')
+    names = [axes.get_title().split(': ')[-1] for axes in figure.axes]
+    assert len(set(names)) == 8
+    held_out = {name if task != 'cls' else Path(name).name for name in data.splits['val']}
+    assert 0 < len(held_out & set(names)) < 8
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == [f'{i} {name}' for i, name in enumerate(data.classes)] + ['not trained on'] * (task == 'seg')
+    for patch, index in zip(figure.legends[0].get_patches(), range(len(data.classes)), strict=False):
+        assert to_rgb(patch.get_facecolor()) == pytest.approx(colour(data, index))
+    for axes in figure.axes:
+        shown, title = np.asarray(axes.images[0].get_array()), axes.get_title()
+        if task == 'cls':
+            label, name = title.split(': ')
+            shown_of = Image.open(root / label / name)
+        else:
+            shown_of = Image.open(root / title)
+        picture = np.asarray(shown_of)
+        assert (shown[: len(picture)] == picture).all()
+        if task == 'seg':
+            # Stripes of 0, 1 and what is not trained on.
+            below, width = shown[len(picture) :], picture.shape[1]
+            for part, painted in enumerate([*data.palette, (0, 0, 0)]):
+                column = (2 * part + 1) * width // 6
+                wanted = 0.35 * picture[:, column] + 0.65 * np.array(painted)
+                assert np.abs(below[:, column].astype(float) - wanted).max() <= 1
+        if task == 'det':
+            (box,) = axes.patches
+            assert (*box.get_xy(), box.get_width(), box.get_height()) == (4, 5, 50, 40)
+            assert to_rgb(box.get_edgecolor()) == pytest.approx(colour(data, 0))

@@ -1,0 +1,92 @@
+"""What the wizard writes for some data sets and machines, compared with files in ``expected``."""
+
+import difflib
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from own_data import DataSet, Machine, make_plan, print_report
+from own_data.recipes import config_text
+
+EXPECTED = Path(__file__).parent / 'expected'
+URL = 'https://example.org/convnext_tiny.pth'
+MACHINES = [Machine(), Machine(8.0, 2, 'GPU'), Machine(24.0, 4, 'GPU'), Machine(80.0, 32, 'GPU')]
+# Of each task the configs: machine, options of the plan, and what is other in the data set.
+GPU, TEST = MACHINES[2], dict(test=True)
+CONFIGS: list[tuple[str, Machine, dict[str, Any], dict[str, Any]]] = [
+    ('nano', MACHINES[0], {}, {}),
+    ('PeLK-T with a test split', GPU, {}, TEST),
+    ('pretrained, a batch given', GPU, dict(weights=URL, batch_size=6), dict(size=(1500, 900), pictures=3000)),
+    ('nano of larger pictures', MACHINES[0], {}, dict(size=(400, 300), exif=True, boxes=True, classes=30)),
+]
+
+
+def data_of(
+    task: str,
+    pictures: int = 50,
+    size: tuple[int, int] = (96, 64),
+    classes: int = 3,
+    test: bool = False,
+    exif: bool = False,
+    boxes: bool = False,
+) -> DataSet:
+    """A data set that nothing is read of."""
+    data = DataSet(task, Path('/data'), [f'class {index}' for index in range(classes)], [], {}, [], [], 'counted')
+    data.palette = [(index, 2 * index, 3 * index) for index in range(classes)]
+    for split, count in (('train', pictures), ('val', pictures // 5), ('test', 2 * test)):
+        if count:
+            data.splits[split] = [f'{split}/{index}.jpg' for index in range(count)]
+    data.sizes = [(32, 24), size, size, (2 * size[0], size[1])]
+    data.counts = [100 - index * index // 9 for index in range(classes)]
+    data.unlabelled, data.ignore_orientation = 0.125, exif
+    contents = {
+        split: dict(
+            images=[dict(id=index, file_name=name) for index, name in enumerate(names)], annotations=[], categories=[]
+        )
+        for split, names in data.splits.items()
+    }
+    if task == 'det':
+        folders = {split: split for split in data.splits}
+        data.details = dict(masks=not boxes, folders=folders, contents=contents, sides=[*range(90, 10, -1)])
+    if task == 'seg':
+        data.details['values'] = [(str(index), 'a [red] class', str(index), '1.00%') for index in range(3 * classes)]
+    data.note('remark', 'something', [f'{index}.jpg' for index in range(7)])
+    data.note('question', 'which?')
+    return data
+
+
+def written(task: str) -> str:
+    """Configs and reports, the later ones as what differs from the first, and a line for every plan."""
+    parts, first = [], ''
+    for title, machine, options, more in CONFIGS:
+        data = data_of(task, **more)
+        plan = make_plan(data, machine, **options)
+        text = f'{plan.summary(machine)}\n{config_text(data, plan, Path("/project"))}'
+        lines = difflib.unified_diff(first.splitlines(), text.splitlines(), n=0, lineterm='') if first else [text]
+        parts += [f'== {title}', *(line for line in lines if not line.startswith(('---', '+++', '@@')))]
+        first = first or text
+    print_report(data, report := io.StringIO())
+    parts.append(report.getvalue())
+    parts.append('== plans: size of most pictures, GB, cores, pictures to train and to validate on')
+    for size in ((28, 28), (76, 60), (200, 120), (1920, 1200)):
+        for machine, options in [*((machine, {}) for machine in MACHINES), (GPU, dict(weights=URL))]:
+            for pictures in (6, 500, 100_000):
+                data = data_of(task, pictures, size)
+                plan = make_plan(data, machine, **options)
+                parts.append(
+                    f'{size} {machine.gpu_memory:g} {machine.cores} {pictures} {len(data.splits["val"])}: '
+                    f'{plan.size} {plan.resized} of {plan.batch_size} {plan.workers} {plan.iterations} {plan.epochs} '
+                    f'{plan.val_interval} {plan.lr} {plan.recipe if options else plan.nano}'
+                )
+    return '\n'.join(line.rstrip() for part in parts for line in part.splitlines()) + '\n'
+
+
+@pytest.mark.parametrize('task', ['seg', 'det', 'cls'])
+def test_configs_reports_and_plans(task: str, tmp_path: Path) -> None:
+    """The values have their reasons in ``plan.py`` and ``recipes.py``; here they are seen to change."""
+    found, expected = written(task), EXPECTED / f'{task}.txt'
+    (tmp_path / f'{task}.txt').write_text(found)
+    lines = expected.read_text().splitlines(), found.splitlines()
+    shown = '\n'.join(difflib.unified_diff(*lines, 'expected', 'written', n=1, lineterm=''))
+    assert not shown, f'{shown}\nIf this is meant: cp {tmp_path / f"{task}.txt"} {expected}'
