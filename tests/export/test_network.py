@@ -33,13 +33,19 @@ def test_a_deployed_checkpoint_is_read_as_the_trained_one(mode: str | None, tmp_
 
 
 @pytest.mark.parametrize('swap', [True, False])
-def test_pixels_become_what_the_recipe_makes_of_them(swap: bool) -> None:
+@pytest.mark.parametrize('toolbox', ['mmengine', 'mmpretrain'])
+def test_pixels_become_what_the_recipe_makes_of_them(toolbox: str, swap: bool) -> None:
     """Ours are red, green, blue; those of the recipe as OpenCV reads them."""
     numbers = dict(mean=[10.0, 20.0, 30.0], std=[2.0, 3.0, 4.0])
-    cfg = Config(dict(model=dict(data_preprocessor=dict(**numbers, bgr_to_rgb=swap))))
+    if toolbox == 'mmengine':
+        preprocessor: Any = ImgDataPreprocessor(**numbers, bgr_to_rgb=swap)
+        cfg = Config(dict(model=dict(data_preprocessor=dict(**numbers, bgr_to_rgb=swap))))
+    else:  # which calls the option otherwise, and has it beside the model
+        preprocessor = pytest.importorskip('mmpretrain.models').ClsDataPreprocessor(**numbers, to_rgb=swap)
+        cfg = Config(dict(model={}, data_preprocessor=dict(**numbers, to_rgb=swap)))
     pixels = torch.randint(256, (1, 5, 6, 3), dtype=torch.uint8)
     read = pixels.flip(-1).permute(0, 3, 1, 2)
-    want = ImgDataPreprocessor(**numbers, bgr_to_rgb=swap)(dict(inputs=[read[0]]))['inputs']
+    want = preprocessor(dict(inputs=[read[0]]))['inputs']
     torch.testing.assert_close(Preprocessing.of(cfg).apply(pixels), want)
 
 
@@ -85,3 +91,25 @@ def test_the_worst_output_counts(wrong: str) -> None:
     found = compare(run, network, image)
     assert found.difference == (0.25 if wrong == 'logits' else 0)
     assert found.same_labels == (0.75 if wrong == 'labels' else 1)
+
+
+def test_best_classes_are_compared() -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+            return (image.flatten(1) * self.scale,)
+
+    network = ExportedNetwork(Network(), ('logits',), 'classification', Preprocessing(), 1)
+    image = torch.tensor([[1.0, 3.0, 2.0], [2.0, 0.0, 1.0], [0.0, 4.0, 1.0]])[..., None, None]
+
+    def run(given: Any) -> list[Any]:
+        logits = given.reshape(3, 3).copy()
+        logits[0] = logits[0, [0, 2, 1]]
+        return [logits]
+
+    found = compare(run, network, image)
+    assert found.difference == 1 / 4
+    assert found.same_labels == pytest.approx(2 / 3)

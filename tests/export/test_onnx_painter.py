@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import cv2
 import numpy as np
 import pytest
 
@@ -91,11 +93,14 @@ def test_class_is_written_into_the_picture(classes: list[str] | None, tmp_path: 
     outputs = [helper.make_tensor_value_info('logits', TensorProto.FLOAT, ['N', 3])]
     meta = dict(task='classification', classes=classes, palette=None)
     path = write(tmp_path / 'm.onnx', nodes, ['N', 3, 64, 64], outputs, TensorProto.FLOAT, **meta)
-    image = np.zeros((120, 160, 3), np.uint8)
-    drawn = OnnxPainter(path)(image)
+    image = np.full((120, 160, 3), (30, 24, 10), np.uint8)  # of the logits 0, 1, 0
+    with mock.patch.object(cv2, 'putText', wraps=cv2.putText) as put:
+        drawn = OnnxPainter(path)(image)
+    best = f'{"dog" if classes else "class 1"}: {np.e / (np.e + 2):.2f}'
+    assert {call.args[1] for call in put.call_args_list} == {best}
     assert drawn.shape == image.shape
-    assert drawn[:60].any()
-    assert not drawn[60:].any()
+    assert (drawn != image)[:60].any()
+    assert (drawn == image)[60:].all()
 
 
 def test_files_that_it_cannot_draw(tmp_path: Path) -> None:

@@ -237,6 +237,13 @@ def test_every_update_has_random_numbers_of_its_own(make_runner, monkeypatch):
     )
     make_runner({'update_interval': 2}, max_iters=8).train()
     assert len(set(seeds)) == len(seeds) / 3 == 3, 'one of each update, for all three parameters'
+    grown = []
+    monkeypatch.setattr(
+        granularities.UnitLayer, 'start_grown', lambda layer, averages, source: grown.append(source.initial_seed())
+    )
+    units = TinyModel(bottleneck=True)
+    make_runner({'granularity': 'unit', 'update_interval': 2}, 'units', model=units, max_iters=8).train()
+    assert len(set(grown) - set(seeds)) == len(grown) == 3, 'and others for what grows'
 
 
 @pytest.mark.parametrize(('interval', 'tables'), [(1, 5), (2, 3), (9, 1)])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mmengine.config import Config
 
 from tests.commands import call, program, run
 from tests.paths import TOOLS
@@ -25,14 +26,20 @@ sys.meta_path.insert(0, Finder())
 """
 
 
-for extra in ('onnx', 'onnxscript', 'onnxruntime'):
+for extra in ('onnxscript', 'onnxruntime'):
     pytest.importorskip(extra, reason='pip install -e .[export]')
+onnx = pytest.importorskip('onnx', reason='pip install -e .[export]')
 
 
 def test_file_of_one_size_runs_with_a_runtime_and_numpy_alone(demo_checkpoint: Path, tmp_path: Path) -> None:
-    options = ['--shape', '61', '83', '--fold-preprocessing']
+    options = ['--shape', '61', '83', '--fold-preprocessing', '--opset', '19']
     printed = call(TOOL, RECIPE, demo_checkpoint, 'demo.onnx', *options, cwd=tmp_path)
     assert '61 x 83: differs by' in printed
+    model = onnx.load(tmp_path / 'demo.onnx')
+    assert [opset.version for opset in model.opset_import if not opset.domain] == [19]
+    assert {'key': 'preprocessing', 'value': '"in the file"'} in [
+        dict(key=prop.key, value=prop.value) for prop in model.metadata_props
+    ]
     np.save(tmp_path / 'image.npy', np.zeros((1, 61, 83, 3), np.uint8))
     for runtime in ('onnxruntime', 'openvino'):
         if find_spec(runtime):
@@ -53,6 +60,9 @@ def test_dynamic_file_takes_other_sizes_and_batches(demo_checkpoint: Path, tmp_p
     meta = session.get_modelmeta().custom_metadata_map
     assert json.loads(meta['task']) == 'segmentation'
     assert json.loads(meta['classes'])[0] == 'sand'
+    numbers = Config.fromfile(RECIPE).model.data_preprocessor
+    told = {key: json.loads(meta[key]) for key in ('mean', 'std', 'channel_order', 'preprocessing')}
+    assert told == dict(mean=numbers.mean, std=numbers.std, channel_order='rgb', preprocessing='before the file')
 
 
 def test_refusals(demo_checkpoint: Path, tmp_path: Path) -> None:
