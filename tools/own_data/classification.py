@@ -17,6 +17,7 @@ from .dataset import (
     count_unread,
     find_copies,
     find_images,
+    is_hidden,
     make_palette,
     map_files,
     original_of,
@@ -187,7 +188,7 @@ def _list_samples(data: DataSet, confirmed: bool) -> list[_Sample]:
         data.leave_out('pictures are in no folder of a class', loose, len(names))
     folders = [root / child for child in said] if depth else [root]
     empty = {path.name for folder in folders for path in folder.iterdir() if path.is_dir()} - found
-    if empty := {name for name in empty if name[0] != '.'}:
+    if empty := {name for name in empty if not is_hidden(name)}:
         data.note('mistake', f'{len(empty)} folders hold no picture and are no classes', sorted(empty))
     listed = None if depth else split_by_lists(data, root, samples, lambda sample: [sample.path])
     if listed is None:

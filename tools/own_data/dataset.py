@@ -33,6 +33,7 @@ __all__ = [
     'find_copies',
     'find_files',
     'find_images',
+    'is_hidden',
     'known_metainfo',
     'make_palette',
     'map_files',
@@ -239,6 +240,11 @@ def map_files(function: Callable[[Item], Result], items: Sequence[Item], what: s
         return list(track(results, description=what, total=len(items)) if len(items) > 200 else results)
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden, or what macOS leaves in archives."""
+    return name[0] == '.' or name == '__MACOSX'
+
+
 def find_files(folder: Path, suffixes: Iterable[str]) -> list[str]:
     """Files in a folder and below, relative to it, sorted, without hidden ones and what macOS leaves.
 
@@ -248,7 +254,7 @@ def find_files(folder: Path, suffixes: Iterable[str]) -> list[str]:
     top, followed = folder.resolve(), set()
 
     def wanted(path: Path) -> bool:
-        if path.name[0] == '.' or path.name == '__MACOSX':
+        if is_hidden(path.name):
             return False
         if not path.is_symlink():
             return True

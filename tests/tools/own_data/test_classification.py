@@ -44,6 +44,7 @@ LAYOUTS: dict[str, tuple[dict[str, int], dict[str, int]]] = {
 
 
 @pytest.mark.parametrize(('counts', 'expected'), LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.usefixtures('all_that_is_read')
 def test_layouts(counts: dict[str, int], expected: dict[str, int], tmp_path: Path) -> None:
     """Nothing is chosen on the test split."""
     data = read_classification(write(tmp_path, **counts))
@@ -65,6 +66,7 @@ def test_classes_called_like_splits(tmp_path: Path) -> None:
     assert read_classification(write(tmp_path, train_station=3, test_tube=3)).classes == ['test_tube', 'train_station']
 
 
+@pytest.mark.usefixtures('all_that_is_read')
 def test_lists_beside_the_folders(tmp_path: Path) -> None:
     write(tmp_path, cat=5, dog=5)
     (tmp_path / 'test.txt').write_text('cat/0.jpg\ndog/4.jpg\nfish/0.jpg\n')
@@ -84,6 +86,7 @@ def test_lists_beside_the_folders(tmp_path: Path) -> None:
     assert data.splits == {'train': ['cat/1.jpg', 'cat/2.jpg', 'dog/0.jpg'], 'val': ['cat/0.jpg', 'dog/2.jpg']}
 
 
+@pytest.mark.usefixtures('all_that_is_read')
 def test_mistakes_are_told(tmp_path: Path) -> None:
     write(tmp_path, cat=30, dog=2, bird=1)
     (tmp_path / 'fish').mkdir()
@@ -105,6 +108,7 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
     (dict(Cat=3, cat=2), '2 classes differ in capital letters or blanks alone'),
     (dict(train__cat=3, train__dog=3, extra__cat=3), '3 pictures are in folders beside those of the splits'),
 ])  # fmt: skip
+@pytest.mark.usefixtures('all_that_is_read')
 def test_folders_that_may_be_no_classes_are_a_question(counts: dict[str, int], asked: str, tmp_path: Path) -> None:
     data = read_classification(write(tmp_path, **counts))
     assert asked in notes(data, 'question')
@@ -126,6 +130,7 @@ def unread(root: Path) -> None:
     (dict(cat=4, dog=4), unread,
         'question', '3 pictures are of kinds that are not read (.jfif; convert them to .jpg or .png)'),
 ])  # fmt: skip
+@pytest.mark.usefixtures('all_that_is_read')
 def test_pictures_that_are_spoilt(
     counts: dict[str, int], spoil: Callable[[Path], Any], kind: str, said: str, tmp_path: Path
 ) -> None:
@@ -139,6 +144,7 @@ def test_one_class_is_refused(tmp_path: Path) -> None:
         read_classification(write(tmp_path, cat=3))
 
 
+@pytest.mark.usefixtures('all_that_is_read')
 def test_augmented_copies_stay_with_their_picture(tmp_path: Path) -> None:
     for label in ('cat', 'dog'):
         for index in range(12):

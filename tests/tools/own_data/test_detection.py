@@ -70,6 +70,7 @@ LAYOUTS: dict[str, tuple[list[tuple[str, str, int]], dict[str, tuple[str, int]]]
 
 
 @pytest.mark.parametrize(('files', 'expected'), LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.usefixtures('all_that_is_read')
 def test_layouts(files: list[tuple[str, str, int]], expected: dict[str, tuple[str, int]], tmp_path: Path) -> None:
     """Nothing is chosen on the test split, and nothing is lost; pictures may be called alike in two folders."""
     for file, folder, count in files:
@@ -113,6 +114,7 @@ SPOILT: dict[str, tuple[Callable[[Content], Any], str, int]] = {
 
 
 @pytest.mark.parametrize(('spoil', 'said', 'left'), SPOILT.values(), ids=SPOILT)
+@pytest.mark.usefixtures('all_that_is_read')
 def test_mistakes_are_told(spoil: Callable[[Content], Any], said: str, left: int, tmp_path: Path) -> None:
     wrong = content()
     spoil(wrong)
@@ -134,6 +136,7 @@ LISTS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
 
 
 @pytest.mark.parametrize(('lists', 'expected'), LISTS.values(), ids=LISTS)
+@pytest.mark.usefixtures('all_that_is_read')
 def test_lists_split_one_file(lists: dict[str, str], expected: dict[str, str], tmp_path: Path) -> None:
     write(tmp_path, 8)
     for name, text in lists.items():
@@ -145,6 +148,7 @@ def test_lists_split_one_file(lists: dict[str, str], expected: dict[str, str], t
     assert 'in several lists' not in notes(data)
 
 
+@pytest.mark.usefixtures('all_that_is_read')
 def test_folders_of_the_pictures_split_one_file(tmp_path: Path) -> None:
     for index, split in enumerate(('train', 'train', 'val', 'test', 'train')):
         image(tmp_path / 'pictures' / split / f'{index}.jpg')
@@ -191,6 +195,7 @@ def test_paths_of_other_machines(path: Callable[[str], str], tmp_path: Path) -> 
     assert 'paths of another machine' in notes(data, 'decision') or path('x').startswith('..')
 
 
+@pytest.mark.usefixtures('all_that_is_read')
 def test_sizes_and_boxes_are_completed(tmp_path: Path) -> None:
     """From the pictures, outlines and run-length codes."""
     bare, mask = content(), np.zeros((32, 48), np.uint8)
@@ -210,6 +215,7 @@ def test_sizes_and_boxes_are_completed(tmp_path: Path) -> None:
     assert '10 objects without a box' in notes(data, 'decision')
 
 
+@pytest.mark.usefixtures('all_that_is_read')
 def test_crowds_stay_crowds_and_areas_those_of_the_file(tmp_path: Path) -> None:
     crowded = content()
     crowded['annotations'][0] |= dict(iscrowd=1, area=77.5)  # of the outline, which fills no box
@@ -218,6 +224,7 @@ def test_crowds_stay_crowds_and_areas_those_of_the_file(tmp_path: Path) -> None:
     assert {entry['area'] for entry in kept(data)} == {77.5, 10 * 12, 16 * 20}
 
 
+@pytest.mark.usefixtures('all_that_is_read')
 def test_classes_are_those_of_the_user_and_no_groups_of_others(tmp_path: Path) -> None:
     grouped = content()
     for entry in grouped['categories']:
@@ -232,6 +239,7 @@ def test_classes_are_those_of_the_user_and_no_groups_of_others(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(('size', 'ignored'), [((48, 32), True), ((32, 48), False)])
+@pytest.mark.usefixtures('all_that_is_read')
 def test_exif_orientation(size: tuple[int, int], ignored: bool, tmp_path: Path) -> None:
     turned = content()
     turned['images'][0].update(width=size[0], height=size[1])
@@ -245,6 +253,7 @@ def test_exif_orientation(size: tuple[int, int], ignored: bool, tmp_path: Path) 
 @pytest.mark.parametrize(
     'nest', [lambda points: points.ravel(), lambda points: [points], lambda points: [points.ravel()]]
 )
+@pytest.mark.usefixtures('all_that_is_read')
 def test_outlines_however_they_are_nested(nest: Callable[[np.ndarray], Any], tmp_path: Path) -> None:
     """And a question where the boxes are corners or centres, as the outlines tell."""
     own = content()
@@ -305,6 +314,7 @@ TOLD: dict[str, tuple[Callable[[Path], Any], str, str, int]] = {
 
 
 @pytest.mark.parametrize(('make', 'kind', 'said', 'left'), TOLD.values(), ids=TOLD)
+@pytest.mark.usefixtures('all_that_is_read')
 def test_what_is_told(make: Callable[[Path], Any], kind: str, said: str, left: int, tmp_path: Path) -> None:
     make(tmp_path)
     data = read_detection(tmp_path)
@@ -314,6 +324,7 @@ def test_what_is_told(make: Callable[[Path], Any], kind: str, said: str, left: i
         assert not read_detection(tmp_path, images='b').questions
 
 
+@pytest.mark.usefixtures('all_that_is_read')
 def test_several_files_of_a_split_are_joined(tmp_path: Path) -> None:
     for name, count in (('site1/train', 3), ('site2/train', 4), ('site1/val', 2)):
         write(tmp_path, count, f'{name}/labels.json', name)

@@ -139,6 +139,7 @@ def test_labelme(tmp_path: Path) -> None:
     assert set(np.unique(first_map(data)).tolist()) == {0, 1, 255}
 
 
+@pytest.mark.usefixtures('all_that_is_read')
 def test_labelme_has_the_folders_splits_and_the_users_order(tmp_path: Path) -> None:
     root, expected = tmp_path / 'data', {'train': 3, 'val': 2, 'test': 1}
     for split, count in (('train', 3), ('valid', 2), ('test', 1)):
@@ -173,6 +174,7 @@ def test_labelme_is_drawn_on_the_picture_that_was_shown(tmp_path: Path) -> None:
     assert first_map(data)[40, 5] == data.classes.index('cat')
 
 
+@pytest.mark.usefixtures('all_that_is_read')
 def test_labelme_shapes(tmp_path: Path) -> None:
     """Parts of a group are one object, turned rectangles are read, what is no class is none, the rest is counted."""
     shapes = [
@@ -316,6 +318,7 @@ def write_yolo(root: Path, images: str, labels: str, line: str, count: int = 4) 
 @pytest.mark.parametrize('task', ['det', 'seg'])
 @pytest.mark.parametrize('shape', YOLO)
 @pytest.mark.parametrize('layout', ['coco128', 'roboflow', 'darknet'])
+@pytest.mark.usefixtures('all_that_is_read')
 def test_yolo(layout: str, shape: str, task: str, tmp_path: Path) -> None:
     root, classes, expected = tmp_path / 'data', None, {'train': 4, 'val': 2, 'test': 1}
     if layout == 'coco128':
@@ -389,6 +392,7 @@ def test_yolo_that_means_something_else_is_refused(line: str, files: Any, messag
         convert(tmp_path / 'data', 'det', tmp_path / 'out', 'no annotations')
 
 
+@pytest.mark.usefixtures('all_that_is_read')
 def test_yolo_has_the_splits_of_its_yaml(tmp_path: Path) -> None:
     """Folders whose names say nothing or something else, and lists."""
     folders, lists = tmp_path / 'folders', tmp_path / 'lists'
@@ -443,6 +447,7 @@ def write_voc(
 
 
 @pytest.mark.parametrize('layout', ['voc', 'voc with lists', 'kaggle', 'roboflow'])
+@pytest.mark.usefixtures('all_that_is_read')
 def test_pascal_voc(layout: str, tmp_path: Path) -> None:
     """Such as blood cells: other classes than Pascal VOC's, in its folders, in others, and beside the pictures."""
     root, expected = tmp_path / 'data', {'train': 4, 'val': 1}

@@ -195,6 +195,7 @@ VALUES: dict[str, tuple[list[object], dict, dict, str]] = {
 
 
 @pytest.mark.parametrize(('values', 'options', 'expected', 'asked'), VALUES.values(), ids=VALUES)
+@pytest.mark.usefixtures('all_that_is_read')
 def test_what_values_mean(
     values: list[object], options: dict, expected: dict[object, str], asked: str, tmp_path: Path
 ) -> None:
@@ -233,6 +234,7 @@ LISTS: dict[str, tuple[str, str, dict[object, str]]] = {
 
 
 @pytest.mark.parametrize(('file', 'text', 'expected'), LISTS.values(), ids=LISTS)
+@pytest.mark.usefixtures('all_that_is_read')
 def test_lists_of_classes(file: str, text: str, expected: dict[object, str], tmp_path: Path) -> None:
     write(tmp_path, [[9, 0, 0], [0, 0, 9]] if expected is COLOURS else [0, 1])
     (tmp_path / file).write_text(text, 'utf-8')
@@ -305,6 +307,7 @@ def test_names_with_spaces_in_lists(tmp_path: Path) -> None:
     ('{kind}/x{s}{{i}}', {'test_list.txt': 'xtest0.jpg\n'}, '1 lists of a split are not read'),
     ('{kind}/x{s}{{i}}', {'annotations/trainval.txt': 'xtrain0\nxtrain1\nxval0\n'}, ''),
 ])  # fmt: skip
+@pytest.mark.usefixtures('all_that_is_read')
 def test_splits_are_read_or_asked_for(name: str, lists: dict[str, str], asked: str, tmp_path: Path) -> None:
     for split, count in (('train', 3), ('val', 1), ('test', 1)):
         images, maps = (name.format(kind=kind, s=split) for kind in ('images', 'masks'))
@@ -324,6 +327,7 @@ def test_splits_are_read_or_asked_for(name: str, lists: dict[str, str], asked: s
     (6, SIZE[::-1], False, 'it is applied'),
     (3, SIZE, False, 'in a way that their sizes do not tell'),
 ])  # fmt: skip
+@pytest.mark.usefixtures('all_that_is_read')
 def test_exif_orientation(
     orientation: int, label_size: tuple[int, int], ignored: bool, said: str, tmp_path: Path
 ) -> None:
@@ -483,6 +487,7 @@ TOLD: dict[str, tuple[Make, str, list[str], int]] = {
 
 
 @pytest.mark.parametrize(('make', 'kind', 'said', 'left'), TOLD.values(), ids=TOLD)
+@pytest.mark.usefixtures('all_that_is_read')
 def test_what_is_told(make: Make, kind: str, said: list[str], left: int, tmp_path: Path) -> None:
     make(tmp_path)
     data = read_segmentation(tmp_path)
@@ -582,6 +587,7 @@ def of_objects(root: Path) -> None:
     (with_a_holdout, '1 pictures are in folders beside those of the splits', None),
     (with_a_void, "the class 'Void' is called like none", Answers(ignore=['none'])),
 ])  # fmt: skip
+@pytest.mark.usefixtures('all_that_is_read')
 def test_what_would_be_learnt_wrongly_is_asked(spoil: Make, asked: str, answer: Answers | None, tmp_path: Path) -> None:
     write(tmp_path, [0, 0, 1], 3, 'images/{i}.png')
     if spoil is of_16_bits:  # which use all of them

@@ -1,0 +1,91 @@
+"""All that the readers find in the data sets of the tests, compared with files in ``expected``."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from own_data import DataSet
+
+Compare = Callable[[str], None]
+
+
+def described(data: DataSet) -> str:
+    """What was found, but the folder's name and what libraries say of damaged files."""
+    details = data.details
+    labels = {pair.image: f'={pair.label}' for pair in details.get('pairs', ())}
+    sizes = ', '.join(f'{count} of {size[0]}x{size[1]}' for size, count in sorted(Counter(data.sizes).items()))
+    lines = [
+        f'{data.counts} {data.unit} of {data.classes}, without {data.unlabelled:.4f}',
+        sizes + ', EXIF ignored' * data.ignore_orientation,
+        *(
+            f'{split}: {" ".join(name + labels.get(name, "") for name in names)}'
+            for split, names in data.splits.items()
+        ),
+    ]
+    if rows := details.get('values'):
+        lines.append('coloured ' * details['meaning'].coloured + '; '.join(' '.join(row) for row in rows))
+    for content in details.get('contents', {}).values():
+        classes = {category['id']: category['name'] for category in content['categories']}
+        for image in content['images']:
+            objects = [entry for entry in content['annotations'] if entry['image_id'] == image['id']]
+            lines.append(' '.join([image['file_name'], *(_object(entry, classes) for entry in objects)]))
+    if 'labels' in details:
+        lines.append(str(sorted({(os.path.dirname(name), index) for name, index in details['labels'].items()})))
+    lines += [f'{key} {details[key]}' for key in ('folders', 'masks') if key in details]
+    lines += [f'{note.kind}: {note.text} ({" ".join(note.files)})' for note in data.notes]
+    text = '\n'.join(lines).replace(str(data.root), 'ROOT')
+    return re.sub(r'\((\w+Error): .*?\)(?= and are)', r'(\1)', text)
+
+
+def _object(entry: dict[str, Any], classes: dict[int, str]) -> str:
+    """Class, box, and what is not that of a box alone."""
+    box = ','.join(f'{number:.4g}' for number in entry['bbox'])
+    of_box = abs(entry['area'] - entry['bbox'][2] * entry['bbox'][3]) < 1e-6
+    outline = entry.get('segmentation')
+    more = '' if of_box else f' area {entry["area"]:.4g}'
+    more += ' crowd' * entry['iscrowd'] + (f' outline of {len(outline)}' if outline else '')
+    return f'{classes[entry["category_id"]]}[{box}{more}]'
+
+
+@pytest.fixture
+def compare(request: pytest.FixtureRequest) -> Compare:
+    """Compares a text with the section of the test in ``expected/FILE.txt``; REWRITE_EXPECTED=1 writes it instead."""
+    path, name = Path(__file__).parent / 'expected' / f'{request.path.stem}.txt', request.node.name
+    parts = re.split(r'^== (.*)\n', path.read_text() if path.is_file() else '', flags=re.MULTILINE)[1:]
+    sections = dict(zip(parts[::2], parts[1::2], strict=True))
+
+    def check(text: str) -> None:
+        text = '\n'.join(line.rstrip() for line in text.splitlines()) + '\n'
+        if os.environ.get('REWRITE_EXPECTED') == '1':
+            sections[name] = text
+            path.write_text(''.join(f'== {key}\n{section}' for key, section in sorted(sections.items())))
+        assert text.splitlines() == sections.get(name, '').splitlines(), f'as meant? Else see {path.name}'
+
+    return check
+
+
+@pytest.fixture
+def all_that_is_read(
+    request: pytest.FixtureRequest, compare: Compare, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Compares every data set that the test has read, after it; label maps of outlines depend on Pillow's version."""
+    found: list[str] = []
+
+    def recorded(reader: Callable[..., DataSet]) -> Callable[..., DataSet]:
+        def read(*args: Any, **options: Any) -> DataSet:
+            data = reader(*args, **options)
+            found.append(described(data))
+            return data
+
+        return read
+
+    for name in ('read_segmentation', 'read_detection', 'read_classification'):
+        if hasattr(request.module, name) and (name, request.path.stem) != ('read_segmentation', 'test_foreign'):
+            monkeypatch.setattr(request.module, name, recorded(getattr(request.module, name)))
+    yield
+    if found:
+        compare('\n-- next\n'.join(found))
