@@ -1,1 +1,1 @@
-"""Whatever measures and writes a results file: ``python -m benchmarks.NAME`` from the root of the checkout."""
+"""Programs that measure and write a results file: ``python -m benchmarks.NAME`` from the root of the checkout."""

@@ -37,7 +37,7 @@ class Finding:
         name: What was looked at.
         state: ``'ok'``; ``'warning'``, something that only part of the work needs; ``'error'``.
         text: What was found.
-        remedy: What to do, unless all is well.
+        remedy: What to do, unless nothing is wrong.
     """
 
     name: str

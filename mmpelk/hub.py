@@ -96,7 +96,7 @@ def from_pretrained(name: str | Path, device: str = 'cpu', allow: Collection[str
 
     Args:
         name: A folder, or a repository such as ``'user/name'``.
-        device: Where it shall run.
+        device: Device of the model.
         allow: Names of modules that the recipe may use besides those that are known to be harmless.
         **options: Of huggingface_hub: ``revision``, ``cache_dir``, ``token``, ``force_download``,
             ``local_files_only``.
@@ -119,7 +119,7 @@ def from_pretrained(name: str | Path, device: str = 'cpu', allow: Collection[str
             model = _build(cfg)
     except UserError:
         raise
-    except Exception as error:  # of whatever is built with other arguments than it takes, and of the memory
+    except Exception as error:  # wrong arguments of any module, or too little memory
         reason = f'{type(error).__name__}: {error}'.splitlines()[0]
         raise UserError(f"the network of '{name}' cannot be built here from its {RECIPE}: {reason}") from error
     fit_network(model, found.state)

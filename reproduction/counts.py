@@ -51,7 +51,7 @@ def count_row(row: PublishedRow) -> CountedRow:
 
 @functools.cache
 def _count(recipe: Recipe, shape: tuple[int, int]) -> Complexity:
-    """Of a recipe's network. It is remembered as long as the process lives."""
+    """Of a recipe's network. It is cached in this process."""
     model = build_model(load(recipe))
     return count_complexity(model, shape, uniform_densities(model, recipe.density))
 

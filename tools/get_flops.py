@@ -103,7 +103,7 @@ def total(executed: Mapping[tuple[str, str], int | None]) -> int | None:
 
 def operator_table(report: dict[str, Any]) -> Table:
     large = report['large_kernels']
-    title = 'Large kernels: operations that each backend executes, whatever the density'
+    title = 'Large kernels: operations that each backend executes, at any density'
     table = Table(['backend', 'large kernels', '% of dense form', 'all'], title=title)
     table.add("the paper's dense form", _readable(large['dense_form']), '100.0', _readable(report['flops']))
     chosen = large['chosen_on_cpu']

@@ -1,4 +1,4 @@
-"""Test a checkpoint with any recipe, whatever its task. ``tools/dist_test.sh`` runs it on several processes."""
+"""Test a checkpoint with a recipe of any task. ``tools/dist_test.sh`` runs it on several processes."""
 
 import argparse
 import os

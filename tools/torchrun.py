@@ -26,7 +26,7 @@ def start_and_remember(self: api.SubprocessHandler, *args: Any, **kwargs: Any) -
 
 
 def hand_on(number: int, frame: FrameType | None) -> None:
-    if not processes:  # nobody to hand it to yet
+    if not processes:  # no process to pass it on to yet
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
     for process in processes:

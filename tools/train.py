@@ -1,4 +1,4 @@
-"""Train any recipe, whatever its task. ``tools/dist_train.sh`` runs it on several processes."""
+"""Train a recipe of any task. ``tools/dist_train.sh`` runs it on several processes."""
 
 import argparse
 

@@ -5,7 +5,7 @@ The convention that reproduces the paper's columns (its text does not state one)
 - a multiply-add is one FLOP; convolutions and linear layers only; biases, norms, activations left out;
 - in necks and heads the norms, resizing and pooling count as well, as mmengine's standard handles count them. They are
   0.1 % of UperNet, and a component of their own, so that both figures can be read;
-- a large kernel counts ``K * K`` per position and convolved channel, whatever a backend really computes;
+- a large kernel counts ``K * K`` per position and convolved channel, not what a backend really computes;
 - FLOPs are those of the deployed form, in which the 5x5 branch is merged into the large kernel; parameters are those of
   the training form, 5x5 branches and positional embeddings included;
 - every 2-D and 4-D parameter of the backbone and of a classifier, and the FLOPs of its layer, count times its density.
@@ -313,7 +313,7 @@ def _count_layers(
         norms[name] = sum(count for operator, count in by_operator.items() if operator in _NORM_FORMULAS)
         layers[name] = (sum(by_operator.values()) - norms[name]) // 2
     prefix = f'{type(form).__name__}.{InferenceForm.MODEL}'
-    return _own(layers, prefix), _own(norms, prefix), calls
+    return _without_children(layers, prefix), _without_children(norms, prefix), calls
 
 
 def _norm(position: int, plain: int) -> Callable[..., int]:
@@ -334,7 +334,7 @@ _NORM_FORMULAS: dict[Any, Any] = {
 }
 
 
-def _own(totals: Mapping[str, int], prefix: str) -> dict[str, int]:
+def _without_children(totals: Mapping[str, int], prefix: str) -> dict[str, int]:
     """From totals by module, children included, to what each module does itself; names without ``prefix``."""
     own = {name: total for name, total in totals.items() if name != 'Global'}
     for name, total in totals.items():

@@ -1,6 +1,6 @@
 """Training on a machine without a GPU with the launchers and the recipes that are written for GPUs.
 
-mmengine's ``init_dist`` sets a CUDA device whatever the backend, its default wrapper passes ``device_ids``, its AMP
+mmengine's ``init_dist`` sets a CUDA device with every backend, its default wrapper passes ``device_ids``, its AMP
 wrapper asks for a GPU, and ``SyncBN`` runs on GPUs only. :func:`adapt_to_machine` changes these four, and nothing else.
 """
 

@@ -208,7 +208,7 @@ def _duration(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
     parts = ((days, 'd'), (hours, 'h'), (minutes, 'min'), (seconds, 's'))
-    # Two units say enough.
+    # Two units are precise enough.
     first = next((index for index, (count, _) in enumerate(parts) if count), len(parts) - 1)
     return ' '.join(f'{count} {unit}' for count, unit in parts[first : first + 2])
 

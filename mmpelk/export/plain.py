@@ -126,7 +126,7 @@ def make_plain(network: nn.Module, image: Tensor | None = None) -> nn.Module:
 
     Args:
         network: A deployed network in eval mode.
-        image: An input of the one size that the network shall take; with ``None`` it takes any size, a little slower.
+        image: An input of the one size that the network takes; with ``None`` it takes any size, a little slower.
 
     Returns:
         The network.

@@ -128,7 +128,7 @@ def replace_weights(model: Any, session: Any) -> None:
         raise UserError('the file takes pixels, but the recipe normalises them: export it without --fold-preprocessing')
     task = task_of(model)
     if task == 'segmentation':
-        model.decode_head = _PassingHead(model.decode_head.threshold)
+        model.decode_head = _IdentityHead(model.decode_head.threshold)
     elif task == 'classification' and hasattr(model.head, 'fc'):
         model.head.fc = nn.Identity()
     elif task == 'classification':
@@ -151,7 +151,7 @@ class _FileBackbone(nn.Module):
         return (torch.cat([torch.from_numpy(self.run(image[None])[0].astype(np.float32)) for image in images]),)
 
 
-class _PassingHead(nn.Module):
+class _IdentityHead(nn.Module):
     """A decode head of mmseg's that takes logits for features."""
 
     def __init__(self, threshold: float | None) -> None:

@@ -16,7 +16,7 @@ _Result = TypeVar('_Result')
 
 
 def from_main(function: Callable[[], _Result]) -> _Result:
-    """The result of a function that the first process calls, on all processes; all have to be here."""
+    """Call a function on the first process alone and return its result on all; every process has to call this."""
     result: list[Any] = [function() if is_main_process() else None]
     broadcast_object_list(result)
     return result[0]
@@ -24,7 +24,7 @@ def from_main(function: Callable[[], _Result]) -> _Result:
 
 @contextlib.contextmanager
 def raise_on_all() -> Iterator[None]:
-    """Raise a :class:`UserError` of the first process on all of them; all have to pass here."""
+    """Raise a :class:`UserError` of the first process on all of them; every process has to enter this."""
     fault = ''
     try:
         yield
@@ -71,7 +71,7 @@ class Agreement:
         self._flag = self._copy(value)
 
     def answer(self) -> bool:
-        """Whether any process said yes to the last question; false where none was asked."""
+        """Whether the flag of the last :meth:`ask` was true on any process; false if nothing was asked."""
         if self._flag is None:
             return False
         if self._work is not None:
@@ -83,7 +83,7 @@ class Agreement:
         return said
 
     def _copy(self, value: Tensor) -> Tensor:
-        """On its way to the host, on this object's stream."""
+        """Start a copy of a tensor to the host, on this object's stream."""
         if not value.is_cuda or self._stream is None:
             return value
         self._stream.wait_stream(torch.cuda.current_stream())

@@ -33,7 +33,7 @@ def write_atomically(path: str | Path, content: bytes, synced: bool = True) -> N
         raise OSError(errno.ENOSPC, full, str(path))
     aside = path.with_name(f'.{path.name}.tmp')
     try:
-        # A new file, whatever is there: not one that a link of this name leads to.
+        # Always a new file: a link of this name must not redirect the write.
         aside.unlink(missing_ok=True)
         with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), 'wb') as file:
             file.write(content)

@@ -1,4 +1,4 @@
-"""A checkpoint hook that keeps a valid checkpoint on the disk at every moment, whatever is killed, full or damaged."""
+"""A checkpoint hook that keeps a valid checkpoint on the disk at every moment, through kills, full disks and damage."""
 
 import contextlib
 import functools
@@ -54,7 +54,7 @@ class CheckpointHook(MMEngineCheckpointHook):
     Folders in a remote store (``out_dir='s3://…'``) are written as mmengine writes them.
     """
 
-    # mmengine's own, of which it says no types.
+    # mmengine's own attributes, which it does not annotate.
     backend_args: Any
     best_ckpt_path: Any
     best_ckpt_path_dict: Any
@@ -202,9 +202,9 @@ class CheckpointHook(MMEngineCheckpointHook):
         super().before_train(runner)
         steps = [step for step in kept if type(step) is int] if isinstance(kept, list) else []
         self.keep_ckpt_ids = deque(step for step in steps if self._is_of_run(self.filename_tmpl.format(step)))
-        self._interrupted = self._own(interrupted, self._name)
+        self._interrupted = self._own_name(interrupted, self._name)
         for key in [key for key in info if re.match('best_ckpt(_|$)', key)]:
-            if best := self._own(info[key], self._best_name):
+            if best := self._own_name(info[key], self._best_name):
                 info[key] = self.file_backend.join_path(self.out_dir, best)
             else:
                 del info[key]
@@ -219,9 +219,9 @@ class CheckpointHook(MMEngineCheckpointHook):
             self._run = Run(uuid.uuid4().hex)
         with raise_on_all(), explain_failed_write(osp.join(runner.work_dir, RUN_ID), None):
             if is_main_process():
-                self._begin(Path(runner.work_dir))
+                self._start_folder(Path(runner.work_dir))
 
-    def _begin(self, folder: Path) -> None:
+    def _start_folder(self, folder: Path) -> None:
         """Write the run's id to a folder, and delete what a killed write has left."""
         if self._run is None or self._run.id is None:  # resumed from a file without an id
             (folder / RUN_ID).unlink(missing_ok=True)
@@ -233,7 +233,7 @@ class CheckpointHook(MMEngineCheckpointHook):
                 if left.name == f'.{name}.tmp' and (self._name.fullmatch(name) or self._best_name.fullmatch(name)):
                     self._remove(left.name)
 
-    def _own(self, path: object, pattern: re.Pattern) -> str | None:
+    def _own_name(self, path: object, pattern: re.Pattern) -> str | None:
         """The name in a path that a checkpoint holds, if it is one of this run's files."""
         name = osp.basename(path) if isinstance(path, str) else ''
         there = self.file_backend.isfile(self.file_backend.join_path(self.out_dir, name)) if name else False
@@ -263,7 +263,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         super().after_train_epoch(runner)
 
     def save_now(self, runner: Runner) -> str:
-        """Save after the current iteration, whatever the interval; called by all processes, after ``after_train_iter``.
+        """Save after the current iteration, at any interval; all processes call it, after ``after_train_iter``.
 
         Returns:
             The path of the checkpoint, which is on the disk.
@@ -282,7 +282,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         if self.max_keep_ckpts > 0:
             if not self.keep_ckpt_ids or self.keep_ckpt_ids[-1] != step:
                 self.keep_ckpt_ids.append(step)
-            # With those that are about to go: who resumes after a kill deletes them.
+            # Including those about to be deleted: after a kill, the resumed training deletes them.
             runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
             outdated = list(self.keep_ckpt_ids)[: -self.max_keep_ckpts]
         self._save_as(runner, self.filename_tmpl.format(step), meta, list(map(self.filename_tmpl.format, outdated)))
@@ -302,7 +302,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             )
 
     def _save_as(self, runner: Runner, name: str, meta: dict[str, Any], outdated: Sequence[str] = ()) -> None:
-        """Save under a name, and only then say that it is the newest; all processes agree on whether it went well."""
+        """Save under a name, and name it the newest only then; all processes agree on whether that succeeded."""
         self._wait()
         previous = self._interrupted
         self._interrupted = name if self.by_epoch and name != self.filename_tmpl.format(meta['epoch']) else None
@@ -368,7 +368,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             lock.release()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Add the id of the run, and the random states, except to the best checkpoint, which nobody resumes from.
+        """Add the id of the run, and the random states, except to the best checkpoint, from which no training resumes.
 
         Functions that schedulers put into their states, as OneCycleLR does, are left out: they are built anew.
         """

@@ -21,14 +21,14 @@ class DivergenceHook(Hook):
     A skipped step changes nothing: no weight, no state of the optimizer, no running statistics of batch norms,
     which may have seen the bad batch, and no average of weights (mmengine's ``EMAHook``). The schedule goes on.
 
-    Nothing waits for the device. The loss is looked at while the backward pass runs; by the time that the optimizer
-    would step, all processes know whether all losses were finite, and leave the step out together. Gradients are looked
-    at on the device: there the step is taken back, from a copy of what it changes, which lives in the memory that the
-    activations have left; the log tells of it one step later. (On a CPU everything is known at once.) Data-parallel
-    processes share their gradients, so that they see the same.
+    Nothing waits for the device. The loss is checked while the backward pass runs; by the time that the optimizer
+    would step, all processes know whether all losses were finite, and leave the step out together. Gradients are
+    checked on the device: there the step is undone, from a copy of what it changes, which takes memory that the
+    activations have freed; the log reports it one step later. (On a CPU everything is known at once.) Data-parallel
+    processes share their gradients, so that all find the same.
 
     In mixed precision the gradient scaler skips steps while it looks for its scale. Those are no errors, and gradients
-    are left to it; losses are looked at all the same.
+    are left to it; losses are still checked.
 
     Args:
         patience: Steps to leave out in a row before training stops.

@@ -159,7 +159,7 @@ def _nothing(storage: Storage) -> None:
 
 
 def _read_bytes(file: Any, count: int) -> Tensor:
-    """So many bytes of a file, as a tensor."""
+    """Read a number of bytes of a file as a tensor."""
     numbers = torch.empty(count, dtype=torch.uint8)
     view: Any = memoryview(numbers.numpy())  # type: ignore[arg-type]
     for start in range(0, count, _CHUNK):
@@ -186,7 +186,7 @@ def _move(numbers: Tensor, location: str, map_location: Location) -> Tensor:
 
 
 class _Interpreter:
-    """One pickle.
+    """Interprets one pickle.
 
     Args:
         read: Gives the bytes of a storage, on its device; None for tensors without numbers (``meta``).
@@ -208,7 +208,7 @@ class _Interpreter:
         }
 
     def run(self, file: BinaryIO) -> Any:
-        """What the pickle at the position of a file describes."""
+        """Build what the pickle at a file's position describes."""
         push, stack, self._position = self._stack.append, self._stack, file.tell
         argument: Any
         for opcode, argument, _ in pickletools.genops(file):
@@ -232,7 +232,7 @@ class _Interpreter:
                 _refuse_placeholders(content)
                 return content
             else:
-                # By name, so that what is not written here cannot be meant.
+                # By name, so that a file can reach no other function.
                 handle = getattr(self, f'_do_{name.lower()}', None)
                 if handle is None:
                     raise UnpicklingError(f'instruction {name}')
@@ -325,7 +325,7 @@ class _Interpreter:
         return self._makers[maker.name](*check(arguments, tuple))
 
     def _make_with_attributes(self, maker: Any, kind: Any, arguments: Any, _: Any) -> Any:
-        """A tensor without the attributes that somebody gave it."""
+        """Build a tensor and drop the attributes that were set on it."""
         if kind not in (Name('torch.Tensor'), Name('torch._tensor.Tensor')):
             raise UnpicklingError('a tensor of another kind')
         return self._call(maker, arguments)
@@ -425,7 +425,7 @@ _PUTS, _GETS = {'PUT', 'BINPUT', 'LONG_BINPUT', 'MEMOIZE'}, {'GET', 'BINGET', 'L
 
 
 def _refuse_placeholders(content: Any) -> None:
-    """Refuse content in which a name or a storage is left that nothing was made of."""
+    """Refuse content that still holds a name or a storage from which no value was made."""
     seen: set[int] = set()
     left = [(0, content)]
     while left:

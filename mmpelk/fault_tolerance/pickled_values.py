@@ -179,7 +179,7 @@ VALUES |= {f'torch.{name}': value for name, value in vars(torch).items() if isin
 
 
 def _plain(kind: type, *allowed: type) -> Callable[..., Any]:
-    """A maker of values of a type of Python's, of arguments of some types."""
+    """A maker of values of a Python type, which accepts arguments of certain types only."""
     return lambda *arguments: kind(*(check(each, *allowed) for each in arguments))
 
 

@@ -24,7 +24,7 @@ _SAME = 2.0  # seconds within which two signals are one
 class PreemptionHook(Hook):
     """Finish the iteration, save, and exit with code 75 on SIGTERM, SIGUSR1 (Slurm's ``--signal``) or Ctrl-C.
 
-    It is enough that one process gets the signal. All of them stop after the same iteration: each says at the end of
+    It is enough that one process gets the signal. All of them stop after the same iteration: each reports at the end of
     every iteration whether it has got one, and learns at the end of the next whether any has, so that none waits. With
     accumulated gradients they stop after the next step of the optimizer. A second signal ends a process at once, unless
     it comes within two seconds: a scheduler that signals all processes and a launcher that hands its own on send two.
@@ -44,7 +44,7 @@ class PreemptionHook(Hook):
         self._wanted = False
 
     def before_train(self, runner: Runner) -> None:
-        """Listen from here on."""
+        """Install the signal handlers."""
         self._agreement = Agreement()
         try:
             self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
@@ -85,7 +85,7 @@ class PreemptionHook(Hook):
         sys.exit(PREEMPTED)
 
     def after_train(self, runner: Runner) -> None:
-        """Leave signals as they were."""
+        """Restore the signal handlers."""
         if self._agreement is not None:
             self._agreement.answer()  # every process takes part in what it has asked
         for number, handler in self._previous.items():

@@ -14,7 +14,7 @@ _NUMPY_KEYS = 624  # of MT19937
 
 
 def get_random_state() -> dict[str, Any]:
-    """Of Python, NumPy, torch, and torch's current CUDA device: tensors, numbers and plain containers."""
+    """State of the generators of Python, NumPy, torch and the current CUDA device: tensors, numbers, containers."""
     kind, keys, *rest = np.random.get_state(legacy=True)
     state = dict(
         python=random.getstate(),
@@ -28,7 +28,7 @@ def get_random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Go on where :func:`get_random_state` was called.
+    """Restore what :func:`get_random_state` returned.
 
     Raises:
         UserError: If it is no such state, as a file may hold.
@@ -52,7 +52,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def make_seed(numbers: Sequence[int]) -> int:
-    """One seed of many non-negative integers (``numpy.random.SeedSequence``), of 32 bits, as NumPy's takes."""
+    """Combine non-negative integers into one seed of 32 bits, as NumPy takes (``numpy.random.SeedSequence``)."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 

@@ -26,8 +26,8 @@ class Run:
     """A training, which may have branched off others.
 
     Attributes:
-        id: Of it, if it has one.
-        ancestors: Ids of those that it goes on from, and the last iteration of each that is of it, too.
+        id: Its id, if it has one.
+        ancestors: Ids of the runs that it continues, and the last iteration of each that belongs to it as well.
     """
 
     id: str | None = None
@@ -48,7 +48,7 @@ class Run:
 
 @dataclass
 class Newest:
-    """What was found.
+    """Result of :func:`find_newest`.
 
     Attributes:
         path: The checkpoint to go on from, if there is one.
@@ -148,7 +148,7 @@ def _iteration(known: tuple[Any, ...]) -> int:
 
 
 def find_fault(path: str | Path, network: nn.Module) -> str | None:
-    """What keeps a training of a network from going on from a checkpoint, or None."""
+    """Why a training of a network cannot resume from a checkpoint, or None."""
     try:
         content = load_data(path, 'meta')
         check_integrity(path)
@@ -200,7 +200,7 @@ def fault_of(content: Any, name: object, network: nn.Module) -> str | None:
 def misfit_of(content: Mapping[str, Any], optimizers: Any, schedulers: Any) -> str | None:
     """Why the optimizers and schedulers of a training do not take the states in a checkpoint, or None.
 
-    mmengine and torch take over whatever a state holds, and fail at the first step, if at all.
+    mmengine and torch take over any state, and fail at the first step, if at all.
 
     Args:
         content: Of the checkpoint.

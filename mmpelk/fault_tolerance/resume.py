@@ -1,4 +1,4 @@
-"""Exact resume: a training that was interrupted ends as the one that was not, to the bit."""
+"""Exact resume: an interrupted training ends with the same bits as one that was not interrupted."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,7 @@ class ResumeHook(Hook):
     """Let training go on, after a resume, as if it had not been interrupted.
 
     It needs :class:`~mmpelk.engine.CheckpointHook`, which stores what it restores: the random state of every process,
-    for drop path, dropout and whatever else draws in the training process.
+    for drop path, dropout and everything else that draws random numbers in the training process.
 
     Data are drawn anew by position, not by history. Each batch has a number, counted from the start of the run, and
     its augmentations are drawn from (seed of the run, rank, number), in whichever worker loads it: where the workers
@@ -83,7 +83,7 @@ class ResumeHook(Hook):
         elif skip:
             _count_from(loop, skip)
         if state:
-            self._say_what_differs(runner, state)
+            self._log_differences(runner, state)
             self._pending = state
             # An epoch that begins draws in its hooks, as it would have; one that goes on has done so.
             self._within = endless or bool(skip)
@@ -132,7 +132,7 @@ class ResumeHook(Hook):
             return min(max(0, loop.iter - loop.epoch * length), length)
         return self._state['place'] * length // self._state['batches']  # of another length: the same share of it
 
-    def _say_what_differs(self, runner: Runner, state: dict[str, Any]) -> None:
+    def _log_differences(self, runner: Runner, state: dict[str, Any]) -> None:
         now = dict(
             processes=(len(state['ranks']), get_world_size()),
             batch_size=(state['batch_size'], runner.train_dataloader.batch_sampler.batch_size),

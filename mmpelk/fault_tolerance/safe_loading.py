@@ -303,9 +303,9 @@ def _without_config(loader: Callable) -> Callable:
 
 
 def read_checkpoint(name: str | Path, map_location: Location = 'cpu') -> Any:
-    """Read a checkpoint as data, by whatever name mmengine knows it: a path, a URL, ``torchvision://resnet50``.
+    """Read a checkpoint as data, by any name that mmengine accepts: a path, a URL, ``torchvision://resnet50``.
 
-    A loader that somebody has registered for such names is used instead of ours.
+    A loader that the user has registered for such names is used instead of ours.
 
     Args:
         name: Path or address.
@@ -330,7 +330,7 @@ def install_safe_loading() -> None:
     """Let mmengine's ``CheckpointLoader`` read checkpoints as data in this process.
 
     Runners, ``init_cfg`` and the toolboxes all read checkpoints through it. Only mmengine's own
-    loaders are replaced; one that somebody has registered stays. Configs in checkpoints are left out, which mmengine's
+    loaders are replaced; one that the user has registered stays. Configs in checkpoints are left out, which mmengine's
     runner would run on a resume, and its inferencers where they are given weights alone. Importing mmpelk does not call
     this: our tools, our hooks and :mod:`mmpelk.hub` do. The first call is logged, and every training logs it.
     """

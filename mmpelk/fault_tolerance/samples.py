@@ -49,11 +49,11 @@ class CheckDataHook(Hook):
                 f"the checkpoint '{runner._load_from}' is of another network: no parameter has its name and shape. "
                 'Load one of this network, or leave load_from out'
             )
-        self._look_at(runner, runner.train_loop.dataloader.dataset, 'train_dataloader')
+        self._check_data(runner, runner.train_loop.dataloader.dataset, 'train_dataloader')
 
     def before_val(self, runner: Runner) -> None:
         """Check the validation data."""
-        self._look_at(runner, runner.val_loop.dataloader.dataset, 'val_dataloader')
+        self._check_data(runner, runner.val_loop.dataloader.dataset, 'val_dataloader')
 
     def before_test(self, runner: Runner) -> None:
         """Check the test data and the loaded weights."""
@@ -63,14 +63,14 @@ class CheckDataHook(Hook):
                 f"the checkpoint '{runner._load_from}' is of another network: {fitting} of {wanted} parameters "
                 'have their names and shapes. Give the config that it was trained with'
             )
-        self._look_at(runner, runner.test_loop.dataloader.dataset, 'test_dataloader')
+        self._check_data(runner, runner.test_loop.dataloader.dataset, 'test_dataloader')
 
     def _count_fitting(self, runner: Runner) -> int:
         """How many parameters of the network the loaded weights fit."""
         parameters = runner.model.named_parameters()
         return sum(self._loaded.get(name.removeprefix('module.')) == value.shape for name, value in parameters)
 
-    def _look_at(self, runner: Runner, dataset: Any, loader: str) -> None:
+    def _check_data(self, runner: Runner, dataset: Any, loader: str) -> None:
         if len(dataset) == 0:
             raise UserError(_empty(loader, dataset))
         classes = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
@@ -83,14 +83,14 @@ class CheckDataHook(Hook):
                     f'{loader}.dataset.metainfo'
                 )
         for part in _parts(dataset):
-            _look_at_pictures(part, loader)
+            _check_pictures(part, loader)
             if type(getattr(part, 'pipeline', None)) is Compose:
                 number = max([len(classes), *outputs.values()])
                 ignored = _ignored(runner.model) or {getattr(part, 'ignore_index', 255)}
                 part.pipeline = _CheckedPipeline(part.pipeline.transforms, number, files_of(part), ignored)
 
 
-def _look_at_pictures(dataset: Any, loader: str) -> None:
+def _check_pictures(dataset: Any, loader: str) -> None:
     """Read a few pictures as the pipeline does, and refuse those that it makes nearly black."""
     transforms = getattr(getattr(dataset, 'pipeline', None), 'transforms', None)
     if not transforms or type(transforms[0]).__name__ != 'LoadImageFromFile':

@@ -78,7 +78,7 @@ def explain_failed_write(path: str, last_good: str | None) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        # torch tells of a failed write by a RuntimeError of its own.
+        # torch reports a failed write by a RuntimeError of its own.
         if not isinstance(error, OSError) and 'write' not in str(error):
             raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error

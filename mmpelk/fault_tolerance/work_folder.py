@@ -35,8 +35,8 @@ class WorkFolderLock:
             opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as error:
             raise UserError(
-                f"'{path}' cannot be opened to lock the folder: {error.strerror}. Delete it if nobody trains there, or "
-                'take another --work-dir'
+                f"'{path}' cannot be opened to lock the folder: {error.strerror}. Delete it if no training runs there, "
+                'or take another --work-dir'
             ) from error
         status = os.fstat(opened)
         key = (status.st_dev, status.st_ino)

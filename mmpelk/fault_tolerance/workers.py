@@ -27,14 +27,14 @@ class _WatchParent:
 def _exit_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(_LOOK_EVERY)
-    # Not sys.exit: that waits for a queue to be emptied which nobody reads any more.
+    # Not sys.exit: that waits for a queue to be emptied, which no process reads any more.
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def end_workers_with_parent(loader: DataLoader) -> None:
     """Let the workers that a loader starts from now on end when their parent is gone, as after SIGKILL.
 
-    torch's own workers also check whether their parent lives, but then wait forever for their batches to be fetched.
+    torch's own workers also check whether their parent is alive, but then wait forever for their batches to be fetched.
     """
     if loader.num_workers and not isinstance(loader.worker_init_fn, _WatchParent):
         loader.worker_init_fn = _WatchParent(loader.worker_init_fn)

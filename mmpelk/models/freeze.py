@@ -1,4 +1,4 @@
-"""Deployed networks whose weights stay: what depends on the weights alone is computed once."""
+"""Deployed networks whose weights do not change: what depends on the weights alone is computed once."""
 
 from typing import TypeVar
 

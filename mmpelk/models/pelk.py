@@ -433,7 +433,7 @@ class PeLK(Pretrained, BaseModule):
             x = self.forward_stage(i, x)
             if i in self.out_indices:
                 norm = getattr(self, f'norm{i}')
-                # Contiguous: mmcv's RoIAlign reads its input as such, whatever the strides.
+                # Contiguous: mmcv's RoIAlign reads its input as such and ignores the strides.
                 outs.append(norm(x.mean((-2, -1))) if self.gap_before_final_norm else norm(x).contiguous())
         return tuple(outs)
 
@@ -467,7 +467,7 @@ class PeLK(Pretrained, BaseModule):
         """The constructor's arguments, but ``init_cfg``, that build the network as it is: deployed, shrunk, shorter."""
         blocks = [[cast(PeLKBlock, block) for block in stage] for stage in self.stages]
         hidden = [
-            # Layers in a wrapper, as LoRA's, say nothing of themselves.
+            # Wrapped layers, such as LoRA's, do not have the attribute.
             [getattr(block.pointwise_conv1, 'out_features', 4 * width) for block in stage]
             for stage, width in zip(blocks, self.channels, strict=True)
         ]

@@ -48,7 +48,7 @@ class SparsityHook(Hook):
     - ``weight`` (SLaK, PeLK): each weight on its own. It lowers counts, not memory or time.
     - ``unit``: hidden units of blocks with two linear layers, with as many active weights in the whole ``target`` as
       ``weight``; its other weights are all active. ``tools/export_dense.py --shrink`` takes the inactive units out.
-    - ``2:4``: two of every four weights along the input of each linear layer, whatever the ``density``.
+    - ``2:4``: two of every four weights along the input of each linear layer; ``density`` has no effect.
 
     A run without a checkpoint draws its masks from ``initialisation``; one with a checkpoint (``load_from``,
     ``resume``, or ``init_cfg=dict(type='Pretrained', ...)``) takes the masks in it. After every optimizer step the

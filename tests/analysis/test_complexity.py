@@ -226,7 +226,7 @@ _COUNTED: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
 
 
 @pytest.mark.parametrize('name', _COUNTED)
-def test_operations_are_counted_as_is_said(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operations_are_counted_as_documented(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a map of 128 numbers; transforms of 64 points."""
     function, count = _COUNTED[name]
     monkeypatch.setitem(BACKENDS, name, Backend(name, lambda x, *_: function(x), lambda *_: torch.empty(0)))

@@ -1,4 +1,4 @@
-"""The check of a machine with a GPU, dry: every step runs, and what falls short is said."""
+"""The check of a machine with a GPU, dry: every step runs, and what falls short is reported."""
 
 import json
 import subprocess

@@ -111,7 +111,7 @@ def test_every_default_hook_can_be_left_out(tmp_path: Path) -> None:
 
 
 def test_long_messages_are_short_on_the_terminal_until_the_loop_begins(tmp_path: Path, capsys: Any) -> None:
-    """The log's file has every line; what is said from the first iteration on, and what is wrong, is shown whole."""
+    """The log's file has every line; warnings, and messages from the first iteration on, are shown whole."""
     cfg = Config(
         dict(
             model=dict(type='mmpelk.PeLK', depths=(1,), channels=(8,), kernel_sizes=(5,), out_indices=(0,)),

@@ -1,4 +1,4 @@
-"""What a training says while it runs: in a terminal and in a log, once, and never at the training's cost."""
+"""What a training prints while it runs: in a terminal and in a log, once, and never at the training's cost."""
 
 import importlib.util
 import io

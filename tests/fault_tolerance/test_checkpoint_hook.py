@@ -23,7 +23,7 @@ from tests.fault_tolerance.tiny import hook_of, make_runner, names, train
 
 
 class Disk:
-    """A disk that takes files when it is told to."""
+    """A disk that finishes a write when the test allows it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked, self.allowed, self.fails = threading.Event(), threading.Event(), False

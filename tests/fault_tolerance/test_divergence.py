@@ -1,4 +1,4 @@
-"""A step that is left out changes nothing, whether its loss or its gradient is bad, and whoever waits for the device.
+"""A step that is left out changes nothing, whether its loss or its gradient is bad, known at once or one step later.
 
 What a GPU does later, of which only the copy to the host needs one, is run on the CPU; mixed precision as far as a CPU
 has it.

@@ -246,7 +246,7 @@ def test_nothing_else_unpickles() -> None:
                 function = node.func if isinstance(node, ast.Call) else None
                 if not isinstance(function, ast.Attribute) or not isinstance(function.value, ast.Name):
                     continue
-                # numpy reads pickles only where it is told to.
+                # numpy reads pickles only with this argument.
                 unpickles = function.attr == 'load' and any(word.arg == 'allow_pickle' for word in node.keywords)
                 if unpickles or (function.value.id, function.attr) in calls:
                     found.append(f'{path}:{node.lineno}')

@@ -1,4 +1,4 @@
-"""Trainings of a single weight, which save whenever they are told to."""
+"""Trainings of a single weight, which save on request."""
 
 import os
 from collections.abc import Sequence

@@ -65,7 +65,7 @@ class Running:
 
 
 class Signalled(Hook):
-    """A process that gets a signal after an iteration, whoever else is busy.
+    """Sends a signal to one process after an iteration.
 
     Args:
         rank: Of the process.
@@ -180,7 +180,7 @@ def _leaves(value: Any, at: str = '') -> Iterator[tuple[str, tuple[Any, ...]]]:
         yield at, (type(value), repr(value))  # NaN is itself
 
 
-# What tells one process from another: clocks, paths, names of files, and the density, which is said at every start.
+# What differs between processes: clocks, paths, names of files, and the density, which is logged at every start.
 _OF_THE_PROCESS = ('time', 'experiment_name', 'density', 'cfg', 'eta', 'memory')
 _OF_THE_PROCESS += ('_ckpt', 'keep_ckpt_ids', 'interrupted', 'run_id')
 

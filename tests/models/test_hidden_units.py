@@ -1,4 +1,4 @@
-"""PeLK with fewer hidden units: as told, as its pretrained weights have them, and as a checkpoint that it loads."""
+"""PeLK with fewer hidden units: as configured, as in its pretrained weights, and as in a checkpoint that it loads."""
 
 from pathlib import Path
 

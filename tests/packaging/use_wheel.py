@@ -1,8 +1,8 @@
-"""Use an installed mmpelk as somebody else's project would, in either of OpenMMLab's lines.
+"""Use an installed mmpelk as another project would, in either of OpenMMLab's lines.
 
     cd ELSEWHERE && PYTHON use_wheel.py [TOOLBOX ...]
 
-Whatever Python runs it has to have mmpelk from a wheel. The toolboxes that are named (mmseg, mmdet, mmpretrain) build a
+The Python that runs it must have mmpelk from a wheel. The toolboxes that are named (mmseg, mmdet, mmpretrain) build a
 small network of a recipe and take a training step. It needs nothing of the checkout and no pytest.
 """
 

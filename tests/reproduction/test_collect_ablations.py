@@ -29,7 +29,7 @@ SLAK = 'table1_slak_51'
 def write_trained(
     work: Path, stage: str, name: str, value: float, options: dict | None = None, gpus: int = 0, seed: int = 0
 ) -> None:
-    """A finished training of a recipe with options, on the recipe's number of GPUs unless told."""
+    """A finished training of a recipe with options, on the recipe's number of GPUs by default."""
     lines = epoch(120, value) if stage == 'cls' else [dict(loss=1.0, iter=50, step=50), dict(mIoU=value, step=80000)]
     cfg = recipe(stage, name)
     cfg.merge_from_dict(options or {})

@@ -42,7 +42,7 @@ def _open(data: Path, task: str, name: str | None) -> tuple[Any, str]:
         try:
             dataset = datumaro.Dataset.import_from(str(data), each)
             kinds = {annotation.type.name for item in dataset for annotation in item.annotations}
-        except Exception as error:  # whatever a plugin raises on what it does not expect
+        except Exception as error:  # a plugin may raise anything on unexpected files
             reason: BaseException = error
             while reason.__cause__:
                 reason = reason.__cause__

@@ -207,7 +207,7 @@ def read_header(path: Path, pixels: bool = True) -> Header:
                 image.load()
             if image.mode.startswith('I'):
                 peak = int(np.asarray(image).max())
-    except Exception as error:  # Pillow's readers raise whatever the damage leads to
+    except Exception as error:  # Pillow's readers may raise anything on damaged files
         return Header(error=f'{type(error).__name__}: {error}'.splitlines()[0])
     return Header(width, height, orientation if orientation in range(1, 9) else 1, peak=peak)
 

@@ -1,4 +1,4 @@
-"""Segmentation: images and label maps, whatever their layout, and the mistakes that are easy to make with them."""
+"""Segmentation: images and label maps in any layout, and the mistakes that are easy to make with them."""
 
 import re
 from collections import Counter, defaultdict
@@ -238,8 +238,8 @@ def _read_name(path: str, stems_first: bool, is_label: bool | None = None) -> _N
     if (said['folders'] | said['stem']) & _OTHER:
         return None
     order = ('stem', 'folders') if stems_first else ('folders', 'stem')
-    told = next((said[where] for where in order if said[where]), set())
-    label = bool(told & (_LABELS | {'color'})) if is_label is None else is_label
+    first = next((said[where] for where in order if said[where]), set())
+    label = bool(first & (_LABELS | {'color'})) if is_label is None else is_label
     rank = min((_BEST.index(word) for word in said['stem'] if word in _BEST), default=_BEST.index(''))
     name = ''.join(words)
     split = split_of('/'.join(folders)) if folders else None
@@ -382,7 +382,7 @@ def _read_label(path: Path, through_palette: bool) -> _Label:
                 raise ValueError(f'a label map is one picture, and it has {image.n_frames}')
             table = image.getpalette('RGB') if mode == 'P' else None
             values = _values(image, through_palette)
-    except Exception as error:  # Pillow's readers raise whatever the damage leads to
+    except Exception as error:  # Pillow's readers may raise anything on damaged files
         return _Label(Header(error=f'{type(error).__name__}: {error}'.splitlines()[0]))
     keys, positions = np.unique(values, return_inverse=True)
     palette = np.asarray(table or [], np.int64).reshape(-1, 3)

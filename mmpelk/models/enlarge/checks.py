@@ -139,7 +139,7 @@ def refuse_holders(parameters: Iterable[nn.Parameter]) -> None:
     replaced = set(parameters)
     if _holder_of(replaced) is None:
         return
-    gc.collect()  # it may be a dead one
+    gc.collect()  # the holder may be garbage, which does not count
     if (holder := _holder_of(replaced)) is None:
         return
     if isinstance(holder, nn.Module):

@@ -106,19 +106,19 @@ class EnlargedConv2d(PeripheralConv2d):
         rows, columns = ((rings - size) // 2 for size in self.dense_size)
         return F.pad(kernel, (columns, columns, rows, rows))
 
-    def refuse_other_kernel(self, kernel: Tensor, told: Mapping[str, Any], prefix: str) -> None:
-        """Refuse a kernel that a state dict tells to be neither the dense one nor one of the same rings.
+    def refuse_other_kernel(self, kernel: Tensor, metadata: Mapping[str, Any], prefix: str) -> None:
+        """Refuse a kernel that, by its state dict, is neither the dense one nor one of the same rings.
 
         Args:
             kernel: What the state dict has as the weight.
-            told: What torch keeps for the module in the state dict; if it names no kernel, nothing is refused.
+            metadata: What torch keeps for the module in the state dict; if it names no kernel, nothing is refused.
             prefix: What stands before the module's own names in it.
 
         Raises:
             UserError: It names both kernels and the remedy.
         """
-        side, grid = kernel.shape[-1], told.get('sharing_grid')
-        if grid is None and 'version' in told and side == len(self.sharing_grid):
+        side, grid = kernel.shape[-1], metadata.get('sharing_grid')
+        if grid is None and 'version' in metadata and side == len(self.sharing_grid):
             grid = (1,) * side  # torch writes the version for every module, and peripheral ones write their rings
         of_the_original = kernel.shape[2:] == self.dense_size and set(grid or (1,)) == {1}
         if isinstance(grid, list | tuple) and len(grid) == side and not of_the_original:

@@ -100,7 +100,7 @@ def enlarge(
         return why_not_enlarged(module, size, center_size)
 
     plans, left = _plans(model, found, kernel_size, why_not, maps, 'enlarged')
-    return _carry_out(model, plans, left, maps, partial(_enlarged, center_size=center_size, backend=backend))
+    return _replace_all(model, plans, left, maps, partial(_enlarged, center_size=center_size, backend=backend))
 
 
 def shrink(
@@ -136,7 +136,7 @@ def shrink(
         return why_no_other_size(conv, size, center_size)
 
     plans, left = _plans(model, found, kernel_size, why_not, {}, 'made smaller')
-    return _carry_out(model, plans, left, {}, partial(_resized, center_size=center_size))
+    return _replace_all(model, plans, left, {}, partial(_resized, center_size=center_size))
 
 
 def dense(model: nn.Module) -> list[str]:
@@ -172,9 +172,9 @@ def dense(model: nn.Module) -> list[str]:
     refuse_holders(value for _, conv in found for value in conv.parameters())
     for name, conv in found:
         if conv not in replaced:
-            weight = _renewed(conv.weight, expand_kernel(conv.weight.detach(), conv.sharing_grid))
+            weight = _new_parameter(conv.weight, expand_kernel(conv.weight.detach(), conv.sharing_grid))
             size = conv.kernel_size, conv.kernel_size
-            bias = None if conv.bias is None else _renewed(conv.bias)
+            bias = None if conv.bias is None else _new_parameter(conv.bias)
             replaced[conv] = conv2d(conv.in_channels, size, weight, bias).train(conv.training)
         _replace(model, name, replaced[conv])
         names.append(name)
@@ -233,10 +233,10 @@ def _refuse_other_kernels(network: nn.Module, path: str, prefix: str) -> None:
     """
     content, prefix = read_checkpoint(path), f'{prefix.removesuffix(".")}.'
     state = content.get('state_dict', content)
-    told = metadata_of(state, prefix)
+    metadata = metadata_of(state, prefix)
     for name, conv in _enlarged_convs(network):
         if (kernel := state.get(f'{prefix}{name}.weight')) is not None:
-            conv.refuse_other_kernel(kernel, told.get(name, {}), f'{prefix}{name}.')
+            conv.refuse_other_kernel(kernel, metadata.get(name, {}), f'{prefix}{name}.')
 
 
 def _depthwise(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -303,7 +303,7 @@ def _maps(model: nn.Module, modules: Sequence[nn.Module], input_size: Sequence[i
         model.eval()
         with torch.no_grad():
             model(image)
-    except Exception as error:  # whatever a network raises
+    except Exception as error:  # a network may raise anything
         raise UserError(
             f'the {type(model).__name__} does not take an image of {tuple(image.shape)}: {error}; leave input_size '
             'out, and give sizes by patterns of names'
@@ -376,7 +376,7 @@ def _size_by_map(sizes: Mapping[Any, int], maps: set[tuple[int, int]]) -> tuple[
     return sizes.get(side), f'no kernel size is given for maps of {names}'
 
 
-def _carry_out(
+def _replace_all(
     model: nn.Module,
     plans: Sequence[tuple[str, Any, int]],
     left: dict[str, str],
@@ -415,22 +415,22 @@ def _enlarged(module: Any, size: int, center_size: int | None, backend: str | No
         conv = EnlargedConv2d(
             module.in_channels, size, (rows, columns), center_size, bias=module.bias is not None, backend=backend
         )
-    conv.weight = _renewed(module.weight, conv.embed(module.weight.detach()))
+    conv.weight = _new_parameter(module.weight, conv.embed(module.weight.detach()))
     if module.bias is not None:
-        conv.bias = _renewed(module.bias)
+        conv.bias = _new_parameter(module.bias)
     return conv.train(module.training)
 
 
 def _resized(conv: EnlargedConv2d, size: int, center_size: int | None) -> EnlargedConv2d:
     center = center_size or conv.center_size
     grid = sharing_grid(size, center)
-    weight = _renewed(conv.weight, cast(Tensor, on_grid(conv, grid)))
+    weight = _new_parameter(conv.weight, cast(Tensor, on_grid(conv, grid)))
     conv.weight = weight
     conv.kernel_size, conv.center_size, conv.sharing_grid = size, center, grid
     return conv
 
 
-def _renewed(parameter: nn.Parameter, values: Tensor | None = None) -> nn.Parameter:
+def _new_parameter(parameter: nn.Parameter, values: Tensor | None = None) -> nn.Parameter:
     """A new parameter with the attributes of another; by default with a copy of its values."""
     new = nn.Parameter(parameter.detach().clone() if values is None else values, parameter.requires_grad)
     vars(new).update(vars(parameter))  # such as marks of the toolboxes

@@ -33,7 +33,7 @@ class Change:
 
     @property
     def flops(self) -> tuple[int, int]:
-        """Multiply-adds for one image of the dense kernels, before and now, whatever a backend really computes."""
+        """Multiply-adds for one image of the dense kernels, before and now, not what a backend really computes."""
         positions = self.channels * sum(map(prod, self.maps))
         return positions * prod(self.before), positions * self.after**2
 

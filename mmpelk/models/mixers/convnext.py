@@ -8,7 +8,7 @@ from .base import Mixer, MixerSpec, depthwise_conv
 class ConvNeXtMixer(Mixer):
     """A depthwise ``7 x 7`` convolution with a bias, and nothing beside it.
 
-    The kernel is 7 x 7 whatever the spec says, and there is nothing to merge.
+    The kernel is always 7 x 7, also if the spec asks for another; there is nothing to merge.
     """
 
     name = 'conv7'

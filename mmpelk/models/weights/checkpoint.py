@@ -41,7 +41,7 @@ def pretrained_cfgs(init_cfg: Mapping[str, Any] | Sequence[Mapping[str, Any]] | 
 
 
 def state_dict_of(content: Any, name: str | Path = 'the checkpoint') -> dict[str, Tensor]:
-    """The weights in the content of a checkpoint, whatever wraps them.
+    """The weights in the content of a checkpoint, without what wraps them.
 
     They stand under ``state_dict`` (OpenMMLab, Lightning), ``model`` (ConvNeXt, SLaK, DeiT) or by themselves (timm,
     torchvision); the prefix ``module.`` of data-parallel wrappers is cut off.

@@ -123,7 +123,7 @@ def _read_timm(name: str, address: str) -> PublicWeights:
 
 
 def _refuse_timms_variant(name: str, address: str) -> None:
-    """Refuse a ConvNeXt whose activation or epsilon is not PeLK's, which its weights do not tell."""
+    """Refuse a ConvNeXt whose activation or epsilon is not PeLK's, which its weights do not show."""
     import timm
 
     if not timm.models.is_model_in_modules(name, ['convnext']):
@@ -182,7 +182,7 @@ def _read_repository(name: str, address: str, file: str | None = None) -> Public
             content = read(download([files]))
         except (
             Exception
-        ):  # the card and the configs only inform: whatever a stranger wrote in them, the weights are read
+        ):  # the card and the configs only inform: a mistake in them must not keep the weights from being read
             return {}
         return content if isinstance(content, Mapping) else {}
 

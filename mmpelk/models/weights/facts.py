@@ -1,7 +1,7 @@
 """What a state dict says of a network beside its tensors: the sharing grids, and how the embeddings are applied.
 
-Kernels of different sizes can have equally many shared parameters, so that the weights of one load into the other
-without a word. The facts stand in the dicts that torch keeps for the modules of a state dict (``_metadata``), which
+Kernels of different sizes can have equally many shared parameters, so that the weights of one load silently into
+the other. The facts stand in the dicts that torch keeps for the modules of a state dict (``_metadata``), which
 ``torch.save`` writes and ``load_state_dict`` hands to every module; names of tensors stay as they are. A copy into a
 plain dict has none of them, and is loaded as it is.
 """
@@ -60,8 +60,8 @@ def facts_of(state_dict: Mapping[str, Tensor], prefix: str = '') -> Facts:
     """The facts in a state dict, by names of modules, of those under ``prefix``, which is cut off."""
     return {
         module: facts
-        for module, told in metadata_of(state_dict, prefix).items()
-        if (facts := {name: told[name] for name in _FACTS if name in told})
+        for module, metadata in metadata_of(state_dict, prefix).items()
+        if (facts := {name: metadata[name] for name in _FACTS if name in metadata})
     }
 
 
@@ -70,9 +70,9 @@ def metadata_of(state_dict: Mapping[str, Tensor], prefix: str = '') -> Facts:
     metadata = getattr(state_dict, '_metadata', None)
     entries = metadata.items() if isinstance(metadata, Mapping) else ()
     return {
-        f'{module}.'[len(prefix) :].rstrip('.'): dict(told)
-        for module, told in entries
-        if f'{module}.'.startswith(prefix) and isinstance(told, Mapping)
+        f'{module}.'[len(prefix) :].rstrip('.'): dict(metadata)
+        for module, metadata in entries
+        if f'{module}.'.startswith(prefix) and isinstance(metadata, Mapping)
     }
 
 

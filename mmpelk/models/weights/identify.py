@@ -41,10 +41,10 @@ class Reading:
         self.title = SOURCES[source].title
         #: Whether the last norm comes before pooling: timm's ``_hnf``.
         self.norm_first = any(key.startswith(f'{self.prefix}norm_pre.') for key in weights)
-        if reason := self._obstacle():
+        if reason := self._why_unsupported():
             raise UserError(f'{name} is {self}: {reason}')
 
-    def _obstacle(self) -> str:
+    def _why_unsupported(self) -> str:
         """Why no PeLK computes the network; empty where one does."""
         layout = self.layout
         if not layout.patch_stem:

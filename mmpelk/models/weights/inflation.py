@@ -57,7 +57,7 @@ def inflate(weights: Mapping[str, Tensor], backbone: PeLK, name: str = 'the chec
     """The weights of a ConvNeXt, SLaK or network with dense kernels, for a backbone of the same widths and depths.
 
     Args:
-        weights: State dict with the names of one of :data:`~mmpelk.models.weights.key_maps.SOURCES`, told by them.
+        weights: State dict with the names of one of :data:`~mmpelk.models.weights.key_maps.SOURCES`.
         backbone: A PeLK with ``branch_norms=False`` and ``conv_ratio=1.0``, such as ``PeLK('convnext-tiny')``.
         name: What to call the weights in messages.
 

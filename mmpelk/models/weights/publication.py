@@ -160,7 +160,7 @@ def unwrapped(network: nn.Module) -> nn.Module:
 def state_of(network: nn.Module) -> dict[str, Tensor]:
     """The state dict of a network, by the names that it has without compiled parts."""
     state = network.state_dict()
-    facts = {name.replace('_orig_mod.', '').removesuffix('._orig_mod'): told for name, told in facts_of(state).items()}
+    facts = {name.replace('_orig_mod.', '').removesuffix('._orig_mod'): fact for name, fact in facts_of(state).items()}
     return with_facts({key.replace('_orig_mod.', ''): value for key, value in state.items()}, facts)
 
 

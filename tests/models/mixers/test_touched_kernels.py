@@ -1,4 +1,4 @@
-"""Kernels that somebody watches, wraps or changes: they are called as modules, and merged rightly or not at all."""
+"""Kernels that have hooks, are wrapped or are changed: they are called as modules, and merged rightly or not at all."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Weights of a backbone, however ``init_cfg`` names them and whatever wraps them in the file."""
+"""Weights of a backbone, for every way to name them in ``init_cfg`` and to wrap them in the file."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -103,7 +103,7 @@ def test_tensors_alone_load_as_they_are() -> None:
     )
     larger: Any = PeLK(**arguments | dict(kernel_sizes=(51,)))
     state.update({key: value for key, value in larger.state_dict().items() if key.endswith('.large.weight')})
-    larger.load_state_dict(state)  # kernels that somebody has made larger, who left what is said of the others
+    larger.load_state_dict(state)  # larger kernels beside the facts of the old ones
     assert facts_of(fold_masks(state)).keys() == {'stages.0.0.mixer.large'}
 
 

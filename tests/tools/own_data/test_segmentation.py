@@ -1,4 +1,4 @@
-"""Folders of images and label maps: every layout is understood, and every common mistake is told."""
+"""Folders of images and label maps: every layout is understood, and every common mistake is reported."""
 
 import shutil
 from collections.abc import Callable
