@@ -280,11 +280,15 @@ def test_files_that_a_recipe_starts_from_are_not_read(tmp_path: Path) -> None:
     assert 'UPerHead' in str(hub.from_pretrained(tmp_path).cfg.model)
 
 
-def test_modules_that_the_caller_trusts(tmp_path: Path) -> None:
+def test_modules_that_the_caller_trusts(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = dict(default_scope='mmseg', model=dict(type='PointHead'))
     with pytest.raises(ValueError, match='PointHead'):
         hub.refuse_harmful_recipe(content, 'name')
     hub.refuse_harmful_recipe(content, 'name', ['PointHead'])
+    trusted: list[Any] = []
+    monkeypatch.setattr(hub, 'refuse_harmful_recipe', lambda content, name, allow: trusted.append(allow))
+    hub.from_pretrained(published, allow=['PointHead'])
+    assert trusted == [['PointHead']]
 
 
 def test_weights_of_another_network_are_refused(published: Path) -> None:

@@ -107,6 +107,7 @@ def test_nothing_changes(optimizer: str, what: str, late: bool, amp: bool) -> No
     assert all(torch.isfinite(value).all() for value in after['average'].values())
     training.step()
     assert training.hook.skipped == 1
+    assert training.runner.message_hub.get_scalar('train/skipped_steps').current() == 1
     assert not same(before['network'], training.state()['network'])
 
 

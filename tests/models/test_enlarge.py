@@ -162,6 +162,14 @@ def test_sizes_by_name_and_function_and_patterns() -> None:
     assert sizes(kernel_size={np.int64(9): 13}, include='2', input_size=(9, 9)) == {'2': 13}
 
 
+def test_backend_of_the_larger_kernels() -> None:
+    network = small()
+    assert {change.backend for change in mmpelk.enlarge(network, 15, include='1').changes} == {None}
+    for size, backend, expected in ((17, 'fft', 'fft'), (31, None, 'fft'), (51, 'dense', 'dense')):
+        changes = mmpelk.enlarge(network, size, center_size=15, include='1', backend=backend).changes
+        assert [change.backend for change in changes] == [network[1].backend] == [expected]
+
+
 def test_the_centre_can_be_larger_than_the_kernel() -> None:
     network, x = small(), torch.rand(1, 3, 16, 16)
     want = network(x)

@@ -106,14 +106,15 @@ def test_classification_output_is_the_normed_mean() -> None:
     torch.testing.assert_close(model(x), (want,))
 
 
-def test_block_follows_the_equations() -> None:
+@pytest.mark.parametrize('activation', ['gelu', 'relu'])
+def test_block_follows_the_equations(activation: str) -> None:
     """Eq. 4 to 6 and the inverted bottleneck, written out."""
-    model = _nano().eval().double()
+    model = _nano(act_cfg=None if activation == 'gelu' else dict(type='ReLU')).eval().double()
     block, embedding = model.stages[0][0], model.stages[0].positional_embedding
     x = torch.randn(2, 16, 10, 9, dtype=torch.float64)
     mixed = torch.cat([block.mixer(x[:, :6], embedding), x[:, 6:]], 1)
     out = nn.functional.layer_norm(mixed.movedim(1, -1), (16,), block.norm.weight, block.norm.bias, 1e-6)
-    out = nn.functional.gelu(out @ block.pointwise_conv1.weight.T + block.pointwise_conv1.bias)
+    out = getattr(nn.functional, activation)(out @ block.pointwise_conv1.weight.T + block.pointwise_conv1.bias)
     out = (out @ block.pointwise_conv2.weight.T + block.pointwise_conv2.bias) * block.gamma
     torch.testing.assert_close(block(x, embedding), x + out.movedim(-1, 1))
 
