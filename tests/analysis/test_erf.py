@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from mmpelk.analysis import receptive_field
 from mmpelk.analysis.erf import (
     RANDOM,
+    Measured,
+    draw_fields,
     estimate_norms,
     load_model,
     measure,
     preprocessed,
+    ratio_table,
     read_images,
     set_layer_scales,
 )
@@ -95,6 +98,38 @@ def test_logarithms_are_of_the_mean_over_the_images(count: int, monkeypatch: pyt
     monkeypatch.setattr(receptive_field, 'contribution_scores', lambda model, images: count * scores)
     facts = measure(model, [np.zeros((41, 41, 3), np.uint8)] * count, {}).facts
     assert [ratio['side'] for ratio in facts['area_ratios_log']] == [1, 1, 1, 1]
+
+
+def test_figure_and_table_show_the_squares_that_were_measured() -> None:
+    scores = np.full((41, 61), 0.5)
+    scores[20, 30] = 100.0
+    squares = zip(receptive_field.THRESHOLDS, (1, 3, 21, 61), (0.001, 0.0015, 0.25, 1.0), strict=True)
+    ratios = [dict(threshold=threshold, side=side, area_ratio=area) for threshold, side, area in squares]
+    facts = dict(name='net', weights='random weights', images=7, theoretical_size=99, area_ratios=ratios)
+    facts['area_ratios_log'] = [ratio | dict(side=ratio['side'] + 2) for ratio in ratios]
+    figure = draw_fields([Measured(scores, facts)])
+    panel = figure.axes[0]
+    boxes = [(*patch.get_xy(), patch.get_width(), patch.get_height()) for patch in panel.patches]
+    # Around the pixel in the middle, whose own edges are at 30 and 31, 20 and 21; to the border.
+    assert boxes == [(30, 20, 1, 1), (29, 19, 3, 3), (20, 10, 21, 21), (0, 0, 61, 41)]
+    assert [patch.get_linestyle() for patch in panel.patches] == ['-', '--', ':', '-.']
+    np.testing.assert_allclose(panel.images[0].get_array(), scores / scores.mean())
+    assert tuple(panel.images[0].get_extent()) == (0, 61, 41, 0)
+    assert panel.get_title() == 'net\nrandom weights'
+    assert panel.get_xlabel() == 'pixels\nareas 0.1 / 0.1 / 25.0 / 100.0 %'
+    assert figure.get_suptitle() == 'Effective receptive field at 61 x 41 pixels, images: 7'
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ['20 %', '30 %', '50 %', '99 %']
+    table = ratio_table(
+        [facts, facts | dict(theoretical_size=None)], lambda text: f'<{text}>', lambda text: f'({text})'
+    )
+    assert table.columns == ['network', 'theoretical field [px]', 'scores', '20 %', '30 %', '50 %', '99 %']
+    assert [row[:3] for row in table.rows] == [
+        ('net', '<99>', 'as they are'), ('', '', 'log10(s + 1)'), ('net', '-', 'as they are'), ('', '', 'log10(s + 1)')
+    ]  # fmt: skip
+    shown = [f'({side} px, {area} %)' for side, area in ((1, 0.1), (3, 0.1), (21, 25.0), (61, 100.0))]
+    assert table.rows[0][3:] == tuple(shown)
+    assert table.rows[1][5] == '(23 px, 25.0 %)'
+    assert ratio_table([facts], logarithms=False).rows == [('net', '99', *(cell.strip('()') for cell in shown))]
 
 
 # A network of each toolbox that is not ours, shrunk, which names pre-trained weights where its toolbox does; and how

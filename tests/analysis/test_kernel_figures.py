@@ -1,5 +1,8 @@
 """The figures of Fig. 1 and 3: what is on them."""
 
+from itertools import product
+
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -23,9 +26,14 @@ def panels(figure: Figure) -> list[Axes]:
 def test_every_region_is_outlined_and_numbered() -> None:
     figure = draw_grids([(2, 1, 2), (7, 4, 2, 1, 1, 1, 1, 1, 2, 4, 7)])
     assert figure.get_suptitle()
-    for axes, parameters in zip(panels(figure), (9, 121), strict=True):
-        assert [text.get_text() for text in axes.texts] == [str(index) for index in range(parameters)]
-        assert len(axes.patches) == parameters
+    grids = (2, 1, 2), (7, 4, 2, 1, 1, 1, 1, 1, 2, 4, 7)
+    for axes, grid in zip(panels(figure), grids, strict=True):
+        assert [text.get_text() for text in axes.texts] == [str(index) for index in range(len(grid) ** 2)]
+        widths = np.repeat(grid, grid)  # of the ring of each position
+        np.testing.assert_array_equal(axes.images[0].get_array(), np.outer(widths, widths))
+        for patch, text, (height, width) in zip(axes.patches, axes.texts, product(grid, grid), strict=True):
+            assert (patch.get_height(), patch.get_width()) == (height, width)
+            assert text.get_position() == (patch.get_x() + width / 2, patch.get_y() + height / 2)
     assert [label.get_text() for label in panels(figure)[1].get_xticklabels()] == list('74211111247')
 
 
@@ -37,22 +45,29 @@ def test_small_regions_are_not_numbered_and_share_a_tick() -> None:
 
 def test_what_is_on_the_figure_of_a_kernel() -> None:
     model = PeLK(ARCH)
-    figure = draw_kernel(learnt_kernel(model, model.state_dict(), 0, 0), [2, 0])
+    kernel = learnt_kernel(model, model.state_dict(), 0, 0)
+    figure = draw_kernel(kernel, [2, 0])
     assert 'stages.0.0.mixer.large.weight: the branch' in figure.get_suptitle()
     shown = panels(figure)
     assert [axes.get_title() for axes in shown] == ['channel 2', 'channel 0'] * 2
     assert [axes.images[0].get_array().shape for axes in shown] == [(9, 9)] * 2 + [(13, 13)] * 2
     assert [len(axes.patches) for axes in shown] == [0, 0, 81, 81]
-    for axes in shown:  # zero in the middle, and a colour bar each
+    wanted = [kernel.weight[2], kernel.weight[0], kernel.dense[2], kernel.dense[0]]
+    for axes, want in zip(shown, wanted, strict=True):  # zero in the middle, and a colour bar each
         low, high = axes.images[0].get_clim()
         assert low == -high < 0
+        np.testing.assert_array_equal(axes.images[0].get_array(), want)
+        assert high == want.abs().max()
     assert len(figure.axes) == 2 * len(shown)
 
 
 def test_what_is_on_the_figure_of_an_embedding() -> None:
     model = PeLK(ARCH)
-    figure = draw_embedding(learnt_embedding(model, model.state_dict(), 0, 0, (8, 6)))
+    learnt = learnt_embedding(model, model.state_dict(), 0, 0, (8, 6))
+    figure = draw_embedding(learnt)
     shown = panels(figure)
     # Three convolved channels: h, W h, M.
     assert [axes.images[0].get_array().shape for axes in shown] == [(13, 13)] * 6 + [(8, 6)] * 3
+    for axes, want in zip(shown, [*learnt.embedding, *learnt.weighted, *learnt.map], strict=True):
+        np.testing.assert_array_equal(axes.images[0].get_array(), want)
     assert [axes.get_xlabel() for axes in shown[2::3]] == ['column, positions'] * 2 + ['column, pixels']

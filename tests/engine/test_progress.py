@@ -10,9 +10,12 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from mmengine.config import Config
+from mmengine.runner import EpochBasedTrainLoop
 
 from mmpelk.engine import RunEstimateHook, progress
 from mmpelk.engine.progress import _duration, add_vis_backend
@@ -63,6 +66,29 @@ def test_estimate_is_corrected_by_the_first_validation(monkeypatch: pytest.Monke
     assert '4 min 10 s for 70 more with validations of 60 s' in estimates(monkeypatch, 30)[1]
     # One among the iterations that are timed counts for none of them.
     assert 'whole run: 1 s an iteration' in estimates(monkeypatch, 5)[0]
+
+
+def test_estimate_counts_validations_of_epochs() -> None:
+    loop, said = EpochBasedTrainLoop.__new__(EpochBasedTrainLoop), []
+    loop._max_epochs, loop.val_interval = 10, 3
+    log = SimpleNamespace(info=said.append)
+    runner: Any = SimpleNamespace(max_iters=1000, epoch=1, train_loop=loop, val_loop=object(), logger=log)
+    hook = RunEstimateHook()
+    hook._seconds, hook._validations = 2.0, [20.0, 40.0]
+    hook._log(runner, 150)
+    # After the epochs 3, 6, 9 and 10, half a minute each.
+    assert '2 s an iteration, 30 min 20 s for 850 more with validations of 30 s' in said[0]
+
+
+@pytest.mark.parametrize(('used', 'hint'), [(35, True), (37, False)])
+def test_memory_of_a_gpu(used: int, hint: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice as much has to leave a tenth of it free."""
+    device = SimpleNamespace(total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'max_memory_reserved', lambda: used * 2**30)
+    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda index: device)
+    more = '; a batch twice as large would fit' if hint else ''
+    assert progress._memory() == f'{used}.0 of 80.0 GB of GPU memory at most{more}'
 
 
 @pytest.mark.parametrize('name', ['tensorboard', 'wandb'])

@@ -8,6 +8,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from mmengine.logging import MessageHub
 from PIL import Image
 
@@ -126,3 +127,20 @@ def test_long_curves_are_averaged() -> None:
     # Iterations 1001 to 2001 had the values 0 to 1000.
     np.testing.assert_allclose(steps - means, 1001)
     assert steps[-1] > 2000 - 3
+
+
+def test_what_is_on_the_picture() -> None:
+    losses = dict(aux=np.full(10, 3.0), loss=np.arange(10.0, 0.0, -1.0))
+    metrics: list[list[Any]] = [[5, dict(mIoU=40.0)], [10, dict(mIoU=50.0, mAcc=60.0)]]
+    figures: list[Figure] = []
+    with mock.patch.object(Figure, 'savefig', lambda figure, *_, **__: figures.append(figure)):
+        progress_picture._figure('tiny', 10, losses, metrics, {'a/cat.png': np.zeros((4, 6, 3), np.uint8)})
+    training, validation, picture = figures[0].axes
+    assert figures[0].get_suptitle() == 'tiny, iteration 10'
+    assert [line.get_label() for line in training.lines] == ['loss', 'aux']
+    assert training.lines[0].get_xydata().tolist() == [[step, 11 - step] for step in range(1, 11)]
+    assert training.get_yscale() == 'log'
+    assert {line.get_label(): line.get_xydata().tolist() for line in validation.lines} == {
+        'mIoU: 50': [[5, 40], [10, 50]], 'mAcc: 60': [[10, 60]]
+    }  # fmt: skip
+    assert (picture.get_title(), picture.images[0].get_array().shape) == ('cat.png', (4, 6, 3))

@@ -49,11 +49,14 @@ def test_weights_of_another_network_are_refused(stage: str, fitting: int, refuse
     """A training may start from a part of them, a test may lack a few."""
     network = nn.ParameterList(torch.zeros(1) for _ in range(4))
     weights = {str(index): torch.zeros(1 if index < fitting else 2) for index in range(4)}
-    if refused:
-        with pytest.raises(UserError, match=f'of another network: .*{refused}'):
-            check_weights(network, weights, stage)
-    else:
-        check_weights(network, weights, stage)
+    of_wrapper = {f'module.{name}': value for name, value in weights.items()}
+    # As wrappers for several GPUs call the parameters.
+    for model, given in ((network, weights), (nn.ModuleDict(dict(module=network)), weights), (network, of_wrapper)):
+        if refused:
+            with pytest.raises(UserError, match=f'of another network: .*{refused}'):
+                check_weights(model, given, stage)
+        else:
+            check_weights(model, given, stage)
 
 
 @pytest.mark.scope('mmseg')

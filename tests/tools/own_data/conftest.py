@@ -4,17 +4,21 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from own_data import DataSet
 
+from mmpelk.errors import UserError
+from tests.paths import ROOT
+
 Compare = Callable[[str], None]
 
 
 def described(data: DataSet) -> str:
-    """What was found, but the folder's name and what libraries say of damaged files."""
+    """What was found."""
     details = data.details
     labels = {pair.image: f'={pair.label}' for pair in details.get('pairs', ())}
     sizes = ', '.join(f'{count} of {size[0]}x{size[1]}' for size, count in sorted(Counter(data.sizes).items()))
@@ -37,8 +41,13 @@ def described(data: DataSet) -> str:
         lines.append(str(sorted({(os.path.dirname(name), index) for name, index in details['labels'].items()})))
     lines += [f'{key} {details[key]}' for key in ('folders', 'masks') if key in details]
     lines += [f'{note.kind}: {note.text} ({" ".join(note.files)})' for note in data.notes]
-    text = '\n'.join(lines).replace(str(data.root), 'ROOT')
-    return re.sub(r'\((\w+Error): .*?\)(?= and are)', r'(\1)', text)
+    return _without_places('\n'.join(lines), data.root)
+
+
+def _without_places(text: str, root: Path) -> str:
+    """Without the names of folders, and what libraries say of damaged files."""
+    text = text.replace(str(root), 'ROOT').replace(str(ROOT), 'REPOSITORY')
+    return re.sub(r'damaged \(.*?\)(?=:)', 'damaged', re.sub(r'\((\w+Error): .*?\)(?= and are)', r'(\1)', text))
 
 
 def _object(entry: dict[str, Any], classes: dict[int, str]) -> str:
@@ -66,6 +75,19 @@ def compare(request: pytest.FixtureRequest) -> Compare:
         assert text.splitlines() == sections.get(name, '').splitlines(), f'as meant? Else see {path.name}'
 
     return check
+
+
+@pytest.fixture
+def refuses(compare: Compare, tmp_path: Path) -> Callable[[str], AbstractContextManager[None]]:
+    """As ``pytest.raises(UserError, match=...)``; the whole message is compared, too."""
+
+    @contextmanager
+    def block(match: str) -> Iterator[None]:
+        with pytest.raises(UserError, match=match) as caught:
+            yield
+        compare(_without_places(str(caught.value), tmp_path))
+
+    return block
 
 
 @pytest.fixture

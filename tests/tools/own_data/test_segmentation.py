@@ -12,7 +12,6 @@ from own_data.dataset import split_names
 from own_data.segmentation import read_indices, write_labels
 from PIL import Image
 
-from mmpelk.errors import UserError
 from tests.paths import sample_data
 from tests.tools.own_data.pictures import SIZE, image, label, names, notes
 from tests.tools.own_data.pictures import write_pairs as write
@@ -549,9 +548,9 @@ REFUSED: dict[str, tuple[Make, dict, str]] = {
 
 
 @pytest.mark.parametrize(('make', 'options', 'message'), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_work_is_refused(make: Make, options: dict, message: str, tmp_path: Path) -> None:
+def test_what_cannot_work_is_refused(make: Make, options: dict, message: str, tmp_path: Path, refuses: Any) -> None:
     make(tmp_path)
-    with pytest.raises(UserError, match=message):
+    with refuses(message):
         read_segmentation(tmp_path, **options)
 
 
