@@ -334,16 +334,17 @@ def _time(milliseconds: float | None) -> str:
 
 
 def plot(curves: dict[str, list[float]], title: str, path: str) -> None:
-    """Time against K, readable in grey."""
+    """Time against K of our choice, in either layout, and of the peers; readable in grey."""
     import matplotlib
 
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8.5, 4.5), layout='constrained')
-    for (name, values), marker in zip(curves.items(), 'os^vDXP*', strict=False):
-        ours = name.startswith('mmpelk')
-        axes.plot(SWEEP, values, marker=marker, ls='-' if ours else '--', lw=2 if name == 'mmpelk' else 1, label=name)
+    shown = [name for name in curves if name in OURS or not name.startswith('mmpelk')]
+    for name, marker in zip(shown, 'os^vDXP*p', strict=True):
+        ours = name in OURS
+        axes.plot(SWEEP, curves[name], marker=marker, ls='-' if ours else '--', lw=2 if ours else 1, label=name)
     axes.set(xlabel='kernel size K', ylabel='forward, milliseconds', yscale='log', title=title)
     axes.grid(which='both', alpha=0.3)
     figure.legend(loc='outside right upper')

@@ -315,7 +315,7 @@ def operators_table(networks: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-PAGE_TABLES = speed_table, parity_table, precision_table
+PAGE_TABLES = speed_table, precision_table
 
 
 def main() -> None:
@@ -334,7 +334,7 @@ def main() -> None:
         results['machine'] = environment_info('cpu') | versions
         RESULTS.write_text(json.dumps(results, indent=1) + '\n')
     console = Console()
-    for table in (*PAGE_TABLES, operators_table):
+    for table in (*PAGE_TABLES, parity_table, operators_table):
         table([results['networks'][key] for key in SUBJECTS if key in results['networks']]).print(console)
 
 
