@@ -1,6 +1,7 @@
 """Every command in README.md and docs/*.md: run word for word on small data, or at least read by its own parser.
 
-A command that no row of :data:`ROWS` knows fails, so that none comes untested into a page.
+Commands stand in blocks of code, and as code in sentences and tables; the latter are read and not run. A command that
+no row of :data:`ROWS` knows fails, so that none comes untested into a page.
 """
 
 import argparse
@@ -29,6 +30,10 @@ from tests.paths import ROOT, TOOLS
 pytestmark = pytest.mark.slow
 # A command in the place of a word, with brackets in its brackets.
 PRINTED = re.compile(r'\$\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)')
+FENCED = re.compile(r'^( *)```(\w*)\n(.*?)^ *```', re.MULTILINE | re.DOTALL)
+# Lines that are indented as code, and code in a sentence or a table.
+CALL = r'(?:python|make|pip|mim|docker|env|exec|tools/\S+\.sh) '
+OUTSIDE = re.compile(rf'^    (?={CALL})([^\n]+)|`((?:[A-Z_]+=\S+\s)*{CALL}[^`]+)`', re.MULTILINE)
 REGISTRIES = (MODELS, HOOKS, OPTIM_WRAPPERS)
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 
@@ -41,30 +46,41 @@ class Command:
         place: Page and line of its block.
         variables: Names of the environment variables before it.
         words: Its words, braces expanded.
+        in_block: Whether it stands in a block of the shell.
     """
 
     place: str
     variables: tuple[str, ...]
     words: tuple[str, ...]
+    in_block: bool = True
 
     def __str__(self) -> str:
         return ' '.join(self.words)
 
 
 def commands_of(page: Path) -> Iterator[Command]:
-    """The commands in the shell blocks of a page."""
+    """The commands of a page."""
     text = page.read_text()
-    for block in re.finditer(r'^( *)```(?:bash|sh|shell|console)\n(.*?)^ *```', text, re.MULTILINE | re.DOTALL):
-        place = f'{page.name}:{text.count(chr(10), 0, block.start()) + 1}'
-        values: dict[str, str] = {}
-        for line in block[2].replace('\\\n', ' ').splitlines():
-            for part in re.split(r'\s&&\s', PRINTED.sub('PRINTED', line)):
-                words = _words(part, values)
-                given = dict(word.split('=', 1) for word in _assignments(words))
-                if len(given) == len(words):
-                    values |= given
-                else:
-                    yield Command(place, tuple(given), tuple(words[len(given) :]))
+    place = lambda found: f'{page.name}:{text.count(chr(10), 0, found.start()) + 1}'  # noqa: E731
+    for block in FENCED.finditer(text):
+        if block[2] in ('bash', 'sh', 'shell', 'console'):
+            yield from _commands_in(block[3], place(block), in_block=True)
+    prose = FENCED.sub(lambda block: re.sub('[^\n]', ' ', block[0]), text)
+    for found in OUTSIDE.finditer(prose):
+        line = re.sub(r'\[options\]|\.\.\.|…', '', found[1] or found[2].replace('\n', ' '))
+        yield from _commands_in(line, place(found), in_block=False)
+
+
+def _commands_in(code: str, place: str, in_block: bool) -> Iterator[Command]:
+    values: dict[str, str] = {}
+    for line in code.replace('\\\n', ' ').splitlines():
+        for part in re.split(r'\s&&\s', PRINTED.sub('PRINTED', line)):
+            words = [word for word in _words(part, values) if word not in ('env', 'exec')]
+            given = dict(word.split('=', 1) for word in _assignments(words))
+            if len(given) == len(words):
+                values |= given
+            else:
+                yield Command(place, tuple(given), tuple(words[len(given) :]), in_block)
 
 
 def _words(line: str, values: dict[str, str]) -> list[str]:
@@ -94,20 +110,29 @@ Row = tuple[str, str, str]
 LAUNCHED = 'several processes and the real data: tests/tools/test_launchers.py and test_slurm.py run these'
 SYSTEM = 'changes the machine or needs the network'
 ROWS: list[Row] = [
-    (r'python tools/\w+\.py .*\bflowers\b', 'parse', 'tests/tools/test_new_project.py runs the four in one project'),
+    (
+        r'python tools/(\w+\.py .*\bflowers\b|new_project\.py)',
+        'parse',
+        'tests/tools/test_new_project.py runs the four in one project',
+    ),
     (r'python tools/(get_flops|export_dense|reparameterize_model|test|demo_image)\.py', 'run', ''),
     (r'python tools/(export_onnx|quantize_onnx|test_onnx|export_torch)\.py', 'run', ''),
     (r'python tools/convert_checkpoint\.py', 'parse', "others' weights: tests/tools/test_convert_checkpoint.py"),
+    (r'python tools/analysis/\w+\.py', 'parse', 'make report runs these; tests/tools/analysis'),
+    (r'python tools/demo/make_\w+\.py', 'parse', 'the demos run these'),
+    (r'tools/demo/run_\w+\.sh', 'paths', 'minutes; tests/tools/demo'),
     (r'python tools/train\.py', 'parse', 'a training of hours; shorter ones are in tests/tools and tests/configs'),
     (r'tools/dist_train\.sh', 'parse', LAUNCHED),
     (r'tools/dist_test\.sh', 'parse', LAUNCHED),
-    (r'tools/slurm_train\.sh', 'parse', LAUNCHED),
+    (r'tools/slurm_(train|test)\.sh', 'parse', LAUNCHED),
     (r'--cfg-options', 'parse', "options of any training of the page's recipes"),
     (
-        r'python -m (reproduction|benchmarks)\.\w+',
+        r'python -m (reproduction|benchmarks)(\.\w+)?',
         'parse',
         'days of trainings: tests/reproduction and tests/benchmarks',
     ),
+    (r'python -m tests\.fault_tolerance\.torture', 'parse', 'minutes: make torture'),
+    (r'python (mmsegmentation/tools/)?train\.py', 'paths', "others' programs"),
     (r'python -m mmpelk', 'parse', 'tests/test_doctor.py runs it'),
     (r'make', 'make', 'minutes, and some install packages; continuous integration runs them'),
     (r'docker (build|run)', 'paths', 'needs docker: tests/packaging/test_container.py reads the Dockerfile'),
@@ -133,11 +158,9 @@ def read(command: Command) -> argparse.Namespace:
     if words[0] == '--cfg-options':
         words = ['python', 'tools/train.py', 'CONFIG', *words]
     if words[0].endswith('.sh'):
-        script = (ROOT / words[0]).read_text() + (TOOLS / 'environment.sh').read_text()
-        assert not [name for name in command.variables if not re.search(rf'\b{name}\b', script)], command
-        positions = {'dist_train': (1, 2), 'dist_test': (1, 3), 'slurm_train': (3, 0)}[Path(words[0]).stem]
+        positions = {'dist_train': (1, 2), 'dist_test': (1, 3)}.get(Path(words[0]).stem, (3, 0))
         if positions[1]:
-            assert int(words[positions[1]]) > 0, command
+            assert words[positions[1]] == 'N' or int(words[positions[1]]) > 0, command
         tool = 'test.py' if 'test' in words[0] else 'train.py'
         rest = [word for i, word in enumerate(words) if i >= positions[0] and i != positions[1]]
         words = ['python', f'tools/{tool}', *rest, '--launcher', 'pytorch']
@@ -192,6 +215,13 @@ def check_target(command: Command) -> None:
 def check(command: Command) -> None:
     how = row_of(command)[1]
     check_paths(command)
+    if command.words[0].endswith('.sh'):
+        script = (ROOT / command.words[0]).read_text() + (TOOLS / 'environment.sh').read_text()
+        # Those of the package are tests/test_options_on_pages.py's.
+        names = [name for name in command.variables if not name.startswith('MMPELK_')]
+        assert not [name for name in names if not re.search(rf'\b{name}\b', script)], command
+        if len(command.words) == 1:
+            return
     if how == 'make':
         check_target(command)
     elif how == 'install':
@@ -229,12 +259,36 @@ def test_what_is_wrong_fails(line: str, tmp_path: Path) -> None:
             check(command)
 
 
+@pytest.mark.parametrize(
+    'line',
+    [
+        'python -m benchmarks.backbone --quick',
+        'python tools/new_tool.py FOLDER',
+        'NODES=2 tools/dist_train.sh ...',
+        'make demos',
+        "pip install 'mmpelk[exports]'",
+    ],
+)
+def test_what_is_wrong_in_a_sentence_fails(line: str, tmp_path: Path) -> None:
+    page = tmp_path / 'page.md'
+    page.write_text(f'| a | type `{line}` at once |\n')
+    (command,) = commands_of(page)
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        check(command)
+
+
 def test_words_are_those_of_the_shell(tmp_path: Path) -> None:
     page = tmp_path / 'page.md'
-    page.write_text('```bash\nDATA=/a\nB=1 c --d {x,y}.e=$DATA/f \\\n    "g h" && i "$(j k)"    # l\n```\n')
+    page.write_text(
+        '```bash\nDATA=/a\nB=1 c --d {x,y}.e=$DATA/f \\\n    "g h" && i "$(j k)"    # l\n```\n'
+        'Say `python -m\nthis` or `A=1 make that`, not `make_that(it)`:\n\n    python or_this\n'
+    )
     assert list(commands_of(page)) == [
         Command('page.md:1', ('B',), ('c', '--d', 'x.e=/a/f', 'y.e=/a/f', 'g h')),
         Command('page.md:1', (), ('i', 'PRINTED')),
+        Command('page.md:6', (), ('python', '-m', 'this'), in_block=False),
+        Command('page.md:7', ('A',), ('make', 'that'), in_block=False),
+        Command('page.md:9', (), ('python', 'or_this'), in_block=False),
     ]
 
 
@@ -316,7 +370,7 @@ def test_commands_on_small_data(folder: Path) -> None:
     pytest.importorskip('onnxruntime', reason='pip install -e .[export]')
     ran = 0
     for command in COMMANDS:
-        if row_of(command)[1] == 'run':
+        if command.in_block and row_of(command)[1] == 'run':
             call(ROOT / command.words[1], *command.words[2:], cwd=folder)
             ran += 1
     assert ran > 10
