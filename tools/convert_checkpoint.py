@@ -15,11 +15,8 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from mmpelk.analysis.table import Table
-from mmpelk.engine.checks import check_checkpoint
 from mmpelk.engine.command_line import exit_on_user_error, load_config
-from mmpelk.fault_tolerance.safe_loading import read_checkpoint
 from mmpelk.models import PeLK
-from mmpelk.models.weights.checkpoint import state_dict_of
 from mmpelk.models.weights.downloads import read_public
 from mmpelk.models.weights.inflation import inflate
 from mmpelk.models.weights.key_maps import detect_source, fit_shape, from_source, to_timm
@@ -49,18 +46,10 @@ def parse_args() -> argparse.Namespace:
 
 def read_weights(path: str, key: str | None) -> dict[str, Tensor]:
     """The tensors of a checkpoint."""
-    check_checkpoint(path)
+    public = read_public(path, key)
     if path.startswith(('timm://', 'hf://')):
-        public = read_public(path)
         print(f'licence of the weights: {public.licence}')
-        return public.state
-    content = read_checkpoint(path)
-    if key is not None and key not in content:
-        raise ValueError(f"'{path}' has no entry {key!r}; it has {', '.join(list(content)[:8])}")
-    for average in ('state_dict_ema', 'model_ema'):
-        if key is None and average in content:
-            print(f'the file holds averaged weights, too: --key {average} takes them')
-    return state_dict_of(content if key is None else content[key], path)
+    return public.state
 
 
 def build_model(args: argparse.Namespace) -> nn.Module:

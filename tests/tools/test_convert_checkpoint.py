@@ -166,9 +166,9 @@ def test_averaged_weights_on_request(convert: Tool, tmp_path: Path) -> None:
     averaged = last | {'head.bias': last['head.bias'] + 1}
     torch.save(dict(model=last, model_ema=averaged), tmp_path / 'public.pth')
     recipe = config('convnext_t', tmp_path)
-    for options, want in (([], last), (['--key', 'model_ema'], averaged)):
-        printed = convert('import', recipe, 'public.pth', 'ours.pth', *options)
-        assert ('--key model_ema takes them' in printed) == (not options)
+    assert 'by --key model_ema' in convert('import', recipe, 'public.pth', 'ours.pth', code=1)
+    for key, want in (('model', last), ('model_ema', averaged)):
+        convert('import', recipe, 'public.pth', 'ours.pth', '--key', key)
         assert torch.equal(load(tmp_path / 'ours.pth')['head.fc.bias'], want['head.bias'])
 
 

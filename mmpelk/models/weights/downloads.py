@@ -94,8 +94,8 @@ def read_public(address: str, key: str | None = None) -> PublicWeights:
     if key is None and averages:
         average, trained = averages[0], averages[0].removesuffix('_ema')
         raise UserError(
-            f"'{address}' holds averaged weights in '{average}' beside '{trained}': choose, as by init_cfg=dict(..., "
-            f"key='{average}')"
+            f"'{address}' holds averaged weights in '{average}' beside '{trained}': choose by key='{average}' in "
+            f'init_cfg, or by --key {average}'
         )
     if key is not None and key not in content:
         raise UserError(f"'{address}' has no entry {key!r}; it has {', '.join(list(content)[:8])}")
