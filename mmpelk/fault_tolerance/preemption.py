@@ -14,8 +14,6 @@ from mmengine.runner import Runner
 from .agreement import Agreement
 from .checkpoint_hook import CheckpointHook
 
-__all__ = ['PREEMPTED', 'PreemptionHook']
-
 PREEMPTED = 75  # "temporary failure, try again" of sysexits.h
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _SAME = 2.0  # seconds within which two signals are one

@@ -16,8 +16,6 @@ from .errors import UserError
 from .random_state import get_random_state, make_seed, seed_all, set_random_state
 from .workers import end_workers_with_parent
 
-__all__ = ['ResumeHook']
-
 
 class ResumeHook(Hook):
     """Let training go on, after a resume, as if it had not been interrupted.

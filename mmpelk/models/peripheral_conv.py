@@ -16,8 +16,6 @@ from mmpelk.ops.sharing_grid import resolve_sharing_grid
 from .flop_handles import register_flop_handles
 from .weights.facts import refuse_another, write_fact
 
-__all__ = ['EmbeddingMode', 'PeripheralConv2d']
-
 EmbeddingMode = Literal['in_bounds', 'constant']
 
 # torch 2.1 has it under a private name alone.

@@ -201,9 +201,8 @@ class SparsityHook(Hook):
             return  # the model came with masks, or this is its second training
         if self.mode == 'fixed':
             logger.warning(
-                "mode='fixed', but no checkpoint was loaded: the masks are drawn now and stay. To fine-tune a "
-                'sparse model, name its '
-                "checkpoint as `load_from` or in the backbone's `init_cfg`."
+                "mode='fixed', but no checkpoint was loaded: the masks are drawn now and stay. To fine-tune a sparse "
+                "model, name its checkpoint as `load_from` or in the backbone's `init_cfg`."
             )
         self._draw(runner)
 
@@ -213,8 +212,8 @@ class SparsityHook(Hook):
             raise UserError(
                 f'mode={self.mode!r}, but the checkpoint is dense: it has weights without masks for {len(names)} of '
                 f'{len(self.parameters)} parameters, such as {names[:3]}. If its zeros are the mask (an exported '
-                'sparse model), set '
-                "adopt_zeros=True; to train densely, set mode='dense'; for new masks, train without the checkpoint."
+                "sparse model), set adopt_zeros=True; to train densely, set mode='dense'; for new masks, train without "
+                'the checkpoint.'
             )
         adopted = [entry for entry in self.parameters if entry.name in loaded.without_masks]
         for entry in adopted:
@@ -240,8 +239,8 @@ class SparsityHook(Hook):
         empty = [layer.name for layer, active in zip(self.layers, counts, strict=True) if active == 0]
         if empty:
             runner.logger.warning(
-                f'{self.initialisation} leaves no active weight in {empty}: consider `exclude`, a higher `density` or'
-                ' "erk".'
+                f'{self.initialisation} leaves no active weight in {empty}: consider `exclude`, a higher `density` or '
+                '"erk".'
             )
 
     def _counts(self, runner: Runner, seed: int) -> list[int]:
@@ -300,9 +299,8 @@ class SparsityHook(Hook):
         if loaded.masks:
             raise UserError(
                 f"mode='dense', but the checkpoint is sparse: it has masks for {len(loaded.masks)} parameters, such as "
-                f"{sorted(loaded.masks)[:3]}. To keep its zeros, set mode='fixed'; to train all of its weights from"
-                ' here on, fold the masks '
-                'in with tools/export_dense.py and load what that writes.'
+                f"{sorted(loaded.masks)[:3]}. To keep its zeros, set mode='fixed'; to train all of its weights from "
+                'here on, fold the masks in with tools/export_dense.py and load what that writes.'
             )
 
 
@@ -323,6 +321,6 @@ def _refuse_inner_averages(model: nn.Module) -> None:
     if inner:
         raise UserError(
             f'{type(model).__name__} keeps averaged copies of its own parts ({", ".join(inner)}), which were made '
-            'before the masks and '
-            "pair their buffers by position: masks would shift the pairs. Use mode='dense' for such models."
+            'before the masks and pair their buffers by position: masks would shift the pairs. Use '
+            "mode='dense' for such models."
         )

@@ -22,18 +22,6 @@ try:
 except ImportError as error:
     raise ImportError("weights by name take the package huggingface_hub: pip install 'mmpelk[hub]'") from error
 
-__all__ = [
-    'CONFIG',
-    'WEIGHTS',
-    'Publication',
-    'fetch',
-    'fit_network',
-    'refuse_changed',
-    'refuse_unknown',
-    'state_of',
-    'unwrapped',
-]
-
 CONFIG, WEIGHTS = 'config.json', 'model.safetensors'
 _CARD = """---
 library_name: mmpelk
