@@ -15,7 +15,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from mmpelk.analysis.table import Table
-from mmpelk.engine.command_line import exit_on_user_error, load_config
+from mmpelk.engine.command_line import exit_on_user_error, read_config
 from mmpelk.models import PeLK
 from mmpelk.models.weights.downloads import read_public
 from mmpelk.models.weights.inflation import inflate
@@ -39,8 +39,6 @@ def parse_args() -> argparse.Namespace:
         part.add_argument('checkpoint', help='file or URL to read, timm://NAME or hf://OWNER/NAME')
         part.add_argument('out', type=Path, help='.pth to write, or .safetensors when exporting')
         part.add_argument('--key', help='entry of the file that holds the weights; by default state_dict or model')
-    # What load_config looks for.
-    parser.set_defaults(launcher='none', work_dir=None, cfg_options=None)
     return parser.parse_args()
 
 
@@ -54,7 +52,7 @@ def read_weights(path: str, key: str | None) -> dict[str, Tensor]:
 
 def build_model(args: argparse.Namespace) -> nn.Module:
     """The recipe's network, on the CPU, with no weights loaded."""
-    cfg = load_config(args)
+    cfg = read_config(args.config)
     if cfg.model.get('type') != 'ImageClassifier':
         raise ValueError(f"'{args.config}' is no classification recipe; those are in configs/cls")
     init_default_scope(cfg.get('default_scope') or 'mmengine')

@@ -12,7 +12,7 @@ from torch import nn
 from mmpelk.analysis.complexity import Complexity, checkpoint_densities, count_complexity, uniform_densities
 from mmpelk.analysis.inference import build_model
 from mmpelk.analysis.table import Table
-from mmpelk.engine.command_line import SettingsAction, exit_on_user_error, parse_options, read_config
+from mmpelk.engine.command_line import add_cfg_options, exit_on_user_error, parse_options, read_config
 from mmpelk.fault_tolerance.safe_loading import read_checkpoint
 from mmpelk.models.hidden_units import find_hidden_units, fit_hidden_units
 from mmpelk.models.weights.checkpoint import state_dict_of
@@ -46,9 +46,7 @@ def parse_args() -> argparse.Namespace:
         help="class of processors whose choice of backends is counted; 'this' is that of this machine",
     )
     parser.add_argument('--json', metavar='FILE', help='write everything there, too')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=SettingsAction, metavar='KEY=VALUE', help='change the config'
-    )
+    add_cfg_options(parser)
     return parse_options(parser)
 
 

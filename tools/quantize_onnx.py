@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mmpelk.engine.checks import check_data
-from mmpelk.engine.command_line import SettingsAction, exit_on_user_error, load_config, parse_options
+from mmpelk.engine.command_line import add_cfg_options, exit_on_user_error, parse_options, read_config
 from mmpelk.errors import UserError
 from mmpelk.export import calibration_images, quantize_onnx
 
@@ -23,13 +23,10 @@ def main() -> None:
     parser.add_argument('file', type=Path, help='.onnx of float32')
     parser.add_argument('out', type=Path, help='.onnx to write')
     parser.add_argument('--images', type=int, default=64, help='training images to calibrate on; %(default)s')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=SettingsAction, metavar='KEY=VALUE', help='change the config'
-    )
-    parser.set_defaults(launcher='none', work_dir=None)  # what load_config looks for
+    add_cfg_options(parser)
     args = parse_options(parser)
     with exit_on_user_error():
-        cfg = load_config(args)
+        cfg = read_config(args.config, args.cfg_options)
         if not args.file.is_file():
             raise FileNotFoundError(f"there is no file '{args.file}'; tools/export_onnx.py writes it")
         if args.images < 1:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmpelk.analysis.inference import image_channels
 from mmpelk.engine.checks import check_checkpoint
-from mmpelk.engine.command_line import SettingsAction, exit_on_user_error, load_config
+from mmpelk.engine.command_line import add_cfg_options, exit_on_user_error, read_config
 from mmpelk.fault_tolerance.safe_loading import read_checkpoint
 from mmpelk.models import PeLK
 from mmpelk.models.deploy import deploy_state_dict
@@ -31,10 +31,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='recipe of the training, of any task')
     parser.add_argument('checkpoint', help='trained checkpoint')
     parser.add_argument('out', type=Path, help='.pth to write')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=SettingsAction, metavar='KEY=VALUE', help='change the config'
-    )
-    parser.set_defaults(launcher='none', work_dir=None)  # what load_config looks for
+    add_cfg_options(parser)
     return parser.parse_args()
 
 
@@ -80,7 +77,7 @@ def convert(cfg: Config, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], f
 def main() -> None:
     args = parse_args()
     with exit_on_user_error():
-        cfg = load_config(args)
+        cfg = read_config(args.config, args.cfg_options)
         init_default_scope(cfg.get('default_scope') or 'mmengine')
         check_checkpoint(args.checkpoint)
         checkpoint = read_checkpoint(args.checkpoint)

@@ -39,6 +39,14 @@ _MMENGINES_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_sc
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that every MM tool has to ``parser``."""
     parser.add_argument('--work-dir', help='folder of logs and checkpoints; ./work_dirs/NAME_OF_CONFIG by default')
+    add_cfg_options(parser)
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    # Given by torch.distributed.launch; torchrun sets the environment variable instead.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--cfg-options`` to ``parser``."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -46,9 +54,6 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         metavar='KEY=VALUE',
         help='change settings of the config, for example train_dataloader.batch_size=4 model.backbone.init_cfg=None',
     )
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
-    # Given by torch.distributed.launch; torchrun sets the environment variable instead.
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
 def parse_options(parser: argparse.ArgumentParser) -> argparse.Namespace:

@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import Tensor
 
 from mmpelk.engine.checks import check_checkpoint
-from mmpelk.engine.command_line import SettingsAction, load_config
+from mmpelk.engine.command_line import add_cfg_options, read_config
 from mmpelk.errors import UserError
 
 from .comparison import compare, in_half
@@ -40,10 +40,7 @@ def add_export_options(parser: argparse.ArgumentParser, suffix: str) -> None:
     )
     parser.add_argument('--half', action='store_true', help='weights and maps in float16')
     parser.add_argument('--image', type=Path, help='photograph to compare on; one of matplotlib by default')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=SettingsAction, metavar='KEY=VALUE', help='change the config'
-    )
-    parser.set_defaults(launcher='none', work_dir=None)  # what load_config looks for
+    add_cfg_options(parser)
 
 
 @dataclass
@@ -72,7 +69,7 @@ class Request:
             FileNotFoundError: If config or checkpoint do not exist.
             UserError: If the options contradict each other, or the checkpoint is one of another network.
         """
-        cfg = load_config(args)
+        cfg = read_config(args.config, args.cfg_options)
         check_checkpoint(args.checkpoint)
         shapes = [(height, width) for height, width in args.shape or [(224, 224)]]
         if len(shapes) > 1 and not args.dynamic:

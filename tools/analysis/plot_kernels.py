@@ -14,7 +14,7 @@ from mmengine.registry import MODELS
 from mmpelk.analysis.kernel_figures import draw_embedding, draw_grids, draw_kernel
 from mmpelk.analysis.kernels import backbone_tensors, learnt_embedding, learnt_kernel
 from mmpelk.engine.checks import check_checkpoint
-from mmpelk.engine.command_line import SettingsAction, exit_on_user_error, parse_options, read_config
+from mmpelk.engine.command_line import add_cfg_options, exit_on_user_error, parse_options, read_config
 from mmpelk.fault_tolerance.safe_loading import read_checkpoint
 from mmpelk.models import PeLK
 from mmpelk.models.weights.checkpoint import state_dict_of
@@ -43,8 +43,7 @@ def parse_args() -> argparse.Namespace:
         command.add_argument('--block', type=int, default=0, help='of the stage, counted from 0, the default')
         channels = 'which ones; the first four by default'
         command.add_argument('--channels', nargs='+', type=int, metavar='C', help=channels)
-        change = 'change the config'
-        command.add_argument('--cfg-options', nargs='+', action=SettingsAction, metavar='KEY=VALUE', help=change)
+        add_cfg_options(command)
     for command, name in ((grid, 'sharing_grids'), (kernel, 'learnt_kernels'), (embedding, 'positional_embedding')):
         out = Path(f'work_dirs/analysis/{name}.png')
         command.add_argument('--out', type=Path, default=out, help='the figure; %(default)s by default')
