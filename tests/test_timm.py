@@ -8,6 +8,7 @@ import torch
 from mmengine.registry import MODELS, DefaultScope
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import mmpelk
 from mmpelk.errors import UserError
 from mmpelk.models import ARCHITECTURES
 from mmpelk.models.weights.key_maps import to_timm
@@ -98,6 +99,17 @@ def test_classifier() -> None:
         assert f'{model.default_cfg[key]}.weight' in model.state_dict()
     # Random, as timm's models are when they are created.
     assert model.backbone.stages[0][0].pointwise_conv1.weight.std().item() == pytest.approx(0.02, rel=0.2)
+
+
+def test_pictures_are_prepared_as_by_the_recipe() -> None:
+    pytest.importorskip('mmpretrain')
+    recipe, told = mmpelk.get_config('cls/pelk_t_in1k.py'), create().default_cfg
+    for key in ('mean', 'std'):
+        assert [255 * value for value in told[key]] == pytest.approx(recipe.data_preprocessor[key])
+    steps = {step.type: step for step in recipe.test_pipeline}
+    crop, edge = steps['CenterCrop'].crop_size, steps['ResizeEdge']
+    assert (told['input_size'], told['crop_pct']) == ((3, crop, crop), crop / edge.scale)
+    assert told['interpolation'] == edge.interpolation
 
 
 def test_head_is_reset() -> None:

@@ -1,17 +1,23 @@
 """Which layers of a file compute in 8-bit integers, with a file of a few nodes."""
 
+import copy
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import MODELS
+from torch import nn
 
 pytest.importorskip('onnx', reason='pip install -e .[export]')
 pytest.importorskip('onnxruntime', reason='pip install -e .[export]')
 import onnx
 from onnx import TensorProto, helper
 
-from mmpelk.export.quantisation import quantize_onnx
+from mmpelk.errors import UserError
+from mmpelk.export.quantisation import quantize_onnx, replace_weights
 
 
 def test_depthwise_kernels_stay_floats(tmp_path: Path) -> None:
@@ -39,3 +45,42 @@ def test_depthwise_kernels_stay_floats(tmp_path: Path) -> None:
     kinds = {tensor.name: tensor.data_type for tensor in written.initializer}
     assert kinds['depthwise'] == TensorProto.FLOAT
     assert TensorProto.INT8 in kinds.values()
+
+
+class Session:
+    """Of a file in half precision, which computes what a classifier does."""
+
+    def __init__(self, model: Any, kind: str = 'float16') -> None:
+        self.model, self.kind, self.given = model, kind, []
+
+    def get_inputs(self) -> list[Any]:
+        return [SimpleNamespace(name='image', type=f'tensor({self.kind})')]
+
+    def run(self, names: None, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        self.given.append(feed['image'])
+        with torch.no_grad():
+            features = self.model.extract_feat(torch.from_numpy(feed['image']).float())
+            return [self.model.head(features).numpy()]
+
+
+@pytest.mark.scope('mmpretrain')
+def test_a_file_takes_the_place_of_a_classifiers_weights() -> None:
+    backbone = dict(type='mmpelk.PeLK', depths=(1, 1), channels=(8, 12), kernel_sizes=(9, 7))
+    head = dict(type='LinearClsHead', num_classes=3, in_channels=12)
+    model: Any = MODELS.build(dict(type='ImageClassifier', backbone=backbone, head=head)).eval()
+    session, images = Session(copy.deepcopy(model)), torch.rand(3, 3, 32, 32)
+    replace_weights(model, session)
+    with torch.no_grad():
+        found, want = model.predict(images), session.model.predict(images.half().float())
+    for ours, theirs in zip(found, want, strict=True):
+        torch.testing.assert_close(ours.pred_score, theirs.pred_score)
+    assert [(image.dtype, image.shape) for image in session.given] == [(np.float16, (1, 3, 32, 32))] * 3
+
+
+def test_files_and_models_that_do_not_fit_are_refused() -> None:
+    detector, bare = nn.ModuleDict(dict(bbox_head=nn.Identity())), nn.ModuleDict(dict(head=nn.Identity()))
+    for network, kind, message in ((bare, 'uint8', 'without --fold-pre'), (detector, 'float', 'no boxes')):
+        with pytest.raises(UserError, match=message):
+            replace_weights(network, Session(None, kind))
+    with pytest.raises(UserError, match='Identity has no layer fc'):
+        replace_weights(bare, Session(None, 'float'))

@@ -65,6 +65,21 @@ def test_dynamic_file_takes_other_sizes_and_batches(demo_checkpoint: Path, tmp_p
     assert told == dict(mean=numbers.mean, std=numbers.std, channel_order='rgb', preprocessing='before the file')
 
 
+def test_file_in_half_precision(demo_checkpoint: Path, tmp_path: Path) -> None:
+    import onnxruntime
+
+    printed = call(TOOL, RECIPE, demo_checkpoint, 'demo.onnx', '--half', '--shape', '64', '64', cwd=tmp_path)
+    assert '64 x 64: differs by' in printed
+    session = onnxruntime.InferenceSession(str(tmp_path / 'demo.onnx'))
+    assert [each.type for each in session.get_inputs()] == ['tensor(float16)']
+    logits, _ = session.run(None, {'image': np.zeros((1, 3, 64, 64), np.float16)})
+    assert logits.dtype == np.float16
+    weights = [
+        tensor for tensor in onnx.load(tmp_path / 'demo.onnx').graph.initializer if '.pointwise_conv' in tensor.name
+    ]
+    assert {tensor.data_type for tensor in weights if len(tensor.dims) == 2} == {onnx.TensorProto.FLOAT16}
+
+
 def test_refusals(demo_checkpoint: Path, tmp_path: Path) -> None:
     for options, message in (
         (['--shape', '3', '64'], 'smaller than the 4 x 4 patch'),

@@ -1,5 +1,6 @@
 """The drawing of what was understood shows the labels in the classes' colours, at their places."""
 
+import json
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,6 +30,12 @@ def colour(data: DataSet, index: int) -> list[float]:
 @pytest.mark.parametrize('task', ['seg', 'det', 'cls'])
 def test_samples_of_the_whole_set_with_their_labels(task: str, tmp_path: Path) -> None:
     root = write_set(task, tmp_path / 'data', 20)
+    if task == 'det':  # two classes, whose ids are no indices
+        content = json.loads((root / 'labels.json').read_text())
+        content['categories'] = [dict(id=7, name='dog'), dict(id=3, name='cat')]
+        for entry in content['annotations']:
+            entry['category_id'] = (7, 3)[entry['image_id'] % 2]
+        (root / 'labels.json').write_text(json.dumps(content))
     data = {'seg': read_segmentation, 'det': read_detection, 'cls': read_classification}[task](root)  # type: ignore[operator]
     figure = drawn(data, tmp_path / 'data.png')
     names = [axes.get_title().split(': ')[-1] for axes in figure.axes]
@@ -58,4 +65,4 @@ def test_samples_of_the_whole_set_with_their_labels(task: str, tmp_path: Path) -
         if task == 'det':
             (box,) = axes.patches
             assert (*box.get_xy(), box.get_width(), box.get_height()) == (4, 5, 50, 40)
-            assert to_rgb(box.get_edgecolor()) == pytest.approx(colour(data, 0))
+            assert to_rgb(box.get_edgecolor()) == pytest.approx(colour(data, int(Path(title).stem) % 2))

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.config import Config
+from own_data import DataSet
 from own_data.dataset import make_palette, read_header, split_names
 from own_data.recipes import literal
 
@@ -50,6 +51,17 @@ def test_orientations_that_swap_the_sides(orientation: int, tmp_path: Path) -> N
     """EXIF's 5 to 8 turn by a quarter; it has no 0 and no 9."""
     image(tmp_path / 'a.jpg', (40, 30), orientation)
     assert read_header(tmp_path / 'a.jpg').upright == ((30, 40) if orientation in (5, 6, 7, 8) else (40, 30))
+
+
+@pytest.mark.parametrize(
+    ('lost', 'total', 'kinds'),
+    [(0, 5, []), (1, 2, ['mistake']), (2, 20, ['mistake']), (2, 19, ['question']), (9, 10, ['question'])],
+)
+def test_more_than_a_tenth_left_out_is_a_question(lost: int, total: int, kinds: list[str]) -> None:
+    data = DataSet('cls', Path(), [], [], {}, [], [], 'pictures')
+    data.leave_out('pictures are gone', [f'{index}.jpg' for index in range(lost)], total)
+    assert [note.kind for note in data.notes] == kinds
+    assert all(note.text.startswith(f'{lost} pictures are gone and are left out') for note in data.notes)
 
 
 def test_the_drawn_split_is_not_the_beginning() -> None:
