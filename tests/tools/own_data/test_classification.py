@@ -88,7 +88,9 @@ def test_lists_beside_the_folders(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures('all_that_is_read')
 def test_mistakes_are_told(tmp_path: Path) -> None:
-    write(tmp_path, cat=30, dog=2, bird=1)
+    write(tmp_path, cat=30, dog=2)
+    for copy in 'ab':
+        image(tmp_path / 'bird' / f'0_jpg.rf.{copy * 32}.jpg')
     (tmp_path / 'fish').mkdir()
     image(tmp_path / 'loose.jpg')
     (tmp_path / 'cat' / '0.jpg').write_text('no picture')
@@ -97,7 +99,7 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
     for said in ('1 pictures are in no folder of a class', '1 folders hold no picture and are no classes (fish)',
                  '1 pictures cannot be read', '1 classes have a single picture'):  # fmt: skip
         assert said in told
-    assert 'the largest class has 29 pictures, the smallest 1' in notes(data, 'remark')
+    assert 'the largest class has 29 pictures, the smallest 2' in notes(data, 'remark')
     assert '1 of 3 classes have no val picture (bird)' in notes(data, 'remark')
 
 

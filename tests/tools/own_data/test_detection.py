@@ -109,6 +109,8 @@ SPOILT: dict[str, tuple[Callable[[Content], Any], str, int]] = {
     'code of another size': (alter(segmentation=dict(size=[48, 32], counts=[100, 20, 1416])),
         'or of another size and are left out', 9),
     'outline elsewhere': (alter(segmentation=[[30, 20, 40, 20, 40, 30]]), '1 objects have an outline beside their', 9),
+    'absent category': (lambda d: d['categories'].append(dict(id=9, name='cow')),
+        '1 of 3 categories have no val object', 10),
     'some outlines': (alter(segmentation=[[2, 3, 12, 3, 12, 15]]), '9 of 10 objects have no outline', 10),
 }  # fmt: skip
 
@@ -222,6 +224,7 @@ def test_crowds_stay_crowds_and_areas_those_of_the_file(tmp_path: Path) -> None:
     data = read_detection(write(tmp_path, crowded))
     assert sum(entry['iscrowd'] for entry in kept(data)) == 1
     assert {entry['area'] for entry in kept(data)} == {77.5, 10 * 12, 16 * 20}
+    assert {round(side * side, 6) for side in data.details['sides']} == {10 * 12, 16 * 20}, 'of what is no crowd'
 
 
 @pytest.mark.usefixtures('all_that_is_read')

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.config import Config
 from own_data import DataSet
-from own_data.dataset import make_palette, read_header, split_names
+from own_data.dataset import make_palette, read_header, split_names, split_of
 from own_data.recipes import literal
 
 from mmpelk.errors import UserError
@@ -62,6 +62,17 @@ def test_more_than_a_tenth_left_out_is_a_question(lost: int, total: int, kinds: 
     data.leave_out('pictures are gone', [f'{index}.jpg' for index in range(lost)], total)
     assert [note.kind for note in data.notes] == kinds
     assert all(note.text.startswith(f'{lost} pictures are gone and are left out') for note in data.notes)
+
+
+@pytest.mark.parametrize(('path', 'split'), [
+    ('images/val2017', 'val'), ('Training', 'train'), ('trnset', None), ('my-dev.1', 'val'), ('latest', None),
+    # What says nothing else comes first, then plain words, then all others; of two alike the deepest.
+    ('val/test_set', 'val'), ('val_split/train_station', 'val'), ('val_dataset/train_1', 'val'),
+    ('val_set/train_a', 'val'), ('test_images/train_a', 'test'), ('train_masks/val_labels', 'val'),
+    ('train_data/images/val', 'val'), ('train/val', 'val'), ('', None),
+])  # fmt: skip
+def test_what_folders_say_of_the_split(path: str, split: str | None) -> None:
+    assert split_of(path) == split
 
 
 def test_the_drawn_split_is_not_the_beginning() -> None:

@@ -465,6 +465,9 @@ TOLD: dict[str, tuple[Make, str, list[str], int]] = {
     'several maps': (
         lambda r: [write(r, [0, 1], labels=f'masks/{name}/{{i}}.png') for name in ('cat', 'dog')],
         'question', ['4 label maps belong to images that have another', 'masks/dog/0.png'], 4),
+    'maps of the same place': (
+        lambda r: [write(r, [0, 1], labels=f'{name}/{{i}}.png') for name in ('annotations', 'labels')],
+        'question', ['4 label maps belong to images that have another', 'labels/0.png beside annotations/0.png'], 4),
     'equal names': (
         equal_names, 'question',
         ['2 images are paired with label maps of other folders', 'images/A/2.jpg with masks/B/2.png'], 6),
