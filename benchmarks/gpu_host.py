@@ -65,12 +65,8 @@ def host_times(repeats: int) -> None:
                 print(f'{backend}, {what}: {microseconds(call, repeats):.0f} us{goal}', flush=True)
 
 
-# ``matmul`` runs as ``bmm``, which is counted.
-_NO_KERNEL = ('aten::detach', 'aten::matmul', 'aten::promote_types')
-
-
 class _OperatorCounter(TorchDispatchMode):
-    """Counts the operators that are no views; ours count as the operators that they call."""
+    """Counts the operators that are no views; ours, and torch's composite ones, count as those that they call."""
 
     def __init__(self, functions: dict[str, Callable[..., Any]]) -> None:
         super().__init__()
@@ -81,7 +77,11 @@ class _OperatorCounter(TorchDispatchMode):
         if function is not None:
             with self:
                 return function(*args, **(kwargs or {}))
-        self.count += not (func.is_view or 'empty' in func._schema.name or func._schema.name in _NO_KERNEL)
+        with self:  # a copy by ``to`` or ``contiguous``, which are views where nothing is copied
+            result = func.decompose(*args, **(kwargs or {}))
+        if result is not NotImplemented:
+            return result
+        self.count += not (func.is_view or 'empty' in func._schema.name or func._schema.name == 'aten::detach')
         return func(*args, **(kwargs or {}))
 
 
@@ -116,7 +116,7 @@ def operators(launches: Any) -> None:
         counts = []
         for model in (make(), without_mixer(PeLK('tiny'))):
             model.train(what == 'training')
-            x = torch.randn(1, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+            x = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
             step(model, None, x, torch.bfloat16)
             before = launches.value
             with _OperatorCounter(functions) as inside:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmpelk.ops.autocast import autocast_dtype
+from mmpelk.ops.branches import BranchTensors, stacked_branches
 from mmpelk.ops.mixed_norm import is_fused, mixed_norm
 from mmpelk.ops.positional_op import central_embedding
 from mmpelk.registry import MODELS
@@ -106,13 +107,13 @@ class PeLKBlock(BaseModule):
             fit_hidden_units(HiddenUnits('', self, 'pointwise_conv1', 'pointwise_conv2'), state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor | BranchTensors | None = None) -> Tensor:
         """``(N, C, H, W)`` to the same shape; ``embedding`` is what the stage's blocks share."""
         if self.with_cp and x.requires_grad:
             return checkpoint(self._forward, x, embedding, use_reentrant=False)
         return self._forward(x, embedding)
 
-    def _forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+    def _forward(self, x: Tensor, embedding: Tensor | BranchTensors | None) -> Tensor:
         # Channels last from the mixer to the residual sum: what the layer norm and the linear layers want.
         out = self._mix_and_norm(x, embedding) if type(x) is Tensor and not is_traced() and is_fused(x) else None
         if out is None:
@@ -130,7 +131,7 @@ class PeLKBlock(BaseModule):
         # Traces are checked without gradients, and shall be the same then.
         return x + out * scale if torch.is_grad_enabled() or is_traced() else torch.addcmul(x, out, scale)
 
-    def _mix_and_norm(self, x: Tensor, embedding: Tensor | None) -> Tensor | None:
+    def _mix_and_norm(self, x: Tensor, embedding: Tensor | BranchTensors | None) -> Tensor | None:
         """What the first linear layer takes, as one kernel after the convolutions; ``None`` if a module may differ.
 
         ``(N, H, W, C)``; under autocast in the dtype that the linear layer would cast to.
@@ -146,7 +147,7 @@ class PeLKBlock(BaseModule):
             return None
         return mixed_norm(branches.large, branches.small, x, branches.norms, norm, dtype or x.dtype)
 
-    def _mix(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+    def _mix(self, x: Tensor, embedding: Tensor | BranchTensors | None) -> Tensor:
         """The first channels mixed, the others as they are (Eq. 4)."""
         if not self.other_channels or (isinstance(self.mixer, Mixer) and self.mixer.passes_rest(x)):
             return self.mixer(x, embedding)
@@ -180,13 +181,34 @@ class PeLKStage(Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W)`` through all blocks."""
-        embedding: Tensor | None = self.positional_embedding
-        # Once for all blocks; compiled graphs serve maps of any size.
-        if embedding is not None and self.embedding_mode == 'in_bounds' and type(x) is Tensor and not is_traced():
-            embedding = central_embedding(embedding, x.shape[-2:])
-        for block in self:
-            x = block(x, embedding)
+        embeddings = self._embeddings(x)
+        for index, block in enumerate(self):
+            x = block(x, embeddings[index])
         return x
+
+    def _embeddings(self, x: Tensor) -> Sequence[Tensor | BranchTensors | None]:
+        """What each block takes: the embedding, or in training what is computed of it for several blocks at once."""
+        embedding: Tensor | None = self.positional_embedding
+        # Compiled graphs serve maps of any size.
+        if embedding is None or self.embedding_mode != 'in_bounds' or type(x) is not Tensor or is_traced():
+            return [embedding] * len(self)
+        embedding = central_embedding(embedding, x.shape[-2:])
+        taken: list[Tensor | BranchTensors | None] = [embedding] * len(self)
+        alike: dict[Any, list[tuple[int, Tensor, Tensor]]] = {}
+        for index, block in enumerate(self):
+            # Other classes and hooks may do anything with what a block takes.
+            plain = type(block) is PeLKBlock and not is_hooked(block) and isinstance(block.mixer, Mixer)
+            kernels = block.mixer.fused_kernels(x) if plain else None
+            if kernels is not None:
+                weights = [kernel.weight for kernel in kernels]
+                key = kernels[0].sharing_grid, *[(each.shape, each.dtype, each.device) for each in weights]
+                alike.setdefault(key, []).append((index, *weights))
+        for (grid, *_), blocks in alike.items():
+            if len(blocks) > 1:
+                indices, weights, smalls = zip(*blocks, strict=True)
+                for index, tensors in zip(indices, stacked_branches(x, weights, smalls, grid, embedding), strict=True):
+                    taken[index] = tensors
+        return taken
 
     def __getitem__(self, index: Any) -> Any:
         """A block, or for a slice a stage of some of the blocks with the same embedding."""

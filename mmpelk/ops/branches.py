@@ -1,24 +1,56 @@
-"""The two kernels of a mixer in training as one operator: the peripheral one with its positional term, and a small one.
+"""The two kernels of a mixer in training as one operator: the peripheral one, and a small one.
 
-``branches`` returns the output of each kernel, ``branches_backward`` all gradients. One by one these are eight
-operators of autograd's, two of them sums of gradients of the same tensor. The gradients of ``branches_backward`` are
+``branches`` returns the output of each kernel, ``branches_backward`` all gradients. One by one these are six
+operators of autograd's, one of them a sum of gradients of the same tensor. The gradients of ``branches_backward`` are
 the same two operators again: it is linear in the gradients that it takes, and each of its results in all tensors of the
 others.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .autocast import cast_under_autocast, without_autocast
+from .autocast import autocast_dtype, cast_under_autocast, without_autocast
 from .backends import requested_backend
 from .custom_op import HAS_CUSTOM_OP, dense_flops, input_grad, mix, register, weight_grad
 from .functional import check
 from .layout import dense, empty_as
-from .positional_op import term, term_grads
+from .positional_op import positional_term
+
+
+class BranchTensors(NamedTuple):
+    """What :func:`peripheral_branches` takes beside the map, from :func:`stacked_branches`."""
+
+    weight: Tensor
+    small: Tensor
+    bias: Tensor | None
+
+
+def stacked_branches(
+    x: Tensor, weights: Sequence[Tensor], smalls: Sequence[Tensor], grid: Sequence[int], embedding: Tensor
+) -> list[BranchTensors]:
+    """Weights and positional terms of several blocks, made in a fraction of the operators that each by itself takes.
+
+    Those that are copied or cast are so once for all blocks.
+
+    Args:
+        x: A map of the size, dtype and device of those to come.
+        weights: Of the peripheral kernels, ``(C, 1, k', k')`` each.
+        smalls: Of the small kernels, ``(C, 1, s, s)`` each.
+        grid: ``k'`` ring widths, those of every kernel.
+        embedding: ``(C, K, K)`` or its centre, which the kernels share.
+    """
+    weight, channels = torch.cat(list(weights)), len(embedding)
+    term = positional_term(weight, embedding, grid, *x.shape[-2:])
+    dtype = None if x.dtype == torch.float64 else autocast_dtype(x.device.type)
+    if dtype is not None:
+        weight, smalls = weight.to(dtype), torch.cat(list(smalls)).to(dtype).split(channels)
+    # Channels last, in which the gradients of the terms need no copy either.
+    terms = [part.permute(2, 0, 1) for part in term.to(dtype or x.dtype).permute(1, 2, 0).split(channels, -1)]
+    return [BranchTensors(*parts) for parts in zip(weight.split(channels), smalls, terms, strict=True)]
 
 
 def peripheral_branches(
@@ -26,22 +58,21 @@ def peripheral_branches(
     weight: Tensor,
     sharing_grid: Sequence[int],
     small: Tensor,
-    embedding: Tensor | None = None,
+    bias: Tensor | None = None,
     *,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A peripheral and a small dense kernel, both depthwise, on the same map.
 
-    Differentiable any number of times. Under autocast as :func:`mmpelk.ops.peripheral_conv2d`, and the positional term
-    is summed in at least float32.
+    Differentiable any number of times. Under autocast as :func:`mmpelk.ops.peripheral_conv2d`.
 
     Args:
         x: ``(N, C, H, W)``, floating point, any strides.
         weight: ``(C, 1, k', k')`` of the peripheral kernel.
         sharing_grid: ``k'`` ring widths along either axis; their sum is the odd kernel size ``K``.
         small: ``(C, 1, s, s)`` with an odd ``s``.
-        embedding: ``(C, K, K)``, the ``h`` of Eq. 3, whose sum leaves positions outside the map out, or what
-            :func:`mmpelk.ops.positional_op.central_embedding` takes of it; or ``None``.
+        bias: ``(C, H, W)`` in any dtype, added to the peripheral kernel's output for every image, as the positional
+            term is; or ``None``.
         backend: As :func:`mmpelk.ops.peripheral_conv2d` takes it, for the peripheral kernel.
 
     Returns:
@@ -53,14 +84,14 @@ def peripheral_branches(
     """
     grid = [int(width) for width in sharing_grid]
     x, weight, cast = cast_under_autocast(x, weight, small)
-    check(x, weight, grid, None)
-    return _branches_op(x, weight, cast, embedding, grid, requested_backend(x, weight, grid, backend))
+    bias = None if bias is None else bias.to(x.dtype)
+    check(x, weight, grid, bias)
+    return _branches_op(x, weight, cast, bias, grid, requested_backend(x, weight, grid, backend))
 
 
 def _branches(
-    x: Tensor, weight: Tensor, small: Tensor, embedding: Tensor | None, grid: Sequence[int], backend: str | None
+    x: Tensor, weight: Tensor, small: Tensor, bias: Tensor | None, grid: Sequence[int], backend: str | None
 ) -> tuple[Tensor, Tensor]:
-    bias = None if embedding is None else term(weight, embedding, grid, *x.shape[-2:]).to(x.dtype)
     x = dense(x, like=x)  # once for both kernels, which read it many times
     with without_autocast(x.device.type):
         output = F.conv2d(x, small, padding=small.shape[-1] // 2, groups=len(small))
@@ -68,7 +99,7 @@ def _branches(
 
 
 def _branches_fake(
-    x: Tensor, weight: Tensor, small: Tensor, embedding: Tensor | None, grid: Sequence[int], backend: str | None
+    x: Tensor, weight: Tensor, small: Tensor, bias: Tensor | None, grid: Sequence[int], backend: str | None
 ) -> tuple[Tensor, Tensor]:
     return empty_as(x), empty_as(x)
 
@@ -77,15 +108,13 @@ def _backward(
     x: Tensor,
     weight: Tensor,
     small: Tensor,
-    embedding: Tensor | None,
     grad: Tensor,
     grad_small: Tensor,
     grid: Sequence[int],
     backend: str | None,
     wanted: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    none = [x.new_empty(0) for _ in range(4)]
-    of_x, of_weight, of_small, of_embedding = none
+) -> tuple[Tensor, Tensor, Tensor]:
+    of_x, of_weight, of_small = (x.new_empty(0) for _ in range(3))
     x = dense(x, like=x)
     if wanted[0] or wanted[2]:
         padding = [small.shape[-1] // 2] * 2
@@ -98,41 +127,39 @@ def _backward(
         of_x = input_grad(grad, weight, grid, backend).add_(of_x_by_small)
     if wanted[1]:
         of_weight = weight_grad(x, grad, grid, backend)
-    if embedding is not None and (wanted[1] or wanted[3]):
-        total = grad[0] if len(grad) == 1 else grad.sum(0)
-        by_term, of_embedding = term_grads(total, weight, embedding, grid)
-        of_weight = of_weight.add_(by_term) if wanted[1] else of_weight
-    return of_x, of_weight, of_small, of_embedding if wanted[3] else none[3]
+    return of_x, of_weight, of_small
 
 
 def _backward_fake(
     x: Tensor,
     weight: Tensor,
     small: Tensor,
-    embedding: Tensor | None,
     grad: Tensor,
     grad_small: Tensor,
     grid: Sequence[int],
     backend: str | None,
     wanted: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     return (
         empty_as(grad) if wanted[0] else x.new_empty(0),
         weight.new_empty(weight.shape) if wanted[1] else x.new_empty(0),
         small.new_empty(small.shape) if wanted[2] else x.new_empty(0),
-        torch.empty_like(embedding) if wanted[3] and embedding is not None else x.new_empty(0),
     )
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.grid, ctx.backend = inputs
+    *tensors, _, ctx.grid, ctx.backend = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _grads(ctx: Any, grad: Tensor, grad_small: Tensor) -> tuple[Tensor | None, ...]:
-    wanted = list(ctx.needs_input_grad[:4])
-    grads = branches_backward(*ctx.saved_tensors, grad, grad_small, ctx.grid, ctx.backend, wanted)
-    return *(value if want else None for value, want in zip(grads, wanted, strict=True)), None, None
+    *wanted, wants_bias = ctx.needs_input_grad[:4]
+    grads: list[Tensor | None] = [None] * 3
+    if any(wanted):
+        values = branches_backward(*ctx.saved_tensors, grad, grad_small, ctx.grid, ctx.backend, wanted)
+        grads = [value if want else None for value, want in zip(values, wanted, strict=True)]
+    of_bias = (grad[0] if len(grad) == 1 else grad.sum(0)) if wants_bias else None
+    return *grads, of_bias, None, None
 
 
 def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -142,31 +169,28 @@ def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
 
 def _backward_grads(ctx: Any, *seconds: Tensor) -> tuple[Tensor | None, ...]:
     *tensors, grad, grad_small = ctx.saved_tensors
-    x, weight, small, embedding = tensors
-    of_x, of_weight, of_small, of_embedding = (
-        value if want or tensor is None else torch.zeros_like(tensor)
+    x, weight, small = tensors
+    of_x, of_weight, of_small = (
+        value if want else torch.zeros_like(tensor)
         for value, tensor, want in zip(seconds, tensors, ctx.wanted, strict=True)
     )
     grads, settings = (grad, grad_small), (ctx.grid, ctx.backend)
-    first, second = (
-        (x, of_weight, of_small, embedding),
-        (of_x, weight, small, None if embedding is None else of_embedding),
-    )
-    results: list[Tensor | None] = [None] * 6
+    first, second = (x, of_weight, of_small), (of_x, weight, small)
+    results: list[Tensor | None] = [None] * 5
     need = ctx.needs_input_grad
-    if need[0] or need[3]:
-        results[0], _, _, results[3] = branches_backward(*first, *grads, *settings, [need[0], False, False, need[3]])
+    if need[0]:
+        results[0] = branches_backward(*first, *grads, *settings, [True, False, False])[0]
     if need[1] or need[2]:
-        _, results[1], results[2], _ = branches_backward(*second, *grads, *settings, [False, need[1], need[2], False])
-    if need[4] or need[5]:
-        pairs = zip(_branches_op(*first, *settings), _branches_op(*second, *settings), strict=True)
-        results[4:] = [a + b for a, b in pairs]
+        _, *results[1:3] = branches_backward(*second, *grads, *settings, [False, need[1], need[2]])
+    if need[3] or need[4]:
+        pairs = zip(_branches_op(*first, None, *settings), _branches_op(*second, None, *settings), strict=True)
+        results[3:] = [a + b for a, b in pairs]
     return *(value if want else None for value, want in zip(results, need, strict=False)), None, None, None
 
 
 _branches_op = register(
     'peripheral_branches',
-    '(Tensor x, Tensor weight, Tensor small, Tensor? embedding, int[] grid, str? backend) -> (Tensor, Tensor)',
+    '(Tensor x, Tensor weight, Tensor small, Tensor? bias, int[] grid, str? backend) -> (Tensor, Tensor)',
     _branches,
     _branches_fake,
     _setup,
@@ -174,14 +198,14 @@ _branches_op = register(
 )
 branches_backward = register(
     'peripheral_branches_backward',
-    '(Tensor x, Tensor weight, Tensor small, Tensor? embedding, Tensor grad, Tensor grad_small, int[] grid, '
-    'str? backend, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor)',
+    '(Tensor x, Tensor weight, Tensor small, Tensor grad, Tensor grad_small, int[] grid, str? backend, '
+    'bool[] wanted) -> (Tensor, Tensor, Tensor)',
     _backward,
     _backward_fake,
     _backward_setup,
     _backward_grads,
 )
-"""Gradients of ``x``, ``weight``, ``small`` and ``embedding``, those that are not ``wanted`` as empty tensors."""
+"""Gradients of ``x``, ``weight`` and ``small``, those that are not ``wanted`` as empty tensors."""
 
 
 def _register_flops() -> None:
@@ -197,7 +221,7 @@ def _register_flops() -> None:
 
     @register_flop_formula(torch.ops.mmpelk.peripheral_branches_backward)
     def backward_flops(  # type: ignore[no-untyped-def]
-        x_shape, _, small_shape, __, ___, ____, grid, backend, wanted, **kwargs
+        x_shape, _, small_shape, __, ___, grid, backend, wanted, **kwargs
     ) -> int:
         return flops(x_shape, small_shape, grid, wanted[0] + wanted[1], wanted[0] + wanted[2])
 

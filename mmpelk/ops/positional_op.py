@@ -5,7 +5,8 @@ outputs of row ``y``, and ``C`` the same of the columns; and ``W = E w E^T`` wit
 :mod:`.positional` says by look-ups, in two operators instead of some twenty.
 
 An embedding may be the central part alone, beyond which it counts as zero: :func:`central_embedding` takes what a map
-reads of it. The results have the embedding's memory format, fastest channels last.
+reads of it. The results have the embedding's memory format, fastest channels last. The weight may have the
+channels of several kernels that share the embedding, one kernel after the other.
 """
 
 from collections.abc import Sequence
@@ -86,13 +87,19 @@ def _sandwich(rows: Tensor, planes: Tensor, columns: Tensor) -> Tensor:
     return torch.bmm(columns.expand(len(half), -1, -1), half)
 
 
+def _times_shared(planes: Tensor, embedding: Tensor) -> Tensor:
+    """``(a, b, n C)`` in place times the ``(C, a, b)`` that all kernels share."""
+    shared = _channels_last(embedding, planes.dtype).unsqueeze(2)
+    return planes.view(*shared.shape[:2], -1, shared.shape[-1]).mul_(shared).view(planes.shape)
+
+
 def term(weight: Tensor, embedding: Tensor, grid: Sequence[int], height: int, width: int) -> Tensor:
     """:data:`positional_term` without derivatives."""
     dtype = _dtype(weight)
     rows, columns = _axes(weight, embedding, grid, (height, width))
     with without_autocast(weight.device.type):
         kernel = _sandwich(rows.expansion, _channels_last(weight[:, 0], dtype), columns.expansion)
-        product = kernel.mul_(_channels_last(embedding, dtype))
+        product = _times_shared(kernel, embedding)
         # Channels last, as the map that it is added to.
         return _sandwich(rows.reads, product, columns.reads).permute(2, 0, 1)
 
@@ -108,10 +115,12 @@ def term_grads(grad: Tensor, weight: Tensor, embedding: Tensor, grid: Sequence[i
     with without_autocast(weight.device.type):
         product = _sandwich(rows.reads.mT, _channels_last(grad, dtype), columns.reads.mT)
         kernel = _sandwich(rows.expansion, _channels_last(weight[:, 0], dtype), columns.expansion)
-        of_embedding = kernel.mul_(product).permute(2, 0, 1)
-        of_kernel = product.mul_(_channels_last(embedding, dtype))
+        of_embedding = kernel.mul_(product)
+        if len(embedding) < len(weight):
+            of_embedding = of_embedding.view(*of_embedding.shape[:2], -1, len(embedding)).sum(2)
+        of_kernel = _times_shared(product, embedding)
         of_weight = _sandwich(rows.expansion.mT, of_kernel, columns.expansion.mT).permute(2, 0, 1).unsqueeze(1)
-        return of_weight.to(weight.dtype).contiguous(), _cast_like(of_embedding, embedding)
+        return of_weight.to(weight.dtype).contiguous(), _cast_like(of_embedding.permute(2, 0, 1), embedding)
 
 
 def _cast_like(value: Tensor, like: Tensor) -> Tensor:
@@ -158,7 +167,7 @@ positional_term = register(
     _term_setup,
     _term_backward,
 )
-"""``M`` ``(C, H, W)`` in at least float32, from weight, embedding ``(C, K, K)`` or its centre, grid, ``H``, ``W``."""
+"""``M`` ``(n C, H, W)`` in at least float32, from weight, embedding ``(C, K, K)`` or its centre, grid, ``H``, ``W``."""
 _term_grads = register(
     'positional_term_grads',
     '(Tensor grad, Tensor weight, Tensor embedding, int[] grid) -> (Tensor, Tensor)',

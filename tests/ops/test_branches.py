@@ -10,43 +10,41 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmpelk.ops import peripheral_conv2d, sharing_grid
 from mmpelk.ops.branches import peripheral_branches
-from mmpelk.ops.positional_op import central_embedding, positional_term
 from tests.ops.inputs import BACKENDS, LAYOUTS, needs_custom_op
 
 GRID = sharing_grid(13, 5)
 
 
 def one_by_one(
-    x: Tensor, weight: Tensor, small: Tensor, embedding: Tensor | None = None, backend: str | None = None
+    x: Tensor, weight: Tensor, small: Tensor, bias: Tensor | None = None, backend: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    bias = None if embedding is None else positional_term(weight, embedding, GRID, *x.shape[-2:]).to(x.dtype)
     large = peripheral_conv2d(x, weight, GRID, bias, backend=backend)
     return large, F.conv2d(x, small, padding=small.shape[-1] // 2, groups=len(small))
 
 
 def at_once(
-    x: Tensor, weight: Tensor, small: Tensor, embedding: Tensor | None = None, backend: str | None = None
+    x: Tensor, weight: Tensor, small: Tensor, bias: Tensor | None = None, backend: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    return peripheral_branches(x, weight, GRID, small, embedding, backend=backend)
+    return peripheral_branches(x, weight, GRID, small, bias, backend=backend)
 
 
-def draw(*, embedding: bool, dtype: torch.dtype = torch.float64, size: tuple[int, int] = (10, 9)) -> list[Tensor]:
-    """A map of two images and three channels, weight, small kernel, and an embedding."""
+def draw(*, bias: bool, dtype: torch.dtype = torch.float64, size: tuple[int, int] = (10, 9)) -> list[Tensor]:
+    """A map of two images and three channels, weight, small kernel, and a map to add."""
     generator = torch.Generator().manual_seed(0)
-    shapes = [(2, 3, *size), (3, 1, len(GRID), len(GRID)), (3, 1, 5, 5), (3, 13, 13)]
+    shapes = [(2, 3, *size), (3, 1, len(GRID), len(GRID)), (3, 1, 5, 5), (3, *size)]
     return [
         torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
-        for shape in shapes[: 4 if embedding else 3]
+        for shape in shapes[: 4 if bias else 3]
     ]
 
 
-@pytest.mark.parametrize('embedding', [True, False], ids=['embedding', 'no-embedding'])
+@pytest.mark.parametrize('bias', [True, False], ids=['bias', 'no-bias'])
 @pytest.mark.parametrize('layout', ['contiguous', 'channels last', 'channel slice of channels last'])
 @pytest.mark.parametrize('backend', [None, *BACKENDS])
-def test_outputs_and_gradients(backend: str | None, layout: str, embedding: bool) -> None:
+def test_outputs_and_gradients(backend: str | None, layout: str, bias: bool) -> None:
     results = []
     for function in (one_by_one, at_once):
-        inputs = draw(embedding=embedding)
+        inputs = draw(bias=bias)
         out = function(LAYOUTS[layout](inputs[0]), *inputs[1:], backend=backend)
         loss = sum((i + 1) * tensor.cos().sum() for i, tensor in enumerate(out))
         results.append([*out, *torch.autograd.grad(loss, inputs)])
@@ -58,7 +56,7 @@ def test_gradients_of_some_inputs(wanted: tuple[bool, ...]) -> None:
     """Frozen kernels, a network's first map: what is not asked for is neither computed nor returned."""
     results = []
     for function in (one_by_one, at_once):
-        inputs = [tensor.requires_grad_(want) for tensor, want in zip(draw(embedding=True), wanted, strict=True)]
+        inputs = [tensor.requires_grad_(want) for tensor, want in zip(draw(bias=True), wanted, strict=True)]
         large, small = function(*inputs)
         if any(wanted):
             (large.sin() + 2 * small.sin()).sum().backward()
@@ -67,32 +65,28 @@ def test_gradients_of_some_inputs(wanted: tuple[bool, ...]) -> None:
     torch.testing.assert_close(*results, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize('embedding', [True, False], ids=['embedding', 'no-embedding'])
+@pytest.mark.parametrize('bias', [True, False], ids=['bias', 'no-bias'])
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_second_derivatives(backend: str, embedding: bool) -> None:
-    inputs = draw(embedding=embedding, size=(4, 5))
+def test_second_derivatives(backend: str, bias: bool) -> None:
+    inputs = draw(bias=bias, size=(4, 5))
     assert torch.autograd.gradgradcheck(lambda *tensors: at_once(*tensors, backend=backend), inputs, fast_mode=True)
 
 
 @needs_custom_op
 def test_torch_knows_it() -> None:
-    inputs = draw(embedding=True)
+    inputs = draw(bias=True)
     grid = list(GRID)
     torch.library.opcheck(torch.ops.mmpelk.peripheral_branches, (*inputs, grid, None))
     torch.library.opcheck(torch.ops.mmpelk.peripheral_branches, (*inputs[:3], None, grid, None))
     grads = torch.randn_like(inputs[0]), torch.randn_like(inputs[0])
-    for wanted in ([True] * 4, [False, True, False, True]):
-        arguments = *inputs, *grads, grid, None, wanted
+    for wanted in ([True] * 3, [False, True, False]):
+        arguments = *inputs[:3], *grads, grid, None, wanted
         torch.library.opcheck(torch.ops.mmpelk.peripheral_branches_backward, arguments)
-    x, weight, small, embedding = (tensor.detach() for tensor in draw(embedding=True, size=(4, 5)))
-    centre = central_embedding(embedding, (4, 5))
-    arguments = x, weight, small, centre, x.cos(), x.sin(), grid, None, [True] * 4
-    torch.library.opcheck(torch.ops.mmpelk.peripheral_branches_backward, arguments)
 
 
 @needs_custom_op
 def test_flop_counter_sees_the_dense_forms() -> None:
-    x, *others = draw(embedding=True)
+    x, *others = draw(bias=True)
     with FlopCounterMode(display=False) as counter:
         sum(tensor.sum() for tensor in at_once(x, *others)).backward()
     assert counter.get_total_flops() == 3 * 2 * x.numel() * (13**2 + 5**2)
@@ -102,27 +96,27 @@ def test_flop_counter_sees_the_dense_forms() -> None:
     assert counter.get_total_flops() == 2 * x.numel() * (13**2 + 2 * 5**2)
 
 
-def test_under_autocast_as_conv2d_but_for_the_positional_term() -> None:
-    """The results are those of half-precision inputs; the embedding stays as it is."""
-    inputs = draw(embedding=True, dtype=torch.float32)
-    half = [tensor.detach().bfloat16() for tensor in inputs[:3]]
+def test_under_autocast_as_conv2d() -> None:
+    """The results are those of half-precision inputs."""
+    inputs = draw(bias=True, dtype=torch.float32)
+    half = [tensor.detach().bfloat16() for tensor in inputs]
     with torch.autocast('cpu', torch.bfloat16):
         out = at_once(*inputs)
     assert [tensor.dtype for tensor in out] == [torch.bfloat16] * 2
-    torch.testing.assert_close(out, at_once(*half, inputs[3]), rtol=0, atol=0)
+    torch.testing.assert_close(out, at_once(*half), rtol=0, atol=0)
     sum(tensor.float().sum() for tensor in out).backward()
     assert [tensor.grad.dtype for tensor in inputs] == [torch.float32] * 4
 
 
 def test_keeps_no_more_than_its_inputs_for_the_backward() -> None:
     saved: list[Tensor] = []
-    inputs = draw(embedding=True)
+    inputs = draw(bias=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         at_once(*inputs)
     assert {tensor.data_ptr() for tensor in saved} <= {tensor.data_ptr() for tensor in inputs}
 
 
 def test_refuses_what_the_operator_refuses() -> None:
-    x, weight, small = draw(embedding=False)
+    x, weight, small = draw(bias=False)
     with pytest.raises(ValueError, match='a grid of 3 rings'):
         peripheral_branches(x, weight, (2, 1, 2), small)

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weig
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from mmpelk.ops.branches import BranchTensors
 from mmpelk.ops.mixed_norm import Norm
 
 from ..layers import build_norm
@@ -99,24 +100,31 @@ class Mixer(nn.Module):
                 "mixer='peripheral' or 'dense'"
             )
 
-    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor | BranchTensors | None = None) -> Tensor:
         """Mix ``(N, C, H, W)``.
 
         Args:
             x: The map.
-            embedding: The stage's ``(C, K, K)``, or the central part that the map reads, for mixers that have one; not
-                read once deployed.
+            embedding: For mixers that have one the stage's ``(C, K, K)``, or the central part that the map reads, or
+                what takes the place of it and of :meth:`fused_kernels`; not read once deployed.
 
         Raises:
             ValueError: If the mixer has an embedding and gets none.
         """
         raise NotImplementedError
 
+    def fused_kernels(self, x: Tensor) -> tuple[PeripheralConv2d, nn.Conv2d] | None:
+        """For training: the peripheral and the small kernel, if ``forward`` takes what a stage computes of them.
+
+        ``None`` if a hook, a wrapper or another class may change what the mixer or they do.
+        """
+        return None
+
     def passes_rest(self, x: Tensor) -> bool:
         """Whether ``forward`` takes the whole of ``x``, mixes its first channels and passes the others unchanged."""
         return False
 
-    def branches(self, x: Tensor, embedding: Tensor | None = None) -> Branches | None:
+    def branches(self, x: Tensor, embedding: Tensor | BranchTensors | None = None) -> Branches | None:
         """For inference: what ``forward`` adds up, and the norms that it puts before; ``None`` to call ``forward``.
 
         Args:

@@ -6,9 +6,10 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from mmpelk.ops.branches import peripheral_branches
+from mmpelk.ops.branches import BranchTensors, peripheral_branches
 from mmpelk.ops.layout import dense
 from mmpelk.ops.positional import positional_constant, positional_map, summed_area_table
+from mmpelk.ops.positional_op import positional_term
 from mmpelk.ops.prepared import Prepared, PreparedCache, prepare
 from mmpelk.ops.sharing_grid import resolve_sharing_grid
 
@@ -49,15 +50,13 @@ class PeripheralMixer(Mixer):
         """Ring widths of the large kernel, whose centre is at most the kernel."""
         return resolve_sharing_grid(spec.kernel_size, spec.sharing_grid, min(spec.center_size, spec.kernel_size))
 
-    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor | BranchTensors | None = None) -> Tensor:
         if self.deployed:
             return self._mix_prepared(x) if self.passes_rest(x) else self.large(x, self._deployed_map(x))
         if self.embedding_mode is not None and embedding is None:
             raise ValueError(f'{_SHARES}: call the stage, or each block as block(x, stage.positional_embedding)')
-        if self._is_fused(x):
-            large, small = peripheral_branches(
-                x, self.large.weight, self.large.sharing_grid, self.small.weight, embedding, backend=self.large.backend
-            )
+        if isinstance(embedding, BranchTensors) or self._is_fused(x):
+            large, small = self._both(x, embedding)
             return self.large_norm(large) + self.small_norm(small)
         out = self.large_norm(self.large(x, embedding=embedding, embedding_mode=self.embedding_mode))
         if self.small_kernel_size:
@@ -71,19 +70,35 @@ class PeripheralMixer(Mixer):
         large, small = self.large, self.small
         return type(x) is Tensor and is_untouched(large, small) and large.bias is small.bias is None
 
+    def _both(self, x: Tensor, embedding: Tensor | BranchTensors | None) -> tuple[Tensor, Tensor]:
+        """Outputs of both kernels, as one operator."""
+        large, tensors = self.large, embedding
+        if not isinstance(tensors, BranchTensors):
+            size = x.shape[-2:]
+            term = None if tensors is None else positional_term(large.weight, tensors, large.sharing_grid, *size)
+            tensors = BranchTensors(large.weight, self.small.weight, term)
+        weight, small, bias = tensors
+        return peripheral_branches(x, weight, large.sharing_grid, small, bias, backend=large.backend)
+
+    def fused_kernels(self, x: Tensor) -> tuple[PeripheralConv2d, nn.Conv2d] | None:
+        """As :meth:`Mixer.fused_kernels`."""
+        if type(self).forward is not PeripheralMixer.forward or self.deployed or self.embedding_mode != 'in_bounds':
+            return None
+        return None if is_hooked(self) or not self._is_fused(x) else (self.large, self.small)
+
     def passes_rest(self, x: Tensor) -> bool:
         """Deployed, for inference: one operator writes the whole map."""
         if not self.deployed or torch.is_grad_enabled() or type(x) is not Tensor:
             return False
         return not is_hooked(self) and is_untouched(self.large)
 
-    def branches(self, x: Tensor, embedding: Tensor | None = None) -> Branches | None:
+    def branches(self, x: Tensor, embedding: Tensor | BranchTensors | None = None) -> Branches | None:
         """As :meth:`Mixer.branches`."""
         if type(self).forward is not PeripheralMixer.forward or is_hooked(self):
             return None
         if self.deployed:
             return Branches(self._mix_prepared(self._mixed(x)), None, []) if self.passes_rest(x) else None
-        if self.embedding_mode is not None and embedding is None:
+        if (self.embedding_mode is not None and embedding is None) or isinstance(embedding, BranchTensors):
             return None
         kernels: list[nn.Module] = [self.large]
         norms: list[nn.Module] = [self.large_norm]

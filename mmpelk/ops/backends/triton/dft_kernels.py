@@ -171,7 +171,10 @@ def _exponent_of_spectrum(weight, row_sizes, col_sizes, weight_a, weight_b, ring
     return tl.minimum((largest.to(tl.int32, bitcast=True) >> 23) + 1, 252)
 
 
-@triton.jit(do_not_specialize=['weight_c', 'weight_a', 'weight_b', 'rings', 'blocks'])
+@triton.jit(
+    do_not_specialize=['weight_c', 'weight_a', 'weight_b', 'rings', 'blocks'],
+    do_not_specialize_on_alignment=['weight'],
+)
 def dft_spectrum_kernel(
     weight, spectrum, row_rings, col_rings, row_sizes, col_sizes, weight_c, weight_a, weight_b, rings, blocks,
     RINGS: tl.constexpr, ROW_FREQS: tl.constexpr, FREQS: tl.constexpr,
@@ -221,7 +224,8 @@ def dft_spectrum_kernel(
         'images', 'height', 'width', 'x_n', 'x_c', 'x_h', 'out_n', 'out_c', 'out_h', 'bias_c', 'bias_h',
         'weight_c', 'weight_a', 'weight_b', 'rings', 'steps', 'splits', 'row_tiles', 'col_tiles', 'left',
         'col_blocks', 'norm',
-    ]
+    ],
+    do_not_specialize_on_alignment=['weight'],
 )  # fmt: skip
 def dft_conv_kernel(
     x, spectrum, weight, bias, out, row_waves, row_back, row_sizes, col_waves, col_back, col_sizes,

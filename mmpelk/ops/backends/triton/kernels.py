@@ -230,7 +230,10 @@ def _ring_of_distance(first_distance, COL_EDGES: tl.constexpr, FIRST_COL_RING: t
     return tl.where(distance < COL_EDGES[len(COL_EDGES) - 1], ring, -1)
 
 
-@triton.jit(do_not_specialize=['weight_c', 'weight_a', 'weight_b', 'in_tiles', 'left'])
+@triton.jit(
+    do_not_specialize=['weight_c', 'weight_a', 'weight_b', 'in_tiles', 'left'],
+    do_not_specialize_on_alignment=['weight'],
+)
 def toeplitz_kernel(
     weight, toeplitz, weight_c, weight_a, weight_b, in_tiles, left,
     ROW_RINGS: tl.constexpr, ROW_WIDTHS: tl.constexpr, COL_EDGES: tl.constexpr, FIRST_COL_RING: tl.constexpr,

@@ -384,7 +384,7 @@ def convolve(
     out = empty_as(x) if out is None else out
     if out.numel() == 0:
         return out
-    layouts = layout(x), layout(weight), layout(out), None if bias is None else layout(bias)
+    layouts = layout(x), weight.shape, weight.stride(), layout(out), None if bias is None else layout(bias)
     key = kind, *settings(x, grid), kernel is None, *layouts
     call = kept(key, lambda: kind(x, weight, bias, tuple(grid), out))
     with current(x.device):
@@ -394,7 +394,9 @@ def convolve(
 
 def make(kind: type['Made'], weight: Tensor, grid: Sequence[int], x: Tensor) -> Tensor:
     """Launch what makes the matrices of a ``kind`` for maps of the size of ``x``."""
-    call = kept((kind, *settings(x, grid), layout(x), layout(weight)), lambda: kind(x, weight, tuple(grid)))
+    call = kept(
+        (kind, *settings(x, grid), layout(x), weight.shape, weight.stride()), lambda: kind(x, weight, tuple(grid))
+    )
     with current(x.device):
         return call(weight)
 
