@@ -52,7 +52,7 @@ def save_pretrained(
     """Write a trained network, masks included, and its recipe into a folder.
 
     Args:
-        model: Of a toolbox; its backbone may be deployed or shrunk, and it may be compiled or in a data-parallel
+        model: Model of a toolbox; its backbone may be deployed or shrunk, and it may be compiled or in a data-parallel
             wrapper.
         folder: It is created where there is none.
         cfg: Its recipe; by default what the toolbox's ``init_model`` left in the model.
@@ -98,7 +98,7 @@ def from_pretrained(name: str | Path, device: str = 'cpu', allow: Collection[str
         name: A folder, or a repository such as ``'user/name'``.
         device: Device of the model.
         allow: Names of modules that the recipe may use besides those that are known to be harmless.
-        **options: Of huggingface_hub: ``revision``, ``cache_dir``, ``token``, ``force_download``,
+        **options: Options of huggingface_hub: ``revision``, ``cache_dir``, ``token``, ``force_download``,
             ``local_files_only``.
 
     Raises:

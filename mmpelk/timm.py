@@ -40,15 +40,15 @@ class PeLKClassifier(nn.Module):
     """A PeLK backbone and timm's head: global pooling, norm, dropout, linear layer.
 
     Args:
-        num_classes: Of the linear layer; 0 leaves it out.
+        num_classes: Outputs of the linear layer; 0 leaves it out.
         in_chans: Channels of the image.
         global_pool: A name of timm's; ``''`` for none.
         drop_rate: Dropout in front of the linear layer.
         head_init_scale: Factor of the linear layer's initial values.
-        output_stride: Of the last map; it can only be the network's own.
+        output_stride: Stride of the last map; it can only be the network's own.
         device: Where the parameters are made.
         dtype: Their type.
-        **arguments: Of :class:`mmpelk.models.PeLK`, such as ``drop_path_rate``.
+        **arguments: Arguments of :class:`mmpelk.models.PeLK`, such as ``drop_path_rate``.
 
     Attributes:
         num_features: Channels of :meth:`forward_features`.
@@ -231,7 +231,7 @@ class PeLKFeatures(FeatureGetterNet):
 def names_of_timm(state: Mapping[str, Any], model: PeLKClassifier) -> dict[str, Tensor]:
     """Weights of a classification recipe, by the names that they have here, masks folded in.
 
-    Those that ``tools/convert_checkpoint.py export`` has renamed as timm's ConvNeXt are are taken, too.
+    Weights that ``tools/convert_checkpoint.py export`` has given the names of timm's ConvNeXt are taken, too.
     """
     state = fold_masks(state_dict_of(state))
     if any(key.startswith('stem.') for key in state):

@@ -96,9 +96,9 @@ def load_model(cfg: Config, checkpoint: str, seed: int = 0) -> Any:
     """The model of a config in eval mode; a checkpoint fills its backbone; necks and heads keep their random weights.
 
     Args:
-        cfg: Of a model that has a ``backbone``; it is not changed.
+        cfg: Config of a model that has a ``backbone``; it is not changed.
         checkpoint: Path or URL of the weights, or :data:`RANDOM`. Weights that the config names are not loaded.
-        seed: Of random weights.
+        seed: Seed of random weights.
 
     Raises:
         ValueError: If the checkpoint is not of this model.
@@ -178,8 +178,8 @@ def measure(model: Any, images: Sequence[Image], facts: Mapping[str, Any]) -> Me
     """Contribution scores of a model on images.
 
     Args:
-        model: From :func:`load_model`, on the device to measure on.
-        images: From :func:`read_images`.
+        model: Model from :func:`load_model`, on the device to measure on.
+        images: Images from :func:`read_images`.
         facts: What is known of the model, at least its ``name`` and ``weights``.
 
     Returns:

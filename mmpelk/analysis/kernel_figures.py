@@ -70,7 +70,7 @@ def draw_kernel(kernel: LearntKernel, channels: Sequence[int] | None = None) -> 
     """Parameters of some channels of a kernel, and the dense kernels that they stand for, outlined by region.
 
     Args:
-        kernel: From a checkpoint.
+        kernel: Kernel from a checkpoint.
         channels: Which ones, a column each; the first four by default.
 
     Raises:
@@ -91,7 +91,7 @@ def draw_embedding(learnt: LearntEmbedding, channels: Sequence[int] | None = Non
     """Fig. 3 as it is learnt: ``h``, ``W * h``, and the term that they add to a map.
 
     Args:
-        learnt: From a checkpoint.
+        learnt: Embedding from a checkpoint.
         channels: Which ones, a column each; the first four by default.
 
     Raises:

@@ -71,7 +71,7 @@ def backbone_tensors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of the backbone in a checkpoint, by their names within the backbone.
 
     Args:
-        state_dict: Of a whole model, of one inside a wrapper for distributed training, or of a backbone.
+        state_dict: State dict of a whole model, of one inside a wrapper for distributed training, or of a backbone.
     """
     state = state_dict_of(state_dict)
     prefix = 'backbone.'
@@ -83,8 +83,8 @@ def learnt_kernel(backbone: PeLK, tensors: Mapping[str, Tensor], stage: int, blo
     """The large kernel of a block in a checkpoint, trained or deployed.
 
     Args:
-        backbone: Of the checkpoint's config; its sharing grid counts, not its weights.
-        tensors: From :func:`backbone_tensors`.
+        backbone: Backbone of the checkpoint's config; its sharing grid counts, not its weights.
+        tensors: Tensors from :func:`backbone_tensors`.
         stage: Counted from 0.
         block: Within the stage, counted from 0.
 
@@ -113,8 +113,8 @@ def learnt_embedding(
     Without the norm of the branch as it is trained, with it once deployed: then its scale is part of the kernel.
 
     Args:
-        backbone: Of the checkpoint's config.
-        tensors: From :func:`backbone_tensors`.
+        backbone: Backbone of the checkpoint's config.
+        tensors: Tensors from :func:`backbone_tensors`.
         stage: Counted from 0.
         block: Within the stage; the blocks of a stage share ``h``, but not ``M``.
         size: ``(H, W)`` of the feature map.

@@ -141,7 +141,7 @@ def read_config(path: str, settings: Mapping[str, Any] | None = None) -> Config:
     """A config with some settings changed.
 
     Args:
-        path: Of the file, or the name of a recipe, as :func:`mmpelk.config_path` takes it.
+        path: Path of the file, or the name of a recipe, as :func:`mmpelk.config_path` takes it.
         settings: Dotted keys and values.
 
     Raises:

@@ -48,9 +48,9 @@ class Request:
     """The network and images of a command line.
 
     Attributes:
-        exported: To be written, in the precision asked for.
+        exported: Network to be written, in the precision asked for.
         exact: The same in float32, to compare with.
-        images: Of each size, as the file takes them.
+        images: One image of each size, as the file takes it.
         shapes: The sizes.
         tolerance: Largest difference of a file that may be used.
     """

@@ -18,10 +18,10 @@ class Comparison:
     """How far a file is from its network on one image, and how fast both are.
 
     Attributes:
-        difference: Largest of any output, relative to that output's largest value.
+        difference: Largest difference of any output, relative to that output's largest value.
         same_labels: Share of pixels, or images, whose best class agrees; 1 where there are no classes.
-        seconds: That the file takes.
-        torch_seconds: That the network takes in eager torch.
+        seconds: Seconds that the file takes.
+        torch_seconds: Seconds that the network takes in eager torch.
     """
 
     difference: float

@@ -106,9 +106,9 @@ def convolve(x: Tensor, kernel: Spectrum, rows: Waves, columns: Waves) -> Tensor
 
     Args:
         x: ``(N, H, W, C)``.
-        kernel: Of :func:`kernel_spectrum`, with the periods of the waves.
-        rows: Of :func:`map_waves`, for ``H``.
-        columns: For ``W``.
+        kernel: Spectrum from :func:`kernel_spectrum`, with the periods of the waves.
+        rows: Waves from :func:`map_waves`, for ``H``.
+        columns: Waves for ``W``.
 
     Returns:
         ``(N, H, W, C)``.

@@ -119,7 +119,7 @@ class ExportedNetwork:
         network: Takes ``(N, C, H, W)`` and returns a tuple of tensors.
         outputs: Their names.
         task: ``'segmentation'``, ``'classification'`` or ``'detection'``.
-        preprocessing: Of the recipe.
+        preprocessing: Preprocessing of the recipe.
         smallest: Side of the smallest image, that of the stem's patch.
         meta: Names and colours of the classes, where they are known.
         takes_pixels: Whether it takes ``(N, H, W, C)`` of uint8, with the preprocessing inside.

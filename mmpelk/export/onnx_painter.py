@@ -19,7 +19,7 @@ class OnnxPainter:
 
     Args:
         path: The file, of a segmentor or a classifier.
-        opacity: Of drawn label maps, 0 to 1.
+        opacity: Opacity of drawn label maps, 0 to 1.
 
     Raises:
         FileNotFoundError: If there is no such file.

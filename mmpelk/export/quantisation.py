@@ -117,8 +117,8 @@ def replace_weights(model: Any, session: Any) -> None:
     What the toolbox does before and after, sliding windows and flips too, stays.
 
     Args:
-        model: Of the recipe.
-        session: Of :func:`~mmpelk.export.open_onnx`; its file takes normalised images.
+        model: Model of the recipe.
+        session: Session from :func:`~mmpelk.export.open_onnx`; its file takes normalised images.
 
     Raises:
         UserError: If the file takes pixels, or the model is a detector, whose boxes no file computes.

@@ -203,7 +203,7 @@ def misfit_of(content: Mapping[str, Any], optimizers: Any, schedulers: Any) -> s
     mmengine and torch take over any state, and fail at the first step, if at all.
 
     Args:
-        content: Of the checkpoint.
+        content: Content of the checkpoint.
         optimizers: mmengine's wrapper of an optimizer, or of several by name.
         schedulers: A list, or lists by the name of the optimizer.
     """

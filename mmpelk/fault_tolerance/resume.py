@@ -156,8 +156,8 @@ class NumberedBatches(Sampler):
     Args:
         batch_sampler: What draws the indices.
         seed: Seed of the run.
-        rank: Of this process.
-        number: Of the next batch.
+        rank: Rank of this process.
+        number: Number of the next batch.
         skip: Batches to leave out first.
         endless: Begin again at the end.
     """

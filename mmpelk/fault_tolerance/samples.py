@@ -170,7 +170,7 @@ def build_data(runner: Runner, *loops: str) -> None:
 
     Args:
         runner: The runner.
-        *loops: Of ``'train'``, ``'val'`` and ``'test'``.
+        *loops: Names of loops: ``'train'``, ``'val'`` and ``'test'``.
 
     Raises:
         UserError: If a data set cannot be read.

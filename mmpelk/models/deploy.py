@@ -13,7 +13,7 @@ def deploy_state_dict(backbone: PeLK, state_dict: Mapping[str, Tensor]) -> dict[
 
     Args:
         backbone: A backbone built with ``deploy=False`` and the trained model's arguments; it is converted on the way.
-        state_dict: Of the trained backbone.
+        state_dict: State dict of the trained backbone.
 
     Returns:
         What a backbone built with ``deploy=True`` loads strictly.

@@ -144,7 +144,7 @@ def fit_hidden_units(units: HiddenUnits, state_dict: Mapping[str, Tensor], prefi
 
     Args:
         units: Those of the block.
-        state_dict: Of a model with the block.
+        state_dict: State dict of a model with the block.
         prefix: What stands before the block's own names in it.
     """
     weights = [state_dict.get(f'{prefix}{name}.weight') for name in (units.first_name, units.second_name)]
@@ -167,7 +167,7 @@ def shrink_hidden_units(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Ten
     """Take the inactive units, whose column is zero, out of every block, by the rule of :func:`find_hidden_units`.
 
     Args:
-        state_dict: Of a model, with masks folded in; it is not changed.
+        state_dict: State dict of a model, with masks folded in; it is not changed.
 
     Returns:
         State dict of the same function with narrower blocks, and the number of units of every block that became so.

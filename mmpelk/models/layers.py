@@ -30,7 +30,7 @@ class DropPath(nn.Module):
     It draws the random numbers that mmcv's does.
 
     Args:
-        drop_prob: That probability, in ``[0, 1)``.
+        drop_prob: Probability that a sample is zero, in ``[0, 1)``.
     """
 
     def __init__(self, drop_prob: float) -> None:

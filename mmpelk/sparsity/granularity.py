@@ -25,7 +25,7 @@ class Layer:
     Attributes:
         name: Name of the parameter, or of the block.
         parameters: The parameters that are masked.
-        shape: Of the weights as an initialisation counts them.
+        shape: Shape of the weights as an initialisation counts them.
     """
 
     name: str

@@ -167,7 +167,7 @@ def mask_keys(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
     """The masks in a state dict.
 
     Args:
-        state_dict: Of a model, or of a part of one.
+        state_dict: State dict of a model, or of a part of one.
 
     Returns:
         From each mask's key to the key of its parameter. A boolean entry of another sort, such as the attention mask of
@@ -185,7 +185,7 @@ def fold_masks(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Multiply the masks into their weights and leave them out.
 
     Args:
-        state_dict: Of a model with masks; it is not changed.
+        state_dict: State dict of a model with masks; it is not changed.
 
     Returns:
         A state dict that the same model without masks loads strictly, and that computes the same.

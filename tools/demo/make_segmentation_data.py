@@ -179,7 +179,7 @@ def write_dataset(root: Path, counts: dict[str, int], seed: int) -> bool:
     Args:
         root: Folder of the set; one that another version, seed or size of this set has filled is replaced.
         counts: Number of pictures per split.
-        seed: Of all pictures; splits share none.
+        seed: Seed of all pictures; splits share none.
 
     Returns:
         Whether anything was written.

@@ -190,7 +190,7 @@ def Enlarged(backbone: dict[str, Any], **options: Any) -> nn.Module:
 
     Args:
         backbone: Config of the network.
-        **options: Of :func:`enlarge`; and ``init_cfg``, which takes the place of the network's own.
+        **options: Arguments of :func:`enlarge`; and ``init_cfg``, which takes the place of the network's own.
 
     Raises:
         UserError: As :func:`enlarge`.

@@ -12,7 +12,7 @@ class Change:
     """A convolution whose kernel was enlarged, or made smaller.
 
     Attributes:
-        name: Of the module.
+        name: Name of the module.
         channels: Number of its channels.
         before: Rows and columns of its kernel before.
         after: Side of its kernel now.

@@ -60,7 +60,7 @@ class PublicWeights:
     Attributes:
         state: The tensors.
         licence: As their model card has it.
-        normalisation: Of the pictures that they expect; ``None`` where nothing says it.
+        normalisation: Normalisation of the pictures that they expect; ``None`` if it is unknown.
     """
 
     state: dict[str, Tensor]

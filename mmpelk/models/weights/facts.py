@@ -31,7 +31,7 @@ def refuse_another(found: Mapping[str, Any], prefix: str, name: str, own: Any) -
     Args:
         found: What the state dict says of the module.
         prefix: What stands before the module's own names in it.
-        name: Of the fact.
+        name: Name of the fact.
         own: What it is here.
 
     Raises:

@@ -89,9 +89,9 @@ def refuse_harmful(
     """Refuse a config that builds what is not known to be harmless, or gives it a string that is not known to be.
 
     Args:
-        config: Of literals.
+        config: Config of literals.
         scope: Library whose registries the names are of, as ``default_scope`` gives it.
-        name: Of the folder or repository, for messages.
+        name: Name of the folder or repository, for messages.
         allow: Further names of modules that the caller trusts.
         registries: Those that build what the config names; by default those of networks.
 
@@ -172,7 +172,7 @@ def only_registered(name: str | Path) -> Iterator[None]:
     """Let this thread build registered modules only: mmengine imports a name that the registry in use does not know.
 
     Args:
-        name: Of the folder or repository, for messages.
+        name: Name of the folder or repository, for messages.
 
     Raises:
         UserError: At such a name.

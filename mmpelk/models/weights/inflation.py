@@ -164,8 +164,8 @@ class Inflated:
     Args:
         checkpoint: File or URL of a ConvNeXt under any of its names, or of a SLaK or RepLKNet-like network;
             ``timm://NAME`` or ``hf://OWNER/NAME``.
-        mean: Of the pictures that the recipe feeds, of values from 0 to 255, red first: its ``data_preprocessor``'s. If
-            given, weights that expect another normalisation are refused.
+        mean: Mean of the pictures that the recipe feeds, of values from 0 to 255, red first: its
+            ``data_preprocessor``'s. If given, weights that expect another normalisation are refused.
         std: Their standard deviation, given together with the mean.
         key: Entry of the file that holds the weights, such as ``'state_dict_ema'``; by default ``'state_dict'`` or
             ``'model'``, and a file with averages beside them is refused.

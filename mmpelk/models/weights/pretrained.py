@@ -91,7 +91,7 @@ class Pretrained:
             token: To read a private repository.
             force_download: Even if it was downloaded before.
             local_files_only: Only what was downloaded before.
-            **arguments: Of the constructor, instead of those saved: ``out_indices=(0, 1, 2, 3)`` and
+            **arguments: Arguments of the constructor, instead of those saved: ``out_indices=(0, 1, 2, 3)`` and
                 ``gap_before_final_norm=False`` make the features of a classifier's backbone. A norm of a stage that had
                 none is as initialised.
 

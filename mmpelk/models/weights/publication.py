@@ -73,7 +73,7 @@ class Publication:
             repo_id: Such as ``'user/name'``; created where there is none.
             private: Whether a new repository is private.
             token: To write to it, instead of the one that was saved by ``hf auth login``.
-            **options: Of huggingface_hub's ``upload_folder``: ``commit_message``, ``revision``, ``create_pr`` ...
+            **options: Options of huggingface_hub's ``upload_folder``, such as ``commit_message`` and ``revision``.
 
         Returns:
             Address of the commit.
@@ -92,7 +92,7 @@ def fetch(name: str | Path, kind: str, files: Iterable[str] = (), **options: Any
         name: Path of the folder, or name of the repository.
         kind: What ``config.json`` has to say that it is.
         files: Names of text files to read besides.
-        **options: Of huggingface_hub's ``snapshot_download``: ``revision``, ``cache_dir``, ``token``,
+        **options: Options of huggingface_hub's ``snapshot_download``: ``revision``, ``cache_dir``, ``token``,
             ``local_files_only``, ``force_download``.
 
     Raises:
@@ -156,7 +156,7 @@ def refuse_changed(built: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Refuse weights that the network of their own description cannot load.
 
     Args:
-        built: Of the description; masks and hidden units become those of the weights.
+        built: Network built from the description; masks and hidden units become those of the weights.
         state: The weights.
 
     Raises:
