@@ -189,7 +189,7 @@ def load_from_http(url: str, map_location: Location = None) -> Any:
             path.parent.mkdir(parents=True, exist_ok=True)
             download_url_to_file(url, str(path))
             if not _begins_as_checkpoint(path):
-                path.unlink()  # else it would be taken for ever
+                path.unlink()  # else every later call would read the damaged file
                 fault = f"'{url}' gives a page or a part of a file, no checkpoint. Check the address and the network"
         except OSError as error:
             fault = f"'{url}' cannot be downloaded: {error}. Check the address and the network, or put it at '{path}'"

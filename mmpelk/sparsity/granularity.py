@@ -81,7 +81,7 @@ class UnitLayer(Layer):
     - The saliency of a unit is the norm of its row times the norm of its column. Scaling the one up and the other down
       by a factor leaves it as it is, and, where the activation is homogeneous, the network as well.
     - What grows starts with a random row, as large as the others' are on average, no bias and a column of zeros: the
-      network's outputs stay as they were. With a row of zeros, too, the gradients of both would be zero for ever.
+      network's outputs stay as they were. With a row of zeros, too, the gradients of both would stay zero.
     """
 
     def __init__(self, units: HiddenUnits) -> None:

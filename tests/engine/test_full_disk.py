@@ -18,7 +18,7 @@ def _meet(number: int) -> None:
 
 @pytest.mark.parametrize('number', [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_ends_in_one_line(number: int, capsys: pytest.CaptureFixture) -> None:
-    """Wherever it is met, as by a log between two checkpoints; a log does not print a traceback for every line."""
+    """In every write, also that of a log between two checkpoints; a log prints no traceback for each line."""
     before = logging.raiseExceptions
     with mock.patch.dict(CheckpointLoader._schemes), pytest.raises(SystemExit), exit_on_user_error(running=True):
         _meet(number)

@@ -78,7 +78,7 @@ def test_full_disk(tmp_path: Path, tiny_ade20k: Path, small_disk: Path) -> None:
 
 
 def test_a_process_that_hangs_is_waited_for_no_longer_than_the_timeout(tmp_path: Path, tiny_ade20k: Path) -> None:
-    """One that dies is in torture.py."""
+    """torture.py has a process that is killed."""
     changes = dict(train_cfg__max_iters=4000, train_cfg__val_interval=5000, env_cfg__dist_cfg__timeout=30)
     recipe = write_recipe('seg', tiny_ade20k, tmp_path / 'seg.py', **changes)
     run = begin(tmp_path, [recipe, '--work-dir', tmp_path / 'run'], tmp_path / 'run' / 'iter_2.pth')

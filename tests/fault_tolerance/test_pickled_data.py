@@ -223,7 +223,7 @@ EVIL: Mapping[str, bytes] = {
     'object': b'(' + name('argparse.Namespace') + b'o',
     'extension': b'\x82\x01',
     'buffer of another process': b'\x97',
-    'key that takes for ever': b')' + b'2\x86' * 60 + b'}2Ns',
+    'key of nested tuples': b')' + b'2\x86' * 60 + b'}2Ns',
     'copies that fill the memory': b']q\0('
     + b'K\x01' * 50_000
     + b'e('

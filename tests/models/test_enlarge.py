@@ -434,7 +434,7 @@ CHANGES = {
 @pytest.mark.parametrize('kind', HOLDERS)
 @pytest.mark.parametrize('change', CHANGES)
 @pytest.mark.usefixtures('one_process')
-def test_what_holds_the_parameters_is_refused_while_it_lives(change: str, kind: str) -> None:
+def test_holders_of_the_parameters_are_refused_until_deleted(change: str, kind: str) -> None:
     (hold, message), network = HOLDERS[kind], pair()
     mmpelk.enlarge(network, 13)
     holder = hold(network)

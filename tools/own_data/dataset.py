@@ -439,7 +439,7 @@ def nothing_left(data: DataSet) -> UserError:
 
 
 def find_copies(data: DataSet, names: Sequence[str]) -> None:
-    """The same file in training and in validation, where it would be praised for being remembered."""
+    """Note files that are in training and in validation, where they would raise the score."""
     held_out = set(data.splits['val']) | set(data.splits.get('test', ()))
     # Roboflow's folders of the splits are not in the way: the name of an original is the same in all.
     trained = {Path(original_of(name)).name for name in data.splits['train'] if original_of(name) != name}

@@ -35,7 +35,7 @@ class Answers:
 
 @dataclass
 class Statistics:
-    """What the label maps hold: pixels of each value or packed colour, and how many lie among their like."""
+    """What the label maps hold: pixels of each value or packed colour, and how many have neighbours of their value."""
 
     counts: dict[int, int] = field(default_factory=dict)
     inner: dict[int, int] = field(default_factory=dict)

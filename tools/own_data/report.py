@@ -14,7 +14,7 @@ _TASKS = {'seg': 'segmentation', 'det': 'detection', 'cls': 'classification'}
 
 
 def print_report(data: DataSet, file: TextIO | None = None) -> None:
-    """Print an overview, the classes with their shares, and a sentence for everything that deserves one.
+    """Print an overview, the classes with their shares, and a sentence for each note.
 
     Args:
         data: The data set.
