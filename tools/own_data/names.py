@@ -93,7 +93,8 @@ def read_names(given: str | None, root: Path) -> list[ClassName]:
             return [_of_match(match.groupdict()) for match in found if match]
     columns = [line for line in lines if re.search(r'[,;\t]', line) and any(form.fullmatch(line) for form in _FORMS)]
     if from_file and columns:
-        other = next(line for line in lines if line not in columns)
+        first = next(form for form in _FORMS if form.fullmatch(columns[0]))
+        other = next(line for line in lines if not first.fullmatch(line))
         raise UserError(f"the list of classes has lines like '{columns[0]}' and like '{other}': make them alike")
     if partly := [line for line in lines if _FORMS[2].fullmatch(line) or _FORMS[3].fullmatch(line)]:
         raise UserError(f"'{partly[0]}' says what means the class, others do not: give all classes =VALUE or =#rrggbb")

@@ -305,8 +305,8 @@ TOLD: dict[str, tuple[Callable[[Path], Any], str, str, int]] = {
     'corners': (corners_for_sizes, 'question', 'reach out of their images', 5),
     'another camera': (of_two_cameras, 'question', '3 annotated images are not there', 3),
     'moved': (moved, 'question', 'camA/4.jpg for camB/4.jpg', 5),
-    'two folders': (lambda r: [write(r, folder=folder) for folder in ('a', 'b')],
-                    'question', 'a/0.jpg or b/0.jpg', 5),
+    'two folders': (lambda r: [write(r, folder=folder) for folder in ('a/x', 'ab/x')],
+                    'question', 'a/x/0.jpg or ab/x/0.jpg', 5),
     'in two files': (lambda r: (write(r, 5, 'train.json'), write(r, 2, 'val.json')),
                      'question', '2 pictures to train on are listed to validate', 7),
     # Every picture is the same noise.
@@ -323,8 +323,8 @@ def test_what_is_told(make: Callable[[Path], Any], kind: str, said: str, left: i
     data = read_detection(tmp_path)
     assert said in notes(data, kind)
     assert sum(names(data).values()) == left
-    if 'a/0.jpg or' in said:
-        assert not read_detection(tmp_path, images='b').questions
+    if 'ab/x' in said:
+        assert not read_detection(tmp_path, images='a').questions
 
 
 @pytest.mark.usefixtures('all_that_is_read')

@@ -223,7 +223,7 @@ LISTS: dict[str, tuple[str, str, dict[object, str]]] = {
     'cvat': ('labelmap.txt', '# label:color_rgb:parts:actions\nsky:0,0,9::\nroad:9,0,0::\n', COLOURS),
     'hex': ('labelmap.txt', 'sky=#000009\nroad=#090000\n', COLOURS),
     'value, class': ('classes.txt', 'Pixel Value, Class\n0, sky\n1, road\n', {0: 'sky', 1: 'road'}),
-    'value: class': ('classes.txt', '1: road\n0: sky\n', {1: 'road', 0: 'sky'}),
+    'value: class': ('classes.txt', '// of a script\n1: road\n0: sky\n', {1: 'road', 0: 'sky'}),
     'class, tab, value': ('classes.txt', 'sky\t0\nroad\t1\n', {0: 'sky', 1: 'road'}),
     'a head line': ('classes.csv', 'class\nsky\nroad\n', {0: 'sky', 1: 'road'}),
     # A heading is told by its form, not by its words.
@@ -544,6 +544,8 @@ REFUSED: dict[str, tuple[Make, dict, str]] = {
                          '--classes sky=#rrggbb,road=#rrggbb'),
     'a list of two forms': (lambda r: (write(r, [0, 1]) / 'classes.csv').write_text('sky;0\nsea\n'), {},
                             "lines like 'sky;0' and like 'sea'"),
+    'a list of two orders': (lambda r: (write(r, [0, 1]) / 'classes.csv').write_text('sky,0\n1,sea\nrock,2\n'), {},
+                             "lines like 'sky,0' and like '1,sea'"),
     'fractions': (lambda r: maps_of(r, Image.new('F', SIZE, 0.5)), {}, 'values of label maps are whole numbers'),
     'two pages': (lambda r: maps_of(r, Image.new('L', SIZE, 1), Image.new('L', SIZE, 0)), {},
                   'a label map is one picture, and it has 2'),
