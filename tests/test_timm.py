@@ -103,13 +103,13 @@ def test_classifier() -> None:
 
 def test_pictures_are_prepared_as_by_the_recipe() -> None:
     pytest.importorskip('mmpretrain')
-    recipe, told = mmpelk.get_config('cls/pelk_t_in1k.py'), create().default_cfg
+    recipe, given = mmpelk.get_config('cls/pelk_t_in1k.py'), create().default_cfg
     for key in ('mean', 'std'):
-        assert [255 * value for value in told[key]] == pytest.approx(recipe.data_preprocessor[key])
+        assert [255 * value for value in given[key]] == pytest.approx(recipe.data_preprocessor[key])
     steps = {step.type: step for step in recipe.test_pipeline}
     crop, edge = steps['CenterCrop'].crop_size, steps['ResizeEdge']
-    assert (told['input_size'], told['crop_pct']) == ((3, crop, crop), crop / edge.scale)
-    assert told['interpolation'] == edge.interpolation
+    assert (given['input_size'], given['crop_pct']) == ((3, crop, crop), crop / edge.scale)
+    assert given['interpolation'] == edge.interpolation
 
 
 def test_head_is_reset() -> None:

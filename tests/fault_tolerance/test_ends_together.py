@@ -41,9 +41,9 @@ def unwritten(run: Running) -> re.Match[str]:
     assert run.wait() == [1, 1], run.printed()[-3000:]
     assert 'Traceback' not in run.printed()
     said = r"^error: the checkpoint '(.*)' cannot be written: (.*); the last good one is '(.*)'\. .*--resume$"
-    *_, told = re.finditer(said, run.printed(), re.MULTILINE)  # logs are continued by a resume
-    check_integrity(told[3])
-    return told
+    *_, message = re.finditer(said, run.printed(), re.MULTILINE)  # logs are continued by a resume
+    check_integrity(message[3])
+    return message
 
 
 def test_full_disk(tmp_path: Path, tiny_ade20k: Path, small_disk: Path) -> None:
@@ -57,24 +57,24 @@ def test_full_disk(tmp_path: Path, tiny_ade20k: Path, small_disk: Path) -> None:
     room = shutil.disk_usage(small_disk).free - first.stat().st_size * 3 // 2  # for one more
     subprocess.run(['fallocate', '--length', str(room), small_disk / 'data of others'], check=True)
     run.kill(signal.SIGCONT)
-    told = unwritten(run)
-    sizes = re.fullmatch(r'No space left on device: ([\d,]+) bytes are needed, ([\d,]+) are free', told[2])
+    message = unwritten(run)
+    sizes = re.fullmatch(r'No space left on device: ([\d,]+) bytes are needed, ([\d,]+) are free', message[2])
     assert sizes
     assert int(sizes[2].replace(',', '')) < int(sizes[1].replace(',', ''))
     assert re.search(r'The next checkpoint does not fit beside .* needed, [\d,]+ free\. Make room', run.printed())
-    assert not Path(told[1]).exists()
+    assert not Path(message[1]).exists()
     assert not list(small_disk.glob('run/.*.tmp'))
 
     # With room again it goes on from there, until the best checkpoint cannot be written.
     (small_disk / 'data of others').unlink()
-    done = int(re.findall(r'\d+', told[3])[-1])
+    done = int(re.findall(r'\d+', message[3])[-1])
     taken = small_disk / 'run' / f'best_mIoU_iter_{done + 2}.pth'
     taken.mkdir()
     ends = [f'train_cfg.{key}={done + 2}' for key in ('max_iters', 'val_interval')]
     again = start(tmp_path, [*words, '--resume', '--cfg-options', *ends], 2, port=find_free_port())
-    told = unwritten(again)
+    message = unwritten(again)
     assert f'iter: {done}' in again.printed()
-    assert (told[1], Path(told[3]).name) == (str(taken), f'iter_{done + 2}.pth')
+    assert (message[1], Path(message[3]).name) == (str(taken), f'iter_{done + 2}.pth')
 
 
 def test_a_process_that_hangs_is_waited_for_no_longer_than_the_timeout(tmp_path: Path, tiny_ade20k: Path) -> None:

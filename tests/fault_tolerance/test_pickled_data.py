@@ -84,7 +84,7 @@ def test_views_that_change_numbers_come_back(form: str) -> None:
 
 
 @pytest.mark.parametrize('form', FORMATS)
-def test_tensors_share_memory_lose_attributes_and_go_where_they_are_told(form: str) -> None:
+def test_tensors_share_memory_lose_attributes_and_go_to_the_given_device(form: str) -> None:
     whole = torch.zeros(4)
     whole.of_somebody = 1  # type: ignore[attr-defined]
     got = read_pickled(saved([whole, whole[1:], whole, torch.ones(2, 3).T], **FORMATS[form]))

@@ -52,8 +52,8 @@ def test_fvcore_counts_them_once_it_has_the_handles(network: PeLK) -> None:
     counter = fvcore.FlopCountAnalysis(network, image).unsupported_ops_warnings(False)
     large = sum(call.dense_flops for call in count_complexity(network, (64, 48)).calls)
     assert 'peripheral_conv2d' not in counter.by_operator()
-    told = fvcore.FlopCountAnalysis(network, image).set_op_handle(**FLOP_HANDLES).unsupported_ops_warnings(False)
-    assert told.total() == counter.total() + large
+    handled = fvcore.FlopCountAnalysis(network, image).set_op_handle(**FLOP_HANDLES).unsupported_ops_warnings(False)
+    assert handled.total() == counter.total() + large
 
 
 def test_hooks_on_modules_see_every_large_kernel(network: PeLK) -> None:
@@ -83,8 +83,8 @@ def test_thop_and_ptflops_count_them_once_they_have_a_hook() -> None:
 
         return hook
 
-    told = {PeripheralConv2d: count('total_ops')}
-    counts = [thop.profile(network, (image,), custom_ops=ops, verbose=False)[0] for ops in ({}, told)]
+    custom = {PeripheralConv2d: count('total_ops')}
+    counts = [thop.profile(network, (image,), custom_ops=ops, verbose=False)[0] for ops in ({}, custom)]
     assert counts[1] - counts[0] == large
     counts = [
         ptflops.get_model_complexity_info(

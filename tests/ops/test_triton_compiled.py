@@ -294,7 +294,7 @@ def test_sizes_that_change_compile_few_kernels(
         keys.add((self.__name__, key))
         return self.device_caches[device][0].setdefault(key, SimpleNamespace())
 
-    # Private, because Triton has no other place that is told of every compilation before it happens.
+    # Private, because Triton has no other place that sees every compilation before it happens.
     monkeypatch.setattr(JITFunction, '_do_compile', count)
     generator = random.Random(0)
     counts = []

@@ -79,13 +79,13 @@ CHANGES: dict[str, tuple[dict[str, Any], int, tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize(('options', 'gpus', 'told'), CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize(('options', 'gpus', 'noted'), CHANGES.values(), ids=CHANGES)
 def test_what_is_not_the_papers_experiment_says_so(
-    options: dict[str, Any], gpus: int, told: tuple[str, ...], tmp_path: Path
+    options: dict[str, Any], gpus: int, noted: tuple[str, ...], tmp_path: Path
 ) -> None:
     write_trained(tmp_path, 'cls', SLAK, 3.0, options, gpus)
-    assert collect([tmp_path])['cls', SLAK][0].changed == told
-    assert text(tmp_path, 'cls', SLAK) == (f'3.00 (n = 1, other {told[0]})' if told else '3.00 (n = 1)')
+    assert collect([tmp_path])['cls', SLAK][0].changed == noted
+    assert text(tmp_path, 'cls', SLAK) == (f'3.00 (n = 1, other {noted[0]})' if noted else '3.00 (n = 1)')
 
 
 def test_segmentation_after_another_pretraining_says_so(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_batch() -> None:
         assert batch_options(cfg, gpus, given) == expected
 
 
-def test_mistakes_are_told_in_a_sentence(driver: Driver) -> None:
+def test_mistakes_end_in_one_line(driver: Driver) -> None:
     for words, said in (
         (['--gpus', 5], '5 GPUs x 128 images cannot add up to the 4096 of a step of pre-training; pass a --gpus that'),
         (['--gpus', 64], 'pass a --gpus that divides 32'),
@@ -138,7 +138,7 @@ def test_another_training_in_the_folder_is_refused(driver: Driver, monkeypatch: 
 
 # Slurm
 
-# A stand-in: trains nothing, leaves a result behind, or fails where it is told to.
+# A stand-in: trains nothing, leaves a result behind, or fails on request.
 SRUN = f"""#!{sys.executable}
 import json, os, sys
 from pathlib import Path

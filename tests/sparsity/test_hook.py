@@ -256,7 +256,7 @@ def test_table_is_logged_at_every_so_many_updates(make_runner, interval, tables)
 
 
 @pytest.mark.parametrize(('size', 'samples'), [(None, 4), (6, 6)])
-def test_snip_takes_as_many_samples_as_it_is_told(make_runner, size, samples):
+def test_snip_takes_the_given_number_of_samples(make_runner, size, samples):
     class Counting(TinyData):
         taken = 0
 

@@ -118,7 +118,7 @@ def test_a_shrunk_file_has_the_active_units_alone(unit_checkpoint, tmp_path, wei
     assert all(torch.equal(value, exported['state_dict'][key]) for key, value in expected.items())
 
 
-def test_what_cannot_be_shrunk_is_told(tmp_path):
+def test_what_cannot_be_shrunk_is_refused(tmp_path):
     for options, message in (
         ([], "granularity='unit', or export without shrinking"),
         (['--keep-masks'], 'leave them out'),

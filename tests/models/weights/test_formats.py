@@ -206,7 +206,7 @@ def test_second_version_goes_back_to_timms_names() -> None:
 
 @pytest.mark.parametrize('version', ['', 'v2'])
 @pytest.mark.parametrize('size', [name.removeprefix('convnext-') for name in ARCHITECTURES if 'convnext' in name])
-def test_every_size_is_told_from_the_shapes(size: str, version: str) -> None:
+def test_every_size_is_recognised_by_the_shapes(size: str, version: str) -> None:
     name = f'convnext{version}_{size}'
     if name not in timm.list_models('convnext*'):
         assert size in ('huge', 'xlarge')  # which one of the two versions has
