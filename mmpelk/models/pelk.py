@@ -17,6 +17,7 @@ from mmpelk.ops.autocast import autocast_dtype
 from mmpelk.ops.branches import BranchTensors, stacked_branches
 from mmpelk.ops.mixed_norm import is_fused, mixed_norm
 from mmpelk.ops.positional_op import central_embedding
+from mmpelk.ops.training_norm import mixed_batch_norm
 from mmpelk.registry import MODELS
 
 from .architectures import resolve_arch
@@ -110,14 +111,18 @@ class PeLKBlock(BaseModule):
     def forward(self, x: Tensor, embedding: Tensor | BranchTensors | None = None) -> Tensor:
         """``(N, C, H, W)`` to the same shape; ``embedding`` is what the stage's blocks share."""
         if self.with_cp and x.requires_grad:
-            return checkpoint(self._forward, x, embedding, use_reentrant=False)
-        return self._forward(x, embedding)
+            return checkpoint(self._forward, x, embedding, self._is_fused_in_training(x), use_reentrant=False)
+        return self._forward(x, embedding, self._is_fused_in_training(x))
 
-    def _forward(self, x: Tensor, embedding: Tensor | BranchTensors | None) -> Tensor:
+    def _is_fused_in_training(self, x: Tensor) -> bool:
+        """Asked once, as it may differ in the thread where a backward recomputes the block."""
+        return type(x) is Tensor and not is_traced() and is_fused(x, training=True)
+
+    def _forward(self, x: Tensor, embedding: Tensor | BranchTensors | None, fused_in_training: bool) -> Tensor:
         # Channels last from the mixer to the residual sum: what the layer norm and the linear layers want.
         out = self._mix_and_norm(x, embedding) if type(x) is Tensor and not is_traced() and is_fused(x) else None
         if out is None:
-            out = self.norm(self._mix(x, embedding).permute(0, 2, 3, 1))
+            out = self.norm(self._mix(x, embedding, fused_in_training).permute(0, 2, 3, 1))
         out = self.act(self.pointwise_conv1(out))
         if self.grn is not None:
             out = self.grn(out)
@@ -147,13 +152,22 @@ class PeLKBlock(BaseModule):
             return None
         return mixed_norm(branches.large, branches.small, x, branches.norms, norm, dtype or x.dtype)
 
-    def _mix(self, x: Tensor, embedding: Tensor | BranchTensors | None) -> Tensor:
+    def _mix(self, x: Tensor, embedding: Tensor | BranchTensors | None, fused_in_training: bool) -> Tensor:
         """The first channels mixed, the others as they are (Eq. 4)."""
-        if not self.other_channels or (isinstance(self.mixer, Mixer) and self.mixer.passes_rest(x)):
-            return self.mixer(x, embedding)
-        # The gradient of a split is one concatenation.
-        mixed, others = x.split([self.mixed_channels, self.other_channels], 1)
-        parts = [self.mixer(mixed, embedding), others]
+        mixer = self.mixer
+        if isinstance(mixer, Mixer) and mixer.passes_rest(x):
+            return mixer(x, embedding)
+        mixed, others = x, None
+        if self.other_channels:  # the gradient of a split is one concatenation
+            mixed, others = x.split([self.mixed_channels, self.other_channels], 1)
+        if fused_in_training and isinstance(mixer, Mixer):
+            branches = mixer.training_branches(mixed, embedding)
+            if branches is not None:
+                return mixed_batch_norm(branches.large, branches.small, x, others, branches.norms)
+        mixed = mixer(mixed, embedding)
+        if others is None:
+            return mixed
+        parts = [mixed, others]
         return torch.cat([part.permute(0, 2, 3, 1) for part in parts], -1).permute(0, 3, 1, 2)
 
 

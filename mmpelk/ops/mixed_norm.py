@@ -16,7 +16,7 @@ from .autocast import without_autocast
 from .backends import BACKENDS, forced_backend, triton
 from .backends.first_results import attempt, largest_part
 
-__all__ = ['Norm', 'is_fused', 'mixed_norm']
+__all__ = ['Norm', 'is_fused', 'mixed_norm', 'warn_of_failure']
 
 Norm = tuple[Sequence[Tensor], float]
 """Tensors ``(C,)`` and epsilon: mean, variance, weight and bias of a batch norm; weight and bias of a layer norm."""
@@ -27,15 +27,19 @@ _refused: set[tuple[torch.device, torch.dtype]] = set()
 # Private: torch has no public way to ask. Such modes, of make_fx for one, see operators but no launches.
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 # Beside rounding the result twice, what sums in float32 may be off, relative to their largest term.
-_OF_TERMS = 2.0**-16
+OF_TERMS = 2.0**-16
 
 
-def is_fused(x: Tensor) -> bool:
-    """Whether :func:`mixed_norm` of a map like ``x`` is one kernel: in inference, where the Triton kernels run.
+def is_fused(x: Tensor, training: bool = False) -> bool:
+    """Whether the norms of a block whose map is ``x`` are for kernels: where the Triton kernels run.
 
-    Not after it failed, where a backend is forced that is not Triton's, or where a mode watches torch's operators.
+    Without gradients :func:`mixed_norm` is meant, unless it failed; in ``training``, with gradients,
+    :func:`mmpelk.ops.training_norm.mixed_batch_norm`. Not where a backend is forced that is not Triton's, or where a
+    mode watches torch's operators.
     """
-    if not x.is_cuda or torch.is_grad_enabled() or x.numel() == 0 or (x.device, x.dtype) in _refused:
+    if not x.is_cuda or torch.is_grad_enabled() != training or x.numel() == 0:
+        return False
+    if not training and (x.device, x.dtype) in _refused:
         return False
     name = forced_backend() or 'triton'
     if _dispatch_modes() or not name.startswith('triton') or BACKENDS[name].unavailable_reason() is not None:
@@ -91,10 +95,16 @@ def _kernel() -> ModuleType:
 
 def _refuse(x: Tensor, reason: str) -> None:
     _refused.add((x.device, x.dtype))
+    warn_of_failure(x.device, x.dtype, reason)
+
+
+def warn_of_failure(device: torch.device, dtype: torch.dtype, reason: str, training: bool = False) -> None:
+    """Say that the norms of blocks with maps of a dtype are left to torch."""
     _LOGGER.warning(
-        'the kernel for the norms of a block fails in %s on %s, where torch computes them from now on. Reason: %s',
-        x.dtype,
-        x.device,
+        'the kernel for the norms of a block%s fails in %s on %s, where torch computes them from now on. Reason: %s',
+        ' in training' if training else '',
+        dtype,
+        device,
         reason,
     )
 
@@ -141,5 +151,5 @@ def _largest_error(
     largest = torch.cat([*branches, rest], 1).abs().amax(1) / spread
     limits = torch.finfo(got.dtype)
     of_terms = largest[..., None] * weight.abs() + bias.abs()
-    allowed = 2 * limits.eps * want.abs() + _OF_TERMS * of_terms + limits.tiny
+    allowed = 2 * limits.eps * want.abs() + OF_TERMS * of_terms + limits.tiny
     return largest_part(got[images, rows, columns], want, allowed, want.abs() < limits.max)

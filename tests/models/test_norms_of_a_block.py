@@ -1,5 +1,6 @@
-"""When a block in inference gives its norms to one kernel. A stand-in is that kernel, on a CPU."""
+"""When a block gives its norms to kernels, in inference and in training. A stand-in is those kernels, on a CPU."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -11,8 +12,13 @@ from torch.utils.hooks import RemovableHandle
 
 from mmpelk.models import pelk
 from mmpelk.models.mixers import MIXERS, MixerSpec, PeripheralMixer
-from mmpelk.models.pelk import PeLKBlock
+from mmpelk.models.pelk import PeLKBlock, PeLKStage
 from mmpelk.ops.mixed_norm import _by_operators, is_fused
+from mmpelk.ops.training_norm import _by_modules
+
+
+def _is_fused(x: Tensor, training: bool = False) -> bool:
+    return torch.is_grad_enabled() == training
 
 
 @pytest.fixture
@@ -28,7 +34,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
         return _by_operators(*inputs).to(dtype)  # type: ignore[arg-type, call-arg]
 
     monkeypatch.setattr(pelk, 'mixed_norm', mixed_norm)
-    monkeypatch.setattr(pelk, 'is_fused', lambda x: not torch.is_grad_enabled())
+    monkeypatch.setattr(pelk, 'is_fused', _is_fused)
     return dtypes
 
 
@@ -69,7 +75,7 @@ def test_same_map_in_the_dtype_of_the_linear_layer(
     with torch.no_grad(), torch.autocast('cpu', torch.bfloat16, enabled=autocast):
         got = block(x, embedding)
         assert asked == [torch.bfloat16 if autocast else torch.float32]
-        monkeypatch.setattr(pelk, 'is_fused', lambda x: False)
+        monkeypatch.setattr(pelk, 'is_fused', lambda x, training=False: False)
         want = block(x, embedding)
     tolerance = 0.05 if autocast else 1e-5
     torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
@@ -147,3 +153,104 @@ def test_calls_that_are_for_the_operators(
         block(x)  # on a CPU
     block(x)
     assert not asked
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
+    """The dtypes of what the kernels in training were called with; they run wherever gradients are on."""
+    dtypes = []
+
+    def mixed_batch_norm(
+        large: Tensor, small: Tensor, x: Tensor, others: Tensor | None, norms: list[nn.BatchNorm2d]
+    ) -> Tensor:
+        assert all(each.stride(1) == 1 for each in (large, small, x))
+        assert others is None or torch.equal(others, x[:, large.shape[1] :])
+        dtypes.append(large.dtype)
+        return _by_modules(large, small, others, norms)
+
+    monkeypatch.setattr(pelk, 'mixed_batch_norm', mixed_batch_norm)
+    monkeypatch.setattr(pelk, 'is_fused', _is_fused)
+    return dtypes
+
+
+def _step(stage: PeLKStage) -> list[Tensor]:
+    """Output, gradients and buffers after a step in training."""
+    stage = copy.deepcopy(stage)
+    x = _map().requires_grad_()
+    out = stage(x)
+    grads = torch.autograd.grad(out.square().sum(), [x, *stage.parameters()])
+    return [out, *grads, *stage.buffers()]
+
+
+@pytest.mark.parametrize('autocast', [False, True], ids=['float32', 'autocast'])
+@pytest.mark.parametrize(
+    ('spec', 'with_cp'),
+    [
+        (dict(positional_embedding='in_bounds'), False),
+        (dict(mixer='dense'), True),
+        (dict(mixed=7), False),
+    ],
+    ids=['embedding', 'recomputed', 'all channels'],
+)
+def test_same_step_in_training(
+    spec: dict, with_cp: bool, autocast: bool, trained: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = _block(**spec)
+    block.with_cp = with_cp
+    blocks = [block, copy.deepcopy(block)]
+    stage = PeLKStage(blocks, (3, 5, 5) if 'positional_embedding' in spec else None).train()
+    with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+        got = _step(stage)
+        assert trained == [torch.bfloat16 if autocast else torch.float32] * 2 * (1 + with_cp)
+        monkeypatch.setattr(pelk, 'is_fused', lambda x, training=False: False)
+        want = _step(stage)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    assert [int(tensor) for tensor in got if tensor.dtype == torch.int64] == [1 + with_cp] * 4
+
+
+IN_TRAINING: dict[str, Callable[[PeLKBlock], object]] = {
+    **{
+        name: touch
+        for name, touch in TOUCHED.items()
+        # The layer norm and what follows are called as ever.
+        if name not in ('hook-norm', 'hook-pointwise_conv1', 'parametrised-norm', 'pruned-norm', 'other_norm')
+        and name not in ('wrapped_linear', 'training')
+    },
+    'norm_eval': lambda block: None,
+    'SyncBN': _set('mixer.small_norm', nn.SyncBatchNorm(3)),
+    'cumulative_average': lambda block: setattr(block.mixer.large_norm, 'momentum', None),
+    'one_norm_for_both': lambda block: setattr(block.mixer, 'small_norm', block.mixer.large_norm),
+}
+
+
+@pytest.mark.parametrize('touch', IN_TRAINING)
+def test_modules_that_may_compute_something_else_in_training(touch: str, trained: list[torch.dtype]) -> None:
+    block, x = _block(), _map().requires_grad_()
+    handle = IN_TRAINING[touch](block)
+    block.train()
+    if touch == 'norm_eval':
+        block.mixer.large_norm.eval()
+    try:
+        block(x).sum().backward()
+        assert not trained
+    finally:
+        if isinstance(handle, RemovableHandle):
+            handle.remove()
+
+
+def test_calls_that_are_for_the_operators_in_training(
+    trained: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block, x = _block().train(), _map()
+    torch.jit.trace(block, x, check_trace=False)
+    block(x.as_subclass(nn.Parameter))  # type: ignore[arg-type]
+    with torch.no_grad():
+        block(x)
+    block.eval()(x)
+    block.train()
+    monkeypatch.setattr(pelk, 'is_fused', is_fused)
+    block(x)  # on a CPU
+    assert not trained
+    monkeypatch.setattr(pelk, 'is_fused', _is_fused)
+    block(x)
+    assert trained

@@ -21,7 +21,16 @@ if backend.interpreted():
     )
 triton = pytest.importorskip('triton', minversion='3.4')
 
-from mmpelk.ops.backends.triton import dft, dft_kernels, kernels, launch, norm, norm_kernels  # noqa: E402
+from mmpelk.ops.backends.triton import (  # noqa: E402
+    dft,
+    dft_kernels,
+    kernels,
+    launch,
+    norm,
+    norm_kernels,
+    training_norm,
+    training_norm_kernels,
+)
 
 KERNELS = ('toeplitz_kernel', 'conv_kernel', 'weight_grad_kernel', 'planes_kernel')
 DFT_KERNELS = ('dft_spectrum_kernel', 'dft_conv_kernel', 'dft_weight_grad_kernel')
@@ -70,7 +79,8 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], dict[str, Any]]:
                 return compile_only
 
         norms = norm, ('mixed_norm_kernel',), norm_kernels
-        for module, names, of in ((launch, KERNELS, kernels), (dft, DFT_KERNELS, dft_kernels), norms):
+        training = training_norm, training_norm_kernels.__all__, training_norm_kernels
+        for module, names, of in ((launch, KERNELS, kernels), (dft, DFT_KERNELS, dft_kernels), norms, training):
             stand_ins = {name: Compiling(getattr(of, name)) for name in names}
             monkeypatch.setattr(module, of.__name__.rsplit('.', 1)[1], SimpleNamespace(**stand_ins))
             for name in names:  # what was compiled for another device
@@ -256,6 +266,28 @@ def test_norms_of_a_block_compiled(
         layout = re.search(r'threadsPerWarp = \[1, 32\].*order = \[1, 0\]', kernel.asm['ttgir'])
         assert layout, channels
         assert channels % 2 or not _narrow_accesses(kernel)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('capability', 'dtype'), [(90, torch.bfloat16), (86, torch.float32)], ids=str)
+def test_norms_of_a_block_in_training_compiled(
+    pretend: Callable[[int], dict[str, Any]], capability: int, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """As above; under autocast the map and its gradient are in float32."""
+    compiled = pretend(capability)
+    large, small, x, grad = (
+        torch.empty(64, 7, 7, channels, dtype=dtype, device='meta').permute(0, 3, 1, 2)
+        for dtype, channels in ((dtype, 46), (dtype, 46), (torch.float32, 124), (torch.float32, 124))
+    )
+    parameters = [torch.empty(46, device='meta') for _ in range(4)]
+    running = [*parameters[:2], torch.empty((), dtype=torch.int64, device='meta')] * 2
+    assert training_norm.takes((large, small, x), parameters, running)
+    _, stats = training_norm.forward((large, small, x), parameters, running, [0.1, 0.1], [1e-5, 1e-5], torch.float32)
+    training_norm.backward(grad[:, :46], large, small, stats, parameters[::2])
+    assert len(compiled) == 6
+    for name, kernel in compiled.items():
+        assert _stack_bytes(kernel, tmp_path) == 0, name
+        assert not _narrow_accesses(kernel), name
 
 
 def test_fewer_stages_where_shared_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:

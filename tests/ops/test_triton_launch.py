@@ -58,6 +58,34 @@ for _ in range(3):
 print('launches:', launches.value)
 """
 
+TRAINING_NORMS = """
+import logging, torch
+from benchmarks.stub_driver import install
+launches = install()
+from mmpelk.ops import training_norm
+logging.basicConfig(format='%(message)s')
+large, small, x = (
+    torch.randn(2, 5, 4, c, dtype=torch.bfloat16).permute(0, 3, 1, 2).requires_grad_() for c in (3, 3, 7)
+)
+norms = [torch.nn.BatchNorm2d(3) for _ in range(2)]
+others, grad = x[:, 3:], torch.randn(2, 5, 4, 7, dtype=torch.bfloat16).permute(0, 3, 1, 2)
+step = lambda call: torch.autograd.grad(call(large, small, *x_and(call), others, norms), (large, small, x), grad)
+x_and = lambda call: () if call is training_norm._by_modules else (x.detach(),)
+assert all(map(torch.equal, step(training_norm.mixed_batch_norm), step(training_norm._by_modules)))
+assert norms[0].num_batches_tracked == 2
+training_norm._refused.clear()
+training_norm._warned.clear()
+training_norm._forward_error = lambda *_: 0.0
+assert all(map(torch.equal, step(training_norm.mixed_batch_norm)[2:], step(training_norm._by_modules)[2:]))
+assert len(training_norm._refused) == 1
+training_norm._refused.clear()
+training_norm._backward_error = lambda *_: 0.0
+before = launches.value
+for _ in range(3):
+    step(training_norm.mixed_batch_norm)
+print('launches:', launches.value - before)
+"""
+
 
 @pytest.fixture(scope='module')
 def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -97,6 +125,13 @@ def test_norms_of_a_block_that_are_wrong(stub: Path) -> None:
     result = _run(NORMS, stub)
     assert result.stderr.count('its result is wrong') == 1, result.stderr
     assert int(result.stdout.split('launches: ')[1]) == 4
+
+
+def test_norms_of_a_block_in_training_that_are_wrong(stub: Path) -> None:
+    """The forward, and where that is right the backward; then three launches each."""
+    result = _run(TRAINING_NORMS, stub)
+    assert result.stderr.count('its result is wrong') == 2, result.stderr
+    assert int(result.stdout.split('launches: ')[1]) == 18
 
 
 @pytest.mark.parametrize('function', ['cuModuleLoadData', 'cuLaunchKernelEx', 'cuFuncSetAttribute'])

@@ -3,6 +3,9 @@
 On a machine with a GPU ``pytest tests/ops/triton_cases.py`` runs them compiled.
 """
 
+import copy
+import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -12,12 +15,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmpelk.ops import mixed_norm, sharing_grid
+from mmpelk.ops import mixed_norm, sharing_grid, training_norm
 from mmpelk.ops.backends import BACKENDS, dense
 from mmpelk.ops.backends import triton as backend
 from mmpelk.ops.backends.triton import dft, launch, norm
+from mmpelk.ops.backends.triton import training_norm as training_kernels
 from mmpelk.ops.reference import peripheral_conv2d_reference
 from tests.ops.inputs import check_no_less_exact_than_dense, output_and_gradients, relative_error
 
@@ -34,6 +38,7 @@ def _few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, '_calls', {})
     monkeypatch.setattr(launch, 'PROGRAMS', 4)
     monkeypatch.setattr(dft, 'PROGRAMS', 2)
+    monkeypatch.setattr(training_kernels, 'PROGRAMS', 2)
     monkeypatch.setattr(launch, 'PAIR_FROM', 2)
     monkeypatch.setattr(launch, 'PACK_FROM', 2)
 
@@ -335,6 +340,75 @@ def test_norms_of_what_the_kernel_does_not_read() -> None:
     assert not norm.takes(large, None, x, norms, ((weight, weight[:1].expand(7)), eps))
     empty = norm.mixed_norm(large[:0], None, x[:0], norms, of_block, torch.float16)
     assert (empty.shape, empty.dtype) == ((0, 4, 6, 7), torch.float16)
+
+
+def _training_results(
+    maps: Sequence[Tensor | None], norms: Sequence[nn.BatchNorm2d], grad: Tensor, by_kernels: bool
+) -> dict[str, Tensor]:
+    """Output, gradients and running statistics, by name."""
+    norms = copy.deepcopy(norms)
+    inputs: list[Any] = [None if each is None else each.detach().requires_grad_() for each in maps]
+    large, small, others = inputs
+    if by_kernels:
+        x = large if others is None else torch.cat([torch.full_like(large, float('nan')), others.detach()], 1)
+        x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        out = training_norm.mixed_batch_norm(large, small, x, others, norms)
+    else:
+        out = training_norm._by_modules(large, small, others, norms)
+    named = dict(zip(('large', 'small', 'others'), inputs, strict=True))
+    named |= {f'{name}{i}': tensor for i, each in enumerate(norms) for name, tensor in each.named_parameters()}
+    named = {name: tensor for name, tensor in named.items() if tensor is not None}
+    grads = torch.autograd.grad(out, list(named.values()), grad.to(out.dtype))
+    of_norms = {f'{name}{i}': tensor for i, each in enumerate(norms) for name, tensor in each.named_buffers()}
+    return {'output': out, **dict(zip(named, grads, strict=True)), **of_norms}
+
+
+@pytest.mark.parametrize(
+    ('shape', 'mixed', 'dtype'),
+    [
+        *itertools.product([(2, 7, 3, 5), (3, 124, 9, 5), (1, 249, 3, 7)], [0.375], ['float32', 'bfloat16', 'float16']),
+        ((2, 46, 5, 3), 1.0, 'float32'),
+        ((3, 124, 9, 5), 0.375, 'autocast'),
+    ],
+    ids=str,
+)
+def test_norms_of_a_block_in_training(
+    shape: tuple[int, ...], mixed: float, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As exact as torch's operators, which sum in float64 on a CPU; and what the first use accepts."""
+    of_mixed, of_others = DTYPES.get(dtype, torch.bfloat16), DTYPES.get(dtype, torch.float32)
+    channels = math.ceil(shape[1] * mixed)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw_map(channels: int, dtype: torch.dtype, mean: float = 0.0) -> Tensor:
+        values = torch.randn(shape[0], *shape[2:], channels, generator=generator) + mean
+        return values.to(DEVICE, dtype).permute(0, 3, 1, 2)
+
+    monkeypatch.setattr(training_norm, '_trusted', set())
+    monkeypatch.setattr(training_norm, '_refused', set())
+    for mean in (0.0, 3.0):
+        others = draw_map(shape[1] - channels, of_others, mean) if mixed < 1 else None
+        maps = draw_map(channels, of_mixed, mean), draw_map(channels, of_mixed, -mean), others
+        norms = [nn.BatchNorm2d(channels, momentum=momentum) for momentum in (0.1, 0.3)]
+        for parameter in (parameter for each in norms for parameter in each.parameters()):
+            nn.init.normal_(parameter, generator=generator)
+        norms = [each.to(DEVICE) for each in norms]
+        grad = draw_map(shape[1], of_others)
+        got, today = (_training_results(maps, norms, grad, by_kernels) for by_kernels in (True, False))
+        exact = _training_results(
+            [None if each is None else each.double() for each in maps],
+            [copy.deepcopy(each).double() for each in norms],
+            grad.double(),
+            False,
+        )
+        assert set(got) == set(exact)
+        floor = torch.finfo(of_mixed).eps * (1 if of_mixed == torch.float32 else 0.25)  # as in `_check`
+        for name, want in exact.items():
+            assert got[name].dtype == today[name].dtype, name
+            error, bound = relative_error(got[name], want), max(1.5 * relative_error(today[name], want), floor)
+            assert error <= bound, f'{name}: relative error {error:.2e}, allowed {bound:.2e}'
+    assert not training_norm._refused
+    assert len(training_norm._trusted) == 2  # forward and backward
 
 
 @pytest.mark.parametrize('kernels', [launch, dft], ids=['triton', 'triton_dft'])

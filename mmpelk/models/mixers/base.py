@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,14 @@ class Branches(NamedTuple):
     large: Tensor
     small: Tensor | None
     norms: list[Norm]
+
+
+class TrainingBranches(NamedTuple):
+    """Outputs of both kernels of a mixer, and the batch norms in training mode that belong to them."""
+
+    large: Tensor
+    small: Tensor
+    norms: list[nn.BatchNorm2d]
 
 
 class Mixer(nn.Module):
@@ -129,6 +137,15 @@ class Mixer(nn.Module):
 
         Args:
             x: ``(N, C, H, W)``, of which the first channels are mixed.
+            embedding: As ``forward`` takes it.
+        """
+        return None
+
+    def training_branches(self, x: Tensor, embedding: Tensor | BranchTensors | None = None) -> TrainingBranches | None:
+        """In training: what ``forward`` takes the norms of, and the norms; ``None`` to call ``forward``.
+
+        Args:
+            x: As ``forward`` takes it, where one operator runs both kernels.
             embedding: As ``forward`` takes it.
         """
         return None
@@ -242,6 +259,19 @@ def plain_norm(norm: nn.Module) -> Norm | None:
     if not tensors or is_hooked(norm) or any(type(tensor) not in _PLAIN_TENSORS for tensor in tensors):
         return None
     return cast(list[Tensor], tensors), cast(float, norm.eps)
+
+
+def is_plain_in_training(norm: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
+    """Whether a norm is a batch norm of one process in training mode that has all that it can, and nothing besides.
+
+    Without a momentum its running statistics are averages over all batches, of which the processor knows the number.
+    """
+    own = norm.__dict__
+    if type(norm) is not nn.BatchNorm2d or not norm.training or norm.momentum is None or is_hooked(norm):
+        return False
+    tensors = [own['_parameters'].get(name) for name in ('weight', 'bias')]
+    tensors += [own['_buffers'].get(name) for name in ('running_mean', 'running_var', 'num_batches_tracked')]
+    return norm.track_running_stats and all(type(tensor) in _PLAIN_TENSORS for tensor in tensors)
 
 
 def settle(module: nn.Module, name: str) -> None:

@@ -15,7 +15,17 @@ from mmpelk.ops.sharing_grid import resolve_sharing_grid
 
 from ..layers import build_norm
 from ..peripheral_conv import PeripheralConv2d
-from .base import Branches, Mixer, MixerSpec, folded, is_hooked, is_untouched, plain_norm
+from .base import (
+    Branches,
+    Mixer,
+    MixerSpec,
+    TrainingBranches,
+    folded,
+    is_hooked,
+    is_plain_in_training,
+    is_untouched,
+    plain_norm,
+)
 
 _SHARES = 'this mixer adds the positional embedding that the blocks of its stage share'
 
@@ -109,6 +119,16 @@ class PeripheralMixer(Mixer):
             return None
         large = self.large(self._mixed(x), embedding=embedding, embedding_mode=self.embedding_mode)
         return Branches(large, dense(self.small(self._mixed(x)), like=large) if self.small_kernel_size else None, plain)
+
+    def training_branches(self, x: Tensor, embedding: Tensor | BranchTensors | None = None) -> TrainingBranches | None:
+        """As :meth:`Mixer.training_branches`."""
+        is_own = type(self).forward is PeripheralMixer.forward and not is_hooked(self)
+        if not is_own or self.deployed or (self.embedding_mode is not None and embedding is None):
+            return None
+        if not self._is_fused(x) or self.large_norm is self.small_norm:
+            return None
+        norms = [norm for norm in (self.large_norm, self.small_norm) if is_plain_in_training(norm)]
+        return TrainingBranches(*self._both(x, embedding), norms) if len(norms) == 2 else None
 
     def _mixed(self, x: Tensor) -> Tensor:
         return x[:, : len(self.large.weight)]

@@ -1,18 +1,22 @@
 """First results of compiled kernels: compared with exact ones before a kernel is trusted."""
 
 from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+_Result = TypeVar('_Result')
 
 
 def attempt(
     trusted: set[Hashable],
     key: Callable[[], Hashable],
     x: Tensor,
-    run: Callable[[], Tensor],
-    error_of: Callable[[Tensor], float | None],
-) -> tuple[Tensor | None, str | None]:
+    run: Callable[[], _Result],
+    error_of: Callable[[Any], float | None],
+    first: Callable[[], _Result] | None = None,
+) -> tuple[_Result | None, str | None]:
     """A kernel's result, or the reason why it is not to be used again.
 
     Args:
@@ -21,6 +25,7 @@ def attempt(
         x: A tensor on the kernel's device.
         run: Calls the kernel.
         error_of: Largest error as a part of what is allowed; ``None`` if numbers that are not finite tell nothing.
+        first: Calls it in the place of ``run`` where it is not trusted yet.
 
     Returns:
         Result and reason, of which one is ``None``. Both are in the capture of a CUDA graph: nothing can be compared.
@@ -34,7 +39,7 @@ def attempt(
             return run(), None
         if is_capturing(x):
             return None, None
-        result = run()
+        result = (first or run)()
         error = error_of(result)
         if error is not None and not error <= 1:
             return None, f'its result is wrong, by {error:.3g} times what is allowed'

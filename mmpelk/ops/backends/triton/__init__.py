@@ -1,9 +1,9 @@
 """The Triton backends, on tensor cores, for NVIDIA GPUs but the data centre's Blackwell.
 
 ``triton`` multiplies box sums by Toeplitz matrices (:mod:`.launch`), ``triton_dft`` transforms by products of matrices
-(:mod:`.dft`). Beside them stands a kernel for the norms of a block in inference (:mod:`.norm`). Importing this package
-does not import Triton; the first call does. With ``TRITON_INTERPRET=1`` in the environment before that, the same
-kernels run on CPU tensors, slowly, for tests.
+(:mod:`.dft`). Beside them stand kernels for the norms of a block, in inference (:mod:`.norm`) and in training
+(:mod:`.training_norm`). Importing this package does not import Triton; the first call does. With
+``TRITON_INTERPRET=1`` in the environment before that, the same kernels run on CPU tensors, slowly, for tests.
 
 Where the dense kernel spreads a non-finite input over the outputs within its reach, these kernels spread it, as NaN,
 over every output of the tiles that read it: at most its plane (one channel of one image). In float16 a weight times the

@@ -10,7 +10,7 @@ from torch import Tensor
 from . import norm_kernels
 from .launch import current, kept, layout, start
 
-__all__ = ['kernel_key', 'mixed_norm', 'takes']
+__all__ = ['Launch', 'kernel_key', 'mixed_norm', 'pixel_step', 'pixels_at_a_time', 'takes']
 
 _MOST_PIXELS = 8  # of a program: more spill registers
 _NUMBERS = 4096  # that a program of more than one pixel holds at most
@@ -20,14 +20,14 @@ _Norm = tuple[Sequence[Tensor], float]
 def takes(large: Tensor, small: Tensor | None, x: Tensor, norms: Sequence[_Norm], norm: _Norm) -> bool:
     """Whether the kernel reads these maps and parameters where they are."""
     sizes = [large.shape[1:2]] * len(norms) + [x.shape[1:2]]
-    return all(each is None or _step(each) is not None for each in (large, small, x)) and all(
+    return all(each is None or pixel_step(each) is not None for each in (large, small, x)) and all(
         tensor.shape == size and tensor.is_contiguous()
         for (tensors, _), size in zip((*norms, norm), sizes, strict=True)
         for tensor in tensors
     )
 
 
-def _step(x: Tensor) -> int | None:
+def pixel_step(x: Tensor) -> int | None:
     """How far the pixels of ``(N, C, H, W)`` lie apart in memory, all one after the other; ``None`` if that varies.
 
     Their channels must lie next to each other. A slice of the channels may be read where it is.
@@ -44,7 +44,7 @@ def kernel_key(
 ) -> Hashable:
     """What tells compiled kernels apart, beside the device."""
     maps = (large, x) if small is None else (large, small, x)
-    of_maps = [(each.dtype, each.shape[1], _step(each), each.data_ptr() % 16) for each in maps]
+    of_maps = [(each.dtype, each.shape[1], pixel_step(each), each.data_ptr() % 16) for each in maps]
     return *of_maps, dtype, *(tensor.dtype for tensors, _ in (*norms, norm) for tensor in tensors)
 
 
@@ -61,36 +61,52 @@ def mixed_norm(
     epsilons = *(eps for _, eps in norms), *[0.0] * (2 - len(norms)), norm[1]
     key = 'mixed_norm', x.device, epsilons, *map(layout, tensors[:3]), *[tensor.dtype for tensor in tensors], len(norms)
     with current(x.device):
-        kept(key, lambda: _Launch(tensors, epsilons, len(norms)))(*tensors)
+        kept(key, lambda: _launch(tensors, epsilons, len(norms)))(*tensors)
     return out
 
 
-class _Launch:
-    """The launch for maps of one shape and layout."""
+def _launch(tensors: Sequence[Tensor], epsilons: Sequence[float], branches: int) -> 'Launch':
+    large, small, x = tensors[:3]
+    images, channels, height, width = x.shape
+    pixels, block = pixels_at_a_time(channels)
+    return Launch(
+        norm_kernels.mixed_norm_kernel,
+        (math.ceil(images * height * width / pixels),),
+        (images * height * width, *epsilons),
+        MIXED=large.shape[1],
+        CHANNELS=channels,
+        BRANCHES=branches,
+        LARGE_STEP=pixel_step(large),
+        SMALL_STEP=pixel_step(small),
+        X_STEP=pixel_step(x),
+        PIXELS=pixels,
+        BLOCK=block,
+    )
 
-    def __init__(self, tensors: Sequence[Tensor], epsilons: Sequence[float], branches: int) -> None:
-        large, small, x = tensors[:3]
-        images, channels, height, width = x.shape
-        block = 1 << (channels - 1).bit_length()
-        pixels = max(1, min(_MOST_PIXELS, _NUMBERS // block))
-        self._programs = (math.ceil(images * height * width / pixels),)
-        self._numbers = images * height * width, *epsilons
-        self._options: dict[str, Any] = dict(
-            MIXED=large.shape[1],
-            CHANNELS=channels,
-            BRANCHES=branches,
-            LARGE_STEP=_step(large),
-            SMALL_STEP=_step(small),
-            X_STEP=_step(x),
-            PIXELS=pixels,
-            BLOCK=block,
-            num_warps=4,
-        )
+
+def pixels_at_a_time(channels: int) -> tuple[int, int]:
+    """Pixels of a program that holds all channels of each, and the power of two that holds the channels."""
+    block = 1 << (channels - 1).bit_length()
+    return max(1, min(_MOST_PIXELS, _NUMBERS // block)), block
+
+
+class Launch:
+    """A kernel's launch for maps of one shape and layout.
+
+    Args:
+        kernel: The kernel.
+        programs: How many.
+        numbers: What it takes after its tensors.
+        options: What it is compiled for.
+    """
+
+    def __init__(self, kernel: Any, programs: tuple[int, ...], numbers: Sequence[float], **options: Any) -> None:
+        self._kernel, self._programs, self._numbers, self._options = kernel, programs, numbers, options
         self._run: Callable[..., Any] | None = None
 
     def __call__(self, *tensors: Tensor) -> None:
+        """Of tensors of the same layouts and dtypes at every call."""
         if self._run is None:
-            kernel = norm_kernels.mixed_norm_kernel
-            self._run = start(kernel, self._programs, tensors, self._numbers, **self._options)
+            self._run = start(self._kernel, self._programs, tensors, self._numbers, num_warps=4, **self._options)
         else:
             self._run(*tensors)
