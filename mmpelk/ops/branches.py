@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .autocast import autocast_dtype, cast_under_autocast, without_autocast
 from .backends import requested_backend
-from .custom_op import HAS_CUSTOM_OP, dense_flops, input_grad, mix, register, weight_grad
+from .custom_op import HAS_CUSTOM_OP, dense_flops, input_grad, is_watched, mix, register, weight_grad
 from .functional import check
 from .layout import dense, empty_as
 from .positional_op import positional_term
@@ -156,7 +156,8 @@ def _grads(ctx: Any, grad: Tensor, grad_small: Tensor) -> tuple[Tensor | None, .
     *wanted, wants_bias = ctx.needs_input_grad[:4]
     grads: list[Tensor | None] = [None] * 3
     if any(wanted):
-        values = branches_backward(*ctx.saved_tensors, grad, grad_small, ctx.grid, ctx.backend, wanted)
+        function = branches_backward if is_watched(grad) else _backward
+        values = function(*ctx.saved_tensors, grad, grad_small, ctx.grid, ctx.backend, wanted)
         grads = [value if want else None for value, want in zip(values, wanted, strict=True)]
     of_bias = (grad[0] if len(grad) == 1 else grad.sum(0)) if wants_bias else None
     return *grads, of_bias, None, None

@@ -25,6 +25,8 @@ from .backends import convolve, weight_gradient
 from .layout import empty_as
 
 HAS_CUSTOM_OP = hasattr(torch.library, 'custom_op') and hasattr(torch.library, 'register_autograd')
+# Private: torch has no public way to ask. Modes, such as FLOP counters, and transforms of torch.func see operators.
+_dispatch_modes, _transform = torch._C._len_torch_dispatch_stack, torch._C._functorch.peek_interpreter_stack
 _LIBRARY = torch.library.Library('mmpelk', 'FRAGMENT')  # a registration lasts as long as the library object
 
 
@@ -67,6 +69,15 @@ def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int], backend: str |
         return weight_gradient(backend, x, grad_out, grid).contiguous()
 
 
+def is_watched(grad: Tensor) -> bool:
+    """Whether somebody must see the operator that computes gradients: if not, its function takes the host less time."""
+    return torch.is_grad_enabled() or type(grad) is not Tensor or _dispatch_modes() > 0 or _transform() is not None
+
+
+def _first_channels(x: Tensor, count: int) -> Tensor:
+    return x if x.shape[1] == count else x[:, :count]
+
+
 def _bias_grad(grad_out: Tensor, weight: Tensor, bias_dims: int) -> Tensor:
     return grad_out[:, : weight.shape[0]].sum(0 if bias_dims == 3 else (0, 2, 3))
 
@@ -80,10 +91,10 @@ def _conv_backward(
     backend: str | None,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    channels = weight.shape[0]
+    maps = (_first_channels(each, weight.shape[0]) for each in (x, grad_out))
     return (
         input_grad(grad_out, weight, grid, backend) if wanted[0] else x.new_empty(0),
-        weight_grad(x[:, :channels], grad_out[:, :channels], grid, backend) if wanted[1] else x.new_empty(0),
+        weight_grad(*maps, grid, backend) if wanted[1] else x.new_empty(0),
         _bias_grad(grad_out, weight, bias_dims) if wanted[2] else x.new_empty(0),
     )
 
@@ -112,7 +123,8 @@ def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _conv_grads(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     wanted = list(ctx.needs_input_grad[:3])
-    grads = conv_backward(*ctx.saved_tensors, grad_out, ctx.bias_dims, ctx.grid, ctx.backend, wanted)
+    function = conv_backward if is_watched(grad_out) else _conv_backward
+    grads = function(*ctx.saved_tensors, grad_out, ctx.bias_dims, ctx.grid, ctx.backend, wanted)
     return *(grad if want else None for grad, want in zip(grads, wanted, strict=True)), None, None
 
 

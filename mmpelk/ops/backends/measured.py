@@ -38,6 +38,7 @@ _SLOWER = 4  # times the fastest: not repeated
 # Multiply-adds up to which the dense kernel is tried: some tenths of a second by torch's slowest.
 _MOST_DENSE = 2**33
 
+_OPERATOR = __name__.rsplit('.', 2)[0]
 _lock = threading.RLock()
 _RULE = 'rule'
 What = Literal['forward', 'prepared', 'weight_grad']
@@ -48,7 +49,7 @@ _shapes: dict[Hashable, set[str]] = {}
 
 def is_on(x: Tensor) -> bool:
     """Whether calls are to be measured: ``mmpelk.ops.benchmark``, or on CUDA cuDNN's flag where that is ``None``."""
-    wanted = sys.modules[__name__.rsplit('.', 2)[0]].benchmark  # the package is imported before its backends are called
+    wanted = sys.modules[_OPERATOR].benchmark  # the package is imported before its backends are called
     return x.is_cuda and torch.backends.cudnn.benchmark if wanted is None else bool(wanted)
 
 

@@ -208,7 +208,7 @@ def kernel_key(x: Tensor, grid: Sequence[int]) -> Hashable:
 
     def make() -> Hashable:
         copy = None if launch.are_planes(x) else (x.stride(1) == 1, launch.channel_alignment(x))
-        return _plan(x, tuple(grid)), copy
+        return launch.numbered((_plan(x, tuple(grid)), copy))
 
     return launch.kept(('dft key', tuple(grid), x.dtype, x.device, launch.layout(x)), make)
 

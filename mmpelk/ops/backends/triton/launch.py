@@ -1,5 +1,6 @@
 """Tiles and launches of the kernels."""
 
+import itertools
 import math
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -298,6 +299,15 @@ def kept(key: Hashable, make: Callable[[], Any]) -> Any:
     return call
 
 
+_numbers: dict[Hashable, int] = {}
+_next_number = itertools.count()
+
+
+def numbered(key: Hashable) -> int:
+    """A number for a key: nested tuples are slow to hash, and every call does."""
+    return _numbers.setdefault(key, next(_next_number))
+
+
 def layout(x: Tensor) -> tuple[Hashable, ...]:
     return x.shape, x.stride(), x.data_ptr() % 16
 
@@ -315,7 +325,7 @@ def kernel_key(x: Tensor, grid: Sequence[int]) -> Hashable:
     def make() -> Hashable:
         plan = _plan(x, tuple(grid))
         copy = None if are_planes(x) else (x.stride(1) == 1, channel_alignment(x))
-        return plan.constants, plan.images_per_tile(x.shape[0]), _pairs(x, plan), copy
+        return numbered((plan.constants, plan.images_per_tile(x.shape[0]), _pairs(x, plan), copy))
 
     parts = _parts(x.dtype)
     return parts, kept(('key', tuple(grid), x.dtype, x.device, parts, layout(x)), make)
