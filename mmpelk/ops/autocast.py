@@ -5,6 +5,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+NO_CONTEXT: AbstractContextManager = nullcontext()
+"""One for all: every call of the operator enters several."""
+
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:
     """What autocast casts to on a device, or ``None`` where it is off."""
@@ -26,4 +29,4 @@ def cast_under_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple
 
 def without_autocast(device_type: str) -> AbstractContextManager:
     """The backends choose their own precision; autocast would round their intermediate results."""
-    return nullcontext() if autocast_dtype(device_type) is None else torch.autocast(device_type, enabled=False)
+    return NO_CONTEXT if autocast_dtype(device_type) is None else torch.autocast(device_type, enabled=False)

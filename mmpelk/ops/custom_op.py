@@ -91,10 +91,11 @@ def _conv_backward(
     backend: str | None,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    maps = (_first_channels(each, weight.shape[0]) for each in (x, grad_out))
+    channels = weight.shape[0]
+    mixed, grad_mixed = _first_channels(x, channels), _first_channels(grad_out, channels)
     return (
         input_grad(grad_out, weight, grid, backend) if wanted[0] else x.new_empty(0),
-        weight_grad(*maps, grid, backend) if wanted[1] else x.new_empty(0),
+        weight_grad(mixed, grad_mixed, grid, backend) if wanted[1] else x.new_empty(0),
         _bias_grad(grad_out, weight, bias_dims) if wanted[2] else x.new_empty(0),
     )
 

@@ -117,7 +117,7 @@ def _by_the_fastest(
 
 def _key(name: str, weight_grad: bool, bias_dims: int, maps: Sequence[Tensor], grid: Sequence[int]) -> Hashable:
     """What tells the compiled kernels of all backends apart."""
-    kernel_key = cast(Callable[..., Hashable], BACKENDS[name].kernel_key)
+    kernel_key = cast('Callable[..., Hashable]', BACKENDS[name].kernel_key)  # every call asks: no types are built
     x = maps[0]
     return name, weight_grad, bias_dims, x.device, x.dtype, *[kernel_key(each, grid) for each in maps]
 

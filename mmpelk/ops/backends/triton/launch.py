@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
+from ...autocast import NO_CONTEXT
 from ...layout import empty_as
 from ...sharing_grid import reachable_rings
 from ...workspace import workspace_limit
@@ -315,7 +316,7 @@ def layout(x: Tensor) -> tuple[Hashable, ...]:
 def current(device: torch.device) -> AbstractContextManager:
     """Launches go to the current device."""
     if device.type != 'cuda' or device.index == torch.cuda.current_device():
-        return nullcontext()
+        return NO_CONTEXT
     return torch.cuda.device(device)
 
 
