@@ -1,6 +1,7 @@
 """What the resume hook keeps, restores and leaves out, piece by piece; whole runs are in test_exact_resume.py."""
 
 import pickle
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from mmpelk.fault_tolerance import resume
 from mmpelk.fault_tolerance.errors import UserError
 from mmpelk.fault_tolerance.random_state import get_random_state
 from mmpelk.fault_tolerance.resume import NumberedBatches, ResumeHook, _Batch, _rebuild, _seeded
+from tests.fault_tolerance.tiny import make_runner
 
 
 def loader() -> DataLoader:
@@ -155,3 +157,10 @@ def test_data_sets_reach_workers_as_their_class_says(kind: Any, size: int) -> No
 def test_data_sets_of_no_class_are_refused() -> None:
     with pytest.raises(UserError, match='dataset is a list'):
         _seeded([1, 2])
+
+
+def test_fewer_samples_than_a_batch_are_refused(tmp_path: Path) -> None:
+    training = make_runner(tmp_path, 1, by_epoch=True)  # of four samples
+    training._train_dataloader.update(batch_size=8, drop_last=True)
+    with pytest.raises(UserError, match='smaller than a batch: check'):
+        training.train()

@@ -23,12 +23,14 @@ def test_labels_end_below_the_number_of_classes(kind: str, label: int, fits: boo
     if kind == 'map':
         check: Any = pipeline.check
         data = dict(gt_seg_map=np.full((2, 2), label), reduce_zero_label=False, ori_shape=(2, 2))
+        data |= dict(img_path='a.jpg', seg_map_path='a.png')
+        culprit = "label map 'a.png'"
     else:
-        check, data = pipeline, dict(gt_label=label)
+        check, data, culprit = pipeline, dict(gt_label=label, img_path='a.jpg'), "sample 'a.jpg'"
     if fits:
         assert check(data) is data
     else:
-        with pytest.raises(DataError, match=f'has class {label}, but there are 4 classes'):
+        with pytest.raises(DataError, match=f'^the {culprit} has class {label}, but there are 4 classes'):
             check(data)
 
 

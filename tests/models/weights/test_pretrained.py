@@ -195,7 +195,11 @@ def test_push_sends_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     api.assert_called_once_with(token='hf_1')
     assert api.return_value.create_repo.call_args.kwargs['private']
     assert "PeLK.from_pretrained('me/pelk')" in (tmp_path / 'README.md').read_text()
-    assert torch.equal(PeLK.from_pretrained(tmp_path).norm1.weight, model.norm1.weight)
+    download = mock.Mock(return_value=str(tmp_path))
+    monkeypatch.setattr('mmpelk.models.weights.publication.snapshot_download', download)
+    assert torch.equal(PeLK.from_pretrained('me/pelk', revision='v1').norm1.weight, model.norm1.weight)
+    options = dict(revision='v1', cache_dir=None, token=None, force_download=False, local_files_only=False)
+    download.assert_called_once_with('me/pelk', allow_patterns=['config.json', 'model.safetensors'], **options)
 
 
 @pytest.mark.parametrize('kind', ['nms', 'Mixup', 'AnchorGenerator'])
