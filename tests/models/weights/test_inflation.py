@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmpelk.errors import UserError
 from mmpelk.models import PeLK
-from mmpelk.models.weights.inflation import inflate
+from mmpelk.models.weights.inflation import Inflated, inflate
 from mmpelk.ops.sharing_grid import expand_kernel, mirror_half_grid, project_kernel
 from mmpelk.registry import MODELS
 
@@ -148,6 +148,8 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             _inflated(path, **arguments)
+    with pytest.raises(UserError, match='initialises a PeLK backbone, not a Linear'):
+        Inflated(path)(nn.Linear(1, 1))
 
 
 @pytest.mark.parametrize(
