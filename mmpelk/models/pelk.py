@@ -214,9 +214,9 @@ class PeLKStage(Sequential):
             plain = type(block) is PeLKBlock and not is_hooked(block) and isinstance(block.mixer, Mixer)
             kernels = block.mixer.fused_kernels(x) if plain else None
             if kernels is not None:
-                weights = [kernel.weight for kernel in kernels]
-                key = kernels[0].sharing_grid, *[(each.shape, each.dtype, each.device) for each in weights]
-                alike.setdefault(key, []).append((index, *weights))
+                large, small = (kernel.weight for kernel in kernels)
+                key = kernels[0].sharing_grid, *[(each.shape, each.dtype, each.device) for each in (large, small)]
+                alike.setdefault(key, []).append((index, large, small))
         for (grid, *_), blocks in alike.items():
             if len(blocks) > 1:
                 indices, weights, smalls = zip(*blocks, strict=True)

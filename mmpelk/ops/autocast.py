@@ -5,13 +5,14 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+_HAS_DTYPE_BY_DEVICE = hasattr(torch, 'get_autocast_dtype')  # torch 2.4
 NO_CONTEXT: AbstractContextManager = nullcontext()
 """One for all: every call of the operator enters several."""
 
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:
     """What autocast casts to on a device, or ``None`` where it is off."""
-    if hasattr(torch, 'get_autocast_dtype'):  # torch 2.4
+    if _HAS_DTYPE_BY_DEVICE:
         has_autocast = device_type != 'meta' and torch.is_autocast_enabled(device_type)
         return torch.get_autocast_dtype(device_type) if has_autocast else None
     if device_type == 'cuda':

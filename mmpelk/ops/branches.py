@@ -6,7 +6,7 @@ the same two operators again: it is linear in the gradients that it takes, and e
 others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -156,7 +156,7 @@ def _grads(ctx: Any, grad: Tensor, grad_small: Tensor) -> tuple[Tensor | None, .
     *wanted, wants_bias = ctx.needs_input_grad[:4]
     grads: list[Tensor | None] = [None] * 3
     if any(wanted):
-        function = branches_backward if is_watched(grad) else _backward
+        function: Callable[..., Any] = branches_backward if is_watched(grad) else _backward
         values = function(*ctx.saved_tensors, grad, grad_small, ctx.grid, ctx.backend, wanted)
         grads = [value if want else None for value, want in zip(values, wanted, strict=True)]
     of_bias = (grad[0] if len(grad) == 1 else grad.sum(0)) if wants_bias else None

@@ -124,7 +124,7 @@ def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _conv_grads(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     wanted = list(ctx.needs_input_grad[:3])
-    function = conv_backward if is_watched(grad_out) else _conv_backward
+    function: Callable[..., Any] = conv_backward if is_watched(grad_out) else _conv_backward
     grads = function(*ctx.saved_tensors, grad_out, ctx.bias_dims, ctx.grid, ctx.backend, wanted)
     return *(grad if want else None for grad, want in zip(grads, wanted, strict=True)), None, None
 

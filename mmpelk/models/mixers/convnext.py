@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from mmpelk.ops.branches import BranchTensors
+
 from .base import Mixer, MixerSpec, depthwise_conv
 
 
@@ -17,7 +19,7 @@ class ConvNeXtMixer(Mixer):
         super().__init__(spec)
         self.large = depthwise_conv(spec.channels, 7, 7, bias=True)
 
-    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor | BranchTensors | None = None) -> Tensor:
         return self.large(x)
 
     def switch_to_deploy(self, embedding: Tensor | None = None) -> None:

@@ -5,6 +5,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from mmpelk.ops.branches import BranchTensors
+
 from ..layers import build_norm
 from .base import Mixer, MixerSpec, depthwise_conv, folded
 
@@ -41,7 +43,7 @@ class StripeMixer(Mixer):
         self.large_norm = nn.ModuleList([build_norm(spec.norm_cfg, spec.channels) for _ in stripes])
         self.build_small_branch(spec)
 
-    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor | BranchTensors | None = None) -> Tensor:
         first, second = self._stripes
         if self.deployed:
             return first(x) + second(x)
