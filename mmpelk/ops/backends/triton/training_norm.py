@@ -15,6 +15,7 @@ __all__ = ['PROGRAMS', 'backward', 'forward', 'kernel_key', 'takes']
 PROGRAMS = 512
 """Sums over pixels are split over about this many programs: several for each multiprocessor of a large GPU."""
 _PIXELS, _CHANNELS = 32, 64  # of a program that does not hold all channels of a pixel
+_WRITTEN = 16  # pixels of such a program that writes gradients: more spill registers
 _ROWS, _COLUMNS = 32, 16  # of such sums that are added up at a time
 
 
@@ -103,7 +104,7 @@ class _Sums:
         self.programs, self.numbers = (self.rows, blocks), (self.pixels, steps)
         self.of_rows = dict(MIXED=self.mixed, ROWS=_ROWS, BLOCK=_COLUMNS)
         self.adding = (math.ceil(self.mixed / _COLUMNS),)
-        self.covering = math.ceil(self.pixels / _PIXELS), blocks
+        self.covering = math.ceil(self.pixels / _WRITTEN), blocks
 
 
 class _Forward:
@@ -153,7 +154,8 @@ class _Backward:
         options = dict(zip(('GRAD_STEP', 'LARGE_STEP', 'SMALL_STEP'), map(pixel_step, maps), strict=True))
         self._products = Launch(kernels.products_kernel, sums.programs, sums.numbers, **sums.of_maps, **options)
         self._sums = Launch(kernels.sums_kernel, sums.adding, (sums.pixels, sums.rows), **sums.of_rows)
-        self._grads = Launch(kernels.grads_kernel, sums.covering, (sums.pixels,), **sums.of_maps, **options)
+        options |= sums.of_maps | dict(PIXELS=_WRITTEN)
+        self._grads = Launch(kernels.grads_kernel, sums.covering, (sums.pixels,), **options)
 
     def __call__(
         self,
