@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 from mmpelk.models import PeLK, PeripheralConv2d
+from mmpelk.models.pelk import PeLKStage
 
 fsdp = pytest.importorskip('torch.distributed.fsdp')
 if not hasattr(fsdp, 'fully_shard'):
@@ -19,7 +20,7 @@ FORMS = ['trained', 'deployed']
 def network(form: str, mixer: str = 'peripheral') -> PeLK:
     torch.manual_seed(0)
     model = PeLK(
-        dict(depths=(1, 1), channels=(16, 24), kernel_sizes=(13, 11)),
+        dict(depths=(2, 1), channels=(16, 24), kernel_sizes=(13, 11)),
         mixer=mixer,
         positional_embedding=None if mixer == 'stripe' else 'in_bounds',
         layer_scale_init_value=1.0,
@@ -29,15 +30,15 @@ def network(form: str, mixer: str = 'peripheral') -> PeLK:
     return model
 
 
+@pytest.mark.parametrize('part', [PeripheralConv2d | nn.Conv2d, PeLKStage], ids=['kernels', 'stages'])
 @pytest.mark.parametrize('mixer', ['peripheral', 'dense', 'stripe'])
 @pytest.mark.parametrize('form', FORMS)
-def test_every_kernel_sharded_by_itself(form: str, mixer: str, one_process: None) -> None:
+def test_parts_sharded_by_themselves(form: str, mixer: str, part: type, one_process: None) -> None:
     model = network(form, mixer)
     sharded = copy.deepcopy(model)
     mesh = dist.device_mesh.init_device_mesh('cpu', (1,))
-    kernels = [module for module in sharded.modules() if isinstance(module, PeripheralConv2d | nn.Conv2d)]
-    for kernel in kernels:
-        fsdp.fully_shard(kernel, mesh=mesh)
+    for module in [module for module in sharded.modules() if isinstance(module, part)]:
+        fsdp.fully_shard(module, mesh=mesh)
     fsdp.fully_shard(sharded, mesh=mesh)
     x = torch.rand(2, 3, 64, 64)
     outputs = [network(x)[0] for network in (model, sharded)]
