@@ -273,7 +273,7 @@ def make_field_table(results: Path) -> Table:
         title='Side of the effective receptive field, pixels of a 240 x 240 picture',
     )
     for name, runs in read_results(results, 'main').items():
-        sides = [run['receptive_sides'] for run in runs.values() if 'receptive_sides' in run]
+        sides = [run['receptive_sides'] for run in runs.values() if all(run.get('receptive_sides', [None]))]
         if sides:
             means = [
                 [statistics.mean(values) for values in zip(*times, strict=True)] for times in zip(*sides, strict=True)

@@ -132,17 +132,18 @@ def learnt_rings(network: nn.Module) -> dict[str, list[float]]:
     return rings
 
 
-def receptive_sides(network: Segmenter, split: Split, size: tuple[int, int]) -> list[int]:
+def receptive_sides(network: Segmenter, split: Split, size: tuple[int, int]) -> list[int] | None:
     """Sides, in pixels, of the squares that hold 50 and 99 % of the effective receptive field of the coarsest map.
 
-    Over the middle squares of four pictures that are spread evenly over the split.
+    Over the middle squares of four pictures that are spread evenly over the split. ``None`` if the middle of the map
+    has become negative in all channels, so that no pixel contributes.
     """
     side = min(size)
     left = (size[1] - side) // 2
     step = max(1, len(split) // 4)
     images = resized(split.images[: 4 * step : step], size)[..., left : left + side]
     scores = contribution_scores(network.encoder, ((image - network.mean) / network.std for image in images))
-    return [ratio.side for ratio in area_ratios(scores) if ratio.threshold in (0.5, 0.99)]
+    return [ratio.side for ratio in area_ratios(scores) if ratio.threshold in (0.5, 0.99)] if scores.any() else None
 
 
 def run(

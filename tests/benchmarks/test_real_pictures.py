@@ -108,6 +108,17 @@ def test_perfect_scores_are_100() -> None:
     assert wrong['iou'][2] is None
 
 
+@pytest.mark.parametrize(('bias', 'expected'), [(1.0, [3, 3]), (-9.0, None)], ids=['alive', 'dead'])
+def test_a_map_that_nothing_reaches_has_no_receptive_field(bias: float, expected: list[int] | None) -> None:
+    encoder = torch.nn.Conv2d(3, 1, 3, padding=1)
+    torch.nn.init.constant_(encoder.weight, 0.01)
+    torch.nn.init.constant_(encoder.bias, bias)  # type: ignore[arg-type]
+    images = torch.full((4, 3, 9, 13), 120, dtype=torch.uint8)
+    split = pictures.Split(images, torch.zeros(4, 9, 13, dtype=torch.uint8))
+    network = networks.Segmenter(encoder, torch.nn.Identity())
+    assert training.receptive_sides(network, split, (9, 13)) == expected
+
+
 @pytest.mark.slow
 def test_a_run_is_repeated_exactly_and_written_once(
     camvid: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -195,7 +206,12 @@ def test_a_run_that_diverged_is_counted_and_has_no_figures(tmp_path: Path) -> No
 
 def test_receptive_fields_are_means_over_the_runs_that_have_them(tmp_path: Path) -> None:
     for seed, run in enumerate(
-        (dict(), dict(receptive_sides=[[5, 9], [7, 11]]), dict(receptive_sides=[[5, 9], [9, 15]]))
+        (
+            dict(),
+            dict(receptive_sides=[[5, 9], [7, 11]]),
+            dict(receptive_sides=[[5, 9], [9, 15]]),
+            dict(receptive_sides=[[5, 9], None]),
+        )
     ):
         (tmp_path / f'main-plain-{seed}.json').write_text(json.dumps(run))
     assert [list(row) for row in study.make_field_table(tmp_path).rows] == [['plain', '5', '8', '9', '13', '2']]
