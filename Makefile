@@ -4,7 +4,7 @@
 
 PYTHON_ENV := .venv/bin/python
 # Tests start processes of their own: not more workers than cores. What a file's fixtures have made is used by one worker.
-PYTEST := OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest -q -n $(shell nproc) --dist loadfile --no-loadscope-reorder
+PYTEST := PYTHONUTF8=1 OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest -q -n $(shell nproc) --dist loadfile --no-loadscope-reorder
 # `PYTHON=python3.12 make demo` chooses the Python of the environment; the tools themselves run in the environment.
 RUN := PYTHON=$(CURDIR)/$(PYTHON_ENV)
 # The style checks have environments of their own, which take seconds.

@@ -156,7 +156,7 @@ def main() -> None:
     console, where = Console(), environment_info(args.device)
     console.print(where)
     path = RESULTS / f'backbone_{args.device}_{args.dtype}.json'
-    runs = json.loads(path.read_text())['runs'] if path.exists() else []
+    runs = json.loads(path.read_text(encoding='utf-8'))['runs'] if path.exists() else []
     for batch, size in [(args.batch, args.size)] if args.batch else INPUTS[args.device]:
         for name, step in STEPS.items():
             run = dict(batch=batch, size=size, step=name)
@@ -164,7 +164,7 @@ def main() -> None:
             others = [one for one in runs if any(one[key] != value for key, value in run.items())]
             runs = [*others, run | dict(rounds=ROUNDS, machine=where, models=result)]
             runs.sort(key=lambda one: (one['size'], one['batch'], one['step']))
-            path.write_text(json.dumps(dict(runs=runs), indent=1) + '\n')
+            path.write_text(json.dumps(dict(runs=runs), indent=1) + '\n', encoding='utf-8')
     make_table(runs, args.dtype).print(console)
     console.print(f'written to {path}')
 

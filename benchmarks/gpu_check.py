@@ -98,7 +98,7 @@ class Step:
     def write(self, **figures: Any) -> None:
         """A line of results."""
         line = json.dumps({'step': self.name, **figures})
-        with self.results.open('a') as file:
+        with self.results.open('a', encoding='utf-8') as file:
             file.write(line + '\n')
         print(line, flush=True)
 
@@ -542,7 +542,7 @@ def run_steps(names: Sequence[str], results: Path, dry: bool) -> None:
             code: Any = subprocess.run([*command, *(['--dry'] if dry else [])], cwd=ROOT, timeout=budget).returncode
         except subprocess.TimeoutExpired:
             code = f'over its budget of {budget} s'
-        with results.open('a') as file:
+        with results.open('a', encoding='utf-8') as file:
             file.write(json.dumps({'step': name, 'ended': code, 'seconds': round(time.monotonic() - start)}) + '\n')
 
 
@@ -604,9 +604,9 @@ def page_table(rows: Sequence[dict[str, Any]]) -> str:
 def write_page(table: str, page: Path) -> None:
     """Put the table between the marks of the page."""
     start, end = MARKS
-    text = PAGE.read_text()
+    text = PAGE.read_text(encoding='utf-8')
     head, tail = text[: text.index(start) + len(start)], text[text.index(end) :]
-    page.write_text(f'{head}\n\n{table}\n\n{tail}')
+    page.write_text(f'{head}\n\n{table}\n\n{tail}', encoding='utf-8')
 
 
 def main() -> None:
@@ -630,9 +630,9 @@ def main() -> None:
     folder = args.out or (ROOT / 'build' / 'gpu_check' if args.dry else RESULTS)
     folder.mkdir(parents=True, exist_ok=True)
     results = folder / f'gpu_{name}.jsonl'
-    results.write_text('')
+    results.write_text('', encoding='utf-8')
     run_steps(args.steps, results, args.dry)
-    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    rows = [json.loads(line) for line in results.read_text(encoding='utf-8').splitlines()]
     write_page(page_table(rows), folder / 'gpu.md' if args.dry else PAGE)
     short = shortfalls(rows, targets=not args.dry)
     print('\n'.join(['', f'results: {results}', 'what fell short:', *(f'  {line}' for line in short or ['nothing'])]))

@@ -158,7 +158,7 @@ def main() -> None:
         machine=trained_on([*runs, *later]), seeds=args.seeds, iterations=ITERATIONS, without_cue=WITHOUT_CUE,
         variants=results,
     )  # fmt: skip
-    RESULTS.write_text(json.dumps(data, indent=1) + '\n')
+    RESULTS.write_text(json.dumps(data, indent=1) + '\n', encoding='utf-8')
     draw(results, ITERATIONS).savefig(FIGURE, dpi=120)
     print(f'written to {RESULTS} and {FIGURE}')
 

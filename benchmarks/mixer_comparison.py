@@ -146,7 +146,7 @@ def main() -> None:
             name: summarise(name, widths[name], [run for run in runs if run.name == name]) for name in VARIANTS
         }
         data = dict(machine=trained_on(everything), seeds=args.seeds, schedules=schedules)
-        RESULTS.write_text(json.dumps(data, indent=1) + '\n')
+        RESULTS.write_text(json.dumps(data, indent=1) + '\n', encoding='utf-8')
         print(f'written to {RESULTS}; python -m reproduction.mixers prints and draws it')
 
 

@@ -365,7 +365,7 @@ def print_case(console: Console, spec: Sequence[int], result: dict[str, dict[str
 
 def write(path: Path, data: Any) -> None:
     """Write the results, and say where."""
-    path.write_text(json.dumps(data, indent=1) + '\n')
+    path.write_text(json.dumps(data, indent=1) + '\n', encoding='utf-8')
     print(f'written to {path}')
 
 

@@ -241,7 +241,7 @@ def main() -> None:
     for name, row in rows.items():
         print(f'{name}: quartiles of the cost {_cost(name, row["low"])} and {_cost(name, row["high"])}')
     if args.out:
-        args.out.write_text(json.dumps(results, indent=1) + '\n')
+        args.out.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__':

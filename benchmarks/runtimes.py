@@ -328,11 +328,13 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     for key in args.networks or SUBJECTS:
         measured = measure(key, pictures)
-        results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else dict(networks={})
+        results: dict[str, Any] = (
+            json.loads(RESULTS.read_text(encoding='utf-8')) if RESULTS.exists() else dict(networks={})
+        )
         results['networks'].setdefault(key, {}).update(measured)
         versions = {name: version(name) for name in ('onnxruntime', 'openvino')}
         results['machine'] = environment_info('cpu') | versions
-        RESULTS.write_text(json.dumps(results, indent=1) + '\n')
+        RESULTS.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
     console = Console()
     for table in (*PAGE_TABLES, parity_table, operators_table):
         table([results['networks'][key] for key in SUBJECTS if key in results['networks']]).print(console)

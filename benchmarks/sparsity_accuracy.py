@@ -173,7 +173,7 @@ def main() -> None:
             results[name] = summarise(runs, task.counts())
     make_table(results).print()
     data = dict(machine=trained_on(everything), seeds=args.seeds, density=DENSITY, results=results)
-    RESULTS.write_text(json.dumps(data, indent=1) + '\n')
+    RESULTS.write_text(json.dumps(data, indent=1) + '\n', encoding='utf-8')
     print(f'written to {RESULTS}')
 
 

@@ -141,11 +141,11 @@ def main() -> None:
     args = parser.parse_args()
     with exit_on_user_error():
         run = measure(args.batch, args.size, args.rounds, get_device(), args.layout)
-    stored = json.loads(RESULTS.read_text())['runs'] if RESULTS.exists() else []
+    stored = json.loads(RESULTS.read_text(encoding='utf-8'))['runs'] if RESULTS.exists() else []
     others = [one for one in stored if (one['batch'], one['size']) != (run['batch'], run['size'])]
     runs = sorted([*others, run], key=lambda one: (one['size'], -one['batch']))
     make_table(runs).print()
-    RESULTS.write_text(json.dumps(dict(runs=runs), indent=1) + '\n')
+    RESULTS.write_text(json.dumps(dict(runs=runs), indent=1) + '\n', encoding='utf-8')
     print(f'written to {RESULTS}')
 
 

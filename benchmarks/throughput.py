@@ -286,7 +286,7 @@ def load_runs(path: Path) -> dict[Setting, Run]:
     if not path.exists():
         return {}
     try:
-        return {Setting(**run['setting']): run for run in json.loads(path.read_text())['runs']}
+        return {Setting(**run['setting']): run for run in json.loads(path.read_text(encoding='utf-8'))['runs']}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"'{path}' does not hold throughput results ({type(error).__name__}: {error}); "
@@ -302,7 +302,7 @@ def save_runs(path: Path, runs: Mapping[Setting, Run]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'{path.name}.part')
     ordered = [runs[setting] for setting in sorted(runs, key=Setting.order)]
-    part.write_text(json.dumps({'runs': ordered}, indent=1) + '\n')
+    part.write_text(json.dumps({'runs': ordered}, indent=1) + '\n', encoding='utf-8')
     os.replace(part, path)
 
 

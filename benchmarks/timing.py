@@ -93,7 +93,7 @@ def peak_memory(function: Callable[[], Any], device: str) -> int | None:
         return torch.cuda.max_memory_allocated() - before
     try:
         ctypes.CDLL('libc.so.6').malloc_trim(0)
-        Path('/proc/self/clear_refs').write_text('5')  # resets the peak that VmHWM reports
+        Path('/proc/self/clear_refs').write_text('5', encoding='utf-8')  # resets the peak that VmHWM reports
     except OSError:
         return None
     before = _proc_status('VmRSS')
@@ -102,6 +102,6 @@ def peak_memory(function: Callable[[], Any], device: str) -> int | None:
 
 
 def _proc_status(field: str) -> int:
-    match = re.search(rf'{field}:\s+(\d+) kB', Path('/proc/self/status').read_text())
+    match = re.search(rf'{field}:\s+(\d+) kB', Path('/proc/self/status').read_text(encoding='utf-8'))
     assert match, field
     return int(match.group(1)) * 1024

@@ -26,7 +26,7 @@ def main() -> None:
         run_steps(console)
     page = ROOT / 'docs/reproduction.md'
     with exit_on_user_error():
-        page.write_text(render())
+        page.write_text(render(), encoding='utf-8')
     console.print(f'written to {page.relative_to(ROOT)}')
 
 

@@ -326,10 +326,10 @@ def main() -> None:
     args = parser.parse_args()
     for stage, name in ((stage, row.name) for row in ROWS.values() for stage in row.paper):
         path, text = recipe_path(stage, name), recipe_text(stage, name)
-        if not path.exists() or path.read_text() != text:
+        if not path.exists() or path.read_text(encoding='utf-8') != text:
             print(path.relative_to(ROOT))
             if args.write:
-                path.write_text(text)
+                path.write_text(text, encoding='utf-8')
 
 
 if __name__ == '__main__':

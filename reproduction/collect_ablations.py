@@ -192,7 +192,9 @@ def save(trainings: Trainings, path: Path) -> None:
         for (stage, name), seeds in trainings.items()
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dict(collected=date.today().isoformat(), trainings=stored), indent=1) + '\n')
+    path.write_text(
+        json.dumps(dict(collected=date.today().isoformat(), trainings=stored), indent=1) + '\n', encoding='utf-8'
+    )
 
 
 def load(path: Path) -> Trainings:
@@ -206,7 +208,7 @@ def load(path: Path) -> Trainings:
     try:
         return {
             (one['stage'], one['recipe']): [Seed(**dict(seed, changed=tuple(seed['changed']))) for seed in one['seeds']]
-            for one in json.loads(path.read_text())['trainings']
+            for one in json.loads(path.read_text(encoding='utf-8'))['trainings']
         }
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"'{path}' holds no results of ablations ({error!r}); give another --out") from error

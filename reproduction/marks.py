@@ -86,7 +86,7 @@ class Results:
     def read(self, name: str) -> Any:
         """Content of a results file, or ``None`` if there is none."""
         path = self.folder / f'{name}.json'
-        return json.loads(path.read_text()) if path.is_file() else None
+        return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else None
 
     def measured(
         self,

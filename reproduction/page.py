@@ -52,7 +52,7 @@ def render(folder: Path = RESULTS) -> str:
         'table_8': partial(throughput, results),
         'mixers': partial(mixers, results),
     }
-    template = TEMPLATE.read_text()
+    template = TEMPLATE.read_text(encoding='utf-8')
     texts = {step.name: step.command for step in STEPS} | states(results, trainings)
     # In the order of the page, in which the runs are numbered.
     for name in sorted(sections, key=lambda name: template.index(f'${{{name}}}')):

@@ -89,7 +89,7 @@ def read_run(folder: Path, metric: str) -> TrainingRun:
 def _lines(log: Path) -> Iterator[dict[str, Any]]:
     if not log.exists():  # stopped before the first line
         return
-    for line in log.read_text().splitlines():
+    for line in log.read_text(encoding='utf-8').splitlines():
         try:
             yield json.loads(line)
         except json.JSONDecodeError:  # killed while writing it

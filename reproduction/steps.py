@@ -86,12 +86,12 @@ def run_steps(console: Console, steps: Sequence[Step] = STEPS, folder: Path = RO
             words[0] = sys.executable
         console.print(f'{number}/{len(steps)} {step.command}', highlight=False, markup=False, soft_wrap=True)
         begin, log = time.monotonic(), logs / f'{step.name}.log'
-        with console.status(f'the log is in {log.relative_to(folder)}'), log.open('w') as output:
+        with console.status(f'the log is in {log.relative_to(folder)}'), log.open('w', encoding='utf-8') as output:
             # The launchers take the Python that this runs in.
             environment = os.environ | {'PYTHON': sys.executable}
             done = subprocess.run(words, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
         if done.returncode:
-            console.print(log.read_text()[-2000:], highlight=False, markup=False)
+            console.print(log.read_text(encoding='utf-8')[-2000:], highlight=False, markup=False)
             console.print(f'failed with code {done.returncode}; the whole log is in {log.relative_to(folder)}')
             sys.exit(done.returncode)
         console.print(f'{time.monotonic() - begin:.0f} s', style='dim')

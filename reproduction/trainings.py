@@ -78,7 +78,7 @@ class Training:
         """Why it failed, given the exit code of its command; ``None`` if it did not."""
         if code == 0:
             return None if self.is_finished() else f'ended without its last test; all of it: {self.log}'
-        printed = self.log.read_text(errors='replace').rpartition('\n$ ')[2]  # by this start
+        printed = self.log.read_text(encoding='utf-8', errors='replace').rpartition('\n$ ')[2]  # by this start
         errors = [line for line in printed.splitlines() if line.startswith('error: ')]
         return f'{errors[-1] if errors else f"exit code {code}"}; all of it: {self.log}'
 

@@ -78,12 +78,18 @@ def _training(name: str, cfg: Config, seed: int, work_dir: Path, metric: str) ->
     text = '\n'.join(f'{key} = {value!r}' for key, value in settings.items()) + '\n'
 
     def is_finished() -> bool:
-        return config.exists() and config.read_text() == text and read_run(run, metric).status == 'finished'
+        return (
+            config.exists()
+            and config.read_text(encoding='utf-8') == text
+            and read_run(run, metric).status == 'finished'
+        )
 
     def prepare() -> None:
         shutil.rmtree(run, ignore_errors=True)
-        config.write_text(text)
-        (folder / 'machine.json').write_text(json.dumps(dict(environment_info('cpu'), threads=1)) + '\n')
+        config.write_text(text, encoding='utf-8')
+        (folder / 'machine.json').write_text(
+            json.dumps(dict(environment_info('cpu'), threads=1)) + '\n', encoding='utf-8'
+        )
 
     command = [sys.executable, str(_TRAIN), str(config), '--work-dir', str(run)]
     return Training(f"'{name}' with seed {seed}", command, folder, is_finished, _ENVIRONMENT, prepare=prepare)
@@ -91,7 +97,7 @@ def _training(name: str, cfg: Config, seed: int, work_dir: Path, metric: str) ->
 
 def _read(name: str, seed: int, folder: Path, metric: str) -> VariantRun:
     curve = tuple(sorted(read_run(folder / 'run', metric).tested.items()))
-    return VariantRun(name, seed, curve, json.loads((folder / 'machine.json').read_text()))
+    return VariantRun(name, seed, curve, json.loads((folder / 'machine.json').read_text(encoding='utf-8')))
 
 
 def trained_on(runs: Sequence[VariantRun]) -> dict[str, Any]:

@@ -170,7 +170,7 @@ def is_running(process: int) -> bool:
     """Whether a process still runs; an ended one that nobody has asked about yet does not."""
     stat = Path('/proc', str(process), 'stat')
     try:
-        return stat.read_text().rpartition(')')[2].split()[0] != 'Z'
+        return stat.read_text(encoding='utf-8').rpartition(')')[2].split()[0] != 'Z'
     except (FileNotFoundError, ProcessLookupError):
         return False
 

@@ -60,7 +60,7 @@ SCRIPTS = sorted(path for folder in BESIDE for path in (ROOT / folder).rglob('*.
 
 def imports(path: Path) -> Iterator[str]:
     """Absolute names of what a module imports, wherever in it, by its name as well; the beginning of computed ones."""
-    yield from imported(path.read_text(), path.relative_to(ROOT).with_suffix('').parts)
+    yield from imported(path.read_text(encoding='utf-8'), path.relative_to(ROOT).with_suffix('').parts)
 
 
 def imported(text: str, parts: tuple[str, ...]) -> Iterator[str]:

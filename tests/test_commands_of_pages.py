@@ -60,7 +60,7 @@ class Command:
 
 def commands_of(page: Path) -> Iterator[Command]:
     """The commands of a page."""
-    text = page.read_text()
+    text = page.read_text(encoding='utf-8')
     place = lambda found: f'{page.name}:{text.count(chr(10), 0, found.start()) + 1}'  # noqa: E731
     for block in FENCED.finditer(text):
         if block[2] in ('bash', 'sh', 'shell', 'console'):
@@ -298,7 +298,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> Path:
     pytest.importorskip('mmseg')
     root = tmp_path_factory.mktemp('reader')
     recipes = {
-        'seg/upernet_pelk_t_ade20k.py': tiny_config.read_text(),
+        'seg/upernet_pelk_t_ade20k.py': tiny_config.read_text(encoding='utf-8'),
         'demo/upernet_pelk_nano_synthetic.py': 'max_iters = 1\n',
         'cls/pelk_t_unit_in1k.py': 'model = dict(backbone=dict(arch=dict(_delete_=True, depths=(1, 1, 1, 1), '
         'channels=(32, 48, 64, 80), kernel_sizes=(13, 11, 9, 7))), head=dict(in_channels=80, num_classes=10))\n',

@@ -255,7 +255,7 @@ def test_recipes_run_no_code(kind: str, published: Path) -> None:
     ],
 )
 def test_networks_that_cannot_be_built_end_in_a_sentence(added: str, message: str, published: Path) -> None:
-    with open(published / 'config.py', 'a') as file:
+    with open(published / 'config.py', 'a', encoding='utf-8') as file:
         file.write(added)
     with pytest.raises(UserError, match=message):
         hub.from_pretrained(published)

@@ -160,7 +160,7 @@ def main() -> None:
         )
         print_report(complexity, executed, report)
         if args.json:
-            Path(args.json).write_text(json.dumps(report, indent=2) + '\n')
+            Path(args.json).write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__':

@@ -36,7 +36,7 @@ def join(source: Path) -> None:
         for path in paths:
             included = path.rename(path.with_suffix('.inc'))
             lines.append(f'#include "{included.relative_to(folder)}"\n')
-        (folder / f'joined_{name}.cpp').write_text(''.join(lines))
+        (folder / f'joined_{name}.cpp').write_text(''.join(lines), encoding='utf-8')
 
 
 def check() -> None:

@@ -48,7 +48,9 @@ def main() -> None:
     if args.data is None:
         for table in study.tables(study.RESULTS):
             table.print()
-        study.PAGE.write_text(study.page_with_tables(study.PAGE.read_text(), study.RESULTS))
+        study.PAGE.write_text(
+            study.page_with_tables(study.PAGE.read_text(encoding='utf-8'), study.RESULTS), encoding='utf-8'
+        )
         if figure := picture.draw(study.RESULTS):
             figure.savefig(picture.FIGURE, dpi=110)
         return

@@ -136,7 +136,7 @@ class Run:
             UserError: If the file holds a run of other settings.
         """
         if self.path.exists():
-            found = json.loads(self.path.read_text())
+            found = json.loads(self.path.read_text(encoding='utf-8'))
             wanted = json.loads(json.dumps(dict(variant=asdict(self.variant), schedule=asdict(self.schedule))))
             if any(found[key] != value for key, value in wanted.items()):
                 raise UserError(f'{self.path} is of other settings: remove it to run again')
@@ -161,7 +161,7 @@ def read_results(results: Path, part: str) -> dict[str, dict[int, dict[str, Any]
         for path in sorted(results.glob(f'{part}-{name}-*.json')):
             seed = path.stem.removeprefix(f'{part}-{name}-')
             if seed.isdecimal():
-                found.setdefault(name, {})[int(seed)] = json.loads(path.read_text())
+                found.setdefault(name, {})[int(seed)] = json.loads(path.read_text(encoding='utf-8'))
     return found
 
 

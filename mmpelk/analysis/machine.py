@@ -12,7 +12,9 @@ import torch
 def environment_info(device: str) -> dict[str, Any]:
     """Device, instructions that torch uses of the CPU, threads, versions, precision settings and date of a run."""
     processor = platform.processor() or platform.machine()
-    if (info := Path('/proc/cpuinfo')).exists() and (name := re.search(r'model name\s*:\s*(.+)', info.read_text())):
+    if (info := Path('/proc/cpuinfo')).exists() and (
+        name := re.search(r'model name\s*:\s*(.+)', info.read_text(encoding='utf-8'))
+    ):
         processor = name.group(1)
     return {
         'device': torch.cuda.get_device_name() if device == 'cuda' else processor,

@@ -121,7 +121,7 @@ class CheckpointHook(MMEngineCheckpointHook):
     def _choose(self, runner: Runner) -> str | None:
         folder = Path(runner.work_dir)
         pointer = folder / 'last_checkpoint'
-        pointed = pointer.read_text(errors='replace').strip() if pointer.is_file() else ''
+        pointed = pointer.read_text(encoding='utf-8', errors='replace').strip() if pointer.is_file() else ''
         if '://' in pointed and self._is_remote(runner) and pointed.startswith(str(self.out_dir or runner.work_dir)):
             return pointed
         network = unwrap_model(runner.model)

@@ -94,7 +94,7 @@ def find_newest(paths: Iterable[Path], folder: Path, network: nn.Module) -> Newe
     """
     pointer, known, skipped = folder / 'last_checkpoint', [], []
     # Only the name counts: a folder may have been moved or copied.
-    named = Path(pointer.read_text(errors='replace').strip()).name if pointer.is_file() else ''
+    named = Path(pointer.read_text(encoding='utf-8', errors='replace').strip()).name if pointer.is_file() else ''
     run = _read_run(folder)
     damaged = 0
     for path in paths:
@@ -137,7 +137,7 @@ def find_newest(paths: Iterable[Path], folder: Path, network: nn.Module) -> Newe
 
 def _read_run(folder: Path) -> Run | None:
     path = folder / RUN_ID
-    run_id, *lines = path.read_text(errors='replace').splitlines() or [''] if path.is_file() else ['']
+    run_id, *lines = path.read_text(encoding='utf-8', errors='replace').splitlines() or [''] if path.is_file() else ['']
     pairs = [re.fullmatch(r'(\S+) (\d{1,15})', line) for line in lines]
     run = run_of({RUN_ID: run_id.strip(), ANCESTORS: {pair[1]: int(pair[2]) for pair in pairs if pair}})
     return run if run.id else None

@@ -270,7 +270,10 @@ def _owner(prefix: str) -> str:
     """The module whose loader is registered for addresses that begin so; mmengine's where there is none."""
     # `_schemes`: mmengine has no public way to ask whose loader is registered.
     known = CheckpointLoader._schemes.get(prefix)
-    return _MMENGINE if known is None else known.__module__
+    if known is None:
+        return _MMENGINE
+    # A function that wraps mmengine's has taken over its `__module__`.
+    return getattr(known, '__globals__', {}).get('__name__', known.__module__)
 
 
 def scheduler_states(schedulers: Any) -> list[dict[str, Any]]:

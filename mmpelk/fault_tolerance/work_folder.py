@@ -56,7 +56,7 @@ def _take(opened: int, path: Path, key: tuple[int, int]) -> None:
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        holder = path.read_text(errors='replace').strip() or 'another process'
+        holder = path.read_text(encoding='utf-8', errors='replace').strip() or 'another process'
         os.close(opened)
         if error.errno in (errno.EACCES, errno.EAGAIN):
             raise UserError(

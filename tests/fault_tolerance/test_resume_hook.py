@@ -119,7 +119,7 @@ class OfAFile(Plain):
 
     def __init__(self) -> None:
         super().__init__(4)
-        self.file = open(__file__)  # noqa: SIM115
+        self.file = open(__file__, encoding='utf-8')  # noqa: SIM115
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, 'file': None}

@@ -1,11 +1,13 @@
 """No file runs code: not in the loader, not through mmengine, and in no tool."""
 
 import ast
+import functools
 import hashlib
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import cv2
@@ -77,6 +79,21 @@ def installed() -> Iterator[None]:
     with mock.patch.dict(CheckpointLoader._schemes):
         safe_loading.install_safe_loading()
         yield
+
+
+def test_a_loader_of_the_users_that_wraps_mmengines_stays(tmp_path: Path) -> None:
+    path = write(tmp_path / 'a.pth', dict(a=1))
+    wrapped = CheckpointLoader._schemes['']
+
+    @functools.wraps(wrapped)
+    def load(*args: Any, **kwargs: Any) -> Any:
+        return wrapped(*args, **kwargs) | dict(by='the user')
+
+    with mock.patch.dict(CheckpointLoader._schemes):
+        CheckpointLoader.register_scheme('', load, force=True)
+        safe_loading.install_safe_loading()
+        assert CheckpointLoader._schemes[''] is load
+        assert safe_loading.read_checkpoint(path)['by'] == 'the user'
 
 
 @pytest.mark.usefixtures('installed')

@@ -17,7 +17,7 @@ from tests.fault_tolerance.tiny import hook_of, make_runner, names, train
 
 def is_locked(folder: Path) -> bool:
     """Whether a lock of another opening of the file is refused, as another process's is."""
-    with open(folder / '.lock') as file:
+    with open(folder / '.lock', encoding='utf-8') as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -135,7 +135,7 @@ def _run(rank: int, ranks: int, port: int, folder: str, words: list[str], tool: 
     Config.pretty_text = property(lambda cfg: repr(cfg.to_dict()))
     gc.freeze()
     os.chdir(folder)
-    with open(log, 'a') as file:
+    with open(log, 'a', encoding='utf-8') as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank), OMP_NUM_THREADS='1')

@@ -72,7 +72,7 @@ def test_the_fastest_is_taken_and_kept(cache: Path, monkeypatch: pytest.MonkeyPa
     assert _call(clock) == 'fft'  # of the file
     assert not clock.timed
     assert _call(clock, 10) == 'dense'
-    assert sorted(json.loads(cache.read_text())['answers'].values()) == ['dense', 'fft']
+    assert sorted(json.loads(cache.read_text(encoding='utf-8'))['answers'].values()) == ['dense', 'fft']
     assert [path.name for path in cache.parent.iterdir()] == [cache.name]  # nothing temporary is left
 
 
@@ -112,7 +112,7 @@ def test_each_gradient_is_measured_by_itself(cache: Path, monkeypatch: pytest.Mo
     clock.seconds = {'dense': 1.0, 'dft': 0.5, 'fft': 2.0}
     out.sum().backward()
     assert clock.used[-1] == 'dft'
-    assert sorted(json.loads(cache.read_text())['answers'].values()) == ['dft', 'fft']
+    assert sorted(json.loads(cache.read_text(encoding='utf-8'))['answers'].values()) == ['dft', 'fft']
 
 
 @pytest.mark.parametrize(
@@ -122,11 +122,11 @@ def test_a_broken_file_is_ignored(
     content: str, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache.parent.mkdir()
-    cache.write_text(content)
+    cache.write_text(content, encoding='utf-8')
     clock = Clock(monkeypatch)
     assert _call(clock) == 'fft'
     assert f'{cache} is ignored' in caplog.text
-    assert list(json.loads(cache.read_text())['answers'].values()) == ['fft']
+    assert list(json.loads(cache.read_text(encoding='utf-8'))['answers'].values()) == ['fft']
 
 
 def test_a_file_that_cannot_be_written(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ MADE = {'build/docs', 'dist', '.venv', '.venv/setup.log'}
 
 
 def read(path: Path) -> dict[str, Any]:
-    return yaml.safe_load(path.read_text())
+    return yaml.safe_load(path.read_text(encoding='utf-8'))
 
 
 def steps(path: Path) -> Iterator[dict[str, Any]]:
@@ -41,7 +41,7 @@ def commands(path: Path) -> list[str]:
 def test_targets_and_files_are_there(path: Path) -> None:
     targets = {target for command in commands(path) for target in re.findall(r'\bmake ([a-z0-9-]+)', command)}
     assert targets <= TARGETS
-    named = {name for name in PATH.findall(path.read_text()) if name not in MADE}
+    named = {name for name in PATH.findall(path.read_text(encoding='utf-8')) if name not in MADE}
     missing = [name for name in named if not any(ROOT.glob(name))]
     assert not missing
     for step in steps(path):
@@ -51,7 +51,7 @@ def test_targets_and_files_are_there(path: Path) -> None:
             assert given <= set(known)
             assert {name for name, each in known.items() if each.get('required')} <= given
     # Actions of others are pinned to a commit.
-    for line in re.findall(r'uses: (\S+.*)', path.read_text()):
+    for line in re.findall(r'uses: (\S+.*)', path.read_text(encoding='utf-8')):
         assert line.startswith('./') or re.fullmatch(r'[\w./-]+@[0-9a-f]{40} # v[\d.]+', line), line
 
 

@@ -63,7 +63,7 @@ def check_recipes() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for index, text in enumerate((BY_NAME, PURE_PYTHON)):
             path = Path(folder, f'config_{index}.py')
-            path.write_text(text)
+            path.write_text(text, encoding='utf-8')
             backbone = Config.fromfile(path).model.backbone
             assert (backbone.arch, backbone.drop_path_rate) == ('tiny', 0.2), backbone
     print(f'{len(resolved)} of {len(names)} recipes, by name and in pure Python')

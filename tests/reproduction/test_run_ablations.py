@@ -174,9 +174,9 @@ def test_slurm_goes_on_with_the_others_when_one_fails(
         '  cls/table1_slak_51 seed 0: error: no luck; all of it: w/cls/table1_slak_51/seed_0/console.log',
         '  seg/table1_slak_51 seed 0: cls/table1_slak_51 seed 0 failed',
     ]
-    log = Path('w/cls/table1_slak_51/seed_0/console.log').read_text()
+    log = Path('w/cls/table1_slak_51/seed_0/console.log').read_text(encoding='utf-8')
     assert re.search(r'^\$ GPUS=32 PORT=\d+ \S+slurm_train.sh gpu cls-table1_slak_51-0 ', log, re.MULTILINE)
-    given = Path('commands').read_text().splitlines()
+    given = Path('commands').read_text(encoding='utf-8').splitlines()
     assert len({line.split()[0] for line in given}) == len(given) == 3, 'a port each'
     # 32 processes for the 4096 images, the recipe's 8 for segmentation.
     assert '--job-name cls-table1_replk_51-0 --gres gpu:8 --ntasks 32 --ntasks-per-node 8 ' in ''.join(given)

@@ -38,7 +38,7 @@ def started(folder: Path) -> list[str]:
 
 def wait_until_nobody_writes(log: Path) -> None:
     """The lock on a log lasts as long as any process of its training."""
-    with log.open() as file:
+    with log.open(encoding='utf-8') as file:
         fcntl.flock(file, fcntl.LOCK_EX)
 
 

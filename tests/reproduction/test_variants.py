@@ -48,7 +48,7 @@ def train(seeds: list[int], fails: str = '', at_a_time: int = 1, **settings: Any
 
 
 def trained() -> list[str]:
-    return Path('trained').read_text().split()
+    return Path('trained').read_text(encoding='utf-8').split()
 
 
 def test_finished_trainings_are_read_and_not_repeated() -> None:

@@ -64,7 +64,7 @@ def setup(variables: dict[str, str]) -> Setup:
 
 
 def write_command(path: Path, text: str) -> None:
-    path.write_text(f'#!/bin/sh\n{text}\n')
+    path.write_text(f'#!/bin/sh\n{text}\n', encoding='utf-8')
     path.chmod(0o755)
 
 
@@ -95,7 +95,7 @@ def check_stopped(process: subprocess.Popen[bytes]) -> None:
     try:
         code = process.wait(300)
     except subprocess.TimeoutExpired:
-        signals = re.findall('Sig.*|State.*', Path('/proc', str(process.pid), 'status').read_text())
+        signals = re.findall('Sig.*|State.*', Path('/proc', str(process.pid), 'status').read_text(encoding='utf-8'))
         processes = run('ps', '-eo', 'pid,ppid,pgid,stat,wchan,args', '--forest', cwd=ROOT)
         pytest.fail(f'it goes on: {signals}\n{processes[-6000:]}')
     assert code == 130

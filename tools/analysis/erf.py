@@ -145,7 +145,7 @@ def run(args: argparse.Namespace) -> None:
             'models': [model.facts for model in models],
         }
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report, indent=2) + '\n')
+        args.json.write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')
 
 
 def main() -> None:

@@ -101,7 +101,7 @@ def write_split(root: Path, split: str, count: int, rng: np.random.Generator) ->
             annotations.append(dict(id=len(annotations) + 1, image_id=image_id, **_annotation(instance)))
     categories = [dict(id=index + 1, name=name, supercategory='shape') for index, name in enumerate(CLASSES)]
     content = dict(info={}, licenses=[], images=images, annotations=annotations, categories=categories)
-    (root / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content))
+    (root / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content), encoding='utf-8')
     return len(annotations)
 
 

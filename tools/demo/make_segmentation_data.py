@@ -189,7 +189,7 @@ def write_dataset(root: Path, counts: dict[str, int], seed: int) -> bool:
     """
     stamp = root / 'demo.json'
     wanted = dict(version=_VERSION, seed=seed, counts=counts, classes=CLASSES)
-    if stamp.exists() and json.loads(stamp.read_text()) == json.loads(json.dumps(wanted)):
+    if stamp.exists() and json.loads(stamp.read_text(encoding='utf-8')) == json.loads(json.dumps(wanted)):
         return False
     if root.exists() and not stamp.exists() and any(root.iterdir()):
         raise ValueError(f'{root} is not empty and was not made by this tool; give another --out or remove it')
@@ -204,7 +204,7 @@ def write_dataset(root: Path, counts: dict[str, int], seed: int) -> bool:
             picture, labels = draw_scene(seed, number, index)
             picture.save(images / f'{index:05d}.jpg', quality=95)
             Image.fromarray(labels).save(annotations / f'{index:05d}.png')
-    (partial_root / stamp.name).write_text(json.dumps(wanted, indent=2))
+    (partial_root / stamp.name).write_text(json.dumps(wanted, indent=2), encoding='utf-8')
     partial_root.rename(root)
     return True
 

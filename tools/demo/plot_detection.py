@@ -29,7 +29,7 @@ def read_curves(work_dir: Path) -> dict[str, list[tuple[int, float]]]:
     logs = sorted(work_dir.glob('*/vis_data/scalars.json'))
     # A validation writes its epoch as "step"; training writes "epoch" besides.
     for log in reversed(logs):
-        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        lines = [json.loads(line) for line in log.read_text(encoding='utf-8').splitlines()]
         validations = [line for line in lines if set(CURVES) <= set(line)]
         if validations:
             return {name: [(line['step'], 100 * line[name]) for line in validations] for name in CURVES}

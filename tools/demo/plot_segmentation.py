@@ -99,7 +99,7 @@ def read_curves(work_dir: Path) -> dict[str, list[tuple[int, float]]]:
     """
     # Folders are named by time. Testing has a folder of its own, with a log that holds no loss.
     for path in sorted(work_dir.glob('*/vis_data/scalars.json'), reverse=True):
-        records = [json.loads(line) for line in path.read_text().splitlines()]
+        records = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
         loss = [(record['step'], record['loss']) for record in records if 'loss' in record]
         if loss:
             return dict(loss=loss, mIoU=[(r['step'], r['mIoU'] / 100) for r in records if 'mIoU' in r])

@@ -172,7 +172,7 @@ def _detection(dataset: Any, data: Path, out: Path, names: list[str]) -> dict[st
     files: dict[str, str] = {}
     for subset, content in contents.items():
         path = out / f'{len(files)}.json'
-        path.write_text(json.dumps(dict(content, categories=categories)))
+        path.write_text(json.dumps(dict(content, categories=categories)), encoding='utf-8')
         files[subset] = str(path)
     return dict(files=files, unused=[name for index, name in enumerate(names) if index not in used])
 
@@ -225,7 +225,7 @@ def main() -> None:
         result |= dict(format=name, error='', left_out=left_out)
     except _Unknown as error:
         result = dict(error=str(error))
-    (out / 'converted.json').write_text(json.dumps(result))
+    (out / 'converted.json').write_text(json.dumps(result), encoding='utf-8')
 
 
 if __name__ == '__main__':

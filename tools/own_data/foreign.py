@@ -50,7 +50,7 @@ def convert(
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise UserError(f'Datumaro failed on {str(root)!r}: {(done.stderr.strip() or "no message").splitlines()[-1]}')
-    result = json.loads((out / 'converted.json').read_text())
+    result = json.loads((out / 'converted.json').read_text(encoding='utf-8'))
     if result['error']:
         raise UserError(
             f"{reason}. Datumaro does not read '{root}' either ({result['error']}); --format NAME tries one of its "

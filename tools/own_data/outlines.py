@@ -394,7 +394,7 @@ def write_boxes(content: Content, out: Path) -> Content:
             annotations=[entry for entry in objects if entry['image_id'] in ids],
             categories=content['categories'],
         )
-        (out / f'{split}.json').write_text(json.dumps(part))
+        (out / f'{split}.json').write_text(json.dumps(part), encoding='utf-8')
         files[split] = str(out / f'{split}.json')
     of = {image['id']: image['file_name'] for image in content['images']}
     names = [of[entry['image_id']] for entry in ignored]

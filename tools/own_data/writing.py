@@ -59,7 +59,7 @@ def write_project(data: DataSet, plan: Plan, out: Path, overwrite: bool = False)
         if data.task == 'det':
             content, folder = data.details['contents'][split], data.details['folders'][split]
             images = [dict(i, file_name=i['file_name'][len(folder) :].lstrip('/')) for i in content['images']]
-            (config.parent / f'{split}.json').write_text(json.dumps(dict(content, images=images)))
+            (config.parent / f'{split}.json').write_text(json.dumps(dict(content, images=images)), encoding='utf-8')
             continue
         labels = data.details.get('labels')
         lines = [f'{name} {labels[name]}' if labels else name for name in names]

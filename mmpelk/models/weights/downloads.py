@@ -200,7 +200,7 @@ def _read_repository(name: str, address: str, file: str | None = None) -> Public
 
 
 def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding='utf-8'))
 
 
 def _normalisation(config: Callable[[str], Mapping[str, Any]]) -> Normalisation | None:

@@ -58,13 +58,15 @@ class Publication:
         """Write the folder, which is created where there is none; ``name`` is by default the folder's own."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG).write_text(json.dumps(self.config, sort_keys=True, indent=2))
+        (folder / CONFIG).write_text(json.dumps(self.config, sort_keys=True, indent=2), encoding='utf-8')
         write_safetensors(self.state, folder / WEIGHTS, {key: json.dumps(value) for key, value in self.meta.items()})
         for file, text in self.files.items():
-            (folder / file).write_text(text)
+            (folder / file).write_text(text, encoding='utf-8')
         card = folder / 'README.md'
         if not card.exists():
-            card.write_text(_CARD.replace('USAGE', self.usage.replace('REPOSITORY', name or folder.name)))
+            card.write_text(
+                _CARD.replace('USAGE', self.usage.replace('REPOSITORY', name or folder.name)), encoding='utf-8'
+            )
 
     def push(self, repo_id: str, *, private: bool | None = None, token: str | None = None, **options: Any) -> str:
         """Send it to a repository of the Hugging Face Hub.
@@ -102,12 +104,12 @@ def fetch(name: str | Path, kind: str, files: Iterable[str] = (), **options: Any
         folder = Path(name)
         if not folder.is_dir():
             folder = Path(snapshot_download(str(name), allow_patterns=[CONFIG, WEIGHTS, *files], **options))
-        config = json.loads((folder / CONFIG).read_text())
+        config = json.loads((folder / CONFIG).read_text(encoding='utf-8'))
         if not isinstance(config, dict):
             raise ValueError(f'its {CONFIG} holds no object')
         if config.get('type') != kind:
             raise UserError(f"'{name}' holds {config.get('type')!r}, as its {CONFIG} says, not {kind!r}")
-        texts = {file: (folder / file).read_text() for file in files}
+        texts = {file: (folder / file).read_text(encoding='utf-8') for file in files}
         loaded = read_checkpoint(folder / WEIGHTS)
     except UserError:
         raise

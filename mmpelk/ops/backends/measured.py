@@ -197,7 +197,7 @@ def cache_file() -> Path | None:
 def _read(path: Path) -> dict[str, str]:
     """Answers of a file, which is data: names of backends by key. Anything else is ignored, with a warning."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding='utf-8'))
         answers = content['answers'] if content['format'] == _FORMAT else {}
         if not all(isinstance(key, str) and name in BACKENDS for key, name in answers.items()):
             raise ValueError('not a table of backends')
@@ -216,7 +216,7 @@ def _write(path: Path, key: str, name: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         answers = (_read(path) if path.exists() else {}) | {key: name}
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        with os.fdopen(descriptor, 'w') as file:
+        with os.fdopen(descriptor, 'w', encoding='utf-8') as file:
             json.dump({'format': _FORMAT, 'answers': answers}, file, indent=1)
         os.replace(temporary, path)
     except OSError as error:

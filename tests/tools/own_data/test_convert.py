@@ -111,7 +111,9 @@ def convert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, I
 @pytest.mark.parametrize('task', ['seg', 'det', 'cls'])
 def test_what_is_written(task: str, convert: Any, compare: Any, tmp_path: Path) -> None:
     result = convert(task, items(tmp_path / 'data'))
-    written = {name: json.loads(Path(path).read_text()) for name, path in result.get('files', {}).items()}
+    written = {
+        name: json.loads(Path(path).read_text(encoding='utf-8')) for name, path in result.get('files', {}).items()
+    }
     parts = [json.dumps(part, sort_keys=True) for part in (*result.items(), *written.items())]
     compare('\n'.join(parts).replace(str(tmp_path), 'ROOT'))
     with Image.open(tmp_path / 'out' / 'images' / 'valid' / '_' / 'b_c.png') as picture:

@@ -79,7 +79,7 @@ def labelme(path: Path, shapes: list[dict], size: tuple[int, int] = (48, 32), or
     """A picture and LabelMe's file of it, which was written on another machine."""
     image(path.with_suffix('.jpg'), orientation=orientation)
     content = dict(shapes=shapes, imagePath=f'C:\\x\\{path.stem}.jpg', imageWidth=size[0], imageHeight=size[1])
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding='utf-8')
 
 
 def polygon(name: str, left: int = 2, top: int = 2, right: int = 0, bottom: int = 0, **more: object) -> dict:

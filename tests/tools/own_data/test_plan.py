@@ -184,7 +184,7 @@ def test_a_test_split_has_a_loader_of_its_own(data: DataSet, tmp_path: Path) -> 
     ]  # fmt: skip
     for split in ('train', 'val', 'test'):
         dataset = cfg[f'{split}_dataloader'].dataset
-        text = Path(dataset.ann_file).read_text()
+        text = Path(dataset.ann_file).read_text(encoding='utf-8')
         listed = json.loads(text)['images'] if data.task == 'det' else text.splitlines()
         paths = [line['file_name'] if data.task == 'det' else line.split()[0] for line in listed]
         paths = [str(Path(dataset.data_prefix.img, path)) if data.task == 'det' else path for path in paths]
