@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from torch import Tensor
 
 _ENVIRONMENT_VARIABLE = 'MMPELK_WORKSPACE_MB'
-_DEFAULT_MB = {'cpu': 64}
-_DEFAULT_ACCELERATOR_MB = 512
+_DEFAULT_MB = {'cpu': 64.0}
+_DEFAULT_ACCELERATOR_MB = 512.0
 # On a CPU, pieces that stay in the cache run up to twice as fast as pieces as large as the limit allows.
 _CACHE_FRIENDLY_MB = 8
 
@@ -29,7 +29,9 @@ def _from_environment() -> float | None:
 
 def workspace_limit(device_type: str) -> int:
     """Bytes that one call may use beside its inputs and its output."""
-    megabytes = _limit_mb or _from_environment() or _DEFAULT_MB.get(device_type, _DEFAULT_ACCELERATOR_MB)
+    megabytes = _DEFAULT_MB.get(device_type, _DEFAULT_ACCELERATOR_MB)
+    if device_type != 'meta':  # operations are counted there, which shall not depend on a process's settings
+        megabytes = _limit_mb or _from_environment() or megabytes
     return int(megabytes * 2**20)
 
 

@@ -15,7 +15,7 @@ from mmpelk.analysis.complexity import (
     uniform_densities,
 )
 from mmpelk.models import PeLK
-from mmpelk.ops import backends, force_backend, sharing_grid
+from mmpelk.ops import backends, executed, force_backend, sharing_grid
 from mmpelk.ops.backends import BACKENDS, PROCESSORS, REFERENCE_PROCESSOR, Backend
 from mmpelk.ops.executed import executed_operations
 
@@ -200,6 +200,16 @@ def test_what_calls_share_counts_for_none(backend: str) -> None:
     """The second call finds the first one's matrices; twice the channels are twice the work all the same."""
     first, second = (executed_operations([(backend, (1, count, 23, 26), sharing_grid(13))]) for count in (4, 8))
     assert second == 2 * first
+
+
+@pytest.mark.parametrize('backend', ['fft', 'dft'])
+def test_executed_operations_do_not_depend_on_the_workspace(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for limit in ('', '1'):
+        monkeypatch.setenv('MMPELK_WORKSPACE_MB', limit)
+        executed._operations.cache_clear()
+        found.append(executed_operations([(backend, (2, 128, 56, 56), sharing_grid(51))]))
+    assert found[0] == found[1] is not None
 
 
 @pytest.mark.parametrize('backend', ['fft', 'dft'])
