@@ -37,17 +37,58 @@ def arguments(tree: ast.Module) -> Iterator[Argument]:
             yield Argument(names, ''.join(ast.unparse(each.value) for each in node.keywords if each.arg == 'help'))
 
 
-def texts_about(source: Path) -> list[str]:
-    """The pages that name a program; for one that none names, the scripts that run it; for a part, all pages."""
-    pages = [TEXTS[page] for page in PAGES]
-    if "if __name__ == '__main__'" not in TEXTS[source]:
-        return pages
-    path = source.relative_to(ROOT)
+def name_of(program: Path) -> str:
+    """A pattern of how a page names a program."""
+    path = program.relative_to(ROOT)
     module = re.escape('.'.join(path.with_suffix('').parts).removesuffix('.__main__'))
-    named = rf'(?<![\w/]){re.escape(str(path))}|-m {module}(?![\w.])|`{module}`'
+    return rf'(?<![\w/]){re.escape(str(path))}|-m {module}(?![\w.])|`{module}`'
+
+
+PROGRAMS = {
+    path: re.compile(name_of(path))
+    for path in SOURCES
+    if path.suffix == '.py' and "if __name__ == '__main__'" in TEXTS[path]
+}
+
+
+def parts_of(page: str) -> Iterator[list[str]]:
+    """The commands of each block of code, each row of a table, and each sentence of the rest."""
+    for index, part in enumerate(re.split(r'^ *```.*\n', page, flags=re.MULTILINE)):
+        if index % 2:
+            yield part.replace('\\\n', ' ').splitlines()
+        else:
+            for each in re.split(r'\n\n+|\n(?=\||- |    )', part):
+                yield from ([text] for text in ([each] if each.startswith('|') else re.split(r'(?<=[.:;])\s+', each)))
+
+
+def texts_by_program(page: str) -> dict[Path, str]:
+    """What a page says of each program: the parts that name it, or name none and follow those that do.
+
+    What names no program belongs also to the one that the page names first, which is its subject.
+    """
+    texts = dict.fromkeys(PROGRAMS, '')
+    first: set[Path] = set()
+    last: set[Path] = set()
+    for part in parts_of(page):
+        named = [{program for program, name in PROGRAMS.items() if name.search(line)} for line in part]
+        for line, programs in zip(part, named, strict=True):
+            for program in programs or last | first:
+                texts[program] += f'{line}\n'
+        last = set().union(*named) or last
+        first = first or next(filter(None, named), first)
+    return texts
+
+
+ON_PAGES = [texts_by_program(TEXTS[page]) for page in PAGES]
+
+
+def texts_about(source: Path) -> list[str]:
+    """What the pages say of a program; for one that none names, the scripts that run it; for a part, all pages."""
+    if source not in PROGRAMS:
+        return [TEXTS[page] for page in PAGES]
     scripts = [text for script, text in TEXTS.items() if script.suffix == '.sh' or script.name == 'foreign.py']
-    return [text for text in pages if re.search(named, text)] or [
-        text for text in scripts if re.search(rf"{named}|'{path.name}'", text)
+    return [texts[source] for texts in ON_PAGES if texts[source]] or [
+        text for text in scripts if re.search(rf"{name_of(source)}|'{source.name}'", text)
     ]
 
 
@@ -64,7 +105,7 @@ def faults(source: Path) -> Iterator[str]:
         if names[0].startswith('-') and not any(
             re.search(rf'(?<![\w-]){re.escape(name)}(?![\w-])', text) for name in names for text in texts
         ):
-            yield f'{names[0]} stands on no page that names the program'
+            yield f'{names[0]} stands on no page beside the name of the program'
 
 
 def test_options_stand_on_pages_and_have_help() -> None:
