@@ -215,7 +215,10 @@ class PeLKStage(Sequential):
             kernels = block.mixer.fused_kernels(x) if plain else None
             if kernels is not None:
                 large, small = (kernel.weight for kernel in kernels)
-                key = kernels[0].sharing_grid, *[(each.shape, each.dtype, each.device) for each in (large, small)]
+                key = (
+                    tuple(kernels[0].sharing_grid),
+                    *[(each.shape, each.dtype, each.device) for each in (large, small)],
+                )
                 alike.setdefault(key, []).append((index, large, small))
         for (grid, *_), blocks in alike.items():
             if len(blocks) > 1:

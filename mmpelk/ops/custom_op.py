@@ -27,6 +27,10 @@ from .layout import empty_as
 HAS_CUSTOM_OP = hasattr(torch.library, 'custom_op') and hasattr(torch.library, 'register_autograd')
 # Private: torch has no public way to ask. Modes, such as FLOP counters, and transforms of torch.func see operators.
 _dispatch_modes, _transform = torch._C._len_torch_dispatch_stack, torch._C._functorch.peek_interpreter_stack
+# Private as well: `torch.autograd.grad(is_grads_batched=True)` has a transform of its own. torch 2.1 cannot be asked.
+_is_batched: Callable[[Tensor], bool] = getattr(
+    torch._C._functorch, 'is_legacy_batchedtensor', lambda tensor: 'Batched' in str(torch._C._dispatch_keys(tensor))
+)
 _LIBRARY = torch.library.Library('mmpelk', 'FRAGMENT')  # a registration lasts as long as the library object
 
 
@@ -71,7 +75,9 @@ def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int], backend: str |
 
 def is_watched(grad: Tensor) -> bool:
     """Whether somebody must see the operator that computes gradients: if not, its function takes the host less time."""
-    return torch.is_grad_enabled() or type(grad) is not Tensor or _dispatch_modes() > 0 or _transform() is not None
+    if torch.is_grad_enabled() or type(grad) is not Tensor or _dispatch_modes() > 0 or _transform() is not None:
+        return True
+    return forward_ad._current_level >= 0 or _is_batched(grad)  # `_current_level`: as below
 
 
 def _first_channels(x: Tensor, count: int) -> Tensor:
@@ -194,7 +200,7 @@ def _without_tangents(operator: Callable[..., Any]) -> Callable[..., Any]:
             if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
                 raise NotImplementedError(
                     'the peripheral convolution has no forward-mode derivative (jvp, jacfwd): use reverse mode, '
-                    'torch.func.vjp, jacrev or torch.autograd.grad, which it supports any number of times'
+                    'torch.autograd.grad, which it supports any number of times'
                 )
         return operator(*args)
 

@@ -37,6 +37,11 @@ def _with_one_kernel_on_another_grid(stage: PeLKStage) -> None:
     stage[1].mixer.large.sharing_grid = (1, 3, 1, 1, 1, 1, 1, 3, 1)
 
 
+def _give_grids_as_lists(stage: PeLKStage) -> None:
+    for block in stage:
+        block.mixer.large.sharing_grid = list(block.mixer.large.sharing_grid)
+
+
 def _wrap(stage: PeLKStage) -> None:
     stage[1] = _Wrapper(stage[1])
 
@@ -48,6 +53,7 @@ def _tie(stage: PeLKStage) -> None:
 # What is done to a stage of three blocks, and how many of them are then computed at once.
 CHANGES: dict[str, tuple[Callable[[PeLKStage], object], int]] = {
     'as built': (lambda stage: None, 3),
+    'grids as lists': (_give_grids_as_lists, 3),
     'one kernel for two blocks': (_tie, 3),
     'a frozen kernel': (lambda stage: stage[1].mixer.large.requires_grad_(False), 3),
     'a hook on a gradient': (lambda stage: stage[1].mixer.large.weight.register_hook(lambda grad: 3 * grad), 3),

@@ -4,9 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmpelk.ops import expand_kernel, peripheral_conv2d, sharing_grid
+from mmpelk.ops.branches import peripheral_branches
 from tests.ops.inputs import (
     BACKENDS,
     FAST,
@@ -94,3 +96,26 @@ def test_keeps_no_more_than_its_inputs_for_the_backward(backend: str) -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         peripheral_conv2d(x, weight, grid, backend=backend)
     assert {tensor.data_ptr() for tensor in saved} <= {x.data_ptr(), weight.data_ptr()}
+
+
+@needs_custom_op
+@pytest.mark.parametrize('branches', [False, True], ids=['one kernel', 'two kernels'])
+def test_transforms_of_gradients_are_seen(branches: bool) -> None:
+    """Gradients of a batch of gradients are those of each; a tangent that arises after the operator is refused."""
+    grid = sharing_grid(9)
+    x, weight, _ = make_inputs(grid, 7, 5)
+    small = torch.randn(len(weight), 1, 3, 3, dtype=weight.dtype)
+
+    def output(weight: Tensor) -> Tensor:
+        if not branches:
+            return peripheral_conv2d(x, weight, grid)
+        return sum(peripheral_branches(x, weight, grid, small))  # type: ignore[return-value]
+
+    jacobian = torch.autograd.functional.jacobian
+    pooled = lambda weight: output(weight).sum((0, 2, 3))  # noqa: E731
+    torch.testing.assert_close(jacobian(pooled, weight, vectorize=True), jacobian(pooled, weight))
+    with forward_ad.dual_level():
+        scale = forward_ad.make_dual(torch.ones_like(weight[:, 0, 0, 0]), torch.ones_like(weight[:, 0, 0, 0]))
+        total = (output(weight.detach().requires_grad_()) * scale[:, None, None]).sum()
+        with pytest.raises(NotImplementedError, match='no forward-mode derivative'):
+            total.backward()
