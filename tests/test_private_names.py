@@ -113,7 +113,7 @@ def named(node: ast.AST) -> Iterator[str]:
     values: list[ast.expr] = []
     if isinstance(node, ast.Subscript):
         values = [node.slice]
-    elif isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.In | ast.NotIn):
+    elif isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.In | ast.NotIn):  # codespell:ignore notin
         values = [node.left]
     elif isinstance(node, ast.Call):
         is_lookup = getattr(node.func, 'id', getattr(node.func, 'attr', None)) in LOOKUPS
