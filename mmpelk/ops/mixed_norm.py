@@ -16,7 +16,7 @@ from .autocast import without_autocast
 from .backends import BACKENDS, forced_backend, triton
 from .backends.first_results import attempt, largest_part
 
-__all__ = ['Norm', 'is_fused', 'mixed_norm', 'warn_of_failure']
+__all__ = ['Norm', 'is_fused', 'mixed_norm', 'takes_tangents']
 
 Norm = tuple[Sequence[Tensor], float]
 """Tensors ``(C,)`` and epsilon: mean, variance, weight and bias of a batch norm; weight and bias of a layer norm."""
@@ -35,16 +35,21 @@ def is_fused(x: Tensor, training: bool = False) -> bool:
 
     Without gradients :func:`mixed_norm` is meant, unless it failed; in ``training``, with gradients,
     :func:`mmpelk.ops.training_norm.mixed_batch_norm`. Not where a backend is forced that is not Triton's, or where a
-    mode watches torch's operators.
+    mode watches torch's operators, or forward-mode derivatives are taken, of whatever tensor.
     """
-    if not x.is_cuda or torch.is_grad_enabled() != training or x.numel() == 0:
+    if not x.is_cuda or torch.is_grad_enabled() != training or x.numel() == 0 or takes_tangents():
         return False
     if not training and (x.device, x.dtype) in _refused:
         return False
     name = forced_backend() or 'triton'
     if _dispatch_modes() or not name.startswith('triton') or BACKENDS[name].unavailable_reason() is not None:
         return False
-    return triton.unsupported_reason(x, x, ()) is None and forward_ad.unpack_dual(x).tangent is None
+    return triton.unsupported_reason(x, x, ()) is None
+
+
+def takes_tangents() -> bool:
+    """Whether forward-mode derivatives are being taken, of which kernels have none."""
+    return forward_ad._current_level >= 0  # private: torch has no public way to ask
 
 
 def mixed_norm(
@@ -95,16 +100,10 @@ def _kernel() -> ModuleType:
 
 def _refuse(x: Tensor, reason: str) -> None:
     _refused.add((x.device, x.dtype))
-    warn_of_failure(x.device, x.dtype, reason)
-
-
-def warn_of_failure(device: torch.device, dtype: torch.dtype, reason: str, training: bool = False) -> None:
-    """Say that the norms of blocks with maps of a dtype are left to torch."""
     _LOGGER.warning(
-        'the kernel for the norms of a block%s fails in %s on %s, where torch computes them from now on. Reason: %s',
-        ' in training' if training else '',
-        dtype,
-        device,
+        'the kernel for the norms of a block fails in %s on %s, where torch computes them from now on. Reason: %s',
+        x.dtype,
+        x.device,
         reason,
     )
 

@@ -4,6 +4,7 @@ On a GPU for which the Triton kernels are, they are one operator of autograd's, 
 fails or is wrong, torch's operators.
 """
 
+import logging
 from collections.abc import Callable, Hashable, Sequence
 from types import ModuleType
 from typing import Any, TypeVar
@@ -14,12 +15,13 @@ from torch import Tensor, nn
 
 from .autocast import without_autocast
 from .backends.first_results import attempt, largest_part
-from .mixed_norm import OF_TERMS, warn_of_failure
+from .mixed_norm import OF_TERMS, takes_tangents
 
 __all__ = ['mixed_batch_norm']
 
 _Result = TypeVar('_Result')
 
+_LOGGER = logging.getLogger('mmpelk.ops')
 _trusted: set[Hashable] = set()
 # Each kernel by itself, because what is recomputed in the backward shall take the way that it took in the forward.
 _refused: set[Hashable] = set()
@@ -27,6 +29,8 @@ _warned: set[tuple[torch.device, torch.dtype]] = set()
 # Of a variance, beside what rounding of the mean adds to it.
 _OF_VARIANCE = 2.0**-12
 _OF_MEAN = 2.0**-20
+# Channels that are copied to float64.
+_AT_A_TIME = 8
 
 
 def mixed_batch_norm(
@@ -35,8 +39,8 @@ def mixed_batch_norm(
     """``cat(norms[0](large) + norms[1](small), others)`` in training, where :func:`.mixed_norm.is_fused` says so.
 
     The first result of every compiled kernel is compared with an exact one, running statistics included. Where it is
-    wrong, or the kernel raises, the logger ``mmpelk.ops`` warns once, and this process goes on with torch's operators:
-    so does every backward of which the gradient is to be differentiated.
+    wrong, or the kernel raises, the logger ``mmpelk.ops`` warns, once for a dtype, and torch's operators take that
+    kernel's place in this process: so they do in every backward that is to be differentiated, or takes tangents.
 
     Args:
         large: ``(N, g, H, W)``.
@@ -70,9 +74,10 @@ def mixed_batch_norm(
 
     with torch.no_grad():
         result = _attempt(
-            ('forward', x.device, kernel.kernel_key(maps, *parameters, *running, dtype)),
+            'forward',
+            (x.device, kernel.kernel_key(maps, *parameters, *running, dtype)),
             x.dtype,
-            x,
+            large,
             run,
             lambda result: _forward_error(result, maps, parameters, running, copies, momenta, epsilons),
             first,
@@ -86,22 +91,36 @@ def mixed_batch_norm(
 
 
 def _attempt(
-    key: Hashable,
+    direction: str,
+    kernel: Hashable,
     dtype: torch.dtype,
-    x: Tensor,
+    mixed: Tensor,
     run: Callable[[], _Result],
     error_of: Callable[[Any], float | None],
     first: Callable[[], _Result] | None = None,
 ) -> _Result | None:
-    """:func:`.first_results.attempt`; ``None`` for torch's operators. A failure is said once for a map's ``dtype``."""
+    """:func:`.first_results.attempt` of ``kernel``; ``None`` for torch's operators.
+
+    ``dtype`` is the block's map's, for which one warning is given, and ``mixed`` a tensor of the mixed channels.
+    """
+    key = direction, kernel
     if key in _refused:
         return None
-    result, reason = attempt(_trusted, lambda: key, x, run, error_of, first)
+    result, reason = attempt(_trusted, lambda: key, mixed, run, error_of, first)
     if reason is not None:
         _refused.add(key)
-        if (x.device, dtype) not in _warned:
-            _warned.add((x.device, dtype))
-            warn_of_failure(x.device, dtype, reason, training=True)
+        if (mixed.device, dtype) not in _warned:
+            _warned.add((mixed.device, dtype))
+            _LOGGER.warning(
+                'the %s kernel for the norms of a block in training fails in %s on %s for %d mixed channels, where '
+                'torch computes them from now on. Kernels compiled for other maps are still used; if one of them fails '
+                'too, torch takes its place without another warning in this dtype. Reason: %s',
+                direction,
+                dtype,
+                mixed.device,
+                mixed.shape[1],
+                reason,
+            )
     return result
 
 
@@ -141,14 +160,14 @@ class _Mixed(torch.autograd.Function):
         out, stats = result
         ctx.dtype, ctx.dtype_of_others, ctx.epsilons = settings
         ctx.save_for_backward(large, small, large_weight, small_weight, stats)
-        return out
+        return out.detach()  # of a view made elsewhere autograd allows no changes in place
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         large, small, *weights, stats = ctx.saved_tensors
         mixed = grad[:, : large.shape[1]]
         grads = None
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() and not takes_tangents():
             grads = _grads(mixed, large, small, stats, weights, ctx.dtype)
         if grads is None:
             grads = _grads_by_operators(mixed, large, small, weights, ctx.epsilons)
@@ -167,7 +186,8 @@ def _grads(
         for each in (grad, large, small)  # hooks on saved tensors may have changed the layout of the last two
     ]
     return _attempt(
-        ('backward', grad.device, kernel.kernel_key(maps, *weights)),
+        'backward',
+        (grad.device, kernel.kernel_key(maps, *weights)),
         dtype,
         grad,
         lambda: kernel.backward(*maps, stats, weights),
@@ -232,6 +252,17 @@ def _columns(*vectors: Tensor) -> list[Tensor]:
     return [vector.double()[:, None, None] for vector in vectors]
 
 
+def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, mean of the absolute values and variance of each channel, in float64."""
+    parts = []
+    for planes in x.split(_AT_A_TIME, 1):
+        planes = planes.double()
+        var, mean = torch.var_mean(planes, (0, 2, 3), unbiased=False)
+        parts.append(torch.stack([mean, planes.abs().mean((0, 2, 3)), var]))
+    mean, size, var = torch.cat(parts, 1)
+    return mean, size, var
+
+
 def _forward_error(
     result: tuple[Tensor, Tensor],
     maps: Sequence[Tensor],
@@ -241,52 +272,63 @@ def _forward_error(
     momenta: Sequence[float],
     epsilons: Sequence[float],
 ) -> float | None:
-    """Of the statistics of the first and last channel, and of the corners of all channels: see :class:`_Comparison`."""
-    (out, stats), compared, channels = result, _Comparison(), _ends(len(parameters[0]))
+    """Of all statistics, and of the corners of all channels by exact statistics: see :class:`_Comparison`."""
+    (out, stats), compared = result, _Comparison()
     rest = _corners(maps[2][:, len(parameters[0]) :])
-    sums = sizes = torch.zeros((), dtype=torch.float64, device=out.device)
+    sums = bounds = torch.zeros((), dtype=torch.float64, device=out.device)
     for branch, each in enumerate(maps[:2]):
         mean, deviation, low = stats[3 * branch : 3 * branch + 3].double()
-        planes = each[:, channels].double()
-        want, size = planes.mean((0, 2, 3)), planes.abs().mean((0, 2, 3))
-        compared.add((mean + low)[channels], want, OF_TERMS * size)
-        var = planes.var((0, 2, 3), unbiased=False) + epsilons[branch]
+        want, size, var = _moments(each)
+        of_mean = OF_TERMS * size
+        compared.add(mean + low, want, of_mean)
+        var = var + epsilons[branch]
         of_var = _OF_VARIANCE * var + (_OF_MEAN * want).square()
-        compared.add(deviation[channels].pow(-2), var, of_var)
-        momentum, count = momenta[branch], planes[:, 0].numel()
+        compared.add(deviation.pow(-2), var, of_var)
+        momentum, count = momenta[branch], each[:, 0].numel()
         exact = want, (var - epsilons[branch]) * count / (count - 1)
-        for i, allowed in enumerate((OF_TERMS * size, 2 * of_var)):
-            old, new = (running[3 * branch + i][channels] for running in (before, after))
+        for i, allowed in enumerate((of_mean, 2 * of_var)):
+            old, new = (running[3 * branch + i] for running in (before, after))
             compared.add(new, torch.lerp(old.double(), exact[i], momentum), allowed)
         compared.add(after[3 * branch + 2].double(), before[3 * branch + 2].double() + 1, torch.zeros_like(var[0]))
-        weight, bias, mean, deviation = _columns(*parameters[2 * branch : 2 * branch + 2], mean, deviation)
+        weight, bias, mean, deviation, of_mean, of_deviation = _columns(
+            *parameters[2 * branch : 2 * branch + 2], want, var.rsqrt(), of_mean, of_var / (2 * var)
+        )
         points = _corners(each)
-        sums = sums + ((points - mean) * deviation * weight + bias)
-        sizes = sizes + ((points.abs() + mean.abs()) * deviation * weight.abs() + bias.abs())
-    compared.add(_corners(out).to(out.dtype), torch.cat([sums, rest], 1), OF_TERMS * torch.cat([sizes, rest.abs()], 1))
+        normed, scale = (points - mean) * deviation, (deviation * weight).abs()
+        sums = sums + (normed * weight + bias)
+        bounds = bounds + OF_TERMS * ((points.abs() + mean.abs()) * scale + bias.abs())
+        bounds = bounds + of_mean * scale + of_deviation * (normed * weight).abs()
+    bounds = torch.cat([bounds, OF_TERMS * rest.abs()], 1)
+    compared.add(_corners(out).to(out.dtype), torch.cat([sums, rest], 1), bounds)
     return compared.largest()
+
+
+def _products(grad: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, ...]:
+    """Sums over each channel, in float64: the gradient, its product with ``x - mean``, and sizes of their terms."""
+    parts = []
+    (mean,) = _columns(mean)
+    splits = grad.split(_AT_A_TIME, 1), x.split(_AT_A_TIME, 1), mean.split(_AT_A_TIME)
+    for d, planes, middle in zip(*splits, strict=True):
+        d, planes = d.double(), planes.double() - middle
+        sizes = planes.abs() + 2 * middle.abs()
+        parts.append(torch.stack([each.sum((0, 2, 3)) for each in (d, d.abs(), d * planes, (d * sizes).abs())]))
+    return torch.cat(parts, 1).unbind()
 
 
 def _backward_error(
     grads: Sequence[Tensor], maps: Sequence[Tensor], stats: Tensor, weights: Sequence[Tensor]
 ) -> float | None:
-    """Of the sums of the first and last channel, and of the corners of all channels: see :class:`_Comparison`."""
+    """Of all sums, and of the corners of all channels: see :class:`_Comparison`."""
     grad, *branches = maps
-    compared, channels, points = _Comparison(), _ends(grad.shape[1]), _corners(grad)
-    d, count = grad[:, channels].double(), grad[:, 0].numel()
+    compared, points, count = _Comparison(), _corners(grad), grad[:, 0].numel()
     # Sums that were rounded to the dtype of the parameters are what the rest is computed of here.
     of_sums = max(OF_TERMS, 2 * torch.finfo(weights[0].dtype).eps)
     for branch, (each, weight) in enumerate(zip(branches, weights, strict=True)):
         of_map, (of_weight, of_bias) = grads[branch], grads[2 + 2 * branch : 4 + 2 * branch]
         mean, deviation, low = stats[3 * branch : 3 * branch + 3].double()
-        planes = each[:, channels].double() - _columns((mean + low)[channels])[0]
-        sizes = planes.abs() + 2 * _columns(mean.abs()[channels])[0]
-        dims = 0, 2, 3
-        compared.add(of_bias[channels], d.sum(dims), OF_TERMS * d.abs().sum(dims))
-        scale = deviation[channels]
-        compared.add(
-            of_weight[channels], (d * planes).sum(dims) * scale, OF_TERMS * (d * sizes).abs().sum(dims) * scale
-        )
+        total, size, product, size_of_product = _products(grad, each, mean + low)
+        compared.add(of_bias, total, OF_TERMS * size)
+        compared.add(of_weight, product * deviation, OF_TERMS * size_of_product * deviation)
         weight, mean, deviation, mean_grad, factor = _columns(
             weight, mean, deviation, of_bias / count, of_weight / count
         )

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmpelk.ops import force_backend, mixed_norm
@@ -122,6 +123,8 @@ def test_where_it_is_fused(kernel: SimpleNamespace, monkeypatch: pytest.MonkeyPa
         with FlopCounterMode(display=False):
             assert not mixed_norm.is_fused(gpu)
         with force_backend('fft'):
+            assert not mixed_norm.is_fused(gpu)
+        with forward_ad.dual_level():  # any tensor may have a tangent
             assert not mixed_norm.is_fused(gpu)
         x.dtype = torch.float64
         assert not mixed_norm.is_fused(gpu)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from mmpelk.ops import training_norm
 from mmpelk.ops.backends import first_results
@@ -83,7 +84,8 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             stats += [mean, (var + epsilons[i]).rsqrt(), torch.zeros_like(mean)]
         result = torch.cat([mixed, out], 1), torch.stack(stats)
         out, stats = stand_in.forward_result(*result, running)
-        return out.to(dtype), stats
+        # A view, as the kernels' is.
+        return out.to(dtype).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2), stats
 
     def backward(
         grad: Tensor, large: Tensor, small: Tensor, stats: Tensor, weights: Sequence[Tensor]
@@ -120,13 +122,13 @@ def _raise(error: Exception) -> Any:
     raise error
 
 
-def _off(index: int, by: float = 0.01) -> Callable[..., Any]:
+def _off(index: int, by: float = 0.01, channel: int = -1) -> Callable[..., Any]:
     """A result of which one number of a tensor, the statistics among them, is wrong."""
 
     def result(*tensors: Any) -> Any:
         tensor = tensors[index] if index < 6 else tensors[2][index - 6]
         flat = tensor.permute(0, 2, 3, 1) if tensor.dim() == 4 else tensor
-        flat[(-1,) * flat.dim()] += 1 if tensor.dtype == torch.int64 else by
+        flat[(*[-1] * (flat.dim() - 1), channel) if flat.dim() else ()] += 1 if tensor.dtype == torch.int64 else by
         return tensors[:2] if len(tensors) == 3 else tensors
 
     return result
@@ -137,9 +139,11 @@ def _off(index: int, by: float = 0.01) -> Callable[..., Any]:
     [
         ('forward', lambda *_: _raise(RuntimeError('PassManager::run failed')), 'RuntimeError: PassManager::run'),
         *(('forward', _off(index), 'its result is wrong') for index in (0, 1, 6, 7, 8, 9, 10, 11)),
+        *(('forward', _off(index, channel=1), 'its result is wrong') for index in (1, 6, 7, 9, 10)),
         ('forward', lambda out, stats, _: (out * float('nan'), stats), 'its result is wrong'),
         ('backward', lambda *_: _raise(RuntimeError('PassManager::run failed')), 'RuntimeError: PassManager::run'),
         *(('backward', _off(index), 'its result is wrong') for index in range(6)),
+        *(('backward', _off(index, channel=1), 'its result is wrong') for index in range(2, 6)),
     ],
 )
 def test_kernels_that_fail(
@@ -156,6 +160,26 @@ def test_kernels_that_fail(
     assert reason in record.getMessage()
     assert 'in training' in record.getMessage()
     assert kernel.calls == (['forward'] if direction == 'forward' else ['forward', 'backward', 'forward'])
+
+
+@pytest.mark.parametrize('direction', ['forward', 'backward'])
+def test_sums_over_a_middle_channel_that_miss_pixels(
+    direction: str, kernel: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the corners hold agrees with such sums; torch's results are taken."""
+    run, maps, norms = getattr(kernel, direction), _maps(), _norms()
+
+    def blind(first: Any, *others: Any) -> Any:
+        tensors = list(first) if direction == 'forward' else [first]
+        tensors[0] = tensors[0].clone()
+        tensors[0][:, 1, 1:-1, 1:-1] = 0
+        return run(tensors if direction == 'forward' else tensors[0], *others)
+
+    setattr(kernel, direction, blind)
+    with caplog.at_level(logging.WARNING, 'mmpelk.ops'):
+        torch.testing.assert_close(_results(maps, norms, True), _results(maps, norms, False))
+    assert f'the {direction} kernel for the norms of a block in training fails' in caplog.text
+    assert 'for 3 mixed channels' in caplog.text
 
 
 def test_kernels_that_are_right_are_compared_once(kernel: SimpleNamespace) -> None:
@@ -224,3 +248,35 @@ def test_frozen_tensors_and_a_gradient_without_layout(kernel: SimpleNamespace) -
     assert maps[0].grad is norms[1].weight.grad is norms[1].bias.grad is None
     torch.testing.assert_close(norms[0].bias.grad, torch.full((3,), 24.0, dtype=torch.float64))
     torch.testing.assert_close(maps[2].grad, torch.ones_like(maps[2]))
+
+
+def test_result_may_be_changed_in_place(kernel: SimpleNamespace) -> None:
+    norms = _norms()
+
+    def results(fused: bool) -> tuple[Tensor, ...]:
+        maps = _maps()
+        out = _call(maps, norms, fused)
+        out.permute(0, 2, 3, 1).mul_(torch.arange(8.0))  # as the layer norm takes it
+        out[:, 1:].square_()
+        return torch.autograd.grad(out.sum(), [*maps, *norms[0].parameters(), *norms[1].parameters()])
+
+    torch.testing.assert_close(results(True), results(False))
+    assert kernel.calls == ['forward', 'backward']
+
+
+def test_tangents_that_arise_after_the_norms(kernel: SimpleNamespace) -> None:
+    """Those of gradients are torch's: the kernels know of none."""
+    norms = _norms()
+
+    def tangents(fused: bool) -> list[Tensor | None]:
+        maps = _maps()
+        factor = forward_ad.make_dual(torch.linspace(0, 1, 8), torch.linspace(1, -1, 8))
+        out = _call(maps, norms, fused) * factor[:, None, None]
+        grads = torch.autograd.grad(out.sin().sum(), [*maps, *norms[0].parameters(), *norms[1].parameters()])
+        return [forward_ad.unpack_dual(grad).tangent for grad in grads]
+
+    with forward_ad.dual_level():
+        got, want = tangents(True), tangents(False)
+    assert all(each is not None for each in want)
+    torch.testing.assert_close(got, want)
+    assert kernel.calls == ['forward']
