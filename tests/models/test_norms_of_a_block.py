@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrize, prune
@@ -85,6 +86,11 @@ def test_same_map_in_the_dtype_of_the_linear_layer(
 class _Doubled(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         return 2 * weight
+
+
+class _Activated(nn.BatchNorm2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).relu()
 
 
 class _OwnForward(PeripheralMixer):
@@ -189,13 +195,18 @@ def _step(stage: PeLKStage) -> list[Tensor]:
         (dict(positional_embedding='in_bounds'), False),
         (dict(mixer='dense'), True),
         (dict(mixed=7), False),
+        (dict(norm_cfg=dict(type='SyncBN')), False),
+        (dict(norm_cfg=dict(type='SyncBN'), reverted=True), False),
     ],
-    ids=['embedding', 'recomputed', 'all channels'],
+    ids=['embedding', 'recomputed', 'all channels', 'SyncBN', 'reverted SyncBN'],
 )
 def test_same_step_in_training(
     spec: dict, with_cp: bool, autocast: bool, trained: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    spec, reverted = {key: value for key, value in spec.items() if key != 'reverted'}, 'reverted' in spec
     block = _block(**spec)
+    if reverted:  # as on one device
+        block = revert_sync_batchnorm(block)
     block.with_cp = with_cp
     blocks = [block, copy.deepcopy(block)]
     stage = PeLKStage(blocks, (3, 5, 5) if 'positional_embedding' in spec else None).train()
@@ -217,7 +228,7 @@ IN_TRAINING: dict[str, Callable[[PeLKBlock], object]] = {
         and name not in ('wrapped_linear', 'training')
     },
     'norm_eval': lambda block: None,
-    'SyncBN': _set('mixer.small_norm', nn.SyncBatchNorm(3)),
+    'batch_norm_of_ones_own': _set('mixer.small_norm', _Activated(3)),
     'cumulative_average': lambda block: setattr(block.mixer.large_norm, 'momentum', None),
     'one_norm_for_both': lambda block: setattr(block.mixer, 'small_norm', block.mixer.large_norm),
 }
@@ -236,6 +247,28 @@ def test_modules_that_may_compute_something_else_in_training(touch: str, trained
     finally:
         if isinstance(handle, RemovableHandle):
             handle.remove()
+
+
+@pytest.mark.parametrize(
+    ('norm', 'processes', 'error'),
+    [
+        (nn.SyncBatchNorm(3), 1, 'on GPU'),
+        (nn.SyncBatchNorm(3), 2, 'on GPU'),
+        (nn.BatchNorm3d(3), 1, 'expected 5D'),
+    ],
+    ids=['SyncBN alone', 'SyncBN', '3d'],
+)
+def test_norms_that_refuse_a_map(
+    norm: nn.Module, processes: int, error: str, trained: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a group of processes ``SyncBN`` refuses a CPU; the kernels take its place if the group is this process."""
+    block = _block().train()
+    block.mixer.small_norm = norm
+    monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
+    monkeypatch.setattr(torch.distributed, 'get_world_size', lambda group=None: processes)
+    with pytest.raises(ValueError, match=error):
+        block(_map())
+    assert len(trained) == (type(norm) is nn.SyncBatchNorm and processes == 1)
 
 
 def test_calls_that_are_for_the_operators_in_training(

@@ -262,16 +262,29 @@ def plain_norm(norm: nn.Module) -> Norm | None:
 
 
 def is_plain_in_training(norm: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
-    """Whether a norm is a batch norm of one process in training mode that has all that it can, and nothing besides.
+    """Whether a norm computes in training what ``nn.BatchNorm2d`` does, with all that it can have and nothing besides.
 
-    Without a momentum its running statistics are averages over all batches, of which the processor knows the number.
+    By its ``forward``, whatever its class: mmengine's ``revert_sync_batchnorm`` makes one of its own. So does
+    ``nn.SyncBatchNorm`` where there are no other processes. Without a momentum the running statistics are averages over
+    all batches, of which the processor knows the number.
     """
-    own = norm.__dict__
-    if type(norm) is not nn.BatchNorm2d or not norm.training or norm.momentum is None or is_hooked(norm):
+    own, forward = norm.__dict__, type(norm).forward
+    if forward is nn.SyncBatchNorm.forward:
+        if _has_other_processes(cast(nn.SyncBatchNorm, norm)):
+            return False
+    elif forward is not nn.BatchNorm2d.forward or isinstance(norm, nn.BatchNorm1d | nn.BatchNorm3d):
+        return False  # those of other dimensions refuse images
+    if not norm.training or norm.momentum is None or is_hooked(norm):
         return False
     tensors = [own['_parameters'].get(name) for name in ('weight', 'bias')]
     tensors += [own['_buffers'].get(name) for name in ('running_mean', 'running_var', 'num_batches_tracked')]
-    return norm.track_running_stats and all(type(tensor) in _PLAIN_TENSORS for tensor in tensors)
+    return bool(norm.track_running_stats) and all(type(tensor) in _PLAIN_TENSORS for tensor in tensors)
+
+
+def _has_other_processes(norm: nn.SyncBatchNorm) -> bool:
+    """Whether the statistics of a norm are those of several processes, as its ``forward`` finds out."""
+    is_alone = not torch.distributed.is_available() or not torch.distributed.is_initialized()
+    return not is_alone and torch.distributed.get_world_size(norm.process_group) > 1
 
 
 def settle(module: nn.Module, name: str) -> None:
