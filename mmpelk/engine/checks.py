@@ -132,13 +132,22 @@ def _check_numbers(path: str) -> None:
         for word in (b'NaN', b'Infinity'):  # as Python's json writes them
             at = text.find(word)
             while at >= 0:
-                if text[max(0, at - 20) : at].rstrip(b' \n\t-')[-1:] in (b',', b'[', b':'):
+                if _last_before(text, at) in b',[:':
                     around = text[max(0, at - 60) : at + 20].decode(errors='replace')
                     raise UserError(
                         f"the annotation file '{path}' holds {word.decode()}, which is no number: mend it, or take the "
                         f'annotation out: …{around}…'
                     )
                 at = text.find(word, at + 1)
+
+
+def _last_before(text: mmap.mmap, at: int) -> bytes:
+    """The last byte that is neither blank nor a sign, or none."""
+    while at > 0:
+        at -= 1
+        if text[at : at + 1] not in b' \t\r\n-':
+            return text[at : at + 1]
+    return b'?'
 
 
 def _is_missing(path: object) -> bool:

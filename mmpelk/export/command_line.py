@@ -100,7 +100,7 @@ class Request:
         worst = 0.0
         for (height, width), image in zip(self.shapes, self.images, strict=True):
             found = compare(run, self.exact, image)
-            worst = max(worst, found.difference)
+            worst = float(np.maximum(worst, found.difference))  # NaN stays
             console.print(
                 f'  {height} x {width}: differs by {found.difference:.1e} of the largest output, '
                 f'{found.same_labels:.4%} of the labels are the same; {found.seconds * 1e3:.0f} ms in {runtime}, '

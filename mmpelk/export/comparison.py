@@ -47,7 +47,7 @@ def compare(run: Callable[[np.ndarray], Sequence[np.ndarray]], exported: Exporte
         for out, out_want in zip(got, want, strict=True)
         if out_want.is_floating_point()
     ]
-    difference = max(float(np.abs(out - out_want).max() / np.abs(out_want).max()) for out, out_want in floats)
+    difference = float(np.max([np.abs(out - out_want).max() / np.abs(out_want).max() for out, out_want in floats]))
     same = 1.0
     if exported.task == 'segmentation':
         same = float((got[1] == want[1].numpy()).mean())

@@ -116,12 +116,13 @@ def test_a_lost_process_becomes_one_line_and_other_errors_keep_their_traceback(c
         raise RuntimeError('The size of tensor a (3) must match the size of tensor b (4)')
 
 
+@pytest.mark.parametrize('gap', [' ', '\r\n' + ' ' * 40], ids=['one line', 'indented'])
 @pytest.mark.parametrize('number', ['NaN', 'Infinity', '-Infinity'])
-def test_numbers_that_are_none_in_annotations(number: str, tmp_path: Path) -> None:
+def test_numbers_that_are_none_in_annotations(number: str, gap: str, tmp_path: Path) -> None:
     path = tmp_path / 'train.json'
     cfg = Config(dict(train_dataloader=dict(dataset=dict(data_root=str(tmp_path), ann_file='train.json'))))
     path.write_text(f'{{"images": [{{"file_name": "{number}.jpg"}}], "annotations": [{{"bbox": [0, 1, 2.5, 3]}}]}}')
     check_data(cfg, ['train_dataloader'])  # a name is no number
-    path.write_text(path.read_text().replace('2.5', number))
+    path.write_bytes(path.read_bytes().replace(b' 2.5', f'{gap}{number}'.encode()))
     with pytest.raises(ValueError, match=f"'{path}' holds {number.lstrip('-')}, which is no number"):
         check_data(cfg, ['train_dataloader'])

@@ -20,7 +20,11 @@ def _meet(number: int) -> None:
 def test_a_full_disk_ends_in_one_line(number: int, capsys: pytest.CaptureFixture) -> None:
     """In every write, also that of a log between two checkpoints; a log prints no traceback for each line."""
     before = logging.raiseExceptions
-    with mock.patch.dict(CheckpointLoader._schemes), pytest.raises(SystemExit), exit_on_user_error(running=True):
+    with (
+        mock.patch.object(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy()),
+        pytest.raises(SystemExit),
+        exit_on_user_error(running=True),
+    ):
         _meet(number)
     printed = capsys.readouterr().err
     assert printed.startswith(f'error: the disk is full: [Errno {number}]')
@@ -31,7 +35,7 @@ def test_a_full_disk_ends_in_one_line(number: int, capsys: pytest.CaptureFixture
 
 def test_other_errors_of_files_are_ours_while_training_runs() -> None:
     with (
-        mock.patch.dict(CheckpointLoader._schemes),
+        mock.patch.object(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy()),
         pytest.raises(OSError, match='x'),
         exit_on_user_error(running=True),
     ):

@@ -76,7 +76,7 @@ def test_ones_own_files_can_be_trusted(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.fixture
 def installed() -> Iterator[None]:
     """Safe loading behind mmengine's loader, which is as before afterwards."""
-    with mock.patch.dict(CheckpointLoader._schemes):
+    with mock.patch.object(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy()):
         safe_loading.install_safe_loading()
         yield
 
@@ -89,7 +89,7 @@ def test_a_loader_of_the_users_that_wraps_mmengines_stays(tmp_path: Path) -> Non
     def load(*args: Any, **kwargs: Any) -> Any:
         return wrapped(*args, **kwargs) | dict(by='the user')
 
-    with mock.patch.dict(CheckpointLoader._schemes):
+    with mock.patch.object(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy()):
         CheckpointLoader.register_scheme('', load, force=True)
         safe_loading.install_safe_loading()
         assert CheckpointLoader._schemes[''] is load
