@@ -29,7 +29,8 @@ demo-det: setup-det  ## the same for instance segmentation: a nano PeLK Mask R-C
 	@$(RUN) tools/demo/run_det.sh
 
 demo-cls: setup  ## three mixers on small digits, three seeds each
-	@$(RUN) tools/demo/run_cls.sh
+	@$(PYTHON_ENV) tools/demo/make_classification_data.py data/demo_classification
+	@$(PYTHON_ENV) -m benchmarks.compare_classification work_dirs/demo_classification
 
 report: setup-det  ## every table and figure of the paper that a CPU can make in ten minutes, and docs/reproduction.md
 	@PYTHONWARNINGS=ignore $(PYTHON_ENV) -m reproduction
