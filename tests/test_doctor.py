@@ -18,8 +18,6 @@ from mmpelk.doctor import Finding
 from mmpelk.ops import available_backends
 from tests.paths import ROOT
 
-pytestmark = pytest.mark.slow  # every case examines the environment, of which one fails to import
-
 Usage = namedtuple('Usage', 'total used free')
 Patch = pytest.MonkeyPatch
 
@@ -152,6 +150,7 @@ BROKEN: dict[str, tuple[Callable[[Patch], None], str, str, str]] = {
 EXPENSIVE = {doctor._backends: ('backend', 'MMPELK_BACKEND'), doctor._recipes: ('data', 'checkpoints/')}
 
 
+@pytest.mark.slow  # every case examines the environment, of which one fails to import
 @pytest.mark.parametrize(('break_it', 'name', 'state', 'remedy'), BROKEN.values(), ids=BROKEN)
 def test_what_is_broken_is_reported(
     break_it: Callable[[Patch], None], name: str, state: str, remedy: str, monkeypatch: Patch, tmp_path: Path
@@ -169,7 +168,12 @@ def test_what_is_broken_is_reported(
 def write_project(root: Path, data: Path) -> Path:
     config = root / 'flowers.py'
     root.mkdir(parents=True)
-    config.write_text(f"train_dataloader = dict(dataset=dict(type='CocoDataset', data_root={str(data)!r}))\n")
+    config.write_text(
+        ''.join(
+            f"{split}_dataloader = dict(dataset=dict(type='CocoDataset', data_root={str(data / split)!r}))\n"
+            for split in ('train', 'val')
+        )
+    )
     return config
 
 
@@ -178,17 +182,19 @@ def test_a_project_is_spoken_of_instead_of_the_recipes(inside: bool, monkeypatch
     data = tmp_path / 'data'
     config = write_project(tmp_path / 'projects' / 'flowers', data)
     monkeypatch.chdir(config.parent if inside else tmp_path)
-    (missing, summary) = doctor.examine([doctor._recipes])
-    assert (missing.name, missing.state) == (str(data), 'warning')
-    assert 'flowers.py' in missing.text
-    assert 'new_project.py' in (missing.remedy or '')
-    assert summary.name == 'projects'
-    data.mkdir()
+    for split in ('train', 'val'):
+        (missing, summary) = doctor.examine([doctor._recipes])
+        assert (missing.name, missing.state) == (str(data / split), 'warning')
+        assert 'flowers.py' in missing.text
+        assert 'new_project.py' in (missing.remedy or '')
+        assert summary.name == 'projects'
+        (data / split).mkdir(parents=True)
     (summary,) = doctor.examine([doctor._recipes])
     assert summary.text.startswith('1 ready to train')
     assert 'ade' not in summary.text
 
 
+@pytest.mark.slow
 def test_backends_pass_and_nothing_is_broken(monkeypatch: Patch) -> None:
     monkeypatch.delenv('MMPELK_BACKEND', raising=False)
     findings = {finding.name: finding for finding in doctor.examine([doctor._backends])}

@@ -313,7 +313,7 @@ def test_network_without_a_recipe_is_not_written(tmp_path: Path) -> None:
         hub.save_pretrained(model, tmp_path, cfg)
 
 
-def test_push_sends_recipe_and_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_push_sends_recipe_and_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     sent: dict[str, Any] = {}
 
     def upload(folder_path: str, **_: Any) -> str:
@@ -333,3 +333,11 @@ def test_push_sends_recipe_and_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         'default_scope': 'mmpretrain',
         'model': 'ImageClassifier',
     }
+    for name, content in sent.items():
+        (tmp_path / name).write_bytes(content)
+    download = mock.Mock(return_value=str(tmp_path))
+    monkeypatch.setattr('mmpelk.models.weights.publication.snapshot_download', download)
+    options: dict[str, Any] = dict(revision='v1', cache_dir=tmp_path, token='hf_1', force_download=True)
+    assert_same_state(model, hub.from_pretrained('me/digits', **options))
+    wanted = ['config.json', 'model.safetensors', 'config.py']
+    download.assert_called_once_with('me/digits', allow_patterns=wanted, **options)

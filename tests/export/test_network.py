@@ -50,14 +50,13 @@ def test_pixels_become_what_the_recipe_makes_of_them(toolbox: str, swap: bool) -
     torch.testing.assert_close(Preprocessing.of(cfg).apply(pixels), want)
 
 
-@pytest.mark.slow
 @pytest.mark.scope('mmseg')
-@pytest.mark.parametrize('classes', [2, 3])
-def test_labels_are_the_toolboxs(classes: int) -> None:
+@pytest.mark.parametrize(('classes', 'align'), [(2, False), (3, False), (3, True)])
+def test_logits_and_labels_are_the_toolboxs(classes: int, align: bool) -> None:
     """Two classes by one logit, too, whose threshold is not a half."""
     cfg = Config.fromfile(CONFIGS / 'demo' / 'upernet_pelk_nano_synthetic.py')
     cfg.model.backbone.norm_cfg = cfg.model.decode_head.norm_cfg = dict(type='BN')
-    cfg.model.decode_head.update(num_classes=classes, loss_decode=dict(type='CrossEntropyLoss'))
+    cfg.model.decode_head.update(num_classes=classes, align_corners=align, loss_decode=dict(type='CrossEntropyLoss'))
     if classes == 2:
         cfg.model.decode_head.update(out_channels=1, loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True))
     model: Any = MODELS.build(cfg.model).eval()
@@ -67,6 +66,7 @@ def test_labels_are_the_toolboxs(classes: int) -> None:
         logits, labels = ExportedNetwork.of(cfg, model).network(image)
         (want,) = model.predict(image)
     assert torch.equal(labels, want.pred_sem_seg.data)
+    torch.testing.assert_close(logits if classes > 2 else logits.sigmoid(), want.seg_logits.data[None])
     assert classes > 2 or labels.sum() > (logits > 0).sum()
 
 

@@ -76,11 +76,11 @@ CHANGES: dict[str, tuple[Callable[[PeLKStage], object], int]] = {
 }
 
 
-def _stage() -> PeLKStage:
+def _stage(mode: str = 'in_bounds') -> PeLKStage:
     torch.manual_seed(0)
-    spec = MixerSpec(4, 13, sharing_grid=(2, 2, 1, 1, 1, 1, 1, 2, 2), positional_embedding='in_bounds')
+    spec = MixerSpec(4, 13, sharing_grid=(2, 2, 1, 1, 1, 1, 1, 2, 2), positional_embedding=mode)
     settings = dict(mixed_channels=4, drop_path_rate=0.3, layer_scale_init_value=1.0)
-    stage = PeLKStage([PeLKBlock(11, PeripheralMixer(spec), **settings) for _ in range(3)], (4, 13, 13))
+    stage = PeLKStage([PeLKBlock(11, PeripheralMixer(spec), **settings) for _ in range(3)], (4, 13, 13), mode)
     nn.init.normal_(stage.positional_embedding)
     return stage.double().train()
 
@@ -114,6 +114,14 @@ def test_as_each_block_by_itself(change: str, monkeypatch: pytest.MonkeyPatch) -
     assert sum(at_once) == count
     # Sums of some hundreds of numbers of size one.
     torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize('mode', ['in_bounds', 'constant'])
+def test_a_slice_keeps_the_embedding_and_its_mode(mode: str) -> None:
+    stage, x = _stage(mode).eval(), torch.randn(2, 11, 9, 7, dtype=torch.float64)
+    part = stage[:1]
+    torch.testing.assert_close(part(x), stage[0](x, stage.positional_embedding))
+    stage.load_state_dict(part.state_dict(), strict=False)  # which refuses another mode
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)

@@ -169,6 +169,7 @@ def test_masks_depend_on_the_seed(make_runner):
     assert torch.equal(first, masks('b', 1))
     assert not torch.equal(first, masks('c', 2))
     assert torch.equal(first, masks('d', 2, hook_seed=1))
+    assert torch.equal(masks('e', 0), masks('f', 2, hook_seed=0))
 
 
 def test_log_and_visualiser_get_the_densities(make_runner):

@@ -387,6 +387,8 @@ def test_another_normalisation_than_the_recipes_is_refused(hub: Callable[..., No
         inflated('hf://me/mine', **imagenet)
     with pytest.raises(UserError, match=r'the recipe has mean=\[127\.5\], std'):
         inflated('hf://me/mine', mean=[127.5], std=[127.5])
+    with pytest.raises(UserError, match=r'std=\[127.5.*; the recipe has mean=\[127.5.*std=\[58.395'):
+        inflated('hf://me/mine', mean=[127.5] * 3, std=imagenet['std'])
     inflated('hf://me/mine', mean=[127.5] * 3, std=[127.5] * 3)
     state, _ = of_timm('convnext_tiny', **NANO)
     torch.save(state, tmp_path / 'unknown.pth')

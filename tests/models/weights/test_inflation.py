@@ -155,8 +155,14 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'stages.0.0.norm.weight': torch.full((8,), torch.nan)}, 'NaN or infinite weights in stages.0.0.norm.weight'),
-        ({'stages.0.0.depthwise_conv.bias': torch.full((8,), torch.inf)}, 'infinite weights in stages.0.0.mixer.large'),
+        (
+            {'stages.0.0.norm.weight': torch.tensor([1.0] * 7 + [torch.nan])},
+            'NaN or infinite weights in stages.0.0.norm.weight',
+        ),
+        (
+            {'stages.0.0.depthwise_conv.bias': torch.tensor([0.0] * 7 + [torch.inf])},
+            'infinite weights in stages.0.0.mixer.large',
+        ),
         ({'stages.0.0.attn.qkv.weight': torch.ones(24, 8)}, 'PeLK does not have: stages.0.0.attn.qkv.weight'),
         ({'stages.0.0.depthwise_conv.lora.weight': torch.ones(8, 1, 1, 1)}, r'not have: .*mixer\.large\.lora\.weight'),
         ({'downsample_layers.1.2.weight': torch.ones(8)}, 'not have: downsample_layers.1.2.weight'),

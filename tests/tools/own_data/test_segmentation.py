@@ -11,12 +11,15 @@ from own_data import Answers, DataSet, read_segmentation
 from own_data.dataset import split_names
 from own_data.segmentation import read_indices, write_labels
 from PIL import Image
+from torchvision.datasets import Cityscapes
 
 from tests.paths import sample_data
 from tests.tools.own_data.pictures import SIZE, image, label, names, notes
 from tests.tools.own_data.pictures import write_pairs as write
 
 Make = Callable[[Path], Any]
+# The classes that Cityscapes scores, by the values of its labelIds.
+CITYSCAPES = {kind.id: kind.name for kind in Cityscapes.classes if not kind.ignore_in_eval}
 
 
 @pytest.mark.parametrize(('images', 'labels'), [
@@ -54,10 +57,11 @@ def test_layouts_with_splits(images: str, labels: str, tmp_path: Path) -> None:
     ('leftImg8bit/a_{i}_leftImg8bit.png', 'gtFine/a_{i}_gtFine_labelIds.png'),
 ])  # fmt: skip
 def test_layouts_by_name(image_name: str, label_name: str, tmp_path: Path) -> None:
-    write(tmp_path, [28, 31] if 'gtFine' in label_name else [0, 1], images=image_name, labels=label_name)
+    values = list(CITYSCAPES) if 'gtFine' in label_name else [0, 1]
+    write(tmp_path, values, images=image_name, labels=label_name, size=(4 * len(CITYSCAPES), 32))
     data = read_segmentation(tmp_path)
     assert names(data) == {'train': 3, 'val': 1}
-    assert 'gtFine' not in label_name or meaning(data) == {28: 'bus', 31: 'train'}
+    assert 'gtFine' not in label_name or meaning(data) == CITYSCAPES
     for pair in data.details['pairs']:
         number = pair.image.removeprefix('701_').removeprefix('leftImg8bit')
         digit = next(letter for letter in number if letter.isdigit())
