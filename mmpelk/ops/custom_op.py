@@ -73,11 +73,16 @@ def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int], backend: str |
         return weight_gradient(backend, x, grad_out, grid).contiguous()
 
 
+def takes_tangents() -> bool:
+    """Whether forward-mode derivatives are being taken, of which kernels have none."""
+    return forward_ad._current_level >= 0  # private: torch has no public way to ask
+
+
 def is_watched(grad: Tensor) -> bool:
     """Whether somebody must see the operator that computes gradients: if not, its function takes the host less time."""
     if torch.is_grad_enabled() or type(grad) is not Tensor or _dispatch_modes() > 0 or _transform() is not None:
         return True
-    return forward_ad._current_level >= 0 or _is_batched(grad)  # `_current_level`: as below
+    return takes_tangents() or _is_batched(grad)
 
 
 def _first_channels(x: Tensor, count: int) -> Tensor:
@@ -195,7 +200,7 @@ def _without_tangents(operator: Callable[..., Any]) -> Callable[..., Any]:
     """Refuse forward-mode derivatives, which torch.func loses without an error at operators of this kind."""
 
     def call(*args: Any) -> Any:
-        if forward_ad._current_level >= 0:  # private: torch has no public way to ask whether any are being taken
+        if takes_tangents():
             tensors = [value for value in args if isinstance(value, Tensor)]
             if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
                 raise NotImplementedError(

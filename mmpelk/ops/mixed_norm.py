@@ -10,13 +10,13 @@ from types import ModuleType
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from .autocast import without_autocast
 from .backends import BACKENDS, forced_backend, triton
 from .backends.first_results import attempt, largest_part
+from .custom_op import takes_tangents
 
-__all__ = ['Norm', 'is_fused', 'mixed_norm', 'takes_tangents']
+__all__ = ['Norm', 'is_fused', 'mixed_norm']
 
 Norm = tuple[Sequence[Tensor], float]
 """Tensors ``(C,)`` and epsilon: mean, variance, weight and bias of a batch norm; weight and bias of a layer norm."""
@@ -45,11 +45,6 @@ def is_fused(x: Tensor, training: bool = False) -> bool:
     if _dispatch_modes() or not name.startswith('triton') or BACKENDS[name].unavailable_reason() is not None:
         return False
     return triton.unsupported_reason(x, x, ()) is None
-
-
-def takes_tangents() -> bool:
-    """Whether forward-mode derivatives are being taken, of which kernels have none."""
-    return forward_ad._current_level >= 0  # private: torch has no public way to ask
 
 
 def mixed_norm(

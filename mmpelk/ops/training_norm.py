@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from .autocast import without_autocast
 from .backends.first_results import attempt, largest_part
-from .mixed_norm import OF_TERMS, takes_tangents
+from .custom_op import takes_tangents
+from .mixed_norm import OF_TERMS
 
 __all__ = ['mixed_batch_norm']
 
