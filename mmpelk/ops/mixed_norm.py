@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .autocast import without_autocast
 from .backends import BACKENDS, forced_backend, triton
-from .backends.first_results import attempt, largest_part
+from .backends.first_results import attempt, import_kernels, largest_part
 from .custom_op import takes_tangents
 
 __all__ = ['Norm', 'is_fused', 'mixed_norm']
@@ -71,7 +71,7 @@ def mixed_norm(
     """
     inputs = large, small, x, norms, norm
     kernel = _kernel()
-    if not kernel.takes(*inputs):
+    if kernel is None or not kernel.takes(*inputs):
         return _by_operators(*inputs).to(dtype)
     result, reason = attempt(
         _trusted,
@@ -87,10 +87,8 @@ def mixed_norm(
     return _by_operators(*inputs).to(dtype)
 
 
-def _kernel() -> ModuleType:
-    from .backends.triton import norm  # here, because it imports Triton
-
-    return norm
+def _kernel() -> ModuleType | None:
+    return import_kernels('norm')
 
 
 def _refuse(x: Tensor, reason: str) -> None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .autocast import without_autocast
-from .backends.first_results import attempt, largest_part
+from .backends.first_results import attempt, import_kernels, largest_part
 from .custom_op import takes_tangents
 from .mixed_norm import OF_TERMS
 
@@ -60,7 +60,7 @@ def mixed_batch_norm(
     tensors = [tensor for norm in norms for tensor in _tensors(norm)]
     parameters, running = [*tensors[:2], *tensors[5:7]], [*tensors[2:5], *tensors[7:]]
     maps, kernel = (large, small, x), _kernel()
-    if large.numel() == large.shape[1] or not kernel.takes(maps, parameters, running):
+    if kernel is None or large.numel() == large.shape[1] or not kernel.takes(maps, parameters, running):
         return _by_modules(large, small, others, norms)
     dtype = large.dtype if others is None else torch.promote_types(large.dtype, x.dtype)
     momenta, epsilons = [norm.momentum or 0.0 for norm in norms], [norm.eps for norm in norms]
@@ -129,10 +129,8 @@ def _tensors(norm: nn.BatchNorm2d) -> list[Any]:
     return [norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.num_batches_tracked]
 
 
-def _kernel() -> ModuleType:
-    from .backends.triton import training_norm  # here, because it imports Triton
-
-    return training_norm
+def _kernel() -> ModuleType | None:
+    return import_kernels('training_norm')
 
 
 def _by_modules(large: Tensor, small: Tensor, others: Tensor | None, norms: Sequence[nn.BatchNorm2d]) -> Tensor:
@@ -182,6 +180,8 @@ def _grads(
 ) -> tuple[Tensor, ...] | None:
     """Gradients by the kernels, or ``None``."""
     kernel = _kernel()
+    if kernel is None:
+        return None
     maps = [
         each if kernel.pixel_step(each) is not None else each.contiguous(memory_format=torch.channels_last)
         for each in (grad, large, small)  # hooks on saved tensors may have changed the layout of the last two

@@ -1,6 +1,7 @@
 """The end of a block's mixer: what happens where its kernel fails. :mod:`triton_cases` has the kernel itself."""
 
 import logging
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmpelk.ops import force_backend, mixed_norm
+from mmpelk.ops import force_backend, mixed_norm, training_norm
 from mmpelk.ops.backends import BACKENDS, Backend, first_results
 
 
@@ -78,6 +79,22 @@ def test_a_kernel_that_fails(
     assert len(caplog.records) == 1
     assert reason in caplog.text
     assert mixed_norm._refused == {(inputs[2].device, inputs[2].dtype)}
+
+
+def test_kernels_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    first_results.import_kernels.cache_clear()
+    inputs = _inputs()
+    batch_norms = [torch.nn.BatchNorm2d(3) for _ in range(2)]
+    for module in ('norm', 'training_norm'):
+        monkeypatch.setitem(sys.modules, f'mmpelk.ops.backends.triton.{module}', None)
+    with caplog.at_level(logging.WARNING, 'mmpelk.ops'):
+        for _ in range(2):
+            assert torch.equal(mixed_norm.mixed_norm(*inputs, torch.float32), mixed_norm._by_operators(*inputs))
+            out = training_norm.mixed_batch_norm(*inputs[:3], inputs[2][:, 3:], batch_norms)
+            assert torch.equal(out, training_norm._by_modules(*inputs[:2], inputs[2][:, 3:], batch_norms))
+    first_results.import_kernels.cache_clear()
+    assert len(caplog.records) == 2
+    assert caplog.text.count('Reason: ModuleNotFoundError') == 2
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -1,12 +1,29 @@
 """First results of compiled kernels: compared with exact ones before a kernel is trusted."""
 
+import logging
 from collections.abc import Callable, Hashable
+from functools import cache
+from importlib import import_module
+from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 _Result = TypeVar('_Result')
+
+
+@cache
+def import_kernels(module: str) -> ModuleType | None:
+    """A module of :mod:`.triton` with kernels for norms; ``None`` where it, or Triton, cannot be imported."""
+    try:
+        return import_module(f'mmpelk.ops.backends.triton.{module}')
+    except Exception as failure:  # of whatever a package that is not whole may raise
+        logging.getLogger('mmpelk.ops').warning(
+            'the kernels for the norms of a block cannot be imported; torch computes them in this process. Reason: %s',
+            f'{type(failure).__name__}: {failure}',
+        )
+        return None
 
 
 def attempt(
