@@ -78,12 +78,12 @@ def compare(request: pytest.FixtureRequest) -> Compare:
 
 
 @pytest.fixture
-def refuses(compare: Compare, tmp_path: Path) -> Callable[[str], AbstractContextManager[None]]:
-    """As ``pytest.raises(UserError, match=...)``; the whole message is compared, too."""
+def refuses(compare: Compare, tmp_path: Path) -> Callable[[], AbstractContextManager[None]]:
+    """As ``pytest.raises(UserError)``; the message is compared."""
 
     @contextmanager
-    def block(match: str) -> Iterator[None]:
-        with pytest.raises(UserError, match=match) as caught:
+    def block() -> Iterator[None]:
+        with pytest.raises(UserError) as caught:
             yield
         compare(_without_places(str(caught.value), tmp_path))
 
