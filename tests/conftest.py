@@ -3,11 +3,12 @@
 import functools
 import gc
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -190,3 +191,20 @@ def one_process() -> Iterator[None]:
 def free_port() -> int:
     """A TCP port that nobody listens on."""
     return find_free_port()
+
+
+@pytest.fixture
+def compare(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Compares a text with the section of the test in ``expected/FILE.txt``; REWRITE_EXPECTED=1 writes it instead."""
+    path, name = request.path.parent / 'expected' / f'{request.path.stem}.txt', request.node.name
+    parts = re.split(r'^== (.*)\n', path.read_text() if path.is_file() else '', flags=re.MULTILINE)[1:]
+    sections = dict(zip(parts[::2], parts[1::2], strict=True))
+
+    def check(text: str) -> None:
+        text = '\n'.join(line.rstrip() for line in text.splitlines()) + '\n'
+        if os.environ.get('REWRITE_EXPECTED') == '1':
+            sections[name] = text
+            path.write_text(''.join(f'== {key}\n{section}' for key, section in sorted(sections.items())))
+        assert text.splitlines() == sections.get(name, '').splitlines(), f'as meant? Else see {path.name}'
+
+    return check

@@ -1,5 +1,7 @@
 """Each recipe as a whole: all that it and the toolbox's own ConvNeXt recipe, or the recipe it varies, differ in."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -421,26 +423,34 @@ def test_every_recipe_is_compared() -> None:
 
 
 @pytest.mark.parametrize(
-    ('name', 'length', 'validation', 'saving', 'rate'),
+    ('name', 'base'),
     [
-        ('upernet_pelk_nano_synthetic', 700, 100, dict(by_epoch=False, interval=700), 6e-3),
-        ('mask_rcnn_pelk_nano_synthetic', 12, 3, dict(interval=3, max_keep_ckpts=1), 1e-3),
-        ('mask_rcnn_pelk_nano_coco_overfit', 300, 50, dict(interval=50, max_keep_ckpts=1), 1e-3),
-        *(
-            (f'{network}_nano_digits', 12, 3, dict(interval=12, max_keep_ckpts=1), 3e-3)
-            for network in ('pelk', 'conv7', 'stripe')
-        ),
+        ('upernet_pelk_nano_synthetic', 'seg/upernet_pelk_t_ade20k'),
+        ('mask_rcnn_pelk_nano_synthetic', 'det/mask_rcnn_pelk_t_coco_1x'),
+        ('mask_rcnn_pelk_nano_coco_overfit', 'demo/mask_rcnn_pelk_nano_synthetic'),
+        ('pelk_nano_digits', 'cls/pelk_t_in1k'),
+        *((f'{mixer}_nano_digits', 'demo/pelk_nano_digits') for mixer in ('conv7', 'stripe')),
     ],
 )
-def test_demos_learn_and_are_tested_and_saved(
-    name: str, length: int, validation: int, saving: dict[str, Any], rate: float
-) -> None:
-    """At the rates with which their results were measured."""
-    cfg = Config.fromfile(config(f'demo/{name}'))
-    assert cfg.optim_wrapper.optimizer.lr == rate
-    loop = cfg.train_cfg
-    assert (loop.get('max_iters') or loop.max_epochs, loop.val_interval) == (length, validation)
-    assert cfg.default_hooks.checkpoint == dict(type='mmpelk.CheckpointHook', **saving)
+def test_demo_is_as_its_results_were_measured(name: str, base: str, compare: Callable[[str], None]) -> None:
+    """All that it sets otherwise than the recipe, or the demo, that it varies."""
+    compare('\n'.join(f'{key}: {after}' for key, (_, after) in sorted(difference(base, f'demo/{name}').items())))
+
+
+@pytest.mark.parametrize(
+    ('name', 'theirs'),
+    [
+        *((f'seg/upernet_pelk_convnext_{size[0]}_ade20k', UPERNET.format(size)) for size in ('tiny', 'small', 'base')),
+        *((f'det/cascade_mask_rcnn_pelk_convnext_{size}_coco', CASCADE.format(size)) for size in 'ts'),
+        *((name, UPERNET.format('tiny')) for name in RECIPES if re.search('(2former|4scale)_pelk_convnext_t', name)),
+        ('det/cascade_mask_rcnn_pelk_convnext_b_coco', UPERNET.format('base')),
+    ],
+)
+def test_weights_are_the_file_of_the_toolbox(name: str, theirs: str) -> None:
+    files = [
+        Config.fromfile(config(one.removesuffix('.py'))).model.backbone.init_cfg.checkpoint for one in (name, theirs)
+    ]
+    assert files[0].rpartition('/')[2] == files[1].rpartition('/')[2]
 
 
 @pytest.mark.parametrize('name', [name for name in RECIPES if 'upernet' in name])

@@ -61,23 +61,6 @@ def _object(entry: dict[str, Any], classes: dict[int, str]) -> str:
 
 
 @pytest.fixture
-def compare(request: pytest.FixtureRequest) -> Compare:
-    """Compares a text with the section of the test in ``expected/FILE.txt``; REWRITE_EXPECTED=1 writes it instead."""
-    path, name = Path(__file__).parent / 'expected' / f'{request.path.stem}.txt', request.node.name
-    parts = re.split(r'^== (.*)\n', path.read_text() if path.is_file() else '', flags=re.MULTILINE)[1:]
-    sections = dict(zip(parts[::2], parts[1::2], strict=True))
-
-    def check(text: str) -> None:
-        text = '\n'.join(line.rstrip() for line in text.splitlines()) + '\n'
-        if os.environ.get('REWRITE_EXPECTED') == '1':
-            sections[name] = text
-            path.write_text(''.join(f'== {key}\n{section}' for key, section in sorted(sections.items())))
-        assert text.splitlines() == sections.get(name, '').splitlines(), f'as meant? Else see {path.name}'
-
-    return check
-
-
-@pytest.fixture
 def refuses(compare: Compare, tmp_path: Path) -> Callable[[], AbstractContextManager[None]]:
     """As ``pytest.raises(UserError)``; the message is compared."""
 
