@@ -67,7 +67,12 @@ def install(chosen: str = 'triton') -> Any:
     torch.cuda.get_device_capability = lambda device=None: divmod(_HOPPER, 10)
     for name, module in (('triton', launch), ('triton_dft', dft)):
         table.BACKENDS[name] = Backend(
-            name, module.forward, module.weight_grad, prepare=module.prepare, kernel_key=module.kernel_key
+            name,
+            module.forward,
+            module.weight_grad,
+            prepare=module.prepare,
+            kernel_key=module.kernel_key,
+            input_grad=module.input_grad,
         )
     choice._fastest_on_cpu = lambda x, grid, weight_grad, *_: (
         chosen if table.refusal(chosen, x, weight_grad) is None else 'fft'

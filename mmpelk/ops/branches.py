@@ -115,6 +115,7 @@ def _backward(
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     of_x, of_weight, of_small = (x.new_empty(0) for _ in range(3))
+    planes: list[Tensor] = []
     x = dense(x, like=x)
     if wanted[0] or wanted[2]:
         padding = [small.shape[-1] // 2] * 2
@@ -124,9 +125,9 @@ def _backward(
             of_x_by_small, of_small_or_none, _ = torch.ops.aten.convolution_backward(grad_small, *conv)
         of_small = of_small_or_none.contiguous() if wanted[2] else of_small
     if wanted[0]:
-        of_x = input_grad(grad, weight, grid, backend).add_(of_x_by_small)
+        of_x = input_grad(grad, weight, grid, backend, planes).add_(of_x_by_small)
     if wanted[1]:
-        of_weight = weight_grad(x, grad, grid, backend)
+        of_weight = weight_grad(x, grad, grid, backend, planes)
     return of_x, of_weight, of_small
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .autocast import cast_under_autocast, without_autocast
-from .backends import convolve, weight_gradient
+from .backends import convolve, input_gradient, weight_gradient
 from .layout import empty_as
 
 HAS_CUSTOM_OP = hasattr(torch.library, 'custom_op') and hasattr(torch.library, 'register_autograd')
@@ -42,12 +42,16 @@ def mix(
     x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], backend: str | None, **kernel: Tensor
 ) -> Tensor:
     """Convolve the first channels, as many as ``weight`` has, and copy the others."""
-    out, channels = empty_as(x), weight.shape[0]
-    if channels == x.shape[1]:
-        with without_autocast(x.device.type):
-            return convolve(backend, x, weight, bias, grid, out, **kernel)
+    return _mix(x, len(weight), lambda mixed, out: convolve(backend, mixed, weight, bias, grid, out, **kernel))
+
+
+def _mix(x: Tensor, channels: int, compute: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """What ``compute`` makes of the first channels, given where to, and the others as they are."""
+    out = empty_as(x)
     with without_autocast(x.device.type):
-        convolve(backend, x[:, :channels], weight, bias, grid, out[:, :channels], **kernel)
+        if channels == x.shape[1]:
+            return compute(x, out)
+        compute(x[:, :channels], out[:, :channels])
     out[:, channels:] = x[:, channels:]
     return out
 
@@ -62,15 +66,19 @@ def _no_grads(ctx: Any, grad_out: Tensor) -> None:
     raise RuntimeError('a prepared convolution has no gradients: call mmpelk.ops.peripheral_conv2d for them')
 
 
-def input_grad(grad_out: Tensor, weight: Tensor, grid: Sequence[int], backend: str | None) -> Tensor:
-    """Gradient of the input: the convolution with the flipped kernel."""
-    return mix(grad_out, weight.flip(-1, -2), None, list(reversed(grid)), backend)
+def input_grad(
+    grad_out: Tensor, weight: Tensor, grid: Sequence[int], backend: str | None, planes: list[Tensor]
+) -> Tensor:
+    """Gradient of the input: the convolution with the flipped kernel. ``planes`` goes on to :func:`weight_grad`."""
+    return _mix(grad_out, len(weight), lambda mixed, out: input_gradient(backend, mixed, weight, grid, out, planes))
 
 
-def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int], backend: str | None) -> Tensor:
+def weight_grad(
+    x: Tensor, grad_out: Tensor, grid: Sequence[int], backend: str | None, planes: Sequence[Tensor]
+) -> Tensor:
     """Gradient of the weight, for all channels of ``x``."""
     with without_autocast(x.device.type):
-        return weight_gradient(backend, x, grad_out, grid).contiguous()
+        return weight_gradient(backend, x, grad_out, grid, planes).contiguous()
 
 
 def takes_tangents() -> bool:
@@ -103,10 +111,11 @@ def _conv_backward(
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     channels = weight.shape[0]
+    planes: list[Tensor] = []
     mixed, grad_mixed = _first_channels(x, channels), _first_channels(grad_out, channels)
     return (
-        input_grad(grad_out, weight, grid, backend) if wanted[0] else x.new_empty(0),
-        weight_grad(mixed, grad_mixed, grid, backend) if wanted[1] else x.new_empty(0),
+        input_grad(grad_out, weight, grid, backend, planes) if wanted[0] else x.new_empty(0),
+        weight_grad(mixed, grad_mixed, grid, backend, planes) if wanted[1] else x.new_empty(0),
         _bias_grad(grad_out, weight, bias_dims) if wanted[2] else x.new_empty(0),
     )
 

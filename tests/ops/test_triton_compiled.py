@@ -32,8 +32,8 @@ from mmpelk.ops.backends.triton import (  # noqa: E402
     training_norm_kernels,
 )
 
-KERNELS = ('toeplitz_kernel', 'conv_kernel', 'weight_grad_kernel', 'planes_kernel')
-DFT_KERNELS = ('dft_spectrum_kernel', 'dft_conv_kernel', 'dft_weight_grad_kernel')
+KERNELS = ('toeplitz_kernel', 'conv_kernel', 'weight_grad_kernel', 'add_shares_kernel', 'planes_kernel')
+DFT_KERNELS = ('dft_spectrum_kernel', 'dft_conv_kernel', 'dft_weight_grad_kernel', 'dft_add_shares_kernel')
 # Bytes of shared memory that a block can have, by compute capability (CUDA C++ Programming Guide, technical
 # specifications per compute capability).
 SHARED_MEMORY = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}

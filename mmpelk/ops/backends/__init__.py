@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from .calls import convolve, weight_gradient
+from .calls import convolve, input_gradient, weight_gradient
 from .choice import PROCESSORS, REFERENCE_PROCESSOR, THIS_PROCESSOR, fastest_backend
 from .table import BACKENDS, Backend, available_backends, get_backend
 
@@ -22,6 +22,7 @@ __all__ = [
     'fastest_backend',
     'force_backend',
     'forced_backend',
+    'input_gradient',
     'requested_backend',
     'weight_gradient',
 ]

@@ -58,16 +58,50 @@ def convolve(
     )
 
 
-def weight_gradient(name: str | None, x: Tensor, grad_out: Tensor, grid: Sequence[int]) -> Tensor:
-    """The gradient of the weight by a backend, or for ``None`` by the fastest that works."""
+def input_gradient(
+    name: str | None, grad_out: Tensor, weight: Tensor, grid: Sequence[int], out: Tensor, planes: list[Tensor]
+) -> Tensor:
+    """The gradient of the input by a backend, or for ``None`` by the fastest that works: :attr:`Backend.input_grad`."""
+    grid = list(reversed(grid))
+
+    def run(name: str) -> Tensor:
+        planes.clear()  # of a backend that failed
+        backend = BACKENDS[name]
+        if backend.input_grad is not None:
+            return backend.input_grad(grad_out, weight, grid, out, planes)
+        return backend.forward(grad_out, weight.flip(-1, -2), None, grid, out)
+
     if name is not None:
-        return BACKENDS[name].weight_grad(x, grad_out, grid)
+        return run(name)
+
+    def error_of(name: str, result: Tensor) -> float | None:
+        return _forward_error(result, grad_out, weight.flip(-1, -2), None, grid, BACKENDS[name].by_plane)
+
+    return _by_the_fastest(False, [grad_out, out], 0, grid, run, error_of)
+
+
+def weight_gradient(
+    name: str | None, x: Tensor, grad_out: Tensor, grid: Sequence[int], planes: Sequence[Tensor] = ()
+) -> Tensor:
+    """The gradient of the weight by a backend, or for ``None`` by the fastest that works.
+
+    ``planes`` is what :func:`input_gradient` has kept of ``grad_out``.
+    """
+
+    def run(name: str) -> Tensor:
+        backend = BACKENDS[name]
+        if backend.input_grad is None:
+            return backend.weight_grad(x, grad_out, grid)
+        return backend.weight_grad(x, grad_out, grid, planes)
+
+    if name is not None:
+        return run(name)
     return _by_the_fastest(
         True,
         [x, grad_out],
         0,
         grid,
-        lambda name: BACKENDS[name].weight_grad(x, grad_out, grid),
+        run,
         lambda name, result: _weight_grad_error(result, x, grad_out, grid, BACKENDS[name].by_plane),
     )
 

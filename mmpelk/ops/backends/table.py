@@ -52,16 +52,20 @@ class Backend:
             the weight again, for maps of the size of ``x``; ``None`` if it computes nothing worth keeping.
         kernel_key: ``(x, grid)``; tells the compiled kernels apart that calls run. A backend that has it is compiled
             where it runs, and trusted only after its first result with each: see :mod:`.calls`.
+        input_grad: ``(grad_out, weight, grid, out, planes) -> out``, with the grid flipped but not the weight, for what
+            can read that backwards. Into the list ``planes`` go copies of ``grad_out`` of which ``weight_grad``, which
+            takes them last, has use. ``None``: it is ``forward`` with the kernel flipped.
         by_plane: Its errors are relative to the numbers of a whole plane, as those of transforms are.
     """
 
     name: str
     forward: Callable[..., Tensor]
-    weight_grad: Callable[[Tensor, Tensor, Sequence[int]], Tensor]
+    weight_grad: Callable[..., Tensor]
     unavailable_reason: Callable[[], str | None] = _no_reason
     unsupported_reason: Callable[[Tensor, Tensor, Sequence[int]], str | None] = _no_reason
     prepare: Callable[[Tensor, Sequence[int], Tensor], Tensor] | None = None
     kernel_key: Callable[[Tensor, Sequence[int]], Hashable] | None = None
+    input_grad: Callable[..., Tensor] | None = None
     by_plane: bool = False
 
 
@@ -81,6 +85,7 @@ BACKENDS: dict[str, Backend] = {
                 unsupported_reason,
                 _of_triton(module, 'prepare'),
                 _of_triton(module, 'kernel_key'),
+                _of_triton(module, 'input_grad'),
                 by_plane=module == 'dft',
             )
             for name, module, unsupported_reason in (

@@ -234,7 +234,7 @@ class _Spectrum(launch.Made):
             dft_kernels.dft_spectrum_kernel,
             (self._channels * row_blocks, col_blocks),
             (weight, made, *tables),
-            (*(weight.stride(dim) for dim in (0, 2, 3)), len(self._grid), row_blocks),
+            (*self.strides(weight), len(self._grid), row_blocks),
             RINGS=_power_of_two(len(self._grid)),
             ROW_FREQS=FREQUENCIES // self._plan.images,
             FREQS=WIDTH,
@@ -257,9 +257,8 @@ class _Convolution(launch.Convolution):
         steps, row_tiles, col_tiles = _steps(x, plan)
         splits = min(steps, math.ceil(PROGRAMS / channels))
         bias_strides = (0, 0) if bias is None else (*bias.stride(), 0)[:2]
-        weight_strides = (weight.stride(dim) for dim in (0, 2, 3))
         tiling = steps, splits, row_tiles, col_tiles, plan.columns.margin, plan.blocks[1], norm
-        sizes = images, height, width, *x.stride()[:3], *out.stride()[:3], *bias_strides, *weight_strides
+        sizes = images, height, width, *x.stride()[:3], *out.stride()[:3], *bias_strides, *self.made.strides(weight)
         run = launch.start(
             dft_kernels.dft_conv_kernel,
             (channels * splits,),
@@ -299,60 +298,58 @@ def forward(
     return launch.convolve(_Convolution, x, weight, bias, grid, out, kernel)
 
 
+def input_grad(grad_out: Tensor, weight: Tensor, grid: Sequence[int], out: Tensor, planes: list[Tensor]) -> Tensor:
+    """As :func:`mmpelk.ops.backends.triton.launch.input_grad`."""
+    return launch.convolve(_Convolution, grad_out, weight, None, grid, out, None, planes)
+
+
 def prepare(weight: Tensor, grid: Sequence[int], x: Tensor) -> Tensor:
     """The kernel's spectrum for maps of the size of ``x``: of use while ``weight`` stays."""
     return launch.make(_Spectrum, weight, grid, x)
 
 
-def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int]) -> Tensor:
-    """Gradient of the ``(C, 1, k', k')`` weight from ``x`` and the output's gradient, both ``(N, C, H, W)``.
-
-    Deterministic: the shares of the sum are added in a fixed order.
-    """
-    if x.numel() == 0:
-        return x.new_zeros(x.shape[1], 1, len(grid), len(grid))
-    key = 'dft weight_grad', *launch.settings(x, grid), launch.layout(x), launch.layout(grad_out)
-    call = launch.kept(key, lambda: _WeightGrad(x, grad_out, tuple(grid)))
-    with launch.current(x.device):
-        return call(x, grad_out).to(x.dtype).unsqueeze(1)
+def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int], planes: Sequence[Tensor] = ()) -> Tensor:
+    """As :func:`mmpelk.ops.backends.triton.launch.weight_grad`."""
+    return launch.weight_gradient(_WeightGrad, x, grad_out, grid, planes)
 
 
-class _WeightGrad:
-    """The gradient of the weight from maps of one shape and layout."""
-
-    def __init__(self, x: Tensor, grad_out: Tensor, grid: tuple[int, ...]) -> None:
-        self._grid, self._plan = grid, _plan(x, grid)
+class _WeightGrad(launch.WeightGrad):
+    def plan(self, x: Tensor) -> None:
+        self._plan = _plan(x, self._grid)
         self._tables = _tables_of(self._plan, x.device)
-        self._images = launch.images_at_a_time(x)
-        self._copy, self._copy_grad = launch.Copy(x, back=False), launch.Copy(grad_out, back=False)
-        self._run: Callable[..., Any] | None = None
+        self._tiles = _steps(x, self._plan)
+        row_blocks, col_blocks = self._plan.blocks
+        self._splits = min(self._tiles[0], math.ceil(PROGRAMS / (x.shape[1] * row_blocks * col_blocks)))
+        self.partial_size = x.shape[1], self._splits * row_blocks, len(self._grid), 2 * WIDTH * col_blocks
 
-    def __call__(self, x: Tensor, grad_out: Tensor) -> Tensor:
-        """In float32, ``(C, k', k')``."""
-        if self._images < len(x):
-            pieces = [slice(start, start + self._images) for start in range(0, len(x), self._images)]
-            shares = [_WeightGrad(x[piece], grad_out[piece], self._grid)(x[piece], grad_out[piece]) for piece in pieces]
-            return torch.stack(shares).sum(0)
-        plan, (rows, columns), rings = self._plan, self._tables, len(self._grid)
-        channels, (row_blocks, col_blocks) = x.shape[1], plan.blocks
-        planes = self._copy(x, self._copy.empty(x))
-        grads = self._copy_grad(grad_out, self._copy_grad.empty(grad_out))
-        steps, row_tiles, col_tiles = _steps(x, plan)
-        splits = min(steps, math.ceil(launch.PROGRAMS / (channels * row_blocks * col_blocks)))
-        partial = x.new_empty(channels, splits * row_blocks, rings, 2 * WIDTH * col_blocks, dtype=torch.float32)
+    def first(self, x: Tensor, grad_out: Tensor, partial: Tensor) -> Callable[..., Any]:
+        plan, (rows, columns) = self._plan, self._tables
+        row_blocks, col_blocks = plan.blocks
+        steps, row_tiles, col_tiles = self._tiles
         waves = rows.waves, columns.waves, rows.grad_waves, columns.grad_waves, rows.grad_rings
-        if self._run is not None:
-            self._run(planes, grads, partial, *waves)
-        else:
-            tiling = steps, splits, row_tiles, col_tiles, plan.columns.margin, col_blocks, row_blocks
-            strides = *planes.stride()[:3], *grads.stride()[:3]
-            self._run = launch.start(
-                dft_kernels.dft_weight_grad_kernel,
-                (channels * splits * row_blocks * col_blocks,),
-                (planes, grads, partial, *waves),
-                (len(x), x.shape[2], planes.shape[-1], *strides, rings, *tiling),
-                **plan.options(),
-                **_launch_options(plan),
-            )
-        # No matrix product: cuBLAS may take TF32 for it, and deterministic mode may refuse it.
-        return (partial.sum(1)[:, :, None] * columns.grad_rings.flatten(1)).sum(-1)
+        tiling = steps, self._splits, row_tiles, col_tiles, plan.columns.margin, col_blocks, row_blocks
+        images, channels, height, width = x.shape
+        strides = *x.stride()[:3], *grad_out.stride()[:3]
+        run = launch.start(
+            dft_kernels.dft_weight_grad_kernel,
+            (channels * self._splits * row_blocks * col_blocks,),
+            (x, grad_out, partial, *waves),
+            (images, height, width, *strides, len(self._grid), *tiling),
+            **plan.options(),
+            **_launch_options(plan),
+        )
+        return lambda x, grad_out, partial: run(x, grad_out, partial, *waves)
+
+    def add(self, partial: Tensor, out: Tensor) -> Callable[..., Any]:
+        channels, shares, rings, frequencies = partial.shape
+        spectra = self._tables[1].grad_rings
+        run = launch.start(
+            dft_kernels.dft_add_shares_kernel,
+            (channels,),
+            (partial, spectra, out),
+            (shares, rings, frequencies),
+            RINGS=_power_of_two(rings),
+            FREQS=1 << (frequencies - 1).bit_length(),
+            num_warps=4,
+        )
+        return lambda partial, out: run(partial, spectra, out)

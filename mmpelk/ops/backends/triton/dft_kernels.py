@@ -18,9 +18,16 @@ for maps in float16, whose own rounding is as fine as that of one part, and for 
 import triton
 import triton.language as tl
 
-from .kernels import _dot, _load, _multiple, _store_tile
+from .kernels import _dot, _load, _multiple, _narrow, _store_tile
 
-__all__ = ['FREQUENCIES', 'WIDTH', 'dft_conv_kernel', 'dft_spectrum_kernel', 'dft_weight_grad_kernel']
+__all__ = [
+    'FREQUENCIES',
+    'WIDTH',
+    'dft_add_shares_kernel',
+    'dft_conv_kernel',
+    'dft_spectrum_kernel',
+    'dft_weight_grad_kernel',
+]
 
 FREQUENCIES = 64
 """Frequencies of a block along the rows: the rows of one matrix instruction of a warp group on Hopper."""
@@ -402,3 +409,28 @@ def dft_weight_grad_kernel(
         target = partial + ring * (col_blocks * 2 * FREQS)
         tl.store(target, tl.sum(row_cosine * sum_cc + row_sine * sum_sc, axis=0))
         tl.store(target + FREQS, tl.sum(row_cosine * sum_cs + row_sine * sum_ss, axis=0))
+
+
+@triton.jit(do_not_specialize=['shares', 'rings', 'frequencies'])
+def dft_add_shares_kernel(
+    partial, col_rings, out, shares, rings, frequencies, RINGS: tl.constexpr, FREQS: tl.constexpr
+):  # fmt: skip
+    """The weight gradient ``(C, k', k')`` of a channel: its ``shares``, added in order, times the columns' rings.
+
+    ``partial`` is ``(C, shares, k', frequencies)``, ``col_rings`` ``(k', frequencies)``. No matrix product, whose
+    factors tensor cores would round.
+    """
+    row = tl.arange(0, RINGS)
+    frequency = tl.arange(0, FREQS)
+    exists = frequency < frequencies
+    mask = (row < rings)[:, None] & exists[None, :]
+    channel = tl.program_id(0).to(tl.int64)
+    partial += channel * shares * rings * frequencies + row[:, None] * frequencies + frequency[None, :]
+    total = tl.zeros((RINGS, FREQS), tl.float32)
+    for share in range(0, shares):
+        total += tl.load(partial + share * rings * frequencies, mask=mask, other=0.0)
+    out += channel * rings * rings + row * rings
+    for ring in range(0, rings):
+        spectrum = tl.load(col_rings + ring * frequencies + frequency, mask=exists, other=0.0)
+        value = tl.sum(total * spectrum[None, :], axis=1)
+        tl.store(out + ring, _narrow(value, out.dtype.element_ty), mask=row < rings)

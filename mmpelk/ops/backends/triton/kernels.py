@@ -23,7 +23,7 @@ import triton.language as tl
 
 from . import interpreted
 
-__all__ = ['ROWS', 'conv_kernel', 'planes_kernel', 'toeplitz_kernel', 'weight_grad_kernel']
+__all__ = ['ROWS', 'add_shares_kernel', 'conv_kernel', 'planes_kernel', 'toeplitz_kernel', 'weight_grad_kernel']
 
 ROWS = 64
 """Rows of a tile: those of one matrix instruction of a warp group on Hopper."""
@@ -583,6 +583,25 @@ def weight_grad_kernel(
     partial += ((channel * splits + split) * in_tiles + tile) * ALL_RINGS * ALL_RINGS
     _store_band_sums(acc_a, partial + _pick(ring_a, ROW_RINGS) * ALL_RINGS, columns, scale_a, ALL_RINGS)
     _store_band_sums(acc_b, partial + _pick(ring_b, ROW_RINGS) * ALL_RINGS, columns, scale_b, ALL_RINGS)
+
+
+@triton.jit(do_not_specialize=['shares', 'rings', 'first', 'last'])
+def add_shares_kernel(partial, out, shares, rings, first, last, BLOCK: tl.constexpr):
+    """The weight gradient ``(C, k', k')`` of a channel from its ``shares``, added in order.
+
+    Rows of rings before ``first`` and from ``last`` on meet no map: nobody has written their shares.
+    """
+    entry = tl.arange(0, BLOCK)
+    size = rings * rings
+    row = entry // rings
+    exists = entry < size
+    written = exists & (row >= first) & (row < last)
+    channel = tl.program_id(0).to(tl.int64)
+    partial += channel * shares * size + entry
+    total = tl.zeros((BLOCK,), tl.float32)
+    for share in range(0, shares):
+        total += tl.load(partial + share * size, mask=written, other=0.0)
+    tl.store(out + channel * size + entry, _narrow(total, out.dtype.element_ty), mask=exists)
 
 
 @triton.jit(

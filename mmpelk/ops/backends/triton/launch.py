@@ -26,6 +26,7 @@ __all__ = [
     'PROGRAMS',
     'WORKSPACE',
     'forward',
+    'input_grad',
     'kernel_key',
     'prepare',
     'weight_grad',
@@ -377,6 +378,19 @@ def forward(
     return convolve(_ToeplitzConvolution, x, weight, bias, grid, out, kernel)
 
 
+def input_grad(grad_out: Tensor, weight: Tensor, grid: Sequence[int], out: Tensor, planes: list[Tensor]) -> Tensor:
+    """The convolution with the kernel flipped, which is read backwards.
+
+    Args:
+        grad_out: The output's gradient.
+        weight: The parameters, as they are.
+        grid: The sharing grid, flipped.
+        out: Where the result goes.
+        planes: Takes ``grad_out`` in planes, for :func:`weight_grad`, if all of it is copied at once.
+    """
+    return convolve(_ToeplitzConvolution, grad_out, weight, None, grid, out, None, planes)
+
+
 def prepare(weight: Tensor, grid: Sequence[int], x: Tensor) -> Tensor:
     """The Toeplitz matrices of the weight for maps of the size of ``x``: of use while ``weight`` stays."""
     return make(_Toeplitz, weight, grid, x)
@@ -390,16 +404,21 @@ def convolve(
     grid: Sequence[int],
     out: Tensor | None,
     kernel: Tensor | None,
+    planes: list[Tensor] | None = None,
 ) -> Tensor:
-    """Launch the convolution of a ``kind``; the other arguments are those of :func:`forward`."""
+    """Launch the convolution of a ``kind``; the other arguments are those of :func:`forward`.
+
+    With ``planes`` it is :func:`input_grad`.
+    """
     out = empty_as(x) if out is None else out
     if out.numel() == 0:
         return out
     layouts = layout(x), weight.shape, weight.stride(), layout(out), None if bias is None else layout(bias)
-    key = kind, *settings(x, grid), kernel is None, *layouts
-    call = kept(key, lambda: kind(x, weight, bias, tuple(grid), out))
+    flipped = planes is not None
+    key = kind, *settings(x, grid), kernel is None, flipped, *layouts
+    call = kept(key, lambda: kind(x, weight, bias, tuple(grid), out, flipped))
     with current(x.device):
-        call(x, weight, bias, out, kernel)
+        call(x, weight, bias, out, kernel, planes)
     return out
 
 
@@ -423,8 +442,8 @@ class Made:
     size: tuple[int, ...]
     dtype: torch.dtype
 
-    def __init__(self, x: Tensor, weight: Tensor, grid: tuple[int, ...]) -> None:
-        self._grid, self._channels = grid, weight.shape[0]
+    def __init__(self, x: Tensor, weight: Tensor, grid: tuple[int, ...], flipped: bool = False) -> None:
+        self._grid, self._channels, self._flipped = grid, weight.shape[0], flipped
         self._run: Callable[..., Any] | None = None
         self.plan(x)
 
@@ -435,6 +454,11 @@ class Made:
     def first(self, weight: Tensor, made: Tensor) -> Callable[..., Any]:
         """The first launch; returns it as a function of the tensors."""
         raise NotImplementedError
+
+    def strides(self, weight: Tensor) -> tuple[int, int, int]:
+        """Of channels, rows and columns; ``weight`` begins at its last tap where it is flipped."""
+        sign = -1 if self._flipped else 1
+        return weight.stride(0), sign * weight.stride(2), sign * weight.stride(3)
 
     def __call__(self, weight: Tensor) -> Tensor:
         made = weight.new_empty((self._channels, *self.size), dtype=self.dtype)
@@ -450,14 +474,16 @@ class Convolution:
 
     makes: type[Made]
 
-    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor | None, grid: tuple[int, ...], out: Tensor) -> None:
+    def __init__(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, grid: tuple[int, ...], out: Tensor, flipped: bool
+    ) -> None:
         images, channels = x.shape[:2]
-        self._grid = grid
+        self._grid, self._flipped = grid, flipped
         self.plan(x)
-        self._made = self.makes(x, weight, grid)
-        self._made_shape = channels, *self._made.size
+        self.made = self.makes(x, weight, grid, flipped)
+        self._made_shape = channels, *self.made.size
         self._images = images_at_a_time(x)
-        self._channels = max(1, WORKSPACE // (math.prod(self._made.size) * self._made.dtype.itemsize))
+        self._channels = max(1, WORKSPACE // (math.prod(self.made.size) * self.made.dtype.itemsize))
         self._whole = self._images >= images and self._channels >= channels
         self._copy, self._back = Copy(x, back=False), Copy(out, back=True)
         read_in_place = bias is None or bias.dim() == 1 or _is_padded_bias(bias)
@@ -472,12 +498,24 @@ class Convolution:
         """The first launch, on planes; returns it as a function of ``x``, ``made``, ``weight``, ``bias``, ``out``."""
         raise NotImplementedError
 
-    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, kernel: Tensor | None) -> None:
+    def __call__(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        out: Tensor,
+        kernel: Tensor | None,
+        kept_planes: list[Tensor] | None,
+    ) -> None:
         if not self._whole:
             self._in_pieces(x, weight, bias, out)
             return
-        made = self._made(weight) if kernel is None or kernel.shape != self._made_shape else kernel
+        if self._flipped:
+            weight = weight[..., -1:, -1:]
+        made = self.made(weight) if kernel is None or kernel.shape != self._made_shape else kernel
         planes, result = self._copy(x, self._copy.empty(x)), self._back.empty(out)
+        if kept_planes is not None:
+            kept_planes.append(planes)
         if bias is not None and self._copy_bias is not None:
             bias = self._copy_bias(bias[None], self._copy_bias.empty(bias[None]))[0]
         if self._run is None:
@@ -498,6 +536,7 @@ class Convolution:
                     self._grid,
                     out[images, channels],
                     None,
+                    [] if self._flipped else None,
                 )
 
 
@@ -516,7 +555,7 @@ class _Toeplitz(Made):
             kernels.toeplitz_kernel,
             (self._channels * plan.in_tiles * len(plan.row_rings),),
             (weight, made),
-            (*(weight.stride(dim) for dim in (0, 2, 3)), plan.in_tiles, plan.left),
+            (*self.strides(weight), plan.in_tiles, plan.left),
             ROW_RINGS=plan.row_rings,
             ROW_WIDTHS=plan.row_widths,
             COL_EDGES=plan.col_edges,
@@ -557,67 +596,113 @@ class _ToeplitzConvolution(Convolution):
         return lambda x, made, weight, bias, out: run(x, made, bias, out)
 
 
-def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int]) -> Tensor:
+def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int], planes: Sequence[Tensor] = ()) -> Tensor:
     """Gradient of the ``(C, 1, k', k')`` weight from ``x`` and the output's gradient, both ``(N, C, H, W)``.
 
     Deterministic: the shares of the sum are added in a fixed order. Precision and strides as in :func:`forward`.
+    ``planes`` is what :func:`input_grad` has kept of ``grad_out``.
     """
-    channels, rings = x.shape[1], len(grid)
+    return weight_gradient(_ToeplitzWeightGrad, x, grad_out, grid, planes)
+
+
+def weight_gradient(
+    kind: type['WeightGrad'], x: Tensor, grad_out: Tensor, grid: Sequence[int], planes: Sequence[Tensor]
+) -> Tensor:
+    """Launch the gradient of a ``kind``; the other arguments are those of :func:`weight_grad`."""
     if x.numel() == 0:
-        return x.new_zeros(channels, 1, rings, rings)
-    key = 'weight_grad', *settings(x, grid), layout(x), layout(grad_out)
-    call = kept(key, lambda: _WeightGrad(x, grad_out, tuple(grid)))
+        return x.new_zeros(x.shape[1], 1, len(grid), len(grid))
+    key = kind, *settings(x, grid), layout(x), layout(grad_out)
+    call = kept(key, lambda: kind(x, grad_out, tuple(grid)))
     with current(x.device):
-        return call(x, grad_out).to(x.dtype).unsqueeze(1)
+        return call(x, grad_out, x.dtype, planes)
 
 
-class _WeightGrad:
+class WeightGrad:
     """The gradient of the weight from maps of one shape and layout."""
 
+    partial_size: tuple[int, ...]
+
     def __init__(self, x: Tensor, grad_out: Tensor, grid: tuple[int, ...]) -> None:
-        images, channels = x.shape[:2]
-        self._plan = plan = _plan(x, grid)
-        self._grid, self._rings = grid, len(grid)
-        self._images = images_at_a_time(x)
+        self._grid, self._images = grid, images_at_a_time(x)
+        self._size = x.shape[1], 1, len(grid), len(grid)
         self._copy, self._copy_grad = Copy(x, back=False), Copy(grad_out, back=False)
+        self._run: Callable[..., Any] | None = None
+        self._add: Callable[..., Any] | None = None
+        self.plan(x)
+
+    def plan(self, x: Tensor) -> None:
+        """Lay the grid over the maps; set ``partial_size``, that of the shares in float32."""
+        raise NotImplementedError
+
+    def first(self, x: Tensor, grad_out: Tensor, partial: Tensor) -> Callable[..., Any]:
+        """The first launch, on planes; returns it as a function of its tensors."""
+        raise NotImplementedError
+
+    def add(self, partial: Tensor, out: Tensor) -> Callable[..., Any]:
+        """The first launch of what adds up the shares; returns it as a function of its tensors."""
+        raise NotImplementedError
+
+    def __call__(self, x: Tensor, grad_out: Tensor, dtype: torch.dtype, kept_planes: Sequence[Tensor]) -> Tensor:
+        if self._images < len(x):
+            pieces = [slice(start, start + self._images) for start in range(0, len(x), self._images)]
+            parts = [type(self)(x[piece], grad_out[piece], self._grid) for piece in pieces]
+            shares = [
+                part(x[piece], grad_out[piece], torch.float32, ()) for part, piece in zip(parts, pieces, strict=True)
+            ]
+            return torch.stack(shares).sum(0).to(dtype)
+        partial = x.new_empty(self.partial_size, dtype=torch.float32)
+        out = x.new_empty(self._size, dtype=dtype)
+        planes = self._copy(x, self._copy.empty(x))
+        grads = kept_planes[0] if kept_planes else self._copy_grad(grad_out, self._copy_grad.empty(grad_out))
+        if self._run is None or self._add is None:
+            self._run = self.first(planes, grads, partial)
+            self._add = self.add(partial, out)
+        else:
+            self._run(planes, grads, partial)
+            self._add(partial, out)
+        return out
+
+
+class _ToeplitzWeightGrad(WeightGrad):
+    def plan(self, x: Tensor) -> None:
+        images, channels = x.shape[:2]
+        self._plan = plan = _plan(x, self._grid)
         self._steps = math.ceil(images / plan.images_per_tile(images)) * plan.row_tiles * plan.col_tiles
         # Pairs of rings: those wider than one row first.
         self._pairs = math.ceil(plan.wide / 2) + math.ceil((len(plan.row_rings) - plan.wide) / 2)
         self._splits = min(self._steps, math.ceil(PROGRAMS / (channels * plan.in_tiles * self._pairs)))
-        self._run: Callable[..., Any] | None = None
+        self.partial_size = channels, self._splits * plan.in_tiles, len(self._grid) ** 2
 
-    def __call__(self, x: Tensor, grad_out: Tensor) -> Tensor:
-        """In float32, ``(C, k', k')``."""
-        images, channels, height, _ = x.shape
-        if self._images < images:
-            pieces = [slice(start, start + self._images) for start in range(0, images, self._images)]
-            parts = [_WeightGrad(x[piece], grad_out[piece], self._grid) for piece in pieces]
-            shares = [part(x[piece], grad_out[piece]) for part, piece in zip(parts, pieces, strict=True)]
-            return torch.stack(shares).sum(0)
-        plan, rings = self._plan, self._rings
-        # Rings that meet no map keep their zeros.
-        partial = x.new_zeros(channels, self._splits, plan.in_tiles, rings, rings, dtype=torch.float32)
-        planes = self._copy(x, self._copy.empty(x))
-        grads = self._copy_grad(grad_out, self._copy_grad.empty(grad_out))
-        if self._run is not None:
-            self._run(planes, grads, partial)
-            return partial.sum((1, 2))
-        strides = *planes.stride()[:3], *grads.stride()[:3]
+    def first(self, x: Tensor, grad_out: Tensor, partial: Tensor) -> Callable[..., Any]:
+        plan = self._plan
+        images, channels, height, width = x.shape
+        strides = *x.stride()[:3], *grad_out.stride()[:3]
         tiling = plan.row_tiles, plan.col_tiles, plan.in_tiles, plan.left, self._steps, self._splits
-        self._run = start(
+        return start(
             kernels.weight_grad_kernel,
             (channels * self._splits * plan.in_tiles * self._pairs,),
-            (planes, grads, partial),
-            (images, height, planes.shape[-1], *strides, *tiling),
+            (x, grad_out, partial),
+            (images, height, width, *strides, *tiling),
             ROW_RINGS=plan.row_rings,
             ROW_LOWS=plan.row_lows,
             ROW_WIDTHS=plan.row_widths,
             WIDE_RINGS=plan.wide,
-            ALL_RINGS=rings,
+            ALL_RINGS=len(self._grid),
             COL_EDGES=plan.col_edges,
             FIRST_COL_RING=plan.first_col_ring,
             **plan.tile_options(images),
             PARTS=_parts(x.dtype),
             **_launch_options(x.dtype, x.device, plan),
         )
-        return partial.sum((1, 2))
+
+    def add(self, partial: Tensor, out: Tensor) -> Callable[..., Any]:
+        channels, shares, size = partial.shape
+        rows = self._plan.row_rings
+        return start(
+            kernels.add_shares_kernel,
+            (channels,),
+            (partial, out),
+            (shares, len(self._grid), min(rows), max(rows) + 1),
+            BLOCK=_power_of_two(size),
+            num_warps=4,
+        )
