@@ -53,16 +53,17 @@ def host_times(repeats: int) -> None:
         torch.autograd.grad(peripheral_conv2d(*leaves, grid), leaves, grad)
 
     prepared = prepare(x, weight, grid, None)  # by the backend that is chosen
-    print(f'triton, inference, frozen: {microseconds(lambda: torch.no_grad()(prepared)(x), repeats):.0f} us')
-    for backend in ('triton', 'triton_dft'):
+    with torch.no_grad():
+        print(f'chosen, inference, frozen: {microseconds(lambda: prepared(x), repeats):.0f} us')
+    for backend in ('triton', 'triton_dft', None):
         with force_backend(backend):
-            calls = {
-                'inference': lambda: torch.no_grad()(peripheral_conv2d)(x, weight, grid),
-                'forward and backward': step,
-            }
-            for what, call in calls.items():
-                goal = f', the target is {TARGETS[what]}' if what in TARGETS else ''
-                print(f'{backend}, {what}: {microseconds(call, repeats):.0f} us{goal}', flush=True)
+            for what, call in (
+                ('inference', lambda: peripheral_conv2d(x, weight, grid)),
+                ('forward and backward', step),
+            ):
+                with torch.set_grad_enabled(call is step):
+                    taken = microseconds(call, repeats)
+                print(f'{backend or "chosen"}, {what}: {taken:.0f} us, the target is {TARGETS[what]}', flush=True)
 
 
 class _OperatorCounter(TorchDispatchMode):

@@ -42,7 +42,7 @@ def mix(
     x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], backend: str | None, **kernel: Tensor
 ) -> Tensor:
     """Convolve the first channels, as many as ``weight`` has, and copy the others."""
-    return _mix(x, len(weight), lambda mixed, out: convolve(backend, mixed, weight, bias, grid, out, **kernel))
+    return _mix(x, weight.shape[0], lambda mixed, out: convolve(backend, mixed, weight, bias, grid, out, **kernel))
 
 
 def _mix(x: Tensor, channels: int, compute: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -70,7 +70,7 @@ def input_grad(
     grad_out: Tensor, weight: Tensor, grid: Sequence[int], backend: str | None, planes: list[Tensor]
 ) -> Tensor:
     """Gradient of the input: the convolution with the flipped kernel. ``planes`` goes on to :func:`weight_grad`."""
-    return _mix(grad_out, len(weight), lambda mixed, out: input_gradient(backend, mixed, weight, grid, out, planes))
+    return _mix(grad_out, weight.shape[0], lambda mixed, out: input_gradient(backend, mixed, weight, grid, out, planes))
 
 
 def weight_grad(

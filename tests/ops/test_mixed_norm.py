@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmpelk.ops import force_backend, mixed_norm, training_norm
-from mmpelk.ops.backends import BACKENDS, Backend, first_results
+from mmpelk.ops.backends import BACKENDS, Backend, first_results, triton
 
 
 def _inputs(dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
@@ -130,7 +130,7 @@ def test_where_it_is_fused(kernel: SimpleNamespace, monkeypatch: pytest.MonkeyPa
     x = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16, device=torch.device('cuda', 0), numel=lambda: 1)
     gpu: Any = x
     monkeypatch.setitem(BACKENDS, 'triton', Backend('triton', lambda: None, lambda: None))  # type: ignore[arg-type]
-    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (9, 0))
+    monkeypatch.setattr(triton, 'capability', lambda device: (9, 0))
     assert not mixed_norm.is_fused(gpu)  # gradients are on
     with torch.no_grad():
         assert mixed_norm.is_fused(gpu)

@@ -101,7 +101,7 @@ def test_devices_that_nobody_compiled_for(
     capability: tuple[int, int], known: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv('TRITON_INTERPRET', raising=False)
-    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: capability)
+    monkeypatch.setattr(backend, 'capability', lambda device: capability)
     x = SimpleNamespace(is_cuda=True, dtype=torch.float32, device=torch.device('cuda', 0))
     reason = backend.unsupported_reason(x, x, [1])  # type: ignore[arg-type]
     assert (reason is None) == known

@@ -87,8 +87,8 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], dict[str, Any]]:
                 getattr(of, name).device_caches.clear()
         # Private, because ``reset_active`` looks for a GPU.
         monkeypatch.setattr(triton.runtime.driver, '_active', _Device(capability))
-        monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: divmod(capability, 10))
-        launch._is_hopper.cache_clear()
+        for module in (backend, launch):
+            monkeypatch.setattr(module, 'capability', lambda device: divmod(capability, 10))
         monkeypatch.setattr(launch, '_calls', {})
         monkeypatch.setattr(dft, '_tables', {})
         return compiled

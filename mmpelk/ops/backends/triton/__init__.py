@@ -13,6 +13,7 @@ width of its ring must stay finite.
 import importlib.metadata
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from ...sharing_grid import reach
 __all__ = [
     'DFT_MARGIN',
     'DFT_TILE',
+    'capability',
     'dft_unsupported_reason',
     'interpreted',
     'unavailable_reason',
@@ -45,6 +47,12 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 def interpreted() -> bool:
     """Whether the kernels run in Triton's interpreter; settled when they are first imported."""
     return os.environ.get('TRITON_INTERPRET', '').lower() in ('1', 'true', 'on', 'yes', 'y')
+
+
+@lru_cache(maxsize=64)
+def capability(device: torch.device) -> tuple[int, int]:
+    """Compute capability of a GPU: every call asks, and torch takes as long as half a launch."""
+    return torch.cuda.get_device_capability(device)
 
 
 def unavailable_reason() -> str | None:
@@ -77,15 +85,12 @@ def unsupported_reason(x: Tensor, weight: Tensor, grid: Sequence[int]) -> str | 
     """Why the kernels cannot take these inputs, or ``None``. Shapes as in :func:`mmpelk.ops.peripheral_conv2d`."""
     if x.dtype not in _DTYPES:
         return f'it computes in float32, float16 and bfloat16, not {x.dtype}'
-    if interpreted():
+    if (x.is_cuda and capability(x.device)[0] in _DEVICES) or interpreted():
         return None
     if not x.is_cuda:
         return f'x is on {x.device}, the kernels run on a CUDA device (or anywhere with TRITON_INTERPRET=1)'
-    capability = torch.cuda.get_device_capability(x.device)
-    if capability[0] not in _DEVICES:
-        known = ', '.join(f'{major}.x' for major in _DEVICES)
-        return f'{x.device} has compute capability {".".join(map(str, capability))}; the kernels are for {known}'
-    return None
+    known = ', '.join(f'{major}.x' for major in _DEVICES)
+    return f'{x.device} has compute capability {".".join(map(str, capability(x.device)))}; the kernels are for {known}'
 
 
 def dft_unsupported_reason(x: Tensor, grid: Sequence[int]) -> str | None:
@@ -95,14 +100,14 @@ def dft_unsupported_reason(x: Tensor, grid: Sequence[int]) -> str | None:
     larger = [extent for extent in x.shape[-2:] if extent > DFT_TILE]
     if not larger:
         return None
-    capability = None if interpreted() else torch.cuda.get_device_capability(x.device)
-    if x.dtype == torch.float16 and capability == (9, 0):  # spilled registers
+    of_device = None if interpreted() else capability(x.device)
+    if x.dtype == torch.float16 and of_device == (9, 0):  # spilled registers
         return f'in float16 it takes maps of up to {DFT_TILE} rows and columns on {x.device}, not {max(larger)}'
     if any(extent > 2 * DFT_TILE and reach(sum(grid), extent) > DFT_MARGIN for extent in larger):
         return (
             f'it takes maps of more than {2 * DFT_TILE} rows or columns with kernels of up to {2 * DFT_MARGIN + 1}, '
             f'not {max(larger)} with {sum(grid)}'
         )
-    if capability is not None and capability not in _LARGE_DEVICES:
+    if of_device is not None and of_device not in _LARGE_DEVICES:
         return f'{x.device} has too little shared memory for maps of more than {DFT_TILE} rows or columns'
     return None

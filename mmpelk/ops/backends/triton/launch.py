@@ -16,7 +16,7 @@ from ...autocast import NO_CONTEXT
 from ...layout import empty_as
 from ...sharing_grid import reachable_rings
 from ...workspace import workspace_limit
-from . import interpreted, kernels
+from . import capability, interpreted, kernels
 from .kernels import ROWS
 
 __all__ = [
@@ -194,9 +194,8 @@ _HOPPER = 9  # compute capability
 LONG_TAIL = 16  # rows past a tile
 
 
-@lru_cache(maxsize=64)
 def _is_hopper(device: torch.device) -> bool:
-    return interpreted() or torch.cuda.get_device_capability(device)[0] == _HOPPER
+    return interpreted() or capability(device)[0] == _HOPPER
 
 
 def _plan(x: Tensor, grid: tuple[int, ...]) -> Plan:
