@@ -3,12 +3,14 @@
 import importlib.metadata
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -165,6 +167,81 @@ def test_what_is_broken_is_reported(
     assert doctor.report(findings) == (1 if any(finding.state == 'error' for finding in findings) else 0)
 
 
+def two_gpus(patch: Patch) -> None:
+    nvidia_smi(patch)
+    patch.setattr(torch.cuda, 'is_available', lambda: True)
+    patch.setattr(torch.cuda, 'device_count', lambda: 2)
+    patch.setattr(torch.cuda, 'get_device_name', lambda index: f'GPU {index}')
+    patch.setattr(torch.version, 'cuda', '13.0')
+
+
+def failing_nvidia_smi(patch: Patch) -> None:
+    nvidia_smi(patch)
+    patch.setattr(subprocess, 'run', lambda *_, **__: subprocess.CompletedProcess([], 9, 'no devices\n', ''))
+
+
+def free(gigabytes: float) -> Callable[[Patch], None]:
+    return lambda patch: patch.setattr(shutil, 'disk_usage', lambda _: Usage(9, 9, gigabytes * 2**30))
+
+
+def folder_of_runs(patch: Patch) -> None:
+    Path('work_dirs/run').mkdir(parents=True)
+    free(99)(patch)
+
+
+def seven_checkpoints(patch: Patch) -> None:
+    Path('work_dirs/run').mkdir(parents=True)
+    for index in range(7):
+        torch.save(dict(state_dict={}), f'work_dirs/run/iter_{index}.pth')
+
+
+# A check, what it finds, the state and the text of all that it says.
+FOUND: dict[str, tuple[Callable[[], Any], Callable[[Patch], None], list[tuple[str, str]]]] = {
+    'driver': (doctor._cuda, nvidia_smi, [('error', r'NVIDIA H100, 580\.1, but torch.*')]),
+    'driver, no CUDA': (doctor._cuda, no_cuda, [('error', r'NVIDIA H100, 580\.1, but this torch.*')]),
+    'failing driver': (doctor._cuda, failing_nvidia_smi, [('ok', 'none: everything runs on the CPU')]),
+    'GPUs': (doctor._cuda, two_gpus, [('ok', r'GPU 0, GPU 1; CUDA 13\.0, driver: NVIDIA H100, 580\.1')]),
+    'Triton of a GPU': (doctor._triton, lambda p: (two_gpus(p), versions(p, triton='3.6'))[1], [('ok', r'3\.6')]),
+    'Triton alone': (doctor._triton, lambda p: versions(p, triton='3.6'), [('ok', r'3\.6, which needs a GPU')]),
+    'room': (doctor._folders, free(5), [('ok', r'(?!.*work_dirs).*, 5 GB free')]),
+    'less room': (doctor._folders, free(4.9), [('warning', '.*, 5 GB free')]),
+    'folder of runs': (doctor._folders, folder_of_runs, [('ok', '.*work_dirs, 99 GB free')]),
+    'shared memory': (doctor._shared_memory, free(1), [('ok', r'1\.0 GB')]),
+    'checkpoints': (
+        doctor._checkpoints,
+        seven_checkpoints,
+        [('ok', r'7 in .*: (work_dirs/run/iter_\d.pth, ){4}\S+ \.\.\.')],
+    ),
+    'no checkpoints': (doctor._checkpoints, lambda _: None, [('ok', '0 in checkpoints and work_dirs')]),
+    'empty checkpoint': (
+        doctor._checkpoints,
+        empty_checkpoint,
+        [('error', 'an empty file'), ('ok', '1 in .*: checkpoints/pelk_t_in1k.pth')],
+    ),
+    'operators, no GPU': (doctor._mmcv_operators, lambda _: None, [('ok', 'compiled with .*')]),
+}
+
+
+@pytest.mark.parametrize(('check', 'prepare', 'found'), FOUND.values(), ids=FOUND)
+def test_what_a_check_says(
+    check: Callable[[], Any],
+    prepare: Callable[[Patch], None],
+    found: list[tuple[str, str]],
+    monkeypatch: Patch,
+    tmp_path: Path,
+) -> None:
+    if check is doctor._mmcv_operators:
+        pytest.importorskip('mmcv._ext')
+    if check is doctor._shared_memory and not doctor._SHARED_MEMORY.is_dir():
+        pytest.skip('no /dev/shm')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    prepare(monkeypatch)
+    for finding, (state, text) in zip(check(), found, strict=True):
+        assert finding.state == state
+        assert re.fullmatch(text, finding.text), finding.text
+
+
 def write_project(root: Path, data: Path) -> Path:
     config = root / 'flowers.py'
     root.mkdir(parents=True)
@@ -181,6 +258,7 @@ def write_project(root: Path, data: Path) -> Path:
 def test_a_project_is_spoken_of_instead_of_the_recipes(inside: bool, monkeypatch: Patch, tmp_path: Path) -> None:
     data = tmp_path / 'data'
     config = write_project(tmp_path / 'projects' / 'flowers', data)
+    config.with_name('of_another_tool.py').write_text('import no_such_package')
     monkeypatch.chdir(config.parent if inside else tmp_path)
     for split in ('train', 'val'):
         (missing, summary) = doctor.examine([doctor._recipes])
@@ -198,6 +276,7 @@ def test_a_project_is_spoken_of_instead_of_the_recipes(inside: bool, monkeypatch
 def test_backends_pass_and_nothing_is_broken(monkeypatch: Patch) -> None:
     monkeypatch.delenv('MMPELK_BACKEND', raising=False)
     findings = {finding.name: finding for finding in doctor.examine([doctor._backends])}
+    assert 'MMPELK_BACKEND' not in findings
     for name in available_backends():
         assert findings[f'backend {name}'].state == 'ok'
         assert 'agrees' in findings[f'backend {name}'].text

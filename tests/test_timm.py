@@ -77,6 +77,45 @@ def test_other_ways_to_extract_features() -> None:
             create(features_only=True, feature_cls=kind)
 
 
+@pytest.mark.parametrize('options', [{}, dict(stop_early=True), dict(intermediates_only=True)], ids=str)
+@pytest.mark.parametrize('indices', [None, 3, 1, [1, 0]], ids=str)
+def test_intermediate_maps(indices: Any, options: dict[str, bool]) -> None:
+    model, image = create(), torch.rand(1, 3, 32, 32)
+    whole, ran = [image], []
+    for stage in range(3):
+        whole.append(model.backbone.forward_stage(stage, whole[-1]))
+        model.backbone.stages[stage].register_forward_hook(lambda *_, stage=stage: ran.append(stage))
+    stages = {None: [0, 1, 2], 3: [0, 1, 2], 1: [2]}[indices] if not isinstance(indices, list) else [0, 1]
+    found = model.forward_intermediates(image, indices, **options)
+    assert ran == list(range(stages[-1] + 1 if options else 3)), 'no stage that is not needed'
+    last = [] if 'intermediates_only' in options else [ran[-1]]
+    maps = [*found[1], found[0]] if last else found
+    for out, stage in zip(maps, [*stages, *last], strict=True):
+        assert torch.equal(out, whole[stage + 1])
+    with pytest.raises(UserError, match="'NCHW', got 'NHWC'"):
+        model.forward_intermediates(image, output_fmt='NHWC')
+
+
+@pytest.mark.parametrize(
+    ('options', 'channels', 'has_head'),
+    [
+        (dict(indices=[2], prune_head=False), 16, True),
+        (dict(indices=[2], prune_head=False, prune_norm=True), 16, False),
+        (dict(indices=[2]), 16, False),
+        (dict(indices=[1, 0], prune_head=False), 12, False),
+    ],
+    ids=str,
+)
+def test_stages_and_head_are_pruned(options: dict[str, Any], channels: int, has_head: bool) -> None:
+    model, image = create(num_classes=5), torch.rand(2, 3, 32, 32)
+    model.prune_intermediate_layers(**options)
+    features = model.forward_features(image)
+    assert features.shape[1] == model.num_features == channels
+    assert model(image).shape == (2, 5) if has_head else torch.equal(model(image), features)
+    model.reset_classifier(7, 'avg')
+    assert model(image).shape == (2, 7)
+
+
 def test_stages_that_are_not_there() -> None:
     with pytest.raises(ValueError, match='of 3 stages'):
         create(features_only=True, out_indices=(0, 7))
@@ -91,7 +130,9 @@ def test_classifier() -> None:
     assert model.forward_head(model.forward_features(image), pre_logits=True).shape == (2, model.num_features)
     assert model.backbone.stages[2][0].drop_path.drop_prob == pytest.approx(0.3)
     assert model.get_classifier().out_features == 5
-    assert model.head.drop.p == 0.1
+    assert model.head.drop.p == model.drop_rate == 0.1
+    assert model.in_chans == 1
+    assert not model.get_classifier().bias.any()
     scaled = create(num_classes=5, in_chans=1, head_init_scale=0.01).get_classifier().weight
     torch.testing.assert_close(scaled, 0.01 * model.get_classifier().weight)
     assert model.default_cfg['input_size'] == (3, 224, 224)
@@ -193,11 +234,16 @@ def test_layer_groups_hold_every_parameter() -> None:
     from timm.models import group_parameters
 
     model = create()
-    for coarse in (False, True):
+    # The stem, then blocks, the first of which has what comes before it in its stage, or whole stages, then the head.
+    for coarse, count in ((False, 6), (True, 5)):
         groups = group_parameters(model, model.group_matcher(coarse))
         names = [name for group in groups.values() for name in group]
         assert sorted(names) == sorted(name for name, _ in model.named_parameters())
-        assert len(groups) > 3
+        assert len(groups) == count
+        layers = {name: layer for layer, group in groups.items() for name in group}
+        for stage, before in enumerate(('stages.0.positional_embedding', 'downsample_layers.1.1.weight')):
+            assert layers[f'backbone.{before}'] == layers[f'backbone.stages.{stage}.0.gamma']
+        assert layers['backbone.stages.1.positional_embedding'] == layers['backbone.stages.1.0.gamma']
     from timm.optim import param_groups_weight_decay
 
     found = param_groups_weight_decay(model, 0.05, no_weight_decay_list=model.no_weight_decay())

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import operator
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +16,14 @@ from mmengine.registry import MODELS
 from mmengine.runner import load_state_dict as mmengine_load_state_dict
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.checkpoint import checkpoint
 
 import mmpelk
 from mmpelk.export import make_plain
 from mmpelk.models import EnlargedConv2d, PeripheralConv2d
 from mmpelk.ops.executed import executed_operations
+from mmpelk.ops.sharing_grid import sharing_grid
 from tests.sparsity.tiny import draw_masks
 
 timm = pytest.importorskip('timm')
@@ -168,6 +170,10 @@ def test_backend_of_the_larger_kernels() -> None:
     for size, backend, expected in ((17, 'fft', 'fft'), (31, None, 'fft'), (51, 'dense', 'dense')):
         changes = mmpelk.enlarge(network, size, center_size=15, include='1', backend=backend).changes
         assert [change.backend for change in changes] == [network[1].backend] == [expected]
+    part = network[1:2]  # the first convolution of which is a peripheral one
+    (change,) = mmpelk.enlarge(part, 71, backend='fft', input_size=(9, 12)).changes
+    assert change.maps == ((9, 12),)
+    assert change.executed == executed_operations([('fft', (1, 8, 9, 12), part[0].sharing_grid)])
 
 
 def test_the_centre_can_be_larger_than_the_kernel() -> None:
@@ -266,7 +272,8 @@ def test_kernels_of_another_size_with_as_many_numbers_are_refused(
     assert accepted or kernels[0] in (kernels[1], own[0])  # torch would not refuse it
     for parameter in given.parameters():
         nn.init.normal_(parameter)
-    torch.save(dict(state_dict=nn.ModuleDict({'backbone': given}).state_dict()), path)
+    state = nn.ModuleDict({'backbone': given}).state_dict()
+    torch.save(state if way == 'init_cfg in its place' else dict(state_dict=state), path)
 
     def load() -> nn.Module:
         if way == 'load_state_dict':
@@ -274,7 +281,7 @@ def test_kernels_of_another_size_with_as_many_numbers_are_refused(
             return network
         of_place = way == 'init_cfg in its place'
         init_cfg = dict(type='Pretrained', checkpoint=str(path), prefix='backbone.' if of_place else 'backbone')
-        inner = dict(type=lambda init_cfg: Plain(init_cfg, network_of(own[0], None).layers))
+        inner = dict(type=lambda init_cfg: Plain(init_cfg, network_of(own[0], None).layers), init_cfg=None)
         config: dict[str, Any] = dict(type='mmpelk.Enlarged', backbone=inner, kernel_size=own[1])
         (config if of_place else inner).update(init_cfg=init_cfg)
         enlarged = MODELS.build(config)
@@ -341,6 +348,11 @@ def test_a_ring_that_would_be_cut_is_refused_with_a_centre_that_holds_it() -> No
         mmpelk.enlarge(network, 51)
     mmpelk.enlarge(network, 51, center_size=9)
     torch.testing.assert_close(network(x), want)
+    assert network[1].center_size == 9
+    network = pair()
+    mmpelk.enlarge(network, 51)
+    mmpelk.shrink(network, 31, center_size=7)
+    assert network[1].sharing_grid == sharing_grid(31, 7)
 
 
 def test_sizes_by_map_and_operations() -> None:
@@ -356,6 +368,7 @@ def test_sizes_by_map_and_operations() -> None:
             return self.convs[3](self.convs[2](x)) + self.convs[3](x)[..., :1] + self.convs[2](x[..., :4])[..., :1]
 
     network = Pyramid().train()
+    network.convs[4].eval()
     state = copy.deepcopy(network.state_dict())
     found = mmpelk.enlarge(network, {16: 31, 8: 13}, input_size=(16, 16))
     assert {change.name: (change.after, change.maps) for change in found.changes} == {
@@ -373,14 +386,40 @@ def test_sizes_by_map_and_operations() -> None:
     assert network.training
     assert network.norm.training
     assert torch.equal(network.norm.running_mean, state['norm.running_mean'])
-    assert not network.convs[0]._forward_pre_hooks
+    assert not network.convs[4].training
+    assert not any(module._forward_pre_hooks for module in network.modules())
     with pytest.raises(ValueError, match=r'2: no kernel size is given for maps of 9 x 9'):
         mmpelk.enlarge(small()[:3], {8: 31}, include='2', input_size=(9, 9))
 
 
+class Doubled(nn.Conv2d):
+    """Another convolution under the same ``forward``."""
+
+    def _conv_forward(self, *args: Any) -> Tensor:
+        return 2 * super()._conv_forward(*args)
+
+
+def parametrised_bias() -> nn.Sequential:
+    network = pair()
+    parametrize.register_parametrization(network[1], 'bias', nn.Identity())
+    return network
+
+
 REFUSED = {
     'no depthwise convolution': (nn.Sequential(nn.Conv2d(3, 8, 3)), dict(), 'it has none among the names'),
-    'an even size': (small(), dict(kernel_size=30), 'kernel_size is an odd positive integer, got 30 for 1'),
+    **{
+        f'a size of {size}': (small(), dict(kernel_size=size), f'an odd positive integer, got {size} for 1')
+        for size in (30, 0, -3)
+    },
+    'patterns for no convolution': (nn.Sequential(nn.Linear(3, 3)), dict(include='1'), 'it has none among'),
+    'even kernels': (nn.Sequential(nn.Conv2d(8, 8, (3, 4), groups=8)), dict(), 'its kernel of 3 x 4 is even'),
+    'a convolution step of its own': (
+        nn.Sequential(Doubled(8, 8, 3, padding=1, groups=8)),
+        dict(),
+        'its class Doubled convolves in a way of its own',
+    ),
+    'a centre below the longer side': (small()[2:3], dict(center_size=5), '1 x 11 does not fit the centre of 5'),
+    'a parametrised bias': (parametrised_bias(), dict(), 'its weight is parametrised'),
     'no size': (small(), dict(kernel_size={'[3]': 31}), '1: no kernel size is given for it'),
     'patterns that fit nothing': (
         small(),
@@ -418,6 +457,10 @@ HOLDERS = {
         'an optimizer, SGD, holds these kernels',
     ),
     'optimizer of biases': (lambda network: torch.optim.SGD([network[1].bias], 1e-3), 'an optimizer, SGD, holds'),
+    'optimizer of two groups': (
+        lambda network: torch.optim.SGD([dict(params=part.parameters()) for part in network], 1e-3),
+        'an optimizer, SGD, holds',
+    ),
     'wrapper': (DistributedDataParallel, 'the DistributedDataParallel would not know of the new parameters'),
 }
 CHANGES = {
@@ -467,26 +510,41 @@ def test_classes_with_a_forward_of_their_own_and_hooks_are_left() -> None:
     assert left['9'] == 'its class Unpadded convolves in a way of its own'
 
 
-def with_state_dict_hook(conv: nn.Conv2d) -> None:
-    conv.register_state_dict_post_hook(lambda *_: None)
-
-
-def with_gradient_hook(conv: nn.Conv2d) -> None:
-    conv.weight.register_hook(lambda gradient: 2 * gradient)
-
-
 class Called(nn.Conv2d):
     def __call__(self, x: Tensor) -> Tensor:
         return 2 * super().__call__(x)
 
 
+class Stateful(nn.Conv2d):
+    def get_extra_state(self) -> int:
+        return 1
+
+    def set_extra_state(self, state: int) -> None:
+        pass
+
+
+def nothing(*_: object) -> None:
+    pass
+
+
 LOST = {
-    'hook of its state dict': (with_state_dict_hook, 'it has hooks of its state dict'),
-    'hook of a gradient': (with_gradient_hook, 'its parameters have hooks'),
+    **{
+        name: (operator.methodcaller(name, nothing), 'it has hooks of its state dict')
+        for name in (
+            *('register_state_dict_pre_hook', 'register_state_dict_post_hook'),
+            *('register_load_state_dict_pre_hook', 'register_load_state_dict_post_hook'),
+        )
+    },
+    'hook of a gradient': (lambda conv: conv.weight.register_hook(nothing), 'its parameters have hooks'),
+    'hook behind a gradient': (
+        lambda conv: conv.bias.register_post_accumulate_grad_hook(nothing),
+        'its parameters have hooks',
+    ),
     'parameter': (lambda conv: setattr(conv, 'scale', nn.Parameter(torch.ones(1))), 'modules beside .* bias: scale'),
     'buffer': (lambda conv: conv.register_buffer('weight_mask', torch.ones(1)), 'modules beside .* bias: weight_mask'),
     'submodule': (lambda conv: conv.add_module('norm', nn.Identity()), 'modules beside weight and bias: norm'),
     'class': (lambda conv: setattr(conv, '__class__', Called), 'its class Called is called in a way of its own'),
+    'class of a state': (lambda conv: setattr(conv, '__class__', Stateful), 'its class Stateful is called in a way'),
 }
 
 
@@ -496,7 +554,7 @@ def test_what_a_new_module_would_lose_is_left(kind: str) -> None:
     hang(network[1])
     with pytest.raises(ValueError, match=reason):
         mmpelk.enlarge(network, 31)
-    if kind != 'class':
+    if not kind.startswith('class'):
         network = pair()
         mmpelk.enlarge(network, 13)
         hang(network[1])
@@ -546,13 +604,16 @@ def test_networks_outside_that_share_a_convolution_keep_it(padding: int | str) -
     conv, x = nn.Conv2d(4, 4, 3, padding=padding, groups=4), torch.rand(1, 4, 9, 9)
     network, other = nn.Sequential(conv), nn.Sequential(conv, nn.ReLU())
     want, state = other(x), copy.deepcopy(other.state_dict())
-    mmpelk.enlarge(network, 13)
-    for parameter in network.parameters():
-        nn.init.normal_(parameter)
-    assert torch.equal(other(x), want)
-    assert {name: value.tolist() for name, value in other.state_dict().items()} == {
-        name: value.tolist() for name, value in state.items()
-    }
+    for change in (lambda network: mmpelk.enlarge(network, 13), mmpelk.dense):
+        change(network)
+        for parameter in network.parameters():
+            nn.init.normal_(parameter)
+        assert torch.equal(other(x), want)
+        assert {name: value.tolist() for name, value in other.state_dict().items()} == {
+            name: value.tolist() for name, value in state.items()
+        }
+        other = nn.Sequential(network[0])
+        want, state = other(x), copy.deepcopy(other.state_dict())
 
 
 def test_shared_modules_stay_shared() -> None:
@@ -563,6 +624,7 @@ def test_shared_modules_stay_shared() -> None:
         ('0', (4 * 3**2, 4 * 7**2), 2),
         ('2', (0, 0), 0),
     ]
+    assert 'FLOPs' in str(found)
     assert str(found).splitlines()[-1].split()[1:4] == ['36', '->', '196']
     assert network[0] is network[2]
     mmpelk.dense(network)
@@ -579,16 +641,21 @@ def test_meta_device_copies_and_frozen_parameters() -> None:
         network = small()
     mmpelk.enlarge(network, 15)
     assert {value.device.type for value in network.state_dict().values()} == {'meta'}
+    with pytest.raises(ValueError, match='or on the meta device'):
+        mmpelk.enlarge(network, 31)
     network = small().requires_grad_(False).double().eval()
+    for value in network[1].parameters():
+        value.mark = 'of a toolbox'
     state = torch.random.get_rng_state()
-    mmpelk.enlarge(network, 15)
-    assert torch.equal(torch.random.get_rng_state(), state)  # nothing is drawn
-    assert not network[1].weight.requires_grad
-    assert network[1].weight.dtype == torch.float64
-    assert not network[1].training
-    x = torch.rand(1, 3, 16, 16, dtype=torch.float64)
-    for copied in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
-        assert torch.equal(copied(x), network(x))
+    for change in (lambda network: mmpelk.enlarge(network, 15), mmpelk.dense):
+        change(network)
+        assert torch.equal(torch.random.get_rng_state(), state)  # nothing is drawn
+        assert not network[1].training
+        for value in network[1].parameters():
+            assert (value.requires_grad, value.dtype, value.mark) == (False, torch.float64, 'of a toolbox')
+        x = torch.ones(1, 3, 16, 16, dtype=torch.float64)
+        for copied in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+            assert torch.equal(copied(x), network(x))
 
 
 def test_under_checkpointing_and_compilation() -> None:
@@ -662,6 +729,7 @@ def test_initialised_as_the_plain_network(kind: str) -> None:
 def test_functions_of_modules_find_the_convolution_and_keep_trained_kernels() -> None:
     """``Module.apply`` with what initialises nothing changes nothing; a pruned kernel is handed on as it is."""
     network = pair()
+    network[1] = nn.Conv2d(8, 8, (1, 3), padding=(0, 1), groups=8)
     mmpelk.enlarge(network, 13)
     nn.init.normal_(network[1].weight)
     kernel, seen = network[1].weight.clone(), []
@@ -669,7 +737,7 @@ def test_functions_of_modules_find_the_convolution_and_keep_trained_kernels() ->
     assert [type(module) for module in seen] == [nn.Conv2d, nn.Conv2d, EnlargedConv2d, nn.Sequential]
     assert torch.equal(network[1].weight, kernel)
     network.apply(lambda module: module.reset_parameters() if hasattr(module, 'reset_parameters') else None)
-    assert network[1].weight.count_nonzero() == 8 * 3**2
+    assert network[1].weight.nonzero()[:, 2:].unique(dim=0).tolist() == [[3, 2], [3, 3], [3, 4]]  # of 7 x 7
     prune.l1_unstructured(network[1], 'weight', amount=0.5)
     seen.clear()
     network.apply(seen.append)
