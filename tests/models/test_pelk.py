@@ -127,6 +127,12 @@ def test_train_and_eval_return_self_and_arguments_stay() -> None:
     assert model.eval() is model
     assert arguments == before
     assert model.out_indices == (0, 3)
+    arguments['norm_cfg']['eps'] = 1.0  # the caller's own
+    assert model.arguments()['norm_cfg'] == before['norm_cfg']
+    model.stages[1].switch_to_deploy()
+    assert model.arguments()['deploy'] is False, 'not as a whole'
+    model.stages[0][0].pointwise_conv1 = nn.Sequential(model.stages[0][0].pointwise_conv1)  # a wrapper
+    assert model.arguments()['hidden_channels'] is None
 
 
 NETWORKS = [
@@ -220,6 +226,10 @@ def test_checkpointed_blocks_are_computed_again_with_the_same_gradients() -> Non
 
 
 def test_frozen_stages_do_not_train() -> None:
+    whole = _nano(frozen_stages=4)
+    assert [name for name, value in whole.named_parameters() if value.requires_grad] == [
+        f'norm{stage}.{name}' for stage in range(4) for name in ('weight', 'bias')
+    ]
     model = _nano(frozen_stages=2)
     model.train()
     frozen = [*model.downsample_layers[:2], *model.stages[:2]]
@@ -269,6 +279,8 @@ def test_norm_eval_keeps_the_statistics() -> None:
         (dict(frozen_stages=5), r'in \[0, 4\]'),
         (dict(conv_ratio=0.0), 'conv_ratio'),
         (dict(branch_norms=False), 'needs small_kernel_size=0'),
+        (dict(branch_norms=False, small_kernel_size=0), 'positional_embedding=None'),
+        (dict(branch_norms=False, positional_embedding=None), 'small_kernel_size=0'),
         (dict(positional_embedding='everywhere'), "'in_bounds', 'constant' or None"),
     ],
     ids=lambda value: ', '.join(value) if isinstance(value, dict) else None,

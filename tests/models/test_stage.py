@@ -120,8 +120,16 @@ def test_as_each_block_by_itself(change: str, monkeypatch: pytest.MonkeyPatch) -
 def test_a_slice_keeps_the_embedding_and_its_mode(mode: str) -> None:
     stage, x = _stage(mode).eval(), torch.randn(2, 11, 9, 7, dtype=torch.float64)
     part = stage[:1]
+    assert not part.training
+    assert stage.train()[1:].training
+    stage.eval()
     torch.testing.assert_close(part(x), stage[0](x, stage.positional_embedding))
     stage.load_state_dict(part.state_dict(), strict=False)  # which refuses another mode
+    other, state = _stage('constant' if mode == 'in_bounds' else 'in_bounds'), stage.state_dict()
+    with pytest.raises(ValueError, match='embedding_mode'):
+        other.load_state_dict(state)
+    del state['positional_embedding']
+    other.load_state_dict(state, strict=False)  # of which nothing depends on the mode
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)

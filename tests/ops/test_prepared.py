@@ -1,5 +1,7 @@
 """Prepared convolutions, and the cache of them: never an entry of other numbers, few sizes, few bytes."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -10,6 +12,7 @@ from mmpelk.ops import prepared, sharing_grid
 from mmpelk.ops.backends import BACKENDS
 from mmpelk.ops.prepared import Prepared, PreparedCache, prepare
 from mmpelk.ops.reference import peripheral_conv2d_reference
+from mmpelk.ops.sharing_grid import mirror_half_grid
 from tests.ops.inputs import needs_custom_op
 
 GRID = sharing_grid(13, 3)
@@ -40,12 +43,45 @@ def test_gradients_are_refused() -> None:
         out.sum().backward()
 
 
-def get(cache: PreparedCache, x: Tensor, weight: Tensor, made: list[Prepared]) -> Prepared:
+def fail(*_: object) -> Tensor:
+    raise FAILURES[0]
+
+
+FAILURES: list[Exception] = []
+
+
+@pytest.mark.parametrize(
+    ('error', 'compiled', 'named', 'raises'),
+    [
+        (RuntimeError('compiler'), True, False, False),  # the call itself goes on with another backend
+        (RuntimeError('compiler'), True, True, False),  # and raises there, where it is named
+        (torch.cuda.OutOfMemoryError('memory'), True, False, True),
+        (RuntimeError('mistake'), False, False, True),
+    ],
+    ids=str,
+)
+def test_only_what_is_compiled_may_fail(
+    error: Exception, compiled: bool, named: bool, raises: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, weight, bias = tensors()
+    FAILURES[:] = [error]
+    backend = replace(BACKENDS['dft'], prepare=fail, kernel_key=BACKENDS['triton'].kernel_key if compiled else None)
+    monkeypatch.setitem(BACKENDS, 'dft', backend)
+    monkeypatch.setattr(prepared, 'fastest_backend', lambda *_: 'dft')
+    if raises:
+        with pytest.raises(type(error), match=str(error)):
+            prepare(x, weight, GRID, bias)
+        return
+    made = prepare(x, weight, GRID, bias, 'dft' if named else None)
+    assert (made.kernel, made.backend) == (None, 'dft' if named else None)
+
+
+def get(cache: PreparedCache, x: Tensor, weight: Tensor, made: list[Prepared], grid: Sequence[int] = GRID) -> Prepared:
     def make() -> Prepared:
-        made.append(prepare(x, weight, GRID, None))
+        made.append(prepare(x, weight, grid, None))
         return made[-1]
 
-    return cache.get(x, [weight, None], None, make)
+    return cache.get(x, [weight, None], None, make, grid)
 
 
 def test_makes_again_what_was_written_to() -> None:
@@ -56,7 +92,21 @@ def test_makes_again_what_was_written_to() -> None:
     assert get(cache, x, weight, made) is made[1]
     get(cache, x.contiguous(memory_format=torch.channels_last), weight, made)
     get(cache, x.double(), weight.double(), made)
-    assert (len(made), len(cache)) == (4, 3)
+    get(cache, x, weight, made, mirror_half_grid([4, 2, 1, 1]))
+    assert (len(made), len(cache)) == (5, 4)
+
+
+def test_frozen_it_keeps_on_every_device_but_what_a_graph_captures(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = (each.to('meta') for each in tensors()[:2])
+    cache = PreparedCache()
+    for frozen, capturing, counts in ((False, False, (12, 0)), (True, True, (12, 0)), (True, False, (8, 4))):
+        made: list[Prepared] = []
+        cache.freeze(frozen)
+        monkeypatch.setattr(prepared, 'is_capturing', lambda _, capturing=capturing: capturing)
+        for size in range(3, 9):
+            get(cache, x[:, :, :size], weight, made)
+            get(cache, x[:, :, :size], weight, made)
+        assert (len(made), len(cache)) == counts
 
 
 def test_a_write_while_it_is_made_leaves_nothing_wrong() -> None:
