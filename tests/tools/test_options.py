@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 
 from mmpelk.engine.command_line import build_runner
+from mmpelk.engine.progress import VISUALIZERS
 from tests.commands import load_tool
 from tests.paths import TOOLS
 
@@ -24,21 +25,31 @@ def configured(tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def run(tool: str, *words: object, config: str = '') -> Config:
         path = tmp_path / 'named.py'
         path.write_text(f'_base_ = {str(tiny_config)!r}\n{config}')
-        module = load_tool(TOOLS / tool)
-        monkeypatch.setattr(module, 'adapt_to_machine', lambda cfg: None)
-        runner = mock.Mock()
-        monkeypatch.setattr(module, 'build_runner', runner)
+        module, steps = load_tool(TOOLS / tool), mock.MagicMock()
+        for step in ('check_operators', 'adapt_to_machine', 'build_runner', 'build_data'):
+            monkeypatch.setattr(module, step, getattr(steps, step))
         monkeypatch.setattr(sys, 'argv', [tool, *(str(path) if word == 'CONFIG' else str(word) for word in words)])
         module.main()
-        return runner.call_args.args[0]
+        (cfg,), runner = steps.build_runner.call_args.args, steps.build_runner()
+        splits = ('train', 'val') if tool == 'train.py' else ('test',)
+        steps.check_operators.assert_called_once_with(cfg)
+        steps.adapt_to_machine.assert_called_once_with(cfg)
+        steps.build_data.assert_called_once_with(runner, *splits)
+        getattr(runner, splits[0]).assert_called_once_with()
+        return cfg
 
     return run
 
 
-def test_training(configured: Callable[..., Config], tmp_path: Path) -> None:
+def test_training(configured: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VISUALIZERS, 'wandb', ('WandbVisBackend', ('numpy',), {}))  # of packages that are here
     cfg = configured('train.py', 'CONFIG', '--amp', config="optim_wrapper = dict(type='OptimWrapper')")
     assert (cfg.optim_wrapper.type, cfg.optim_wrapper.loss_scale) == ('AmpOptimWrapper', 'dynamic')
+    cfg = configured('train.py', 'CONFIG', '--amp', config='optim_wrapper = dict(loss_scale=512.0)')
+    assert cfg.optim_wrapper.loss_scale == 512, 'the scale that the config names'
     assert not cfg.auto_scale_lr.enable
+    (backend,) = configured('train.py', 'CONFIG', '--visualize', 'wandb').visualizer.vis_backends[1:]
+    assert backend['type'] == 'WandbVisBackend'
     assert configured('train.py', 'CONFIG', '--auto-scale-lr').auto_scale_lr.enable
     (tmp_path / 'some.pth').touch()
     assert not configured('train.py', 'CONFIG').resume
@@ -52,6 +63,63 @@ def test_training(configured: Callable[..., Config], tmp_path: Path) -> None:
         ([], '', './work_dirs/named'),
     ):
         assert configured('train.py', 'CONFIG', *words, config=config).work_dir == folder
+
+
+def test_testing(configured: Callable[..., Config], tmp_path: Path) -> None:
+    (tmp_path / 'some.pth').touch()
+    cfg = configured(
+        'test.py', 'CONFIG', 'some.pth', '--tta', '--out', 'maps', '--show-dir', 'a', '--show', '--wait-time', '7'
+    )
+    assert cfg.load_from == 'some.pth'
+    assert (cfg.model.type, cfg.model.module.type) == ('SegTTAModel', 'EncoderDecoder')
+    assert cfg.test_dataloader.dataset.pipeline == cfg.tta_pipeline
+    assert (cfg.test_evaluator.output_dir, cfg.test_evaluator.keep_results) == ('maps', True)
+    hook = cfg.default_hooks.visualization
+    assert (hook.draw, hook.show, hook.wait_time) == (True, True, 7)
+
+
+@pytest.mark.parametrize(
+    ('words', 'config', 'message'),
+    [
+        ('train.py CONFIG', "load_from = 'gone.pth'", "'gone.pth' does not exist"),
+        (
+            'train.py CONFIG',
+            "model = dict(backbone=dict(init_cfg=dict(_delete_=True, type='Pretrained', checkpoint='gone.pth')))",
+            "weights 'gone.pth' do not exist",
+        ),
+        *(
+            (f'{words}', f"{split}_dataloader = dict(dataset=dict(data_root='gone'))", f'{split}_dataloader.dataset')
+            for words, split in (
+                ('train.py CONFIG', 'train'),
+                ('train.py CONFIG', 'val'),
+                ('test.py CONFIG some.pth', 'test'),
+            )
+        ),
+        ('train.py CONFIG --auto-scale-lr', 'auto_scale_lr = None', 'needs auto_scale_lr=dict(base_batch_size=...)'),
+        ('test.py CONFIG gone.pth', '', "'gone.pth' does not exist"),
+        ('test.py CONFIG some.pth --tta', '_base_.pop("tta_pipeline")', '--tta needs tta_pipeline in the config'),
+        *(
+            (
+                f'test.py CONFIG some.pth {option}',
+                f'default_{entry}=None' + ')' * entry.count('('),
+                '--show and --show-dir need',
+            )
+            for option, entry in (('--show', 'scope'), ('--show-dir a', 'hooks = dict(visualization'))
+        ),
+    ],
+)
+def test_what_is_missing_is_refused_before_a_runner_is_built(
+    words: str,
+    config: str,
+    message: str,
+    configured: Callable[..., Config],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    (tmp_path / 'some.pth').touch()
+    with pytest.raises(SystemExit, match='1'):
+        configured(*words.split(), config=config)
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
