@@ -108,6 +108,7 @@ def operators(launches: Any) -> None:
     mixed_norm._largest_error = lambda *args: 0.0
     training_norm._forward_error = lambda *args: 0.0
     training_norm._backward_error = lambda *args: 0.0
+    branches._in_planes = lambda x: True
     pelk.is_fused = lambda x, training=False: torch.is_grad_enabled() == training
     networks = {
         'inference, as trained': (inference, lambda: PeLK('tiny')),

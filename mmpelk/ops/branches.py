@@ -48,9 +48,34 @@ def stacked_branches(
     dtype = None if x.dtype == torch.float64 else autocast_dtype(x.device.type)
     if dtype is not None:
         weight, smalls = weight.to(dtype), torch.cat(list(smalls)).to(dtype).split(channels)
-    # Channels last, in which the gradients of the terms need no copy either.
-    terms = [part.permute(2, 0, 1) for part in term.to(dtype or x.dtype).permute(1, 2, 0).split(channels, -1)]
+    dtype = dtype or x.dtype
+    term = _Planes.apply(term, dtype) if _in_planes(x) else term.to(dtype)
+    # Split with the channels last, so that the gradients of the terms need no copy.
+    terms = [part.permute(2, 0, 1) for part in term.permute(1, 2, 0).split(channels, -1)]
     return [BranchTensors(*parts) for parts in zip(weight.split(channels), smalls, terms, strict=True)]
+
+
+def _in_planes(x: Tensor) -> bool:
+    """Whether the terms are made as the Triton kernels read them: each call would copy its own."""
+    return x.is_cuda
+
+
+class _Planes(torch.autograd.Function):
+    """A term ``(C, H, W)`` cast to planes, whose rows lie multiples of 16 bytes apart."""
+
+    @staticmethod
+    def forward(term: Tensor, dtype: torch.dtype) -> Tensor:
+        step, width = 16 // dtype.itemsize, term.shape[2]
+        planes = term.new_empty((*term.shape[:2], -(-width // step) * step), dtype=dtype)
+        return planes[..., :width].copy_(term)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, torch.dtype], output: Tensor) -> None:
+        ctx.dtype = inputs[0].dtype
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.to(ctx.dtype), None
 
 
 def peripheral_branches(

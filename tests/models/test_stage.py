@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize, weight_norm
 from mmpelk.models import pelk
 from mmpelk.models.mixers import MixerSpec, PeripheralMixer
 from mmpelk.models.pelk import PeLKBlock, PeLKStage
+from mmpelk.ops import branches
 from mmpelk.ops.branches import BranchTensors, stacked_branches
 
 
@@ -132,9 +133,11 @@ def test_a_slice_keeps_the_embedding_and_its_mode(mode: str) -> None:
     other.load_state_dict(state, strict=False)  # of which nothing depends on the mode
 
 
+@pytest.mark.parametrize('planes', [False, True], ids=['', 'planes'])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
-def test_under_autocast(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_under_autocast(dtype: torch.dtype, planes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights are cast as a convolution's, float64 stays; the term is summed in at least float32 and then cast."""
+    monkeypatch.setattr(branches, '_in_planes', lambda x: planes)  # as on a GPU
     stage, x = _stage().to(dtype), torch.randn(2, 11, 9, 7, dtype=dtype)
     with torch.autocast('cpu', torch.bfloat16):
         got = _results(stage, x)

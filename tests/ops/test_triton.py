@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mmpelk.ops import sharing_grid
+from mmpelk.ops import branches, sharing_grid
 from mmpelk.ops.backends import BACKENDS
 from mmpelk.ops.backends import triton as backend
 
@@ -54,6 +54,21 @@ def test_maps_of_another_alignment_have_another_kernel() -> None:
         key_of(numbers[start : start + 1536].view(2, 3, 16, 16), sharing_grid(13)) for start in (0, 1, 8)
     )
     assert first == aligned != unaligned
+
+
+def test_terms_of_a_stage_are_read_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip('triton', minversion='3.4')
+    from mmpelk.ops.backends.triton import launch
+
+    monkeypatch.setattr(branches, '_in_planes', lambda x: True)
+    grid, size = sharing_grid(13), (3, 5, 7)
+    x, weight, small = torch.ones(2, *size), torch.ones(3, 1, len(grid), len(grid)), torch.ones(3, 1, 5, 5)
+    with torch.autocast('cpu', torch.bfloat16):
+        stacked = branches.stacked_branches(x, [weight] * 2, [small] * 2, grid, torch.ones(3, 13, 13))
+    for _, _, term in stacked:
+        assert term is not None
+        assert term.shape == size
+        assert launch._is_padded_bias(term)
 
 
 def test_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
