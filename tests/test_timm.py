@@ -1,5 +1,6 @@
 """``mmpelk.timm``: PeLK in timm's registry, used as timm's users do."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from mmpelk.models.weights.key_maps import to_timm
 pytest.importorskip('timm', reason='pip install -e .[timm]')
 import timm
 
+from mmpelk.sparsity import apply_masks
 from mmpelk.timm import NAMES
+from tests.sparsity.tiny import draw_masks
 
 SMALL: dict[str, Any] = dict(depths=(1, 2, 1), channels=(8, 12, 16), kernel_sizes=(13, 9, 7))
 
@@ -204,7 +207,7 @@ def test_created_of_fake_tensors() -> None:
 def test_no_embedding() -> None:
     """``None`` does not reach the network: timm leaves it out."""
     small = dict(depths=(1, 1), channels=(8, 12), kernel_sizes=(9, 7))
-    model = timm.create_model('pelk_tiny', positional_embedding='none', **small)
+    model = timm.create_model('pelk_tiny', positional_embedding='none', arch=small)
     assert not [name for name in model.state_dict() if name.endswith('positional_embedding')]
 
 
@@ -261,30 +264,37 @@ def test_reparameterised_by_timm() -> None:
     torch.testing.assert_close(deployed(image), model(image), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('names', ['of the recipe', "of timm's ConvNeXt"])
+@pytest.mark.parametrize('names', ['of the recipe', 'of three stages, masked', "of timm's ConvNeXt"])
 def test_weights_of_a_classification_recipe(names: str, tmp_path: Path) -> None:
     pytest.importorskip('mmpretrain')
     from safetensors.torch import save_file
 
-    four = {key: (*value, value[-1]) for key, value in SMALL.items()}  # as many stages as the names are of
+    sizes = SMALL
+    if 'three' not in names:  # as many stages as the names of ConvNeXt are of
+        sizes = {key: (*value, value[-1]) for key, value in SMALL.items()}
     head = dict(type='LinearClsHead', num_classes=5, in_channels=16)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         trained = MODELS.build(
-            dict(type='ImageClassifier', backbone=dict(type='mmpelk.PeLK', **four), head=head)
+            dict(type='ImageClassifier', backbone=dict(type='mmpelk.PeLK', **sizes), head=head)
         ).eval()
     for value in trained.parameters():
         torch.nn.init.uniform_(value, -0.2, 0.3)
-    state = trained.state_dict()
-    if names != 'of the recipe':
+    masks = draw_masks(trained) if 'masked' in names else []
+    state = copy.deepcopy(trained.state_dict())
+    apply_masks(masks)
+    if 'ConvNeXt' in names:
         state = {to_timm(trained)[key]: value for key, value in state.items()}
     save_file(state, str(tmp_path / 'model.safetensors'))
     overlay = dict(file=str(tmp_path / 'model.safetensors'), num_classes=5)
-    model = create(**four, num_classes=5, pretrained=True, pretrained_cfg_overlay=overlay)
+    model = create(**sizes, num_classes=5, pretrained=True, pretrained_cfg_overlay=overlay)
     image = torch.rand(2, 3, 64, 64)
     want = trained.head(trained.extract_feat(image))
     torch.testing.assert_close(model(image), want, rtol=1e-4, atol=1e-5)
 
 
-def test_weights_that_nobody_published() -> None:
+def test_weights_that_nobody_published(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match='published weights of pelk_tiny yet'):
         timm.create_model('pelk_tiny', pretrained=True)
+    monkeypatch.setattr('mmpelk.timm.build_model_with_cfg', lambda *_, **__: torch.nn.Identity())
+    for key in ('file', 'url', 'hf_hub_id', 'state_dict'):  # those that timm takes weights from
+        timm.create_model('pelk_tiny', pretrained=True, pretrained_cfg_overlay={key: 'given'})

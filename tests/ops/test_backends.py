@@ -28,6 +28,7 @@ from mmpelk.ops.backends import (
     first_results,
     table,
 )
+from mmpelk.ops.branches import peripheral_branches
 from mmpelk.ops.prepared import prepare
 from tests.ops.inputs import BACKENDS, Recording, convolve, make_inputs, needs_custom_op, output_and_gradients
 
@@ -46,6 +47,21 @@ def test_forcing_a_backend(backend: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert table.used == [backend, 'dense', backend, backend]
     peripheral_conv2d(x, weight, grid)
     assert table.used[-1] == fastest_backend(x, grid)
+
+
+@pytest.mark.parametrize('branches', [False, True], ids=['one kernel', 'two kernels'])
+def test_a_named_backend_computes_all_derivatives(branches: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = sharing_grid(13, 5)
+    inputs = [tensor.requires_grad_() for tensor in make_inputs(grid, 4, 5)]
+    monkeypatch.setattr('mmpelk.ops.backends.calls.BACKENDS', table := Recording())
+    if branches:
+        x, weight, bias = inputs
+        outputs = peripheral_branches(x, weight, grid, torch.ones_like(weight[..., :3, :3]), bias, backend='fft')
+    else:
+        outputs = (convolve(grid, 'fft')(*inputs),)
+    grads = torch.autograd.grad(sum(out.square().sum() for out in outputs), inputs, create_graph=True)
+    sum(grad.square().sum() for grad in grads).backward()
+    assert set(table.used) == {'fft'}
 
 
 def test_forcing_is_of_a_thread() -> None:

@@ -162,6 +162,32 @@ def test_kernels_that_fail(
     assert kernel.calls == (['forward'] if direction == 'forward' else ['forward', 'backward', 'forward'])
 
 
+def test_one_warning_for_a_dtype(kernel: SimpleNamespace, caplog: pytest.LogCaptureFixture) -> None:
+    kernel.kernel_key = lambda maps, *_: (maps[0].shape, maps[0].dtype)
+    kernel.forward_result = lambda *_: _raise(RuntimeError('broken'))
+    with caplog.at_level(logging.WARNING, 'mmpelk.ops'):
+        for dtype, records in ((torch.float64, 1), (torch.float32, 2)):
+            for rows in (3, 4):
+                _call([each[:, :, :rows] for each in _maps(dtype)], _norms(dtype))
+                assert len(caplog.records) == records
+    assert len(kernel.calls) == 4
+
+
+@pytest.mark.parametrize('by_kernel', [True, False])
+def test_maps_in_half_precision_beside_a_float32_map(by_kernel: bool, kernel: SimpleNamespace) -> None:
+    """As under autocast: the mixed channels lose digits, the others none; gradients have the dtype of their tensor."""
+    *mixed, others = _maps(torch.float32)
+    maps, norms = [*(each.detach().bfloat16().requires_grad_() for each in mixed), others], _norms(torch.float32)
+    want = _results(maps, norms, False)
+    if not by_kernel:
+        kernel.backward_result = lambda *_: _raise(RuntimeError('broken'))
+    got = _results(maps, norms, True)
+    assert [each.dtype for each in got] == [each.dtype for each in want]
+    assert got[0].dtype == torch.float32
+    assert torch.equal(got[0][:, 3:], others)
+    torch.testing.assert_close(got, want, rtol=2**-5, atol=2**-5)
+
+
 @pytest.mark.parametrize('direction', ['forward', 'backward'])
 def test_sums_over_a_middle_channel_that_miss_pixels(
     direction: str, kernel: SimpleNamespace, caplog: pytest.LogCaptureFixture
