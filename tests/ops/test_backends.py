@@ -273,6 +273,32 @@ def test_the_next_backend_goes_on(
         peripheral_conv2d(*inputs, grid, backend='triton')  # named, it is used as it is
 
 
+@pytest.mark.parametrize('fails', [False, True])
+def test_the_gradient_of_the_weight_takes_what_that_of_the_input_has_kept(
+    fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing of a backend that failed."""
+    _Compiled(monkeypatch, lambda result: result)
+    kept = []
+
+    def input_grad(grad_out: Tensor, weight: Tensor, grid: Sequence[int], out: Tensor, planes: list[Tensor]) -> Tensor:
+        planes.append(torch.full_like(grad_out, 3.0) if fails else grad_out.clone())
+        return out.copy_(dense.forward(grad_out, weight.flip(-1, -2), None, grid)).mul_(1 + fails)
+
+    def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int], planes: Sequence[Tensor]) -> Tensor:
+        kept.append(len(planes))
+        return dense.weight_grad(x, [*planes, grad_out][0], grid)
+
+    kernels = replace(TABLE['triton'], input_grad=input_grad, weight_grad=weight_grad)
+    monkeypatch.setitem(TABLE, 'triton', kernels)
+    grid = (1, 2, 1, 4, 1)
+    x, _, _ = make_inputs(grid, 12, 9, torch.float64)
+    weight = torch.randn(x.shape[1], 1, 5, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    got, want = (output_and_gradients(convolve(grid, name), (x, weight), x) for name in (None, 'fft'))
+    assert kept == [0 if fails else 1]
+    torch.testing.assert_close(got, want)
+
+
 def test_a_map_of_single_points_is_no_error(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Exact zeros are compared with what a transform leaves of them."""
     compiled = _Compiled(monkeypatch, lambda result: result)

@@ -702,6 +702,6 @@ class _ToeplitzWeightGrad(WeightGrad):
             (channels,),
             (partial, out),
             (shares, len(self._grid), min(rows), max(rows) + 1),
-            BLOCK=_power_of_two(size),
+            BLOCK=max(256, _power_of_two(size)),  # the same for all usual grids
             num_warps=4,
         )
