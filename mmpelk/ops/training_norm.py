@@ -182,10 +182,10 @@ def _grads(
     kernel = _kernel()
     if kernel is None:
         return None
-    maps = [
-        each if kernel.pixel_step(each) is not None else each.contiguous(memory_format=torch.channels_last)
-        for each in (grad, large, small)  # hooks on saved tensors may have changed the layout of the last two
-    ]
+    if kernel.pixel_step(grad) is None:
+        grad = grad.contiguous(memory_format=torch.channels_last)
+    # Hooks on saved tensors may have changed the layout of these.
+    maps = [grad, *(each.contiguous(memory_format=torch.channels_last) for each in (large, small))]
     return _attempt(
         'backward',
         (grad.device, kernel.kernel_key(maps, *weights)),

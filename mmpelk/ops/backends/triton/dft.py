@@ -256,9 +256,9 @@ class _Convolution(launch.Convolution):
         images, channels, height, width = x.shape
         steps, row_tiles, col_tiles = _steps(x, plan)
         splits = min(steps, math.ceil(PROGRAMS / channels))
-        bias_strides = (0, 0) if bias is None else (*bias.stride(), 0)[:2]
+        bias_map, bias_numbers = launch.bias_layout(bias)
         tiling = steps, splits, row_tiles, col_tiles, plan.columns.margin, plan.blocks[1], norm
-        sizes = images, height, width, *x.stride()[:3], *out.stride()[:3], *bias_strides, *self.made.strides(weight)
+        sizes = images, height, width, *x.stride()[:3], *out.stride()[:3], *bias_numbers, *self.made.strides(weight)
         run = launch.start(
             dft_kernels.dft_conv_kernel,
             (channels * splits,),
@@ -267,7 +267,7 @@ class _Convolution(launch.Convolution):
             **plan.options(),
             ROW_BLOCKS=plan.blocks[0],
             RINGS=_power_of_two(len(self._grid)),
-            BIAS=0 if bias is None else 1 if bias.dim() == 1 else 2,
+            BIAS_MAP=bias_map,
             **_launch_options(plan),
         )
         return lambda x, made, weight, bias, out: run(x, made, weight, bias, out, *waves)

@@ -229,18 +229,19 @@ def dft_spectrum_kernel(
 @triton.jit(
     do_not_specialize=[
         'images', 'height', 'width', 'x_n', 'x_c', 'x_h', 'out_n', 'out_c', 'out_h', 'bias_c', 'bias_h',
-        'weight_c', 'weight_a', 'weight_b', 'rings', 'steps', 'splits', 'row_tiles', 'col_tiles', 'left',
+        'bias_rows', 'weight_c', 'weight_a', 'weight_b', 'rings', 'steps', 'splits', 'row_tiles', 'col_tiles', 'left',
         'col_blocks', 'norm',
     ],
     do_not_specialize_on_alignment=['weight'],
 )  # fmt: skip
 def dft_conv_kernel(
     x, spectrum, weight, bias, out, row_waves, row_back, row_sizes, col_waves, col_back, col_sizes,
-    images, height, width, x_n, x_c, x_h, out_n, out_c, out_h, bias_c, bias_h, weight_c, weight_a, weight_b, rings,
+    images, height, width, x_n, x_c, x_h, out_n, out_c, out_h, bias_c, bias_h, bias_rows,
+    weight_c, weight_a, weight_b, rings,
     steps, splits, row_tiles, col_tiles, left, col_blocks, norm,
     ROWS_IN: tl.constexpr, COLS_IN: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, TOP: tl.constexpr,
     ROW_BLOCKS: tl.constexpr, FREQS: tl.constexpr, IMAGES: tl.constexpr, RINGS: tl.constexpr, PARTS: tl.constexpr,
-    BIAS: tl.constexpr,
+    BIAS_MAP: tl.constexpr,
 ):  # fmt: skip
     """One share of the ``steps`` tiles of a channel's output: ``ROWS`` by ``COLS``, all of the map or a part of it.
 
@@ -249,7 +250,7 @@ def dft_conv_kernel(
     ALIGN: tl.constexpr = 16 // (out.dtype.element_ty.primitive_bitwidth // 8)
     width, x_n, x_c, x_h = _multiple(width, ALIGN), _multiple(x_n, ALIGN), _multiple(x_c, ALIGN), _multiple(x_h, ALIGN)
     out_n, out_c, out_h = _multiple(out_n, ALIGN), _multiple(out_c, ALIGN), _multiple(out_h, ALIGN)
-    if BIAS == 2:
+    if BIAS_MAP:
         bias_c, bias_h = _multiple(bias_c, ALIGN), _multiple(bias_h, ALIGN)
     left = _multiple(left, 16)
     ROW_FREQS: tl.constexpr = _BLOCK // IMAGES
@@ -326,7 +327,7 @@ def dft_conv_kernel(
         acc = acc * undo * _per_row(inverse, ROWS, IMAGES)[:, None]
         _store_tile(
             acc, out, bias, first_image, row, col + tl.arange(0, COLS), images, height, width, out_n, out_h, bias_h,
-            ROWS, IMAGES, BIAS,
+            bias_rows, ROWS, IMAGES, BIAS_MAP,
         )  # fmt: skip
 
 

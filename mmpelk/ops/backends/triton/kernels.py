@@ -276,18 +276,22 @@ def _load_matrix(matrices, COLS: tl.constexpr, PARTS: tl.constexpr):
 
 @triton.jit
 def _store_tile(
-    acc, out, bias, first_image, row, cols, images, height, width, out_n, out_h, bias_h,
-    ROWS: tl.constexpr, IMAGES: tl.constexpr, BIAS: tl.constexpr,
+    acc, out, bias, first_image, row, cols, images, height, width, out_n, out_h, bias_h, bias_rows,
+    ROWS: tl.constexpr, IMAGES: tl.constexpr, BIAS_MAP: tl.constexpr,
 ):  # fmt: skip
-    """Add the bias (0: none, 1: a number, 2: a map) and store. ``out`` and ``bias`` point at the channel."""
+    """Add the bias and store. ``out`` and ``bias`` point at the channel, whose bias is a number or ``BIAS_MAP``.
+
+    Without a bias it is a map of no rows: gradients of the input need no kernels of their own.
+    """
     local = tl.arange(0, ROWS)
     image = first_image + local // (ROWS // IMAGES)
     y = (row + local % (ROWS // IMAGES)).to(tl.int64)
     mask = ((image < images) & (y < height))[:, None] & (cols < width)[None, :]
-    if BIAS == 1:
+    if BIAS_MAP:
+        has_bias = mask & (y < bias_rows)[:, None]
+        acc += tl.load(bias + (y[:, None] * bias_h + cols[None, :]), mask=has_bias, other=0.0).to(tl.float32)
+    else:
         acc += tl.load(bias).to(tl.float32)
-    elif BIAS == 2:
-        acc += tl.load(bias + (y[:, None] * bias_h + cols[None, :]), mask=mask, other=0.0).to(tl.float32)
     rows = image.to(tl.int64) * out_n + y * out_h
     tl.store(out + (rows[:, None] + cols[None, :]), _narrow(acc, out.dtype.element_ty), mask=mask)
 
@@ -326,16 +330,16 @@ def _add_window(
 @triton.jit(
     do_not_specialize=[
         'images', 'height', 'width', 'x_n', 'x_c', 'x_h', 'out_n', 'out_c', 'out_h', 'bias_c', 'bias_h',
-        'wide_rings', 'rings', 'groups', 'row_tiles', 'col_tiles', 'in_tiles', 'left',
+        'bias_rows', 'wide_rings', 'rings', 'groups', 'row_tiles', 'col_tiles', 'in_tiles', 'left',
     ]
 )  # fmt: skip
 def conv_kernel(
     x, toeplitz, bias, out,
-    images, height, width, x_n, x_c, x_h, out_n, out_c, out_h, bias_c, bias_h,
+    images, height, width, x_n, x_c, x_h, out_n, out_c, out_h, bias_c, bias_h, bias_rows,
     wide_rings, rings, groups, row_tiles, col_tiles, in_tiles, left,
     ROW_LOWS: tl.constexpr, ROW_WIDTHS: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, TAIL: tl.constexpr, IMAGES: tl.constexpr, WHOLE: tl.constexpr,
-    PARTS: tl.constexpr, PAIR: tl.constexpr, BIAS: tl.constexpr,
+    PARTS: tl.constexpr, PAIR: tl.constexpr, BIAS_MAP: tl.constexpr,
 ):  # fmt: skip
     """A ``ROWS x COLS`` tile of one channel's output; ``PAIR``: and the same tile of the next image or images.
 
@@ -424,7 +428,7 @@ def conv_kernel(
                     )  # fmt: skip
 
     cols = first_col + tl.arange(0, COLS)
-    if BIAS == 2:
+    if BIAS_MAP:
         bias_c, bias_h = _multiple(bias_c, ALIGN), _multiple(bias_h, ALIGN)
     out += channel * out_c
     bias += channel * bias_c
@@ -433,12 +437,12 @@ def conv_kernel(
         acc_b = tl.where(broken_b[:, None] > 0, float('nan'), acc_b)
     _store_tile(
         acc_a, out, bias, first_image, row, cols, images, height, width, out_n, out_h, bias_h,
-        ROWS, IMAGES, BIAS,
+        bias_rows, ROWS, IMAGES, BIAS_MAP,
     )  # fmt: skip
     if PAIR:
         _store_tile(
             acc_b, out, bias, next_image, row, cols, images, height, width, out_n, out_h, bias_h,
-            ROWS, IMAGES, BIAS,
+            bias_rows, ROWS, IMAGES, BIAS_MAP,
         )  # fmt: skip
 
 
@@ -490,13 +494,13 @@ def weight_grad_kernel(
     WIDE_RINGS: tl.constexpr, ALL_RINGS: tl.constexpr,
     COL_EDGES: tl.constexpr, FIRST_COL_RING: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, TAIL: tl.constexpr, IMAGES: tl.constexpr, WHOLE: tl.constexpr,
-    PARTS: tl.constexpr,
+    PARTS: tl.constexpr, PAIR: tl.constexpr,
 ):  # fmt: skip
-    """Two rows of one channel's weight gradient, from one share of the tiles.
+    """One row of one channel's weight gradient, or two if ``PAIR``, from one share of the tiles.
 
     ``D_a``, the sum over tiles of ``(G_a X)^T dY``, is the gradient of ``T_a``; the sums of its bands are that of
     ``w[a, :]``. The shares are added afterwards, in order: ``partial`` is ``(C, splits, in_tiles, k', k')``. The first
-    ``WIDE_RINGS`` of the rings are wider than one row; the two rows of a program both are, or neither.
+    ``WIDE_RINGS`` of the rings are wider than one row; the two rows of a pair both are, or neither.
     """
     float32: tl.constexpr = x.dtype.element_ty == tl.float32
     dtype: tl.constexpr = tl.bfloat16 if float32 else x.dtype.element_ty
@@ -507,11 +511,12 @@ def weight_grad_kernel(
     left = _multiple(left, 16)
     program = tl.program_id(0)
     rings: tl.constexpr = len(ROW_RINGS)
-    wide_pairs: tl.constexpr = (WIDE_RINGS + 1) // 2
-    pairs: tl.constexpr = wide_pairs + (rings - WIDE_RINGS + 1) // 2
+    SIZE: tl.constexpr = 1 + PAIR
+    wide_pairs: tl.constexpr = (WIDE_RINGS + PAIR) // SIZE
+    pairs: tl.constexpr = wide_pairs + (rings - WIDE_RINGS + PAIR) // SIZE
     pair = program % pairs
     wide = pair < wide_pairs
-    ring_a = tl.where(wide, pair * 2, WIDE_RINGS + (pair - wide_pairs) * 2)
+    ring_a = tl.where(wide, pair * SIZE, WIDE_RINGS + (pair - wide_pairs) * SIZE)
     # Without a partner the same row is computed and written twice.
     ring_b = tl.minimum(ring_a + 1, tl.where(wide, WIDE_RINGS, rings) - 1)
     tile = program // pairs % in_tiles
@@ -551,7 +556,8 @@ def weight_grad_kernel(
             g0, g1, g2 = _parts(grad, dtype, PARTS)
             x_t = _load_images(x, first_image, cols, images, height, width, x_n, x_h, ROWS, IMAGES, True)
             acc_a = _add_whole_grad(acc_a, x_t, sums_a, g0, g1, g2, scale_a, PARTS, BOX_PARTS)
-            acc_b = _add_whole_grad(acc_b, x_t, sums_b, g0, g1, g2, scale_b, PARTS, BOX_PARTS)
+            if PAIR:
+                acc_b = _add_whole_grad(acc_b, x_t, sums_b, g0, g1, g2, scale_b, PARTS, BOX_PARTS)
         else:
             grad_plane = grad_out + first_image.to(tl.int64) * grad_n
             plane = x + first_image.to(tl.int64) * x_n
@@ -562,19 +568,21 @@ def weight_grad_kernel(
                     acc_a, plane, row + low_a, sums_a, tail_a, cols, height, width, x_h, g0, g1, g2, scale_a,
                     ROWS, TAIL, PARTS, BOX_PARTS, True,
                 )  # fmt: skip
-                acc_b = _add_window_grad(
-                    acc_b, plane, row + low_b, sums_b, tail_b, cols, height, width, x_h, g0, g1, g2, scale_b,
-                    ROWS, TAIL, PARTS, BOX_PARTS, True,
-                )  # fmt: skip
+                if PAIR:
+                    acc_b = _add_window_grad(
+                        acc_b, plane, row + low_b, sums_b, tail_b, cols, height, width, x_h, g0, g1, g2, scale_b,
+                        ROWS, TAIL, PARTS, BOX_PARTS, True,
+                    )  # fmt: skip
             else:
                 acc_a = _add_window_grad(
                     acc_a, plane, row + low_a, sums_a, tail_a, cols, height, width, x_h, g0, g1, g2, scale_a,
                     ROWS, TAIL, PARTS, PARTS, False,
                 )  # fmt: skip
-                acc_b = _add_window_grad(
-                    acc_b, plane, row + low_b, sums_b, tail_b, cols, height, width, x_h, g0, g1, g2, scale_b,
-                    ROWS, TAIL, PARTS, PARTS, False,
-                )  # fmt: skip
+                if PAIR:
+                    acc_b = _add_window_grad(
+                        acc_b, plane, row + low_b, sums_b, tail_b, cols, height, width, x_h, g0, g1, g2, scale_b,
+                        ROWS, TAIL, PARTS, PARTS, False,
+                    )  # fmt: skip
 
     if dtype != tl.float16:  # nothing was scaled
         scale_a = 1.0
@@ -582,7 +590,8 @@ def weight_grad_kernel(
     columns = _ring_of_distance(tile * COLS - left, COL_EDGES, FIRST_COL_RING, COLS)
     partial += ((channel * splits + split) * in_tiles + tile) * ALL_RINGS * ALL_RINGS
     _store_band_sums(acc_a, partial + _pick(ring_a, ROW_RINGS) * ALL_RINGS, columns, scale_a, ALL_RINGS)
-    _store_band_sums(acc_b, partial + _pick(ring_b, ROW_RINGS) * ALL_RINGS, columns, scale_b, ALL_RINGS)
+    if PAIR:
+        _store_band_sums(acc_b, partial + _pick(ring_b, ROW_RINGS) * ALL_RINGS, columns, scale_b, ALL_RINGS)
 
 
 @triton.jit(do_not_specialize=['shares', 'rings', 'first', 'last'])

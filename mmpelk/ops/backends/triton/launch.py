@@ -170,6 +170,15 @@ def _is_padded_bias(bias: Tensor) -> bool:
     return channels % step == 0 and end * bias.element_size() <= bias.untyped_storage().nbytes()
 
 
+def bias_layout(bias: Tensor | None) -> tuple[bool, tuple[int, int, int]]:
+    """Whether the kernels take it as a map, and its channels' and rows' strides and number of rows."""
+    if bias is None:
+        return True, (0, 0, 0)
+    if bias.dim() == 1:
+        return False, (bias.stride(0), 0, 0)
+    return True, (bias.stride(0), bias.stride(1), bias.shape[1])
+
+
 def channel_alignment(x: Tensor) -> int:
     """How many channels of a map in channels last can be moved at a time: 16 bytes of them, 4 bytes, or one.
 
@@ -577,19 +586,19 @@ class _ToeplitzConvolution(Convolution):
         groups = math.ceil(images / plan.images_per_tile(images))
         pair = _pairs(x, plan)
         groups = math.ceil(groups / 2) if pair else groups
-        bias_strides = (0, 0) if bias is None else (*bias.stride(), 0)[:2]
+        bias_map, bias_numbers = bias_layout(bias)
         tiling = plan.wide, len(plan.row_rings), groups, plan.row_tiles, plan.col_tiles, plan.in_tiles, plan.left
         run = start(
             kernels.conv_kernel,
             (tiles * groups,),
             (x, made, x if bias is None else bias, out),
-            (images, height, width, *x.stride()[:3], *out.stride()[:3], *bias_strides, *tiling),
+            (images, height, width, *x.stride()[:3], *out.stride()[:3], *bias_numbers, *tiling),
             ROW_LOWS=plan.row_lows,
             ROW_WIDTHS=plan.row_widths,
             **plan.tile_options(images),
             PARTS=_parts(x.dtype),
             PAIR=pair,
-            BIAS=0 if bias is None else 1 if bias.dim() == 1 else 2,
+            BIAS_MAP=bias_map,
             **_launch_options(x.dtype, x.device, plan),
         )
         return lambda x, made, weight, bias, out: run(x, made, bias, out)
@@ -667,8 +676,9 @@ class _ToeplitzWeightGrad(WeightGrad):
         images, channels = x.shape[:2]
         self._plan = plan = _plan(x, self._grid)
         self._steps = math.ceil(images / plan.images_per_tile(images)) * plan.row_tiles * plan.col_tiles
-        # Pairs of rings: those wider than one row first.
-        self._pairs = math.ceil(plan.wide / 2) + math.ceil((len(plan.row_rings) - plan.wide) / 2)
+        # Rings by themselves or in pairs: those wider than one row first.
+        self._pair = x.dtype != torch.float32 or _is_hopper(x.device)
+        self._pairs = sum(math.ceil(rings / (1 + self._pair)) for rings in (plan.wide, len(plan.row_rings) - plan.wide))
         self._splits = min(self._steps, math.ceil(PROGRAMS / (channels * plan.in_tiles * self._pairs)))
         self.partial_size = channels, self._splits * plan.in_tiles, len(self._grid) ** 2
 
@@ -691,6 +701,7 @@ class _ToeplitzWeightGrad(WeightGrad):
             FIRST_COL_RING=plan.first_col_ring,
             **plan.tile_options(images),
             PARTS=_parts(x.dtype),
+            PAIR=self._pair,
             **_launch_options(x.dtype, x.device, plan),
         )
 

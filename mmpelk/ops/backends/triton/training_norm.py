@@ -8,29 +8,31 @@ from torch import Tensor
 
 from . import training_norm_kernels
 from .launch import current, kept, layout
-from .norm import Launch, pixel_step, pixels_at_a_time
+from .norm import Launch, pixel_step
 
 __all__ = ['PROGRAMS', 'backward', 'forward', 'kernel_key', 'takes']
 
 PROGRAMS = 512
 """Sums over pixels are split over about this many programs: several for each multiprocessor of a large GPU."""
-_PIXELS, _CHANNELS = 32, 64  # of a program that does not hold all channels of a pixel
-_WRITTEN = 16  # pixels of such a program that writes gradients: more spill registers
-_ROWS, _COLUMNS = 32, 16  # of such sums that are added up at a time
+_ROWS, _COLUMNS = 16, 64  # of a program's tile: more rows take registers that a second program wants
+_TOGETHER = 2  # numbers that are moved at a time, where their count allows: 4 bytes at least
+_ENTRIES, _CHANNELS = 32, 16  # of sums that are added up at a time
 
 
 def takes(maps: Sequence[Tensor], parameters: Sequence[Tensor], running: Sequence[Tensor]) -> bool:
     """Whether the kernels read these maps and update these running statistics where they are.
 
     Args:
-        maps: Outputs of both kernels, ``(N, g, H, W)``, and the map ``(N, C, H, W)`` with the other channels.
+        maps: Outputs of both kernels, ``(N, g, H, W)``, without gaps in channels last, and the map ``(N, C, H, W)``
+            with the other channels.
         parameters: Weight and bias of both norms.
         running: Mean, variance and number of batches of both.
     """
-    large, small, _ = maps
+    large, small, x = maps
     vectors = [*parameters, *(tensor for tensor in running if tensor.dim())]
     return (
-        all(pixel_step(each) is not None for each in maps)
+        all(pixel_step(each) == each.shape[1] for each in (large, small))
+        and pixel_step(x) is not None
         and large.dtype == small.dtype
         and all(tensor.dtype in (torch.float32, large.dtype) for tensor in vectors)
         and all(tensor.dtype == parameters[0].dtype for tensor in parameters)
@@ -43,7 +45,7 @@ def takes(maps: Sequence[Tensor], parameters: Sequence[Tensor], running: Sequenc
 def kernel_key(maps: Sequence[Tensor], *others: Tensor | torch.dtype) -> Hashable:
     """What tells compiled kernels apart, beside the device."""
     of_maps = [(each.dtype, each.shape[1], pixel_step(each), each.data_ptr() % 16) for each in maps]
-    return *of_maps, *(each.dtype if isinstance(each, Tensor) else each for each in others)
+    return *of_maps, maps[0].numel() % 2, *(each.dtype if isinstance(each, Tensor) else each for each in others)
 
 
 def forward(
@@ -89,46 +91,52 @@ def backward(
     return of_large, of_small, of_weight, of_bias, of_small_weight, of_small_bias
 
 
-class _Sums:
-    """Sums over all pixels: how they are split over programs, and how those are added up."""
+class _Rows:
+    """The mixed channels in rows, and how sums over the pixels are split over programs and added up.
+
+    Attributes:
+        align: How many numbers are moved at a time.
+        pixels_a_row: Pixels whose channels make a row.
+    """
 
     def __init__(self, large: Tensor) -> None:
         images, self.mixed, height, width = large.shape
         self.pixels = images * height * width
-        block = min(_CHANNELS, 1 << (self.mixed - 1).bit_length())
-        blocks = math.ceil(self.mixed / block)
-        steps = math.ceil(self.pixels / (_PIXELS * max(1, PROGRAMS // blocks)))
-        self.run = steps * _PIXELS
-        self.rows = math.ceil(self.pixels / self.run)
-        self.of_maps = dict(MIXED=self.mixed, PIXELS=_PIXELS, BLOCK=block)
-        self.programs, self.numbers = (self.rows, blocks), (self.pixels, steps)
-        self.of_rows = dict(MIXED=self.mixed, ROWS=_ROWS, BLOCK=_COLUMNS)
-        self.adding = (math.ceil(self.mixed / _COLUMNS),)
-        self.covering = math.ceil(self.pixels / _WRITTEN), blocks
+        numbers = self.pixels * self.mixed
+        self.align = math.gcd(_TOGETHER, numbers)
+        self.pixels_a_row = self.align // math.gcd(self.align, self.mixed)
+        self.length = self.pixels_a_row * self.mixed
+        self.numbers = numbers, self.length
+        self.tiles = math.ceil(self.pixels / self.pixels_a_row / _ROWS)
+        self.blocks = math.ceil(self.length / _COLUMNS)
+        self.steps = math.ceil(self.tiles / max(1, PROGRAMS // self.blocks))
+        self.run = self.steps * _ROWS
+        self.runs = math.ceil(self.tiles / self.steps)
+        self.programs = self.runs, self.blocks
+        self.tile = dict(ALIGN=self.align, ROWS=_ROWS, BLOCK=_COLUMNS)
+        self.added = dict(ENTRIES=_ENTRIES, BLOCK=_CHANNELS)
+        self.adding = (math.ceil(self.mixed / _CHANNELS),)
 
 
 class _Forward:
     """The launches for maps of one shape and layout."""
 
     def __init__(self, maps: Sequence[Tensor], numbers: Sequence[float]) -> None:
-        large, small, x = maps
-        kernels, sums, channels = training_norm_kernels, _Sums(large), x.shape[1]
-        steps = dict(LARGE_STEP=pixel_step(large), SMALL_STEP=pixel_step(small))
-        self._size = sums.rows, 4, sums.mixed
-        self._moments = Launch(kernels.moments_kernel, sums.programs, sums.numbers, **sums.of_maps, **steps)
-        settings = *numbers, sums.pixels, sums.rows, sums.run
-        self._statistics = Launch(kernels.statistics_kernel, sums.adding, settings, **sums.of_rows)
-        pixels, block = pixels_at_a_time(channels)
+        (large, _, x), kernels = maps, training_norm_kernels
+        rows, channels, step = _Rows(large), x.shape[1], pixel_step(x) or 1
+        self._size = rows.runs, 4, rows.length
+        self._moments = Launch(kernels.moments_kernel, rows.programs, (*rows.numbers, rows.steps), **rows.tile)
+        settings = *numbers, rows.pixels, rows.runs, rows.run, rows.mixed, rows.pixels_a_row
+        self._statistics = Launch(kernels.statistics_kernel, rows.adding, settings, **rows.added)
+        numbers_fit = rows.align > 1 and rows.pixels * channels % _TOGETHER == 0
+        align = _TOGETHER if numbers_fit and step == channels and (channels - rows.mixed) % _TOGETHER == 0 else 1
+        pixels_a_row = align // math.gcd(align, channels)
+        length = pixels_a_row * channels
         self._apply = Launch(
             kernels.apply_kernel,
-            (math.ceil(sums.pixels / pixels),),
-            (sums.pixels,),
-            **steps,
-            MIXED=sums.mixed,
-            CHANNELS=channels,
-            X_STEP=pixel_step(x),
-            PIXELS=pixels,
-            BLOCK=block,
+            (math.ceil(rows.pixels / pixels_a_row / _ROWS), math.ceil(length / _COLUMNS)),
+            (rows.pixels * channels, length, rows.mixed, channels, step),
+            **rows.tile | dict(ALIGN=align),
         )
 
     def __call__(
@@ -149,13 +157,15 @@ class _Backward:
     """The launches for gradients of one shape and layout."""
 
     def __init__(self, maps: Sequence[Tensor]) -> None:
-        kernels, sums = training_norm_kernels, _Sums(maps[1])
-        self._size = sums.rows, 3, sums.mixed
-        options = dict(zip(('GRAD_STEP', 'LARGE_STEP', 'SMALL_STEP'), map(pixel_step, maps), strict=True))
-        self._products = Launch(kernels.products_kernel, sums.programs, sums.numbers, **sums.of_maps, **options)
-        self._sums = Launch(kernels.sums_kernel, sums.adding, (sums.pixels, sums.rows), **sums.of_rows)
-        options |= sums.of_maps | dict(PIXELS=_WRITTEN)
-        self._grads = Launch(kernels.grads_kernel, sums.covering, (sums.pixels,), **options)
+        (grad, large, _), kernels = maps, training_norm_kernels
+        rows, step = _Rows(large), pixel_step(grad) or 1
+        self._size = rows.runs, 3, rows.length
+        options = rows.tile | dict(STEP_ALIGN=rows.align if (step - rows.mixed) % _TOGETHER == 0 else 1)
+        numbers = *rows.numbers, rows.mixed, step
+        self._products = Launch(kernels.products_kernel, rows.programs, (*numbers, rows.steps), **options)
+        sizes = rows.pixels, rows.runs, rows.mixed, rows.pixels_a_row
+        self._sums = Launch(kernels.sums_kernel, rows.adding, sizes, **rows.added)
+        self._grads = Launch(kernels.grads_kernel, (rows.tiles, rows.blocks), numbers, **options)
 
     def __call__(
         self,
@@ -166,7 +176,7 @@ class _Backward:
         of_parameters: Sequence[Tensor],
     ) -> None:
         products = stats.new_empty(self._size, dtype=torch.float64)
-        factors = stats.new_empty((3, self._size[2]))
+        factors = stats.new_empty((3, maps[1].shape[1]))
         self._products(*maps, stats, products)
         self._sums(products, stats, factors, *of_parameters)
         self._grads(*maps, stats, factors, *weights, *of_maps)
