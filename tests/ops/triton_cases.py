@@ -119,6 +119,13 @@ def test_float32_and_float16_with_mean_3(case: str, dtype: str) -> None:
     _check(*(WHOLE | TILED)[case], DTYPES[dtype], 3.0)
 
 
+@pytest.mark.skipif(DEVICE != 'cpu', reason='on a GPU the tiles are those for its architecture')
+@pytest.mark.parametrize('case', ['33x40-k31', '67x20-k17-high'])
+def test_float32_in_the_tiles_of_older_gpus(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, '_is_hopper', lambda device: False)
+    _check(*(WHOLE | TILED)[case], torch.float32, 3.0)
+
+
 @st.composite
 def _problems(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...], str, torch.dtype]:
     half = draw(st.lists(st.integers(1, 6), min_size=0, max_size=3))
