@@ -5,7 +5,7 @@ from .network import ExportedNetwork, Preprocessing, load_deployed, real_image
 from .onnx_file import OPSETS, check_opset, export_onnx, onnx_operators, open_onnx, runner_of
 from .plain import make_plain
 from .quantisation import calibration_images, quantize_onnx, replace_weights
-from .torch_program import compile_program, decomposition_table, export_program, load_program
+from .torch_program import compile_program, export_program, load_program
 
 __all__ = [
     'OPSETS',
@@ -16,7 +16,6 @@ __all__ = [
     'check_opset',
     'compare',
     'compile_program',
-    'decomposition_table',
     'export_onnx',
     'export_program',
     'in_half',

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from mmpelk.errors import UserError
 
-from .fourier import fourier_conv2d, ring_matrix
 from .network import ExportedNetwork
-from .plain import LARGEST_DENSE, make_plain
+from .plain import make_plain
 
 SMALLEST_DYNAMIC = 64
 """Least height and width that a dynamic program takes: its last map is then 2 x 2, and torch.export holds a size of 1
@@ -77,24 +76,3 @@ def load_program(path: Path, compiled: bool = False) -> Callable[[np.ndarray], S
             return [out.numpy() for out in network(torch.from_numpy(image))]
 
     return run
-
-
-def _decomposition(
-    x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], backend: str | None = None
-) -> Tensor:
-    if sum(grid) <= LARGEST_DENSE:
-        rings = ring_matrix(grid, weight.dtype, weight.device)
-        dense = rings @ weight @ rings.transpose(0, 1)
-        out = torch.nn.functional.conv2d(x, dense, padding=sum(grid) // 2, groups=x.shape[1])
-    else:
-        out = fourier_conv2d(x, weight, grid)
-    return out if bias is None else out + (bias if bias.dim() == 3 else bias[:, None, None])
-
-
-def decomposition_table() -> dict[Any, Callable[..., Tensor]]:
-    """For ``ExportedProgram.run_decompositions``: the peripheral convolution in aten's operators, maps of any size.
-
-    Example:
-        >>> program = torch.export.export(network, (image,)).run_decompositions(decomposition_table())
-    """
-    return {torch.ops.mmpelk.peripheral_conv2d.default: _decomposition}

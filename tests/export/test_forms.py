@@ -12,7 +12,6 @@ from mmpelk.errors import UserError
 from mmpelk.export import ExportedNetwork, Preprocessing, export_onnx, onnx_operators, real_image
 from mmpelk.export.fourier import fourier_conv2d
 from mmpelk.export.plain import AnySizeForm, DenseForm, FourierForm, PlainAveragePool, make_plain
-from mmpelk.export.torch_program import decomposition_table
 from mmpelk.models import PeLK, PeripheralConv2d
 from mmpelk.ops import expand_kernel
 
@@ -148,17 +147,6 @@ class Levels(nn.Module):
         return tuple(self.backbone(image))
 
 
-@pytest.mark.slow
-def test_program_is_decomposed_to_aten() -> None:
-    model, image = small_backbone(), torch.randn(1, 3, 64, 48)
-    program = torch.export.export(model, (image,)).run_decompositions(decomposition_table())
-    targets = {str(node.target) for node in program.graph.nodes if node.op == 'call_function'}
-    assert not any('mmpelk' in target for target in targets)
-    with torch.no_grad():
-        for out, want in zip(program.module()(image), model(image), strict=True):
-            torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-5)
-
-
 def test_layers_that_others_changed_keep_the_layer_scale() -> None:
     """A linear layer of another class, with a hook, or of two blocks is not multiplied; a hooked kernel is refused."""
 
@@ -176,9 +164,6 @@ def test_layers_that_others_changed_keep_the_layer_scale() -> None:
     def adapt(network: PeLK) -> None:
         old = network.stages[0][0].pointwise_conv2
         network.stages[0][0].pointwise_conv2 = Adapted(old.in_features, old.out_features)
-
-    def share(network: PeLK) -> None:
-        network.stages[0][1].pointwise_conv2 = network.stages[0][0].pointwise_conv2
 
     changes = {
         'another class': adapt,
