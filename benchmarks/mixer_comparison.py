@@ -11,6 +11,7 @@ trainings are read and not repeated. Writes the curves, and means and deviations
 """
 
 import argparse
+import bisect
 import copy
 import functools
 import json
@@ -70,13 +71,19 @@ def count_parameters(backbone: dict[str, Any], widths: Sequence[int]) -> int:
 
 def matched_widths(backbone: dict[str, Any], parameters: int, base: Sequence[int]) -> tuple[int, int]:
     """Widths of the two stages, the second about twice the first, that come nearest to a number of parameters."""
-    candidates = [
-        (first, second)
-        for first in range(base[0] // 2, base[0] + 9)
-        for second in (2 * first - 1, 2 * first, 2 * first + 1)
-    ]
-    counts = {widths: count_parameters(backbone, widths) for widths in candidates}
-    return min(candidates, key=lambda widths: (abs(counts[widths] - parameters), abs(widths[1] - 2 * widths[0])))
+    counts: dict[tuple[int, int], int] = {}
+
+    def count(first: int, more: int) -> int:
+        widths = first, 2 * first + more
+        counts[widths] = count_parameters(backbone, widths)
+        return counts[widths]
+
+    firsts = range(base[0] // 2, base[0] + 9)
+    for more in (-1, 0, 1):  # the number grows with the width: the nearest ones are on both sides of where it passes
+        passed = bisect.bisect_left(firsts, parameters, key=functools.partial(count, more=more))
+        for first in firsts[max(0, passed - 1) : passed + 1]:
+            count(first, more)
+    return min(counts, key=lambda widths: (abs(counts[widths] - parameters), abs(widths[1] - 2 * widths[0])))
 
 
 def plan() -> dict[str, tuple[int, ...]]:
