@@ -89,8 +89,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
-def pytest_collection_finish() -> None:
-    """No garbage collection, and no search for what holds parameters, walks through all that was imported."""
+@functools.cache
+def freeze_modules(hundreds: int) -> None:
+    """No garbage collection, and no search for what holds parameters, walks through all that was imported.
+
+    mmengine collects garbage for every data set that it reads, a quarter of a second with the toolboxes' modules.
+
+    Args:
+        hundreds: Of modules; the first call with a number freezes them.
+    """
     gc.collect()
     gc.freeze()
 
@@ -98,6 +105,7 @@ def pytest_collection_finish() -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Hold the rule of the fast tier: no Python and no shell script is started, by the test or by its fixtures."""
+    freeze_modules(len(sys.modules) // 100)
     start = subprocess.Popen.__init__
 
     def refuse(process: subprocess.Popen, args: Any, *rest: Any, **words: Any) -> None:
