@@ -1,5 +1,6 @@
 """The random state of a process: it goes on where it was kept, from data alone; seeds of many numbers."""
 
+import contextlib
 import random
 from pathlib import Path
 
@@ -8,7 +9,14 @@ import pytest
 import torch
 
 from mmpelk.fault_tolerance.errors import UserError
-from mmpelk.fault_tolerance.random_state import get_random_state, make_seed, seed_all, set_random_state
+from mmpelk.fault_tolerance.random_state import (
+    get_random_state,
+    isolated_randomness,
+    make_generator,
+    make_seed,
+    seed_all,
+    set_random_state,
+)
 
 
 def draw() -> list[float]:
@@ -37,9 +45,28 @@ def test_one_seed_for_all(generator: int) -> None:
 
 
 def test_every_number_counts() -> None:
-    seeds = {make_seed(numbers) for numbers in ([1, 2, 3], [1, 3, 2], [2, 2, 3], [1, 2, 4], [2**40, 2, 3])}
+    numbers = ([1, 2, 3], [1, 3, 2], [2, 2, 3], [1, 2, 4], [2**40, 2, 3])
+    seeds = {make_seed(each) for each in numbers}
     assert len(seeds) == 5
     assert all(0 <= seed < 2**32 for seed in seeds)
+    drawn = [torch.rand((), generator=make_generator(*each)).item() for each in (*numbers, numbers[0])]
+    assert drawn[-1] == drawn[0]
+    assert len(set(drawn)) == 5
+
+
+@pytest.mark.parametrize('generator', range(len(draw())))
+def test_numbers_of_a_block_change_none_after_it(generator: int) -> None:
+    """Of a seed beyond NumPy's 32 bits, too, and if the block fails."""
+    seed_all(3)
+    expected = draw()[generator]
+    seed_all(3)
+    inside = []
+    for seed in (7, 7, 2**32 + 8):
+        with contextlib.suppress(KeyError), isolated_randomness(seed):
+            inside.append(draw()[generator])
+            raise KeyError
+    assert inside[0] == inside[1] != inside[2]
+    assert draw()[generator] == expected
 
 
 @pytest.mark.parametrize(('part', 'index', 'value'), [

@@ -82,7 +82,7 @@ def numbered(rank: int = 0) -> NumberedBatches:
 
 
 def test_an_endless_loop_draws_every_epoch_anew() -> None:
-    sampler = DefaultSampler(range(9), seed=3)  # type: ignore[arg-type]
+    sampler = DefaultSampler(range(9), seed=3)
     batches = iter(NumberedBatches(BatchSampler(sampler, 3, False), 7, 0, 0, 1, True))
     drawn = [index for _ in range(8) for index in next(batches)]
     assert drawn == [index for epoch in range(3) for index in (sampler.set_epoch(epoch), *sampler)[1:]][3:]
@@ -93,6 +93,14 @@ def test_loaders_draw_nothing_from_the_numbers_of_training() -> None:
     before = torch.get_rng_state()
     assert len(list(_rebuild(loader(), numbered()))) == 5
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_loaders_keep_their_settings() -> None:
+    settings = dict(num_workers=2, prefetch_factor=5, persistent_workers=True, multiprocessing_context='spawn')
+    settings |= dict(collate_fn=list, pin_memory=True, timeout=3.0, worker_init_fn=print, generator=torch.Generator())
+    given = DataLoader(TensorDataset(torch.arange(5)), batch_size=1, **settings)  # type: ignore[arg-type]
+    rebuilt = _rebuild(given, numbered())
+    assert {name: getattr(rebuilt, name) for name in settings} == {name: getattr(given, name) for name in settings}
 
 
 def test_processes_draw_other_numbers() -> None:

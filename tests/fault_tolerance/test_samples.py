@@ -61,6 +61,41 @@ def test_weights_of_another_network_are_refused(stage: str, fitting: int, refuse
             check_weights(model, given, stage)
 
 
+@pytest.mark.parametrize('stage', ['train', 'val', 'test'])
+@pytest.mark.parametrize(
+    'head', ['decode_head', 'auxiliary_head', 'head', 'bbox_head', 'roi_head.bbox_head', 'roi_head.mask_head']
+)
+def test_every_head_has_the_classes_of_every_data_set(head: str, stage: str) -> None:
+    """Of one of several heads in a row, too; more than the data set has are none too few."""
+    model, part = nn.Module(), nn.Module()
+    part.num_classes = 3  # type: ignore[assignment]
+    *owner, last = head.split('.')
+    holder = model
+    for name in owner:
+        holder.add_module(name, nn.Module())
+        holder = holder.get_submodule(name)
+    other = nn.Module()
+    other.num_classes = 9  # type: ignore[assignment]
+    holder.add_module(last, nn.ModuleList([other, part]) if 'roi' in head else part)
+
+    class OfAFile(list):
+        ann_file = 'listed.txt'
+        metainfo: Any
+
+    def check(classes: str) -> None:
+        dataset = OfAFile([0])
+        dataset.metainfo = dict(classes=classes)
+        loop = SimpleNamespace(dataloader=SimpleNamespace(dataset=dataset))
+        hook, runner = CheckDataHook(), SimpleNamespace(model=model, **{f'{stage}_loop': loop})
+        getattr(hook, f'before_{stage}')(runner)
+
+    check('abc')
+    check('ab')
+    said = f"model.{head}.num_classes is 3, but the data set of {stage}_dataloader has 4 classes \\('listed.txt'\\)"
+    with pytest.raises(UserError, match=said):
+        check('abcd')
+
+
 @pytest.mark.scope('mmseg')
 @pytest.mark.parametrize('ignored', [254, 255])
 def test_the_ignored_value_is_that_of_the_heads(ignored: int, tmp_path: Path) -> None:

@@ -4,9 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
+from torch.utils.data import DataLoader
 
+from mmpelk.fault_tolerance import workers
+from mmpelk.fault_tolerance.workers import end_workers_with_parent
 from tests.commands import is_running, wait_for
 from tests.paths import ROOT
 
@@ -30,6 +34,23 @@ next(batches)
 print(*(worker.pid for worker in batches._workers), flush=True)
 time.sleep(600)
 """
+
+
+def test_workers_are_prepared_as_their_loader_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched, prepared = mock.Mock(), []
+    monkeypatch.setattr(workers.threading, 'Thread', watched)
+    loader: DataLoader = DataLoader([1], num_workers=1, worker_init_fn=prepared.append)  # type: ignore[arg-type]
+    for _ in range(2):
+        end_workers_with_parent(loader)
+    assert loader.worker_init_fn is not None
+    loader.worker_init_fn(3)
+    assert prepared == [3]
+    watched.assert_called_once()
+    assert watched.call_args.kwargs['args'] == (os.getppid(),)
+    assert watched.call_args.kwargs['daemon']
+    alone: DataLoader = DataLoader([1])  # type: ignore[arg-type]
+    end_workers_with_parent(alone)
+    assert alone.worker_init_fn is None
 
 
 @pytest.mark.slow
