@@ -37,7 +37,8 @@ time.sleep(600)
 
 
 def test_workers_are_prepared_as_their_loader_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    watched, prepared = mock.Mock(), []
+    watched = mock.Mock()
+    prepared: list[int] = []
     monkeypatch.setattr(workers.threading, 'Thread', watched)
     loader: DataLoader = DataLoader([1], num_workers=1, worker_init_fn=prepared.append)  # type: ignore[arg-type]
     for _ in range(2):

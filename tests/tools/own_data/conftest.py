@@ -56,8 +56,15 @@ def _object(entry: dict[str, Any], classes: dict[int, str]) -> str:
     of_box = abs(entry['area'] - entry['bbox'][2] * entry['bbox'][3]) < 1e-6
     outline = entry.get('segmentation')
     more = '' if of_box else f' area {entry["area"]:.4g}'
-    more += ' crowd' * entry['iscrowd'] + (f' outline of {len(outline)}' if outline else '')
+    more += ' crowd' * entry['iscrowd'] + (f' outline {_corners(outline)}' if outline else '')
     return f'{classes[entry["category_id"]]}[{box}{more}]'
+
+
+def _corners(outline: Any) -> str:
+    """Number of corners of each polygon, and the first four; of a coded mask the size."""
+    if isinstance(outline, dict):
+        return f'in a mask of {outline["size"]}'
+    return '; '.join(f'{len(part) // 2}: {",".join(f"{number:.4g}" for number in part[:8])}' for part in outline)
 
 
 @pytest.fixture

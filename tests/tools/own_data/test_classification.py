@@ -101,6 +101,8 @@ def test_folders_that_may_be_no_classes_are_a_question(counts: dict[str, int], t
 def unread(root: Path) -> None:
     for index in range(3):
         (root / 'cat' / f'{index}.jpg').rename(root / 'cat' / f'{index}.jfif')
+    for suffix in ('avif', 'GIF', 'heic', 'jp2', 'dcm', 'exr', 'heif', 'jpe', 'jxl', 'pgm', 'pnm', 'tga'):
+        (root / 'dog' / f'of another kind.{suffix}').touch()
 
 
 SPOILT: dict[str, tuple[dict[str, int], Callable[[Path], Any]]] = {

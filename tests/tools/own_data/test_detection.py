@@ -82,6 +82,7 @@ def alter(**changes: Any) -> Callable[[Content], None]:
 SPOILT: dict[str, Callable[[Content], Any]] = {
     'outside': alter(bbox=[60, 3, 10, 12]),
     'reaching out': alter(bbox=[40, 3, 20, 12]),
+    'one pixel in': alter(bbox=[47, 3, 10, 12]),
     'empty box': alter(bbox=[2, 3, 0, 12]),
     'no box': alter(bbox=[]),
     'category': alter(category_id=99),

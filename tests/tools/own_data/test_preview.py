@@ -46,6 +46,8 @@ def test_samples_of_the_whole_set_with_their_labels(task: str, tmp_path: Path) -
     assert legend == [f'{i} {name}' for i, name in enumerate(data.classes)] + ['not trained on'] * (task == 'seg')
     for patch, index in zip(figure.legends[0].get_patches(), range(len(data.classes)), strict=False):
         assert to_rgb(patch.get_facecolor()) == pytest.approx(colour(data, index))
+    # A name is no formula.
+    assert not any(text.get_parse_math() for text in [*figure.legends[0].get_texts(), *(a.title for a in figure.axes)])
     for axes in figure.axes:
         shown, title = np.asarray(axes.images[0].get_array()), axes.get_title()
         if task == 'cls':

@@ -70,6 +70,32 @@ def test_layouts_by_name(image_name: str, label_name: str, tmp_path: Path) -> No
     assert data.unlabelled == 0
 
 
+IMAGES = (
+    *('images', 'image', 'imgs', 'img', 'JPEGImages', 'jpeg', 'jpg', 'leftImg8bit', 'photos', 'photo', 'pictures'),
+    *('rgb', 'sat', 'stills', 'inputs', 'input', 'raw', 'StillsRaw'),
+)
+LABELS = (
+    *('annotations', 'annotation', 'annots', 'annot', 'ann', 'labels', 'label', 'labeled', 'labelled', 'lbl', 'masks'),
+    *('mask', 'SegmentationClass', 'SegmentationClassAug', 'segmentations', 'segmentation', 'seg', 'gt', 'gtFine'),
+    *('groundtruth', 'truth', 'semantic', 'trimaps', 'targets', 'labelTrainIds', 'labelIds', 'LabeledApproved'),
+)
+NO_CLASSES = ('SegmentationObject', 'instances', 'instance', 'instanceIds', 'panoptic', 'depth', 'disparity')
+
+
+def test_words_for_folders(tmp_path: Path) -> None:
+    """Beside one folder of each kind of label maps that are of no classes."""
+    folders = [*((images, 'masks') for images in IMAGES), *(('images', labels) for labels in LABELS)]
+    pairs = set()
+    for number, (images, labels) in enumerate(folders):
+        pairs.add((f'set{number}/{images}/a.png', f'set{number}/{labels}/a.png'))
+        image(tmp_path / f'set{number}' / images / 'a.png', (8, 4 + number))
+        for folder in (labels, *([NO_CLASSES[number]] if number < len(NO_CLASSES) else [])):
+            label(tmp_path / f'set{number}' / folder / 'a.png', [0, 1], (8, 4 + number))
+    data = read_segmentation(tmp_path)
+    assert {(pair.image, pair.label) for pair in data.details['pairs']} == pairs
+    assert not notes(data, 'question') + notes(data, 'mistake')
+
+
 def test_pascal_voc(tmp_path: Path) -> None:
     write(tmp_path, [0, 15, 255], 4, 'JPEGImages/2007_00000{i}.jpg', 'SegmentationClass/2007_00000{i}.png')
     lists = tmp_path / 'ImageSets' / 'Segmentation'
