@@ -84,6 +84,16 @@ def test_networks_that_cannot_have_units(make_runner):
             make_runner({'granularity': granularity, 'target': target}, granularity[0]).train()
 
 
+def test_excluded_weights_are_dense_and_do_not_count(make_runner):
+    model = TinyModel(bottleneck=True)
+    with pytest.raises(ValueError, match='no block'):
+        make_runner({'granularity': 'unit', 'exclude': ['pointwise_conv2']}, model=model).train()
+    make_runner({'granularity': 'unit', 'exclude': ['stem']}, 'stem', model=model, max_iters=1).train()
+    whole = [entry.weight.numel() for entry in find_parameters(model, 'backbone', ['stem'])]
+    inactive = (8 + 1 + 8) * int((~model.backbone.bottleneck.pointwise_conv1.bias_mask).sum())
+    assert abs(inactive - (sum(whole) - active_total(whole, 0.6))) <= 17 / 2
+
+
 @given(active=st.integers(1, 12), rate=st.floats(0, 1), conv=st.booleans(), seed=st.integers(0, 99))
 def test_update_drops_the_least_salient_and_grows_the_inactive(active, rate, conv, seed):
     layer = layer_of(Pair(conv=conv))

@@ -333,6 +333,7 @@ WRONG: dict[str, Callable[[Content], Any]] = {
     'listed twice': lambda d: d['images'].append(dict(d['images'][0], id=99)),
     'no id': lambda d: d['images'][0].pop('id'),
     'categories of words': lambda d: d.update(categories=['cat', 'dog']),
+    'no image': lambda d: d['images'].clear(),
     'no name': lambda d: d['categories'][0].update(name=None),
     'crowds alone': lambda d: [entry.update(iscrowd=1) for entry in d['annotations']],
     'no category': lambda d: [entry.update(category_id='x') for entry in d['annotations']],
