@@ -1,6 +1,7 @@
 """The sentences about a user's mistakes, and what must not be taken for one."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mmengine.config import Config
@@ -9,6 +10,7 @@ from mmengine.model import PretrainedInit
 import mmpelk
 from mmpelk.engine.checks import check_checkpoint, check_data, check_option_names, check_weights
 from mmpelk.engine.command_line import exit_on_user_error
+from mmpelk.errors import DataError, UserError
 
 
 @pytest.fixture(scope='module')
@@ -97,6 +99,32 @@ def test_an_error_becomes_one_line_of_rank_0(capsys: pytest.CaptureFixture, monk
     monkeypatch.setenv('MMPELK_TRACEBACK', '1')
     with pytest.raises(FileNotFoundError), exit_on_user_error():
         check_checkpoint('gone.pth')
+
+
+@pytest.mark.parametrize(
+    ('error', 'shown'),
+    [
+        (UserError('what is wrong'), 'error: what is wrong'),
+        (DataError('a bad file'), 'error: a bad file'),
+        (FileNotFoundError('it is not there'), 'error: it is not there'),
+        (KeyError('b ad'), 'error: KeyError: b ad (MMPELK_TRACEBACK=1 shows where)'),
+        (TypeError('of another type'), 'error: TypeError: of another type (MMPELK_TRACEBACK=1 shows where)'),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize('running', [False, True])
+@pytest.mark.parametrize('variable', ['RANK', 'SLURM_PROCID'])
+def test_which_errors_become_one_line_and_of_which_process(
+    variable: str, running: bool, error: Exception, shown: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sample or a file that one process alone reads is told by it; other errors of a running training are ours."""
+    is_ours = not running or isinstance(error, UserError | FileNotFoundError)
+    for rank in ('0', '3'):
+        monkeypatch.setenv(variable, rank)
+        with pytest.raises(SystemExit if is_ours else type(error)), exit_on_user_error(running):
+            raise error
+        printed = capsys.readouterr().err.splitlines()
+        assert printed == [shown] * (is_ours and (rank == '0' or isinstance(error, DataError)))
 
 
 def test_a_lost_process_becomes_one_line_and_other_errors_keep_their_traceback(capsys: pytest.CaptureFixture) -> None:

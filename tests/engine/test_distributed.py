@@ -14,6 +14,13 @@ from torch import nn
 from mmpelk.engine import CPUDistributedDataParallel, adapt_to_machine, distributed
 from mmpelk.registry import MODEL_WRAPPERS
 
+# In which each launcher says the rank, the number of processes, and the rank on the machine.
+VARIABLES = {
+    'pytorch': ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
+    'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
+    'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'),
+}
+
 
 def amp_config(kind: object = 'AmpOptimWrapper', launcher: str = 'none') -> Config:
     wrapper = dict(type=kind, loss_scale='dynamic', dtype='float16', optimizer=dict(type='SGD', lr=0.1))
@@ -41,8 +48,7 @@ def test_nothing_changes_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_launcher_starts_gloo(launcher: str, monkeypatch: pytest.MonkeyPatch, free_port: int) -> None:
     monkeypatch.setattr(distributed, 'get_device', lambda: 'cpu')
     monkeypatch.setattr(os, 'environ', {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port)})
-    names = distributed._RANK_VARIABLES[launcher]  # the table under test
-    os.environ.update(zip(names, ('0', '1', '0'), strict=True))
+    os.environ.update(zip(VARIABLES[launcher], ('0', '1', '0'), strict=True))
     cfg = amp_config(launcher=launcher)
     try:
         adapt_to_machine(cfg)
@@ -53,21 +59,27 @@ def test_each_launcher_starts_gloo(launcher: str, monkeypatch: pytest.MonkeyPatc
     assert MODEL_WRAPPERS.get(cfg.model_wrapper_cfg.type) is CPUDistributedDataParallel
 
 
-def test_settings_reach_process_group_and_wrapper(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize('launcher', VARIABLES)
+def test_settings_reach_process_group_and_wrapper(launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
     started: dict[str, object] = {}
-    slurm = dict(SLURM_PROCID='1', SLURM_NTASKS='2', SLURM_LOCALID='0', SLURM_NODELIST='node[7-8]')
-    monkeypatch.setattr(os, 'environ', dict(slurm))
+    given = dict(zip(VARIABLES[launcher], ('5', '8', '1'), strict=True))
+    given |= dict(SLURM_NODELIST='node[7-8]') if launcher == 'slurm' else dict(MASTER_ADDR='node7', MASTER_PORT='1234')
+    monkeypatch.setattr(os, 'environ', dict(given))
     monkeypatch.setattr(distributed, 'get_device', lambda: 'cpu')
     monkeypatch.setattr(torch.distributed, 'init_process_group', lambda backend, **words: started.update(words))
-    names = {slurm['SLURM_NODELIST']: 'node7\nnode8\n'}
+    names = {'node[7-8]': 'node7\nnode8\n'}
     monkeypatch.setattr(subprocess, 'check_output', lambda command, **_: names[command[-1]])
-    cfg = amp_config(launcher='slurm')
+    cfg = amp_config(launcher=launcher)
+    adapt_to_machine(cfg)
+    assert not cfg.model_wrapper_cfg.find_unused_parameters
+    assert started == dict(timeout=None)
     cfg.update(find_unused_parameters=True, env_cfg=dict(dist_cfg=dict(timeout=77)))
     adapt_to_machine(cfg)
     assert cfg.model_wrapper_cfg.find_unused_parameters
     assert started == dict(timeout=timedelta(seconds=77))
-    wanted = dict(RANK='1', WORLD_SIZE='2', LOCAL_RANK='0', MASTER_ADDR='node7', MASTER_PORT='29500')
-    assert os.environ == slurm | wanted
+    port = '29500' if launcher == 'slurm' else '1234'
+    wanted = dict(RANK='5', WORLD_SIZE='8', LOCAL_RANK='1', MASTER_ADDR='node7', MASTER_PORT=port)
+    assert os.environ == given | wanted
 
 
 def test_wrapper_replaces_sync_bn(one_process: None) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import logging
 import os
 import pty
 import re
@@ -17,7 +18,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import EpochBasedTrainLoop
 
-from mmpelk.engine import RunEstimateHook, progress
+from mmpelk.engine import ProgressLineHook, RunEstimateHook, progress
 from mmpelk.engine.progress import _duration, add_vis_backend
 from mmpelk.errors import UserError
 from tests.commands import call
@@ -78,6 +79,48 @@ def test_estimate_counts_validations_of_epochs() -> None:
     hook._log(runner, 150)
     # After the epochs 3, 6, 9 and 10, half a minute each.
     assert '2 s an iteration, 30 min 20 s for 850 more with validations of 30 s' in said[0]
+    runner.val_loop = None
+    hook._log(runner, 150)
+    assert '28 min 20 s for 850 more, so until' in said[1]
+
+
+class Terminal(io.StringIO):
+    """What is printed to it; ``terminal`` says whether it is one."""
+
+    terminal = True
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+
+@pytest.mark.parametrize('is_terminal', [True, False])
+def test_line_at_the_bottom_of_a_terminal(is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log goes through it until the end, and a resumed training begins in the middle."""
+    output, logger = Terminal(), logging.Logger('progress')
+    output.terminal = is_terminal
+    for name, value in dict(TERM='xterm', COLUMNS='100').items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, 'stdout', output)
+    monkeypatch.setattr(progress, '_REFRESH', -1.0)
+    handler, other = logging.StreamHandler(output), logging.StreamHandler(io.StringIO())
+    logger.addHandler(handler)
+    logger.addHandler(other)
+    scalars = {'train/loss': SimpleNamespace(current=lambda: 0.25)}
+    runner: Any = SimpleNamespace(
+        max_iters=5, iter=2, logger=logger, message_hub=SimpleNamespace(log_scalars=scalars), val_dataloader=range(7)
+    )
+    before, hook = other.stream, ProgressLineHook()
+    hook.before_train(runner)
+    assert (handler.stream is output) is not is_terminal
+    assert other.stream is before
+    hook.after_train_iter(runner, 2)
+    hook.after_val_iter(runner, 3)
+    hook.after_train(runner)
+    assert handler.stream is sys.stdout is output
+    shown = re.sub(r'\x1b\[[\d;?]*[a-zA-Z]', '', output.getvalue())
+    parts = ['training', '2/5', '3/5', 'loss 0.25', 'validation 4/7']
+    assert [part in shown for part in parts] == [is_terminal] * len(parts)
+    assert shown or not is_terminal
 
 
 @pytest.mark.parametrize(('used', 'hint'), [(35, True), (37, False)])

@@ -149,6 +149,10 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_gives_way_to_the_next(tmp_path: 
     with pytest.raises(KeyboardInterrupt):
         runner.train()
     assert names(tmp_path) == ['epoch_0_iter_2.pth']
+    state = torch.load(tmp_path / 'epoch_0_iter_2.pth', weights_only=False)['run_state']
+    seed = runner.train_dataloader.sampler.seed
+    assert (state['place'], state['batches'], state['batch_size'], state['sampler_seed']) == (2, 4, 1, seed)
+    assert len(state['ranks']) == 1
     for lock in hook_of(runner)._locks:
         lock.release()
     resumed = train(tmp_path, 0, hooks=(), by_epoch=True, resume=True)

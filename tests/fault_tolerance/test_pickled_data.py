@@ -64,7 +64,10 @@ def test_values_come_back(name: str, form: str) -> None:
 
 
 @pytest.mark.parametrize('form', FORMATS)
-@pytest.mark.parametrize('dtype', ['float32', 'float64', 'float16', 'bfloat16', 'int64', 'uint8', 'bool', 'complex64'])
+@pytest.mark.parametrize('dtype', [
+    *('float32', 'float64', 'float16', 'bfloat16', 'complex64', 'complex128'),
+    *('int64', 'int32', 'int16', 'int8', 'uint8', 'bool'),
+])  # fmt: skip
 def test_tensors_come_back(dtype: str, form: str) -> None:
     whole = (torch.arange(24) % 2).view(4, 6).to(getattr(torch, dtype))
     views = [whole, whole.T, whole[1:, ::2], whole[:0], whole[2, 3], nn.Parameter(whole, requires_grad=False)]

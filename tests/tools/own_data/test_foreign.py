@@ -515,7 +515,13 @@ def test_what_may_be_meant_otherwise_is_a_question(
     make: Callable[[Path], Any], task: str, asked: str, tmp_path: Path
 ) -> None:
     make(tmp_path / 'data')
+    damaged = []
+    if 'xml' in asked:
+        damaged = ['annotations/9.xml']
+        (tmp_path / 'data' / damaged[0]).parent.mkdir(exist_ok=True)
+        (tmp_path / 'data' / damaged[0]).write_text('<annotation')
     found = convert(tmp_path / 'data', task, tmp_path / 'out', '')
+    assert not damaged or ['XML files cannot be read', damaged, 4] in found['left_out']
     assert any(kind == 'question' and asked in text for kind, text in found['said'])
     if make is beyond_the_picture:
         assert ["pictures have no file of LabelMe's", ['1.jpg', '2.jpg'], 3] in found['left_out']

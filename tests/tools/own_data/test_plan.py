@@ -179,6 +179,12 @@ def test_a_test_split_has_a_loader_of_its_own(data: DataSet, tmp_path: Path) -> 
         with_test.details = {**data.details, 'contents': {**contents, 'test': contents['val']}, 'folders': folders}
     cfg = config_of(with_test, plan_of(with_test, 'nano'), tmp_path)
     end = 'json' if data.task == 'det' else 'txt'
+    written = {
+        'mine.py',
+        *(f'{split}.{end}' for split in with_test.splits),
+        *(['labels'] if data.task == 'seg' else []),
+    }
+    assert {path.name for path in (tmp_path / 'mine').iterdir()} == written
     assert [cfg[f'{split}_dataloader'].dataset.ann_file.rsplit('/', 1)[1] for split in ('train', 'val', 'test')] == [
         f'train.{end}', f'val.{end}', f'test.{end}'
     ]  # fmt: skip
