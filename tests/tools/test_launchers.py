@@ -18,7 +18,7 @@ from tests.tools.test_signals import Command
 
 pytestmark = pytest.mark.slow
 
-# Registers a hook that stores what each rank trained on, and its parameters at the end.
+# Registers a hook that stores what each rank trained on, and its parameters after every iteration.
 HOOK = """
 import torch
 from mmengine.dist import get_rank
@@ -43,8 +43,6 @@ class StoreRank(Hook):
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         self.seen.append(sorted(sample.img_path for sample in data_batch['data_samples']))
-
-    def after_train(self, runner):
         end = dict(runner.model.module.named_parameters())
         found = dict(start=self.start, end=end, seen=self.seen, statistics=self.statistics)
         torch.save(found, f'rank{get_rank()}.pth')
@@ -65,10 +63,10 @@ def config(tiny_config: Path) -> Path:
 
 @pytest.fixture(scope='module')
 def trained(config: Path) -> tuple[Path, str]:
-    """Work folder of a training on two ranks that a signal stopped, and log of its last four iterations."""
+    """Work folder and log of a training on two ranks that a signal stopped; test_exact_resume.py resumes one."""
     folder = config.parent
-    words, endless = [TOOLS / 'dist_train.sh', config, 2, '--work-dir', 'work'], ['--cfg-options', *iterations(4000)]
-    command = Command(*words, *endless, folder=folder, PYTHONPATH=folder)
+    endless = ['--work-dir', 'work', '--cfg-options', 'train_cfg.max_iters=4000', 'train_cfg.val_interval=4000']
+    command = Command(TOOLS / 'dist_train.sh', config, 2, *endless, folder=folder, PYTHONPATH=folder)
     command.wait_for((folder / 'work' / 'iter_2.pth').exists)
     command.process.send_signal(signal.SIGUSR1)
     assert command.end() == PREEMPTED, command.log.read_text()[-3000:]
@@ -76,21 +74,14 @@ def trained(config: Path) -> tuple[Path, str]:
     stopped = int(re.findall(r'Stopped by SIGUSR1 after iteration (\d+)', printed)[-1])
     assert '--resume goes on from there' in printed
     assert 'Traceback' not in printed
-    last = folder / (folder / 'work' / 'last_checkpoint').read_text()
+    last = newest(folder / 'work')
     assert last.name == f'iter_{stopped}.pth'
     check_integrity(last)
-    log = run(*words, '--resume', '--cfg-options', *iterations(stopped + 4), cwd=folder, PYTHONPATH=folder)
-    assert f'iter: {stopped}\n' in log
-    assert f'Iter(train) [{stopped + 1}/{stopped + 4}]' in log
-    assert f'Iter(train) [{stopped}/{stopped + 4}]' not in log
-    checkpoint = torch.load(folder / 'work' / f'iter_{stopped + 4}.pth', weights_only=False)
-    assert {int(state['step']) for state in checkpoint['optimizer']['state'].values()} == {stopped + 4}
-    return folder / 'work', log
+    return folder / 'work', printed
 
 
-def iterations(number: int) -> list[str]:
-    """Settings of a training of so many, with a validation at its end."""
-    return [f'train_cfg.max_iters={number}', f'train_cfg.val_interval={number}']
+def newest(work: Path) -> Path:
+    return work.parent / (work / 'last_checkpoint').read_text()
 
 
 def test_both_ranks_end_with_the_same_parameters(trained: tuple[Path, str]) -> None:
@@ -108,13 +99,9 @@ def test_both_ranks_end_with_the_same_parameters(trained: tuple[Path, str]) -> N
         moved += not torch.equal(value, first['start'][name])
     assert moved > 0.9 * len(first['end'])
     # Without SyncBN each rank has its own statistics; rank 0's are broadcast before every step.
-    assert len(first['statistics']) == 4
+    assert len(first['statistics']) == len(first['seen']) > 1
     torch.testing.assert_close(first['statistics'], second['statistics'], rtol=0, atol=0)
     assert not torch.equal(first['statistics'][0], first['statistics'][1])
-
-
-def newest(work: Path) -> Path:
-    return work.parent / (work / 'last_checkpoint').read_text()
 
 
 def test_two_machines_measure_what_one_process_measures(
