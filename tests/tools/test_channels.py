@@ -35,7 +35,9 @@ def test_counts_and_deployed_form(recipe: tuple[Path, Path], tmp_path: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.scope('mmseg')
-@pytest.mark.parametrize('options', [['--dynamic'], ['--fold-preprocessing']], ids=str)
+@pytest.mark.parametrize(
+    ('recipe', 'options'), [(1, ['--dynamic']), (6, ['--fold-preprocessing'])], indirect=['recipe'], ids=str
+)
 def test_exported_file(recipe: tuple[Path, Path], options: list[str], tmp_path: Path) -> None:
     for name in ('onnx', 'onnxscript', 'onnxruntime'):
         pytest.importorskip(name, reason='pip install -e .[export]')
