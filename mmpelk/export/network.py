@@ -36,6 +36,8 @@ def load_deployed(cfg: Config, checkpoint: str) -> nn.Module:
     content = read_checkpoint(checkpoint)
     meta = content.get('meta', {}) if isinstance(content, dict) else {}
     state = fold_masks(state_dict_of(content, checkpoint))
+    for name in [name for name in state if name.startswith('data_preprocessor.')]:
+        del state[name]  # of the recipe, not of the weights
     arguments = copy.deepcopy(cfg.model)  # mmdet reads its parts as attributes
     if 'train_cfg' in arguments:  # mmdet's detectors want the argument
         arguments.train_cfg = None
@@ -51,7 +53,7 @@ def load_deployed(cfg: Config, checkpoint: str) -> nn.Module:
             f"only networks with a PeLK or an enlarged backbone are exported; the config's is {backbone.get('type')}"
         )
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in state.items() if not name.startswith('data_preprocessor.')}
+    found = {name: tuple(value.shape) for name, value in state.items()}
     wrong = [name for name in {**own, **found} if own.get(name) != found.get(name)]
     if wrong:
         raise UserError(

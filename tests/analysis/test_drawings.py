@@ -29,6 +29,9 @@ def test_no_drawing_overwrites_an_image_or_another_drawing(tmp_path: Path) -> No
         find_drawings([one, other], tmp_path / 'out')
     with pytest.raises(ValueError, match='overwritten'):
         find_drawings([one], tmp_path / 'a')
+    (tmp_path / 'link').symlink_to(tmp_path / 'a')
+    with pytest.raises(ValueError, match='overwritten'):
+        find_drawings([one], tmp_path / 'link')
     assert find_drawings([one, one], tmp_path / 'out') == [Drawing(one, tmp_path / 'out' / 'x.png')]
 
 
@@ -45,6 +48,24 @@ def test_earlier_drawings_are_no_input(tmp_path: Path) -> None:
     image, out = write_image(tmp_path / 'x.png'), tmp_path / 'out'
     write_image(out / 'x.png')
     assert find_drawings([tmp_path], out) == [Drawing(image, out / 'x.png')]
+
+
+def test_video_keeps_its_size_rate_and_pictures(tmp_path: Path) -> None:
+    source = tmp_path / 'clips' / 'X.AVI'
+    source.parent.mkdir()
+    writer = cv2.VideoWriter(str(source), cv2.VideoWriter.fourcc(*'MJPG'), 10, (48, 32))
+    for level in (0, 100, 200):
+        writer.write(np.full((32, 48, 3), level, np.uint8))
+    writer.release()
+    (drawing,) = find_drawings([source.parent], tmp_path / 'new' / 'folder')
+    assert (drawing.is_video, drawing.frames()) == (True, 3)
+    assert len(list(drawing.draw(lambda image: 255 - image))) == 3
+    video = cv2.VideoCapture(str(drawing.target))
+    assert [video.get(what) for what in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)] == [
+        *(10, 48, 32)
+    ]
+    levels = [video.read()[1].mean() for _ in range(3)]
+    assert levels == pytest.approx([255, 155, 55], abs=5)
 
 
 @pytest.mark.parametrize(('name', 'kind'), [('x.png', 'an image'), ('x.mp4', 'a video')])

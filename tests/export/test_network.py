@@ -1,18 +1,24 @@
 """What the exporters read: a trained or a deployed checkpoint of a recipe."""
 
+import argparse
+import copy
 import math
 from pathlib import Path
 from typing import Any, cast
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.model import ImgDataPreprocessor
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
-from mmpelk.export import ExportedNetwork, compare, load_deployed
-from mmpelk.export.network import Preprocessing
+from mmpelk.errors import UserError
+from mmpelk.export import ExportedNetwork, compare, in_half, load_deployed
+from mmpelk.export.command_line import Request, add_export_options
+from mmpelk.export.network import Preprocessing, task_of
 from tests.paths import CONFIGS
 
 
@@ -33,6 +39,116 @@ def test_a_deployed_checkpoint_is_read_as_the_trained_one(mode: str | None, tmp_
         torch.testing.assert_close(out, want)
 
 
+NANO = {
+    'mmseg': ('upernet_pelk_nano_synthetic', 'segmentation', 4, ('logits', 'labels')),
+    'mmdet': ('mask_rcnn_pelk_nano_synthetic', 'detection', 4, tuple(f'level{level}' for level in range(5))),
+    'mmpretrain': ('pelk_nano_digits', 'classification', 2, ('logits',)),
+}
+
+
+def written(scope: str, path: Path, meta: dict[str, Any] | None = None, **backbone: Any) -> Config:
+    """The recipe of a nano network, and a checkpoint of it, of random weights."""
+    pytest.importorskip(scope)
+    cfg = Config.fromfile(CONFIGS / 'demo' / f'{NANO[scope][0]}.py')
+    cfg.model.backbone.update(backbone)
+    if scope == 'mmdet':
+        cfg.model.neck.num_outs = 5  # one more than the backbone has
+    with DefaultScope.overwrite_default_scope(scope):
+        model = MODELS.build(copy.deepcopy(cfg.model))
+    state = model.state_dict()
+    state['data_preprocessor.mean'] = torch.ones(3)
+    torch.save(dict(state_dict=state, meta=meta or {}), path)
+    return cfg
+
+
+@pytest.mark.parametrize('scope', NANO)
+def test_what_is_exported_of_each_toolbox(scope: str, tmp_path: Path) -> None:
+    _, task, patch, outputs = NANO[scope]
+    meta = dict(classes=['a', 'b'], palette=[[0, 0, 0], [1, 1, 1]], other=1)
+    cfg = written(scope, tmp_path / 'a.pth', dict(dataset_meta=meta))
+    before = copy.deepcopy(cfg.to_dict())
+    model = load_deployed(cfg, str(tmp_path / 'a.pth'))
+    assert cfg.to_dict() == before
+    assert not any(module.training for module in model.modules())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    network = ExportedNetwork.of(cfg, model)
+    assert (network.task, network.outputs, network.channels, network.smallest) == (task, outputs, 3, patch)
+    assert network.meta == {key: meta[key] for key in ('classes', 'palette')}
+    network.check_size(patch, 9)
+    with pytest.raises(UserError, match=f'9 x {patch - 1} is smaller than the {patch} x {patch} patch'):
+        network.check_size(9, patch - 1)
+    pixels = torch.randint(256, (1, 64, 32, 3), dtype=torch.uint8)
+    folded = network.folded()
+    assert (network.takes_pixels, folded.takes_pixels) == (False, True)
+    with torch.no_grad():
+        want = network.network(network.preprocessing.apply(pixels))
+        assert len(want) == len(outputs)
+        torch.testing.assert_close(folded.network(pixels), want)
+        if task == 'classification':  # the quickest
+            assert in_half(network).folded().network(pixels)[0].dtype == torch.float16
+    assert {parameter.dtype for parameter in network.network.parameters()} == {torch.float32}
+
+
+def test_weights_of_another_kernel_are_refused(tmp_path: Path) -> None:
+    """Of as many numbers, by what the file says."""
+    cfg = written('mmpretrain', tmp_path / 'a.pth', dict(dataset_meta=None), positional_embedding=None)
+    assert load_deployed(cfg, str(tmp_path / 'a.pth')).dataset_meta == {}
+    cfg.model.backbone.kernel_sizes = (15, 7)
+    with pytest.raises(UserError, match='were trained with a kernel of 13 x 13'):
+        load_deployed(cfg, str(tmp_path / 'a.pth'))
+
+
+def test_models_that_no_file_can_hold() -> None:
+    parts: dict[str, nn.Module] = dict(decode_head=nn.ModuleList(), backbone=nn.Identity())
+    with pytest.raises(UserError, match='ModuleDict is no segmentor, classifier or detector'):
+        task_of(nn.ModuleDict(parts))  # of cascaded heads
+    for head in ('rpn_head', 'bbox_head'):
+        assert task_of(nn.ModuleDict({head: nn.Identity()})) == 'detection'
+
+
+@pytest.mark.parametrize(
+    ('options', 'dtype', 'exact_takes_pixels', 'tolerance'),
+    [
+        ([], torch.float32, False, 1e-4),
+        (['--half'], torch.float16, False, 5e-2),
+        (['--fold-preprocessing'], torch.uint8, True, 1e-4),
+        (['--fold-preprocessing', '--half'], torch.uint8, True, 5e-2),
+    ],
+    ids=str,
+)
+def test_what_a_command_line_asks_for(
+    options: list[str], dtype: torch.dtype, exact_takes_pixels: bool, tolerance: float, tmp_path: Path
+) -> None:
+    written('mmpretrain', tmp_path / 'a.pth')
+    red, recipe = np.full((6, 5, 3), (0, 0, 200), np.uint8), CONFIGS / 'demo' / 'pelk_nano_digits.py'
+    assert cv2.imwrite(str(tmp_path / 'red.png'), red)
+    parser = argparse.ArgumentParser()
+    add_export_options(parser, '.onnx')
+
+    def request(*more: str, out: str = 'a.onnx') -> Request:
+        given = [str(recipe), str(tmp_path / 'a.pth'), out, '--image', str(tmp_path / 'red.png'), *options, *more]
+        return Request.of(parser.parse_args(given), '.onnx')
+
+    assert request().shapes == [(224, 224)]
+    found = request('--dynamic', '--shape', '64', '32', '--shape', '32', '48')
+    assert (found.shapes, found.tolerance) == ([(64, 32), (32, 48)], tolerance)
+    assert [image.dtype for image in found.images] == [dtype] * 2
+    assert {value.dtype for value in found.exact.network.parameters()} == {torch.float32}
+    half = {value.dtype for value in found.exported.network.parameters()} == {torch.float16}
+    assert half == ('--half' in options)
+    assert found.exact.takes_pixels == found.exported.takes_pixels == exact_takes_pixels
+    for image, shape in zip(found.images, found.shapes, strict=True):
+        pixels = torch.tensor([200, 0, 0], dtype=torch.uint8).expand(1, *shape, 3)
+        want = pixels if exact_takes_pixels else found.exact.preprocessing.apply(pixels).to(dtype)
+        torch.testing.assert_close(image, want)
+    with pytest.raises(UserError, match='--dynamic makes one for any'):
+        request('--shape', '64', '32', '--shape', '32', '48')
+    with pytest.raises(UserError, match='1 x 64 is smaller than'):
+        request('--dynamic', '--shape', '64', '32', '--shape', '1', '64')
+    with pytest.raises(UserError, match=r'must end in \.onnx'):
+        request(out='a.pt2')
+
+
 @pytest.mark.parametrize('swap', [True, False])
 @pytest.mark.parametrize('toolbox', ['mmengine', 'mmpretrain'])
 def test_pixels_become_what_the_recipe_makes_of_them(toolbox: str, swap: bool) -> None:
@@ -44,6 +160,9 @@ def test_pixels_become_what_the_recipe_makes_of_them(toolbox: str, swap: bool) -
     else:  # which calls the option otherwise, and has it beside the model
         preprocessor = pytest.importorskip('mmpretrain.models').ClsDataPreprocessor(**numbers, to_rgb=swap)
         cfg = Config(dict(model={}, data_preprocessor=dict(**numbers, to_rgb=swap)))
+    elsewhere = dict(mean=[0.0] * 3, std=[1.0] * 3)  # the model's own comes first
+    if toolbox == 'mmengine':
+        cfg.data_preprocessor = elsewhere
     pixels = torch.randint(256, (1, 5, 6, 3), dtype=torch.uint8)
     read = pixels.flip(-1).permute(0, 3, 1, 2)
     want = preprocessor(dict(inputs=[read[0]]))['inputs']

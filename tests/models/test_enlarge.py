@@ -181,7 +181,10 @@ def test_the_centre_can_be_larger_than_the_kernel() -> None:
     want = network(x)
     mmpelk.enlarge(network, 31, center_size=13)
     torch.testing.assert_close(network(x), want)
-    assert network[1].sharing_grid[4:-4] == (1,) * 13 or network[1].sharing_grid.count(1) == 13
+    assert network[1].sharing_grid.count(1) == 13
+    for center in (1, 31):
+        with pytest.raises(ValueError, match='of at least 3 and below kernel_size 31'):
+            EnlargedConv2d(8, 31, (3, 3), center)
 
 
 def through_a_file(network: nn.Module, state: dict[str, Tensor]) -> nn.Module:
@@ -738,6 +741,9 @@ def test_functions_of_modules_find_the_convolution_and_keep_trained_kernels() ->
     assert torch.equal(network[1].weight, kernel)
     network.apply(lambda module: module.reset_parameters() if hasattr(module, 'reset_parameters') else None)
     assert network[1].weight.nonzero()[:, 2:].unique(dim=0).tolist() == [[3, 2], [3, 3], [3, 4]]  # of 7 x 7
+    kernel = network[1].weight.clone()
+    network[1].apply(lambda module: module.weight.data.mul_(2) if isinstance(module, nn.Conv2d) else None)
+    assert torch.equal(network[1].weight, 2 * kernel)
     prune.l1_unstructured(network[1], 'weight', amount=0.5)
     seen.clear()
     network.apply(seen.append)

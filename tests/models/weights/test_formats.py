@@ -307,6 +307,19 @@ HALF = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3)
         ),
         ('timm://convnext_base.clip_laion2b', 'open_clip_pytorch_model.bin', '', {}, 'apache-2.0', 122.771),
         ('hf://me/mine', 'pytorch_model.bin', 'license: mit', dict(preprocessor_config=HALF), 'mit', 127.5),
+        ('timm://convnext_base.clip_laion2b', 'open_clip_pytorch_model.bin', 'license: mit', {}, 'mit', 122.771),
+        (
+            'hf://me/mine',
+            'model.safetensors',
+            '',
+            dict(
+                preprocessor_config=dict(image_mean=['x'], image_std=['y']),
+                open_clip_config=dict(preprocess_cfg=dict(mean=[0.1] * 3)),  # and no deviation
+                config=dict(pretrained_cfg=dict(mean=[0.5] * 3, std=[0.5] * 3)),
+            ),
+            'unknown',
+            127.5,
+        ),
         ('hf://me/mine@v2', 'model.safetensors', 'license: [', dict(config=[]), 'unknown', None),
         (
             'hf://me/mine',
@@ -367,6 +380,10 @@ def test_projection_onto_another_centre_is_a_warning(
     monkeypatch.setattr('mmpelk.models.weights.inflation.print_log', lambda *arguments: lines.append(arguments))
     inflated(str(tmp_path / 'public.pth'))
     warnings = [line for line, _, *level in lines if level == [logging.WARNING]]
+    backbone = PeLK('convnext-atto', depths=NANO['depths'], channels=NANO['dims'])
+    kept = inflate(torch.load(tmp_path / 'public.pth'), backbone).kept
+    worst = min(kept, key=kept.__getitem__)
+    assert all(f'keep {kept[worst]:.1%} of the energy of {worst}' in line for line in warnings)
     assert len(warnings) == (size > 7)
     assert all(
         re.search(r'5 of 5 kernels of .* not on the sharing grids .*keep \d\d\.\d% of', line) for line in warnings
@@ -378,6 +395,7 @@ def test_norm_before_pooling_needs_a_backbone_that_does_not_pool() -> None:
     sizes = dict(depths=NANO['depths'], channels=NANO['dims'])
     with pytest.raises(UserError, match=r'last norm comes before pooling .*give gap_before_final_norm=False'):
         inflate(state, PeLK('convnext-tiny', **sizes, gap_before_final_norm=True))
+    inflate(state, PeLK('convnext-tiny', **sizes, gap_before_final_norm=True, out_indices=(0, 1)))
 
 
 def test_another_normalisation_than_the_recipes_is_refused(hub: Callable[..., None], tmp_path: Path) -> None:

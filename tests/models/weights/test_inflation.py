@@ -148,6 +148,10 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             _inflated(path, **arguments)
+    mixed = PeLK('convnext-tiny', **NANO, **FORM)
+    mixed.stages[1][0].mixer = PeLK('convnext-tiny', **NANO, mixer='stripe').stages[1][0].mixer
+    with pytest.raises(ValueError, match="arch='inflated'"):
+        Inflated(path)(mixed)
     with pytest.raises(UserError, match='initialises a PeLK backbone, not a Linear'):
         Inflated(path)(nn.Linear(1, 1))
 
@@ -175,10 +179,17 @@ def test_damaged_weights_and_unknown_layers_are_refused(changes: dict[str, Tenso
         inflate(state | changes, PeLK('convnext-tiny', **NANO, **FORM))
 
 
+def test_a_kernel_of_zeros_loses_nothing() -> None:
+    state = _convnext(dict(NANO)).state_dict()
+    state['stages.0.0.depthwise_conv.weight'].zero_()
+    assert set(inflate(state, PeLK('convnext-tiny', **NANO, **FORM)).kept.values()) == {1.0}
+
+
 @pytest.mark.parametrize(('trained', 'averaged'), [('state_dict', 'state_dict_ema'), ('model', 'model_ema')])
 def test_averaged_weights_are_chosen_by_key(trained: str, averaged: str, tmp_path: Path) -> None:
     state, path = _convnext(dict(NANO)).state_dict(), str(tmp_path / 'twice.pth')
-    torch.save({trained: state, averaged: {name: value + 1 for name, value in state.items()}}, path)
+    weights = {trained: state, averaged: {name: value + 1 for name, value in state.items()}}
+    torch.save(weights, path)
 
     def bias(**key: str) -> Tensor:
         init_cfg = dict(type='mmpelk.Inflated', checkpoint=path, **key)
@@ -191,6 +202,8 @@ def test_averaged_weights_are_chosen_by_key(trained: str, averaged: str, tmp_pat
         bias()
     with pytest.raises(UserError, match=f"no entry 'other'; it has {trained}, {averaged}"):
         bias(key='other')
+    torch.save({trained: state, averaged: None}, path)  # as of a training without averages
+    assert torch.equal(bias(), state['stages.0.0.norm.bias'])
 
 
 def test_files_that_are_no_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
