@@ -18,7 +18,9 @@ from torch.nn.utils import prune
 
 import mmpelk
 from mmpelk.errors import UserError
+from mmpelk.fault_tolerance.safe_loading import load_data
 from mmpelk.models import PeLK
+from mmpelk.models.weights.checkpoint import write_safetensors
 from mmpelk.sparsity import apply_masks
 from tests.paths import CONFIGS, sample_data
 from tests.sparsity.tiny import draw_masks
@@ -47,7 +49,7 @@ def network(scope: str) -> tuple[Any, Config, dict[str, Any]]:
         if name.endswith('running_mean'):
             torch.nn.init.normal_(value)
     classes = tuple(f'class {index}' for index in range(11))
-    return model.eval(), cfg, dict(classes=classes, palette=[[index, 0, 0] for index in range(11)])
+    return model.eval(), cfg, dict(classes=classes, palette=[[index, 0, 255] for index in range(11)])
 
 
 def photograph() -> str:
@@ -68,9 +70,11 @@ def test_network_comes_back(scope: str, form: str, tmp_path: Path) -> None:
         model.backbone.switch_to_deploy()
     if form == 'sparse':
         apply_masks(draw_masks(model))
-    model.dataset_meta = dict(classes=('of another',))  # what is given comes first
-    numbers = torch.get_rng_state()
+    # What is given comes first.
+    model.dataset_meta, model.cfg = dict(classes=('of another',)), Config(dict(model=dict(type='Another')))
+    numbers, before = torch.get_rng_state(), copy.deepcopy(cfg.to_dict())
     hub.save_pretrained(model, tmp_path, cfg, meta)
+    assert cfg.to_dict() == before
     assert torch.equal(torch.get_rng_state(), numbers), 'a training that saves goes on as without'
     other = hub.from_pretrained(tmp_path)
     assert_same_state(model, other)
@@ -78,7 +82,11 @@ def test_network_comes_back(scope: str, form: str, tmp_path: Path) -> None:
     assert other.cfg.test_dataloader.dataset.pipeline == cfg.test_dataloader.dataset.pipeline
     assert not {'work_dir', 'load_from', 'resume', 'launcher'} & other.cfg.keys(), 'what is of the run alone'
     assert '/home/me' not in (tmp_path / 'config.py').read_text()
+    assert not any(isinstance(module, nn.SyncBatchNorm) or module.training for module in other.modules())
+    if form == 'deployed':
+        del other.cfg, other.dataset_meta  # as mmpretrain's, which has them by the other names
     hub.save_pretrained(other, tmp_path / 'again')  # which now knows its recipe
+    assert load_data(tmp_path / 'again' / 'model.safetensors')['meta']['dataset_meta']['palette'] == meta['palette']
     assert (tmp_path / 'again' / 'config.py').read_text() == (tmp_path / 'config.py').read_text()
     features = torch.rand(1, 3, 64, 96)
     for out, want in zip(other.extract_feat(features), model.extract_feat(features), strict=True):
@@ -217,6 +225,9 @@ HARMFUL = {
     'evaluates': (_recipe(dict(type='CameraMotionCompensation', warp_mode='euclidean')), 'CameraMotionCompensation'),
     'other scope': (_recipe(dict(type='EncoderDecoder', _scope_='mmdet')), '_scope_'),
     'size': (_recipe(dict(type='PeLK', channels=[10**9])), 'channels beyond'),
+    'negative size': (_recipe(dict(type='PeLK', channels=[-(10**9)])), 'channels beyond'),
+    'library': (_recipe(dict(type='evil.PeLK')), "wants 'evil.PeLK'"),
+    'name of a loss': (_recipe(dict(type='CrossEntropyLoss', loss_name='loss_a/evil.pkl')), "'loss_a/evil.pkl'"),
     'module': (_recipe(dict(type='evil_module')), "wants 'evil_module'"),
     'not registered': (_recipe(dict(type='MaskRCNN')), "'MaskRCNN', which is not registered here in 'mmseg'"),
     'pickle': (_recipe(dict(type='CrossEntropyLoss', class_weight='evil.pkl')), "class_weight='evil.pkl'"),
@@ -276,15 +287,29 @@ def test_odd_classes_and_colours_are_refused(
 def test_files_that_a_recipe_starts_from_are_not_read(tmp_path: Path) -> None:
     model, cfg, meta = network('mmseg')
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='/no/such/file.pth')
+    cfg.model.pretrained = '/no/such/file.pth'
     hub.save_pretrained(model, tmp_path, cfg, meta)
-    assert 'UPerHead' in str(hub.from_pretrained(tmp_path).cfg.model)
+    assert '/no/such' not in str(Config.fromfile(tmp_path / 'config.py').model.backbone)
+    loaded = hub.from_pretrained(tmp_path, device='meta')
+    assert 'UPerHead' in str(loaded.cfg.model)
+    assert {value.device.type for value in loaded.state_dict().values()} == {'meta'}
 
 
 def test_modules_that_the_caller_trusts(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = dict(default_scope='mmseg', model=dict(type='PointHead'))
-    with pytest.raises(ValueError, match='PointHead'):
-        hub.refuse_harmful_recipe(content, 'name')
-    hub.refuse_harmful_recipe(content, 'name', ['PointHead'])
+    """One in each part of a recipe that is built for inference."""
+    content = dict(
+        default_scope='mmseg',
+        model=dict(type='PointHead'),
+        data_preprocessor=dict(type='ImgDataPreprocessor'),
+        test_pipeline=[dict(type='RandomFlip')],
+        test_dataloader=dict(dataset=dict(pipeline=[dict(type='RandomRotate')])),
+        visualizer=dict(type='Visualizer', vis_backends=[dict(type='TensorboardVisBackend')]),
+    )
+    allow = {'PointHead', 'ImgDataPreprocessor', 'RandomFlip', 'RandomRotate', 'Visualizer', 'TensorboardVisBackend'}
+    for name in allow:
+        with pytest.raises(ValueError, match=f"wants '{name}'"):
+            hub.refuse_harmful_recipe(content, 'name', allow - {name})
+    hub.refuse_harmful_recipe(content, 'name', allow)
     trusted: list[Any] = []
     monkeypatch.setattr(hub, 'refuse_harmful_recipe', lambda content, name, allow: trusted.append(allow))
     hub.from_pretrained(published, allow=['PointHead'])
@@ -302,6 +327,19 @@ def test_weights_of_another_network_are_refused(published: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             load(folder)
+
+
+def test_weights_that_the_network_has_no_place_for_are_refused(published: Path) -> None:
+    weights = published / 'model.safetensors'
+    write_safetensors(load_data(weights)['state_dict'] | {'backbone.more': torch.ones(1)}, weights)
+    with pytest.raises(UserError, match=r'no place for backbone\.more'):
+        hub.from_pretrained(published)
+
+
+def test_classes_in_a_recipe_are_written_by_name() -> None:
+    assert hub.read_recipe(hub.write_recipe(Config(dict(model=dict(type=PeLK)))), 'a') == {
+        'model': {'type': 'mmpelk.PeLK'}
+    }
 
 
 def test_network_without_a_recipe_is_not_written(tmp_path: Path) -> None:

@@ -17,10 +17,13 @@ from torch.nn.utils import prune
 from mmpelk.errors import UserError
 from mmpelk.models import PeLK
 from mmpelk.models.deploy import deploy_state_dict
+from mmpelk.models.weights.facts import facts_of
 from mmpelk.sparsity import apply_masks
 from tests.sparsity.tiny import draw_masks
 
 pytest.importorskip('huggingface_hub', reason='pip install -e .[hub]')
+from mmpelk.models.weights.publication import state_of
+
 SMALL: dict[str, Any] = dict(depths=(1, 2), channels=(8, 12), kernel_sizes=(13, 7))
 
 
@@ -99,10 +102,14 @@ def test_shrunk_network_comes_back(tmp_path: Path) -> None:
 def test_compiled_parts_come_back(tmp_path: Path) -> None:
     model = network()
     want = copy.deepcopy(model)
-    model.stages[0][0].pointwise_conv1 = torch.compile(model.stages[0][0].pointwise_conv1)
+    for owner, name in ((model.stages[0][0], 'pointwise_conv1'), (model.stages[1][0].mixer, 'large')):
+        setattr(owner, name, torch.compile(getattr(owner, name)))
     compiled: Any = torch.compile(model)
+    (tmp_path / 'README.md').write_text('of its author')
     compiled.save_pretrained(tmp_path)
+    assert (tmp_path / 'README.md').read_text() == 'of its author'
     state = want.state_dict()
+    assert facts_of(state_of(model)) == facts_of(state)
     assert all(torch.equal(value, state[key]) for key, value in PeLK.from_pretrained(tmp_path).state_dict().items())
 
 
@@ -130,6 +137,8 @@ def test_features_of_a_classifiers_backbone(tmp_path: Path) -> None:
     features = PeLK.from_pretrained(tmp_path, out_indices=(0, 1), gap_before_final_norm=False)
     assert [tuple(out.shape) for out in features(torch.rand(1, 3, 64, 64))] == [(1, 8, 16, 16), (1, 12, 8, 8)]
     assert torch.equal(features.norm1.weight, model.norm1.weight)
+    (first,) = PeLK.from_pretrained(tmp_path, out_indices=0)(torch.rand(1, 3, 64, 64))  # the norm of the last is left
+    assert first.shape == (1, 8)
 
 
 def test_folder_is_a_checkpoint_for_recipes_and_deployment(tmp_path: Path) -> None:
@@ -158,6 +167,8 @@ def test_misfits_and_damage_are_refused(tmp_path: Path) -> None:
     for changed, message in (
         (config | dict(type='ResNet'), "holds 'ResNet'"),
         (config | dict(window=7), r"does not know: \['window'\]"),
+        (config | dict(init_cfg=dict(type='Pretrained', checkpoint='evil.pkl')), r"does not know: \['init_cfg'\]"),
+        ({key: value for key, value in config.items() if key != 'type'}, 'holds None'),
         (config | dict(depths=[1, 3]), 'misses stages.1.2'),
         (config | dict(act_cfg=dict(type='os.system', command='touch pwned')), "wants 'os.system'"),
         ([], 'neither a folder'),
@@ -190,15 +201,17 @@ def test_push_sends_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     )
     monkeypatch.setattr('mmpelk.models.weights.publication.HfApi', api)
     model = network()
-    address = model.push_to_hub('me/pelk', private=True, token='hf_1', commit_message='Weights')
+    address = model.push_to_hub('pelk', private=True, token='hf_1', commit_message='Weights')
     assert address == 'https://example.org/me/pelk: Weights'
     api.assert_called_once_with(token='hf_1')
     assert api.return_value.create_repo.call_args.kwargs['private']
     assert "PeLK.from_pretrained('me/pelk')" in (tmp_path / 'README.md').read_text()
     download = mock.Mock(return_value=str(tmp_path))
     monkeypatch.setattr('mmpelk.models.weights.publication.snapshot_download', download)
-    assert torch.equal(PeLK.from_pretrained('me/pelk', revision='v1').norm1.weight, model.norm1.weight)
-    options = dict(revision='v1', cache_dir=None, token=None, force_download=False, local_files_only=False)
+    options: dict[str, Any] = dict(
+        revision='v1', cache_dir='there', token='hf_2', force_download=True, local_files_only=True
+    )
+    assert torch.equal(PeLK.from_pretrained('me/pelk', **options).norm1.weight, model.norm1.weight)
     download.assert_called_once_with('me/pelk', allow_patterns=['config.json', 'model.safetensors'], **options)
 
 
