@@ -19,7 +19,7 @@ from mmpelk.models.peripheral_conv import PeripheralConv2d
 from mmpelk.models.weights.checkpoint import state_dict_of
 from mmpelk.ops import peripheral_conv2d
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which the weights expect
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 ENCODER = 'efficientnet_lite0'
 WIDTH = 64  # channels of the decoder
 
@@ -58,16 +58,23 @@ class Decoder(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """Encoder and decoder: pictures ``(N, 3, H, W)`` in 0 to 1 to scores of the same size."""
+    """Encoder and decoder: pictures ``(N, 3, H, W)`` in 0 to 1 to scores of the same size.
+
+    Args:
+        encoder: Takes normalised pictures.
+        decoder: Takes the encoder's maps.
+        half: Whether pictures are normalised by 0.5, as for the weights' own training, rather than by ImageNet's mean
+            and standard deviation.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, half: bool = False) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
-        self.register_buffer('mean', torch.tensor(MEAN)[:, None, None])
-        self.register_buffer('std', torch.tensor(STD)[:, None, None])
+        for name, values in (('mean', MEAN), ('std', STD)):
+            self.register_buffer(name, torch.tensor((0.5,) * 3 if half else values)[:, None, None])
 
     def forward(self, images: Tensor) -> Tensor:
         return _scaled(self.decoder(list(self.encoder((images - self.mean) / self.std))), images)
@@ -139,8 +146,9 @@ class Variant:
         power: Of the size of a region, by which its number is divided (:class:`ScaledConv2d`).
         rate: Rate of the new kernels, their centres included, as a multiple of the encoder's.
         late: Share of the schedule during which they stay as they are.
-        options: From scratch, further arguments of PeLK; else the decoder's ``width``, and of the new kernels ``outer``
-            (:class:`ScaledConv2d`), Adam's ``eps`` and ``weight_decay``.
+        options: From scratch, further arguments of PeLK; else the decoder's ``width``, the ``half`` of
+            :class:`Segmenter`, and of the new kernels ``outer`` (:class:`ScaledConv2d`), Adam's ``eps`` and
+            ``weight_decay``.
     """
 
     kind: str
@@ -202,7 +210,7 @@ def pretrained_network(
         pyramid = (1, 2, 3, 6)
     new = [weight for module in encoder.modules() for weight in _new_weights(module)]
     torch.manual_seed(seed)
-    return Segmenter(encoder, Decoder(channels, classes, width, pyramid)), new
+    return Segmenter(encoder, Decoder(channels, classes, width, pyramid), options.get('half', False)), new
 
 
 def scratch_network(variant: Variant, classes: int, seed: int = 0) -> tuple[Segmenter, list[nn.Parameter]]:

@@ -68,6 +68,11 @@ DECODERS = {
     for width in (64, 128, 256)
     for rate in (1e-3, 3e-3)
 }
+# The same with the input that the weights were trained with.
+INPUT = {
+    name: replace(MAIN[name], options=(('half', True),))
+    for name in ('plain', 'peripheral-15', 'peripheral-31', 'dense-31')
+}
 SECOND = {name: MAIN[name] for name in ('plain', 'peripheral-15', 'peripheral-31', 'dense-31')}
 _NO_EMBEDDING = ('positional_embedding', None)
 SCRATCH = {
@@ -334,10 +339,11 @@ PARTS = {
         Part(
             'longer',
             LONGER,
-            (100, 101),
+            (0, 1),
             'val',
             lambda results, name: replace(_chosen_rate(results, name), iterations=1200),
         ),
+        Part('input', INPUT, (0, 1, 2), 'val', _chosen_rate, _chosen_rule),
         Part('decoder', {name: variant for name, (variant, _) in DECODERS.items()}, (100,), 'val', _with_decoder_rate),
         Part(
             'second',
