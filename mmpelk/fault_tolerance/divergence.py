@@ -51,7 +51,8 @@ class DivergenceHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Check losses and gradients before the optimizers step."""
         wrapper = runner.optim_wrapper
-        wrappers = [wrapper] if isinstance(wrapper, OptimWrapper) else [*wrapper.values()]
+        # mmengine's OptimWrapperDict is an OptimWrapper, too.
+        wrappers = [wrapper] if hasattr(wrapper, 'optimizer') else [*wrapper.values()]
         self._guards = [_Guard(one, runner.model) for one in wrappers]
         for hook in runner.hooks:
             average: Any = getattr(hook, 'ema_model', None)

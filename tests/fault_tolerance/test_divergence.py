@@ -14,7 +14,7 @@ import torch
 from mmengine.hooks import EMAHook
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import ExponentialMovingAverage
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import Tensor, nn
 
 from mmpelk.errors import DataError
@@ -166,6 +166,23 @@ def test_one_bad_batch_of_two_spoils_their_step(what: str) -> None:
     training.step(what)
     training.step()
     assert same(before, training.state()['network'])
+    assert training.hook.skipped == 1
+
+
+def test_a_bad_loss_of_one_of_several_optimizers() -> None:
+    """Each leaves out its own step; the hook counts one."""
+    training = Training('SGD')
+    training.hook.after_train(training.runner)
+    parts = {name: OptimWrapper(OPTIMIZERS['SGD'](training.network[int(name)].parameters())) for name in '02'}
+    training.runner.optim_wrapper = OptimWrapperDict(**parts)
+    training.hook.before_train(training.runner)
+    before = training.state()['network']
+    training.hook.before_train_iter(training.runner, 0, {})
+    for name, factor in (('0', 1.0), ('2', float('nan'))):
+        parts[name].update_params(training.network(torch.ones(5, 3)).square().mean() * factor)
+    training.hook.after_train_iter(training.runner, 0, {})
+    changed = {name for name, value in training.state()['network'].items() if not torch.equal(value, before[name])}
+    assert {name for name in changed if name[0] in '02'} == {'0.weight', '0.bias'}
     assert training.hook.skipped == 1
 
 

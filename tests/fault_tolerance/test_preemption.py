@@ -3,10 +3,33 @@
 import os
 import signal
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from mmpelk.fault_tolerance.preemption import PreemptionHook
+from mmpelk.fault_tolerance.preemption import SIGNALS, PreemptionHook
+
+
+@pytest.mark.parametrize('due', [[True], [False], [True, True], [True, False]])
+def test_it_waits_for_the_step_of_every_optimizer(due: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks, and stops one iteration later at the earliest; in the end the handlers are those of before."""
+    wrappers = [SimpleNamespace(optimizer=None, should_update=lambda one=one: one) for one in due]
+    several = SimpleNamespace(values=lambda: wrappers)
+    runner: Any = SimpleNamespace(optim_wrapper=several if len(due) > 1 else wrappers[0])
+    stopped: list[Any] = []
+    before = [signal.getsignal(number) for number in SIGNALS]
+    hook = PreemptionHook()
+    monkeypatch.setattr(hook, '_save_and_exit', stopped.append)
+    hook.before_train(runner)
+    hook.after_train_iter(runner, 0)
+    signal.raise_signal(signal.SIGUSR1)
+    hook.after_train_iter(runner, 1)
+    assert not stopped
+    hook.after_train_iter(runner, 2)
+    assert stopped == [runner] * all(due)
+    hook.after_train(runner)
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 @pytest.mark.parametrize(('seconds', 'ends'), [(0.5, False), (1.9, False), (2.1, True), (60.0, True)])

@@ -197,6 +197,12 @@ def test_a_branch_of_a_branch_knows_all_before_it() -> None:
         assert run.has(run_id, last)
         assert run_id == third or not run.has(run_id, last + 1)
     assert not run.has('4' * 32, 0)
+    # Of mmengine's own hook, whose checkpoints have none.
+    assert Run().has(None, 7)
+    assert not Run().has(first, 0)
+    branch = Run().branch(second, 5)
+    assert [branch.has(None, iteration) for iteration in (5, 6)] == [True, False]
+    assert (Run().text(), branch.text()) == ('-', f'{second}\n- 5')
     assert run_of({'run_id': run.id, 'run_id_ancestors': {**run.ancestors, '4' * 32: 10**30, 'x': 1}}) == run
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSample
 from mmpelk.fault_tolerance import resume
 from mmpelk.fault_tolerance.errors import UserError
 from mmpelk.fault_tolerance.random_state import get_random_state
-from mmpelk.fault_tolerance.resume import NumberedBatches, ResumeHook, _Batch, _rebuild, _seeded
+from mmpelk.fault_tolerance.resume import NumberedBatches, ResumeHook, _Batch, _count_from, _rebuild, _seeded
 from tests.fault_tolerance.tiny import make_runner
 
 
@@ -79,6 +79,16 @@ def test_place_in_the_epoch_of_a_checkpoint(done: int, epoch: int, state: dict |
 
 def numbered(rank: int = 0) -> NumberedBatches:
     return NumberedBatches(BatchSampler(SequentialSampler(range(5)), 1, False), 7, rank, 0, 0, False)
+
+
+def test_batches_of_the_epoch_that_goes_on_are_counted_from_where_it_was_left() -> None:
+    counted = []
+    loop = SimpleNamespace(epoch=3, run_iter=lambda index, batch: counted.append((index, batch)))
+    _count_from(loop, 5)
+    loop.run_iter(0, 'first')
+    loop.epoch = 4
+    loop.run_iter(1, 'second')
+    assert counted == [(5, 'first'), (1, 'second')]
 
 
 def test_an_endless_loop_draws_every_epoch_anew() -> None:

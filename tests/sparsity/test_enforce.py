@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import nn
 
 from benchmarks.backbone import dispatched_operators
 from mmpelk.sparsity import StepMasker, find_parameters
+from mmpelk.sparsity.hook import _optimizers
 from tests.sparsity.tiny import draw_masks
 
 OPTIMIZERS = {
@@ -61,6 +63,12 @@ def test_a_step_costs_one_operator_and_nothing_that_waits_for_the_device():
     masker = StepMasker(optimizer, find_parameters(model, target=None))
     step(model, optimizer, 0)
     assert dispatched_operators(masker.apply) == 1
+
+
+def test_every_optimizer_is_masked():
+    one, other = (OptimWrapper(torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)) for _ in range(2))
+    assert _optimizers(one) == [one.optimizer]
+    assert _optimizers(OptimWrapperDict(one=one, other=other)) == [one.optimizer, other.optimizer]
 
 
 def test_parameters_of_another_optimizer_and_after_close():

@@ -109,12 +109,16 @@ def test_options_reach_the_drawing(scope: str, options: dict[str, float], monkey
         monkeypatch.setattr(demo_image, name, lambda given: None)
     cfg = Config(dict(default_scope=scope, visualizer=dict(type='Visualizer')))
     monkeypatch.setattr(demo_image, 'read_config', lambda path: cfg)
-    monkeypatch.setattr(demo_image, 'load_model', lambda *given: (mock.Mock(), mock.Mock()))
-    monkeypatch.setattr(demo_image.VISUALIZERS, 'build', lambda settings: visualizer)
+    load, build = mock.Mock(return_value=(mock.Mock(), mock.Mock())), mock.Mock(return_value=visualizer)
+    monkeypatch.setattr(demo_image, 'load_model', load)
+    monkeypatch.setattr(demo_image.VISUALIZERS, 'build', build)
     args = argparse.Namespace(
         checkpoint='m.pth', config='c.py', label_maps=False, device='cpu', score_thr=0.7, opacity=0.25
     )
     demo_image.make_painter(args, [])(np.zeros((4, 4, 3), np.uint8))
+    load.assert_called_once_with(cfg, 'm.pth', 'cpu')
+    # It writes nothing itself.
+    build.assert_called_once_with(dict(name='drawings', type='Visualizer', vis_backends=None, _scope_=scope))
     assert visualizer.add_datasample.call_args.kwargs == dict(draw_gt=False) | options
     assert scope != 'mmseg' or visualizer.alpha == 0.25
 

@@ -86,6 +86,18 @@ def test_dense_live_and_executed_counts_of_units(config: Path, tmp_path: Path, s
     )
 
 
+def test_shares_are_of_the_whole_and_of_the_part() -> None:
+    component = SimpleNamespace(
+        part='backbone', name='stem', params=4000, params_sparse=3000, flops=8000, flops_sparse=50
+    )
+    whole = dict(params=5000, params_sparse=4000, flops=9000, flops_sparse=500)
+    complexity = SimpleNamespace(components=[component], part={'backbone': 200}.get, **whole)
+    rows = load_tool(TOOLS / 'get_flops.py').component_table(complexity, {('backbone', 'stem'): 7000}).rows
+    counts = ['4.00 k', '3.00 k', '8.00 k', '50', '7.00 k']
+    assert list(rows[0]) == ['backbone', 'stem', *counts, '10.00', '25.00']
+    assert list(rows[1]) == ['all', '', '5.00 k', '4.00 k', '9.00 k', '500', '7.00 k', '100', '']
+
+
 def test_zeros_of_a_shrunk_checkpoint_are_not_active(tmp_path: Path) -> None:
     model, name = PeLK(NANO), 'stages.0.0.pointwise_conv1.weight'
     for units in find_hidden_units(model):

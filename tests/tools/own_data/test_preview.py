@@ -13,7 +13,7 @@ from own_data import DataSet, read_classification, read_detection, read_segmenta
 from own_data.preview import draw_preview
 from PIL import Image
 
-from tests.tools.own_data.pictures import write_set
+from tests.tools.own_data.pictures import image, write_set
 
 
 def drawn(data: DataSet, path: Path) -> Any:
@@ -25,6 +25,15 @@ def drawn(data: DataSet, path: Path) -> Any:
 
 def colour(data: DataSet, index: int) -> list[float]:
     return [part / 255 for part in data.palette[index]]
+
+
+@pytest.mark.parametrize('ignored', [False, True])
+def test_pictures_are_turned_where_training_turns_them(ignored: bool, tmp_path: Path) -> None:
+    image(tmp_path / 'a' / '0.jpg', (40, 30), 6)
+    data = DataSet('cls', tmp_path, ['a'], [(1, 2, 3)], {'train': ['a/0.jpg']}, [(40, 30)], [1], 'pictures')
+    data.ignore_orientation, data.details = ignored, dict(labels={'a/0.jpg': 0})
+    (axes,) = drawn(data, tmp_path / 'data.png').axes
+    assert np.asarray(axes.images[0].get_array()).shape[:2] == ((30, 40) if ignored else (40, 30))
 
 
 @pytest.mark.parametrize('task', ['seg', 'det', 'cls'])

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from own_data import DataSet, Machine, make_plan, print_report
+from new_project import answer
+from own_data import DataSet, Machine, make_plan, print_report, writing
 from own_data.recipes import config_text
+
+from mmpelk.errors import UserError
 
 URL = 'https://example.org/convnext_tiny.pth'
 MACHINES = [Machine(), Machine(8.0, 2, 'GPU'), Machine(24.0, 4, 'GPU'), Machine(80.0, 32, 'GPU')]
@@ -80,6 +83,20 @@ def written(task: str) -> str:
                     f'{plan.val_interval} {plan.lr} {plan.recipe if options else plan.nano}'
                 )
     return '\n'.join(line.rstrip() for part in parts for line in part.splitlines()) + '\n'
+
+
+def test_what_was_found_and_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report is a file beside the drawing; questions that the user accepts are decisions."""
+    data, drawn = data_of('cls'), []
+    monkeypatch.setattr(writing, 'draw_preview', lambda data, path: drawn.append(path))
+    writing.write_findings(data, tmp_path / 'projects' / 'mine')
+    print_report(data, report := io.StringIO())
+    assert (tmp_path / 'projects' / 'mine' / 'data.txt').read_text() == report.getvalue()
+    assert drawn == [tmp_path / 'projects' / 'mine' / 'data.png']
+    with pytest.raises(UserError, match=r'^1 of the lines above are questions'):
+        answer(data, yes=False)
+    answer(data, yes=True)
+    assert [(note.kind, note.text) for note in data.notes] == [('remark', 'something'), ('decision', 'which?')]
 
 
 @pytest.mark.parametrize('task', ['seg', 'det', 'cls'])
