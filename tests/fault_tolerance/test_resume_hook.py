@@ -1,5 +1,6 @@
 """What the resume hook keeps, restores and leaves out, piece by piece; whole runs are in test_exact_resume.py."""
 
+import itertools
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +13,9 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSample
 
 from mmpelk.fault_tolerance import resume
 from mmpelk.fault_tolerance.errors import UserError
-from mmpelk.fault_tolerance.random_state import get_random_state
+from mmpelk.fault_tolerance.random_state import get_random_state, set_random_state
 from mmpelk.fault_tolerance.resume import NumberedBatches, ResumeHook, _Batch, _count_from, _rebuild, _seeded
+from tests.fault_tolerance.test_random_state import draw
 from tests.fault_tolerance.tiny import make_runner
 
 
@@ -91,6 +93,19 @@ def test_batches_of_the_epoch_that_goes_on_are_counted_from_where_it_was_left() 
     assert counted == [(5, 'first'), (1, 'second')]
 
 
+@pytest.mark.parametrize(('given', 'said'), [
+    ({}, None),
+    (dict(ranks=[{}, {}]), 'processes 2 before, 1 here'),
+    (dict(batch_size=3), 'batch_size 3 before, 1 here'),
+    (dict(batches=4), 'batches_per_epoch 4 before, 5 here'),
+])  # fmt: skip
+def test_what_makes_it_another_run_is_told(given: dict[str, Any], said: str | None) -> None:
+    warnings: list[str] = []
+    training: Any = SimpleNamespace(train_dataloader=loader(), logger=SimpleNamespace(warning=warnings.append))
+    ResumeHook()._log_differences(training, dict(ranks=[{}], batch_size=1, batches=5) | given)
+    assert [f'the same run: {said}. Data' in line for line in warnings] == [True] * bool(said)
+
+
 def test_an_endless_loop_draws_every_epoch_anew() -> None:
     sampler = DefaultSampler(range(9), seed=3)
     batches = iter(NumberedBatches(BatchSampler(sampler, 3, False), 7, 0, 0, 1, True))
@@ -120,7 +135,7 @@ def test_processes_draw_other_numbers() -> None:
 
 
 class Plain(Dataset):
-    """Draws a number for each sample."""
+    """Draws numbers for each sample."""
 
     def __init__(self, size: int = 3) -> None:
         self.size = size
@@ -128,8 +143,8 @@ class Plain(Dataset):
     def __len__(self) -> int:
         return self.size
 
-    def __getitem__(self, index: int) -> int:
-        return int(torch.randint(2**30, ()))
+    def __getitem__(self, index: int) -> list[float]:
+        return draw()
 
 
 class OfAFile(Plain):
@@ -165,8 +180,13 @@ def test_data_sets_reach_workers_as_their_class_says(kind: Any, size: int) -> No
     batches = [_Batch([0, 1]), _Batch([0, 1]), _Batch([0, 1])]
     for batch, seed in zip(batches, (5, 6, 5), strict=True):
         batch.seed = seed
+    before = get_random_state()
     drawn = [there.__getitems__(batch) for batch in batches]
-    assert drawn[0] == drawn[2] != drawn[1], 'by the number of the batch'
+    for first, second, third in zip(*map(itertools.chain.from_iterable, drawn), strict=True):
+        assert first == third != second, 'by the number of the batch'
+    expected = draw()
+    set_random_state(before)
+    assert draw() == expected, 'the numbers of training go on'
     again = pickle.loads(pickle.dumps(there))
     assert isinstance(again, kind)
     assert again.draws_by_batch

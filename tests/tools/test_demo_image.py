@@ -105,8 +105,9 @@ def test_onnx_file_draws_as_its_checkpoint(trained: list[object], tmp_path: Path
 @pytest.mark.parametrize(('scope', 'options'), [('mmdet', dict(pred_score_thr=0.7)), ('mmseg', {})])
 def test_options_reach_the_drawing(scope: str, options: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
     visualizer = mock.Mock(**{'get_image.return_value': np.zeros((4, 4, 3), np.uint8)})
+    checks = mock.Mock()
     for name in ('check_operators', 'check_checkpoint'):
-        monkeypatch.setattr(demo_image, name, lambda given: None)
+        monkeypatch.setattr(demo_image, name, getattr(checks, name))
     cfg = Config(dict(default_scope=scope, visualizer=dict(type='Visualizer')))
     monkeypatch.setattr(demo_image, 'read_config', lambda path: cfg)
     load, build = mock.Mock(return_value=(mock.Mock(), mock.Mock())), mock.Mock(return_value=visualizer)
@@ -116,6 +117,7 @@ def test_options_reach_the_drawing(scope: str, options: dict[str, float], monkey
         checkpoint='m.pth', config='c.py', label_maps=False, device='cpu', score_thr=0.7, opacity=0.25
     )
     demo_image.make_painter(args, [])(np.zeros((4, 4, 3), np.uint8))
+    assert checks.mock_calls == [mock.call.check_operators(cfg), mock.call.check_checkpoint('m.pth')]
     load.assert_called_once_with(cfg, 'm.pth', 'cpu')
     # It writes nothing itself.
     build.assert_called_once_with(dict(name='drawings', type='Visualizer', vis_backends=None, _scope_=scope))

@@ -1,14 +1,18 @@
 """What the wizard writes for some data sets and machines, compared with files in ``expected``."""
 
 import difflib
+import inspect
 import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import new_project
 import pytest
 from new_project import answer
-from own_data import DataSet, Machine, make_plan, print_report, writing
+from own_data import Answers, DataSet, Machine, make_plan, print_report, writing
 from own_data.recipes import config_text
 
 from mmpelk.errors import UserError
@@ -97,6 +101,30 @@ def test_what_was_found_and_answered(tmp_path: Path, monkeypatch: pytest.MonkeyP
         answer(data, yes=False)
     answer(data, yes=True)
     assert [(note.kind, note.text) for note in data.notes] == [('remark', 'something'), ('decision', 'which?')]
+
+
+@pytest.mark.parametrize('task', ['seg', 'det', 'cls'])
+def test_every_option_reaches_its_reader(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = dict(seg='segmentation', det='detection', cls='classification')
+    readers = {each: mock.create_autospec(getattr(new_project, f'read_{kind}')) for each, kind in kinds.items()}
+    for each, kind in kinds.items():
+        monkeypatch.setattr(new_project, f'read_{kind}', readers[each])
+    words = ['mine', '--task', task, '--data', 'folder', '--classes', 'a,b', '--val-share', '0.3']
+    more = {
+        'seg': ['--images', 'x', '--labels', 'y', '--ignore', '3', '--background', '4', '--soft-edges'],
+        'det': ['--images', 'x', '--annotations', 't.json', 'v.json'],
+        'cls': [],
+    }
+    monkeypatch.setattr(sys, 'argv', ['new_project.py', *words, *more[task]])
+    new_project.read_as(new_project.parse_args(), converted := dict(format='VOC'))
+    given = inspect.signature(readers[task]).bind(*readers[task].call_args.args, **readers[task].call_args.kwargs)
+    expected = dict(root=Path('folder'), classes='a,b', val_share=0.3, converted=converted)
+    expected |= {
+        'seg': dict(images='x', labels='y', answers=Answers(['3'], '4', True)),
+        'det': dict(images='x', annotations=['t.json', 'v.json']),
+        'cls': {},
+    }[task]
+    assert given.arguments == expected
 
 
 @pytest.mark.parametrize('task', ['seg', 'det', 'cls'])
