@@ -6,4 +6,4 @@ model = dict(
     head=dict(in_channels=_base_.widths.convnext_tiny[-1]),
 )
 custom_hooks = [_base_.ema]
-optim_wrapper = dict(constructor='mmpelk.PeripheralOptimWrapperConstructor')  # docs/evidence.md
+optim_wrapper = dict(constructor='mmpelk.PeripheralOptimWrapperConstructor')  # docs/enlarge.md

@@ -11,5 +11,5 @@ model = dict(
 )
 optim_wrapper = dict(
     constructor='mmpelk.LayerDecayOptimWrapperConstructor',  # the toolbox's rates
-    paramwise_cfg=dict(peripheral_lr_mult=0.1),  # docs/evidence.md
+    paramwise_cfg=dict(peripheral_lr_mult=0.1),  # docs/enlarge.md
 )

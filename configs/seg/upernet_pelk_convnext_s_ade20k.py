@@ -15,4 +15,4 @@ model = dict(
     auxiliary_head=dict(in_channels=_base_.widths.convnext_tiny[2]),
 )
 custom_hooks = []  # these weights are dense
-optim_wrapper = dict(paramwise_cfg=dict(peripheral_lr_mult=0.1))  # docs/evidence.md
+optim_wrapper = dict(paramwise_cfg=dict(peripheral_lr_mult=0.1))  # docs/enlarge.md

@@ -156,6 +156,7 @@ def test_sizes_by_name_and_function_and_patterns() -> None:
     def sizes(**options: object) -> dict[str, int]:
         return {change.name: change.after for change in mmpelk.enlarge(small(), **options).changes}
 
+    assert sizes() == {'1': 15, '2': 15, '6': 15}
     assert sizes(kernel_size={'1': 51, '[2-5]': 13}) == {'1': 51, '2': 13}
     assert sizes(kernel_size=lambda name, module: 13 if module.bias is None else None) == {'2': 13}
     assert sizes(kernel_size=13, exclude='2') == {'1': 13, '6': 13}

@@ -161,6 +161,11 @@ class Inflated:
 
     The licence of downloaded weights, and how they expect pictures to be normalised, are logged.
 
+    The recipes give the kernels a tenth of the learning rate, by ``peripheral_lr_mult`` of
+    :class:`mmpelk.engine.LayerDecayOptimWrapperConstructor`, whose default is the full rate, or by
+    :class:`mmpelk.engine.PeripheralOptimWrapperConstructor`. They take this over from enlarged networks, which were
+    worse than the plain one at the full rate in the study of docs/evidence.md; no inflated network was in it.
+
     Args:
         checkpoint: File or URL of a ConvNeXt under any of its names, or of a SLaK or RepLKNet-like network;
             ``timm://NAME`` or ``hf://OWNER/NAME``.
