@@ -213,6 +213,9 @@ def kernel_key(x: Tensor, grid: Sequence[int]) -> Hashable:
     return launch.kept(('dft key', tuple(grid), x.dtype, x.device, launch.layout(x)), make)
 
 
+_SUMS = 4096  # of four warps: more spill registers
+
+
 def _power_of_two(rings: int) -> int:
     return max(16, 1 << (rings - 1).bit_length())
 
@@ -343,13 +346,14 @@ class _WeightGrad(launch.WeightGrad):
     def add(self, partial: Tensor, out: Tensor) -> Callable[..., Any]:
         channels, shares, rings, frequencies = partial.shape
         spectra = self._tables[1].grad_rings
+        rows, columns = _power_of_two(rings), 1 << (frequencies - 1).bit_length()
         run = launch.start(
             dft_kernels.dft_add_shares_kernel,
             (channels,),
             (partial, spectra, out),
             (shares, rings, frequencies),
-            RINGS=_power_of_two(rings),
-            FREQS=1 << (frequencies - 1).bit_length(),
-            num_warps=4,
+            RINGS=rows,
+            FREQS=columns,
+            num_warps=4 if rows * columns <= _SUMS else 8,
         )
         return lambda partial, out: run(partial, spectra, out)
