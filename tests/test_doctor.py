@@ -207,6 +207,7 @@ FOUND: dict[str, tuple[Callable[[], Any], Callable[[Patch], None], list[tuple[st
     'less room': (doctor._folders, free(4.9), [('warning', '.*, 5 GB free')]),
     'folder of runs': (doctor._folders, folder_of_runs, [('ok', '.*work_dirs, 99 GB free')]),
     'shared memory': (doctor._shared_memory, free(1), [('ok', r'1\.0 GB')]),
+    'less shared memory': (doctor._shared_memory, free(0.9), [('warning', r'0\.90 GB for data loading.*')]),
     'checkpoints': (
         doctor._checkpoints,
         seven_checkpoints,

@@ -209,6 +209,7 @@ def test_no_embedding() -> None:
     small = dict(depths=(1, 1), channels=(8, 12), kernel_sizes=(9, 7))
     model = timm.create_model('pelk_tiny', positional_embedding='none', arch=small)
     assert not [name for name in model.state_dict() if name.endswith('positional_embedding')]
+    assert model.backbone.channels == small['channels']
 
 
 def test_output_stride() -> None:
