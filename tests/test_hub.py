@@ -226,7 +226,7 @@ HARMFUL = {
     'other scope': (_recipe(dict(type='EncoderDecoder', _scope_='mmdet')), '_scope_'),
     'size': (_recipe(dict(type='PeLK', channels=[10**9])), 'channels beyond'),
     'negative size': (_recipe(dict(type='PeLK', channels=[-(10**9)])), 'channels beyond'),
-    'library': (_recipe(dict(type='evil.PeLK')), "wants 'evil.PeLK'"),
+    'library': (_recipe(dict(type='evil.PeLK')), "wants 'evil.PeLK', which is not on the list"),
     'name of a loss': (_recipe(dict(type='CrossEntropyLoss', loss_name='loss_a/evil.pkl')), "'loss_a/evil.pkl'"),
     'module': (_recipe(dict(type='evil_module')), "wants 'evil_module'"),
     'not registered': (_recipe(dict(type='MaskRCNN')), "'MaskRCNN', which is not registered here in 'mmseg'"),
