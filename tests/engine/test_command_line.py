@@ -137,7 +137,9 @@ def test_long_messages_are_short_on_the_terminal_until_the_loop_begins(tmp_path:
 
 
 @pytest.mark.usefixtures('one_process')
-def test_parameters_that_the_loss_does_not_depend_on(capsys: pytest.CaptureFixture) -> None:
+def test_parameters_that_the_loss_does_not_depend_on(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = PeLK(depths=(1, 1), channels=(8, 12), kernel_sizes=(7, 5), out_indices=(0, 1))
     model.downsample_layers[0].requires_grad_(False)  # which the numbers leave out
     wrapped = nn.parallel.DistributedDataParallel(model)
@@ -146,8 +148,11 @@ def test_parameters_that_the_loss_does_not_depend_on(capsys: pytest.CaptureFixtu
         wrapped(torch.rand(2, 3, 32, 32))[1].sum().backward()
 
     step()
-    with pytest.raises(SystemExit, match='1'), exit_on_user_error(running=True):
-        step()
+    for rank in ('1', '0'):  # which alone speaks
+        assert 'error: ' not in capsys.readouterr().err
+        monkeypatch.setenv('RANK', rank)
+        with pytest.raises(SystemExit, match='1'), exit_on_user_error(running=True):
+            step()
     printed = capsys.readouterr().err.splitlines()[-1]
     assert printed.startswith('error: the loss does not depend on norm0.weight, norm0.bias: ')
     assert 'out_indices' in printed

@@ -12,6 +12,7 @@ from mmengine.optim import AmpOptimWrapper
 from torch import nn
 
 from mmpelk.engine import CPUDistributedDataParallel, adapt_to_machine, distributed
+from mmpelk.fault_tolerance.networks import unwrap_model
 from mmpelk.registry import MODEL_WRAPPERS
 
 # In which each launcher says the rank, the number of processes, and the rank on the machine.
@@ -85,8 +86,13 @@ def test_settings_reach_process_group_and_wrapper(launcher: str, monkeypatch: py
 def test_wrapper_replaces_sync_bn(one_process: None) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.SyncBatchNorm(4))
     # mmengine gives every wrapper the local rank as device_ids.
-    wrapped = MODEL_WRAPPERS.build(dict(type='mmpelk.CPUDistributedDataParallel', module=model, device_ids=[0]))
+    options = dict(find_unused_parameters=True)
+    wrapped = MODEL_WRAPPERS.build(
+        dict(type='mmpelk.CPUDistributedDataParallel', module=model, device_ids=[0], **options)
+    )
     assert not any(isinstance(layer, nn.SyncBatchNorm) for layer in wrapped.modules())
     wrapped(torch.rand(2, 3, 4, 4)).sum().backward()
     assert wrapped.module[0].weight.grad is not None
+    assert wrapped.find_unused_parameters
+    assert unwrap_model(wrapped) is wrapped.module
     assert wrapped.broadcast_buffers, 'running statistics of the first process, before every step'

@@ -8,6 +8,7 @@ import pty
 import re
 import subprocess
 import sys
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,7 +70,8 @@ def test_estimate_is_corrected_by_the_first_validation(monkeypatch: pytest.Monke
     assert 'whole run: 1 s an iteration' in estimates(monkeypatch, 5)[0]
 
 
-def test_estimate_counts_validations_of_epochs() -> None:
+def test_estimate_counts_validations_of_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, 'datetime', SimpleNamespace(now=lambda: datetime(2026, 1, 31, 23, 40)))
     loop, said = EpochBasedTrainLoop.__new__(EpochBasedTrainLoop), []
     loop._max_epochs, loop.val_interval = 10, 3
     log = SimpleNamespace(info=said.append)
@@ -78,7 +80,7 @@ def test_estimate_counts_validations_of_epochs() -> None:
     hook._seconds, hook._validations = 2.0, [20.0, 40.0]
     hook._log(runner, 150)
     # After the epochs 3, 6, 9 and 10, half a minute each.
-    assert '2 s an iteration, 30 min 20 s for 850 more with validations of 30 s' in said[0]
+    assert '2 s an iteration, 30 min 20 s for 850 more with validations of 30 s, so until 2026-02-01 00:10;' in said[0]
     runner.val_loop = None
     hook._log(runner, 150)
     assert '28 min 20 s for 850 more, so until' in said[1]

@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 
-from mmpelk.fault_tolerance.preemption import SIGNALS, PreemptionHook
+from mmpelk.fault_tolerance.preemption import PREEMPTED, SIGNALS, PreemptionHook
+
+
+def test_exit_code_is_that_of_a_temporary_failure() -> None:
+    """Which launchers and batch systems requeue on."""
+    assert PREEMPTED == os.EX_TEMPFAIL
 
 
 @pytest.mark.parametrize('due', [[True], [False], [True, True], [True, False]])

@@ -189,6 +189,16 @@ def test_which_checkpoint_is_resumed_from(kind: str, tmp_path: Path) -> None:
     assert resumed(tmp_path, done + 2) == f'iter_{done + 1}.pth'
 
 
+def test_what_is_skipped_is_told(tmp_path: Path) -> None:
+    train(tmp_path, 3)
+    (tmp_path / 'iter_3.pth').write_bytes((tmp_path / 'iter_3.pth').read_bytes()[:500])
+    torch.save(dict(state_dict={}), tmp_path / 'iter_2.pth')
+    newest = find_newest(sorted(tmp_path.glob('iter_*.pth')), tmp_path, Network())
+    assert newest.path == str(tmp_path / 'iter_1.pth')
+    assert newest.damaged == 2
+    assert [name in line for name, line in zip(('iter_2.pth', 'iter_3.pth'), newest.skipped, strict=True)] == [True] * 2
+
+
 def test_a_branch_of_a_branch_knows_all_before_it() -> None:
     first, second, third = ('1' * 32, '2' * 32, '3' * 32)
     run = Run(first).branch(second, 5).branch(third, 9)

@@ -82,18 +82,19 @@ def test_every_head_has_the_classes_of_every_data_set(head: str, stage: str) -> 
         ann_file = 'listed.txt'
         metainfo: Any
 
-    def check(classes: str) -> None:
+    def check(classes: str, network: nn.Module = model) -> None:
         dataset = OfAFile([0])
         dataset.metainfo = dict(classes=classes)
         loop = SimpleNamespace(dataloader=SimpleNamespace(dataset=dataset))
-        hook, runner = CheckDataHook(), SimpleNamespace(model=model, **{f'{stage}_loop': loop})
+        hook, runner = CheckDataHook(), SimpleNamespace(model=network, **{f'{stage}_loop': loop})
         getattr(hook, f'before_{stage}')(runner)
 
     check('abc')
     check('ab')
     said = f"model.{head}.num_classes is 3, but the data set of {stage}_dataloader has 4 classes \\('listed.txt'\\)"
-    with pytest.raises(UserError, match=said):
-        check('abcd')
+    for network in (model, nn.ModuleDict(dict(module=model))):  # as wrappers for several GPUs have it
+        with pytest.raises(UserError, match=said):
+            check('abcd', network)
 
 
 @pytest.mark.scope('mmseg')

@@ -4,12 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import pytest
 from torch.utils.data import DataLoader
 
 from mmpelk.fault_tolerance import workers
+from mmpelk.fault_tolerance.resume import ResumeHook
 from mmpelk.fault_tolerance.workers import end_workers_with_parent
 from tests.commands import is_running, wait_for
 from tests.paths import ROOT
@@ -52,6 +55,14 @@ def test_workers_are_prepared_as_their_loader_says(monkeypatch: pytest.MonkeyPat
     alone: DataLoader = DataLoader([1])  # type: ignore[arg-type]
     end_workers_with_parent(alone)
     assert alone.worker_init_fn is None
+
+
+@pytest.mark.parametrize('stage', ['val', 'test'])
+def test_workers_of_validation_and_test_are_watched_too(stage: str) -> None:
+    loader: DataLoader = DataLoader([1], num_workers=1)  # type: ignore[arg-type]
+    runner: Any = SimpleNamespace(**{f'{stage}_loop': SimpleNamespace(dataloader=loader)})
+    getattr(ResumeHook(), f'before_{stage}')(runner)
+    assert loader.worker_init_fn is not None
 
 
 @pytest.mark.slow
