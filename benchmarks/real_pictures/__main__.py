@@ -9,11 +9,12 @@
     python -m benchmarks.real_pictures
 
 The parts go in this order: the first chooses the rate of the encoder, with the plain network, and the second how new
-parameters learn; both are measured on the validation pictures. The parts ``more-rules``, ``longer`` and ``decoder``
-belong to a second round, and ``decoder`` chooses for ``second``. A finished run has a file of its own in
+parameters learn; both are measured on the validation pictures. The parts ``more-rules``, ``longer``, ``input`` and
+``decoder`` belong to a second round, and ``decoder`` chooses for ``second``. A finished run has a file of its own in
 ``benchmarks/results/real_pictures/``, and is not repeated; commands with different seeds can run side by side. A run is
-one thread with AVX2's instructions on every processor, so that the same seed gives the same numbers. Without ``--data``
-the command prints the tables of what is there, and writes them into docs/evidence.md.
+one thread with AVX2's instructions on every processor, so that the same seed and commit give the same numbers. Results
+of another data set or other weights go into another folder by ``--results``. Without ``--data`` the command prints the
+tables of what is there, and writes those of the study into docs/evidence.md.
 """
 
 import os
@@ -43,11 +44,19 @@ def main() -> None:
     parser.add_argument('--weights', type=Path, help='pretrained weights of EfficientNet-Lite0')
     parser.add_argument('--part', choices=study.PARTS, default='main', help='of the study; %(default)s by default')
     parser.add_argument('--variants', nargs='+', help='names of networks (default: all of the part)')
-    parser.add_argument('--seeds', type=int, nargs='+', help="default: the part's own")
+    parser.add_argument('--seeds', type=int, nargs='+', help="among the part's own (default: all of them)")
+    parser.add_argument(
+        '--results', type=Path, default=study.RESULTS, help="folder of the results (default: the study's own)"
+    )
     args = parser.parse_args()
     if args.data is None:
-        for table in study.tables(study.RESULTS):
+        if args.variants or args.seeds or args.weights:
+            raise UserError('--variants, --seeds and --weights are of a training: name the data set by --data')
+        study.check_results(args.results)
+        for table in study.tables(args.results):
             table.print()
+        if args.results != study.RESULTS:
+            return
         study.PAGE.write_text(
             study.page_with_tables(study.PAGE.read_text(encoding='utf-8'), study.RESULTS), encoding='utf-8'
         )
@@ -60,7 +69,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     part = study.PARTS[args.part]
-    runs = part.runs(study.RESULTS, args.variants, args.seeds or part.seeds)
+    runs = part.runs(args.results, args.variants, args.seeds or part.seeds)
     train, test = (read_split(args.data, split, args.classes, args.ignore) for split in ('train', part.split))
     weights = None if args.part == 'scratch' else args.weights
     for run in runs:

@@ -1,5 +1,6 @@
 """Pictures with labels, in memory: read from a folder, and drawn into batches."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,14 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the pictures and labels, its first 16 digits."""
+        digest = hashlib.sha256()
+        for tensor in (self.images, self.labels):
+            digest.update(repr(tuple(tensor.shape)).encode())
+            digest.update(tensor.numpy().tobytes())
+        return digest.hexdigest()[:16]
 
 
 def read_split(root: Path, split: str, classes: int, ignored: int | None) -> Split:

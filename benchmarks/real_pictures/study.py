@@ -1,5 +1,6 @@
 """The design of the study: which networks, seeds and schedules, in which order; and its tables."""
 
+import hashlib
 import json
 import math
 import statistics
@@ -8,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mmengine.utils import get_git_hash
 from scipy import stats
 
 from mmpelk.analysis.table import Table
@@ -92,7 +94,7 @@ class Part:
     Attributes:
         name: Of the part.
         variants: Networks by name; the first is what the others are compared with.
-        seeds: By default.
+        seeds: By default all of them.
         split: What the networks are evaluated on.
         schedule: Reads what earlier parts have chosen from their results.
         rule: Gives a variant the rule that an earlier part has chosen.
@@ -109,8 +111,10 @@ class Part:
         """The runs of some networks, seed by seed.
 
         Raises:
-            UserError: If a name is unknown or an earlier part is not finished.
+            UserError: If a name or a seed is not of the part, or an earlier part is not finished.
         """
+        if others := set(seeds) - set(self.seeds):
+            raise UserError(f'{", ".join(map(str, sorted(others)))}: the part {self.name} has the seeds {self.seeds}')
         if unknown := set(names or ()) - self.variants.keys():
             raise UserError(f'{", ".join(sorted(unknown))}: the part {self.name} has {", ".join(self.variants)}')
         return [
@@ -138,19 +142,27 @@ class Run:
         """Train unless it is finished.
 
         Raises:
-            UserError: If the file holds a run of other settings.
+            UserError: If the file is damaged, or holds a run of other settings, data or weights.
         """
+        origin = dict(
+            data=[split.fingerprint() for split in splits],
+            weights=None if weights is None else hashlib.sha256(weights.read_bytes()).hexdigest()[:16],
+        )
         if self.path.exists():
-            found = json.loads(self.path.read_text(encoding='utf-8'))
-            wanted = json.loads(json.dumps(dict(variant=asdict(self.variant), schedule=asdict(self.schedule))))
-            if any(found[key] != value for key, value in wanted.items()):
-                raise UserError(f'{self.path} is of other settings: remove it to run again')
+            found = _load(self.path)
+            self.check(found)
+            if different := [key for key, value in origin.items() if found.get(key) != value]:
+                raise UserError(
+                    f'{self.path} is of other {" and ".join(different)}: name another folder by --results, '
+                    'or remove it to run again'
+                )
             return
         if weights is None:
             network, new = scratch_network(self.variant, classes, self.seed)
         else:
             network, new = pretrained_network(self.variant, weights, classes, self.seed)
         result = training.run(network, new, self.variant, self.schedule, splits, classes, self.seed)
+        result |= origin | dict(commit=get_git_hash(digits=12))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, (json.dumps(result, indent=1) + '\n').encode())
         print(
@@ -158,15 +170,69 @@ class Run:
             flush=True,
         )
 
+    def check(self, found: Mapping[str, Any]) -> None:
+        """Raise unless a file's content is of this run.
+
+        Raises:
+            UserError: If it is not.
+        """
+        wanted = json.loads(
+            json.dumps(dict(variant=asdict(self.variant), schedule=asdict(self.schedule), seed=self.seed))
+        )
+        for key, value in wanted.items():
+            if found.get(key) != value:
+                raise UserError(
+                    f'{self.path} is of other settings, its {key} is not what the study says: remove it to run again'
+                )
+
+
+def check_results(results: Path) -> None:
+    """Raise unless every file of a folder is a run of the study, and all are of the same data and weights.
+
+    Raises:
+        UserError: If a file is damaged, or of another design, seed, data set or file of weights than the study's.
+    """
+    origins: dict[str, tuple[Any, Path]] = {}
+    unknown = set(results.glob('*.json'))
+    for part in PARTS.values():
+        for name, found in read_results(results, part.name).items():
+            for run, result in zip(part.runs(results, [name], list(found)), found.values(), strict=True):
+                unknown.remove(run.path)
+                run.check(result)
+                data = result.get('data') or [None, None]
+                facts = {'data (train)': data[0], f'data ({part.split})': data[1], 'classes': result.get('classes')}
+                if part.name != 'scratch':
+                    facts['weights'] = result.get('weights')
+                for key, value in facts.items():
+                    first, other = origins.setdefault(key, (value, run.path))
+                    if value != first:
+                        raise UserError(f'{run.path} and {other} differ in {key}: keep the results of each in a folder')
+    if unknown:
+        raise UserError(f'{min(unknown)} is of no part of the study: move it away')
+
 
 def read_results(results: Path, part: str) -> dict[str, dict[int, dict[str, Any]]]:
-    """The finished runs of a part, by network and seed."""
+    """The finished runs of a part, by network and seed.
+
+    Raises:
+        UserError: If a file is damaged.
+    """
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for name in PARTS[part].variants:
         for path in sorted(results.glob(f'{part}-{name}-*.json')):
             seed = path.stem.removeprefix(f'{part}-{name}-')
             if seed.isdecimal():
-                found.setdefault(name, {})[int(seed)] = json.loads(path.read_text(encoding='utf-8'))
+                found.setdefault(name, {})[int(seed)] = _load(path)
+    return found
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise UserError(f'{path} is damaged ({error}): remove it and run again') from error
+    if not isinstance(found, dict):
+        raise UserError(f'{path} is no result of a run: remove it and run again')
     return found
 
 

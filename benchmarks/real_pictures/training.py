@@ -58,6 +58,7 @@ def train(
 
     Returns:
         ``losses``, of every 20th iteration; ``diverged_at``, an iteration or ``None``; ``cpu_seconds`` of an iteration.
+        The last step may leave parameters that are not finite: it counts as the iteration after the last.
     """
     optimizer = torch.optim.AdamW(_groups(network, new, variant, schedule))
     losses: list[float] = []
@@ -79,6 +80,8 @@ def train(
         optimizer.step()
         if iteration % 20 == 0:
             losses.append(round(loss.item(), 4))
+    if not all(parameter.isfinite().all() for parameter in network.parameters()):
+        return dict(losses=losses, diverged_at=schedule.iterations, cpu_seconds=None)
     seconds = (time.process_time() - start) / schedule.iterations
     return dict(losses=losses, diverged_at=None, cpu_seconds=round(seconds, 3))
 
@@ -167,6 +170,7 @@ def run(
         seed=seed,
         schedule=asdict(schedule),
         pictures=[len(split) for split in splits],
+        classes=classes,
         parameters=dict(all=count(network), new=sum(parameter.numel() for parameter in new)),
         **result,
         environment=environment_info('cpu'),

@@ -124,17 +124,22 @@ def test_a_run_is_repeated_exactly_and_written_once(
     camvid: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     schedule = training.Schedule(rate=1e-4, size=(24, 32), batch=2, iterations=3, warmup=1)
-    splits = tuple(pictures.read_split(camvid, split, 3, None) for split in ('train', 'val'))
+    splits = pictures.read_split(camvid, 'train', 3, None), pictures.read_split(camvid, 'val', 3, None)
     found = []
     for name in ('first.json', 'second.json'):
         run = study.Run(tmp_path / 'results' / name, Variant('peripheral', 15, rate=0.5), schedule, 7)
-        run.train(splits, 3, weights)  # type: ignore[arg-type]
+        run.train(splits, 3, weights)
         found.append(json.loads(run.path.read_text()))
     assert {**found[0], 'cpu_seconds': 0} == {**found[1], 'cpu_seconds': 0}
     monkeypatch.setattr(training, 'run', lambda *args: pytest.fail('trained again'))
-    run.train(splits, 3, weights)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match='of other settings'):
-        replace(run, variant=Variant('plain')).train(splits, 3, weights)  # type: ignore[arg-type]
+    run.train(splits, 3, weights)
+    for other, message in (
+        (lambda: replace(run, variant=Variant('plain')).train(splits, 3, weights), 'of other settings, its variant'),
+        (lambda: run.train(splits[::-1], 3, weights), 'of other data: name another folder by --results'),
+        (lambda: run.train(splits, 3, camvid / 'train' / '0.png'), 'of other weights: name another folder'),
+    ):
+        with pytest.raises(UserError, match=message):
+            other()
 
 
 def test_differences_are_paired_by_seed() -> None:
@@ -168,7 +173,7 @@ def test_second_round_has_the_chosen_decoder_and_rule(tmp_path: Path) -> None:
         assert run.variant.options == (('width', 128),)
         assert run.variant.rate == (1 if run.variant.kind == 'plain' else 0.1)
         assert (run.schedule.rate, run.schedule.decoder_rate, run.schedule.iterations) == (1e-3, 3e-3, 400)
-    assert {run.schedule.iterations for run in study.PARTS['longer'].runs(tmp_path, None, [100])} == {1200}
+    assert {run.schedule.iterations for run in study.PARTS['longer'].runs(tmp_path, None, [0])} == {1200}
 
 
 def test_new_kernels_have_epsilon_and_decay_of_their_own() -> None:
@@ -217,6 +222,53 @@ def test_receptive_fields_are_means_over_the_runs_that_have_them(tmp_path: Path)
     assert [list(row) for row in study.make_field_table(tmp_path).rows] == [['plain', '5', '8', '9', '13', '2']]
 
 
+@pytest.fixture
+def copies(tmp_path: Path) -> Path:
+    for path in study.RESULTS.glob('*.json'):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    study.check_results(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ('name', 'changes', 'message'),
+    [
+        ('main-plain-0', dict(variant=dict(kind='plain')), 'of other settings, its variant'),
+        ('main-plain-0', dict(schedule=dict(rate=1.0)), 'of other settings, its schedule'),
+        ('main-plain-0', dict(seed=1), 'of other settings, its seed'),
+        ('main-wide-0', dict(data=['0', 'd6354ac5dd887510']), r'differ in data \(train\)'),
+        ('main-wide-0', dict(data=['0bffc679aee377d1', '0']), r'differ in data \(test\)'),
+        ('main-wide-0', dict(weights='0'), 'differ in weights'),
+        ('main-wide-0', dict(classes=3), 'differ in classes'),
+        ('main-wide-9', {}, r'9: the part main has the seeds'),
+        ('other-wide-0', {}, 'other-wide-0.json is of no part'),
+        ('main-wide-1', None, 'main-wide-1.json is damaged'),
+    ],
+)
+def test_what_is_not_of_the_study_comes_into_no_table(
+    copies: Path, name: str, changes: dict[str, object] | None, message: str
+) -> None:
+    path = copies / f'{name}.json'
+    result = json.loads((copies / 'main-wide-0.json').read_text() if not path.exists() else path.read_text())
+    path.write_text('{' if changes is None else json.dumps(result | changes))
+    with pytest.raises(UserError, match=message):
+        study.check_results(copies)
+
+
+@pytest.mark.parametrize(
+    ('half', 'expected'), [(True, [-1, 0, 1]), (False, [(value - 0.485) / 0.229 for value in (0, 0.5, 1)])]
+)
+def test_pictures_are_normalised(half: bool, expected: list[float]) -> None:
+    class Same(torch.nn.Module):
+        def forward(self, x: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
+            return torch.stack(x) if isinstance(x, list) else x
+
+    network = networks.Segmenter(Same(), Same(), half)
+    values = [network(torch.full((1, 3, 2, 2), value))[0, 0].unique().item() for value in (0.0, 0.5, 1.0)]
+    assert values == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
 def test_page_has_the_tables_of_the_results() -> None:
+    study.check_results(study.RESULTS)
     page = study.PAGE.read_text()
     assert study.page_with_tables(page, study.RESULTS) == page
