@@ -437,6 +437,12 @@ def test_weights_that_cannot_be_had(address: str, message: str) -> None:
     assert address in str(caught.value)
 
 
+@pytest.mark.parametrize('address', ['timm://convnext_tiny', 'hf://me/mine'])
+def test_key_of_an_address_is_refused(address: str) -> None:
+    with pytest.raises(UserError, match=f"'{address}' is one state dict: leave out key='model_ema'"):
+        read_public(address, 'model_ema')
+
+
 def test_gated_repository_names_its_page(monkeypatch: pytest.MonkeyPatch) -> None:
     hub = pytest.importorskip('huggingface_hub', reason='pip install -e .[hub]')
 
