@@ -459,7 +459,7 @@ RECIPES = ('cls/pelk_t_in1k.py', 'seg/upernet_pelk_t_ade20k.py', 'det/mask_rcnn_
 def recipes(step: Step) -> None:
     """A training step of a recipe of every task as its runner takes it: mixed precision, DDP, synchronised batch norms.
 
-    Dry: in float32 with plain batch norms, on images of 64 x 64.
+    Dry: in float32 with plain batch norms, one block a stage and 16 regions an image, on images of 64 x 64.
     """
     import torch
     from mmengine.config import Config
@@ -473,6 +473,10 @@ def recipes(step: Step) -> None:
         for dtype in (None,) if step.dry else ('float16', 'bfloat16'):
             with step.guarded(recipe=recipe, dtype=dtype):
                 config = Config.fromfile(ROOT / 'configs' / recipe)
+                if step.dry:
+                    config.model.backbone.depths = (1, 1, 1, 1)
+                    if 'roi_head' in config.model:
+                        config.model.train_cfg.rcnn.sampler.num = 16
                 init_default_scope(config.default_scope)
                 model = MODELS.build(config.model)
                 model = revert_sync_batchnorm(model) if step.dry else model
