@@ -101,8 +101,12 @@ def dft_unsupported_reason(x: Tensor, grid: Sequence[int]) -> str | None:
     if not larger:
         return None
     of_device = None if interpreted() else capability(x.device)
-    if x.dtype == torch.float16 and of_device == (9, 0):  # spilled registers
-        return f'in float16 it takes maps of up to {DFT_TILE} rows and columns on {x.device}, not {max(larger)}'
+    in_one_tile = any(reach(sum(grid), extent) > DFT_MARGIN for extent in larger)
+    if x.dtype == torch.float16 and of_device is not None and (of_device == (9, 0) or in_one_tile):  # spilled registers
+        return (
+            f'in float16 it takes maps of up to {DFT_TILE} rows and columns on {x.device}, '
+            f'not {max(larger)} with kernels of {sum(grid)}'
+        )
     if any(extent > 2 * DFT_TILE and reach(sum(grid), extent) > DFT_MARGIN for extent in larger):
         return (
             f'it takes maps of more than {2 * DFT_TILE} rows or columns with kernels of up to {2 * DFT_MARGIN + 1}, '

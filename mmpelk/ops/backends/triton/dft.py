@@ -258,7 +258,7 @@ class _Convolution(launch.Convolution):
         norm = 1 / (plan.rows.frequencies * plan.columns.frequencies)
         images, channels, height, width = x.shape
         steps, row_tiles, col_tiles = _steps(x, plan)
-        splits = min(steps, math.ceil(PROGRAMS / channels))
+        splits = steps if plan.blocks[0] > 1 else min(steps, math.ceil(PROGRAMS / channels))
         bias_map, bias_numbers = launch.bias_layout(bias)
         tiling = steps, splits, row_tiles, col_tiles, plan.columns.margin, plan.blocks[1], norm
         sizes = images, height, width, *x.stride()[:3], *out.stride()[:3], *bias_numbers, *self.made.strides(weight)

@@ -93,10 +93,17 @@ def _scaled(tile, ROWS: tl.constexpr, IMAGES: tl.constexpr):
     scale is NaN for their image.
     """
     value = tile.to(tl.float32)
-    finite = tl.abs(value) < float('inf')
-    value = tl.where(finite, value, 0.0)
-    broken = tl.max(tl.reshape(tl.max(1 - finite.to(tl.int32), axis=1), (IMAGES, ROWS // IMAGES)), axis=1)
-    largest = tl.max(tl.reshape(tl.max(tl.abs(value), axis=1), (IMAGES, ROWS // IMAGES)), axis=1)
+    if tile.dtype == tl.bfloat16 and ROWS <= _BLOCK:
+        finite = tl.abs(value) < float('inf')
+        value = tl.where(finite, value, 0.0)
+        broken = tl.max(tl.reshape(tl.max(1 - finite.to(tl.int32), axis=1), (IMAGES, ROWS // IMAGES)), axis=1)
+        largest = tl.max(tl.reshape(tl.max(tl.abs(value), axis=1), (IMAGES, ROWS // IMAGES)), axis=1)
+    else:  # for want of registers by 16 bits, which are ordered as absolute numbers are
+        bits = tl.max(tile.to(tl.int16, bitcast=True) & 0x7FFF, axis=1)
+        largest = tl.max(tl.reshape(bits, (IMAGES, ROWS // IMAGES)), axis=1).to(tl.int16)
+        largest = largest.to(tile.dtype, bitcast=True).to(tl.float32)
+        broken = 1 - (largest < float('inf')).to(tl.int32)
+        value = tl.where(tl.abs(value) < float('inf'), value, 0.0)
     exponent = largest.to(tl.int32, bitcast=True) >> 23
     scale = _power(tl.maximum(254 - exponent, 1))
     half = (value * _per_row(scale, ROWS, IMAGES)[:, None]).to(tl.float16)
@@ -278,8 +285,12 @@ def dft_conv_kernel(
         back_c, back_c_low = _load_parts(row_back, BACK, PARTS)
         back_s, back_s_low = _load_parts(row_back + BACK * PARTS, BACK, PARTS)
 
-    share = tl.cdiv(steps, splits)
-    for step in range(split * share, tl.minimum(steps, (split + 1) * share)):
+    first = split * tl.cdiv(steps, splits)
+    end = tl.minimum(steps, first + tl.cdiv(steps, splits))
+    if ROW_BLOCKS > 1:  # no loop, whose addresses of a tile's ends would take registers all the time
+        first = split
+        end = split + 1
+    for step in range(first, end):
         col = step % col_tiles * COLS
         row = step // col_tiles % row_tiles * ROWS
         first_image = step // col_tiles // row_tiles * IMAGES

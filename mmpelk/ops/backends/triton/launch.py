@@ -208,19 +208,27 @@ def _is_hopper(device: torch.device) -> bool:
 
 
 def _plan(x: Tensor, grid: tuple[int, ...]) -> Plan:
-    """The plan of a call. The parts of float32 leave older tensor cores no registers for tiles of full width."""
-    narrow = x.dtype == torch.float32 and not _is_hopper(x.device)
-    return make_plan(grid, *x.shape[-2:], ROWS // 2 if narrow else ROWS)
+    """The plan of a call.
+
+    The parts of float32 leave older tensor cores no registers for tiles of full width, and those of Hopper none for the
+    long windows of the widest rings.
+    """
+    plan = make_plan(grid, *x.shape[-2:])
+    narrow = x.dtype == torch.float32 and (plan.tail > LONG_TAIL or not _is_hopper(x.device))
+    return make_plan(grid, *x.shape[-2:], ROWS // 2) if narrow else plan
 
 
 def _launch_options(dtype: torch.dtype, device: torch.device, plan: Plan) -> dict[str, int]:
     """Warps of a program, and stages of its load pipeline that leave room for several programs per multiprocessor.
 
     On Hopper one warp group. Older tensor cores keep their factors in registers, which takes those of eight warps. The
-    long windows of the widest rings leave no registers for as many stages.
+    long windows of the widest rings leave no registers for as many stages, nor does any window on older tensor cores.
     """
     hopper, long = _is_hopper(device), plan.tail > LONG_TAIL
-    stages = (2 if dtype == torch.float32 else 3) - long * (dtype != torch.float32) * (1 if hopper else 2)
+    if dtype == torch.float32:
+        stages = 2 if hopper or not long else 1
+    else:
+        stages = 3 - long - (not hopper and (long or plan.row_tiles > 1))
     return dict(num_warps=4 if hopper else 8, num_stages=stages)
 
 
@@ -676,8 +684,8 @@ class _ToeplitzWeightGrad(WeightGrad):
         images, channels = x.shape[:2]
         self._plan = plan = _plan(x, self._grid)
         self._steps = math.ceil(images / plan.images_per_tile(images)) * plan.row_tiles * plan.col_tiles
-        # Rings by themselves or in pairs: those wider than one row first.
-        self._pair = x.dtype != torch.float32 or _is_hopper(x.device)
+        # Rings in pairs where there are registers for two, or by themselves: those wider than one row first.
+        self._pair = x.dtype == torch.bfloat16 or (x.dtype == torch.float16 and _is_hopper(x.device))
         self._pairs = sum(math.ceil(rings / (1 + self._pair)) for rings in (plan.wide, len(plan.row_rings) - plan.wide))
         self._splits = min(self._steps, math.ceil(PROGRAMS / (channels * plan.in_tiles * self._pairs)))
         self.partial_size = channels, self._splits * plan.in_tiles, len(self._grid) ** 2
