@@ -2,8 +2,9 @@
 
 mim tests the detector; the others run in processes that have the toolbox imported already.
 
-Networks, losses and pipelines are the recipes'; images, crops and iterations are small and few. The pretrained weights
-are random ones with random masks, in the place where the recipes look for them, because nobody has published any.
+Widths, kernels, losses and pipelines are the recipes'; there is one block a stage (test_training_step.py trains the
+whole networks), and images, crops and iterations are small and few. The pretrained weights are random ones with random
+masks, in the place where the recipes look for them, because nobody has published any.
 """
 
 import re
@@ -23,12 +24,13 @@ from tests.sparsity.tiny import draw_masks
 pytestmark = pytest.mark.slow
 
 LOADERS = ('train', 'val', 'test')
+DEPTHS = (1, 1, 1, 1)
 
 
 @pytest.fixture
 def weights(tmp_path: Path) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    model = MODELS.build(dict(type='mmpelk.PeLK', arch='tiny'))
+    model = MODELS.build(dict(type='mmpelk.PeLK', arch='tiny', depths=DEPTHS))
     apply_masks(draw_masks(model, None))
     state = model.state_dict()
     (tmp_path / 'checkpoints').mkdir()
@@ -42,6 +44,7 @@ def options(data: Path, **changes: object) -> list[str]:
     common |= {f'{loader}_dataloader.num_workers': 0 for loader in LOADERS}
     common |= {f'{loader}_dataloader.persistent_workers': False for loader in LOADERS}
     common |= {'default_hooks.checkpoint.interval': 1, 'default_hooks.logger.interval': 1}
+    common |= {'model.backbone.depths': str(DEPTHS).replace(' ', '')}
     return ['--cfg-options', *(f'{key}={value}' for key, value in (common | changes).items())]
 
 
@@ -90,13 +93,14 @@ def test_segmentation(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
 
 def test_segmentation_from_convnext(tmp_path: Path) -> None:
     """Random weights in mmpretrain's format stand in for the published ones: trained, resumed, tested."""
-    convnext = pytest.importorskip('mmpretrain.models').ConvNeXt('tiny')
+    arch = dict(depths=DEPTHS, channels=(96, 192, 384, 768))
+    convnext = pytest.importorskip('mmpretrain.models').ConvNeXt(arch)
     state = {f'backbone.{name}': value for name, value in convnext.state_dict().items()}
     torch.save(dict(state_dict=state), tmp_path / 'convnext.pth')
     recipe = config('seg/upernet_pelk_convnext_t_ade20k')
     words = segmentation_options(**{'model.backbone.init_cfg.checkpoint': tmp_path / 'convnext.pth'})
     log = train(recipe, tmp_path, *words, 'train_cfg.max_iters=1')
-    assert 'inflated 18 kernels' in log
+    assert 'inflated 4 kernels' in log
     trained = torch.load(tmp_path / 'work' / 'iter_1.pth', weights_only=False)['state_dict']
     kernel = trained['backbone.stages.0.0.mixer.large.weight']
     torch.testing.assert_close(kernel[:, :, 4:11, 4:11], state['backbone.stages.0.0.depthwise_conv.weight'])
@@ -115,13 +119,16 @@ def test_detection(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
     branches = 'train_dataloader.dataset.pipeline.3.transforms'
     words = options(data, **{
         **{f'model.train_cfg.rcnn.{stage}.sampler.num': 16 for stage in range(3)},
+        # Three quarters of the weights otherwise.
+        **{f'model.roi_head.bbox_head.{stage}.fc_out_channels': 64 for stage in range(3)},
         **{f'{branches}.{step}.scales': '[(64,96)]' for step in ('0.0', '1.0', '1.2')},
         **{f'{split}_dataloader.dataset.pipeline.1.scale': '(96,64)' for split in ('val', 'test')},
         **{f'{split}_evaluator.ann_file': data / 'annotations/instances_val2017.json' for split in ('val', 'test')},
         f'{branches}.1.1.crop_size': '(48,64)', 'model.train_cfg.rpn_proposal.max_per_img': 64,
         'model.test_cfg.rpn.max_per_img': 32, 'model.test_cfg.rcnn.max_per_img': 10,
         'model.test_cfg.rcnn.score_thr': 0.0, 'train_cfg.val_interval': 9,
-        'train_dataloader.dataset.indices': 4, 'train_dataloader.batch_size': 2, 'test_dataloader.dataset.indices': 3,
+        'train_dataloader.dataset.indices': 4, 'train_dataloader.batch_size': 2,
+        **{f'{split}_dataloader.dataset.indices': 3 for split in ('val', 'test')},
     })  # fmt: skip
     first = train(recipe, tmp_path, *words, 'train_cfg.max_epochs=1')
     assert re.search(r'Epoch\(train\)\s+\[1\]\[1/1\].*loss: \d', first)
