@@ -330,6 +330,11 @@ def _backward_error(
         total, size, product, size_of_product = _products(grad, each, mean + low)
         compared.add(of_bias, total, OF_TERMS * size)
         compared.add(of_weight, product * deviation, OF_TERMS * size_of_product * deviation)
+        # Sums of the kernels that are not finite are wrong where the exact ones are: these stand in for them here.
+        of_bias, of_weight = (
+            torch.where(got.isfinite(), got, want)
+            for got, want in ((of_bias.double(), total), (of_weight.double(), product * deviation))
+        )
         weight, mean, deviation, mean_grad, factor = _columns(
             weight, mean, deviation, of_bias / count, of_weight / count
         )
