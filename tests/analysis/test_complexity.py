@@ -10,12 +10,16 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmpelk.analysis.complexity import (
+    Complexity,
+    Component,
+    LargeKernelCall,
+    LeftOut,
     checkpoint_densities,
     count_complexity,
     uniform_densities,
 )
-from mmpelk.models import PeLK
-from mmpelk.ops import backends, executed, force_backend, sharing_grid
+from mmpelk.models import EnlargedConv2d, PeLK
+from mmpelk.ops import backends, executed, force_backend, peripheral_conv2d, sharing_grid
 from mmpelk.ops.backends import BACKENDS, PROCESSORS, REFERENCE_PROCESSOR, Backend
 from mmpelk.ops.executed import executed_operations
 
@@ -110,12 +114,55 @@ def test_heads_of_regions_are_parts() -> None:
 
 
 def test_operations_of_the_embedding() -> None:
-    from mmpelk.analysis.complexity import LargeKernelCall
-
     call = LargeKernelCall((2, 3, 4, 5), (1, 3, 1), 'dense', has_map=True)
     table, lookups, sums = 5**2 + 2 * 6**2, 4 * 6 + 4 * 5, 2 * 4 * 5
     assert call.embedding_operations == 3 * (table + lookups + sums)
     assert replace(call, has_map=False).embedding_operations == 0
+
+
+def test_enlarged_convolutions_and_passing_channels_count() -> None:
+    class Enlarged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = nn.ModuleList([nn.Conv2d(3, 4, 1), EnlargedConv2d(4, 13, (3, 3), bias=True)])
+            self.auxiliary_head = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            stem, enlarged = self.backbone
+            x = enlarged(stem(x))
+            return peripheral_conv2d(x, enlarged.weight[:2], enlarged.sharing_grid, partial=True)
+
+    model = Enlarged()
+    counted = count_complexity(model, (8, 6))
+    (large,) = (component for component in counted.components if component.name == 'large_kernels')
+    assert large.params == sum(parameter.numel() for parameter in model.backbone[1].parameters())
+    assert large.flops == 8 * 6 * 4 * 13**2
+    assert [(left_out.name, left_out.params) for left_out in counted.left_out] == [('auxiliary_head', 4 * 2 + 2)]
+    assert [(call.shape, call.has_map) for call in counted.calls] == [((1, 4, 8, 6), False), ((1, 2, 8, 6), False)]
+    for shape in ((8, 0), (0, 8), (8, 8, 8)):
+        with pytest.raises(ValueError, match='two positive integers'):
+            count_complexity(model, shape)
+
+
+def test_report_of_components_and_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = tuple(LargeKernelCall((1, 2, 8, 8), sharing_grid(size), 'fft', has_map=False) for size in (13, 9))
+    names = ('stem', 'large_kernels', 'small_kernels', 'embedding')
+    parts = [Component(name, 'backbone', 0, 10**place, 7000, 0) for place, name in enumerate(names)]
+    counted = Complexity(tuple(parts), (LeftOut('auxiliary_head', 50000, 0, ''),), calls)
+    assert counted.params_as_published == 50011
+    operations = {
+        name: executed_operations([(name, call.shape, call.sharing_grid) for call in calls]) for name in BACKENDS
+    }
+    report = counted.to_dict()['large_kernels']
+    assert report['executed'] == operations
+    assert operations['dense'] != operations['fft'] == report['chosen_on_cpu']['executed']
+    assert report['chosen_on_cpu']['backends'] == ['fft']
+    large = 7000 + operations['fft'] - sum(call.dense_flops for call in calls)
+    assert list(counted.executed_by_component().values()) == [7000, large, 7000, 7000]
+    monkeypatch.setitem(BACKENDS, 'fft', Backend('hidden', lambda x, *_: torch.empty_like(x), lambda x, *_: x))
+    executed._operations.cache_clear()
+    assert list(counted.executed_by_component().values()) == [7000, None, 7000, 7000]
+    executed._operations.cache_clear()
 
 
 @pytest.mark.parametrize('backend', ['dense', 'dft', 'fft'])

@@ -48,14 +48,21 @@ def test_writes_what_it_counts(config: Path, tmp_path: Path, options: list[objec
 
 
 @pytest.mark.parametrize('name', [*PROCESSORS, 'this'])
-def test_counts_for_a_class_of_processors(name: str, config: Path, tmp_path: Path) -> None:
-    options = ['--shape', 64, 64, '--json', 'flops.json', '--processor', name]
-    printed = call(TOOLS / 'get_flops.py', config, *options, cwd=tmp_path)
+def test_counts_for_a_class_of_processors(name: str, tmp_path: Path) -> None:
+    arch = NANO | dict(kernel_sizes=(51, 49, 47, 13))  # large enough that the classes differ
+    (tmp_path / 'nano.py').write_text(f"model = dict(type='mmpelk.PeLK', arch={arch!r})\n")
+    options = ['--shape', 224, 224, '--json', 'flops.json', '--processor', name]
+    printed = call(TOOLS / 'get_flops.py', 'nano.py', *options, cwd=tmp_path)
     processor = THIS_PROCESSOR if name == 'this' else name
     assert f'chosen on {processor}: ' in printed
-    chosen = json.loads((tmp_path / 'flops.json').read_text())['large_kernels']['chosen_on_cpu']
-    calls = count_complexity(PeLK(NANO), (64, 64), processor=processor).calls
+    report = json.loads((tmp_path / 'flops.json').read_text())
+    chosen = report['large_kernels']['chosen_on_cpu']
+    counts = {each: count_complexity(PeLK(arch), (224, 224), processor=each) for each in PROCESSORS}
+    calls = counts[processor].calls
     assert (chosen['processor'], chosen['backends']) == (processor, sorted({large.backend for large in calls}))
+    executed = {each: sum(count.executed_by_component().values()) for each, count in counts.items()}
+    assert len(set(executed.values())) == len(PROCESSORS)
+    assert report['flops_executed'] == executed[processor]
 
 
 @pytest.mark.parametrize('source', ['--units', 'masks', 'shrunk'])
