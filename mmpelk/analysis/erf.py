@@ -120,8 +120,13 @@ def load_model(cfg: Config, checkpoint: str, seed: int = 0) -> Any:
 
 def _drop_pretrained(node: Any) -> None:
     if isinstance(node, dict):
-        if isinstance(node.get('init_cfg'), dict) and node['init_cfg'].get('type') == 'Pretrained':
+        given = node.get('init_cfg')
+        given = given if isinstance(given, list | tuple) else [given]
+        kept = [one for one in given if not (isinstance(one, dict) and 'checkpoint' in one)]
+        if not kept:
             del node['init_cfg']
+        elif len(kept) < len(given):
+            node['init_cfg'] = kept
         if node.get('pretrained'):
             node['pretrained'] = None
     for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():

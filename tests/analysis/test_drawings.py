@@ -77,6 +77,13 @@ def test_unreadable_files_are_refused(name: str, kind: str, tmp_path: Path) -> N
         list(drawing.draw(lambda image: image))
 
 
+def test_dim_images_are_refused(tmp_path: Path) -> None:
+    assert cv2.imwrite(str(tmp_path / 'dim.png'), np.full((8, 8, 3), 900, np.uint16))
+    (drawing,) = find_drawings([tmp_path / 'dim.png'], tmp_path / 'out')
+    with pytest.raises(ValueError, match='16 bits'):
+        list(drawing.draw(lambda image: image))
+
+
 @pytest.mark.parametrize(('color_type', 'shape'), [('color', (12, 8, 3)), ('color_ignore_orientation', (8, 12, 3))])
 def test_images_are_read_and_drawn_in_the_same_orientation(
     color_type: str, shape: tuple[int, ...], tmp_path: Path

@@ -52,10 +52,12 @@ def test_images_are_spread_over_the_folders(tmp_path: Path) -> None:
 
 def test_images_are_checked(photos: Path, tmp_path: Path) -> None:
     (tmp_path / 'broken.png').write_bytes(b'no image')
+    cv2.imwrite(str(tmp_path / 'dim.png'), np.full((8, 8, 3), 900, np.uint16))
     for path, count, message in (
         (photos / 'notes.txt', 1, 'no image in'),
         (photos / '0.png', 0, 'at least 1'),
         (tmp_path / 'broken.png', 1, 'cannot be read as an image'),
+        (tmp_path / 'dim.png', 1, '16 bits'),
     ):
         with pytest.raises((FileNotFoundError, ValueError), match=message):
             read_images([path], count, 32)
@@ -71,15 +73,28 @@ def test_checkpoint_of_the_same_model_alone(tmp_path: Path) -> None:
         nano(file, kernel_sizes=(21, 19))
 
 
+def test_weights_that_a_config_names_are_left_out_and_its_other_initialisers_kept() -> None:
+    stem = dict(type='Constant', layer='Conv2d', val=0.25)
+    named = [dict(type=kind, checkpoint='absent.pth') for kind in ('Pretrained', 'mmpelk.Inflated')]
+    cfg = Config.fromfile(NANO)
+    cfg.model.backbone.init_cfg = [stem, *named]
+    # In lists, too; the loss would refuse what it does not know.
+    cfg.model.decode_head.loss_decode = [cfg.model.decode_head.loss_decode | dict(init_cfg=named[0])]
+    assert (load_model(cfg, RANDOM).backbone.downsample_layers[0][0].weight == 0.25).all()
+    assert (nano(init_cfg=stem).backbone.downsample_layers[0][0].weight == 0.25).all()
+    assert nano(init_cfg=named[1]).backbone.downsample_layers[0][0].weight.std() > 0
+
+
 def test_random_networks_start_as_training_does(photos: Path) -> None:
     model, again = (nano(seed=3, layer_scale_init_value=1e-6) for _ in range(2))
     assert all(map(torch.equal, model.state_dict().values(), again.state_dict().values())), 'seeded'
     assert set_layer_scales(model.backbone, 1.0) == 2
     assert (model.backbone.stages[0][0].gamma == 1).all()
     pictures = list(read_images([photos], 2, 32).values())
-    assert estimate_norms(model, pictures) == 4
-    assert not model.training
     norm = model.backbone.stages[0][0].mixer.small_norm
+    norm.running_mean.fill_(7), norm.num_batches_tracked.fill_(1000)  # as a checkpoint's
+    assert estimate_norms(model, pictures) == 4
+    assert not any(module.training for module in model.modules())
     kept: list[Tensor] = []
     norm.register_forward_hook(lambda _module, args, _output: kept.append(args[0]))
     for pixels in preprocessed(model, pictures):
@@ -98,6 +113,12 @@ def test_logarithms_are_of_the_mean_over_the_images(count: int, monkeypatch: pyt
     monkeypatch.setattr(receptive_field, 'contribution_scores', lambda model, images: count * scores)
     facts = measure(model, [np.zeros((41, 41, 3), np.uint8)] * count, {}).facts
     assert [ratio['side'] for ratio in facts['area_ratios_log']] == [1, 1, 1, 1]
+    scores *= 10_000  # 999 and 9, whose logarithms are 3/4 and 1/4 of their sum
+    facts = measure(model, [np.zeros((41, 41, 3), np.uint8)] * count, {}).facts
+    assert [[ratio['side'] for ratio in facts[key]] for key in ('area_ratios', 'area_ratios_log')] == [
+        [1, 1, 1, 1],
+        [1, 1, 1, 21],
+    ]
 
 
 def test_figure_and_table_show_the_squares_that_were_measured() -> None:
@@ -115,6 +136,10 @@ def test_figure_and_table_show_the_squares_that_were_measured() -> None:
     assert [patch.get_linestyle() for patch in panel.patches] == ['-', '--', ':', '-.']
     np.testing.assert_allclose(panel.images[0].get_array(), scores / scores.mean())
     assert tuple(panel.images[0].get_extent()) == (0, 61, 41, 0)
+    flatter = np.full((41, 61), 0.5)
+    flatter[20, 30] = 1.0
+    for shown in draw_fields([Measured(each, facts) for each in (flatter, scores, flatter)]).axes[:3]:
+        assert shown.images[0].norm.vmax == pytest.approx((scores / scores.mean()).max()), 'one scale'
     assert panel.get_title() == 'net\nrandom weights'
     assert panel.get_xlabel() == 'pixels\nareas 0.1 / 0.1 / 25.0 / 100.0 %'
     assert figure.get_suptitle() == 'Effective receptive field at 61 x 41 pixels, images: 7'

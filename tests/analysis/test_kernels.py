@@ -37,7 +37,7 @@ def kernel_of(model: PeLK, stage: int = 0, block: int = 0, **changes: Tensor) ->
     return learnt_kernel(model, model.state_dict() | changes, stage, block)
 
 
-def embedding_of(model: PeLK, size: tuple[int, int] = (8, 8), stage: int = 0, block: int = 0) -> LearntEmbedding:
+def embedding_of(model: PeLK, size: tuple[int, int] = (8, 9), stage: int = 0, block: int = 0) -> LearntEmbedding:
     return learnt_embedding(model, model.state_dict(), stage, block, size)
 
 
@@ -131,7 +131,7 @@ def test_deployed_carries_the_norms_scale() -> None:
     assert not torch.equal(first.map, second.map), 'blocks share h but not M'
     trained, norm = embedding_of(model), model.stages[0][0].mixer.large_norm
     scale = (norm.weight / torch.sqrt(norm.running_var + norm.eps)).detach()[:, None, None]
-    deployed = learnt_embedding(backbone(), deploy_state_dict(model, model.state_dict()), 0, 0, (8, 8))
+    deployed = learnt_embedding(backbone(), deploy_state_dict(model, model.state_dict()), 0, 0, (8, 9))
     assert deployed.embedding is None
     assert deployed.name == 'stages.0.0.mixer.embedding_table'
     # Differences of float32 sums up to some hundred.

@@ -138,8 +138,15 @@ def test_model_is_left_as_it_was() -> None:
     grads = [parameter.requires_grad for parameter in backbone.parameters()]
     state = {name: value.clone() for name, value in backbone.state_dict().items()}
     assert len(set(modes)) == len(set(grads)) == 2, 'a model in which both are mixed'
+    meanwhile = []
+    handle = backbone.register_forward_pre_hook(
+        lambda module, _: meanwhile.extend(parameter.requires_grad for parameter in module.parameters())
+    )
     with torch.no_grad():  # of the caller: the measurement needs gradients all the same
         contribution_scores(backbone, [image(32, 32)])
+    handle.remove()
+    assert not any(meanwhile), 'only the image needs a gradient'
+    assert not any(module._forward_hooks for module in backbone.modules())
     with pytest.raises(ValueError, match='not finite'):
         contribution_scores(backbone, [image(32, 32) * float('nan')])
     assert [module.training for module in backbone.modules()] == modes
@@ -174,6 +181,14 @@ def test_backbones_of_mmpretrain(name: str) -> None:
         backbone = MODELS.build(dict(type=name, **FOREIGN[name]))
     assert last_map(backbone, torch.rand(2, 3, 64, 96)).shape[2:] == (2, 3)
     assert contribution_scores(backbone, [torch.rand(3, 64, 96)]).shape == (64, 96)
+
+
+def test_last_map_of_a_pyramid() -> None:
+    class Pyramid(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return x, F.avg_pool2d(x, 2), x.mean((-2, -1))
+
+    assert last_map(Pyramid(), torch.rand(1, 3, 8, 12)).shape[2:] == (4, 6)
 
 
 def test_what_cannot_be_measured() -> None:

@@ -73,6 +73,9 @@ def test_workspace_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
     assert workspace.workspace_limit('cpu') == 3 * 2**20
     set_workspace_limit(None)
     assert workspace.workspace_limit('cpu') == 2**19
+    for megabytes in (0, -1):
+        with pytest.raises(ValueError, match='must be positive'):
+            set_workspace_limit(megabytes)
     for text in ('much', '0', '-1'):
         monkeypatch.setenv('MMPELK_WORKSPACE_MB', text)
         with pytest.raises(ValueError, match='MMPELK_WORKSPACE_MB'):
