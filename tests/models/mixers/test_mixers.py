@@ -168,6 +168,7 @@ def test_constant_embedding_has_no_effect_behind_a_batch_norm() -> None:
         ('stripe', dict(kernel_size=12), 'kernel_size must be an odd positive integer, got 12'),
         ('dense', dict(kernel_size=12), 'kernel_size must be an odd positive integer, got 12'),
         ('stripe', dict(small_kernel_size=4), 'small_kernel_size must be odd'),
+        ('stripe', dict(small_kernel_size=-3), 'small_kernel_size must be odd'),
     ],
 )
 def test_refuses(name: str, arguments: dict, message: str) -> None:

@@ -200,15 +200,18 @@ def test_what_cannot_be_folded_is_refused(kind: str) -> None:
 
 
 def test_untouched_is_the_rule() -> None:
-    """The kernels of a new network take the fast path, those of a parametrised or compiled one do not."""
+    """The kernels of a new network take the fast path; parametrised, compiled and changed ones do not."""
     mixer = trained()
     assert is_untouched(mixer.large, mixer.small)
     for change in (
-        lambda kernel: parametrize.register_parametrization(kernel, 'weight', nn.Identity()),
-        lambda kernel: kernel.compile(),
+        lambda mixer: parametrize.register_parametrization(mixer.large, 'weight', nn.Identity()),
+        lambda mixer: mixer.large.compile(),
+        lambda mixer: setattr(mixer.small, 'dilation', (2, 2)),
+        lambda mixer: setattr(mixer.small, 'stride', (2, 2)),
+        lambda mixer: setattr(mixer.small, 'padding_mode', 'circular'),
     ):
         touched = trained()
-        change(touched.large)
+        change(touched)
         assert not is_untouched(touched.large, touched.small)
 
 

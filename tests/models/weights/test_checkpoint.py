@@ -12,8 +12,10 @@ from mmengine.model import PretrainedInit
 from torch import Tensor, nn
 
 from mmpelk.errors import UserError
+from mmpelk.fault_tolerance.safe_loading import read_checkpoint
 from mmpelk.models import PeLK
-from mmpelk.models.weights.checkpoint import pretrained_cfgs, state_dict_of
+from mmpelk.models.weights.checkpoint import check_pretrained, pretrained_cfgs, state_dict_of, write_safetensors
+from mmpelk.sparsity import attach_masks, find_parameters
 from tests.commands import without_instances
 
 SMALL: dict[str, Any] = dict(depths=(1, 2), channels=(8, 12), kernel_sizes=(13, 7))
@@ -94,6 +96,7 @@ WRAPPINGS: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
     'state_dict': (lambda state: dict(state_dict=state, meta={}), ''),
     'model': (lambda state: dict(model=state, epoch=3), ''),
     'model in state_dict': (lambda state: dict(state_dict=dict(model=state)), ''),
+    'prefix without its dot': (lambda state: prefixed(state, PREFIX), PREFIX.rstrip('.')),
     'module': (lambda state: prefixed(state, 'module.'), ''),
     'module in state_dict': (lambda state: dict(state_dict=prefixed(state, 'module.')), ''),
     'module in model': (lambda state: dict(model=prefixed(state, 'module.')), ''),
@@ -111,6 +114,28 @@ def test_wrappings_of_a_file(wrapping: str, trained: dict[str, Tensor], tmp_path
     path = write(tmp_path / 'weights.pth', wrap(trained))
     found = load(dict(type='Pretrained', checkpoint=path, prefix=prefix))
     assert all(torch.equal(found[key], value) for key, value in trained.items())
+
+
+def test_paths_from_the_home_folder_and_weights_without_masks(
+    trained: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / 'weights.pth', trained)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    model = PeLK(**SMALL)
+    attach_masks(find_parameters(model, None))
+    assert check_pretrained(model, '~/weights.pth').keys() == trained.keys()
+
+
+def test_safetensors_of_tied_and_transposed_tensors(tmp_path: Path) -> None:
+    safetensors = pytest.importorskip('safetensors')
+    tensor, path = torch.rand(2, 3), tmp_path / 'weights.safetensors'
+    state = dict(a=tensor, b=tensor, c=tensor.t())
+    write_safetensors(state, path, dict(licence='mit'))
+    found = state_dict_of(read_checkpoint(path))
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[key], value) for key, value in state.items())
+    with safetensors.safe_open(path, 'pt') as file:
+        assert file.metadata() == dict(format='pt', licence='mit')
 
 
 def test_the_log_of_initialisation_says_what_was_loaded(trained: dict[str, Tensor], tmp_path: Path) -> None:
