@@ -8,6 +8,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -435,6 +436,14 @@ def test_weights_that_cannot_be_had(address: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         read_public(address)
     assert address in str(caught.value)
+
+
+def test_the_file_that_timm_names_is_read(hub: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    models, name = pytest.importorskip('timm.models'), 'convnext_tiny.fb_in1k'
+    named = replace(models.get_pretrained_cfg(name), hf_hub_filename='named.bin')
+    monkeypatch.setattr(models, 'get_pretrained_cfg', lambda _: named)
+    hub(f'timm/{name}', 'named.bin', '')
+    assert read_public(f'timm://{name}').state
 
 
 @pytest.mark.parametrize('address', ['timm://convnext_tiny', 'hf://me/mine'])
