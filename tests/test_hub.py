@@ -93,6 +93,15 @@ def test_network_comes_back(scope: str, form: str, tmp_path: Path) -> None:
         assert torch.equal(out, want)
 
 
+def test_a_preprocessor_beside_the_model_comes_back(tmp_path: Path) -> None:
+    model, cfg, meta = network('mmseg')
+    cfg.data_preprocessor = cfg.model.pop('data_preprocessor')  # mmengine's runner gives it to the model
+    hub.save_pretrained(model, tmp_path, cfg, meta)
+    got = hub.from_pretrained(tmp_path).data_preprocessor
+    assert torch.equal(got.mean, model.data_preprocessor.mean)
+    assert torch.equal(got.std, model.data_preprocessor.std)
+
+
 def in_data_parallel(model: nn.Module) -> nn.Module:
     dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
     try:

@@ -110,6 +110,15 @@ def test_size_and_support_of_random_networks_with_all_norms(mixer: str) -> None:
         np.testing.assert_array_equal(scores.any(axis), field.any(axis))
 
 
+def test_what_lowers_the_map_contributes_nothing() -> None:
+    network = torch.nn.Conv2d(1, 2, (1, 3), padding=(0, 1)).double()
+    with torch.no_grad():
+        network.weight.copy_(torch.tensor([[[[2.0, 1.0, -3.0]]], [[[9.0, 9.0, 9.0]]]]))
+        network.bias.copy_(torch.tensor([10.0, -100.0]))  # type: ignore[union-attr]
+    scores = contribution_scores(network, [torch.ones(1, 1, 5, dtype=torch.float64)])
+    assert scores.tolist() == [[0, 2, 1, 0, 0]]
+
+
 def test_deployed_network_sees_the_same() -> None:
     torch.manual_seed(0)
     backbone = small_pelk().double().eval()

@@ -93,6 +93,18 @@ def test_a_write_that_fails_names_the_last_good_one(runner: Runner) -> None:
         hook_of(runner)._save_checkpoint(runner)
 
 
+def test_an_outdated_checkpoint_is_removed_when_it_is_named_no_more(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named: list[str] = []
+    remove = CheckpointHook._remove
+    monkeypatch.setattr(CheckpointHook, '_remove', lambda *args: (named.append(here(tmp_path)[1]), remove(*args)))
+    hook_of(runner)._save_checkpoint(runner)
+    hook_of(runner)._wait()
+    assert named == ['iter_2.pth']
+    assert here(tmp_path) == (['iter_2.pth'], 'iter_2.pth')
+
+
 def test_the_best_one_before_goes_when_the_new_one_stands(disk: Disk, runner: Runner, tmp_path: Path) -> None:
     hook = CheckpointHook(by_epoch=False, interval=1, save_best='score', rule='greater')
     hook.before_train(runner)

@@ -176,10 +176,10 @@ def test_labelme_is_drawn_on_the_picture_that_was_shown(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures('all_that_is_read')
 def test_labelme_shapes(tmp_path: Path) -> None:
-    """Parts of a group are one object, turned rectangles are read, what is no class is none, the rest is counted."""
+    """Parts of a group and class are one object, turned rectangles are read, no class is none, the rest is counted."""
     shapes = [
         *(polygon('cat', group_id=0), polygon('cat', 20, group_id=0)),
-        *(polygon('dog', 2, 18, shape_type='rectangle'), polygon('dog', 18, 18, shape_type='rotation')),
+        *(polygon('dog', 2, 18, shape_type='rectangle', group_id=0), polygon('dog', 18, 18, shape_type='rotation')),
         *(polygon('__ignore__', 36, 18), polygon('fish', shape_type='mask')),
         dict(label='ball', points=[[36, 8], [36, 14]], shape_type='circle'),  # its centre, and a point on it
     ]
