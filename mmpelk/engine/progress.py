@@ -3,7 +3,6 @@
 import atexit
 import importlib.util
 import logging
-import math
 import os
 import resource
 import sys
@@ -188,7 +187,8 @@ class RunEstimateHook(Hook):
         done, end = (runner.epoch, loop.max_epochs) if by_epoch else (past, loop.max_iters)
         validations = 0
         if runner.val_loop is not None:  # mmengine validates at the end, too
-            validations = math.ceil(end / loop.val_interval) - done // loop.val_interval
+            ahead = range(max(done + 1, loop.val_begin), end + 1)
+            validations = sum(each % loop.val_interval == 0 or each == end for each in ahead)
         total, counted = left * seconds, ''
         if validations and self._validations:
             each = sum(self._validations) / len(self._validations)

@@ -382,6 +382,8 @@ class PeLK(Pretrained, BaseModule):
             raise ValueError(f"positional_embedding is 'in_bounds', 'constant' or None, got {positional_embedding!r}")
         if mixer not in MIXERS:
             raise ValueError(f'unknown mixer {mixer!r}; known: {", ".join(MIXERS)}')
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate is in [0, 1), got {drop_path_rate}')
         if not 0 < conv_ratio <= 1:
             raise ValueError(f'conv_ratio is in (0, 1], got {conv_ratio}')
         self.depths, self.channels = tuple(arch['depths']), tuple(arch['channels'])

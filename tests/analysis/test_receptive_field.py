@@ -237,6 +237,11 @@ def test_ratios_of_known_maps() -> None:
         assert [ratio.area_ratio for ratio in ratios] == [side**2 / scores.size for side in expected]
 
 
+def test_squares_end_at_the_border_of_the_shorter_side() -> None:
+    ratios = area_ratios(np.ones((4, 40)))
+    assert [(ratio.side, ratio.area_ratio) for ratio in ratios] == [(9, 0.225), (13, 0.325), (21, 0.525), (40, 1.0)]
+
+
 def sides(scores: np.ndarray, **options: Any) -> list[int]:
     return [ratio.side for ratio in area_ratios(scores, **options)]
 

@@ -40,7 +40,7 @@ def estimates(monkeypatch: pytest.MonkeyPatch, val_interval: int) -> list[str]:
     runner = SimpleNamespace(
         max_iters=100,
         iter=0,
-        train_loop=SimpleNamespace(max_iters=100, val_interval=val_interval),
+        train_loop=SimpleNamespace(max_iters=100, val_interval=val_interval, val_begin=1),
         val_loop=object(),
         logger=SimpleNamespace(info=said.append),
     )
@@ -73,7 +73,7 @@ def test_estimate_is_corrected_by_the_first_validation(monkeypatch: pytest.Monke
 def test_estimate_counts_validations_of_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, 'datetime', SimpleNamespace(now=lambda: datetime(2026, 1, 31, 23, 40)))
     loop, said = EpochBasedTrainLoop.__new__(EpochBasedTrainLoop), []
-    loop._max_epochs, loop.val_interval = 10, 3
+    loop._max_epochs, loop.val_interval, loop.val_begin = 10, 3, 1
     log = SimpleNamespace(info=said.append)
     runner: Any = SimpleNamespace(max_iters=1000, epoch=1, train_loop=loop, val_loop=object(), logger=log)
     hook = RunEstimateHook()
@@ -81,9 +81,12 @@ def test_estimate_counts_validations_of_epochs(monkeypatch: pytest.MonkeyPatch) 
     hook._log(runner, 150)
     # After the epochs 3, 6, 9 and 10, half a minute each.
     assert '2 s an iteration, 30 min 20 s for 850 more with validations of 30 s, so until 2026-02-01 00:10;' in said[0]
+    loop.val_begin = 8  # after 9 and 10
+    hook._log(runner, 150)
+    assert '29 min 20 s for 850 more with validations' in said[1]
     runner.val_loop = None
     hook._log(runner, 150)
-    assert '28 min 20 s for 850 more, so until' in said[1]
+    assert '28 min 20 s for 850 more, so until' in said[2]
 
 
 class Terminal(io.StringIO):

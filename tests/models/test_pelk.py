@@ -278,6 +278,7 @@ def test_norm_eval_keeps_the_statistics() -> None:
         (dict(out_indices=-5), r'in \[-4, 3\]'),
         (dict(frozen_stages=5), r'in \[0, 4\]'),
         (dict(conv_ratio=0.0), 'conv_ratio'),
+        *((dict(drop_path_rate=rate), 'drop_path_rate') for rate in (-0.1, 1.0)),
         (dict(branch_norms=False), 'needs small_kernel_size=0'),
         (dict(branch_norms=False, small_kernel_size=0), 'positional_embedding=None'),
         (dict(branch_norms=False, positional_embedding=None), 'small_kernel_size=0'),
