@@ -330,13 +330,13 @@ def _add_window(
 @triton.jit(
     do_not_specialize=[
         'images', 'height', 'width', 'x_n', 'x_c', 'x_h', 'out_n', 'out_c', 'out_h', 'bias_c', 'bias_h',
-        'bias_rows', 'wide_rings', 'rings', 'groups', 'row_tiles', 'col_tiles', 'in_tiles', 'left',
+        'wide_rings', 'rings', 'groups', 'row_tiles', 'col_tiles', 'in_tiles', 'left', 'bias_rows',
     ]
 )  # fmt: skip
 def conv_kernel(
     x, toeplitz, bias, out,
-    images, height, width, x_n, x_c, x_h, out_n, out_c, out_h, bias_c, bias_h, bias_rows,
-    wide_rings, rings, groups, row_tiles, col_tiles, in_tiles, left,
+    images, height, width, x_n, x_c, x_h, out_n, out_c, out_h, bias_c, bias_h,
+    wide_rings, rings, groups, row_tiles, col_tiles, in_tiles, left, bias_rows,
     ROW_LOWS: tl.constexpr, ROW_WIDTHS: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, TAIL: tl.constexpr, IMAGES: tl.constexpr, WHOLE: tl.constexpr,
     PARTS: tl.constexpr, PAIR: tl.constexpr, BIAS_MAP: tl.constexpr,
@@ -347,6 +347,7 @@ def conv_kernel(
     a tile is part of one image, and each ring reads the rows that it reaches: ``ROWS`` of them and, if the ring is
     wider than one row, up to ``TAIL`` more. The first ``wide_rings`` of the ``rings`` are wider than
     one row; both are arguments, because loops of constant length are unrolled, which takes too many registers.
+    ``bias_rows`` comes last, because before the others it makes the assembler spill on Hopper.
     """
     dtype: tl.constexpr = toeplitz.dtype.element_ty
     BOX_PARTS: tl.constexpr = PARTS if PARTS > 1 else 2

@@ -600,7 +600,7 @@ class _ToeplitzConvolution(Convolution):
             kernels.conv_kernel,
             (tiles * groups,),
             (x, made, x if bias is None else bias, out),
-            (images, height, width, *x.stride()[:3], *out.stride()[:3], *bias_numbers, *tiling),
+            (images, height, width, *x.stride()[:3], *out.stride()[:3], *bias_numbers[:2], *tiling, bias_numbers[2]),
             ROW_LOWS=plan.row_lows,
             ROW_WIDTHS=plan.row_widths,
             **plan.tile_options(images),
