@@ -1,5 +1,6 @@
 """Worker processes of data loaders end with the process that they load for."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -25,7 +26,9 @@ class _WatchParent:
 
 
 def _exit_with(parent: int) -> None:
-    while os.getppid() == parent:
+    started_by = multiprocessing.parent_process()
+    # A parent that is gone before this worker looks has already been replaced as the parent: the pipe to it tells.
+    while os.getppid() == parent and (started_by is None or started_by.is_alive()):
         time.sleep(_LOOK_EVERY)
     # Not sys.exit: that waits for a queue to be emptied, which no process reads any more.
     os.kill(os.getpid(), signal.SIGKILL)

@@ -18,6 +18,8 @@ from tests.commands import is_running, wait_for
 from tests.paths import ROOT
 
 PROGRAM = """
+import os
+import sys
 import time
 import torch
 from torch.utils.data import DataLoader
@@ -32,8 +34,18 @@ class Large(torch.utils.data.Dataset):
 
 loader = DataLoader(Large(), batch_size=1, num_workers=2, collate_fn=list)
 end_workers_with_parent(loader)
+prepare, parent = loader.worker_init_fn, os.getpid()
+
+def prepare_late(worker):
+    while os.getppid() == parent:
+        time.sleep(0.05)
+    prepare(worker)
+
+if late := sys.argv[1] == 'late':
+    loader.worker_init_fn = prepare_late
 batches = iter(loader)
-next(batches)
+if not late:
+    next(batches)
 print(*(worker.pid for worker in batches._workers), flush=True)
 time.sleep(600)
 """
@@ -66,10 +78,12 @@ def test_workers_of_validation_and_test_are_watched_too(stage: str) -> None:
 
 
 @pytest.mark.slow
-def test_workers_end_with_a_killed_process() -> None:
+@pytest.mark.parametrize('prepared', ['early', 'late'])
+def test_workers_end_with_a_killed_process(prepared: str) -> None:
+    """Also those that are prepared when it is gone."""
     environment = os.environ | dict(PYTHONPATH=str(ROOT))
     with subprocess.Popen(
-        [sys.executable, '-c', PROGRAM], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, '-c', PROGRAM, prepared], stdout=subprocess.PIPE, text=True, env=environment
     ) as parent:
         assert parent.stdout is not None
         workers = [int(word) for word in parent.stdout.readline().split()]
