@@ -117,15 +117,15 @@ class Part:
             raise UserError(f'{", ".join(map(str, sorted(others)))}: the part {self.name} has the seeds {self.seeds}')
         if unknown := set(names or ()) - self.variants.keys():
             raise UserError(f'{", ".join(sorted(unknown))}: the part {self.name} has {", ".join(self.variants)}')
-        return [
-            Run(
-                results / f'{self.name}-{name}-{seed}.json',
-                self.rule(results, self.variants[name]),
-                self.schedule(results, name),
-                seed,
-            )
-            for seed in seeds
+        # What earlier parts have chosen is read once for a network, not for each of its seeds.
+        settings = {
+            name: (self.rule(results, self.variants[name]), self.schedule(results, name))
             for name in names or self.variants
+        }
+        return [
+            Run(results / f'{self.name}-{name}-{seed}.json', *chosen, seed)
+            for seed in seeds
+            for name, chosen in settings.items()
         ]
 
 
