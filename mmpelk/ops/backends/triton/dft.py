@@ -80,7 +80,7 @@ def make_axis(grid: tuple[int, ...], extent: int) -> Axis:
     edges = (inner[0],) * kept.start + inner + (inner[-1],) * (len(grid) - kept.stop)
     radius = max(-edges[0], edges[-1] - 1)
     if extent <= DFT_TILE or (radius > DFT_MARGIN and extent <= 2 * DFT_TILE):
-        side = max(16, 1 << (extent - 1).bit_length())
+        side = max(16, launch.power_of_two(extent))
         return Axis(side, side, 0, extent, radius, edges)
     if radius > DFT_MARGIN:
         raise ValueError(f'no tile holds {extent} positions and {radius} to either side')
@@ -130,7 +130,7 @@ class Plan:
 def _plan(x: Tensor, grid: tuple[int, ...]) -> Plan:
     images, _, height, width = x.shape
     rows, columns = make_axis(grid, height), make_axis(grid, width)
-    side = 1 << (max(rows.frequencies, height) - 1).bit_length()
+    side = launch.power_of_two(max(rows.frequencies, height))
     together = max(1, FREQUENCIES // side) if images >= launch.PACK_FROM and not rows.margin else 1
     exact = x.dtype == torch.float16 or images * height * width < _FEW
     return Plan(rows, columns, together, 2 if exact else 1)
@@ -216,8 +216,8 @@ def kernel_key(x: Tensor, grid: Sequence[int]) -> Hashable:
 _SUMS = 4096  # of four warps: more spill registers
 
 
-def _power_of_two(rings: int) -> int:
-    return max(16, 1 << (rings - 1).bit_length())
+def _rings_of_tile(rings: int) -> int:
+    return max(16, launch.power_of_two(rings))
 
 
 class _Spectrum(launch.Made):
@@ -238,7 +238,7 @@ class _Spectrum(launch.Made):
             (self._channels * row_blocks, col_blocks),
             (weight, made, *tables),
             (*self.strides(weight), len(self._grid), row_blocks),
-            RINGS=_power_of_two(len(self._grid)),
+            RINGS=_rings_of_tile(len(self._grid)),
             ROW_FREQS=FREQUENCIES // self._plan.images,
             FREQS=WIDTH,
         )
@@ -269,7 +269,7 @@ class _Convolution(launch.Convolution):
             (*sizes, len(self._grid), *tiling),
             **plan.options(),
             ROW_BLOCKS=plan.blocks[0],
-            RINGS=_power_of_two(len(self._grid)),
+            RINGS=_rings_of_tile(len(self._grid)),
             BIAS_MAP=bias_map,
             **_launch_options(plan),
         )
@@ -346,7 +346,7 @@ class _WeightGrad(launch.WeightGrad):
     def add(self, partial: Tensor, out: Tensor) -> Callable[..., Any]:
         channels, shares, rings, frequencies = partial.shape
         spectra = self._tables[1].grad_rings
-        rows, columns = _power_of_two(rings), 1 << (frequencies - 1).bit_length()
+        rows, columns = _rings_of_tile(rings), launch.power_of_two(frequencies)
         run = launch.start(
             dft_kernels.dft_add_shares_kernel,
             (channels,),

@@ -120,7 +120,7 @@ def make_plan(grid: tuple[int, ...], height: int, width: int, most_cols: int = R
     row_rings, row_lows, row_widths = zip(*rows, strict=True)
     kept_cols, col_edges = reachable_rings(grid, width)
     if width <= most_cols:
-        cols, left, in_tiles = max(16, _power_of_two(width)), 0, 1
+        cols, left, in_tiles = max(16, power_of_two(width)), 0, 1
     else:
         cols, left = most_cols, math.ceil(-col_edges[0] / 16) * 16
         in_tiles = math.ceil((left + cols + col_edges[-1] - 1) / cols)
@@ -133,14 +133,14 @@ def make_plan(grid: tuple[int, ...], height: int, width: int, most_cols: int = R
         cols=cols,
         left=left,
         in_tiles=in_tiles,
-        tail=max(16, _power_of_two(max(row_widths) - 1)),
-        most_images_per_tile=ROWS // _power_of_two(height) if height <= ROWS else 1,
+        tail=max(16, power_of_two(max(row_widths) - 1)),
+        most_images_per_tile=ROWS // power_of_two(height) if height <= ROWS else 1,
         row_tiles=math.ceil(height / ROWS),
         col_tiles=math.ceil(width / cols),
     )
 
 
-def _power_of_two(number: int) -> int:
+def power_of_two(number: int) -> int:
     """The smallest power of two that is at least ``number``."""
     return 1 << max(number - 1, 0).bit_length()
 
@@ -721,6 +721,6 @@ class _ToeplitzWeightGrad(WeightGrad):
             (channels,),
             (partial, out),
             (shares, len(self._grid), min(rows), max(rows) + 1),
-            BLOCK=max(256, _power_of_two(size)),  # the same for all usual grids
+            BLOCK=max(256, power_of_two(size)),  # the same for all usual grids
             num_warps=4,
         )

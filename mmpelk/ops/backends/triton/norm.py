@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import norm_kernels
-from .launch import current, kept, layout, start
+from .launch import current, kept, layout, power_of_two, start
 
 __all__ = ['Launch', 'kernel_key', 'mixed_norm', 'pixel_step', 'pixels_at_a_time', 'takes']
 
@@ -86,7 +86,7 @@ def _launch(tensors: Sequence[Tensor], epsilons: Sequence[float], branches: int)
 
 def pixels_at_a_time(channels: int) -> tuple[int, int]:
     """Pixels of a program that holds all channels of each, and the power of two that holds the channels."""
-    block = 1 << (channels - 1).bit_length()
+    block = power_of_two(channels)
     return max(1, min(_MOST_PIXELS, _NUMBERS // block)), block
 
 
