@@ -5,6 +5,7 @@
     python -m benchmarks.real_pictures --data CamVid --weights FILE.pth --part rule
     python -m benchmarks.real_pictures --data CamVid --weights FILE.pth --part main --seeds 0 1 2 3 4
     python -m benchmarks.real_pictures --data CamVid --part scratch --seeds 0 1 2 3 4
+    python -m benchmarks.real_pictures --data CamVid --part scratch-rules
     python -m benchmarks.real_pictures --data CamVid --weights FILE.pth --part second
     python -m benchmarks.real_pictures
 
@@ -63,7 +64,7 @@ def main() -> None:
         if figure := picture.draw(study.RESULTS):
             figure.savefig(picture.FIGURE, dpi=110)
         return
-    if args.weights is None and args.part != 'scratch':
+    if args.weights is None and args.part not in study.FROM_SCRATCH:
         raise UserError(f'the part {args.part} starts from pretrained weights: name the file by --weights')
     MMLogger.get_current_instance().setLevel('WARNING')  # each layer's initialization
     torch.set_num_threads(1)
@@ -71,7 +72,7 @@ def main() -> None:
     part = study.PARTS[args.part]
     runs = part.runs(args.results, args.variants, args.seeds or part.seeds)
     train, test = (read_split(args.data, split, args.classes, args.ignore) for split in ('train', part.split))
-    weights = None if args.part == 'scratch' else args.weights
+    weights = None if args.part in study.FROM_SCRATCH else args.weights
     for run in runs:
         run.train((train, test), args.classes, weights)
 

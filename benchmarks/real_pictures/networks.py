@@ -1,6 +1,7 @@
 """The networks that are compared: one encoder in several forms, a light decoder, and controls."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -9,6 +10,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 import mmpelk
 from mmpelk.errors import UserError
@@ -143,7 +145,7 @@ class Variant:
         kind: ``plain``, ``peripheral``, ``dense``, ``stripes``, or a control: ``wide`` or ``pyramid``; or, from
             scratch, a mixer of PeLK.
         kernel_size: Side of the large kernels.
-        power: Of the size of a region, by which its number is divided (:class:`ScaledConv2d`).
+        power: Of the size of a region, by which its number is divided (:class:`ScaledConv2d`, :class:`_Divided`).
         rate: Rate of the new kernels, their centres included, as a multiple of the encoder's.
         late: Share of the schedule during which they stay as they are.
         options: From scratch, further arguments of PeLK; else the decoder's ``width``, the ``half`` of
@@ -214,7 +216,10 @@ def pretrained_network(
 
 
 def scratch_network(variant: Variant, classes: int, seed: int = 0) -> tuple[Segmenter, list[nn.Parameter]]:
-    """A nano PeLK with a mixer, not pretrained; it has no new parameters."""
+    """A nano PeLK with a mixer, not pretrained; its new parameters are large kernels with a rate of their own.
+
+    A power changes how the kernels learn alone: the network begins as the same function.
+    """
     torch.manual_seed(seed)
     channels = [32, 64, 128, 256]
     size = variant.kernel_size
@@ -229,8 +234,30 @@ def scratch_network(variant: Variant, classes: int, seed: int = 0) -> tuple[Segm
         **dict(variant.options),
     )
     encoder.init_weights()
+    kernels = [module for module in encoder.modules() if isinstance(module, PeripheralConv2d)]
+    if variant.power:
+        for kernel in kernels:
+            parametrize.register_parametrization(kernel, 'weight', _Divided(kernel.sharing_grid, variant.power))
     torch.manual_seed(seed)
-    return Segmenter(encoder, Decoder(channels, classes)), []
+    new = [] if variant.rate == 1 else [kernel.weight for kernel in kernels]
+    return Segmenter(encoder, Decoder(channels, classes)), new
+
+
+class _Divided(nn.Module):
+    """Numbers of a kernel, divided by a power of the size of their region."""
+
+    divisor: Tensor
+
+    def __init__(self, sharing_grid: Sequence[int], power: float) -> None:
+        super().__init__()
+        side = torch.tensor(sharing_grid, dtype=torch.float)
+        self.register_buffer('divisor', (side[:, None] * side) ** power, persistent=False)
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        return numbers / self.divisor
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight * self.divisor
 
 
 def _new_weights(module: nn.Module) -> list[nn.Parameter]:

@@ -85,6 +85,12 @@ SCRATCH = {
     'peripheral-no-embedding': Variant('peripheral', 51, options=(_NO_EMBEDDING,)),
     'peripheral-no-small': Variant('peripheral', 51, options=(('small_kernel_size', 0),)),
 }
+# How PeLK's own large kernels learn.
+SCRATCH_RULES = {
+    'rate-1': SCRATCH['peripheral'],
+    'rate-0.1': replace(SCRATCH['peripheral'], rate=0.1),
+    'full-power': replace(SCRATCH['peripheral'], power=1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -201,7 +207,7 @@ def check_results(results: Path) -> None:
                 run.check(result)
                 data = result.get('data') or [None, None]
                 facts = {'data (train)': data[0], f'data ({part.split})': data[1], 'classes': result.get('classes')}
-                if part.name != 'scratch':
+                if part.name not in FROM_SCRATCH:
                     facts['weights'] = result.get('weights')
                 for key, value in facts.items():
                     first, other = origins.setdefault(key, (value, run.path))
@@ -389,6 +395,12 @@ def _with_decoder_rate(results: Path, name: str) -> Schedule:
     return replace(_chosen_rate(results, name), decoder_rate=DECODERS[name][1])
 
 
+def _scratch_schedule(results: Path, name: str) -> Schedule:
+    return Schedule(rate=1e-3, iterations=1000, frozen_statistics=False)
+
+
+# Parts whose networks are not pretrained.
+FROM_SCRATCH = ('scratch', 'scratch-rules')
 PARTS = {
     part.name: part
     for part in (
@@ -419,12 +431,7 @@ PARTS = {
             lambda results, name: _with_decoder_rate(results, best(results, 'decoder')),
             _chosen_decoder,
         ),
-        Part(
-            'scratch',
-            SCRATCH,
-            (0, 1, 2, 3, 4),
-            'test',
-            lambda results, name: Schedule(rate=1e-3, iterations=1000, frozen_statistics=False),
-        ),
+        Part('scratch', SCRATCH, (0, 1, 2, 3, 4), 'test', _scratch_schedule),
+        Part('scratch-rules', SCRATCH_RULES, (100, 101, 102), 'val', _scratch_schedule),
     )
 }

@@ -12,6 +12,7 @@ from PIL import Image
 from benchmarks.real_pictures import networks, picture, pictures, study, training
 from benchmarks.real_pictures.networks import Variant
 from mmpelk.errors import UserError
+from mmpelk.models.peripheral_conv import PeripheralConv2d
 
 timm = pytest.importorskip('timm')
 
@@ -184,6 +185,27 @@ def test_new_kernels_have_epsilon_and_decay_of_their_own() -> None:
     new, other = sorted(groups, key=lambda group: not group['is_new'])
     assert (new['eps'], new['weight_decay']) == (1e-4, 0.5)
     assert 'eps' not in other
+
+
+def test_rules_from_scratch_change_how_the_large_kernels_learn_alone() -> None:
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    outputs, sizes = [], {}
+    for name, variant in study.SCRATCH_RULES.items():
+        network, new = networks.scratch_network(variant, 3, seed=1)
+        outputs.append(network.eval()(image))
+        kernels = [module for module in network.modules() if isinstance(module, PeripheralConv2d)]
+        assert len(kernels) == 6
+        assert {id(weight) for weight in new} == ({id(k.weight) for k in kernels} if name == 'rate-0.1' else set())
+        kernel = kernels[0]
+        before, parameter = kernel.weight.detach().clone(), next(kernel.parameters())
+        with torch.no_grad():
+            parameter.add_(1.0)
+        sizes[name] = ((kernel.weight - before)[0, 0, 0, 0] * kernel.sharing_grid[0] ** 2).item()
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=0)
+    torch.testing.assert_close(outputs[2], outputs[0], rtol=1e-4, atol=1e-5)
+    corner = kernel.sharing_grid[0] ** 2
+    assert corner > 1
+    assert sizes == pytest.approx({'rate-1': corner, 'rate-0.1': corner, 'full-power': 1.0}, rel=1e-4)
 
 
 def test_share_of_a_kernel_beyond_a_distance() -> None:
