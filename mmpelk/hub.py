@@ -192,6 +192,8 @@ def _published(model: Any, cfg: Config | None, dataset_meta: Mapping[str, Any] |
     if isinstance(backbone := unwrapped(model.backbone), PeLK):
         now = backbone.arguments()
         recipe.model.backbone.update(init_cfg=None, deploy=now['deploy'])
+        if recipe.model.backbone.get('arch') == 'inflated':  # which would read its checkpoint again
+            recipe.model.backbone.update({key: now[key] for key in ('arch', 'layer_scale_init_value')})
         if now['hidden_channels']:
             recipe.model.backbone.hidden_channels = now['hidden_channels']
     config = {'type': _KIND, 'default_scope': recipe.get('default_scope'), 'model': type(model).__name__}

@@ -178,6 +178,29 @@ def test_shrunk_network_comes_back(tmp_path: Path) -> None:
     assert other.cfg.model.backbone.hidden_channels[0] == [7]
 
 
+def test_inflated_network_comes_back_without_the_file_that_it_was_inflated_from(tmp_path: Path) -> None:
+    _, cfg, meta = network('mmseg')
+    arch = dict(depths=(1, 1, 1, 1), channels=(8, 12, 16, 20))
+    ours = PeLK('convnext-tiny', **arch, kernel_sizes=(7, 7, 7, 7), use_grn=True, layer_scale_init_value=0)
+    names = {name: name.replace('.mixer.large.', '.depthwise_conv.') for name in ours.state_dict()}  # as mmpretrain's
+    torch.save({names[name]: value for name, value in ours.state_dict().items()}, tmp_path / 'v2.pth')
+    inflated = dict(type='mmpelk.Inflated', checkpoint=str(tmp_path / 'v2.pth'))
+    cfg.model.backbone = dict(
+        type='mmpelk.PeLK',
+        arch='inflated',
+        kernel_sizes=(13, 11, 9, 7),
+        out_indices=(1, 3),
+        gap_before_final_norm=False,
+        init_cfg=inflated,
+    )
+    cfg.model.update(decode_head=dict(in_channels=[12, 20]), auxiliary_head=None)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = MODELS.build(cfg.model)
+    hub.save_pretrained(model, tmp_path / 'model', cfg, meta)
+    (tmp_path / 'v2.pth').unlink()
+    assert_same_state(model, hub.from_pretrained(tmp_path / 'model'))
+
+
 def test_toolboxes_take_the_folder_and_the_network(published: Path) -> None:
     from mmseg.apis import inference_model, init_model
 

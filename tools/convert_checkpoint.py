@@ -18,6 +18,7 @@ from mmpelk.analysis.table import Table
 from mmpelk.engine.command_line import exit_on_user_error, read_config
 from mmpelk.models import PeLK
 from mmpelk.models.weights.downloads import read_public
+from mmpelk.models.weights.identify import without_checkpoint
 from mmpelk.models.weights.inflation import inflate
 from mmpelk.models.weights.key_maps import detect_source, fit_shape, from_source, to_timm
 from mmpelk.sparsity import fold_masks
@@ -56,7 +57,7 @@ def build_model(args: argparse.Namespace) -> nn.Module:
     if cfg.model.get('type') != 'ImageClassifier':
         raise ValueError(f"'{args.config}' is no classification recipe; those are in configs/cls")
     init_default_scope(cfg.get('default_scope') or 'mmengine')
-    cfg.model.backbone.init_cfg = None
+    cfg.model.backbone.update(without_checkpoint(cfg.model.backbone))
     return MODELS.build(cfg.model)
 
 

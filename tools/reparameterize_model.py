@@ -19,6 +19,7 @@ from mmpelk.fault_tolerance.safe_loading import read_checkpoint
 from mmpelk.models import PeLK
 from mmpelk.models.deploy import deploy_state_dict
 from mmpelk.models.weights.checkpoint import state_dict_of
+from mmpelk.models.weights.identify import without_checkpoint
 from mmpelk.sparsity import fold_masks
 
 PREFIX = 'backbone.'
@@ -37,7 +38,7 @@ def parse_args() -> argparse.Namespace:
 
 def build_backbone(cfg: Config, deploy: bool) -> PeLK:
     """The recipe's backbone in eval mode, with no weights loaded."""
-    arguments = {**cfg.model.backbone.to_dict(), 'deploy': deploy, 'init_cfg': None}
+    arguments = {**without_checkpoint(cfg.model.backbone.to_dict()), 'deploy': deploy}
     norm_cfg = arguments.get('norm_cfg') or {}
     if norm_cfg.get('type') == 'SyncBN':  # which does not run on a CPU
         arguments['norm_cfg'] = {**norm_cfg, 'type': 'BN'}
@@ -89,7 +90,8 @@ def main() -> None:
             raise ValueError(f'the deployed backbone differs by {difference:.1e} of its largest output: not written')
         torch.save(dict(meta={**checkpoint.get('meta', {}), 'deployed': True}, state_dict=state), args.out)
     print(f'{args.out}: differs by {difference:.1e} of the largest output; use it with the same config and')
-    print('  --cfg-options model.backbone.deploy=True model.backbone.init_cfg=None')
+    of_form = ' model.backbone.init_cfg=None' if cfg.model.backbone.get('arch') != 'inflated' else ''
+    print(f'  --cfg-options model.backbone.deploy=True{of_form}')
 
 
 if __name__ == '__main__':

@@ -19,6 +19,7 @@ from mmpelk.fault_tolerance.pictures import refuse_dim
 from mmpelk.fault_tolerance.safe_loading import read_checkpoint
 from mmpelk.models import PeLK
 from mmpelk.models.weights.checkpoint import shorten, state_dict_of
+from mmpelk.models.weights.identify import without_checkpoint
 from mmpelk.sparsity import fold_masks
 
 
@@ -42,7 +43,7 @@ def load_deployed(cfg: Config, checkpoint: str) -> nn.Module:
     if 'train_cfg' in arguments:  # mmdet's detectors want the argument
         arguments.train_cfg = None
     backbone = arguments.get('backbone', {})
-    backbone.update(init_cfg=None)
+    backbone.update(without_checkpoint(backbone))
     if backbone.get('type') != 'mmpelk.Enlarged':  # which has no branches to merge
         backbone.update(deploy=not any('.mixer.large_norm.' in name for name in state))
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):

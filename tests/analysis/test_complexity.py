@@ -1,5 +1,6 @@
 """The counting itself, and Fig. 5. The rows of Tables 2 to 4 are counted in ``tests/reproduction/test_counts.py``."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -50,6 +51,23 @@ def test_totals_are_the_sums_of_hand_counts(nano: PeLK) -> None:
     assert complexity.flops == sum(flops.values())
     assert [left_out.flops for left_out in complexity.left_out if left_out.name == 'small_kernels'] == [small]
     assert complexity.params == sum(parameter.numel() for parameter in nano.parameters())
+    params = dict.fromkeys(('large_kernels', 'small_kernels', 'embedding', 'norms_and_scales'), 0)
+    for channels, depth, size in zip(NANO['channels'], NANO['depths'], NANO['kernel_sizes'], strict=True):
+        mixed = int(3 / 8 * channels)
+        params['large_kernels'] += depth * mixed * len(sharing_grid(size)) ** 2
+        params['small_kernels'] += depth * mixed * 5**2
+        params['embedding'] += mixed * size**2
+    params['norms_and_scales'] = sum(
+        value.numel()
+        for name, value in nano.named_parameters()
+        if any(part == 'gamma' or part.rstrip('0123456789').endswith('norm') for part in name.split('.'))
+    )
+    found = {c.name: c.params for c in complexity.components}
+    assert {name: found[name] for name in params} == params
+    assert set(found) == {*params, *flops}
+    (embedding,) = (left_out for left_out in complexity.left_out if left_out.name == 'embedding')
+    assert (embedding.params, embedding.flops) == (0, sum(call.embedding_operations for call in complexity.calls))
+    assert all(call.has_map for call in complexity.calls)
     with pytest.raises(ValueError, match='nobody'):
         count_complexity(nano, (64, 48), {'nobody': 0.5})
 
@@ -91,8 +109,9 @@ def test_products_of_matrices_count(form: str) -> None:
         (nn.Sequential(nn.Upsample(scale_factor=2), nn.BatchNorm2d(2, affine=False)), 1 + 1),
         (nn.Sequential(nn.Upsample(scale_factor=2), nn.GroupNorm(1, 2)), 1 + 5),
         (nn.Sequential(nn.Upsample(scale_factor=2), nn.LayerNorm(8)), 1 + 5),
+        (nn.Sequential(nn.Upsample(scale_factor=2), nn.AdaptiveAvgPool2d(3)), 1 + 1),
     ],
-    ids=['bilinear', 'nearest', 'batch norm', 'plain batch norm', 'group norm', 'layer norm'],
+    ids=['bilinear', 'nearest', 'batch norm', 'plain batch norm', 'group norm', 'layer norm', 'pooling'],
 )
 def test_norms_and_resizing_count_as_in_mmengine(layer: nn.Module, operations: int) -> None:
     complexity = count_complexity(nn.Sequential(nn.Conv2d(3, 2, 1), layer), (5, 4))
@@ -104,13 +123,26 @@ def test_heads_of_regions_are_parts() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.backbone = nn.Conv2d(3, 4, 1)
-            self.roi_head = nn.ModuleDict(dict(bbox_head=nn.Conv2d(4, 2, 1), mask_head=nn.Conv2d(4, 1, 1)))
+            boxes = nn.Sequential(nn.Sequential(nn.Conv2d(4, 2, 1)))  # one of a cascade
+            self.roi_head = nn.ModuleDict(dict(bbox_head=boxes, mask_head=nn.Conv2d(4, 1, 1)))
+            self.head = nn.Linear(4, 2)
 
         def forward(self, x: Tensor) -> list[Tensor]:
             return [head(self.backbone(x)) for head in self.roi_head.values()]
 
     complexity = count_complexity(Detector(), (8, 8))
     assert [complexity.part(name) for name in ('bbox_head', 'mask_head')] == [64 * 4 * 2, 64 * 4]
+    densities = uniform_densities(Detector(), 0.5)
+    assert densities == {'backbone.weight': 0.5, 'head.weight': 0.5}, "a detector's heads stay dense"
+    assert count_complexity(Detector(), (8, 8), densities).part('backbone') == 2 * 64 * 12 / 2, 'run by each head'
+
+
+def test_layers_of_convnext_are_components() -> None:
+    block = nn.Sequential(
+        OrderedDict(depthwise_conv=nn.Conv2d(3, 3, 7, padding=3, groups=3), pointwise_conv1=nn.Conv2d(3, 12, 1))
+    )
+    counted = count_complexity(nn.Sequential(block), (8, 6))
+    assert {each.name: each.flops for each in counted.components} == dict(large_kernels=48 * 3 * 49, ffn=48 * 3 * 12)
 
 
 def test_operations_of_the_embedding() -> None:
@@ -153,7 +185,9 @@ def test_report_of_components_and_calls(monkeypatch: pytest.MonkeyPatch) -> None
     operations = {
         name: executed_operations([(name, call.shape, call.sharing_grid) for call in calls]) for name in BACKENDS
     }
-    report = counted.to_dict()['large_kernels']
+    report = counted.to_dict()
+    assert [report[name] for name in ('params', 'params_sparse', 'flops', 'flops_sparse')] == [0, 1111, 28000, 0]
+    report = report['large_kernels']
     assert report['executed'] == operations
     assert operations['dense'] != operations['fft'] == report['chosen_on_cpu']['executed']
     assert report['chosen_on_cpu']['backends'] == ['fft']

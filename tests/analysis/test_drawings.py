@@ -48,6 +48,8 @@ def test_earlier_drawings_are_no_input(tmp_path: Path) -> None:
     image, out = write_image(tmp_path / 'x.png'), tmp_path / 'out'
     write_image(out / 'x.png')
     assert find_drawings([tmp_path], out) == [Drawing(image, out / 'x.png')]
+    (tmp_path / 'link').symlink_to(tmp_path)
+    assert len(find_drawings([tmp_path], tmp_path / 'link' / 'out')) == 1
 
 
 def test_video_keeps_its_size_rate_and_pictures(tmp_path: Path) -> None:
@@ -101,3 +103,13 @@ def test_images_are_read_and_drawn_in_the_same_orientation(
     list(drawing.draw(paint, color_type))
     assert shapes == [shape]
     assert cv2.imread(str(drawing.target)).shape == shape
+
+
+def test_drawings_keep_the_order_and_the_places_of_their_files(tmp_path: Path) -> None:
+    for name in ('in/b/x.png', 'in/a/y.JPG', 'in/a/x.png', 'z.png'):
+        write_image(tmp_path / name)
+    (tmp_path / 'in' / 'notes.txt').touch()
+    found = find_drawings([tmp_path / 'z.png', tmp_path / 'in'], tmp_path / 'out')
+    assert [drawing.target.relative_to(tmp_path / 'out').as_posix() for drawing in found] == [
+        *('z.png', 'a/x.png', 'a/y.JPG', 'b/x.png')
+    ]

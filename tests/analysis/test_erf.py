@@ -7,8 +7,10 @@ from typing import Any
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 import torch
+from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ from mmpelk.analysis.erf import (
     preprocessed,
     ratio_table,
     read_images,
+    save_with_palette,
     set_layer_scales,
 )
 from mmpelk.analysis.receptive_field import contribution_scores
@@ -43,7 +46,7 @@ def test_images_are_spread_over_the_folders(tmp_path: Path) -> None:
     for folder in 'abc':
         (tmp_path / folder).mkdir()
         for index in range(4):
-            assert cv2.imwrite(str(tmp_path / folder / f'{index}.png'), np.zeros((8, 9, 3), np.uint8))
+            assert cv2.imwrite(str(tmp_path / folder / f'{index}.PNG'), np.zeros((8, 9, 3), np.uint8))
     images = read_images([tmp_path], 3, 32)
     assert [Path(name).parent.name for name in images] == ['a', 'b', 'c']
     assert {picture.shape for picture in images.values()} == {(32, 32, 3)}
@@ -71,6 +74,10 @@ def test_checkpoint_of_the_same_model_alone(tmp_path: Path) -> None:
         assert torch.equal(loaded.backbone.state_dict()[name], value), name
     with pytest.raises(ValueError, match='does not fit this backbone'):
         nano(file, kernel_sizes=(21, 19))
+    torch.save(trained.backbone.state_dict(), file)  # of the backbone alone
+    assert torch.equal(
+        nano(file).backbone.downsample_layers[0][0].weight, trained.backbone.downsample_layers[0][0].weight
+    )
 
 
 def test_weights_that_a_config_names_are_left_out_and_its_other_initialisers_kept() -> None:
@@ -113,6 +120,9 @@ def test_logarithms_are_of_the_mean_over_the_images(count: int, monkeypatch: pyt
     monkeypatch.setattr(receptive_field, 'contribution_scores', lambda model, images: count * scores)
     facts = measure(model, [np.zeros((41, 41, 3), np.uint8)] * count, {}).facts
     assert [ratio['side'] for ratio in facts['area_ratios_log']] == [1, 1, 1, 1]
+    assert [facts[name] for name in ('images', 'total', 'largest', 'theoretical_size')] == [
+        *(count, pytest.approx(0.1008 * count), pytest.approx(0.0999 * count), None)
+    ]
     scores *= 10_000  # 999 and 9, whose logarithms are 3/4 and 1/4 of their sum
     facts = measure(model, [np.zeros((41, 41, 3), np.uint8)] * count, {}).facts
     assert [[ratio['side'] for ratio in facts[key]] for key in ('area_ratios', 'area_ratios_log')] == [
@@ -155,6 +165,35 @@ def test_figure_and_table_show_the_squares_that_were_measured() -> None:
     assert table.rows[0][3:] == tuple(shown)
     assert table.rows[1][5] == '(23 px, 25.0 %)'
     assert ratio_table([facts], logarithms=False).rows == [('net', '99', *(cell.strip('()') for cell in shown))]
+
+
+def test_panel_of_a_large_map_shows_means_of_blocks() -> None:
+    scores = np.zeros((130, 300))  # blocks of 3 x 3, of which the last row and column are cut off
+    scores[:3, :6] = np.arange(18).reshape(3, 6)
+    facts = dict(name='net', weights='', images=1, area_ratios=[])
+    (panel, _) = draw_fields([Measured(scores, facts)]).axes
+    shown = np.asarray(panel.images[0].get_array())
+    assert shown.shape == (43, 100)
+    np.testing.assert_allclose(shown[0, :2], np.array([7.0, 10.0]) / scores.mean())
+    assert (shown[1:] == 1e-2).all(), 'the darkest colour, of zero, too'
+    assert tuple(panel.images[0].get_extent()) == (0, 300, 130, 0)
+
+
+@pytest.mark.parametrize('suffix', ['png', 'pdf'])
+def test_figure_is_written_in_the_format_of_its_name(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / 'new' / f'figure.{suffix}'
+    save_with_palette(Figure(figsize=(1, 1)), path)
+    if suffix == 'png':
+        with PIL.Image.open(path) as picture:
+            assert picture.mode == 'P'
+    else:
+        assert path.read_bytes().startswith(b'%PDF')
+
+
+def test_pictures_of_other_channels_are_refused(photos: Path) -> None:
+    pictures = list(read_images([photos], 1, 32).values())
+    with pytest.raises(ValueError, match='takes 4 channels and these pictures have 3'):
+        next(preprocessed(nano(in_channels=4), pictures))
 
 
 # A network of each toolbox that is not ours, shrunk, which names pre-trained weights where its toolbox does; and how

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from mmpelk.analysis import inference
@@ -18,6 +19,7 @@ from mmpelk.models import PeLK
 class _Network(PeLK):
     def __init__(self, train_cfg: None, **arguments: Any) -> None:
         assert train_cfg is None
+        assert DefaultScope.get_current_instance().scope_name == 'mmengine'  # where a recipe gives none
         super().__init__(**arguments)
 
 
@@ -26,6 +28,7 @@ def test_building_changes_nothing_else(seed: int | None, monkeypatch: pytest.Mon
     arch = dict(depths=(1,), channels=(8,), kernel_sizes=(13,))
     constant = dict(type='Constant', layer='Conv2d', val=0.25)
     cfg = Config(dict(model=dict(type=_Network, train_cfg=dict(mixup=1), arch=arch, init_cfg=constant)))
+    DefaultScope.get_instance('of the caller', scope_name='mmseg')
     given, before = copy.deepcopy(cfg.to_dict()), torch.get_rng_state()
     built, again = (build_model(cfg, seed) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)

@@ -3,11 +3,13 @@
 from itertools import product
 
 import numpy as np
+import pytest
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mmpelk.analysis.kernel_figures import draw_embedding, draw_grids, draw_kernel
-from mmpelk.analysis.kernels import learnt_embedding, learnt_kernel
+from mmpelk.analysis.kernels import LearntEmbedding, LearntKernel, learnt_embedding, learnt_kernel
 from mmpelk.models import PeLK
 
 ARCH = dict(depths=(1, 2), channels=(8, 16), kernel_sizes=(13, 9), center_size=5)
@@ -35,6 +37,11 @@ def test_every_region_is_outlined_and_numbered() -> None:
             assert (patch.get_height(), patch.get_width()) == (height, width)
             assert text.get_position() == (patch.get_x() + width / 2, patch.get_y() + height / 2)
     assert [label.get_text() for label in panels(figure)[1].get_xticklabels()] == list('74211111247')
+    for ticks in (panels(figure)[0].get_xticks(), panels(figure)[0].get_yticks()):
+        assert list(ticks) == [1, 2.5, 4], 'in the middle of their rings'
+    assert panels(figure)[1].get_title() == '31 x 31 positions by 11 x 11 parameters'
+    bar = next(axes for axes in figure.axes if axes.get_label() == '<colorbar>')
+    assert [label.get_text() for label in bar.get_yticklabels()] == ['1', '4', '16', '49']
 
 
 def test_small_regions_are_not_numbered_and_share_a_tick() -> None:
@@ -59,12 +66,32 @@ def test_what_is_on_the_figure_of_a_kernel() -> None:
         np.testing.assert_array_equal(axes.images[0].get_array(), want)
         assert high == want.abs().max()
     assert len(figure.axes) == 2 * len(shown)
+    assert [axes.get_ylabel() for axes in shown] == [
+        'parameters, 9 x 9\n\nrow, rings', 'row, rings', 'expanded, 13 x 13\n\nrow, positions', 'row, positions'
+    ]  # fmt: skip
+
+
+def test_kernels_without_rings_of_zeros_and_deployed_ones() -> None:
+    kernel = LearntKernel('w', torch.zeros(6, 5, 5), (1,) * 5, deployed=True)
+    figure = draw_kernel(kernel)
+    assert figure.get_suptitle() == 'w: norms and small kernel merged'
+    shown = panels(figure)
+    assert [axes.get_title() for axes in shown] == [f'channel {index}' for index in range(4)], 'in one row'
+    assert [axes.images[0].get_clim() for axes in shown] == [(-1, 1)] * 4
+    for channels in ([-1], [6], [0, 6]):
+        with pytest.raises(ValueError, match='the kernel has the channels 0 to 5'):
+            draw_kernel(kernel, channels)
+    figure = draw_embedding(LearntEmbedding('table', None, torch.ones(1, 5, 5), torch.ones(1, 4, 7)))
+    assert figure.get_suptitle() == 'table: with the norm of the branch'
+    assert [tuple(axes.images[0].get_extent()) for axes in panels(figure)] == [(0, 5, 5, 0), (0, 7, 4, 0)]
+    assert 'of a map of 4 x 7' in panels(figure)[1].get_ylabel()
 
 
 def test_what_is_on_the_figure_of_an_embedding() -> None:
     model = PeLK(ARCH)
     learnt = learnt_embedding(model, model.state_dict(), 0, 0, (8, 6))
     figure = draw_embedding(learnt)
+    assert figure.get_suptitle() == 'stages.0.positional_embedding: before the norm of the branch'
     shown = panels(figure)
     # Three convolved channels: h, W h, M.
     assert [axes.images[0].get_array().shape for axes in shown] == [(13, 13)] * 6 + [(8, 6)] * 3

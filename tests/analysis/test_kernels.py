@@ -88,6 +88,11 @@ def test_kernels_of_every_form() -> None:
     assert kernel.grid == (1,) * 13
     assert torch.equal(kernel.dense, kernel.weight)
 
+    halves = {name: value.half() for name, value in backbone().state_dict().items()}  # products would lose digits
+    assert learnt_kernel(backbone(), halves, 0, 0).weight.dtype == torch.float32
+    learnt = learnt_embedding(backbone(), halves, 0, 0, (8, 9))
+    assert {value.dtype for value in (learnt.embedding, learnt.weighted, learnt.map)} == {torch.float32}
+
     mask = torch.rand(3, 1, 9, 9) < 0.6
     kernel = kernel_of(backbone(), **{'stages.0.0.mixer.large.weight_mask': mask})
     assert torch.equal(kernel.weight == 0, ~mask[:, 0])

@@ -136,6 +136,7 @@ def test_images_accumulate() -> None:
     first, second = image(48, 48), image(48, 48).flip(-1)
     apart = contribution_scores(backbone, [first]) + contribution_scores(backbone, [second])
     np.testing.assert_array_equal(contribution_scores(backbone, iter([first, second])), apart)
+    assert contribution_scores(backbone, [first.float()]).shape == (48, 48), 'cast to what the network computes in'
     together = contribution_scores(backbone, [torch.stack([first, second])])
     np.testing.assert_allclose(together, apart, rtol=1e-9, atol=1e-15)
 
@@ -156,8 +157,11 @@ def test_model_is_left_as_it_was() -> None:
     handle.remove()
     assert not any(meanwhile), 'only the image needs a gradient'
     assert not any(module._forward_hooks for module in backbone.modules())
-    with pytest.raises(ValueError, match='not finite'):
-        contribution_scores(backbone, [image(32, 32) * float('nan')])
+    with pytest.raises(ValueError, match='gradient of image 1 is not finite'):
+        contribution_scores(backbone, [image(32, 32), image(32, 32) * float('nan')])
+    with pytest.raises(RuntimeError):
+        contribution_scores(backbone, [image(32, 32)[:2]])
+    assert not any(module._forward_hooks for module in backbone.modules())
     assert [module.training for module in backbone.modules()] == modes
     assert [parameter.requires_grad for parameter in backbone.parameters()] == grads
     assert all(parameter.grad is None for parameter in backbone.parameters())
@@ -230,6 +234,7 @@ def test_ratios_of_known_maps() -> None:
         (block(101, 101, 50), [47, 57, 73, 101]),  # 45^2 / 101^2 = 0.1985 and 47^2 / 101^2 = 0.2165, and so on
         (block(64, 80, 10), [11, 13, 15, 21]),  # 9^2 / 21^2 = 0.18 and 11^2 / 21^2 = 0.27
         (np.ones((8, 8)), [5, 5, 7, 8]),  # to the border
+        (7 * block(9, 9, 0) + block(9, 9, 1), [1, 1, 3, 3]),  # half of them, which is not more than half
     ):
         ratios = area_ratios(scores)
         assert [ratio.threshold for ratio in ratios] == [0.2, 0.3, 0.5, 0.99]

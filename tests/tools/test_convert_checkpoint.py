@@ -15,6 +15,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
+from mmpelk.export import load_deployed
 from mmpelk.models.weights.key_maps import detect_source, from_source
 from mmpelk.sparsity import fold_masks
 from tests.commands import call
@@ -252,6 +253,31 @@ def test_deployed_classifier(name: str, deploy: Tool, tmp_path: Path) -> None:
         wrong = deploy(config('slak_t', tmp_path), 'ours.pth', 'wrong.pth', code=1)
         assert "'ours.pth' is not one of" in wrong
         assert 'Traceback' not in wrong
+
+
+def test_network_in_the_form_of_a_checkpoint_is_merged_exported_and_deployed(tmp_path: Path) -> None:
+    recipe = CONFIGS / 'cls' / 'pelk_convnext_t_in1k.py'
+    theirs = build(config('convnext_t', tmp_path), kernel_sizes=(7, 7, 7, 7)).backbone.state_dict()
+    torch.save(
+        {name.replace('.mixer.large.', '.depthwise_conv.'): value for name, value in theirs.items()},
+        tmp_path / 'convnext.pth',
+    )
+    init_cfg = dict(type='mmpelk.Inflated', checkpoint=str(tmp_path / 'convnext.pth'))
+    backbone = dict(arch='inflated', kernel_sizes=(13, 11, 9, 7), init_cfg=init_cfg)
+    (tmp_path / 'inflated.py').write_text(
+        f'_base_ = {str(recipe)!r}\nmodel = dict(backbone={backbone}, head=dict(in_channels={CHANNELS[-1]}))'
+    )
+    model = build(tmp_path / 'inflated.py')
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'trained.pth')
+    words = ('inflated.py', 'trained.pth', 'deployed.pth')
+    printed = call(TOOLS / 'reparameterize_model.py', *words, cwd=tmp_path)
+    assert printed.rstrip().endswith('--cfg-options model.backbone.deploy=True'), 'init_cfg has the form'
+    words = ('export', 'inflated.py', 'trained.pth', 'timm.pth')
+    assert '13' not in call(TOOLS / 'convert_checkpoint.py', *words, cwd=tmp_path)
+    cfg = Config.fromfile(tmp_path / 'inflated.py')
+    exported: Any = load_deployed(cfg, str(tmp_path / 'trained.pth'))
+    image = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(exported.backbone(image), model.backbone(image), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('classes', [CLASSES, 7])

@@ -18,6 +18,7 @@ from mmpelk.engine.command_line import add_cfg_options, exit_on_user_error, pars
 from mmpelk.fault_tolerance.safe_loading import read_checkpoint
 from mmpelk.models import PeLK
 from mmpelk.models.weights.checkpoint import state_dict_of
+from mmpelk.models.weights.identify import without_checkpoint
 from mmpelk.ops.sharing_grid import check_sharing_grid, sharing_grid
 
 
@@ -60,7 +61,7 @@ def grids_of(args: argparse.Namespace) -> list[tuple[int, ...]]:
 def backbone_of(args: argparse.Namespace) -> PeLK:
     """The backbone of ``--config``, with no weights loaded."""
     cfg = read_config(args.config, args.cfg_options)
-    config = dict(cfg.model.get('backbone', cfg.model), init_cfg=None)
+    config = without_checkpoint(cfg.model.get('backbone', cfg.model))
     backbone = MODELS.build(config) if config['type'] == 'mmpelk.PeLK' else None
     if not isinstance(backbone, PeLK):
         raise ValueError(

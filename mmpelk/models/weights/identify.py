@@ -104,3 +104,17 @@ def arch_of(init_cfg: Any) -> tuple[dict[str, Any], bool]:
     layout = Reading(read_public(checkpoint, key).state, f"'{checkpoint}'").layout
     size = dict(depths=layout.depths, channels=layout.channels, use_grn=layout.use_grn)
     return ARCHITECTURES['convnext-tiny'] | size, layout.layer_scale
+
+
+def without_checkpoint(backbone: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that build a backbone of the same form without ``init_cfg``: the one in ``arch='inflated'``, too.
+
+    Raises:
+        UserError: As :func:`arch_of`.
+    """
+    arguments = {**backbone, 'init_cfg': None}
+    if backbone.get('arch') == 'inflated':
+        arguments['arch'], has_layer_scale = arch_of(backbone.get('init_cfg'))
+        if not has_layer_scale:
+            arguments['layer_scale_init_value'] = 0
+    return arguments

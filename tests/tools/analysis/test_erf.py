@@ -5,9 +5,13 @@ from pathlib import Path
 from types import ModuleType
 
 import cv2
+import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
+from torch import nn
 
+from mmpelk.analysis.erf import Measured, load_model
 from mmpelk.analysis.inference import build_model
 from mmpelk.models.mixers import MIXERS
 from tests.commands import call, load_tool
@@ -43,6 +47,49 @@ def test_refuses(options: list[object], tmp_path: Path) -> None:
         assert printed.splitlines()[-1].startswith('error: ')
         assert message in printed
         assert not (tmp_path / 'erf.png').exists()
+
+
+@pytest.mark.parametrize('weights', ['random', 'trained'])
+def test_report_of_a_model(
+    weights: str, tool: ModuleType, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which network is measured, prepared in which way; the measurement itself has tests of its own."""
+    measured: list[nn.Module] = []
+
+    def measure(model: nn.Module, images: list[np.ndarray], facts: dict) -> Measured:
+        measured.append(model)
+        assert [image.shape for image in images] == [(32, 32, 3)]
+        ratios = [dict(threshold=0.5, side=3, area_ratio=0.25)]
+        found = dict(machine={}, seconds=1.0, images=1, theoretical_size=9, area_ratios=ratios, area_ratios_log=ratios)
+        return Measured(np.ones((32, 32)), {**facts, **found})
+
+    cfg = Config.fromfile(NANO)
+    cfg.model.backbone.layer_scale_init_value = 1e-6
+    cfg.dump(tmp_path / 'nano.py')
+    monkeypatch.setattr(tool, 'measure', measure)
+    monkeypatch.setattr(tool, 'ROOT', tmp_path)
+    checkpoint = weights
+    if weights == 'trained':
+        checkpoint = tmp_path / 'weights' / 'nano.pth'
+        checkpoint.parent.mkdir()
+        torch.save(load_model(cfg, 'random', 1).state_dict(), checkpoint)
+    words = ['--model', 'net', tmp_path / 'nano.py', checkpoint, '--images', photos, '--max-images', 1, '--size', 32]
+    words += ['--seed', 5, '--layer-scale', 0.5, '--device', 'cpu', '--json', tmp_path / 'new' / 'erf.json']
+    monkeypatch.setattr('sys.argv', ['erf.py', *map(str, words), '--out', str(tmp_path / 'erf.png')])
+    tool.run(tool.parse_args())
+    report = json.loads((tmp_path / 'new' / 'erf.json').read_text())
+    assert (report['seed'], report['layer_scale'], report['size'], report['machine']) == (5, 0.5, 32, {})
+    assert report['images'] == [str(photos)]
+    (facts,) = report['models']
+    random = weights == 'random'
+    assert facts['config'] == 'nano.py', 'below the project root'
+    assert facts['checkpoint'] == ('random' if random else 'weights/nano.pth')
+    assert facts['weights'] == ('random weights, layer scale 0.5' if random else 'nano.pth')
+    block = measured[0].backbone.stages[0][0]
+    assert (block.gamma == (0.5 if random else 1e-6)).all()
+    assert bool(block.mixer.small_norm.running_mean.any()) == random, 'statistics of the images'
+    stem = load_model(cfg, 'random', 5 if random else 1).backbone.downsample_layers[0][0].weight
+    assert torch.equal(measured[0].backbone.downsample_layers[0][0].weight, stem)
 
 
 # What tells the default models apart: mixer, kernel sizes, and how many of the first stage's channels they convolve.

@@ -1,14 +1,16 @@
 """The command of grids, kernels and embeddings: its figures and refusals."""
 
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from mmpelk.models import PeLK
 from mmpelk.models.deploy import deploy_state_dict
-from tests.commands import call
+from tests.commands import call, load_tool
 from tests.paths import TOOLS
 
 TOOL = TOOLS / 'analysis' / 'plot_kernels.py'
@@ -55,6 +57,34 @@ def test_kernels(checkpoint: dict[str, Path], tmp_path: Path, command: str, form
     given = [checkpoint[form], '--config', checkpoint['config'], *options]
     call(TOOL, command, *given, '--out', 'figure.png', cwd=tmp_path)
     check_picture(tmp_path / 'figure.png')
+
+
+def figure_of(*words: object) -> Figure:
+    tool = load_tool(TOOL)
+    with mock.patch('sys.argv', ['plot_kernels.py', *map(str, words)]):
+        return tool.figure_of(tool.parse_args())
+
+
+def test_figures_are_of_what_is_asked_for(checkpoint: dict[str, Path]) -> None:
+    for words, sizes in (
+        ([], [(2, 1, 2), (7, 4, 2, 1, 1, 1, 1, 1, 2, 4, 7)]),
+        (['--kernel-size', 13, 9, '--center-size', 7], [(1, 2, *[1] * 7, 2, 1), (1,) * 9]),
+        (['--grid', 2, 1, 2, '--grid', 1], [(2, 1, 2), (1,)]),
+    ):
+        titles = [f'{sum(grid)} x {sum(grid)} positions by {len(grid)} x {len(grid)} parameters' for grid in sizes]
+        assert [axes.get_title() for axes in figure_of('grid', *words).axes[: len(sizes)]] == titles
+    for form, command, words, title, side in (
+        ('trained', 'kernel', ['--stage', 1, '--block', 1], 'stages.1.1.mixer.large.weight: the branch', 9),
+        ('trained', 'embedding', ['--stage', 1], 'stages.1.positional_embedding: before', 9),
+        ('deployed', 'embedding', ['--stage', 1, '--block', 1], 'stages.1.1.mixer.embedding_table: with', 9),
+        ('deployed', 'embedding', ['--map-size', 4, 7], 'stages.0.0.mixer.embedding_table: with', (4, 7)),
+    ):
+        given = [checkpoint[form], '--config', checkpoint['config'], '--channels', 2, *words]
+        figure = figure_of(command, *given)
+        assert figure.get_suptitle().startswith(title)
+        *_, last = (axes for axes in figure.axes if axes.get_label() != '<colorbar>')
+        assert last.get_title() == 'channel 2'
+        assert last.images[0].get_array().shape == (side if isinstance(side, tuple) else (side, side))
 
 
 def test_refuses(checkpoint: dict[str, Path], tmp_path: Path) -> None:
