@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -239,6 +240,12 @@ def _one_tap_less(result: Tensor) -> Tensor:
     return result
 
 
+def _one_plane(index: int, result: Tensor) -> Tensor:
+    """Of the first image and channel, or the last."""
+    result[index, index] += result.abs().mean()
+    return result
+
+
 FAILURES = {
     'compiler': (_raise(RuntimeError('PassManager::run failed')), 'RuntimeError: PassManager::run failed'),
     'no_gcc': (_raise(FileNotFoundError('gcc')), 'FileNotFoundError: gcc'),
@@ -246,6 +253,8 @@ FAILURES = {
     'zeros': (torch.zeros_like, 'its result is wrong'),
     'nan': (lambda result: result * float('nan'), 'its result is wrong, by inf'),
     'one_number': (_one_tap_less, 'its result is wrong'),
+    'first_plane': (partial(_one_plane, 0), 'its result is wrong'),
+    'last_plane': (partial(_one_plane, -1), 'its result is wrong'),
 }
 
 
@@ -297,6 +306,33 @@ def test_the_gradient_of_the_weight_takes_what_that_of_the_input_has_kept(
     got, want = (output_and_gradients(convolve(grid, name), (x, weight), x) for name in (None, 'fft'))
     assert kept == [0 if fails else 1]
     torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize(
+    ('by_plane', 'part', 'warnings'), [(False, 2.0**-9, 2), (True, 2.0**-9, 0), (True, 2.0**-7, 2)]
+)
+def test_what_a_transform_spreads_over_a_plane_is_no_error(
+    by_plane: bool, part: float, warnings: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Relative to the root mean square of the plane, or of the channel's gradient."""
+    _Compiled(monkeypatch, lambda result: result + part * result.square().mean((-2, -1), keepdim=True).sqrt())
+    monkeypatch.setitem(TABLE, 'triton', replace(TABLE['triton'], by_plane=by_plane))
+    grid = (1,) * 7
+    x, weight = torch.randn(2, 2, 20, 20), torch.randn(2, 1, 7, 7)
+    output_and_gradients(convolve(grid), (x, weight), torch.randn(2, 2, 20, 20))
+    assert len(caplog.records) == warnings
+
+
+def test_costs_of_the_dense_kernel_are_those_of_its_taps() -> None:
+    """Rows of the kernel that read inside the map, times the columns that do for some output."""
+    costs = choice.Costs(dense_tap=1, dft_product=0, dft_number=0, fft_number=0, dense_row=0)
+    for height, width, kernel_size in ((20, 30, 13), (5, 9, 13), (4, 3, 31), (1, 1, 5)):
+        radius = kernel_size // 2
+        inside = [sum(0 <= row + tap < height for tap in range(-radius, radius + 1)) for row in range(height)]
+        columns = 2 * min(radius, width - 1) + 1
+        assert choice.dense_ns(height, width, kernel_size, costs) == sum(inside) * width * columns
+        rows = replace(costs, dense_tap=0, dense_row=1)
+        assert choice.dense_ns(height, width, kernel_size, rows) == sum(inside) * width
 
 
 def test_a_map_of_single_points_is_no_error(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -5,7 +5,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +18,9 @@ from torch import Tensor
 from mmpelk import ops
 from mmpelk.ops import peripheral_conv2d, sharing_grid
 from mmpelk.ops.backends import BACKENDS as TABLE
-from mmpelk.ops.backends import fastest_backend, measured
+from mmpelk.ops.backends import fastest_backend, measured, table
 from mmpelk.ops.prepared import prepare
+from mmpelk.ops.sharing_grid import mirror_half_grid
 from tests.ops.inputs import Recording
 
 GRID = sharing_grid(13)
@@ -55,9 +57,10 @@ def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measured, '_shapes', {})
 
 
-def _call(clock: Clock, height: int = 9) -> str:
+def _call(clock: Clock, height: int = 9, channels: int = 2, grid: Sequence[int] = GRID, **tensor: Any) -> str:
     """The backend that computes a call in the end."""
-    peripheral_conv2d(torch.randn(1, 2, height, 8), torch.randn(2, 1, len(GRID), len(GRID)), GRID)
+    x, weight = torch.randn(1, channels, height, 8, **tensor), torch.randn(channels, 1, len(grid), len(grid), **tensor)
+    peripheral_conv2d(x, weight, grid)
     return clock.used[-1]
 
 
@@ -93,6 +96,78 @@ def test_an_answer_of_another_machine_does_not_count(
     clock.seconds['dense'] = 0.1
     monkeypatch.setattr(of, value)
     assert _call(clock) == 'dense'
+
+
+@pytest.mark.parametrize('new_process', [False, True])
+def test_what_an_answer_is_of(new_process: bool, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    assert _call(clock) == 'fft'
+    clock.seconds['dense'] = 0.1
+    for changes in (
+        dict(height=8),
+        dict(channels=3),
+        dict(grid=mirror_half_grid([4, 1, 1, 1])),
+        dict(dtype=torch.double),
+    ):
+        if new_process:
+            _forget(monkeypatch)
+        assert _call(clock) == 'fft'
+        clock.timed.clear()
+        assert _call(clock, **changes) == 'dense', changes
+        assert clock.timed
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 99)
+    assert _call(clock) == 'dense'
+
+
+def test_how_often_each_backend_is_timed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    clock.seconds = {'dense': 0.05, 'dft': 0.07, 'fft': 0.01}
+    assert _call(clock) == 'fft'
+    # Once, and again for 0.3 s at most, at most five times; but not what takes more than four times the fastest's.
+    assert Counter(clock.timed) == {'dft': 1 + 4, 'fft': 1 + 5, 'dense': 1}
+    assert clock.timed[-1] == 'dense', 'the slowest last'
+    for most, timed in ((10 * 2 * 8 * 13**2, True), (10 * 2 * 8 * 13**2 - 1, False)):  # multiply-adds
+        monkeypatch.setattr(measured, '_MOST_DENSE', most)
+        _forget(monkeypatch)
+        monkeypatch.setenv('MMPELK_BENCHMARK_CACHE', '')
+        clock.timed.clear()
+        _call(clock, 10)
+        assert ('dense' in clock.timed) == timed
+
+
+def test_a_backend_that_has_failed_is_neither_timed_nor_taken(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    x = torch.empty(1, 2, 9, 8)
+    assert _call(clock) == 'fft'
+    monkeypatch.setattr(table, '_refusals', {})
+    table.refuse('fft', x, True, 'of the gradient of the weight')
+    table.refuse('fft', x.double(), False, 'of another dtype')
+    assert _call(clock) == 'fft'
+    table.refuse('fft', x, False, 'a driver')
+    assert _call(clock) == fastest_backend(x, GRID) != 'fft', 'the rule'
+    clock.timed.clear()
+    assert _call(clock, 10) == 'dft'
+    assert 'fft' not in clock.timed
+
+
+def test_where_answers_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv('MMPELK_BENCHMARK_CACHE', raising=False)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'xdg'))
+    assert measured.cache_file() == tmp_path / 'xdg' / 'mmpelk' / 'fastest_backends.json'
+    monkeypatch.setenv('XDG_CACHE_HOME', '')
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert measured.cache_file() == tmp_path / '.cache' / 'mmpelk' / 'fastest_backends.json'
+
+
+def test_a_file_of_another_format_is_written_anew(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    assert _call(clock) == 'fft'
+    content = json.loads(cache.read_text(encoding='utf-8'))
+    cache.write_text(json.dumps(content | dict(format=content['format'] + 1)), encoding='utf-8')
+    _forget(monkeypatch)
+    clock.seconds['dense'] = 0.1
+    assert _call(clock) == 'dense'
+    assert json.loads(cache.read_text(encoding='utf-8'))['format'] == content['format']
 
 
 def test_each_memory_format_is_measured_by_itself(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,6 +240,7 @@ def test_the_rule_where_measuring_has_no_sense(cache: Path, monkeypatch: pytest.
     clock.timed.clear()
     assert _call(clock, 100) != 'fft' or not clock.timed
     assert not clock.timed  # sizes that change are not measured
+    assert _call(clock, channels=3) == 'fft', 'those of another kernel are'
 
 
 def test_follows_the_flag_of_cudnn_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,6 +268,7 @@ def test_all_processes_take_the_answer_of_the_first(cache: Path, monkeypatch: py
     clock.seconds['dense'] = 0.1
     assert _call(clock) == 'fft'
     assert not clock.timed  # nor is anything measured again
+    assert _call(clock, 10) == 'dense', 'of each call its own'
 
 
 def test_prepared_kernels_are_measured_as_such(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

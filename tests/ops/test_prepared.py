@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmpelk.ops import prepared, sharing_grid
+from mmpelk.ops import force_backend, prepared, sharing_grid
 from mmpelk.ops.backends import BACKENDS
 from mmpelk.ops.prepared import Prepared, PreparedCache, prepare
 from mmpelk.ops.reference import peripheral_conv2d_reference
@@ -94,6 +94,52 @@ def test_makes_again_what_was_written_to() -> None:
     get(cache, x.double(), weight.double(), made)
     get(cache, x, weight, made, mirror_half_grid([4, 2, 1, 1]))
     assert (len(made), len(cache)) == (5, 4)
+
+
+def test_what_an_entry_is_of() -> None:
+    x, weight, bias = tensors()
+    cache, made = PreparedCache(), []
+
+    def count(tensors: Sequence[Tensor | None], backend: str | None = None) -> int:
+        for _ in range(2):  # the second time it is kept
+            cache.get(x, tensors, backend, lambda: made.append(prepare(x, weight, GRID, bias, backend)) or made[-1])
+        return len(made)
+
+    assert count([weight, bias]) == 1
+    assert count([weight, bias], 'fft') == 2
+    with force_backend('dft'):
+        assert count([weight, bias]) == 3
+        assert made[-1].backend == 'dft'
+    with torch.autocast('cpu', torch.bfloat16):
+        assert count([weight, bias]) == 4
+    assert count([weight, bias]) == 4
+    for other in (None, bias + 1, bias):
+        before = len(made)
+        assert count([weight, other]) == before + 1
+
+
+def test_what_does_not_fit_together_is_refused() -> None:
+    x, weight, bias = tensors()
+    for given, message in (
+        ((x, weight[:, :, 1:], GRID, bias), 'weight must be'),
+        ((x, weight, GRID, bias[1:]), 'bias must be'),
+        ((x, weight.double(), GRID, bias), 'they must agree'),
+        ((x, weight, [2, *GRID[1:]], bias), 'odd sum'),
+        ((x, weight, GRID, bias, 'magic'), "unknown backend 'magic'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prepare(*given)
+
+
+@pytest.mark.parametrize('spare', [0, -1])
+def test_all_bytes_of_an_entry_count(spare: int) -> None:
+    x, weight, bias = tensors()
+    made = prepare(x, weight, GRID, bias, 'dft')
+    held = [weight, bias, made.weight, made.bias, made.kernel]  # the first two are copied
+    cache = PreparedCache()
+    with mock.patch.object(prepared, '_BYTES', sum(each.nbytes for each in held if each is not None) + spare):
+        cache.get(x, [weight, bias], 'dft', lambda: made)
+    assert len(cache) == 1 + spare
 
 
 def test_frozen_it_keeps_on_every_device_but_what_a_graph_captures(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """The sharing grid against the paper's printed grids and its defining properties."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -67,9 +69,12 @@ def test_rule_gives_a_symmetric_grid_with_its_centre(kernel_size: int, center_si
         ((51, 4), 'center_size must be an odd'),
         ((0, 1), 'kernel_size must be an odd'),
         ((51, 5, 0), 'base must be'),
+        ((51.0, 5), 'kernel_size must be an odd'),
+        ((51, -5), 'center_size must be an odd'),
+        ((51, 5, 2.0), 'base must be'),
     ],
 )
-def test_rule_refuses(arguments: tuple[int, ...], message: str) -> None:
+def test_rule_refuses(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sharing_grid(*arguments)
 
@@ -99,6 +104,10 @@ def test_explicit_grid_refuses(kernel_size: int, grid: list[int] | None, center_
 def test_check_names_the_sum() -> None:
     with pytest.raises(ValueError, match='sums to 5, but the kernel size is 7'):
         check_sharing_grid([2, 1, 2], 7)
+    for grid, message in (([], 'positive integers'), ([1.0], 'positive integers'), ([2, 2], 'a kernel size is odd')):
+        with pytest.raises(ValueError, match=message):
+            check_sharing_grid(grid)
+    assert check_sharing_grid([2, 1, 2]) == check_sharing_grid([2, 1, 2], 5) == (2, 1, 2)
 
 
 @given(grids)
