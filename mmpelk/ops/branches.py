@@ -43,16 +43,41 @@ def stacked_branches(
         grid: ``k'`` ring widths, those of every kernel.
         embedding: ``(C, K, K)`` or its centre, which the kernels share.
     """
-    weight, channels = torch.cat(list(weights)), len(embedding)
-    term = positional_term(weight, embedding, grid, *x.shape[-2:])
+    channels, blocks = len(embedding), len(weights)
     dtype = None if x.dtype == torch.float64 else autocast_dtype(x.device.type)
-    if dtype is not None:
-        weight, smalls = weight.to(dtype), torch.cat(list(smalls)).to(dtype).split(channels)
+    if dtype is None:
+        weight = torch.cat(list(weights))
+        parts: Sequence[Tensor] = [*weight.split(channels), *smalls]
+    else:
+        weight, *parts = _Stack.apply(dtype, *weights, *smalls)
     dtype = dtype or x.dtype
+    term = positional_term(weight, embedding, grid, *x.shape[-2:])
     term = _Planes.apply(term, dtype) if _in_planes(x) else term.to(dtype)
     # Split with the channels last, so that the gradients of the terms need no copy.
     terms = [part.permute(2, 0, 1) for part in term.permute(1, 2, 0).split(channels, -1)]
-    return [BranchTensors(*parts) for parts in zip(weight.split(channels), smalls, terms, strict=True)]
+    return [BranchTensors(*each) for each in zip(parts[:blocks], parts[blocks:], terms, strict=True)]
+
+
+class _Stack(torch.autograd.Function):
+    """The weights of several blocks, one after the other; and these weights and the small kernels in ``dtype``."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.shapes, ctx.numbers = [tensor.shape for tensor in tensors], [tensor.numel() for tensor in tensors]
+        numbers = torch.cat([tensor.flatten() for tensor in tensors])
+        weights = tensors[: len(tensors) // 2]
+        weight = numbers[: sum(ctx.numbers[: len(weights)])].view(-1, *weights[0].shape[1:])
+        return weight, *_Stack._split(ctx, numbers.to(dtype))
+
+    @staticmethod
+    def backward(ctx: Any, of_weight: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        numbers = torch.cat([grad.flatten() for grad in grads]).to(of_weight.dtype)
+        numbers[: of_weight.numel()].add_(of_weight.flatten())
+        return None, *_Stack._split(ctx, numbers)
+
+    @staticmethod
+    def _split(ctx: Any, numbers: Tensor) -> list[Tensor]:
+        return [part.view(shape) for part, shape in zip(numbers.split(ctx.numbers), ctx.shapes, strict=True)]
 
 
 def _in_planes(x: Tensor) -> bool:

@@ -30,10 +30,12 @@ class _Axis:
     Attributes:
         reads: Whether a position reads inside the map for an output, ``(extent, size)``.
         expansion: Whether it belongs to a ring, ``(size, k')``.
+        rings: The ring that it belongs to, ``(size,)``.
     """
 
     reads: Tensor
     expansion: Tensor
+    rings: Tensor
 
 
 @lru_cache(maxsize=256)
@@ -43,8 +45,23 @@ def _axis(grid: tuple[int, ...], size: int, extent: int, dtype: torch.dtype, dev
         middle = slice((sum(grid) - size) // 2, (sum(grid) + size) // 2)
         position = torch.arange(sum(grid), device=device)[middle]
         reads = (position >= first[:, None]) & (position < last[:, None])
-        expansion = torch.eye(len(grid), dtype=dtype).repeat_interleave(torch.tensor(grid), 0)[middle]
-        return _Axis(reads.to(dtype), expansion.to(device))
+        rings = torch.arange(len(grid)).repeat_interleave(torch.tensor(grid))[middle]
+        return _Axis(reads.to(dtype), torch.eye(len(grid), dtype=dtype)[rings].to(device), rings.to(device))
+
+
+@lru_cache(maxsize=256)
+def _taps(grid: tuple[int, ...], height: int, width: int, device: torch.device) -> Tensor:
+    """Which of the ``k'^2`` numbers of a weight each of ``height * width`` positions has."""
+    with torch.inference_mode(False):
+        rows, columns = (_axis(grid, size, size, torch.float32, device).rings for size in (height, width))
+        return (rows[:, None] * len(grid) + columns).flatten()
+
+
+def _expanded(weight: Tensor, embedding: Tensor, grid: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """``W`` at the positions of the embedding, ``(a, b, n C)`` without gaps."""
+    sides = embedding.shape[1:]
+    taps = weight.flatten(1).mT.to(dtype).index_select(0, _taps(tuple(grid), *sides, weight.device))
+    return taps.view(*sides, -1)
 
 
 def _axes(weight: Tensor, embedding: Tensor, grid: Sequence[int], size: Sequence[int]) -> tuple[_Axis, _Axis]:
@@ -98,7 +115,7 @@ def term(weight: Tensor, embedding: Tensor, grid: Sequence[int], height: int, wi
     dtype = _dtype(weight)
     rows, columns = _axes(weight, embedding, grid, (height, width))
     with without_autocast(weight.device.type):
-        kernel = _sandwich(rows.expansion, _channels_last(weight[:, 0], dtype), columns.expansion)
+        kernel = _expanded(weight, embedding, grid, dtype)
         product = _times_shared(kernel, embedding)
         # Channels last, as the map that it is added to.
         return _sandwich(rows.reads, product, columns.reads).permute(2, 0, 1)
@@ -114,7 +131,7 @@ def term_grads(grad: Tensor, weight: Tensor, embedding: Tensor, grid: Sequence[i
     rows, columns = _axes(weight, embedding, grid, grad.shape[1:])
     with without_autocast(weight.device.type):
         product = _sandwich(rows.reads.mT, _channels_last(grad, dtype), columns.reads.mT)
-        kernel = _sandwich(rows.expansion, _channels_last(weight[:, 0], dtype), columns.expansion)
+        kernel = _expanded(weight, embedding, grid, dtype)
         of_embedding = kernel.mul_(product)
         if len(embedding) < len(weight):
             of_embedding = of_embedding.view(*of_embedding.shape[:2], -1, len(embedding)).sum(2)
