@@ -1,5 +1,6 @@
 """What the readers of all tasks share: what they find, and how pictures are read and split."""
 
+import codecs
 import hashlib
 import os
 import random
@@ -40,6 +41,7 @@ __all__ = [
     'nothing_left',
     'original_of',
     'read_header',
+    'read_text',
     'same_files',
     'say_drawn',
     'split_by_lists',
@@ -240,6 +242,20 @@ def map_files(function: Callable[[Item], Result], items: Sequence[Item], what: s
         return list(track(results, description=what, total=len(items)) if len(items) > 200 else results)
 
 
+def read_text(path: Path) -> str:
+    """A text in UTF-8, or in UTF-16 with the mark that Windows sets in front of it.
+
+    Raises:
+        UserError: If it is in another encoding, which nothing in it names.
+    """
+    content = path.read_bytes()
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return content.decode('utf-16' if marked else 'utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise UserError(f"'{path}' is no text in UTF-8: save it in that encoding") from error
+
+
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is hidden, or what macOS leaves in archives."""
     return name[0] == '.' or name == '__MACOSX'
@@ -357,7 +373,7 @@ def _read_split_lists(root: Path, known: set[str]) -> tuple[dict[str, set[str]],
             stem = path.stem.lower()
             split = split_of(stem) if stem in sum(_SPLITS.values(), ()) else None
             if stem in _JOINED or (split and split not in lists):
-                lines = path.read_text('utf-8-sig', errors='replace').replace('\\', '/').splitlines()
+                lines = read_text(path).replace('\\', '/').splitlines()
                 found = {line: _names_in(line, known) for line in lines if line.strip()}
                 lost += [f'{path.name}: {line}' for line, names in found.items() if not names & known]
                 listed = lists.setdefault(split, set()) if split else joined

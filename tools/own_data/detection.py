@@ -29,6 +29,7 @@ from .dataset import (
     map_files,
     nothing_left,
     read_header,
+    read_text,
     split_by_lists,
     split_of,
 )
@@ -62,13 +63,14 @@ def read_detection(
     root = root.resolve()
     data = DataSet('det', root, [], [], {}, [], [], 'objects')
     files = _converted_files(converted) if converted else _find_files(root, annotations)
-    contents = {split: json.loads(path.read_text('utf-8-sig')) for split, path in files.items()}
+    contents = {split: json.loads(read_text(path)) for split, path in files.items()}
     _same_categories(data, contents, files)
     pictures = {path: path for path in find_images(root)}
     count_unread(data, len(pictures))
     if converted:
         for left_out in converted.get('left_out', ()):
             data.leave_out(*left_out)
+        ask_beside(data, [image['file_name'] for image in contents.get('train/1', {}).get('images', ())], ['train'])
         # Pictures that were in an archive.
         absolute = (image['file_name'] for content in contents.values() for image in content['images'])
         pictures |= {path: path for path in absolute if Path(path).is_absolute() and Path(path).is_file()}
@@ -178,11 +180,11 @@ def _join(data: DataSet, parts: dict[str, dict[str, Any]], files: dict[str, Path
 
 def _converted_files(converted: dict[str, Any]) -> dict[str, Path]:
     files = {subset: Path(path) for subset, path in converted['files'].items()}
-    if 'train' not in files and 'default' in files:
-        files['train'] = files['default']
+    if 'default' in files:  # of pictures in no split: trained on, as those of the training are
+        files['train/1' if 'train' in files else 'train'] = files.pop('default')
     if 'train' not in files:
         raise UserError(f'the data set has the splits {", ".join(files)}, and none to train on')
-    return {split: files[split] for split in ('train', 'val', 'test') if split in files}
+    return {split: files[split] for split in ('train', 'train/1', 'val', 'test') if split in files}
 
 
 def _common_folder(names: list[str]) -> str:

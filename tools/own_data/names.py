@@ -7,6 +7,8 @@ from pathlib import Path
 
 from mmpelk.errors import UserError
 
+from .dataset import read_text
+
 __all__ = ['ClassName', 'order_names', 'pack', 'read_names', 'show_key', 'unpack']
 
 Colour = tuple[int, int, int]
@@ -80,7 +82,7 @@ def read_names(given: str | None, root: Path) -> list[ClassName]:
         lines = given.split(',')
     else:
         files = [Path(given)] if given else [root / name for name in _FILES if (root / name).is_file()]
-        lines = files[0].read_text('utf-8-sig', errors='replace').splitlines() if files else []
+        lines = read_text(files[0]).splitlines() if files else []
     lines = [line.strip() for line in lines if line.strip() and not line.startswith(('#', '//'))]
     # A first line in columns that is of no form, where all others are of one, is a heading in any language.
     rest = [form for form in _FORMS if from_file and lines[1:] and all(map(form.fullmatch, lines[1:]))]

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 
 from mmpelk.errors import UserError
 
-from .dataset import find_files, find_images, read_header, split_of
+from .dataset import find_files, find_images, read_header, read_text, split_of
 from .names import order_names, read_names
 
 __all__ = ['has_outlines', 'read_outlines', 'write_boxes', 'write_maps']
@@ -61,7 +61,7 @@ def _labelme_files(root: Path) -> Iterator[tuple[Path, Content | None]]:
     """Files and what they hold, ``None`` where a file is damaged; those of other formats are left out."""
     for path in map(root.joinpath, find_files(root, ['.json'])):
         try:
-            content = json.loads(path.read_text('utf-8-sig'))
+            content = json.loads(read_text(path))
         except (ValueError, RecursionError):
             yield path, None
             continue
@@ -255,7 +255,7 @@ def _yolo_settings(root: Path) -> Content:
     found: dict[Path, Content] = {}
     for path in sorted(root.glob('*.y*ml')):
         try:
-            content = yaml.safe_load(path.read_text('utf-8-sig'))
+            content = yaml.safe_load(read_text(path))
         except yaml.YAMLError as error:
             raise UserError(f"'{path}' is damaged: {str(error).splitlines()[0]}") from error
         if isinstance(content, dict) and 'names' in content:
@@ -277,7 +277,7 @@ def _yolo_settings(root: Path) -> Content:
             path = root / entry
             if not path.is_file():
                 raise UserError(f"'{next(iter(found))}' names the list '{entry}', which is not in '{root}'")
-            names = [line.strip().replace('\\', '/').removeprefix('./') for line in _lines(path)]
+            names = [line.strip().replace('\\', '/').removeprefix('./') for line in read_text(path).splitlines()]
             # Of another machine's path the folder and the name.
             lists.setdefault(split, set()).update(names, ('/'.join(name.split('/')[-2:]) for name in names))
     return settings | dict(lists=lists)
@@ -318,7 +318,7 @@ def _read_voc(root: Path, classes: str | None) -> Content | None:
     for path in map(root.joinpath, find_files(root, ['.xml'])):
         try:
             content = ElementTree.parse(path).getroot()
-        except ElementTree.ParseError:
+        except (ElementTree.ParseError, LookupError, ValueError):  # the latter two of its encoding
             damaged.append(path.relative_to(root).as_posix())
             continue
         objects = content.findall('object')

@@ -293,6 +293,22 @@ def test_several_files_of_a_split_are_joined(tmp_path: Path) -> None:
     read_detection(tmp_path)
 
 
+def test_converted_pictures_of_no_split_are_trained_on_and_asked_for(tmp_path: Path) -> None:
+    for split, count in (('default', 2), ('train', 3), ('val', 1)):
+        part = content(count)
+        for entry in part['images']:
+            entry['file_name'] = f'{split}/{entry["file_name"]}'
+        write(tmp_path, part, f'{split}.json', split)
+    files = {split: str(tmp_path / f'{split}.json') for split in ('default', 'train', 'val')}
+    data = read_detection(tmp_path, converted=dict(files=files))
+    assert names(data) == {'train': 5, 'val': 1}
+    assert 'default/0.jpg, default/1.jpg' in notes(data, 'question')
+    del files['train']
+    data = read_detection(tmp_path, converted=dict(files=files))
+    assert names(data) == {'train': 2, 'val': 1}
+    assert 'default/' not in notes(data, 'question')
+
+
 def renamed(**entries: Any) -> Content:
     """Content whose first category, and all files, may be called otherwise."""
     data = content()

@@ -396,6 +396,24 @@ def test_yolo_that_means_something_else_is_refused(line: str, files: Any, tmp_pa
         convert(tmp_path / 'data', 'det', tmp_path / 'out', 'no annotations')
 
 
+@pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16', 'cp1252'])
+@pytest.mark.parametrize('file', ['classes.txt', 'data.yaml', 'train.txt'])
+def test_texts_of_other_encodings_are_read_right_or_refused(file: str, encoding: str, tmp_path: Path) -> None:
+    """UTF-16 is what Windows calls Unicode; of what has no mark nothing is guessed."""
+    root = tmp_path / 'data'
+    write_yolo(root, 'images', 'labels', YOLO['box'], 4)
+    texts = {'classes.txt': 'Straße\ndog\n', 'data.yaml': 'names: [Straße, dog]', 'train.txt': 'im0\nim1\nim2\nß\n'}
+    for name in (file, *(['classes.txt'] if file == 'train.txt' else [])):
+        (root / name).write_bytes(texts[name].encode(encoding if name == file else 'utf-8'))
+    if encoding == 'cp1252':
+        with pytest.raises(UserError, match=rf'{file}. is no text in UTF-8: save it in that encoding$'):
+            read('det', root)
+        return
+    data = read('det', root)
+    assert (data.classes, sum(names(data).values())) == (['Straße', 'dog'], 3 if file == 'train.txt' else 4)
+    assert file != 'train.txt' or 'ß' in notes(data, 'mistake')
+
+
 @pytest.mark.usefixtures('all_that_is_read')
 def test_yolo_has_the_splits_of_its_yaml(tmp_path: Path) -> None:
     """Folders whose names say nothing or something else, and lists."""
@@ -517,11 +535,15 @@ def test_what_may_be_meant_otherwise_is_a_question(
     make(tmp_path / 'data')
     damaged = []
     if 'xml' in asked:
-        damaged = ['annotations/9.xml']
-        (tmp_path / 'data' / damaged[0]).parent.mkdir(exist_ok=True)
-        (tmp_path / 'data' / damaged[0]).write_text('<annotation')
+        damaged = ['annotations/8.xml', 'annotations/9.xml']
+        (tmp_path / 'data' / 'annotations').mkdir()
+        # Python's parser does not know the encodings of several bytes for a character.
+        for name, text in zip(
+            damaged, ('<?xml version="1.0" encoding="gbk"?><annotation/>', '<annotation'), strict=True
+        ):
+            (tmp_path / 'data' / name).write_text(text)
     found = convert(tmp_path / 'data', task, tmp_path / 'out', '')
-    assert not damaged or ['XML files cannot be read', damaged, 4] in found['left_out']
+    assert not damaged or ['XML files cannot be read', damaged, 5] in found['left_out']
     assert any(kind == 'question' and asked in text for kind, text in found['said'])
     if make is beyond_the_picture:
         assert ["pictures have no file of LabelMe's", ['1.jpg', '2.jpg'], 3] in found['left_out']
