@@ -282,6 +282,24 @@ def test_the_next_backend_goes_on(
         peripheral_conv2d(*inputs, grid, backend='triton')  # named, it is used as it is
 
 
+@pytest.mark.parametrize('zero', ['grad', 'weight'])
+def test_right_zeros_prove_nothing(
+    zero: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Memory to which no kernel has written may hold them, as gradients do behind a layer that begins with zeros."""
+    compiled = _Compiled(monkeypatch, lambda result: result)
+    grid = sharing_grid(13, 5)
+    x, weight, bias = make_inputs(grid, 12, 9, torch.float32)
+    nothing = torch.zeros_like(x if zero == 'grad' else weight)
+    first = ((x, weight, bias), nothing) if zero == 'grad' else ((x, nothing, bias), x)
+    output_and_gradients(convolve(grid), *first)
+    assert not caplog.records
+    compiled.damage = torch.zeros_like
+    got, want = (output_and_gradients(convolve(grid, name), (x, weight, bias), x) for name in (None, 'fft'))
+    checked = slice(1, 3) if zero == 'grad' else slice(0, 2)  # input's and weight's gradient; output and input's
+    assert all(map(torch.equal, got[checked], want[checked]))
+
+
 @pytest.mark.parametrize('fails', [False, True])
 def test_the_gradient_of_the_weight_takes_what_that_of_the_input_has_kept(
     fails: bool, monkeypatch: pytest.MonkeyPatch

@@ -168,11 +168,11 @@ def _forward_error(
     planes, taps = x[images, channels].double(), weight[channels].double()
     exact = fft.forward(planes, taps, None, grid)
     size = fft.forward(planes.abs(), taps.abs(), None, grid)
-    spread = exact.square().mean((-2, -1), keepdim=True).sqrt() if by_plane else None
+    spread, tells = exact.square().mean((-2, -1), keepdim=True).sqrt() if by_plane else None, exact.any()
     if bias is not None:
         added = (bias if bias.dim() == 3 else bias[:, None, None])[channels].double()
         exact, size = exact + added, size + added.abs()
-    return _largest_error(result[images, channels], exact, size, spread)
+    return _largest_error(result[images, channels], exact, size, spread, tells)
 
 
 @torch.no_grad()
@@ -184,21 +184,23 @@ def _weight_grad_error(
     planes, grads = x[:, channels].double(), grad_out[:, channels].double()
     exact = fft.weight_grad(planes, grads, grid)
     spread = exact.square().mean((-2, -1), keepdim=True).sqrt() if by_plane else None
-    return _largest_error(result[channels], exact, fft.weight_grad(planes.abs(), grads.abs(), grid), spread)
+    size = fft.weight_grad(planes.abs(), grads.abs(), grid)
+    return _largest_error(result[channels], exact, size, spread, exact.any())
 
 
-def _largest_error(got: Tensor, exact: Tensor, size: Tensor, spread: Tensor | None) -> float | None:
-    """Largest error as a part of what is allowed; ``None`` if the exact result does not fit the dtype.
+def _largest_error(got: Tensor, exact: Tensor, size: Tensor, spread: Tensor | None, tells: Tensor) -> float | None:
+    """Largest error as a part of what is allowed; ``None`` if the exact result does not fit the dtype or tells nothing.
 
     Args:
         got: The result of a kernel.
         exact: The result in float64.
         size: The sum of the absolute values of what was summed.
         spread: The root mean square of each plane or channel, if its errors are spread over all of its numbers.
+        tells: Whether what is right tells something: not if the convolution is zero.
     """
     limits = torch.finfo(got.dtype)
     allowed = 2 * limits.eps * exact.abs() + _OF_SUM * size + limits.tiny
     allowed = allowed + _OF_EXACT * size.amax((-2, -1), keepdim=True)
     if spread is not None:
         allowed = allowed + _OF_PLANE * spread
-    return largest_part(got, exact, allowed, size < limits.max)
+    return largest_part(got, exact, allowed, size < limits.max, tells)

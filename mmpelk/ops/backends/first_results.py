@@ -41,7 +41,8 @@ def attempt(
         key: Gives what tells compiled kernels apart.
         x: A tensor on the kernel's device.
         run: Calls the kernel.
-        error_of: Largest error as a part of what is allowed; ``None`` if numbers that are not finite tell nothing.
+        error_of: Largest error as a part of what is allowed; ``None`` if the result's numbers tell nothing: those that
+            are not finite, and zeros.
         first: Calls it in the place of ``run`` where it is not trusted yet.
 
     Returns:
@@ -74,8 +75,15 @@ def is_capturing(x: Tensor) -> bool:
     return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-def largest_part(got: Tensor, exact: Tensor, allowed: Tensor, fits: Tensor) -> float | None:
-    """Largest error of ``got`` as a part of ``allowed``; ``None`` unless all of ``fits``. Waits for the device once."""
+def largest_part(
+    got: Tensor, exact: Tensor, allowed: Tensor, fits: Tensor, tells: Tensor | None = None
+) -> float | None:
+    """Largest error of ``got`` as a part of ``allowed``. Waits for the device once.
+
+    ``None`` unless all of ``fits``; or if nothing is wrong, but that does not tell, as by default zeros do not: memory
+    to which no kernel has written has them, and the first gradients of a network whose last layer begins with zeros.
+    """
     error = ((got.double() - exact).abs() / allowed).nan_to_num(float('inf'), float('inf')).max()
-    part, all_fit = torch.stack([error, fits.all().to(error.dtype)]).tolist()
-    return part if all_fit else None
+    flags = fits.all(), exact.any() if tells is None else tells
+    part, all_fit, does_tell = torch.stack([error, *(flag.to(error.dtype) for flag in flags)]).tolist()
+    return part if all_fit and (does_tell or part > 1) else None
