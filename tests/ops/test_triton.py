@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -54,6 +55,28 @@ def test_maps_of_another_alignment_have_another_kernel() -> None:
         key_of(numbers[start : start + 1536].view(2, 3, 16, 16), sharing_grid(13)) for start in (0, 1, 8)
     )
     assert first == aligned != unaligned
+
+
+def test_more_images_than_a_launch_takes_and_weights_of_another_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip('triton', minversion='3.4')
+    from mmpelk.ops.backends.triton import launch
+
+    launched: list[tuple[int, ...]] = []
+
+    def start(kernel: object, programs: tuple[int, ...], *args: object, **options: object) -> Callable[..., None]:
+        launched.append(programs)
+        return lambda *tensors: launched.append(programs)
+
+    monkeypatch.setattr(launch, 'start', start)
+    monkeypatch.setattr(launch, '_calls', {})
+    monkeypatch.setattr(launch, '_is_hopper', lambda device: True)
+    x, weight = torch.empty(70000, 1, 3, 3, dtype=torch.float16, device='meta'), torch.empty(1, 1, 1, 1, device='meta')
+    launch.forward(x, weight, None, [1])
+    launch.weight_grad(x, x, [1])
+    assert max(side for programs in launched for side in programs[1:]) <= 65535
+    calls = len(launch._calls)
+    launch.forward(x, weight.half(), None, [1])  # not by what was compiled for float32
+    assert len(launch._calls) > calls
 
 
 def test_terms_of_a_stage_are_read_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

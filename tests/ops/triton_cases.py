@@ -236,6 +236,15 @@ def test_channels_in_chunks(monkeypatch: pytest.MonkeyPatch, kernels: ModuleType
     assert torch.equal(kernels.forward(x, weight, bias, grid), at_once)
 
 
+def test_a_kernel_prepared_for_fewer_numbers() -> None:
+    """Spectra of the same shape have another dtype then."""
+    grid = sharing_grid(9, 3)
+    (x, weight, _), _ = _inputs((2, 2, 40, 20), len(grid), 'none', torch.bfloat16, 0.0)
+    prepared = dft.prepare(weight, grid, x[:1])
+    assert prepared.dtype != dft.prepare(weight, grid, x).dtype
+    assert torch.equal(dft.forward(x, weight, None, grid, kernel=prepared), dft.forward(x, weight, None, grid))
+
+
 @pytest.mark.parametrize('kernels', [launch, dft], ids=['triton', 'triton_dft'])
 def test_images_in_pieces(monkeypatch: pytest.MonkeyPatch, kernels: ModuleType) -> None:
     grid = sharing_grid(9, 3)

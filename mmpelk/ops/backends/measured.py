@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..layout import is_channels_last
 from .table import BACKENDS, refusal
+from .triton import allows_tf32
 
 __all__ = ['cache_file', 'measured_backend']
 
@@ -165,7 +166,7 @@ def _machine(device: torch.device) -> str:
                 triton = 'none'
             flags = f'cudnn {torch.backends.cudnn.version()}, triton {triton}'
             _machines[device] = f'{torch.cuda.get_device_name(device)}, torch {torch.__version__}, {flags}'
-        return f'{_machines[device]}, tf32 {torch.backends.cuda.matmul.allow_tf32}'
+        return f'{_machines[device]}, tf32 {allows_tf32()}'
     return f'{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}, threads {torch.get_num_threads()}'
 
 

@@ -23,6 +23,7 @@ from ...sharing_grid import reach
 __all__ = [
     'DFT_MARGIN',
     'DFT_TILE',
+    'allows_tf32',
     'capability',
     'dft_unsupported_reason',
     'interpreted',
@@ -53,6 +54,13 @@ def interpreted() -> bool:
 def capability(device: torch.device) -> tuple[int, int]:
     """Compute capability of a GPU: every call asks, and torch takes as long as half a launch."""
     return torch.cuda.get_device_capability(device)
+
+
+def allows_tf32() -> bool:
+    """Whether products of float32 matrices may be as exact as TF32's."""
+    matmul = torch.backends.cuda.matmul
+    # ``fp32_precision`` (torch 2.9) reflects ``allow_tf32`` too, and reading that one raises once the new name was set.
+    return bool(matmul.fp32_precision == 'tf32' if hasattr(matmul, 'fp32_precision') else matmul.allow_tf32)
 
 
 def unavailable_reason() -> str | None:

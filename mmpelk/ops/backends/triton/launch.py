@@ -16,7 +16,7 @@ from ...autocast import NO_CONTEXT
 from ...layout import empty_as
 from ...sharing_grid import reachable_rings
 from ...workspace import workspace_limit
-from . import capability, interpreted, kernels
+from . import allows_tf32, capability, interpreted, kernels
 from .kernels import ROWS
 
 __all__ = [
@@ -193,10 +193,7 @@ def _parts(dtype: torch.dtype) -> int:
     """bfloat16 parts that a number is split into for a product: see the kernels."""
     if dtype != torch.float32:
         return 1
-    matmul = torch.backends.cuda.matmul
-    # ``fp32_precision`` (torch 2.9) reflects ``allow_tf32`` too, and reading that one raises once the new name was set.
-    tf32 = matmul.fp32_precision == 'tf32' if hasattr(matmul, 'fp32_precision') else matmul.allow_tf32
-    return 2 if tf32 else 3
+    return 2 if allows_tf32() else 3
 
 
 _HOPPER = 9  # compute capability
@@ -363,10 +360,13 @@ def _pairs(x: Tensor, plan: Plan) -> bool:
     )
 
 
+_MOST_IMAGES = 65535  # programs along the second axis of a grid
+
+
 def images_at_a_time(x: Tensor) -> int:
-    """Images whose planes fit their workspace."""
+    """Images whose planes fit their workspace, and that a launch takes."""
     plane_bytes = x.shape[1] * x.shape[2] * row_length(x.shape[3], x.dtype) * x.element_size()
-    return max(1, workspace_limit(x.device.type) // (2 * plane_bytes))
+    return max(1, min(_MOST_IMAGES, workspace_limit(x.device.type) // (2 * plane_bytes)))
 
 
 def forward(
@@ -429,7 +429,8 @@ def convolve(
     out = empty_as(x) if out is None else out
     if out.numel() == 0:
         return out
-    layouts = layout(x), weight.shape, weight.stride(), layout(out), None if bias is None else layout(bias)
+    of_weight = weight.shape, weight.stride(), weight.dtype
+    layouts = layout(x), of_weight, layout(out), None if bias is None else (bias.dtype, layout(bias))
     flipped = planes is not None
     key = kind, *settings(x, grid), kernel is None, flipped, *layouts
     call = kept(key, lambda: kind(x, weight, bias, tuple(grid), out, flipped))
@@ -441,7 +442,8 @@ def convolve(
 def make(kind: type['Made'], weight: Tensor, grid: Sequence[int], x: Tensor) -> Tensor:
     """Launch what makes the matrices of a ``kind`` for maps of the size of ``x``."""
     call = kept(
-        (kind, *settings(x, grid), layout(x), weight.shape, weight.stride()), lambda: kind(x, weight, tuple(grid))
+        (kind, *settings(x, grid), layout(x), weight.shape, weight.stride(), weight.dtype),
+        lambda: kind(x, weight, tuple(grid)),
     )
     with current(x.device):
         return call(weight)
@@ -497,7 +499,7 @@ class Convolution:
         self._grid, self._flipped = grid, flipped
         self.plan(x)
         self.made = self.makes(x, weight, grid, flipped)
-        self._made_shape = channels, *self.made.size
+        self._made_as = (channels, *self.made.size), self.made.dtype
         self._images = images_at_a_time(x)
         self._channels = max(1, WORKSPACE // (math.prod(self.made.size) * self.made.dtype.itemsize))
         self._whole = self._images >= images and self._channels >= channels
@@ -528,7 +530,7 @@ class Convolution:
             return
         if self._flipped:
             weight = weight[..., -1:, -1:]
-        made = self.made(weight) if kernel is None or kernel.shape != self._made_shape else kernel
+        made = self.made(weight) if kernel is None or (kernel.shape, kernel.dtype) != self._made_as else kernel
         planes, result = self._copy(x, self._copy.empty(x)), self._back.empty(out)
         if kept_planes is not None:
             kept_planes.append(planes)
