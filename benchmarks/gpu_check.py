@@ -14,6 +14,7 @@ the replay is timed. Where a call cannot be captured, it is timed as it is launc
 
 import argparse
 import json
+import logging
 import os
 import re
 import statistics
@@ -94,6 +95,16 @@ class Step:
         self.device = 'cpu' if dry else 'cuda'
         self.stages = DRY_STAGES if dry else STAGES
         self.dtypes = [torch.bfloat16, torch.float16, torch.float32]
+
+    def report_warnings(self) -> None:
+        """Lines of the operator's warnings, as of a kernel that fails or is wrong: others take its place in silence."""
+        write = self.write
+
+        class Handler(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                write(what='warning', failed=record.getMessage())
+
+        logging.getLogger('mmpelk.ops').addHandler(Handler(logging.WARNING))
 
     def write(self, **figures: Any) -> None:
         """A line of results."""
@@ -448,7 +459,8 @@ def ddp(step: Step) -> None:
                     network=name,
                     dtype=str(dtype)[6:],
                     losses=losses,
-                    finite=bool(torch.tensor(losses).isfinite().all()),
+                    passed=bool(torch.tensor(losses).isfinite().all()),
+                    summary=f'losses of {name} in {str(dtype)[6:]}: {losses}',
                 )
     torch.distributed.destroy_process_group()
 
@@ -497,7 +509,7 @@ def recipes(step: Step) -> None:
                     dtype=dtype,
                     loss=float(torch.as_tensor(losses[-1]['loss']).detach()),
                     passed=finite,
-                    summary='losses',
+                    summary=f'losses of {recipe} in {dtype}',
                 )
     torch.distributed.destroy_process_group()
 
@@ -566,6 +578,8 @@ def shortfalls(rows: Sequence[dict[str, Any]], targets: bool = True) -> list[str
         target = TARGETS.get(case)
         if target and row['us'] > target:
             short.append(f'{_words(row)}: {row["us"]} microseconds, the target is {target}')
+    if any(row['step'] == 'operator' for row in rows):
+        short += [f'operator: {", ".join(case)}: no figure of a Triton backend' for case in TARGETS if case not in ours]
     for row in rows:
         target = HOST_TARGETS.get(row.get('what', ''))
         if target and row.get('us', 0) > target:
@@ -624,7 +638,9 @@ def main() -> None:
     parser.add_argument('--results', type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.step:
-        STEPS[args.step](Step(args.step, args.results, args.dry))
+        step = Step(args.step, args.results, args.dry)
+        step.report_warnings()
+        STEPS[args.step](step)
         return
     import torch
 

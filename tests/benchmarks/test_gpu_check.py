@@ -1,6 +1,7 @@
 """The check of a machine with a GPU, dry: every step runs, and what falls short is reported."""
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,6 +62,19 @@ def test_what_falls_short_is_said() -> None:
         {**speeds, 'network': 'PeLK-T without convolution', 'images_per_second': 100.0},
     ]
     short = gpu_check.shortfalls(rows)
+    missing = [line for line in short if line.endswith('no figure of a Triton backend')]
+    assert len(missing) == len(gpu_check.TARGETS) - 3
+    short = [line for line in short if line not in missing]
     assert len(short) == 3, short
     assert '61 microseconds, the target is 60' in short[1]
     assert '70% of the network without convolution, the target is 75%' in short[2]
+    assert not gpu_check.shortfalls(rows[-2:-1])  # of other steps
+
+
+def test_a_kernel_that_is_replaced_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger, results = logging.getLogger('mmpelk.ops'), tmp_path / 'results.jsonl'
+    monkeypatch.setattr(logger, 'handlers', [])
+    gpu_check.Step('machine', results, True).report_warnings()
+    logger.warning('backend %r fails', 'triton')
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    assert gpu_check.shortfalls(rows) == ["machine: warning: backend 'triton' fails"]
