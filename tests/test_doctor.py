@@ -195,6 +195,11 @@ def seven_checkpoints(patch: Patch) -> None:
         torch.save(dict(state_dict={}), f'work_dirs/run/iter_{index}.pth')
 
 
+def two_recipes(patch: Patch) -> None:
+    names = ['demo/pelk_nano_digits.py', 'seg/upernet_pelk_t_ade20k.py', 'seg/upernet_pelk_s_ade20k.py']
+    patch.setattr('mmpelk.config.list_configs', lambda: names)
+
+
 # A check, what it finds, the state and the text of all that it says.
 FOUND: dict[str, tuple[Callable[[], Any], Callable[[Patch], None], list[tuple[str, str]]]] = {
     'driver': (doctor._cuda, nvidia_smi, [('error', r'NVIDIA H100, 580\.1, but torch.*')]),
@@ -218,6 +223,42 @@ FOUND: dict[str, tuple[Callable[[], Any], Callable[[Patch], None], list[tuple[st
         doctor._checkpoints,
         empty_checkpoint,
         [('error', 'an empty file'), ('ok', '1 in .*: checkpoints/pelk_t_in1k.pth')],
+    ),
+    'truncated checkpoint': (
+        doctor._checkpoints,
+        truncated_checkpoint,
+        [('warning', 'cut off, or .*'), ('ok', '1 in .*: work_dirs/run/iter_4.pth')],
+    ),
+    **{
+        f'{name}, torch {torch_version}': (
+            doctor._openmmlab,
+            lambda p, name=name, torch_version=torch_version: versions(p, torch=torch_version, **{name: '0.10'}),
+            [('ok', text), *[('warning', 'stock mmengine alone loads no .*')] * warns],
+        )
+        for name, torch_version, text, warns in (
+            ('mmengine', '2.5.1', 'the stock line: mmengine 0.10', False),
+            ('mmengine', '2.6.0', 'the stock line: mmengine 0.10', True),
+            ('onedl_mmengine', '2.11.0', 'the maintained line: onedl-mmengine 0.10', False),
+        )
+    },
+    'told to load': (
+        doctor._openmmlab,
+        lambda p: (versions(p, torch='2.11', mmengine='1'), p.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')),
+        [('ok', 'the stock line: mmengine 1')],
+    ),
+    'transformers 4': (
+        doctor._openmmlab,
+        lambda p: versions(p, mmengine='0.10', mmcv='2.1', transformers='4.57.6'),
+        [('ok', r'the stock line: mmengine 0\.10, mmcv 2\.1')],
+    ),
+    'recipes': (
+        doctor._recipes,
+        two_recipes,
+        [
+            ('warning', 'not here; needed by seg/upernet_pelk_t_ade20k.py and 1 more'),
+            *[('warning', f'not here; needed by seg/upernet_pelk_{size}_ade20k.py') for size in 'ts'],
+            ('ok', 'none has its data and weights here'),
+        ],
     ),
     'operators, no GPU': (doctor._mmcv_operators, lambda _: None, [('ok', 'compiled with .*')]),
 }

@@ -136,6 +136,7 @@ def test_classifier() -> None:
     assert model.head.drop.p == model.drop_rate == 0.1
     assert model.in_chans == 1
     assert not model.get_classifier().bias.any()
+    assert create().get_classifier().weight.std().item() == pytest.approx(0.02, rel=0.1)
     scaled = create(num_classes=5, in_chans=1, head_init_scale=0.01).get_classifier().weight
     torch.testing.assert_close(scaled, 0.01 * model.get_classifier().weight)
     assert model.default_cfg['input_size'] == (3, 224, 224)

@@ -91,7 +91,7 @@ class Preprocessing:
             UserError: If mean or std are of another number of channels.
         """
         given: Mapping[str, Any] = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-        rgb = given.get('bgr_to_rgb', given.get('to_rgb', False)) and not given.get('rgb_to_bgr', False)
+        rgb = given.get('bgr_to_rgb', given.get('to_rgb', False))
         numbers = []
         for key, default in (('mean', 0.0), ('std', 1.0)):
             values = list(given.get(key) or [default])

@@ -121,11 +121,13 @@ def test_what_an_answer_is_of(new_process: bool, cache: Path, monkeypatch: pytes
 
 def test_how_often_each_backend_is_timed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
-    clock.seconds = {'dense': 0.05, 'dft': 0.07, 'fft': 0.01}
-    assert _call(clock) == 'fft'
     # Once, and again for 0.3 s at most, at most five times; but not what takes more than four times the fastest's.
-    assert Counter(clock.timed) == {'dft': 1 + 4, 'fft': 1 + 5, 'dense': 1}
-    assert clock.timed[-1] == 'dense', 'the slowest last'
+    for height, slowest, times in ((8, 0.05, 1), (9, 0.035, 1 + 5)):
+        clock.seconds = {'dense': slowest, 'dft': 0.07, 'fft': 0.01}
+        clock.timed.clear()
+        assert _call(clock, height) == 'fft'
+        assert Counter(clock.timed) == {'dft': 1 + 4, 'fft': 1 + 5, 'dense': times}
+        assert clock.timed[-1] == 'dense', 'the slowest last'
     for most, timed in ((10 * 2 * 8 * 13**2, True), (10 * 2 * 8 * 13**2 - 1, False)):  # multiply-adds
         monkeypatch.setattr(measured, '_MOST_DENSE', most)
         _forget(monkeypatch)
