@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mmengine.config import ConfigDict
+from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import MODELS
 from torch import nn
 
@@ -17,7 +19,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from mmpelk.errors import UserError
-from mmpelk.export.quantisation import quantize_onnx, replace_weights
+from mmpelk.export.quantisation import calibration_images, quantize_onnx, replace_weights
 
 
 def test_depthwise_kernels_stay_floats(tmp_path: Path) -> None:
@@ -39,12 +41,44 @@ def test_depthwise_kernels_stay_floats(tmp_path: Path) -> None:
     graph = helper.make_graph(nodes, 'g', [image], [out], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 18)], ir_version=9)
     onnx.save(model, str(tmp_path / 'floats.onnx'))
-    images = [torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))]
+    images = [torch.randn(1, 3, 11, 8, generator=torch.Generator().manual_seed(0))]  # of another size than the file
     assert quantize_onnx(tmp_path / 'floats.onnx', tmp_path / 'integers.onnx', images) == 1
     written = onnx.load(tmp_path / 'integers.onnx').graph
     kinds = {tensor.name: tensor.data_type for tensor in written.initializer}
     assert kinds['depthwise'] == TensorProto.FLOAT
     assert TensorProto.INT8 in kinds.values()
+
+
+class Preprocessor(BaseDataPreprocessor):
+    def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
+        assert not training, 'no mixing of images'
+        return dict(inputs=2 * data['inputs'])
+
+
+class Numbers(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 9
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return dict(inputs=torch.full((3, 2, 2), float(index)))
+
+
+def test_images_to_calibrate_on_are_drawn_from_the_training_set() -> None:
+    loader = dict(
+        dataset=Numbers(),
+        batch_size=4,
+        num_workers=2,
+        persistent_workers=True,
+        sampler=dict(type='DefaultSampler', shuffle=True),
+        collate_fn=dict(type='default_collate'),
+    )
+    cfg: Any = ConfigDict(model={}, data_preprocessor=dict(type=Preprocessor), train_dataloader=loader)
+    drawn, again = (torch.cat(list(calibration_images(cfg, 5)))[:, 0, 0, 0].tolist() for _ in range(2))
+    assert drawn == again, 'the same every time'
+    assert len(set(drawn)) == 5
+    assert drawn != sorted(drawn)
+    assert set(drawn) <= {2.0 * index for index in range(9)}
+    assert cfg.train_dataloader.batch_size == 4
 
 
 class Session:
