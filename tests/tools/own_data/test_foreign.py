@@ -30,6 +30,7 @@ from own_data import (
     write_project,
 )
 from own_data.segmentation import read_indices
+from PIL import Image
 
 from mmpelk.errors import UserError
 from tests.paths import ROOT
@@ -547,6 +548,125 @@ def test_what_may_be_meant_otherwise_is_a_question(
     assert any(kind == 'question' and asked in text for kind, text in found['said'])
     if make is beyond_the_picture:
         assert ["pictures have no file of LabelMe's", ['1.jpg', '2.jpg'], 3] in found['left_out']
+
+
+def contents(root: Path) -> dict[str, Any]:
+    """The annotation files that are written, by their split."""
+    found = convert(root, 'det', root.with_name(f'{root.name} converted'), '')
+    return {split: json.loads(Path(path).read_text(encoding='utf-8')) for split, path in found['files'].items()}
+
+
+def pictures_of(root: Path) -> dict[str, list[str]]:
+    return {split: [image['file_name'] for image in part['images']] for split, part in contents(root).items()}
+
+
+def test_labelme_finds_its_picture(tmp_path: Path) -> None:
+    """By the file's own name, else by the one that is in it, in the file's folder."""
+    root = tmp_path / 'data'
+    for name in ('1', '2', 'a/3'):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        labelme(root / f'{name}.json', [polygon('cat')])
+    (root / '1.json').write_text((root / '2.json').read_text())
+    (root / 'a/3.json').rename(root / 'a/copy of it.json')
+    assert pictures_of(root) == {'default': ['1.jpg', '2.jpg', 'a/3.jpg']}
+
+
+@pytest.mark.parametrize(('picture', 'label', 'other'), [
+    ('images/a/images/x.jpg', 'images/a/labels/x.txt', 'labels/a/images/x.txt'),
+    ('Images/x.jpg', 'Labels/x.txt', 'Images/x.txt'),
+    ('images/x.jpg', 'labels/x.txt', 'images/x.txt'),
+    ('x.jpg', 'x.txt', None),
+])  # fmt: skip
+def test_yolo_finds_its_labels(picture: str, label: str, other: str | None, tmp_path: Path) -> None:
+    """Whatever comes first: a picture without a label file, an empty line, a file of another place."""
+    root = tmp_path / 'data'
+    image(root / Path(picture).with_name('a.jpg'))
+    image(root / picture)
+    for path, number in ((label, 1), *([(other, 0)] if other else [])):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(f'\n\n{number} .5 .5 .25 .5\n')
+    (part,) = contents(root).values()
+    assert [entry['file_name'] for entry in part['images']] == [picture]
+    assert [entry['category_id'] for entry in part['annotations']] == [2]
+    assert [entry['name'] for entry in part['categories']] == ['class_0', 'class_1']
+
+
+def test_yolo_has_several_entries_for_a_split(tmp_path: Path) -> None:
+    folders, lists = tmp_path / 'folders', tmp_path / 'lists'
+    for folder in ('a', 'a/b', 'c'):
+        write_yolo(folders, f'images/{folder}', f'labels/{folder}', YOLO['box'], 1)
+    (folders / 'data.yaml').write_text('names: [cat, dog]\ntrain: images/a\nvalid: [images/a/b, images/c]\n')
+    assert {split: len(names) for split, names in pictures_of(folders).items()} == {'train': 1, 'val': 2}
+    write_yolo(lists, 'images/train', 'labels/train', YOLO['box'], 4)
+    (lists / 'data.yaml').write_text('names: [cat, dog]\ntrain: [one.txt, two.txt]\nval: three.txt\n')
+    for index, name in enumerate(('one', 'two', 'three')):
+        (lists / f'{name}.txt').write_text(f'./images/train/im{index}.jpg\n')
+    expected = {'train': ['images/train/im0.jpg', 'images/train/im1.jpg'], 'val': ['images/train/im2.jpg']}
+    assert pictures_of(lists) == expected, 'the fourth is in no list'
+
+
+def test_yolo_has_shares_of_the_picture_that_was_shown(tmp_path: Path) -> None:
+    root = tmp_path / 'data'
+    write_yolo(root, 'images', 'labels', YOLO['box'], 2)
+    image(root / 'images' / 'im0.jpg', orientation=6)
+    (part,) = contents(root).values()
+    assert [(entry['width'], entry['height']) for entry in part['images']] == [(32, 48), (48, 32)]
+    assert [entry['bbox'] for entry in part['annotations']] == [[12, 12, 8, 24], [18, 8, 12, 16]]
+    write_yolo(root, 'images', 'labels', YOLO['polygon'], 2)
+    image(root / 'images' / 'im0.jpg', orientation=6)
+    data = read('seg', root)
+    assert 'are left out' not in notes(data)
+    turned = next(pair for pair in data.details['pairs'] if pair.image.endswith('im0.jpg'))
+    assert (read_indices(data, turned)[14:34, 14:18] == 2).all()
+
+
+def test_pascal_voc_beside_the_picture_and_in_its_split(tmp_path: Path) -> None:
+    """The picture of the file's folder comes first, then one of its split; of the picture's folder the file has its."""
+    root = tmp_path / 'data'
+    for folder in ('x', 'y'):
+        write_voc(root, range(1), folder + '/{i}.jpg', folder + '/{i}.xml')
+    for number, split in ((1, 'train'), (2, 'val')):
+        write_voc(root, range(number, number + 1), f'{split}/images/{{i}}.jpg', 'Annotations/{i}.xml')
+    path = root / 'x' / '0.xml'
+    path.write_text(path.read_text().replace('>6.0<', '>6.5<').replace('>48<', '>48.0<'))
+    parts = contents(root)
+    found = {split: [entry['file_name'] for entry in part['images']] for split, part in parts.items()}
+    assert found == {'train': ['train/images/1.jpg', 'x/0.jpg', 'y/0.jpg'], 'val': ['val/images/2.jpg']}
+    at_x = parts['train']['images'][1]
+    assert (at_x['width'], at_x['height']) == (48, 32)
+    (entry,) = (each for each in parts['train']['annotations'] if each['image_id'] == at_x['id'])
+    assert entry['bbox'] == [5, 6.5, 20, 13.5]
+
+
+def test_polygons_of_pascal_voc_are_no_boxes(tmp_path: Path) -> None:
+    """They are of LabelMe's web site, which has outlines."""
+    write_voc(tmp_path / 'data', range(2))
+    path = tmp_path / 'data' / '0.xml'
+    for part in ('<polygon/>', '<segm/>'):
+        text = path.read_text()
+        path.write_text(text.replace('</object>', f'{part}</object>'))
+        assert pictures_of(tmp_path / 'data') == {'default': ['1.jpg']}
+        path.write_text(text)
+
+
+@pytest.mark.parametrize('count', [254, 255])
+def test_no_class_is_none_of_many(count: int, tmp_path: Path) -> None:
+    root = tmp_path / 'data'
+    shapes = [polygon(f'{index:03}', 1, 1, 3, 3) for index in range(count - 1)]
+    labelme(root / '0.json', [*shapes, polygon('last', 6, 2), polygon('__ignore__', 30, 2)])
+    found = convert(root, 'seg', tmp_path / 'out', '')
+    with Image.open(found['samples'][0]['label']) as drawn:
+        values = np.asarray(drawn)
+    assert [values[7, 11], values[7, 35], values[20, 20]] == [count, 255 if count == 254 else 65535, 0]
+
+
+def test_wide_outlines_are_whole_and_one_that_is_covered_is_asked_for(tmp_path: Path) -> None:
+    root = tmp_path / 'data'
+    for index in range(12):
+        labelme(
+            root / f'{index}.json', [polygon('cat', 34, -1, 47, 31), polygon('dog', *([34, -1, 47, 31] * (not index)))]
+        )
+    assert [kind for kind, _ in convert(root, 'seg', tmp_path / 'out', '')['said']] == ['question']
 
 
 @needs_datumaro
