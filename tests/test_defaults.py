@@ -1,12 +1,16 @@
-"""Defaults of the arguments of everything public are those of ``expected/test_defaults.txt``."""
+"""Defaults of the arguments of everything public, and constants, are those of ``expected/test_defaults.txt``."""
 
+import ast
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+from tests.paths import ROOT
 
 ROOMS = [
     *('mmpelk', 'mmpelk.hub', 'mmpelk.timm', 'mmpelk.ops', 'mmpelk.ops.executed', 'mmpelk.models', 'mmpelk.engine'),
@@ -43,4 +47,33 @@ def test_defaults_are_as_recorded(name: str, compare: Callable[[str], None]) -> 
         defaults = [f'{each.name}={_text(each.default)}' for each in parameters if each.default is not each.empty]
         if defaults:
             lines.append(f'{public}: {", ".join(defaults)}')
+    compare('\n'.join(lines))
+
+
+def _constants(source: str) -> Iterator[str]:
+    """Numbers, and collections and calls of literals, in capital letters; as they are written."""
+    for node in ast.parse(source).body:
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        value = getattr(node, 'value', None)
+        if value is None or len(targets) != 1 or not ast.unparse(targets[0]).isupper():
+            continue
+        inner = list(ast.walk(value))
+        called = {name for call in inner if isinstance(call, ast.Call) for name in ast.walk(call.func)}
+        own = [each for each in inner if isinstance(each, ast.Name | ast.JoinedStr | ast.Lambda) and each not in called]
+        has_numbers = any(isinstance(each, ast.Constant) and isinstance(each.value, int | float) for each in inner)
+        if not own and (has_numbers or isinstance(value, ast.Tuple | ast.List | ast.Set | ast.Dict)):
+            lines = (ast.get_source_segment(source, node) or '').splitlines()
+            yield ' '.join(' '.join(re.sub(r'(^|\s)#.*', '', line) for line in lines).split())
+
+
+@pytest.mark.parametrize('folder', ['mmpelk', 'reproduction', 'tools'])
+def test_constants_are_as_recorded(folder: str, compare: Callable[[str], None]) -> None:
+    """A tolerance, a limit or a rounding that changes shows in the diff, too."""
+    lines = [
+        f'{path.relative_to(ROOT)}: {constant}'
+        for path in sorted((ROOT / folder).rglob('*.py'))
+        for constant in _constants(path.read_text(encoding='utf-8'))
+    ]
     compare('\n'.join(lines))

@@ -135,7 +135,11 @@ def test_tools_take_a_recipe_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert cfg.work_dir == './work_dirs/upernet_pelk_t_ade20k'
 
 
-def test_recipe_of_an_installed_toolbox() -> None:
+def test_recipe_of_an_installed_toolbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / 'mmfolder').mkdir()  # a namespace without code
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="no toolbox 'mmfolder' is installed"):
+        mmpelk.config_path('mmfolder::dino/x')
     name = 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco'
     assert Path(mmpelk.config_path(name)) == toolbox('mmdet') / 'configs' / 'dino' / 'dino-4scale_r50_8xb2-12e_coco.py'
     with pytest.raises(ValueError, match=r"no recipe 'dino/x' in "):

@@ -135,6 +135,32 @@ def test_changes_and_reasons() -> None:
     assert lines[-1] == '7 is left as it is: it has 2 outputs of each channel'
 
 
+def test_reasons_of_paddings_and_sizes() -> None:
+    options: list[dict[str, Any]] = [
+        dict(kernel_size=3, padding=1),
+        dict(kernel_size=3, padding='valid'),
+        dict(kernel_size=1, padding='valid'),
+        dict(kernel_size=3, padding=(1, 0)),
+        dict(kernel_size=(3, 4), padding=(1, 2)),
+        dict(kernel_size=15, padding=7),
+    ]
+    network = nn.Sequential(*(nn.Conv2d(8, 8, groups=8, **each) for each in options))
+    for center_size, message in (
+        (15, 'a centre of 15 leaves 15 no periphery'),
+        (1, '3 x 3 does not fit the centre of 1'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mmpelk.enlarge(network, 15, center_size, include='0')
+    found = mmpelk.enlarge(network, 15)
+    assert [change.name for change in found.changes] == ['0', '2']
+    assert found.left == {
+        '1': 'its padding of valid changes the size of the map',
+        '3': 'its padding of (1, 0) changes the size of the map',
+        '4': 'its kernel of 3 x 4 is even',
+        '5': 'its kernel of 15 x 15 is not smaller than 15',
+    }
+
+
 def test_gradients_reach_the_periphery_and_training_lowers_the_loss() -> None:
     """Also while the graph of an earlier call exists."""
     network, x, target = pair(), torch.rand(4, 3, 32, 32), torch.rand(4, 8, 32, 32)

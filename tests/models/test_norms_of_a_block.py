@@ -252,8 +252,8 @@ def test_modules_that_may_compute_something_else_in_training(touch: str, trained
 @pytest.mark.parametrize(
     ('norm', 'processes', 'error'),
     [
-        (nn.SyncBatchNorm(3), 1, 'on GPU'),
-        (nn.SyncBatchNorm(3), 2, 'on GPU'),
+        (nn.SyncBatchNorm(3, process_group='its own'), 1, 'on GPU'),
+        (nn.SyncBatchNorm(3, process_group='its own'), 2, 'on GPU'),
         (nn.BatchNorm3d(3), 1, 'expected 5D'),
     ],
     ids=['SyncBN alone', 'SyncBN', '3d'],
@@ -265,7 +265,9 @@ def test_norms_that_refuse_a_map(
     block = _block().train()
     block.mixer.small_norm = norm
     monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
-    monkeypatch.setattr(torch.distributed, 'get_world_size', lambda group=None: processes)
+    monkeypatch.setattr(
+        torch.distributed, 'get_world_size', lambda group=None: processes if group == 'its own' else 3 - processes
+    )
     with pytest.raises(ValueError, match=error):
         block(_map())
     assert len(trained) == (type(norm) is nn.SyncBatchNorm and processes == 1)

@@ -360,6 +360,7 @@ def test_weights_by_address(
     [
         ('timm://test_convnext.r160_in1k', {}, 'activation GELUTanh and norms with an epsilon of 1e-05, PeLK has GELU'),
         ('timm://test_convnext3', {}, 'activation SiLU'),
+        ('timm://convnext_xxlarge.clip_laion2b_soup', {}, 'activation GELU and norms with an epsilon of 1e-05, PeLK'),
         ('hf://me/mine', dict(architecture='test_convnext'), 'activation GELUTanh'),
         ('hf://me/mine', dict(hidden_act='relu'), "activation 'relu', PeLK has GELU"),
     ],
@@ -370,6 +371,13 @@ def test_another_activation_is_refused(
     hub('me/mine', 'model.safetensors', config=config)
     with pytest.raises(UserError, match=f'{address}.*{message}'):
         read_public(address)
+
+
+def test_another_activation_alone_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = nn.Sequential(nn.LayerNorm(2, eps=1e-6), nn.ModuleDict(dict(mlp=nn.ModuleDict(dict(act=nn.SiLU())))))
+    monkeypatch.setattr(timm, 'create_model', lambda name: network)
+    with pytest.raises(UserError, match='activation SiLU and norms with an epsilon of 1e-06, PeLK has GELU'):
+        read_public('timm://convnext_tiny.fb_in1k')
 
 
 @pytest.mark.parametrize('size', [7, 9])
@@ -408,7 +416,9 @@ def test_another_normalisation_than_the_recipes_is_refused(hub: Callable[..., No
         inflated('hf://me/mine', mean=[127.5], std=[127.5])
     with pytest.raises(UserError, match=r'std=\[127.5.*; the recipe has mean=\[127.5.*std=\[58.395'):
         inflated('hf://me/mine', mean=[127.5] * 3, std=imagenet['std'])
-    inflated('hf://me/mine', mean=[127.5] * 3, std=[127.5] * 3)
+    inflated('hf://me/mine', mean=[127.5] * 3, std=[127.9] * 3)  # as rounded by others
+    with pytest.raises(UserError, match=r'the recipe has mean=\[127.5.*std=\[127.5, 127.5, 128.0'):
+        inflated('hf://me/mine', mean=[127.5] * 3, std=[127.5, 127.5, 128.0])
     state, _ = of_timm('convnext_tiny', **NANO)
     torch.save(state, tmp_path / 'unknown.pth')
     inflated(str(tmp_path / 'unknown.pth'), **imagenet)
