@@ -2,6 +2,7 @@
 
 import copy
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from mmcv.cnn.utils import fuse_conv_bn
 from mmengine.config import Config
 from mmengine.model import ExponentialMovingAverage, revert_sync_batchnorm
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS, DefaultScope, registry
 from torch import nn
 from torch.nn.utils import prune
 
@@ -21,6 +22,7 @@ from mmpelk.errors import UserError
 from mmpelk.fault_tolerance.safe_loading import load_data
 from mmpelk.models import PeLK
 from mmpelk.models.weights.checkpoint import write_safetensors
+from mmpelk.models.weights.harmless import only_registered
 from mmpelk.sparsity import apply_masks
 from tests.paths import CONFIGS, sample_data
 from tests.sparsity.tiny import draw_masks
@@ -325,6 +327,12 @@ def test_files_that_a_recipe_starts_from_are_not_read(tmp_path: Path) -> None:
     loaded = hub.from_pretrained(tmp_path, device='meta')
     assert 'UPerHead' in str(loaded.cfg.model)
     assert {value.device.type for value in loaded.state_dict().values()} == {'meta'}
+
+
+def test_other_threads_import_as_before() -> None:
+    with only_registered('name'), ThreadPoolExecutor(1) as threads:
+        assert threads.submit(registry.get_object_from_string, 'mmengine.config.Config').result() is Config
+    assert registry.get_object_from_string('mmengine.config.Config') is Config
 
 
 def test_modules_that_the_caller_trusts(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:

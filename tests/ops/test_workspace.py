@@ -63,6 +63,13 @@ def test_workspace_is_bounded(
         assert 0 < _most_bytes(call) <= 1.5 * 2**21
 
 
+def test_pieces_on_a_cpu_stay_in_its_cache() -> None:
+    for device, size in (('cpu', 8), ('meta', 512)):
+        x = torch.empty(1, 600, 1, 1, device=device)
+        assert next(workspace.channel_chunks(x, 2**20)) == slice(0, size)
+        assert next(workspace.image_chunks(x.transpose(0, 1), 2**20)) == slice(0, size)
+
+
 def test_workspace_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for text, megabytes in (('0.5', 0.5), ('', 64)):
         monkeypatch.setenv('MMPELK_WORKSPACE_MB', text)

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from mmpelk.models import PeLK
+from mmpelk.models.weights.facts import facts_of
 from mmpelk.sparsity import (
     apply_masks,
     attach_masks,
@@ -82,6 +84,22 @@ def test_folded_state_dict_loads_strictly_into_a_model_without_masks(model):
     apply_masks(find_parameters(model))
     for key, value in plain.state_dict().items():
         assert torch.equal(value, model.state_dict()[key]), key
+
+
+def test_what_is_no_mask_and_facts_of_the_network_stay():
+    weight = torch.ones(2, 3)
+    for other, is_mask in (
+        (torch.ones(2, 3), False),
+        (torch.ones(3, 2, dtype=torch.bool), False),
+        (torch.ones(2, dtype=torch.bool), False),
+        (torch.ones(2, 1, dtype=torch.bool), True),
+    ):
+        state = {'a': weight, 'a_mask': other, 'b_mask': torch.ones(2, dtype=torch.bool)}
+        assert mask_keys(state) == ({'a_mask': 'a'} if is_mask else {})
+        assert fold_masks(state).keys() == state.keys() - ({'a_mask'} if is_mask else set())
+    network = PeLK(depths=(1,), channels=(8,), kernel_sizes=(9,))
+    draw_masks(nn.ModuleDict(dict(backbone=network)))
+    assert facts_of(fold_masks(network.state_dict())) == facts_of(network.state_dict()) != {}
 
 
 def test_removed_masks_are_in_the_weights(model):
