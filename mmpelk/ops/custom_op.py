@@ -13,11 +13,11 @@ From torch 2.4 on both are registered with ``torch.library``; before, the same f
 ``autograd.Function``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from .autocast import cast_under_autocast, without_autocast
@@ -25,12 +25,15 @@ from .backends import convolve, input_gradient, weight_gradient
 from .layout import empty_as
 
 HAS_CUSTOM_OP = hasattr(torch.library, 'custom_op') and hasattr(torch.library, 'register_autograd')
-# Private: torch has no public way to ask. Modes, such as FLOP counters, and transforms of torch.func see operators.
-_dispatch_modes, _transform = torch._C._len_torch_dispatch_stack, torch._C._functorch.peek_interpreter_stack
+# Private: torch has no public way to ask. Modes, such as FLOP counters, transforms of torch.func, and the profiler see
+# operators.
+_dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
+_transform, _profiles = torch._C._functorch.peek_interpreter_stack, torch.autograd._profiler_enabled
 # Private as well: `torch.autograd.grad(is_grads_batched=True)` has a transform of its own. torch 2.1 cannot be asked.
 _is_batched: Callable[[Tensor], bool] = getattr(
     torch._C._functorch, 'is_legacy_batchedtensor', lambda tensor: 'Batched' in str(torch._C._dispatch_keys(tensor))
 )
+_PLAIN_TYPES = Tensor, nn.Parameter
 _LIBRARY = torch.library.Library('mmpelk', 'FRAGMENT')  # a registration lasts as long as the library object
 
 
@@ -88,9 +91,19 @@ def takes_tangents() -> bool:
 
 def is_watched(grad: Tensor) -> bool:
     """Whether somebody must see the operator that computes gradients: if not, its function takes the host less time."""
-    if torch.is_grad_enabled() or type(grad) is not Tensor or _dispatch_modes() > 0 or _transform() is not None:
+    return torch.is_grad_enabled() or _is_seen([grad])
+
+
+def _is_seen(args: Iterable[Any]) -> bool:
+    """Whether somebody must see an operator on the tensors among ``args``, or has another way to compute it."""
+    if _dispatch_modes() > 0 or _function_modes() > 0 or _transform() is not None or _profiles() or takes_tangents():
         return True
-    return takes_tangents() or _is_batched(grad)
+    for value in args:
+        if isinstance(value, Tensor) and (
+            type(value) not in _PLAIN_TYPES or not (value.is_cpu or value.is_cuda) or _is_batched(value)
+        ):
+            return True
+    return False
 
 
 def _first_channels(x: Tensor, count: int) -> Tensor:
@@ -188,10 +201,40 @@ def register(
 ) -> Callable[..., Any]:
     """An operator with its gradients: ``torch.ops.mmpelk.<name>``, or before torch 2.4 a plain function."""
     if not HAS_CUSTOM_OP:
-        return _autograd_function(name, function, setup, backward)
+        return _autograd_function(name, forward=function, setup_context=setup, backward=backward)
     define(name, schema, function, fake)
     torch.library.register_autograd(f'mmpelk::{name}', backward, setup_context=setup, lib=_LIBRARY)
-    return _without_tangents(getattr(torch.ops.mmpelk, name))
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = function(*args)
+        setup(ctx, args, output)
+        return output
+
+    # With a setup_context each call would bind its arguments anew, which takes as long as the operator.
+    unseen = _autograd_function(name, forward=forward, backward=backward)
+    return _unless_unseen(_without_tangents(getattr(torch.ops.mmpelk, name)), function, unseen)
+
+
+def _unless_unseen(operator: Callable, function: Callable, differentiable: Callable) -> Callable[..., Any]:
+    """Call the operator where somebody sees it, or one of two functions that compute the same.
+
+    torch's gradients of operators that are written in Python take the host as long as four launches.
+
+    Args:
+        operator: Of ``torch.ops.mmpelk``.
+        function: For tensors that no gradients are recorded of.
+        differentiable: Records gradients.
+    """
+
+    def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or _is_seen(args):
+            return operator(*args)
+        records = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        if records and any(isinstance(value, Tensor) and value.requires_grad for value in args):
+            return differentiable(*args)
+        return function(*args)
+
+    return call
 
 
 def define(name: str, schema: str, function: Callable, fake: Callable) -> None:
@@ -221,9 +264,9 @@ def _without_tangents(operator: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _autograd_function(name: str, function: Callable, setup: Callable, backward: Callable) -> Callable[..., Tensor]:
-    body = {'forward': function, 'setup_context': setup, 'backward': backward}
-    subclass: Any = type(name, (torch.autograd.Function,), {key: staticmethod(value) for key, value in body.items()})
+def _autograd_function(name: str, **methods: Callable) -> Callable[..., Any]:
+    body = {key: staticmethod(method) for key, method in methods.items()}
+    subclass: Any = type(name, (torch.autograd.Function,), body)
     return subclass.apply
 
 
@@ -254,7 +297,8 @@ if HAS_CUSTOM_OP:
         lambda x, weight, bias, grid, backend, kernel: empty_as(x),
     )
     torch.library.register_autograd('mmpelk::peripheral_conv2d_prepared', _no_grads, lib=_LIBRARY)
-    conv_prepared: Callable[..., Tensor] = _without_tangents(torch.ops.mmpelk.peripheral_conv2d_prepared)
+    _prepared_op = _without_tangents(torch.ops.mmpelk.peripheral_conv2d_prepared)
+    conv_prepared: Callable[..., Tensor] = _unless_unseen(_prepared_op, _conv_prepared, _prepared_op)
 else:
     conv_prepared = _conv_prepared
 

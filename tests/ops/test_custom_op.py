@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmpelk.ops import expand_kernel, peripheral_conv2d, sharing_grid
@@ -41,6 +42,39 @@ def test_compiles_to_one_graph() -> None:
         output_and_gradients(compiled, (x, weight, bias), torch.ones_like(x)),
         output_and_gradients(convolve(grid), (x, weight, bias), torch.ones_like(x)),
     )
+
+
+@needs_custom_op
+def test_profiler_modes_and_traces_see_operators_and_nobody_else_waits_for_them() -> None:
+    grid = sharing_grid(13, 5)
+    x, weight, _ = make_inputs(grid, 10, 9, torch.float32)
+    seen: list[str] = []
+
+    class Watches(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    def call(x: Tensor, weight: Tensor) -> Tensor:
+        return peripheral_conv2d(x, weight, grid)
+
+    leaves = x.requires_grad_(), weight.requires_grad_()
+    with torch.profiler.profile() as profile:
+        call(*leaves).sum().backward()
+    names = {event.name for event in profile.events()}
+    assert {'mmpelk::peripheral_conv2d', 'mmpelk::peripheral_conv2d_backward'} <= names
+    with Watches():
+        call(*leaves)
+    assert 'mmpelk.peripheral_conv2d' in seen
+    assert 'mmpelk::peripheral_conv2d' in str(torch.jit.trace(call, leaves, check_trace=False).graph)
+    assert call(*(tensor.to('meta') for tensor in leaves)).is_meta
+    operator = torch.ops.mmpelk.peripheral_conv2d(*leaves, None, list(grid), None)
+    assert type(call(*leaves).grad_fn) is not type(operator.grad_fn)
+    with torch.inference_mode():
+        inference = x.clone()
+        with torch.enable_grad():
+            assert torch.equal(call(inference, weight), operator)
+    assert torch.equal(call(inference, weight.detach()), operator)
 
 
 @needs_custom_op
