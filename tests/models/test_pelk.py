@@ -126,7 +126,7 @@ def test_train_and_eval_return_self_and_arguments_stay() -> None:
     assert model.train() is model
     assert model.eval() is model
     assert arguments == before
-    assert model.out_indices == (0, 3)
+    assert model.out_indices == (0, 3) == PeLK(**DENSE | dict(out_indices=(3, 0, -1))).out_indices
     arguments['norm_cfg']['eps'] = 1.0  # the caller's own
     assert model.arguments()['norm_cfg'] == before['norm_cfg']
     model.stages[1].switch_to_deploy()
@@ -277,7 +277,9 @@ def test_norm_eval_keeps_the_statistics() -> None:
         (dict(out_indices=(0, 4)), r'out_indices \(0, 4\)'),
         (dict(out_indices=-5), r'in \[-4, 3\]'),
         (dict(frozen_stages=5), r'in \[0, 4\]'),
-        (dict(conv_ratio=0.0), 'conv_ratio'),
+        *((dict(conv_ratio=ratio), 'conv_ratio is in') for ratio in (0.0, 1.1)),
+        (dict(arch=NANO | dict(window=7)), 'an arch dict has the keys'),
+        (dict(hidden_channels=[[64], [96], [128, 0], [160]]), 'with a positive number for each'),
         *((dict(drop_path_rate=rate), 'drop_path_rate') for rate in (-0.1, 1.0)),
         (dict(branch_norms=False), 'needs small_kernel_size=0'),
         (dict(branch_norms=False, small_kernel_size=0), 'positional_embedding=None'),

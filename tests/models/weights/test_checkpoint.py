@@ -126,6 +126,18 @@ def test_paths_from_the_home_folder_and_weights_without_masks(
     assert check_pretrained(model, '~/weights.pth').keys() == trained.keys()
 
 
+def test_shrunk_weights_of_an_address(trained: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    block = 'stages.0.0.pointwise_conv'
+    for name in (f'{block}1.weight', f'{block}1.bias'):
+        trained[name] = trained[name][:5]
+    trained[f'{block}2.weight'] = trained[f'{block}2.weight'][:, :5]
+    asked: list[str] = []
+    monkeypatch.setattr('mmpelk.models.weights.checkpoint.read_checkpoint', lambda path: asked.append(path) or trained)
+    found = load(dict(type='Pretrained', checkpoint='https://example.org/weights.pth'))
+    assert all(torch.equal(found[key], value) for key, value in trained.items())
+    assert asked == ['https://example.org/weights.pth']
+
+
 def test_safetensors_of_tied_and_transposed_tensors(tmp_path: Path) -> None:
     safetensors = pytest.importorskip('safetensors')
     tensor, path = torch.rand(2, 3), tmp_path / 'weights.safetensors'
