@@ -324,8 +324,9 @@ def test_backends_pass_and_nothing_is_broken(monkeypatch: Patch) -> None:
         assert 'agrees' in findings[f'backend {name}'].text
 
 
-def test_remedy_of_a_backend_is_another(monkeypatch: Patch) -> None:
-    failing_backend(monkeypatch)
+@pytest.mark.parametrize('break_it', [failing_backend, wrong_backend])
+def test_remedy_of_a_backend_is_another(break_it: Callable[[Patch], None], monkeypatch: Patch) -> None:
+    break_it(monkeypatch)
     remedies = {finding.name: finding.remedy or '' for finding in doctor._backends() if finding.state == 'error'}
     others = {name: remedy.partition(' ')[0].removeprefix('MMPELK_BACKEND=') for name, remedy in remedies.items()}
     assert others == {'backend dense': 'fft', 'backend dft': 'dense', 'backend fft': 'dense'}

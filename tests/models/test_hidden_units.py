@@ -49,6 +49,14 @@ def pretrained(file: Path) -> dict[str, str]:
     return dict(type='Pretrained', checkpoint=str(file), prefix='backbone.')
 
 
+def test_units_of_another_network_change_nothing(shrunk):
+    model = PeLK(NANO | dict(channels=(10, 12)), out_indices=(0, 1))
+    before = widths(model)
+    with pytest.raises(RuntimeError, match='size mismatch'):
+        model.load_state_dict(shrunk)
+    assert widths(model)[0] == before[0] == 40, 'of the stage of another width'
+
+
 @pytest.mark.parametrize('given', [None, WIDTHS], ids=['full', 'narrow'])
 def test_a_shrunk_network_computes_the_same(shrunk, given):
     model = PeLK(NANO, layer_scale_init_value=1.0, out_indices=(0, 1), hidden_channels=given).eval()

@@ -1,13 +1,17 @@
 """Counts of active weights: exact totals, and each rule against a direct computation."""
 
+import copy
 import math
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
-from mmpelk.sparsity import active_total, erk, random_mask, snip, uniform
+from mmpelk.sparsity import active_total, erk, find_parameters, random_mask, snip, uniform
+from mmpelk.sparsity.probe import snip_scores
+from tests.sparsity.tiny import TinyData, TinyModel
 
 SHAPES = st.lists(
     st.one_of(
@@ -98,3 +102,25 @@ def test_random_mask_is_uniform():
 def test_a_density_out_of_range_is_refused(density):
     with pytest.raises(ValueError, match='share of active weights'):
         active_total([10], density)
+
+
+def test_scores_are_those_of_training_and_the_model_stays_as_it_was():
+    model, data = TinyModel(dropout=0.0), TinyData(length=4, noise=0.0)
+    loader, parameters = DataLoader(data, 4), find_parameters(model)
+    scores = {}
+    for mode in (True, False):
+        model.train(mode)
+        model.backbone.norm.eval()  # frozen by its network
+        model.head.weight.grad = grad = torch.ones_like(model.head.weight)
+        state = copy.deepcopy(model.state_dict())
+        scores[mode] = snip_scores(model, parameters, loader, seed=3)
+        assert (model.training, model.backbone.norm.training) == (mode, False)
+        assert model.head.weight.grad is grad
+        assert grad.eq(1).all()
+        assert all(parameter.grad is None for name, parameter in model.named_parameters() if name != 'head.weight')
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    torch.testing.assert_close(scores[True], scores[False])
+    batch = torch.utils.data.default_collate([data[index] for index in range(4)])
+    gradients = torch.autograd.grad(model.train()(**batch, mode='loss')['loss'], [entry.weight for entry in parameters])
+    want = [(entry.weight * gradient).abs() for entry, gradient in zip(parameters, gradients, strict=True)]
+    torch.testing.assert_close(scores[True], want)

@@ -1,15 +1,20 @@
 """Published checkpoints: masks folded in or kept, EMA or last weights, with or without the optimizer."""
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from mmpelk.models import PeLK
+from mmpelk.models.weights.facts import facts_of
 from mmpelk.sparsity import find_parameters, fold_masks, mask_keys
-from mmpelk.sparsity.publish import publish_checkpoint
+from mmpelk.sparsity.publish import add_hash, publish_checkpoint, save_safetensors
 from tests.commands import call
 from tests.paths import TOOLS
-from tests.sparsity.tiny import TinyModel, build_runner
+from tests.sparsity.tiny import TinyModel, build_runner, draw_masks
 
 SCHEDULE = {'param_scheduler': {'type': 'LinearLR', 'by_epoch': False}}
 
@@ -92,3 +97,23 @@ def test_mistakes_are_explained(trained, export):
 def test_averaged_weights_that_are_not_there_are_an_error():
     with pytest.raises(ValueError, match='trained without EMAHook'):
         publish_checkpoint({'state_dict': TinyModel().state_dict()}, 'ema')
+
+
+def test_what_is_said_of_a_published_network(tmp_path):
+    safetensors = pytest.importorskip('safetensors')
+    network = nn.ModuleDict(dict(backbone=PeLK(depths=(1,), channels=(8,), kernel_sizes=(9,))))
+    for sparse in (False, True):
+        if sparse:
+            draw_masks(network)
+        checkpoint = dict(meta=dict(dataset_meta=dict(classes=['a'])), state_dict=network.state_dict())
+        for keep_masks in (False, True):
+            published = publish_checkpoint(checkpoint, keep_masks=keep_masks)
+            assert published['meta']['sparsity']['masks'] == (sparse and keep_masks)
+            assert bool(mask_keys(published['state_dict'])) == (sparse and keep_masks)
+            assert facts_of(published['state_dict']) == facts_of(checkpoint['state_dict']) != {}
+    save_safetensors(published, tmp_path / 'a.safetensors')
+    with safetensors.safe_open(tmp_path / 'a.safetensors', 'pt') as file:
+        assert json.loads(file.metadata()['dataset_meta']) == dict(classes=['a'])
+    digest = hashlib.sha256((tmp_path / 'a.safetensors').read_bytes()).hexdigest()
+    assert add_hash(tmp_path / 'a.safetensors') == tmp_path / f'a-{digest[:8]}.safetensors'
+    assert [path.name for path in tmp_path.iterdir()] == [f'a-{digest[:8]}.safetensors']

@@ -20,6 +20,7 @@ from mmpelk.models.mixers import peripheral
 from mmpelk.models.mixers.base import norm_as_affine
 from mmpelk.ops import force_backend
 from mmpelk.ops.backends import BACKENDS
+from tests.ops.inputs import Recording
 
 ON_CPU = sorted(name for name in BACKENDS if not name.startswith('triton'))
 
@@ -51,6 +52,17 @@ def _step(mixer: PeripheralMixer, kind: type[torch.optim.Optimizer]) -> None:
     for parameter in mixer.parameters():
         parameter.grad = torch.ones_like(parameter)
     kind(mixer.parameters(), lr=0.1).step()
+
+
+@torch.no_grad()
+def test_the_backend_of_a_kernel_computes_it(mixer: PeripheralMixer, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(1, 4, 9, 12)
+    want = mixer(x)
+    monkeypatch.setattr('mmpelk.ops.backends.calls.BACKENDS', table := Recording())
+    for backend in (*ON_CPU, *reversed(ON_CPU)):
+        mixer.large.backend = backend
+        torch.testing.assert_close(mixer(x), want)
+        assert table.used[-1] == backend
 
 
 def test_biases_that_somebody_gave_the_kernels_are_scaled_by_their_norms() -> None:

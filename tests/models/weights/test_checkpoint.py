@@ -62,8 +62,11 @@ def test_spellings_of_init_cfg(kind: Any, spelling: Callable, trained: dict[str,
     with pytest.raises(UserError, match=r'misses downsample_layers\.0\.0\.weight'):
         load(spelling(dict(type=kind, checkpoint=wrong, prefix=PREFIX)))
     absent = spelling(dict(type=kind, checkpoint=str(tmp_path / 'absent.pth'), prefix=PREFIX))
+    model = PeLK(**SMALL, init_cfg=absent)
+    given = model.init_cfg
     with pytest.raises(FileNotFoundError, match='do not exist'):
-        load(absent)
+        model.init_weights()
+    assert model.init_cfg is given
 
 
 def test_weights_that_do_not_fit_name_the_prefix_and_the_shapes(trained: dict[str, Tensor], tmp_path: Path) -> None:
