@@ -324,6 +324,20 @@ def test_backends_pass_and_nothing_is_broken(monkeypatch: Patch) -> None:
         assert 'agrees' in findings[f'backend {name}'].text
 
 
+def test_every_backend_is_examined(monkeypatch: Patch) -> None:
+    import mmpelk.ops
+
+    right, asked = mmpelk.ops.peripheral_conv2d, []
+
+    def record(*args: Any, backend: str) -> torch.Tensor:
+        asked.append(backend)
+        return right(*args, backend=backend)
+
+    monkeypatch.setattr(mmpelk.ops, 'peripheral_conv2d', record)
+    assert all(finding.state == 'ok' for finding in doctor._backends())
+    assert asked == available_backends()
+
+
 @pytest.mark.parametrize('break_it', [failing_backend, wrong_backend])
 def test_remedy_of_a_backend_is_another(break_it: Callable[[Patch], None], monkeypatch: Patch) -> None:
     break_it(monkeypatch)

@@ -24,7 +24,7 @@ from mmpelk.models import ARCHITECTURES, PeLK
 from mmpelk.models.weights.downloads import read_public
 from mmpelk.models.weights.identify import Reading
 from mmpelk.models.weights.inflation import inflate
-from mmpelk.models.weights.key_maps import to_timm
+from mmpelk.models.weights.key_maps import fit_shape, to_timm
 from mmpelk.registry import MODELS
 
 timm = pytest.importorskip('timm', reason='pip install -e .[timm]')
@@ -482,6 +482,16 @@ def test_missing_library_is_named(address: str, module: str, extra: str, monkeyp
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match=rf"pip install 'mmpelk\[{extra}\]'"):
         read_public(address)
+
+
+@pytest.mark.parametrize(
+    ('theirs', 'ours', 'fits'),
+    [((1, 1, 1, 5), (5,), True), ((5, 1, 1), (5,), True), ((6, 4, 1, 1), (6, 4), True), ((6, 4), (4, 6), False)],
+)
+def test_tensors_that_differ_in_dimensions_of_one_fit(
+    theirs: tuple[int, ...], ours: tuple[int, ...], fits: bool
+) -> None:
+    assert fit_shape(torch.zeros(theirs), torch.zeros(ours)).shape == (ours if fits else theirs)
 
 
 def test_inflated_form_needs_a_checkpoint() -> None:
