@@ -64,6 +64,8 @@ def test_images_are_checked(photos: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises((FileNotFoundError, ValueError), match=message):
             read_images([path], count, 32)
+    with pytest.raises(ValueError, match='their size are at least 1, got 1 and 0'):
+        read_images([photos / '0.png'], 1, 0)
 
 
 def test_checkpoint_of_the_same_model_alone(tmp_path: Path) -> None:
@@ -177,6 +179,10 @@ def test_panel_of_a_large_map_shows_means_of_blocks() -> None:
     np.testing.assert_allclose(shown[0, :2], np.array([7.0, 10.0]) / scores.mean())
     assert (shown[1:] == 1e-2).all(), 'the darkest colour, of zero, too'
     assert tuple(panel.images[0].get_extent()) == (0, 300, 130, 0)
+    for count, (rows, columns) in {1: (1, 1), 2: (1, 2), 3: (1, 3), 4: (2, 2), 5: (2, 3)}.items():
+        *panels, _ = draw_fields([Measured(scores, facts)] * count).axes
+        assert panels[0].get_subplotspec().get_gridspec().get_geometry() == (rows, columns)  # type: ignore[union-attr]
+        assert [axes.axison for axes in panels] == [True] * count + [False] * (rows * columns - count)
 
 
 @pytest.mark.parametrize('suffix', ['png', 'pdf'])
