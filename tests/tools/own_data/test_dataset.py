@@ -152,10 +152,12 @@ def test_only_what_is_missing_is_drawn() -> None:
 
 
 def test_copies_matter_between_the_parts_alone(tmp_path: Path) -> None:
-    for name, width in dict(a=9, b=9, c=10, d=10, e=11, f=11, g=12).items():
+    for name, width in dict(a=9, b=9, c=10, d=10, e=11, f=11, g=12, h=12).items():
         image(tmp_path / f'{name}.jpg', (width, 8))
     for test in ({}, dict(test=['f.jpg'])):
-        data = empty(tmp_path, splits=dict(train=['a.jpg', 'b.jpg', 'c.jpg', 'e.jpg'], val=['d.jpg', 'g.jpg'], **test))
+        data = empty(
+            tmp_path, splits=dict(train=['a.jpg', 'b.jpg', 'c.jpg', 'e.jpg'], val=['d.jpg', 'g.jpg', 'h.jpg'], **test)
+        )
         find_copies(data, [name for part in data.splits.values() for name in part])
         (note,) = data.notes
         assert (note.kind, sorted(note.files)) == ('mistake', ['d.jpg', *test.get('test', [])])

@@ -165,14 +165,25 @@ def test_labelme_of_other_sizes_is_left_out(task: str, tmp_path: Path) -> None:
     assert sum(names(data).values()) == 4
 
 
-def test_labelme_is_drawn_on_the_picture_that_was_shown(tmp_path: Path) -> None:
-    """LabelMe turns a picture as EXIF says, before anything is drawn."""
+@pytest.mark.parametrize('size', [(32, 48), (None, None)])
+def test_labelme_is_drawn_on_the_picture_that_was_shown(size: Any, tmp_path: Path) -> None:
+    """LabelMe turns a picture as EXIF says, before anything is drawn; some writers leave its size out."""
     for index in range(4):
-        labelme(tmp_path / 'data' / f'{index}.json', [polygon('cat', 2, 34), polygon('dog')], (32, 48), orientation=6)
+        labelme(tmp_path / 'data' / f'{index}.json', [polygon('cat', 2, 34), polygon('dog')], size, orientation=6)
     data = read('seg', tmp_path / 'data', answers=Answers())
     assert not data.ignore_orientation
     assert first_map(data).shape == (48, 32)
     assert first_map(data)[40, 5] == data.classes.index('cat')
+
+
+@pytest.mark.parametrize('name', ['background', '_Background_'])
+def test_outlines_of_the_background_are_what_lies_outside_of_all(name: str, tmp_path: Path) -> None:
+    for index in range(4):
+        labelme(tmp_path / 'data' / f'{index}.json', [polygon('cat'), polygon(name, 20)])
+    data = read('seg', tmp_path / 'data', answers=Answers())
+    assert (data.classes, data.unlabelled) == (['cat', name], 0)
+    assert [first_map(data)[5, column] for column in (5, 25, 45)] == [0, 1, 1]
+    assert not data.questions
 
 
 @pytest.mark.usefixtures('all_that_is_read')

@@ -13,6 +13,7 @@ from own_data.segmentation import read_indices, write_labels
 from PIL import Image
 from torchvision.datasets import Cityscapes
 
+from mmpelk.errors import UserError
 from tests.paths import sample_data
 from tests.tools.own_data.pictures import SIZE, image, label, names, notes
 from tests.tools.own_data.pictures import write_pairs as write
@@ -220,6 +221,19 @@ VALUES: dict[str, tuple[list[object], dict, dict]] = {
     'values joined': ([0, 5, 9], dict(classes='a=9,b=0,a=5'), {0: 'b', 5: 'a', 9: 'a'}),
     'grey colours': ([[0, 0, 0], [1, 1, 1]], dict(classes='a,b'), {'#000000': 'a', '#010101': 'b'}),
     'colours': ([[0, 0, 0], [128, 0, 0]], {}, {'#000000': '#000000', '#800000': '#800000'}),
+    'blue, whose number is 255': ([[0, 0, 0], [0, 0, 255]], {}, {'#000000': '#000000', '#0000ff': '#0000ff'}),
+    'blue left': (
+        [[9, 0, 0], [0, 9, 0], [0, 0, 255]],
+        dict(classes='b=#000900,a=#090000'),
+        {'#000900': 'b', '#090000': 'a'},
+    ),
+    'a class left by its name': ([0, 1, 2], dict(classes='a=0,b=1,c=2', ignore=['b']), {0: 'a', 2: 'c'}),
+    'values named, background': (
+        [0, 1, 2],
+        dict(classes='a=2,b=1', background='0'),
+        {0: 'background', 1: 'b', 2: 'a'},
+    ),
+    'mask, background': ([0, 255], dict(background='0'), {0: 'background', 255: 'class_255'}),
     'colours named': ([[9, 0, 0], [0, 9, 0]], dict(classes='b=#000900,a=#090000'), {'#000900': 'b', '#090000': 'a'}),
     'a colour left': (
         [[9, 0, 0], [0, 9, 0], [7, 7, 9]],
@@ -282,7 +296,7 @@ def test_indices_with_a_list_of_colours_are_a_question(tmp_path: Path) -> None:
     assert data.palette == [(0, 0, 9), (9, 0, 0)]
 
 
-@pytest.mark.parametrize('end', ['.png', '.jpg'])
+@pytest.mark.parametrize('end', ['.png', '.JPG'])
 @pytest.mark.parametrize('coloured', [False, True])
 def test_soft_edges(coloured: bool, end: str, tmp_path: Path) -> None:
     """Contours that were smoothed are no classes, and the classes are not lost."""
@@ -300,6 +314,7 @@ def test_soft_edges(coloured: bool, end: str, tmp_path: Path) -> None:
     data = read_segmentation(tmp_path)
     assert '--soft-edges' in notes(data, 'question')
     assert len(data.classes) == 2
+    assert sum(float(share.rstrip('%')) for *_, share in data.details['values']) == pytest.approx(100, abs=0.05)
     confirmed = read_segmentation(tmp_path, answers=Answers(soft_edges=True))
     assert not confirmed.questions
     write_labels(confirmed, tmp_path / 'labels')
@@ -371,8 +386,121 @@ def test_label_maps_read_through_their_palette(tmp_path: Path) -> None:
     """Indices in another order than the list's, whose colours are in the file."""
     write(tmp_path, [0, 1])
     for path in (tmp_path / 'labels').iterdir():
-        draw(path, [0, 0, 9, 1, 1, 1, 2, 2, 2, 9, 0, 0], [0, 3])
-    assert meaning(read_segmentation(tmp_path, 'road=#090000,sky=#000009')) == COLOURS
+        # Pascal VOC's contours, of the last colour, are no class.
+        draw(path, [0, 0, 9, 1, 1, 1, 2, 2, 2, 9, 0, 0, 224, 224, 192], [0, 3, 4])
+    data = read_segmentation(tmp_path, 'road=#090000,sky=#000009')
+    assert (meaning(data), data.unlabelled) == (COLOURS, pytest.approx(1 / 3))
+
+
+@pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'CMYK', 'I', 'I;16', 'F'])
+def test_modes_of_label_maps(mode: str, tmp_path: Path) -> None:
+    """However a tool stores 0 and 1, with or without transparency."""
+    write(tmp_path, [0, 1])
+    for path in (tmp_path / 'labels').iterdir():
+        drawn = Image.open(path)
+        if mode in ('1', 'I;16'):
+            drawn = Image.fromarray(np.asarray(drawn).astype(bool if mode == '1' else np.uint16))
+        elif mode in ('P', 'PA'):
+            drawn.putpalette([0, 0, 0, 1, 1, 1])
+            drawn = drawn.convert(mode)
+        else:
+            drawn = drawn.convert('RGB').convert(mode) if mode == 'CMYK' else drawn.convert(mode)
+        path.unlink()
+        drawn.save(path.with_suffix('.tif'))
+        assert Image.open(path.with_suffix('.tif')).mode == mode
+    data = read_segmentation(tmp_path, 'sky,road')
+    assert (data.classes, data.unlabelled) == (['sky', 'road'], 0)
+    assert not data.questions
+    for pair in data.details['pairs']:
+        assert (read_indices(data, pair) == np.arange(SIZE[0]) // (SIZE[0] // 2)).all()
+
+
+@pytest.mark.parametrize('pixels', [3, 4])
+def test_a_class_is_rare_below_a_thousandth_of_what_is_labelled(pixels: int, tmp_path: Path) -> None:
+    write(tmp_path, [0], size=(80, 80))
+    for path in (tmp_path / 'labels').iterdir():
+        drawn = np.full((80, 80), 255, np.uint8)
+        drawn[:40] = 0
+        drawn[0, :pixels] = 1
+        Image.fromarray(drawn).save(path)
+    data = read_segmentation(tmp_path, 'sky,road,absent')
+    told = notes(data, 'remark')
+    assert ('1 classes have less than 0.1% of the labelled pixels (road)' in told) is (1000 * pixels < 40 * 80)
+
+
+@pytest.mark.parametrize(('images', 'labels', 'top', 'count'), [
+    ('images/ADE_train_{i}.jpg', 'annotations/ADE_train_{i}.png', 150, 150),
+    ('a_{i}_leftImg8bit.png', 'a_{i}_gtFine_labelTrainIds.png', 18, 19),
+    ('a_{i}_leftImg8bit.png', 'a_{i}_gtFine_labelIds.png', 33, 19),
+    ('JPEGImages/2012_00000{i}.jpg', 'SegmentationClass/2012_00000{i}.png', 20, 21),
+])  # fmt: skip
+def test_public_sets_by_their_names_and_values(images: str, labels: str, top: int, count: int, tmp_path: Path) -> None:
+    for more in (0, 1):
+        root = write(tmp_path / str(more), [1, 7, top + more, 255], 4, images, labels)
+        data = read_segmentation(root)
+        assert (len(data.classes) == count) is not more
+        assert more or not data.questions
+    first = data.classes.index(f'class_{top + 1}')
+    assert data.counts[first] == 4 * SIZE[0] * SIZE[1] // 4
+
+
+@pytest.mark.parametrize('count', [255, 256])
+def test_the_largest_number_of_classes(count: int, tmp_path: Path) -> None:
+    """MMSegmentation keeps 255 for no class."""
+    write(tmp_path, [0], size=(256, 4))
+    values = np.arange(256).clip(max=count - 1) + 300
+    for path in (tmp_path / 'labels').iterdir():
+        Image.fromarray(np.broadcast_to(values, (4, 256)).astype(np.uint16)).save(path)
+    if count == 256:
+        with pytest.raises(UserError, match='256 classes: MMSegmentation knows 255 at most'):
+            read_segmentation(tmp_path)
+        return
+    data = read_segmentation(tmp_path)
+    assert (len(data.classes), min(data.counts), data.unlabelled) == (255, 16, 0)
+
+
+def test_thin_classes_that_have_names_are_no_contours(tmp_path: Path) -> None:
+    write(tmp_path, [0, 1], size=(96, 64))
+    for path in (tmp_path / 'labels').iterdir():
+        drawn = np.array(Image.open(path))
+        drawn[10], drawn[20], drawn[30] = 2, 3, 4
+        Image.fromarray(drawn).save(path)
+    data = read_segmentation(tmp_path, 'a=0,b=1,c=2,d=3,e=4')
+    assert data.counts[2:] == [4 * 96] * 3
+    assert not data.questions
+
+
+@pytest.mark.parametrize(('images', 'labels', 'paths'), [
+    ('all', 'all', ('all/{i}.jpg', 'all/{i}_mask.png')),
+    ('.', 'drawn', ('{i}.jpg', 'drawn/{i}.gif')),
+    ('taken', '.', ('taken/{i}.jpg', '{i}.png')),
+])  # fmt: skip
+def test_folders_that_are_given(images: str, labels: str, paths: tuple[str, str], tmp_path: Path) -> None:
+    """One may be the other, or lie in it."""
+    write(tmp_path, [0, 1], 4, *paths)
+    data = read_segmentation(tmp_path, images=images, labels=labels)
+    assert {(pair.image, pair.label) for pair in data.details['pairs']} == {
+        tuple(path.format(i=index) for path in paths) for index in range(4)
+    }
+    assert 'left out' not in notes(data)
+
+
+def test_the_rotation_is_that_of_most_label_maps(tmp_path: Path) -> None:
+    write(tmp_path, [0, 1], 12)
+    for index in range(3):
+        image(tmp_path / f'images/{index}.jpg', orientation=6)
+        label(tmp_path / f'labels/{index}.png', [0, 1], SIZE if index == 0 else SIZE[::-1])
+    data = read_segmentation(tmp_path)
+    assert not data.ignore_orientation
+    assert '1 label maps differ in size from their images' in notes(data, 'mistake')
+
+
+def test_tests_without_label_beside_others_are_left_out(tmp_path: Path) -> None:
+    write(tmp_path, [0, 1], 12, 'train/images/{i}.png', 'train/masks/{i}.png')
+    write(tmp_path, [0, 1], 2, 'test/images/{i}.png', 'test/masks/{i}.png')
+    write(tmp_path, [], range(2, 3), 'test/images/{i}.png', '-')
+    data = read_segmentation(tmp_path)
+    assert '1 images have no label map and are left out (test/images/2.png)' in notes(data, 'mistake')
 
 
 def test_palettes_in_other_orders_are_compared_by_colour(tmp_path: Path) -> None:
@@ -543,6 +671,7 @@ REFUSED: dict[str, tuple[Make, dict]] = {
     'names of colours': (lambda r: write(r, [[9, 0, 0], [0, 0, 9]]), dict(classes='sky,road')),
     'a list of two forms': (lambda r: (write(r, [0, 1]) / 'classes.csv').write_text('sky;0\nsea\n'), {}),
     'a list of two orders': (lambda r: (write(r, [0, 1]) / 'classes.csv').write_text('sky,0\n1,sea\nrock,2\n'), {}),
+    'a colour of values': (lambda r: write(r, [0, 1, 2]), dict(answers=Answers(ignore=['#000001']))),
     'fractions': (lambda r: maps_of(r, Image.new('F', SIZE, 0.5)), {}),
     'two pages': (lambda r: maps_of(r, Image.new('L', SIZE, 1), Image.new('L', SIZE, 0)), {}),
 }
