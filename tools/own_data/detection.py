@@ -94,6 +94,8 @@ def read_detection(
             number = max(number, image['id'])
         for entry in content['annotations']:
             objects[entry['image_id'] + offset].append({**entry, 'image_id': entry['image_id'] + offset})
+    every = [image for content in clean.values() for image in content['images']]
+    data.unlabelled = sum(not objects[image['id']] for image in every) / max(len(every), 1)
     bare = [image for image in splits['train'] if not objects[image['id']]] if not splits['val'] else []
     splits['train'] = [image for image in splits['train'] if image not in bare]  # none to validate on
     complete_splits(data, splits, val_share, lambda image: image['file_name'])
@@ -498,7 +500,6 @@ def _check_objects(
     empty = [image['file_name'] for image in images if image['id'] not in with_objects]
     if empty:
         data.note('remark', f'{len(empty)} of {len(images)} images have no object; training leaves them out', empty)
-        data.unlabelled = max(data.unlabelled, len(empty) / len(images))
     return kept
 
 

@@ -309,6 +309,72 @@ def test_converted_pictures_of_no_split_are_trained_on_and_asked_for(tmp_path: P
     assert 'default/' not in notes(data, 'question')
 
 
+@pytest.mark.parametrize(('box', 'expected'), [
+    ([-5, -4, 20, 20], [0, 0, 15, 16]), ([40, 20, 20, 20], [40, 20, 8, 12]), ([-9, -9, 99, 99], [0, 0, 48, 32]),
+    # What is rounded, or begins to count at 1, is left as it is.
+    ([-1, -1, 50, 34], [-1, -1, 50, 34]), ([2, 3, 1, 1], [2, 3, 1, 1]),
+    ([2, 3, 0.9, 12], None), ([2, 3, 12, 0.9], None), ([47.5, 3, 10, 12], None), ([2, 31.5, 10, 12], None),
+    ([-12, 3, 12, 12], None), ([2, -12, 12, 12], None), ([2, 3, -5, 12], None),
+])  # fmt: skip
+def test_boxes_at_the_border(box: list[float], expected: list[float] | None, tmp_path: Path) -> None:
+    bordering = content()
+    bordering['annotations'][0]['bbox'] = box
+    found = [entry['bbox'] for entry in kept(read_detection(write(tmp_path, bordering)))]
+    others = 4 * [[2, 3, 10, 12]] + 5 * [[20, 5, 16, 20]]
+    assert sorted(found) == sorted(others + ([expected] if expected else []))
+
+
+def test_two_classes_may_have_one_box(tmp_path: Path) -> None:
+    both = content()
+    both['annotations'][1]['bbox'] = both['annotations'][0]['bbox']
+    data = read_detection(write(tmp_path, both))
+    assert len(kept(data)) == 10
+    assert 'are there twice' not in notes(data)
+
+
+def test_pictures_and_objects_of_joined_files_belong_together(tmp_path: Path) -> None:
+    """Of files of unequal lengths, one of which has pictures without an object; in folders whose names begin alike."""
+    for name, count in (('site1/train', 4), ('site12/train', 2), ('site2/val', 3)):
+        part = content(count)
+        for entry in part['images']:
+            entry['file_name'] = f'{name}/{entry["file_name"]}'
+        if count == 3:
+            del part['annotations'][2:]
+        write(tmp_path, part, f'{name}.json', name)
+    data = read_detection(tmp_path)
+    for split, counts in dict(train=[2] * 6, val=[2, 0, 0]).items():
+        part = data.details['contents'][split]
+        of = [sum(entry['image_id'] == image['id'] for entry in part['annotations']) for image in part['images']]
+        assert of == counts
+    assert data.unlabelled == pytest.approx(2 / 9)
+    assert data.details['folders'] == dict(train='', val='site2/val')
+    assert data.counts == [7, 7]
+
+
+def test_keypoints_beside_the_instances_are_not_read(tmp_path: Path) -> None:
+    for split, count in dict(train=4, val=2).items():
+        for kind in ('instances', 'person_keypoints'):
+            write(tmp_path, count, f'annotations/{kind}_{split}2017.json', f'{split}2017')
+    assert names(read_detection(tmp_path)) == {'train': 4, 'val': 2}
+
+
+def test_three_files_are_given(tmp_path: Path) -> None:
+    for file, count in dict(a=2, b=3, c=4).items():
+        write(tmp_path, count, f'{file}.json', file)
+    data = read_detection(tmp_path, ['c.json', 'a.json', 'b.json'])
+    assert {split: len(chosen) for split, chosen in data.splits.items()} == {'train': 4, 'val': 2, 'test': 3}
+
+
+def test_of_equal_names_the_picture_of_the_files_split_is_taken(tmp_path: Path) -> None:
+    for split, count in dict(train=3, val=2).items():
+        write(tmp_path, count, f'annotations/{split}.json', f'pictures/{split}')
+    data = read_detection(tmp_path)
+    assert {split: {str(Path(name).parent) for name in chosen} for split, chosen in data.splits.items()} == {
+        split: {f'pictures/{split}'} for split in ('train', 'val')
+    }
+    assert 'are in several folders' not in notes(data)
+
+
 def renamed(**entries: Any) -> Content:
     """Content whose first category, and all files, may be called otherwise."""
     data = content()
