@@ -47,6 +47,11 @@ def test_depthwise_kernels_stay_floats(tmp_path: Path) -> None:
     kinds = {tensor.name: tensor.data_type for tensor in written.initializer}
     assert kinds['depthwise'] == TensorProto.FLOAT
     assert TensorProto.INT8 in kinds.values()
+    numbers_of = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in written.initializer}
+    zeros = [value for name, value in numbers_of.items() if name.endswith('zero_point')]
+    assert zeros, 'of weights and of maps'
+    assert not any(value.any() for value in zeros), 'symmetric, as TensorRT requires'
+    assert any(value.shape == (16,) for name, value in numbers_of.items() if name.endswith('scale')), 'by channel'
 
 
 class Preprocessor(BaseDataPreprocessor):
