@@ -119,3 +119,10 @@ def test_facts_of_a_stranger(text: str, tmp_path: Path) -> None:
     save_file(dict(model.state_dict()), tmp_path / 'a.safetensors', metadata=dict(state_dict_metadata=text))
     with pytest.raises(UserError, match=r'state_dict_metadata|sharing_grid'):
         model.load_state_dict(state_dict_of(load_data(tmp_path / 'a.safetensors')))
+
+
+def test_facts_stand_beside_what_torch_writes() -> None:
+    """Its versions, which tell the kernels of other projects apart."""
+    metadata = PeLK(**EMBEDDED).state_dict()._metadata  # type: ignore[attr-defined]
+    assert metadata['stages.0.0.mixer.large'].keys() == {'version', 'sharing_grid'}
+    assert metadata['stages.0'].keys() == {'version', 'embedding_mode'}

@@ -198,6 +198,8 @@ def test_averaged_weights_are_chosen_by_key(trained: str, averaged: str, tmp_pat
         return ours.stages[0][0].norm.bias.detach()
 
     assert torch.equal(bias(key=averaged), bias(key=trained) + 1)
+    of_a_class = PeLK('inflated', **FORM, init_cfg=[dict(type=Inflated, checkpoint=path, key=trained)])
+    assert (of_a_class.depths, of_a_class.channels) == (NANO['depths'], NANO['channels'])
     with pytest.raises(UserError, match=f"averaged weights in '{averaged}' beside '{trained}'.*key='{averaged}'"):
         bias()
     with pytest.raises(UserError, match=f"no entry 'other'; it has {trained}, {averaged}"):
