@@ -189,7 +189,7 @@ def folder_of_runs(patch: Patch) -> None:
     Path('work_dirs/run').mkdir(parents=True)
     tried: list[str] = []
     patch.setattr('tempfile.TemporaryFile', lambda dir: tried.append(dir.name) or io.BytesIO())
-    patch.setattr(shutil, 'disk_usage', lambda _: Usage(9, 9, 99 * 2**30 * (tried == ['work_dirs'])))
+    patch.setattr(shutil, 'disk_usage', lambda at: Usage(9, 9, 99 * 2**30 * (tried == [at.name] == ['work_dirs'])))
 
 
 def seven_checkpoints(patch: Patch) -> None:
