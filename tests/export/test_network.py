@@ -98,6 +98,14 @@ def test_weights_of_another_kernel_are_refused(tmp_path: Path) -> None:
         load_deployed(cfg, str(tmp_path / 'a.pth'))
 
 
+def test_colours_are_those_of_three_channels_alone() -> None:
+    pixels = torch.arange(8, dtype=torch.uint8).view(1, 1, 2, 4)
+    for channels in (3, 4):
+        got = Preprocessing([0.0] * channels, [1.0] * channels, rgb=False).apply(pixels[..., :channels])
+        order = [2, 1, 0] if channels == 3 else [0, 1, 2, 3]
+        assert got[0, :, 0].tolist() == [[channel, channel + 4] for channel in order]
+
+
 def test_models_that_no_file_can_hold() -> None:
     parts: dict[str, nn.Module] = dict(decode_head=nn.ModuleList(), backbone=nn.Identity())
     with pytest.raises(UserError, match='ModuleDict is no segmentor, classifier or detector'):

@@ -49,6 +49,14 @@ def pretrained(file: Path) -> dict[str, str]:
     return dict(type='Pretrained', checkpoint=str(file), prefix='backbone.')
 
 
+@pytest.mark.parametrize('has_bias', [False, True])
+def test_units_with_and_without_biases(has_bias):
+    block = nn.ModuleDict(dict(fc1=nn.Linear(4, 12, bias=has_bias), fc2=nn.Linear(12, 5, bias=False)))
+    state = {'fc1.weight': torch.ones(7, 4), 'fc2.weight': torch.ones(5, 7)}
+    module.fit_all_hidden_units(block, state)
+    assert widths(block) == [12 if has_bias else 7], 'a bias is missing'
+
+
 def test_units_of_another_network_change_nothing(shrunk):
     model = PeLK(NANO | dict(channels=(10, 12)), out_indices=(0, 1))
     before = widths(model)

@@ -251,6 +251,10 @@ def test_every_update_has_random_numbers_of_its_own(make_runner, monkeypatch):
 def test_table_is_logged_at_every_so_many_updates(make_runner, interval, tables):
     runner = make_runner({'update_interval': 1, 'table_interval': interval}, max_iters=5)
     runner.train()
+    for parameter in runner.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    runner.optim_wrapper.optimizer.step()
+    assert all(entry.weight[~entry.mask].all() for entry in masked(runner)), 'nothing is masked after the training'
     log = next(Path(runner.log_dir).glob('*.log')).read_text()
     assert log.count('Masks updated') == 4
     assert log.count('backbone.depthwise.weight  8x1x5x5') == tables  # the first is that of the start

@@ -65,6 +65,14 @@ def test_the_backend_of_a_kernel_computes_it(mixer: PeripheralMixer, monkeypatch
         assert table.used[-1] == backend
 
 
+@torch.no_grad()
+def test_under_a_transform_nothing_is_kept(mixer: PeripheralMixer) -> None:
+    x = torch.randn(2, 1, 3, 9, 12)
+    got = torch.func.vmap(mixer)(x)
+    torch.testing.assert_close(got, torch.stack([mixer(each) for each in x]))
+    torch.testing.assert_close(torch.func.vmap(mixer)(x), got)
+
+
 def test_biases_that_somebody_gave_the_kernels_are_scaled_by_their_norms() -> None:
     torch.manual_seed(0)
     mixer = PeripheralMixer(MixerSpec(3, 13)).eval()
