@@ -127,7 +127,44 @@ def test_each_of_several_metrics_keeps_its_best_one(runner: Runner, tmp_path: Pa
         hook.after_val_epoch(runner, dict(a=a, b=b))
         runner.train_loop._iter += 1
     hook._wait()
-    assert sorted(path.name for path in tmp_path.glob('best*')) == ['best_a_iter_2.pth', 'best_b_iter_3.pth']
+    best = ['best_a_iter_2.pth', 'best_b_iter_3.pth']
+    assert sorted(path.name for path in tmp_path.glob('best*')) == best
+    # A resumed training knows both, and makes room for what is better.
+    resumed = CheckpointHook(by_epoch=False, interval=1, save_best=['a', 'b'], rule=['greater', 'less'])
+    resumed._run, runner._resume = hook_of(runner)._run, True
+    resumed.before_train(runner)
+    assert resumed.best_ckpt_path_dict == dict(zip('ab', (str(tmp_path / name) for name in best), strict=True))
+    resumed.after_val_epoch(runner, dict(a=3.0, b=1.0))
+    resumed._wait()
+    assert sorted(path.name for path in tmp_path.glob('best*')) == ['best_a_iter_4.pth', 'best_b_iter_3.pth']
+
+
+def test_a_better_score_of_the_same_iteration_keeps_the_file(runner: Runner, tmp_path: Path) -> None:
+    hook = CheckpointHook(by_epoch=False, interval=1, save_best='score', rule='greater')
+    hook.before_train(runner)
+    for score in (0.1, 0.2):
+        hook.after_val_epoch(runner, dict(score=score))
+        hook._wait()
+    assert [path.name for path in tmp_path.glob('best*')] == ['best_score_iter_1.pth']
+
+
+def test_what_has_to_make_room_is_in_the_file(runner: Runner, tmp_path: Path) -> None:
+    """A training that was killed before it was deleted deletes it after a resume."""
+    hook_of(runner)._save_checkpoint(runner)
+    hook_of(runner)._wait()
+    saved = torch.load(tmp_path / 'iter_2.pth', weights_only=False)['message_hub']['runtime_info']
+    assert (saved['keep_ckpt_ids'], Path(saved['last_ckpt']).name) == ([1, 2], 'iter_2.pth')
+
+
+def test_a_signal_after_a_checkpoint_writes_no_second_one(runner: Runner, tmp_path: Path) -> None:
+    hook = hook_of(runner)
+    with mock.patch.object(runner, 'save_checkpoint', wraps=runner.save_checkpoint) as written:
+        hook._save_checkpoint(runner)
+        assert hook.save_now(runner) == str(tmp_path / 'iter_2.pth')
+        assert written.call_count == 1
+        runner.train_loop._iter += 1
+        assert hook.save_now(runner) == str(tmp_path / 'iter_3.pth')
+        assert written.call_count == 2
 
 
 @pytest.mark.parametrize(('missing', 'warned'), [(1, True), (0, False)])
@@ -161,7 +198,9 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_gives_way_to_the_next(tmp_path: 
     with pytest.raises(KeyboardInterrupt):
         runner.train()
     assert names(tmp_path) == ['epoch_0_iter_2.pth']
-    state = torch.load(tmp_path / 'epoch_0_iter_2.pth', weights_only=False)['run_state']
+    saved = torch.load(tmp_path / 'epoch_0_iter_2.pth', weights_only=False)
+    assert (saved['meta']['epoch'], saved['meta']['iter']) == (0, 2)
+    state = saved['run_state']
     seed = runner.train_dataloader.sampler.seed
     assert (state['place'], state['batches'], state['batch_size'], state['sampler_seed']) == (2, 4, 1, seed)
     assert len(state['ranks']) == 1

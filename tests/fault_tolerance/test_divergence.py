@@ -186,7 +186,31 @@ def test_a_bad_loss_of_one_of_several_optimizers() -> None:
     assert training.hook.skipped == 1
 
 
+def test_what_was_skipped_is_logged_with_its_iteration_and_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    training, said = Training('SGD'), []
+    monkeypatch.setattr(training.runner.logger, 'warning', said.append)
+    for what in ('good', 'bad loss'):
+        training.step(what)
+    (line,) = said
+    assert line.startswith('Iteration 2: a loss that is not finite, the step was skipped (1 in a row, 1 in all)')
+    assert line.endswith('1.jpg, of the metainfo.jpg')
+
+
+def test_large_gradients_of_half_precision_are_finite() -> None:
+    """Though their sum is none in their own precision."""
+    training = Training('SGD')
+    training.network.half()
+    for parameter in training.network.parameters():
+        parameter.grad = torch.full_like(parameter, 6e4)
+    before = training.network[0].bias.clone()
+    training.wrapper.step()
+    assert not torch.equal(before, training.network[0].bias)
+    assert not training.hook._guards[0].found()
+
+
 def test_only_several_in_a_row_end_the_training() -> None:
+    with pytest.raises(ValueError, match='patience must be at least 1, but is 0'):
+        DivergenceHook(0)
     training = Training('SGD', patience=2)
     for _ in range(4):
         training.step('bad loss')

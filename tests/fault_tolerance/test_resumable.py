@@ -199,6 +199,31 @@ def test_what_is_skipped_is_told(tmp_path: Path) -> None:
     assert [name in line for name, line in zip(('iter_2.pth', 'iter_3.pth'), newest.skipped, strict=True)] == [True] * 2
 
 
+def test_when_files_with_an_id_were_written_does_not_matter(tmp_path: Path) -> None:
+    """A copy of a folder may have any times."""
+    train(tmp_path, 3)
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_1.pth'))
+    for step in (1, 2, 3):
+        os.utime(tmp_path / f'iter_{step}.pth', (step, step))
+    found = find_newest(sorted(tmp_path.glob('*.pth')), tmp_path, Network())
+    assert (Path(found.path or '').name, found.skipped) == ('iter_3.pth', [])
+
+
+def test_runs_without_an_id_are_ancestors_too(tmp_path: Path) -> None:
+    """What mmengine's own hook has written, up to the iteration that was resumed from."""
+    train(tmp_path, 3)
+    for step in (1, 2, 3):
+        content = torch.load(tmp_path / f'iter_{step}.pth', weights_only=False)
+        del content['run_id']
+        torch.save(content, tmp_path / f'iter_{step}.pth')
+    (tmp_path / 'run_id').write_text(Run(None).branch('a' * 32, 2).text())
+    found = find_newest(sorted(tmp_path.glob('*.pth')), tmp_path, Network())
+    assert (Path(found.path or '').name, found.run.id) == ('iter_2.pth', 'a' * 32)
+    assert [reason.partition('/iter_')[2] for reason in found.skipped] == [
+        "3.pth' is of another training, which was in this folder before"
+    ]
+
+
 def test_a_branch_of_a_branch_knows_all_before_it() -> None:
     first, second, third = ('1' * 32, '2' * 32, '3' * 32)
     run = Run(first).branch(second, 5).branch(third, 9)

@@ -351,6 +351,18 @@ def test_pictures_and_objects_of_joined_files_belong_together(tmp_path: Path) ->
     assert data.counts == [7, 7]
 
 
+def test_a_picture_belongs_to_the_entry_whose_folders_agree(tmp_path: Path) -> None:
+    """In whatever order they are listed: the other's picture is not here."""
+    cameras = content(4)
+    for index, entry in enumerate(cameras['images']):
+        entry['file_name'] = f'cam{"BA"[index % 2]}/{index // 2}.jpg'
+    data = read_detection(write(tmp_path, cameras, folder='camA'))
+    listed = [image for part in data.details['contents'].values() for image in part['images']]
+    assert sorted(image['file_name'] for image in listed) == ['camA/0.jpg', 'camA/1.jpg']
+    assert '2 annotated images are not there' in notes(data)
+    assert 'camB/0.jpg' in notes(data)
+
+
 def test_keypoints_beside_the_instances_are_not_read(tmp_path: Path) -> None:
     for split, count in dict(train=4, val=2).items():
         for kind in ('instances', 'person_keypoints'):
