@@ -103,6 +103,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             runner._load_from = self._choose(runner)
             runner._resume = runner._load_from is not None
         elif '://' not in given:
+            given = runner._load_from = osp.expanduser(given)  # as what reads its weights takes it
             fault = from_main(lambda: find_fault(given, unwrap_model(runner.model)))
             if fault:
                 raise CheckpointError(f'{fault}; --resume without a name takes the newest checkpoint that loads')

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.model import PretrainedInit
 
@@ -11,6 +12,7 @@ import mmpelk
 from mmpelk.engine.checks import check_checkpoint, check_data, check_option_names, check_weights
 from mmpelk.engine.command_line import exit_on_user_error
 from mmpelk.errors import DataError, UserError
+from mmpelk.fault_tolerance.safe_loading import read_checkpoint
 
 
 @pytest.fixture(scope='module')
@@ -83,11 +85,21 @@ def test_data_of_wrapped_and_remote_sets(tmp_path: Path) -> None:
     check_data(Config(dict(train_dataloader=dict(dataset=dict(data_root='s3://bucket/coco')))), ['train_dataloader'])
 
 
-def test_checkpoint(tmp_path: Path) -> None:
+def test_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match=r"'gone\.pth' does not exist"):
         check_checkpoint('gone.pth')
     for path in (None, 'https://host/weights.pth', __file__):
         check_checkpoint(path)
+    # The readers take ~ for the home folder, which no shell replaces within a config.
+    monkeypatch.setenv('HOME', str(tmp_path))
+    cfg = Config(dict(model=dict(init_cfg=dict(type='Pretrained', checkpoint='~/mine.pth'))))
+    for check in (lambda: check_checkpoint('~/mine.pth'), lambda: check_weights(cfg)):
+        with pytest.raises(FileNotFoundError, match=r"'~/mine\.pth' do"):
+            check()
+    torch.save(dict(state_dict={}), tmp_path / 'mine.pth')
+    check_checkpoint('~/mine.pth')
+    check_weights(cfg)
+    assert read_checkpoint('~/mine.pth') == dict(state_dict={})
 
 
 def test_an_error_becomes_one_line_of_rank_0(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,9 @@ def test_content_is_on_the_disk_before_it_has_the_name(
     fsync, replace = os.fsync, os.replace
 
     def record_fsync(opened: int) -> None:
-        done.append(('sync', Path(os.readlink(f'/proc/self/fd/{opened}')).name))
+        path = Path(os.readlink(f'/proc/self/fd/{opened}'))
+        assert path.is_dir() or path.read_bytes() == b'content', 'all of it, not what Python still holds'
+        done.append(('sync', path.name))
         fsync(opened)
 
     def record_replace(source: Any, target: Any) -> None:
@@ -39,6 +41,23 @@ def test_content_is_on_the_disk_before_it_has_the_name(
     assert (tmp_path / 'a.pth').read_bytes() == b'content'
     sync(tmp_path / 'a.pth')
     assert done[-2:] == [('sync', 'a.pth'), folder]
+
+
+def test_it_has_the_rights_of_other_files_and_an_interrupt_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / 'other').touch()
+    write_atomically(tmp_path / 'new' / 'a.pth', b'content')
+    assert (tmp_path / 'new' / 'a.pth').stat().st_mode == (tmp_path / 'other').stat().st_mode
+
+    def interrupt(source: Any, target: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, 'replace', interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / 'new' / 'a.pth', b'other')
+    assert [path.name for path in (tmp_path / 'new').iterdir()] == ['a.pth']
+    assert (tmp_path / 'new' / 'a.pth').read_bytes() == b'content'
 
 
 @pytest.mark.parametrize('fault', ['no room', 'halfway'])

@@ -1,5 +1,6 @@
 """Pictures of fewer bits than their files have."""
 
+import struct
 from pathlib import Path
 
 import cv2
@@ -39,6 +40,29 @@ def test_number_of_bits(kind: str, shape: tuple[int, ...], tmp_path: Path) -> No
     for given in (dark, (0 * image, name)):
         refuse_dim(*given)
         refuse_dim_set([given], 'data')
+
+
+@pytest.mark.parametrize(('head', 'bits'), [
+    (b'P5\n# of a camera\n# in May\n3 2\n65535\n', 12),
+    (b'P6 3 2 256 ', 12),
+    (b'P5\n3 2\n255\n', None),
+    (b'P4\n3 2\n', None),
+    (b'GIF89a', None),
+    (b'', None),
+    *(
+        (struct.pack(f'{order}2sHI', mark, 42, 8) + struct.pack(f'{order}HHHI', 1, 258, 3, number) + value, 12)
+        for order, mark in (('<', b'II'), ('>', b'MM'))
+        for number, value in (
+            (1, struct.pack(f'{order}HH', 16, 0)),
+            (2, struct.pack(f'{order}HH', 16, 16)),
+            (3, struct.pack(f'{order}IIHHH', 26, 0, 16, 16, 16)),
+        )
+    ),
+])  # fmt: skip
+def test_what_files_say_of_their_bits(head: bytes, bits: int | None, tmp_path: Path) -> None:
+    """In either order of bytes, for one channel and for several, with comments."""
+    (tmp_path / 'a').write_bytes(head)
+    assert dim_bits(np.full((2, 3), 9, np.uint8), tmp_path / 'a') == bits
 
 
 def test_every_reader_refuses_them(tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ import signal
 import time
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 
+from mmpelk.fault_tolerance.checkpoint_hook import CheckpointHook
 from mmpelk.fault_tolerance.preemption import PREEMPTED, SIGNALS, PreemptionHook
 
 
@@ -35,6 +37,38 @@ def test_it_waits_for_the_step_of_every_optimizer(due: list[bool], monkeypatch: 
     assert stopped == [runner] * all(due)
     hook.after_train(runner)
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_a_wish_to_stop_outlasts_steps_that_accumulate(monkeypatch: pytest.MonkeyPatch) -> None:
+    due: list[bool] = []
+    runner: Any = SimpleNamespace(optim_wrapper=SimpleNamespace(optimizer=None, should_update=lambda: due[-1]))
+    hook, stopped = PreemptionHook(), []
+    monkeypatch.setattr(hook, '_save_and_exit', stopped.append)
+    hook._agreement = mock.Mock(**{'answer.side_effect': [True, False, False]})
+    for steps in (False, False, True):
+        assert not stopped
+        due.append(steps)
+        hook.after_train_iter(runner, 0)
+    assert stopped == [runner]
+
+
+@pytest.mark.parametrize('saves', [True, False])
+def test_it_says_what_is_saved_and_hears_no_more_signals(saves: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the launcher, which sees the first process end."""
+    saving = mock.create_autospec(CheckpointHook, instance=True)
+    saving.save_now.return_value = 'iter_5.pth'
+    logger = mock.Mock()
+    runner: Any = SimpleNamespace(hooks=[object(), *([saving] if saves else [])], iter=4, logger=logger)
+    ignored: list[Any] = []
+    monkeypatch.setattr(signal, 'signal', lambda number, handler: ignored.append((number, handler)))
+    hook = PreemptionHook()
+    hook._receive(signal.SIGUSR1, None)
+    with pytest.raises(SystemExit) as caught:
+        hook._save_and_exit(runner)
+    assert caught.value.code == PREEMPTED
+    said = 'iter_5.pth is saved, --resume goes on from there' if saves else 'nothing saved, no mmpelk.CheckpointHook'
+    logger.info.assert_called_once_with(f'Stopped by SIGUSR1 after iteration 5: {said}')
+    assert ignored == [(number, signal.SIG_IGN) for number in SIGNALS]
 
 
 @pytest.mark.parametrize(('seconds', 'ends'), [(0.5, False), (1.9, False), (2.1, True), (60.0, True)])

@@ -199,6 +199,13 @@ def test_what_is_skipped_is_told(tmp_path: Path) -> None:
     assert [name in line for name, line in zip(('iter_2.pth', 'iter_3.pth'), newest.skipped, strict=True)] == [True] * 2
 
 
+def test_a_checkpoint_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('HOME', str(tmp_path))
+    train(tmp_path / 'run', 2)
+    assert begin(tmp_path / 'run', resume=True, load_from=Path('~/run/iter_1.pth')) == 'iter_1.pth'
+    assert (tmp_path / 'run' / 'last_checkpoint').read_text() == str(tmp_path / 'run' / 'iter_1.pth')
+
+
 def test_when_files_with_an_id_were_written_does_not_matter(tmp_path: Path) -> None:
     """A copy of a folder may have any times."""
     train(tmp_path, 3)

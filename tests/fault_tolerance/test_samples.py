@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from mmpelk.fault_tolerance.errors import DataError, UserError
-from mmpelk.fault_tolerance.samples import CheckDataHook, _CheckedPipeline
+from mmpelk.fault_tolerance.samples import CheckDataHook, _CheckedPipeline, files_of
 
 
 @pytest.mark.parametrize(('kind', 'label', 'fits'), [
@@ -32,6 +32,57 @@ def test_labels_end_below_the_number_of_classes(kind: str, label: int, fits: boo
     else:
         with pytest.raises(DataError, match=f'^the {culprit} has class {label}, but there are 4 classes'):
             check(data)
+
+
+@pytest.mark.parametrize(('shape', 'said'), [
+    ((2, 3), "the label map 'a.png' has 2 x 3 labels, its image has 3 x 2 pixels"),
+    ((3, 2, 3), "the label map 'a.png' has 3 dimensions, a label map has two"),
+])  # fmt: skip
+def test_label_maps_of_other_shapes_are_refused(shape: tuple[int, ...], said: str) -> None:
+    pipeline = _CheckedPipeline([], 4, "'list.txt'", {255})
+    with pytest.raises(DataError, match=f"^{said}. Mend it, or take it out of the data set \\('list.txt'\\)$"):
+        pipeline.check(dict(gt_seg_map=np.zeros(shape), ori_shape=(3, 2), seg_map_path='a.png'))
+
+
+def test_any_other_error_names_the_sample_on_one_line() -> None:
+    def fails(data: dict) -> None:
+        raise KeyError('no such key\nand more')
+
+    with pytest.raises(
+        DataError, match=r"^the sample 'a.jpg' with the label map 'a.png' cannot be used: KeyError: "
+    ) as e:
+        _CheckedPipeline([fails], 4, 'files', {255})(dict(img_path='a.jpg', seg_map_path='a.png'))
+    assert len(str(e.value).splitlines()) == 1
+
+
+def test_files_of_sets_within_sets() -> None:
+    parts = [
+        dict(type='RepeatDataset', dataset=dict(data_root='a', ann_file='x.json', data_prefix=dict(img='unused'))),
+        dict(
+            type='ConcatDataset',
+            datasets=[dict(data_root='b', data_prefix=dict(img='i', seg='s')), dict(data_root='c')],
+        ),
+    ]
+    assert files_of(dict(type='ConcatDataset', datasets=parts)) == "'a/x.json' and 'b/i' and 'b/s' and 'c'"
+
+
+def test_pictures_are_looked_at_all_over_the_set() -> None:
+    seen: list[int] = []
+
+    class LoadImageFromFile:
+        def __call__(self, info: dict) -> dict:
+            return dict(img=np.full((2, 2, 3), 200, np.uint8), img_path='a.png')
+
+    class Pictures(list):
+        pipeline = SimpleNamespace(transforms=[LoadImageFromFile()])
+
+        def get_data_info(self, index: int) -> dict:
+            seen.append(index)
+            return {}
+
+    model, loop = nn.Module(), SimpleNamespace(dataloader=SimpleNamespace(dataset=Pictures(range(80))))
+    CheckDataHook().before_train(SimpleNamespace(model=model, train_loop=loop))  # type: ignore[arg-type]
+    assert seen == [*range(0, 80, 10)]
 
 
 def check_weights(model: nn.Module, weights: dict[str, Any], stage: str) -> None:

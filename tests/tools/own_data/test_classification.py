@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from own_data import read_classification
+from own_data import UnknownLayoutError, read_classification
 
 from mmpelk.errors import UserError
 from tests.tools.own_data.pictures import image, names, notes
@@ -124,6 +124,30 @@ def test_pictures_that_are_spoilt(counts: dict[str, int], spoil: Callable[[Path]
     read_classification(write(tmp_path, **counts))
     spoil(tmp_path)
     read_classification(tmp_path)
+
+
+def test_pictures_are_read_to_their_end_and_have_the_size_that_is_shown(tmp_path: Path) -> None:
+    write(tmp_path, cat=4, dog=4)
+    content = (tmp_path / 'cat' / '0.jpg').read_bytes()
+    (tmp_path / 'cat' / '0.jpg').write_bytes(content[: len(content) // 2])
+    image(tmp_path / 'dog' / '0.jpg', (50, 20), orientation=6)
+    data = read_classification(tmp_path)
+    assert 'pictures cannot be read' in notes(data)
+    assert data.counts == [3, 4]
+    assert (20, 50) in data.sizes
+    assert (50, 20) not in data.sizes
+
+
+@pytest.mark.parametrize('folder', ['JPEGImages', 'Images', 'annotations', 'MASKS'])
+def test_folders_of_other_layouts_are_no_classes(folder: str, tmp_path: Path) -> None:
+    with pytest.raises(UnknownLayoutError, match=f'the folders {folder} of .* are no classes'):
+        read_classification(write(tmp_path, cat=2, **{folder: 2}))
+
+
+def test_names_that_are_none_whatever_their_letters(tmp_path: Path) -> None:
+    data = read_classification(write(tmp_path, cat=3, Unsorted=3, unlabelled_cat=3))
+    assert '1 folders are called like no class' in notes(data, 'question')
+    assert '(Unsorted)' in notes(data, 'question')
 
 
 def test_one_class_is_refused(tmp_path: Path) -> None:

@@ -324,6 +324,30 @@ def test_boxes_at_the_border(box: list[float], expected: list[float] | None, tmp
     assert sorted(found) == sorted(others + ([expected] if expected else []))
 
 
+def test_only_crowds_have_outlines(tmp_path: Path) -> None:
+    """As in COCO's own files: nothing is trained on them."""
+    crowded = content()
+    crowded['annotations'][0] |= dict(iscrowd=1, bbox=[2, 3, 30, 20], segmentation=[[2, 3, 32, 3, 32, 23, 2, 23]])
+    data = read_detection(write(tmp_path, crowded))
+    assert not data.details['masks']
+    assert 'have no outline' not in notes(data)
+    assert {round(side * side, 6) for side in data.details['sides']} == {10 * 12, 16 * 20}
+    for entry in crowded['annotations'][1:]:
+        x, y, w, h = entry['bbox']
+        entry['segmentation'] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    del crowded['annotations'][0]['segmentation']
+    assert read_detection(write(tmp_path, crowded)).details['masks']
+
+
+def test_folders_of_a_test_alone_split_one_file(tmp_path: Path) -> None:
+    for index in range(5):
+        image(tmp_path / 'pictures' / ('test' if index < 2 else 'train') / f'{index}.jpg')
+    (tmp_path / 'labels.json').write_text(json.dumps(content()))
+    data = read_detection(tmp_path)
+    assert names(data) == {'train': 2, 'val': 1, 'test': 2}
+    assert {Path(name).parent.name for name in data.splits['test']} == {'test'}
+
+
 def test_two_classes_may_have_one_box(tmp_path: Path) -> None:
     both = content()
     both['annotations'][1]['bbox'] = both['annotations'][0]['bbox']

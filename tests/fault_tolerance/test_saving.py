@@ -1,0 +1,48 @@
+"""What runs beside the training, and which failures are those of a write."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from mmpelk.errors import UserError
+from mmpelk.fault_tolerance.saving import BackgroundWriter, explain_failed_write
+
+
+def test_writes_come_in_order_and_a_failure_is_told_once() -> None:
+    writer, done, begun = BackgroundWriter(), [], threading.Event()
+
+    def first() -> None:
+        begun.wait(60)
+        done.append('first')
+
+    def second() -> None:
+        done.append('second')
+        raise UserError('no room')
+
+    writer.submit(first)
+    writer.submit(second)
+    begun.set()
+    with pytest.raises(UserError, match='no room'):
+        writer.wait()
+    assert done == ['first', 'second']
+    writer.wait()
+
+
+@pytest.mark.parametrize(('error', 'reason'), [
+    (OSError(28, 'No space left on device'), 'No space left on device'),
+    (OSError('of the network'), 'of the network'),
+    (RuntimeError('failed writing file data/3: file write failed'), 'failed writing file data/3: file write failed'),
+    (RuntimeError('CUDA out of memory'), None),
+    (ValueError('to write'), None),
+])  # fmt: skip
+@pytest.mark.parametrize('last', [None, 'iter_1.pth'])
+def test_only_failed_writes_are_explained(error: Exception, reason: str | None, last: str | None) -> None:
+    path = str(Path('run') / 'iter_2.pth')
+    with pytest.raises(UserError if reason else type(error)) as caught, explain_failed_write(path, last):
+        raise error
+    good = "the last good one is 'iter_1.pth'" if last else 'there is none before it'
+    assert (caught.value is error) is (reason is None)
+    assert reason is None or str(caught.value).startswith(
+        f"the checkpoint '{path}' cannot be written: {reason}; {good}."
+    )
