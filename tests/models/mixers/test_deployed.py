@@ -67,10 +67,15 @@ def test_the_backend_of_a_kernel_computes_it(mixer: PeripheralMixer, monkeypatch
 
 @torch.no_grad()
 def test_under_a_transform_nothing_is_kept(mixer: PeripheralMixer) -> None:
-    x = torch.randn(2, 1, 3, 9, 12)
-    got = torch.func.vmap(mixer)(x)
-    torch.testing.assert_close(got, torch.stack([mixer(each) for each in x]))
-    torch.testing.assert_close(torch.func.vmap(mixer)(x), got)
+    x, state = torch.randn(1, 3, 9, 12), mixer.state_dict()
+    states = {name: torch.stack([value, 2 * value]) for name, value in state.items()}
+
+    def run(state: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(mixer, state, (x,))
+
+    want = [run({name: value[index] for name, value in states.items()}, x) for index in (0, 1)]
+    torch.testing.assert_close(torch.func.vmap(run, (0, None))(states, x), torch.stack(want))
+    torch.testing.assert_close(mixer(x), want[0])
 
 
 def test_biases_that_somebody_gave_the_kernels_are_scaled_by_their_norms() -> None:

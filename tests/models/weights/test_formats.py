@@ -484,6 +484,13 @@ def test_missing_library_is_named(address: str, module: str, extra: str, monkeyp
         read_public(address)
 
 
+def test_mixers_that_timm_does_not_have_keep_their_names() -> None:
+    for mixer, name in (('peripheral', 'mixer.large'), ('conv7', 'conv_dw')):
+        backbone = PeLK('convnext-atto', depths=NANO['depths'], channels=NANO['dims'], mixer=mixer)
+        names = to_timm(nn.ModuleDict(dict(backbone=backbone)))
+        assert names['backbone.stages.0.0.mixer.large.weight'] == f'stages.0.blocks.0.{name}.weight'
+
+
 @pytest.mark.parametrize(
     ('theirs', 'ours', 'fits'),
     [((1, 1, 1, 5), (5,), True), ((5, 1, 1), (5,), True), ((6, 4, 1, 1), (6, 4), True), ((6, 4), (4, 6), False)],
