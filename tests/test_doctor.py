@@ -18,6 +18,7 @@ import torch
 
 from mmpelk import doctor
 from mmpelk.doctor import Finding
+from mmpelk.mmcv_operators import compile_command
 from mmpelk.ops import available_backends
 from tests.paths import ROOT
 
@@ -372,3 +373,18 @@ def test_command_where_even_torch_is_missing(tmp_path: Path) -> None:
     errors = [finding['text'] for finding in printed['findings'] if finding['state'] == 'error']
     assert any('torch' in text for text in errors)
     assert all(finding['remedy'] for finding in printed['findings'] if finding['state'] == 'error')
+
+
+@pytest.mark.parametrize(
+    ('installed', 'requirement'),
+    [
+        (dict(mmcv='2.1.0'), 'mmcv==2.1.0'),
+        (dict(onedl_mmcv='2.3.6', mmcv='2.1.0'), 'onedl-mmcv==2.3.6'),
+        ({}, 'onedl-mmcv'),
+    ],
+)
+def test_operators_are_compiled_for_the_mmcv_that_is_installed(
+    installed: dict[str, str], requirement: str, monkeypatch: Patch
+) -> None:
+    versions(monkeypatch, **installed)
+    assert compile_command().split()[-1] == requirement
