@@ -208,6 +208,11 @@ def two_recipes(patch: Patch) -> None:
 FOUND: dict[str, tuple[Callable[[], Any], Callable[[Patch], None], list[tuple[str, str]]]] = {
     'driver': (doctor._cuda, nvidia_smi, [('error', r'NVIDIA H100, 580\.1, but torch.*')]),
     'driver, no CUDA': (doctor._cuda, no_cuda, [('error', r'NVIDIA H100, 580\.1, but this torch.*')]),
+    'no driver, no CUDA': (
+        doctor._cuda,
+        lambda p: (p.setattr(shutil, 'which', lambda _: None), p.setattr(torch.version, 'cuda', None)),
+        [('ok', 'none: everything runs on the CPU')],
+    ),
     'failing driver': (doctor._cuda, failing_nvidia_smi, [('ok', 'none: everything runs on the CPU')]),
     'GPUs': (doctor._cuda, two_gpus, [('ok', r'GPU 0, GPU 1; CUDA 13\.0, driver: NVIDIA H100, 580\.1')]),
     'Triton of a GPU': (doctor._triton, lambda p: (two_gpus(p), versions(p, triton='3.6'))[1], [('ok', r'3\.6')]),
