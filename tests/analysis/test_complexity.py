@@ -331,3 +331,7 @@ def test_backend_that_hides_its_work_is_unknown(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setitem(BACKENDS, 'hidden', Backend('hidden', hidden, hidden))
     assert executed_operations([('hidden', (1, 2, 8, 8), (1, 1, 1))]) is None
+    for reason in ('unavailable_reason', 'unsupported_reason'):
+        refusing = replace(BACKENDS['dense'], **{reason: lambda *_: 'not here'})
+        monkeypatch.setitem(BACKENDS, reason, refusing)
+        assert executed_operations([('dense', (1, 2, 8, 8), (1, 1, 1)), (reason, (1, 2, 8, 8), (1, 1, 1))]) is None
