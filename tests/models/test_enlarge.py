@@ -189,6 +189,13 @@ def test_sizes_by_name_and_function_and_patterns() -> None:
     assert sizes(kernel_size=13, include=['6', '3']) == {'6': 13}
     assert sizes(kernel_size=np.int64(13), include='2') == {'2': 13}
     assert sizes(kernel_size={np.int64(9): 13}, include='2', input_size=(9, 9)) == {'2': 13}
+    network = small()
+    mmpelk.enlarge(network, 31)
+    changes = mmpelk.shrink(network, {'1': 15, '*': 21}, exclude='2').changes
+    assert {change.name: change.after for change in changes} == {'1': 15, '6': 21}
+    assert [change.name for change in mmpelk.shrink(network, 15, include=['[26]'], exclude=['6']).changes] == ['2']
+    with pytest.raises(ValueError, match='shrink takes a number, sizes by patterns of names, or a function'):
+        mmpelk.shrink(network, {9: 13})
 
 
 def test_backend_of_the_larger_kernels() -> None:
