@@ -153,6 +153,53 @@ def test_slurm(trained: tuple[Path, str], tiny_config: Path, tmp_path: Path, fre
     assert list((tmp_path / 'work dir').glob('*/*.json'))
 
 
+PRINT = '#!/bin/sh\necho "$OMP_NUM_THREADS $MASTER_PORT: $@"\n'
+SLURM = '--kill-on-bad-exit=1 PYTHON -u TOOLS/train.py a.py --launcher slurm --work-dir w'
+RUN = 'TOOLS/train.py a.py --launcher pytorch --work-dir w'
+# What is set, and what the launcher starts; the numbers in front are those of threads and of the port.
+STARTED: dict[str, tuple[dict[str, object], str]] = {
+    'a node of Slurm': (
+        {},
+        f'4 29500: --partition p --job-name j --gres gpu:8 --ntasks 8 --ntasks-per-node 8 --cpus-per-task 5 {SLURM}',
+    ),
+    'a part of a node': (
+        dict(GPUS=2, CPUS_PER_TASK=3, PORT=7),
+        f'4 7: --partition p --job-name j --gres gpu:2 --ntasks 2 --ntasks-per-node 2 --cpus-per-task 3 {SLURM}',
+    ),
+    'two nodes': (
+        dict(GPUS=16),
+        f'4 29500: --partition p --job-name j --gres gpu:8 --ntasks 16 --ntasks-per-node 8 --cpus-per-task 5 {SLURM}',
+    ),
+    'four nodes, restarted': (
+        dict(GPUS=16, GPUS_PER_NODE=4, SLURM_RESTART_COUNT=1),
+        '4 29500: --partition p --job-name j --gres gpu:4 --ntasks 16 --ntasks-per-node 4 --cpus-per-task 5 '
+        f'{SLURM} --resume',
+    ),
+    'this machine': ({}, f'4 : TOOLS/torchrun.py --standalone --nproc-per-node 2 {RUN}'),
+    'a port of this machine': (
+        dict(PORT=7),
+        '4 : TOOLS/torchrun.py --nnodes 1 --node-rank 0 --master-addr 127.0.0.1 --master-port 7 --nproc-per-node 2 '
+        f'{RUN}',
+    ),
+    'the second of two machines': (
+        dict(NNODES=2, NODE_RANK=1, MASTER_ADDR='host'),
+        '4 : TOOLS/torchrun.py --nnodes 2 --node-rank 1 --master-addr host --master-port 29500 --nproc-per-node 2 '
+        f'{RUN}',
+    ),
+}
+
+
+@pytest.mark.parametrize(('variables', 'expected'), STARTED.values(), ids=STARTED)
+def test_what_the_launchers_start(variables: dict[str, object], expected: str, tmp_path: Path) -> None:
+    for name in ('srun', 'python'):
+        (tmp_path / name).write_text(PRINT)
+        (tmp_path / name).chmod(stat.S_IRWXU)
+    environment = dict(PATH=f'{tmp_path}:{os.environ["PATH"]}', PYTHON=tmp_path / 'python', OMP_NUM_THREADS=4)
+    words = ['slurm_train.sh', 'p', 'j', 'a.py'] if 'partition' in expected else ['dist_train.sh', 'a.py', 2]
+    printed = run(TOOLS / words[0], *words[1:], '--work-dir', 'w', cwd=tmp_path, **environment, **variables)
+    assert printed.strip().replace(str(tmp_path / 'python'), 'PYTHON').replace(str(TOOLS), 'TOOLS') == expected
+
+
 def test_mistakes_under_the_launcher_are_told_once(tmp_path: Path) -> None:
     printed = run(TOOLS / 'dist_train.sh', CONFIGS / 'seg/upernet_pelk_t_ade20k.py', 2, cwd=tmp_path, code=1)
     assert "the pretrained weights 'checkpoints/pelk_t_in1k.pth' do not exist" in printed

@@ -128,6 +128,31 @@ def test_what_is_written(task: str, convert: Any, compare: Any, tmp_path: Path) 
         assert np.array_equal(codes.decode(code).astype(bool), drawn(10))
 
 
+def test_what_is_easily_lost(convert: Any, tmp_path: Path) -> None:
+    """The first class, the box of an outline, a union without its parts, pictures of one name in two splits."""
+
+    def item(name: str, subset: str, grey: int, *annotations: Annotation) -> SimpleNamespace:
+        media = SimpleNamespace(path='', data=np.full((32, 48), grey, np.uint8))
+        return SimpleNamespace(id=name, subset=subset, media=media, annotations=[*annotations, Annotation('label', 0)])
+
+    outlined = (
+        Annotation('polygon', 1, points=square(4, 4, 6), group=7),
+        Annotation('bbox', 1, box=[2, 3, 20, 10], group=7),
+    )
+    boxed = Annotation('bbox', 0, box=[0, 0, 4, 4])
+    found = Items([item('x', 'train', 10, boxed, *outlined), item('x', 'val', 90, boxed)])
+    result = convert('det', found)
+    parts = {split: json.loads(Path(path).read_text(encoding='utf-8')) for split, path in result['files'].items()}
+    boxes = [(entry['category_id'], entry['bbox']) for entry in parts['train']['annotations']]
+    assert boxes == [(1, [0, 0, 4, 4]), (2, [2, 3, 20, 10])]
+    assert [entry['name'] for entry in parts['val']['categories']] == ['background', 'dog']
+    for split, grey in (('train', 10), ('val', 90)):
+        (listed,) = parts[split]['images']
+        assert np.unique(np.asarray(Image.open(listed['file_name']))).tolist() == [grey]
+    samples = convert('cls', Items([item('y', 'trainval', 10)]))['samples']
+    assert [(sample['subset'], sample['label']) for sample in samples] == [('default', 'background')]
+
+
 def test_pictures_of_several_labels_and_formats_of_other_annotations_are_refused(convert: Any, tmp_path: Path) -> None:
     found = items(tmp_path / 'data')
     found[0].annotations.append(Annotation('label', 1))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -79,6 +80,23 @@ def test_the_network_has_the_size_of_the_file(version: int, data: DataSet, tmp_p
         'cls': lambda: model.head.in_channels,
     }[data.task]()
     assert taken == {'seg': [widths, widths[2]], 'det': widths, 'cls': widths[-1]}[data.task]
+
+
+def test_a_larger_network_takes_more_memory(data: DataSet, tmp_path: Path) -> None:
+    """By the numbers of its maps: blocks times channels, a quarter of the positions in every further stage."""
+    asked: list[tuple[float, float]] = []
+
+    def batch_size(machine: Machine, per_picture: float, fixed: float, largest: int) -> int:
+        asked.append((per_picture, fixed))
+        return 2
+
+    with mock.patch.object(Machine, 'batch_size', batch_size):
+        for build in (convnext_tiny, convnext_base):
+            plan_of(data, 'tiny', save_convnext(tmp_path, build))
+    wanted = (3 * 128 + 3 * 256 / 4 + 27 * 512 / 16 + 3 * 1024 / 64) / (
+        3 * 96 + 3 * 192 / 4 + 9 * 384 / 16 + 3 * 768 / 64
+    )
+    assert [large / small for small, large in zip(*asked, strict=True)] == pytest.approx([wanted, wanted])
 
 
 def test_another_size_is_refused(data: DataSet, tmp_path: Path) -> None:

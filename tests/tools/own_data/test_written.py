@@ -12,7 +12,7 @@ from unittest import mock
 import new_project
 import pytest
 from new_project import answer
-from own_data import Answers, DataSet, Machine, make_plan, print_report, writing
+from own_data import Answers, DataSet, Machine, UnknownLayoutError, make_plan, print_report, writing
 from own_data.recipes import config_text
 
 from mmpelk.errors import UserError
@@ -125,6 +125,63 @@ def test_every_option_reaches_its_reader(task: str, monkeypatch: pytest.MonkeyPa
         'cls': {},
     }[task]
     assert given.arguments == expected
+
+
+@pytest.fixture
+def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., DataSet]:
+    """What the command reads of a set in no layout that is known, with words of its own and what is converted."""
+
+    def reads(*words: str, converted: dict[str, Any], outlines: bool = False) -> DataSet:
+        def read_as(args: Any, found: dict[str, Any] | None) -> DataSet:
+            if found is None:
+                raise UnknownLayoutError('no label map')
+            assert found is converted
+            return data_of('seg')
+
+        monkeypatch.setattr(new_project, 'read_as', read_as)
+        monkeypatch.setattr(new_project, 'has_outlines', lambda root: outlines)
+        monkeypatch.setattr(new_project, 'convert', lambda *given: asked.append(given) or converted)
+        monkeypatch.setattr(sys, 'argv', ['new_project.py', 'mine', '--data', str(tmp_path), *words])
+        return new_project.read(new_project.parse_args(), Path('out'))
+
+    asked: list[tuple[Any, ...]] = []
+    reads.asked = asked  # type: ignore[attr-defined]
+    return reads
+
+
+@pytest.mark.parametrize('form', [None, 'voc'])
+def test_what_is_said_of_another_format(form: str | None, read: Any, tmp_path: Path) -> None:
+    converted = dict(format='VOC', said=[['question', 'is it so?'], ['mistake', 'it is not']], unused=['cow', 'hen'])
+    data = read('--task', 'seg', *(['--format', form] if form else []), converted=converted)
+    assert [(note.kind, note.text, [*note.files]) for note in data.notes[-4:]] == [
+        ('decision', 'the data set is read as one of the format VOC', []),
+        ('question', 'is it so?', []),
+        ('mistake', 'it is not', []),
+        ('decision', '2 classes that the format lists have no object and are left out', ['cow', 'hen']),
+    ]
+    reason = f'the format is to be {form}' if form else 'no label map'
+    assert read.asked == [(tmp_path, 'seg', Path('out') / 'converted', reason, form, None)]
+
+
+@pytest.mark.parametrize(('words', 'outlines', 'converts'), [
+    (['seg'], False, True), (['seg', '--classes', 'a,b'], False, False), (['seg', '--classes', 'a,b'], True, True),
+    (['det', '--classes', 'a,b'], False, True),
+])  # fmt: skip
+def test_who_has_named_the_classes_of_label_maps_means_those(
+    words: list[str], outlines: bool, converts: bool, read: Any
+) -> None:
+    """And is told what is wrong with them; other formats have names of their own."""
+    if converts:
+        assert read('--task', *words, converted=dict(format='VOC'), outlines=outlines)
+    else:
+        with pytest.raises(UnknownLayoutError, match=r'^no label map$'):
+            read('--task', *words, converted={}, outlines=outlines)
+
+
+@pytest.mark.parametrize('share', ['0', '1', '-0.2'])
+def test_shares_that_leave_nothing(share: str, read: Any) -> None:
+    with pytest.raises(UserError, match=f'--val-share is a share between 0 and 1, got {share}$'):
+        read('--task', 'det', '--val-share', share, converted={})
 
 
 @pytest.mark.parametrize('task', ['seg', 'det', 'cls'])
