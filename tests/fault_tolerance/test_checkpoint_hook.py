@@ -132,6 +132,8 @@ def test_each_of_several_metrics_keeps_its_best_one(runner: Runner, tmp_path: Pa
     # A resumed training knows both, and makes room for what is better.
     resumed = CheckpointHook(by_epoch=False, interval=1, save_best=['a', 'b'], rule=['greater', 'less'])
     resumed._run, runner._resume = hook_of(runner)._run, True
+    # The folder may have been moved since.
+    runner.message_hub.update_info('best_ckpt_a', '/elsewhere/best_a_iter_2.pth')
     resumed.before_train(runner)
     assert resumed.best_ckpt_path_dict == dict(zip('ab', (str(tmp_path / name) for name in best), strict=True))
     resumed.after_val_epoch(runner, dict(a=3.0, b=1.0))

@@ -36,6 +36,9 @@ def test_number_of_bits(kind: str, shape: tuple[int, ...], tmp_path: Path) -> No
                 refuse_dim_set([(image, name), (0 * image, 'black')], 'data')
         if found == 14:
             refuse_dim(image, name)
+    several = [write(tmp_path / f'{bits}{suffix}', bits, shape) for bits in (12, 10)]
+    with pytest.raises(UserError, match='the pictures of data have values below 4096 in 16 bits'):
+        refuse_dim_set(several, 'data')
     dark = write(tmp_path / f'dark{suffix}', 4, shape, np.uint8)
     for given in (dark, (0 * image, name)):
         refuse_dim(*given)

@@ -9,6 +9,7 @@ from unittest import mock
 
 import pytest
 
+from mmpelk.fault_tolerance import preemption
 from mmpelk.fault_tolerance.checkpoint_hook import CheckpointHook
 from mmpelk.fault_tolerance.preemption import PREEMPTED, SIGNALS, PreemptionHook
 
@@ -60,6 +61,8 @@ def test_it_says_what_is_saved_and_hears_no_more_signals(saves: bool, monkeypatc
     logger = mock.Mock()
     runner: Any = SimpleNamespace(hooks=[object(), *([saving] if saves else [])], iter=4, logger=logger)
     ignored: list[Any] = []
+    # Until all have saved.
+    monkeypatch.setattr(preemption, 'barrier', lambda: ignored.append('all have saved'))
     monkeypatch.setattr(signal, 'signal', lambda number, handler: ignored.append((number, handler)))
     hook = PreemptionHook()
     hook._receive(signal.SIGUSR1, None)
@@ -68,7 +71,7 @@ def test_it_says_what_is_saved_and_hears_no_more_signals(saves: bool, monkeypatc
     assert caught.value.code == PREEMPTED
     said = 'iter_5.pth is saved, --resume goes on from there' if saves else 'nothing saved, no mmpelk.CheckpointHook'
     logger.info.assert_called_once_with(f'Stopped by SIGUSR1 after iteration 5: {said}')
-    assert ignored == [(number, signal.SIG_IGN) for number in SIGNALS]
+    assert ignored == ['all have saved', *((number, signal.SIG_IGN) for number in SIGNALS)]
 
 
 @pytest.mark.parametrize(('seconds', 'ends'), [(0.5, False), (1.9, False), (2.1, True), (60.0, True)])

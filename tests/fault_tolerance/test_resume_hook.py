@@ -128,6 +128,13 @@ def test_loaders_keep_their_settings() -> None:
     assert {name: getattr(rebuilt, name) for name in settings} == {name: getattr(given, name) for name in settings}
 
 
+def test_batches_that_were_trained_on_are_left_out_with_their_numbers() -> None:
+    resumed = NumberedBatches(BatchSampler(SequentialSampler(range(5)), 1, True), 7, 0, 2, 2, False)
+    whole = list(numbered())
+    assert [(batch, batch.seed) for batch in resumed] == [(batch, batch.seed) for batch in whole[2:]]
+    assert (resumed.drop_last, numbered().drop_last, resumed.batch_size) == (True, False, 1)
+
+
 def test_processes_draw_other_numbers() -> None:
     seeds = [[batch.seed for batch in numbered(rank)] for rank in (0, 0, 1)]
     assert seeds[0] == seeds[1]
@@ -202,3 +209,7 @@ def test_fewer_samples_than_a_batch_are_refused(tmp_path: Path) -> None:
     training._train_dataloader.update(batch_size=8, drop_last=True)
     with pytest.raises(UserError, match='smaller than a batch: check'):
         training.train()
+    training = make_runner(tmp_path / 'endless', 1)  # which begins the set anew
+    training._train_dataloader.update(batch_size=8, drop_last=True)
+    training.train_loop.run = lambda: training.call_hook('before_train')
+    training.train()

@@ -44,8 +44,9 @@ def test_what_mmengine_writes_is_read(tmp_path: Path, zipped: bool) -> None:
     hub.update_info('array', np.arange(3))
     hub.update_info('number', np.float32(0.5))
     meta = {'dataset_meta': ConfigDict(classes=('a', 'b'), palette=[[1, 2, 3]]), 'seed': 3}
-    weights = {'w': torch.ones(2, dtype=torch.bfloat16)}
-    written = {'meta': meta, 'message_hub': hub.state_dict(), 'state_dict': weights}
+    weights = {'w': torch.ones(2, dtype=torch.bfloat16), 'v': torch.ones(2, requires_grad=True)}
+    short = HistoryBuffer(max_length=3)
+    written = {'meta': meta, 'message_hub': hub.state_dict(), 'state_dict': weights, 'short': short}
     torch.save(written, tmp_path / 'a.pth', _use_new_zipfile_serialization=zipped)
     methods = dict(HistoryBuffer._statistics_methods)
     content = load_data(tmp_path / 'a.pth')
@@ -55,6 +56,11 @@ def test_what_mmengine_writes_is_read(tmp_path: Path, zipped: bool) -> None:
     assert HistoryBuffer._statistics_methods == methods, 'a buffer brings no functions'
     assert content['meta']['dataset_meta']['classes'] == ('a', 'b')
     assert torch.equal(content['state_dict']['w'], weights['w'])
+    assert [value.requires_grad for value in content['state_dict'].values()] == [False, True]
+    content['message_hub']['runtime_info']['array'][0] = 5  # it can be changed, as one that was not read
+    for value in range(5):
+        content['short'].update(value)
+    assert content['short'].data[0].tolist() == [2, 3, 4]
 
 
 @pytest.mark.parametrize('zipped', [True, False])
@@ -69,6 +75,10 @@ def test_code_is_refused_by_name(tmp_path: Path, kind: str, zipped: bool) -> Non
 
 def test_ones_own_files_can_be_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / 'a.pth', payloads(tmp_path)['module'])
+    for word in ('0', '', 'true'):
+        monkeypatch.setenv('MMPELK_TRUST_CHECKPOINT', word)
+        with pytest.raises(CheckpointError, match='is refused'):
+            load_data(path)
     monkeypatch.setenv('MMPELK_TRUST_CHECKPOINT', '1')
     assert isinstance(load_data(path)['meta']['note'], nn.Linear)
 
@@ -124,6 +134,9 @@ def test_safetensors_stand_in_for_pth(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(CheckpointError, match='incomplete'):
         load_data(path)
+    # Versions of modules, by which torch knows what an older one lacks.
+    save_file({'w': torch.ones(1)}, str(path), metadata=dict(state_dict_metadata='{"norm": {"version": 2}}'))
+    assert load_data(path)['state_dict']._metadata == {'norm': {'version': 2}}
     for text in ('[' * 100_000, '{', '[]', '"a"'):
         save_file({'w': torch.ones(1)}, str(path), metadata=dict(dataset_meta=text))
         with pytest.raises(CheckpointError, match=r'a\.safetensors'):
@@ -227,6 +240,48 @@ def test_addresses_with_one_name_are_two_files(internet: Internet, tmp_path: Pat
     ):
         shutil.copy(tmp_path / 'here.pth', tmp_path / 'checkpoints' / name)
         assert weights_of(f'https://a/{name}') == found
+
+
+def test_what_stands_behind_a_name_in_an_address_is_no_suffix(internet: Internet, tmp_path: Path) -> None:
+    save_file({'w': torch.ones(1)}, str(tmp_path / 'a.safetensors'))
+    internet.page = (tmp_path / 'a.safetensors').read_bytes()
+    state = safe_loading.read_checkpoint('https://a/x.safetensors?download=true')['state_dict']
+    assert state['w'].tolist() == [1]
+
+
+def test_backbones_of_mmengines_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = {
+        'backbone.conv.weight': torch.ones(1),
+        'backbone.norm.backbone.bias': torch.ones(1),
+        'head.fc': torch.ones(1),
+    }
+    read = {'https://a/x.pth': dict(state_dict=state)}
+    monkeypatch.setattr(safe_loading, 'load_from_http', lambda url, map_location: read[url])
+    monkeypatch.setattr(safe_loading, 'get_mmcls_models', lambda: {'vgg': 'https://a/x.pth'})
+    found = safe_loading.read_checkpoint('mmcls://vgg')
+    assert {part: [*names] for part, names in found.items()} == {'state_dict': ['conv.weight', 'norm.backbone.bias']}
+
+
+def test_a_store_names_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = mock.Mock(**{'get.return_value': b'no checkpoint'})
+    monkeypatch.setattr(safe_loading, 'get_file_backend', lambda url, backend_args: backend)
+    with pytest.raises(CheckpointError, match=r"^'s3://bucket/x\.pth' is not a checkpoint"):
+        safe_loading.read_checkpoint('s3://bucket/x.pth')
+    backend.get.assert_called_once_with('s3://bucket/x.pth')
+
+
+def test_schedulers_of_several_optimizers() -> None:
+    first, second = dict(last_step=1), dict(last_step=2)
+    for schedulers in ([first, 'x', second], dict(a=[first], b=[second], c=None)):
+        assert safe_loading.scheduler_states(schedulers) == [first, second]
+
+
+def test_files_of_before_the_archives_are_whole_or_refused(tmp_path: Path) -> None:
+    torch.save(dict(w=torch.ones(9)), tmp_path / 'a.pth', _use_new_zipfile_serialization=False)
+    safe_loading.check_integrity(tmp_path / 'a.pth')
+    (tmp_path / 'a.pth').write_bytes((tmp_path / 'a.pth').read_bytes()[:-4])
+    with pytest.raises(CheckpointError, match=r'a\.pth'):
+        safe_loading.check_integrity(tmp_path / 'a.pth')
 
 
 def test_pages_are_no_downloads(internet: Internet) -> None:

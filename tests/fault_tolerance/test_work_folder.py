@@ -44,6 +44,10 @@ def test_a_process_may_train_again_in_its_folder(tmp_path: Path) -> None:
     assert is_locked(tmp_path), 'by the one that is left'
     lock.release()
     assert not is_locked(tmp_path)
+    opened = len(os.listdir('/proc/self/fd'))
+    for lock in [WorkFolderLock(tmp_path) for _ in range(3)]:
+        lock.release()
+    assert len(os.listdir('/proc/self/fd')) == opened
 
 
 @pytest.mark.slow

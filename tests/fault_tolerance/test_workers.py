@@ -74,7 +74,10 @@ def test_workers_of_validation_and_test_are_watched_too(stage: str) -> None:
     loader: DataLoader = DataLoader([1], num_workers=1)  # type: ignore[arg-type]
     runner: Any = SimpleNamespace(**{f'{stage}_loop': SimpleNamespace(dataloader=loader)})
     getattr(ResumeHook(), f'before_{stage}')(runner)
-    assert loader.worker_init_fn is not None
+    watching = loader.worker_init_fn
+    assert watching is not None
+    getattr(ResumeHook(), f'before_{stage}')(runner)
+    assert loader.worker_init_fn is watching, 'once, however often it is validated'
 
 
 @pytest.mark.slow

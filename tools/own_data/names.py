@@ -1,6 +1,7 @@
 """Names of classes, with the values or colours that mean them, as annotation tools write them."""
 
 import csv
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ def read_names(given: str | None, root: Path) -> list[ClassName]:
     Raises:
         UserError: If the list cannot be read, or a name without a value comes twice.
     """
-    from_file = not given or Path(given).is_file()
+    from_file = not given or os.path.isfile(given)  # unlike Path.is_file, of a text of any length
     if given and not from_file:
         if given.endswith(('.txt', '.csv', '.names')):
             raise UserError(f"there is no list of classes '{given}'")
@@ -127,7 +128,7 @@ def order_names(found: list[str], given: str | None, root: Path) -> list[str]:
     if given is None:
         return found
     listed = read_names(given, root)
-    if any(name.key is not None for name in listed) and not Path(given).is_file():
+    if any(name.key is not None for name in listed) and not os.path.isfile(given):
         raise UserError('the data set has names and no values: give --classes NAME,... alone')
     names = [name.name for name in listed]
     if sorted(names) != sorted(found):

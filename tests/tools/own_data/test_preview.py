@@ -13,7 +13,7 @@ from own_data import DataSet, read_classification, read_detection, read_segmenta
 from own_data.preview import draw_preview
 from PIL import Image
 
-from tests.tools.own_data.pictures import image, write_set
+from tests.tools.own_data.pictures import image, label, write_set
 
 
 def drawn(data: DataSet, path: Path) -> Any:
@@ -34,6 +34,25 @@ def test_pictures_are_turned_where_training_turns_them(ignored: bool, tmp_path: 
     data.ignore_orientation, data.details = ignored, dict(labels={'a/0.jpg': 0})
     (axes,) = drawn(data, tmp_path / 'data.png').axes
     assert np.asarray(axes.images[0].get_array()).shape[:2] == ((30, 40) if ignored else (40, 30))
+
+
+def test_many_classes_of_long_names_and_large_pictures(tmp_path: Path) -> None:
+    """Names are cut, the others counted, and label maps made small without values between those that they have."""
+    for index in range(2):
+        image(tmp_path / 'images' / f'{index}.png', (900, 40))
+        label(tmp_path / 'labels' / f'{index}.png', [*range(45)], (900, 40))
+    names = ['n' * 40, 'm' * 41, *(f'class {index}' for index in range(2, 45))]
+    data = read_segmentation(tmp_path, ','.join(names))
+    figure = drawn(data, tmp_path / 'data.png')
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend[:2] == [f'0 {"n" * 40}', f'1 {"m" * 37}...']
+    assert legend[39:] == ['39 class 39', '5 more', 'not trained on']
+    shown = np.asarray(figure.axes[0].images[0].get_array())
+    assert shown.shape[1] == 320
+    below, above = shown[len(shown) // 2 :].astype(float), shown[: len(shown) // 2]
+    painted = (below - 0.35 * above) / 0.65
+    distance = np.abs(painted[:, :, None] - np.array(data.palette)).max(-1).min(-1)
+    assert distance.max() <= 2
 
 
 @pytest.mark.parametrize('task', ['seg', 'det', 'cls'])

@@ -92,15 +92,36 @@ def written(task: str) -> str:
 def test_what_was_found_and_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The report is a file beside the drawing; questions that the user accepts are decisions."""
     data, drawn = data_of('cls'), []
+    data.note('decision', 'a name that is no text', ['a\udcff.jpg'])  # as Python reads such files' names
     monkeypatch.setattr(writing, 'draw_preview', lambda data, path: drawn.append(path))
     writing.write_findings(data, tmp_path / 'projects' / 'mine')
     print_report(data, report := io.StringIO())
-    assert (tmp_path / 'projects' / 'mine' / 'data.txt').read_text() == report.getvalue()
+    assert (tmp_path / 'projects' / 'mine' / 'data.txt').read_text() == report.getvalue().replace('\udcff', '?')
     assert drawn == [tmp_path / 'projects' / 'mine' / 'data.png']
     with pytest.raises(UserError, match=r'^1 of the lines above are questions'):
         answer(data, yes=False)
     answer(data, yes=True)
-    assert [(note.kind, note.text) for note in data.notes] == [('remark', 'something'), ('decision', 'which?')]
+    assert [(note.kind, note.text) for note in data.notes[:2]] == [('remark', 'something'), ('decision', 'which?')]
+
+
+def test_a_project_is_written_without_questions_and_over_nothing(tmp_path: Path) -> None:
+    data = data_of('cls')
+    data.splits = dict(train=['日本/é.jpg', 'b/1.jpg'], val=['b/2.jpg'])
+    data.details['labels'] = {'日本/é.jpg': 0, 'b/1.jpg': 1, 'b/2.jpg': 1}
+    plan = make_plan(data, Machine())
+    with pytest.raises(UserError, match=r'^1 questions are open: question: which\?$'):
+        writing.write_project(data, plan, tmp_path / 'mine')
+    assert not (tmp_path / 'mine').exists()
+    answer(data, yes=True)
+    config = writing.write_project(data, plan, tmp_path / 'mine')
+    assert config == (tmp_path / 'mine' / 'mine.py').resolve()
+    assert (tmp_path / 'mine' / 'train.txt').read_text('utf-8') == '日本/é.jpg 0\nb/1.jpg 1\n'
+    config.write_text('precious')
+    with pytest.raises(UserError, match='is there already; --overwrite replaces it'):
+        writing.write_project(data, plan, tmp_path / 'mine')
+    assert config.read_text() == 'precious'
+    writing.write_project(data, plan, tmp_path / 'mine', overwrite=True)
+    assert 'classes' in config.read_text('utf-8')
 
 
 @pytest.mark.parametrize('task', ['seg', 'det', 'cls'])
