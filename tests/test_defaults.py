@@ -1,4 +1,4 @@
-"""Defaults of the arguments of everything public, and constants, are those of ``expected/test_defaults.txt``."""
+"""Defaults of everything public, constants and options of commands are those of ``expected/test_defaults.txt``."""
 
 import ast
 import inspect
@@ -51,21 +51,24 @@ def test_defaults_are_as_recorded(name: str, compare: Callable[[str], None]) -> 
 
 
 def _constants(source: str) -> Iterator[str]:
-    """Numbers, and collections and calls of literals, in capital letters; as they are written."""
-    for node in ast.parse(source).body:
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
-        value = getattr(node, 'value', None)
-        if value is None or len(targets) != 1 or not ast.unparse(targets[0]).isupper():
-            continue
-        inner = list(ast.walk(value))
-        called = {name for call in inner if isinstance(call, ast.Call) for name in ast.walk(call.func)}
-        own = [each for each in inner if isinstance(each, ast.Name | ast.JoinedStr | ast.Lambda) and each not in called]
-        has_numbers = any(isinstance(each, ast.Constant) and isinstance(each.value, int | float) for each in inner)
-        if not own and (has_numbers or isinstance(value, ast.Tuple | ast.List | ast.Set | ast.Dict)):
-            lines = (ast.get_source_segment(source, node) or '').splitlines()
-            yield ' '.join(' '.join(re.sub(r'(^|\s)#.*', '', line) for line in lines).split())
+    """Numbers, collections and calls of literals in capital letters, and literals of classes; as they are written."""
+    tree = ast.parse(source)
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    for owner, nodes in [('', tree.body), *((f'{each.name}.', each.body) for each in classes)]:
+        for node in nodes:
+            targets = getattr(node, 'targets', [getattr(node, 'target', None)])
+            value = getattr(node, 'value', None) if isinstance(node, ast.Assign | ast.AnnAssign) else None
+            if value is None or len(targets) != 1 or not (owner or ast.unparse(targets[0]).isupper()):
+                continue
+            inner = list(ast.walk(value))
+            called = {name for call in inner if isinstance(call, ast.Call) for name in ast.walk(call.func)}
+            if any(isinstance(each, ast.Name | ast.JoinedStr | ast.Lambda) and each not in called for each in inner):
+                continue
+            constants = [each.value for each in inner if isinstance(each, ast.Constant)]
+            has_numbers = any(isinstance(each, int | float) for each in constants)
+            if owner or has_numbers or isinstance(value, ast.Tuple | ast.List | ast.Set | ast.Dict):
+                lines = (ast.get_source_segment(source, node) or '').splitlines()
+                yield owner + ' '.join(' '.join(re.sub(r'(^|\s)#.*', '', line) for line in lines).split())
 
 
 @pytest.mark.parametrize('folder', ['mmpelk', 'reproduction', 'tools'])
@@ -76,4 +79,18 @@ def test_constants_are_as_recorded(folder: str, compare: Callable[[str], None]) 
         for path in sorted((ROOT / folder).rglob('*.py'))
         for constant in _constants(path.read_text(encoding='utf-8'))
     ]
+    compare('\n'.join(lines))
+
+
+@pytest.mark.parametrize('folder', ['mmpelk', 'reproduction', 'tools'])
+def test_options_of_commands_are_as_recorded(folder: str, compare: Callable[[str], None]) -> None:
+    """Their defaults, types, choices and numbers of words; the help is free."""
+    lines = []
+    for path in sorted((ROOT / folder).rglob('*.py')):
+        source = path.read_text(encoding='utf-8')
+        for call in ast.walk(ast.parse(source)):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == 'add_argument':
+                given = [*call.args, *(each for each in call.keywords if each.arg not in ('help', 'metavar'))]
+                words = [' '.join((ast.get_source_segment(source, each) or '').split()) for each in given]
+                lines.append(f'{path.relative_to(ROOT)}: {", ".join(words)}')
     compare('\n'.join(lines))
