@@ -68,6 +68,7 @@ def test_pieces_on_a_cpu_stay_in_its_cache() -> None:
         x = torch.empty(1, 600, 1, 1, device=device)
         assert next(workspace.channel_chunks(x, 2**20)) == slice(0, size)
         assert next(workspace.image_chunks(x.transpose(0, 1), 2**20)) == slice(0, size)
+        assert next(workspace.image_chunks(x.expand(600, 600, 1, 1)[:, :4], 2**20)) == slice(0, size // 4)
 
 
 def test_workspace_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,6 +131,7 @@ def test_deployed_mixer_is_the_same_function(
     for _ in range(2):  # a second call changes nothing
         mixer.switch_to_deploy(embedding)
         torch.testing.assert_close(mixer(x), want, rtol=1e-10, atol=1e-10)
+    assert not any(module.training for module in mixer.modules())
     assert {key: tuple(value.shape[2:]) for key, value in mixer.named_parameters()} == DEPLOYED[name]
     spec = MixerSpec(CHANNELS, SIZE, small_kernel_size=small_kernel_size, positional_embedding=mode, deploy=True)
     built = MIXERS[name](spec).double()
