@@ -396,12 +396,12 @@ def test_sizes_by_map_and_operations() -> None:
     class Pyramid(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.convs = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1, groups=4) for _ in range(5))
+            self.convs = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1, groups=4) for _ in range(6))
             self.norm = nn.BatchNorm2d(4)
 
         def forward(self, x: Tensor) -> Tensor:
-            x = self.convs[0](self.norm(x))
-            x = self.convs[1](nn.functional.max_pool2d(x, 2))
+            x = self.convs[5](self.convs[0](self.norm(x)))
+            x = self.convs[1](self.convs[5](nn.functional.max_pool2d(x, 2)))
             return self.convs[3](self.convs[2](x)) + self.convs[3](x)[..., :1] + self.convs[2](x[..., :4])[..., :1]
 
     network = Pyramid().train()
@@ -416,6 +416,7 @@ def test_sizes_by_map_and_operations() -> None:
     assert found.left == {
         'convs.2': 'its maps are 8 x 4 and 8 x 8, and not of one side: give its size by a pattern of names',
         'convs.4': 'the network does not call it',
+        'convs.5': 'its maps are 8 x 8 and 16 x 16, and not of one side: give its size by a pattern of names',
     }
     assert found.changes[2].flops == (2 * 4 * 64 * 3**2, 2 * 4 * 64 * 13**2)
     assert found.changes[0].executed == executed_operations([('dense', (1, 4, 16, 16), network.convs[0].sharing_grid)])

@@ -89,6 +89,19 @@ def test_zeros_are_adopted_when_asked_and_the_densities_logged(make_runner, chec
         assert row.split()[-2:] == [str(int(entry.mask.sum())), f'{entry.mask.float().mean():.4f}']
 
 
+def test_zeros_are_adopted_where_a_checkpoint_of_masks_has_none(make_runner, checkpoints, tmp_path):
+    state = torch.load(checkpoints['folded'], weights_only=False)['state_dict']
+    masks = load_masks(checkpoints['sparse'])
+    del masks['backbone.linear.weight_mask']
+    torch.save({'state_dict': state | masks}, tmp_path / 'partial.pth')
+    settings = {'mode': 'fixed', 'adopt_zeros': True}
+    runner = start(make_runner, settings, tmp_path / 'partial.pth', 'load_from', max_iters=1)
+    runner.train()
+    linear = runner.model.backbone.linear
+    assert torch.equal(linear.weight_mask, state['backbone.linear.weight'] != 0)
+    assert not linear.weight_mask.all()
+
+
 def test_parts_of_masks_give_a_warning(make_runner, checkpoints, tmp_path):
     runner = start(make_runner, {'mode': 'fixed', 'adopt_zeros': True}, checkpoints['dense'], 'load_from')
     runner.train()

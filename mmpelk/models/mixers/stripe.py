@@ -84,7 +84,7 @@ class StripeMixer(Mixer):
                 _merged_like(first, weight + small_weight, bias + second_bias + small_bias),
                 _merged_like(second, second_weight, None),
             ]
-        )
+        ).train(self.large.training)
         self.deployed = True
 
 
@@ -94,4 +94,4 @@ def _merged_like(stripe: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.C
     merged.weight = nn.Parameter(weight.to(stripe.weight), stripe.weight.requires_grad)
     if bias is not None:
         merged.bias = nn.Parameter(bias.to(stripe.weight), stripe.weight.requires_grad)
-    return merged.train(stripe.training)
+    return merged
