@@ -162,7 +162,8 @@ def _load_safetensors(source: str | Path | BinaryIO, map_location: Location, nam
         raise UserError(f"reading '{name}' takes the package safetensors: pip install safetensors") from error
     if not isinstance(source, str | Path):
         raise UserError(f"'{name}' has to be a local file to be read: download it first")
-    device = 'cpu' if map_location is None or callable(map_location) else str(map_location)
+    is_meta = str(map_location) == 'meta'  # which safetensors does not know
+    device = 'cpu' if map_location is None or callable(map_location) or is_meta else str(map_location)
     try:
         with safe_open(str(source), framework='pt', device=device) as file:
             header = file.metadata() or {}
@@ -175,6 +176,8 @@ def _load_safetensors(source: str | Path | BinaryIO, map_location: Location, nam
     metadata = texts.pop('state_dict_metadata', {})  # of its modules, as torch.save writes it
     if not isinstance(metadata, dict) or not all(isinstance(value, dict) for value in metadata.values()):
         raise CheckpointError(f"'{name}' is refused: state_dict_metadata in its header is not a dict for each module")
+    if is_meta:
+        state = OrderedDict((key, value.to('meta')) for key, value in state.items())
     state._metadata = OrderedDict(metadata)  # type: ignore[attr-defined]
     content = {'meta': texts, 'state_dict': state}
     _check_parts(content, name)

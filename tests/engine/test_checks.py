@@ -1,5 +1,8 @@
 """The sentences about a user's mistakes, and what must not be taken for one."""
 
+import errno
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +88,31 @@ def test_data_of_wrapped_and_remote_sets(tmp_path: Path) -> None:
     check_data(Config(dict(train_dataloader=dict(dataset=dict(data_root='s3://bucket/coco')))), ['train_dataloader'])
 
 
+def test_a_folder_may_be_named_alone_and_pipelines_name_their_own(tmp_path: Path) -> None:
+    pipeline = [dict(type='Other', ann_file='gone.txt', data_root='gone')]
+    dataset = dict(data_root=str(tmp_path), data_prefix='images', pipeline=pipeline)
+    cfg = Config(dict(train_dataloader=dict(dataset=dataset)))
+    with pytest.raises(FileNotFoundError, match=r"/images' of train_dataloader\.dataset does not exist"):
+        check_data(cfg, ['train_dataloader'])
+    (tmp_path / 'images').mkdir()
+    check_data(cfg, ['train_dataloader'])
+
+
+@pytest.mark.parametrize('code', [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_line_and_the_log_reports_errors_again(code: int, capsys: pytest.CaptureFixture) -> None:
+    reported: list[bool] = []
+
+    def fill() -> None:
+        reported.append(logging.raiseExceptions)
+        raise OSError(code, os.strerror(code))
+
+    with pytest.raises(SystemExit), exit_on_user_error(running=True):
+        fill()
+    # Each line of a log on a full disk would print a traceback.
+    assert [*reported, logging.raiseExceptions] == [False, True]
+    assert capsys.readouterr().err.startswith('error: the disk is full: ')
+
+
 def test_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match=r"'gone\.pth' does not exist"):
         check_checkpoint('gone.pth')
@@ -163,6 +191,8 @@ def test_numbers_that_are_none_in_annotations(number: str, gap: str, tmp_path: P
     cfg = Config(dict(train_dataloader=dict(dataset=dict(data_root=str(tmp_path), ann_file='train.json'))))
     path.write_text(f'{{"images": [{{"file_name": "{number}.jpg"}}], "annotations": [{{"bbox": [0, 1, 2.5, 3]}}]}}')
     check_data(cfg, ['train_dataloader'])  # a name is no number
-    path.write_bytes(path.read_bytes().replace(b' 2.5', f'{gap}{number}'.encode()))
-    with pytest.raises(ValueError, match=f"'{path}' holds {number.lstrip('-')}, which is no number"):
-        check_data(cfg, ['train_dataloader'])
+    good = path.read_bytes()
+    for before, after in ((b' 2.5', gap), (b'[0', f'[{gap}'), (b'[0, 1, 2.5, 3]', gap)):  # in the middle, first, alone
+        path.write_bytes(good.replace(before, f'{after}{number}'.encode()))
+        with pytest.raises(ValueError, match=f"'{path}' holds {number.lstrip('-')}, which is no number"):
+            check_data(cfg, ['train_dataloader'])

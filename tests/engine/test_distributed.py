@@ -24,7 +24,7 @@ VARIABLES = {
 
 
 def amp_config(kind: object = 'AmpOptimWrapper', launcher: str = 'none') -> Config:
-    wrapper = dict(type=kind, loss_scale='dynamic', dtype='float16', optimizer=dict(type='SGD', lr=0.1))
+    wrapper = dict(type=kind, loss_scale='dynamic', dtype='float16', use_fsdp=False, optimizer=dict(type='SGD', lr=0.1))
     return Config(dict(launcher=launcher, optim_wrapper=wrapper))
 
 

@@ -29,7 +29,7 @@ def _rates(groups: list[dict]) -> dict[str, tuple[float, ...]]:
 
 
 @pytest.mark.parametrize(('depth', 'num_layers'), [(9, 6), (27, 12)])
-@pytest.mark.parametrize(('decay_type', 'decay_rate'), [('stage_wise', 0.9), ('layer_wise', 0.7)])
+@pytest.mark.parametrize(('decay_type', 'decay_rate'), [('stage_wise', 0.9), ('layer_wise', 0.7), ('layer_wise', 1.0)])
 @pytest.mark.parametrize('constructor', [Mmsegs, Mmdets])
 def test_rates_of_convnexts_recipe(
     depth: int, num_layers: int, decay_type: str, decay_rate: float, constructor: type

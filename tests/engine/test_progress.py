@@ -139,6 +139,14 @@ def test_memory_of_a_gpu(used: int, hint: bool, monkeypatch: pytest.MonkeyPatch)
     assert progress._memory() == f'{used}.0 of 80.0 GB of GPU memory at most{more}'
 
 
+def test_memory_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux gives the most that was used in kilobytes."""
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(progress.resource, 'getrusage', lambda who: SimpleNamespace(ru_maxrss=3 * 2**20))
+    monkeypatch.setattr(os, 'sysconf', dict(SC_PHYS_PAGES=2**21, SC_PAGE_SIZE=2**12).get)
+    assert progress._memory() == '3.0 of 8.0 GB of memory at most, worker processes aside'
+
+
 @pytest.mark.parametrize('name', ['tensorboard', 'wandb'])
 def test_visualize_adds_a_backend_once_or_names_the_package(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = Config(dict(visualizer=dict(vis_backends=[dict(type='LocalVisBackend')])))

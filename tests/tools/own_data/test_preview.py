@@ -40,7 +40,7 @@ def test_many_classes_of_long_names_and_large_pictures(tmp_path: Path) -> None:
     """Names are cut, the others counted, and label maps made small without values between those that they have."""
     for index in range(2):
         image(tmp_path / 'images' / f'{index}.png', (900, 40))
-        label(tmp_path / 'labels' / f'{index}.png', [*range(45)], (900, 40))
+        label(tmp_path / 'labels' / f'{index}.png', [0, 44] * 15, (900, 40))
     names = ['n' * 40, 'm' * 41, *(f'class {index}' for index in range(2, 45))]
     data = read_segmentation(tmp_path, ','.join(names))
     figure = drawn(data, tmp_path / 'data.png')
@@ -51,7 +51,7 @@ def test_many_classes_of_long_names_and_large_pictures(tmp_path: Path) -> None:
     assert shown.shape[1] == 320
     below, above = shown[len(shown) // 2 :].astype(float), shown[: len(shown) // 2]
     painted = (below - 0.35 * above) / 0.65
-    distance = np.abs(painted[:, :, None] - np.array(data.palette)).max(-1).min(-1)
+    distance = np.abs(painted[:, :, None] - np.array([data.palette[0], data.palette[44]])).max(-1).min(-1)
     assert distance.max() <= 2
 
 

@@ -324,6 +324,18 @@ def test_soft_edges(coloured: bool, end: str, tmp_path: Path) -> None:
         assert ((written == 1) == (mask == 255))[written != 255].all()
 
 
+def test_grey_levels_near_each_other_stay_classes_beside_smoothed_contours(tmp_path: Path) -> None:
+    write(tmp_path, [0], size=(96, 64))
+    for path in (tmp_path / 'labels').iterdir():
+        drawn = np.zeros((64, 96), np.uint8)
+        drawn[8:56, 8:40], drawn[8:56, 56:88] = 30, 200
+        small = Image.fromarray(drawn).resize((48, 32), Image.Resampling.BICUBIC)
+        small.resize((96, 64), Image.Resampling.BICUBIC).save(path)
+    data = read_segmentation(tmp_path)
+    assert '(0, 30, 200) are taken for the classes' in notes(data, 'question')
+    assert len(data.classes) == 3
+
+
 @pytest.mark.parametrize(
     'line', ['{}', '{}.jpg', 'images/{}.jpg', '/home/x/set/images/{}.jpg /home/x/set/labels/{}.png', 'images\\{}.jpg']
 )
