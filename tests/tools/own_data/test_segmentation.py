@@ -406,25 +406,26 @@ def test_label_maps_read_through_their_palette(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'CMYK', 'I', 'I;16', 'F'])
 def test_modes_of_label_maps(mode: str, tmp_path: Path) -> None:
-    """However a tool stores 0 and 1, with or without transparency."""
-    write(tmp_path, [0, 1])
+    """However a tool stores 0 and 2, or 0 and 1 where it has no more, with or without transparency."""
+    names = ['sky', 'road'] if mode == '1' else ['sky', 'sea', 'road']
+    write(tmp_path, [0, len(names) - 1])
     for path in (tmp_path / 'labels').iterdir():
         drawn = Image.open(path)
         if mode in ('1', 'I;16'):
             drawn = Image.fromarray(np.asarray(drawn).astype(bool if mode == '1' else np.uint16))
         elif mode in ('P', 'PA'):
-            drawn.putpalette([0, 0, 0, 1, 1, 1])
+            drawn.putpalette([0, 0, 0, 1, 1, 1, 2, 2, 2])
             drawn = drawn.convert(mode)
         else:
             drawn = drawn.convert('RGB').convert(mode) if mode == 'CMYK' else drawn.convert(mode)
         path.unlink()
         drawn.save(path.with_suffix('.tif'))
         assert Image.open(path.with_suffix('.tif')).mode == mode
-    data = read_segmentation(tmp_path, 'sky,road')
-    assert (data.classes, data.unlabelled) == (['sky', 'road'], 0)
+    data = read_segmentation(tmp_path, ','.join(names))
+    assert (data.classes, data.unlabelled) == (names, 0)
     assert not data.questions
     for pair in data.details['pairs']:
-        assert (read_indices(data, pair) == np.arange(SIZE[0]) // (SIZE[0] // 2)).all()
+        assert (read_indices(data, pair) == np.arange(SIZE[0]) // (SIZE[0] // 2) * (len(names) - 1)).all()
 
 
 @pytest.mark.parametrize('pixels', [3, 4])
