@@ -17,7 +17,7 @@ from mmpelk.ops.autocast import autocast_dtype
 from mmpelk.ops.branches import BranchTensors, stacked_branches
 from mmpelk.ops.mixed_norm import is_fused, mixed_norm
 from mmpelk.ops.positional_op import central_embedding
-from mmpelk.ops.training_norm import mixed_batch_norm
+from mmpelk.ops.training_norm import mix_and_norm
 from mmpelk.registry import MODELS
 
 from .architectures import resolve_arch
@@ -120,9 +120,11 @@ class PeLKBlock(BaseModule):
 
     def _forward(self, x: Tensor, embedding: Tensor | BranchTensors | None, fused_in_training: bool) -> Tensor:
         # Channels last from the mixer to the residual sum: what the layer norm and the linear layers want.
-        out = self._mix_and_norm(x, embedding) if type(x) is Tensor and not is_traced() and is_fused(x) else None
+        out = None
+        if fused_in_training or (type(x) is Tensor and not is_traced() and is_fused(x)):
+            out = self._mix_and_norm(x, embedding, fused_in_training)
         if out is None:
-            out = self.norm(self._mix(x, embedding, fused_in_training).permute(0, 2, 3, 1))
+            out = self.norm(self._mix(x, embedding).permute(0, 2, 3, 1))
         out = self.act(self.pointwise_conv1(out))
         if self.grn is not None:
             out = self.grn(out)
@@ -136,8 +138,8 @@ class PeLKBlock(BaseModule):
         # Traces are checked without gradients, and shall be the same then.
         return x + out * scale if torch.is_grad_enabled() or is_traced() else torch.addcmul(x, out, scale)
 
-    def _mix_and_norm(self, x: Tensor, embedding: Tensor | BranchTensors | None) -> Tensor | None:
-        """What the first linear layer takes, as one kernel after the convolutions; ``None`` if a module may differ.
+    def _mix_and_norm(self, x: Tensor, embedding: Tensor | BranchTensors | None, training: bool) -> Tensor | None:
+        """What the first linear layer takes, by kernels for the norms; ``None`` if a module may differ.
 
         ``(N, H, W, C)``; under autocast in the dtype that the linear layer would cast to.
         """
@@ -147,27 +149,24 @@ class PeLKBlock(BaseModule):
         dtype = autocast_dtype(x.device.type)
         if dtype is None and not x.dtype == norm[0][0].dtype == norm[0][1].dtype:
             return None
+        if training:
+            kernels = self.mixer.training_branches(x, embedding)
+            return None if kernels is None else mix_and_norm(x, *kernels, norm, dtype or x.dtype)
         branches = self.mixer.branches(x, embedding)
         if branches is None:
             return None
         return mixed_norm(branches.large, branches.small, x, branches.norms, norm, dtype or x.dtype)
 
-    def _mix(self, x: Tensor, embedding: Tensor | BranchTensors | None, fused_in_training: bool) -> Tensor:
+    def _mix(self, x: Tensor, embedding: Tensor | BranchTensors | None) -> Tensor:
         """The first channels mixed, the others as they are (Eq. 4)."""
         mixer = self.mixer
         if isinstance(mixer, Mixer) and mixer.passes_rest(x):
             return mixer(x, embedding)
-        mixed, others = x, None
-        if self.other_channels:  # the gradient of a split is one concatenation
-            mixed, others = x.split([self.mixed_channels, self.other_channels], 1)
-        if fused_in_training and isinstance(mixer, Mixer):
-            branches = mixer.training_branches(mixed, embedding)
-            if branches is not None:
-                return mixed_batch_norm(branches.large, branches.small, x, others, branches.norms)
-        mixed = mixer(mixed, embedding)
-        if others is None:
-            return mixed
-        parts = [mixed, others]
+        if not self.other_channels:
+            return mixer(x, embedding)
+        # The gradient of a split is one concatenation.
+        mixed, others = x.split([self.mixed_channels, self.other_channels], 1)
+        parts = [mixer(mixed, embedding), others]
         return torch.cat([part.permute(0, 2, 3, 1) for part in parts], -1).permute(0, 3, 1, 2)
 
 

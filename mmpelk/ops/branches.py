@@ -139,9 +139,10 @@ def peripheral_branches(
     return _branches_op(x, weight, cast, bias, grid, requested_backend(x, weight, grid, backend))
 
 
-def _branches(
+def forward(
     x: Tensor, weight: Tensor, small: Tensor, bias: Tensor | None, grid: Sequence[int], backend: str | None
 ) -> tuple[Tensor, Tensor]:
+    """:func:`peripheral_branches` of checked arguments, without derivatives."""
     x = dense(x, like=x)  # once for both kernels, which read it many times
     with without_autocast(x.device.type):
         output = F.conv2d(x, small, padding=small.shape[-1] // 2, groups=len(small))
@@ -154,7 +155,7 @@ def _branches_fake(
     return empty_as(x), empty_as(x)
 
 
-def _backward(
+def backward(
     x: Tensor,
     weight: Tensor,
     small: Tensor,
@@ -163,7 +164,9 @@ def _backward(
     grid: Sequence[int],
     backend: str | None,
     wanted: Sequence[bool],
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`branches_backward` without derivatives; the gradient of ``x`` in ``out``, of any dtype, if given."""
     of_x, of_weight, of_small = (x.new_empty(0) for _ in range(3))
     planes: list[Tensor] = []
     x = dense(x, like=x)
@@ -175,7 +178,8 @@ def _backward(
             of_x_by_small, of_small_or_none, _ = torch.ops.aten.convolution_backward(grad_small, *conv)
         of_small = of_small_or_none.contiguous() if wanted[2] else of_small
     if wanted[0]:
-        of_x = input_grad(grad, weight, grid, backend, planes).add_(of_x_by_small)
+        of_x = input_grad(grad, weight, grid, backend, planes)
+        of_x = torch.add(of_x, of_x_by_small, out=of_x if out is None else out)
     if wanted[1]:
         of_weight = weight_grad(x, grad, grid, backend, planes)
     return of_x, of_weight, of_small
@@ -207,7 +211,7 @@ def _grads(ctx: Any, grad: Tensor, grad_small: Tensor) -> tuple[Tensor | None, .
     *wanted, wants_bias = ctx.needs_input_grad[:4]
     grads: list[Tensor | None] = [None] * 3
     if any(wanted):
-        function: Callable[..., Any] = branches_backward if is_watched(grad) else _backward
+        function: Callable[..., Any] = branches_backward if is_watched(grad) else backward
         values = function(*ctx.saved_tensors, grad, grad_small, ctx.grid, ctx.backend, wanted)
         grads = [value if want else None for value, want in zip(values, wanted, strict=True)]
     of_bias = (grad[0] if len(grad) == 1 else grad.sum(0)) if wants_bias else None
@@ -243,7 +247,7 @@ def _backward_grads(ctx: Any, *seconds: Tensor) -> tuple[Tensor | None, ...]:
 _branches_op = register(
     'peripheral_branches',
     '(Tensor x, Tensor weight, Tensor small, Tensor? bias, int[] grid, str? backend) -> (Tensor, Tensor)',
-    _branches,
+    forward,
     _branches_fake,
     _setup,
     _grads,
@@ -252,7 +256,7 @@ branches_backward = register(
     'peripheral_branches_backward',
     '(Tensor x, Tensor weight, Tensor small, Tensor grad, Tensor grad_small, int[] grid, str? backend, '
     'bool[] wanted) -> (Tensor, Tensor, Tensor)',
-    _backward,
+    backward,
     _backward_fake,
     _backward_setup,
     _backward_grads,

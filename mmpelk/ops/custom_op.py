@@ -94,6 +94,13 @@ def is_watched(grad: Tensor) -> bool:
     return torch.is_grad_enabled() or _is_seen([grad])
 
 
+def needs_operators(grad: Tensor) -> bool:
+    """Whether gradients are to be differentiated, or something has a way of its own to compute them."""
+    if torch.is_grad_enabled() or _dispatch_modes() > 0 or _transform() is not None or takes_tangents():
+        return True
+    return type(grad) is not Tensor or _is_batched(grad)
+
+
 def _is_seen(args: Iterable[Any]) -> bool:
     """Whether somebody must see an operator on the tensors among ``args``, or has another way to compute it."""
     if _dispatch_modes() > 0 or _function_modes() > 0 or _transform() is not None or _profiles() or takes_tangents():

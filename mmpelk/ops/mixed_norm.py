@@ -34,7 +34,7 @@ def is_fused(x: Tensor, training: bool = False) -> bool:
     """Whether the norms of a block whose map is ``x`` are for kernels: where the Triton kernels run.
 
     Without gradients :func:`mixed_norm` is meant, unless it failed; in ``training``, with gradients,
-    :func:`mmpelk.ops.training_norm.mixed_batch_norm`. Not where a backend is forced that is not Triton's, or where a
+    :func:`mmpelk.ops.training_norm.mix_and_norm`. Not where a backend is forced that is not Triton's, or where a
     mode watches torch's operators, or forward-mode derivatives are taken, of whatever tensor.
     """
     if not x.is_cuda or torch.is_grad_enabled() != training or x.numel() == 0 or takes_tangents():

@@ -14,8 +14,8 @@ from torch.utils.hooks import RemovableHandle
 from mmpelk.models import pelk
 from mmpelk.models.mixers import MIXERS, MixerSpec, PeripheralMixer
 from mmpelk.models.pelk import PeLKBlock, PeLKStage
-from mmpelk.ops.mixed_norm import _by_operators, is_fused
-from mmpelk.ops.training_norm import _by_modules
+from mmpelk.ops.branches import BranchTensors, peripheral_branches
+from mmpelk.ops.mixed_norm import Norm, _by_operators, is_fused
 
 
 def _is_fused(x: Tensor, training: bool = False) -> bool:
@@ -166,15 +166,25 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     """The dtypes of what the kernels in training were called with; they run wherever gradients are on."""
     dtypes = []
 
-    def mixed_batch_norm(
-        large: Tensor, small: Tensor, x: Tensor, others: Tensor | None, norms: list[nn.BatchNorm2d]
+    def mix_and_norm(
+        x: Tensor,
+        tensors: BranchTensors,
+        grid: list[int],
+        backend: str | None,
+        norms: list[nn.BatchNorm2d],
+        norm: Norm,
+        dtype: torch.dtype,
     ) -> Tensor:
-        assert all(each.stride(1) == 1 for each in (large, small, x))
-        assert others is None or torch.equal(others, x[:, large.shape[1] :])
-        dtypes.append(large.dtype)
-        return _by_modules(large, small, others, norms)
+        dtypes.append(dtype)
+        weight, small, bias = tensors
+        large, mixed = peripheral_branches(x[:, : len(weight)], weight, grid, small, bias, backend=backend)
+        mixed = norms[0](large) + norms[1](mixed)
+        parts = [mixed, x[:, len(weight) :]] if x.shape[1] > len(weight) else [mixed]
+        out = torch.cat([part.permute(0, 2, 3, 1) for part in parts], -1)
+        (weight, bias), eps = norm
+        return nn.functional.layer_norm(out, x.shape[1:2], weight, bias, eps).to(dtype)
 
-    monkeypatch.setattr(pelk, 'mixed_batch_norm', mixed_batch_norm)
+    monkeypatch.setattr(pelk, 'mix_and_norm', mix_and_norm)
     monkeypatch.setattr(pelk, 'is_fused', _is_fused)
     return dtypes
 
@@ -220,13 +230,7 @@ def test_same_step_in_training(
 
 
 IN_TRAINING: dict[str, Callable[[PeLKBlock], object]] = {
-    **{
-        name: touch
-        for name, touch in TOUCHED.items()
-        # The layer norm and what follows are called as ever.
-        if name not in ('hook-norm', 'hook-pointwise_conv1', 'parametrised-norm', 'pruned-norm', 'other_norm')
-        and name not in ('wrapped_linear', 'training')
-    },
+    **{name: touch for name, touch in TOUCHED.items() if name != 'training'},
     'norm_eval': lambda block: None,
     'batch_norm_of_ones_own': _set('mixer.small_norm', _Activated(3)),
     'cumulative_average': lambda block: setattr(block.mixer.large_norm, 'momentum', None),

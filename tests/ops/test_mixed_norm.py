@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmpelk.ops import force_backend, mixed_norm, training_norm
 from mmpelk.ops.backends import BACKENDS, Backend, first_results, triton
+from mmpelk.ops.branches import BranchTensors
 
 
 def _inputs(dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
@@ -84,14 +85,14 @@ def test_a_kernel_that_fails(
 def test_kernels_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     first_results.import_kernels.cache_clear()
     inputs = _inputs()
-    batch_norms = [torch.nn.BatchNorm2d(3) for _ in range(2)]
+    batch_norms, dtype = [torch.nn.BatchNorm2d(3) for _ in range(2)], torch.float32
+    tensors = BranchTensors(torch.ones(3, 1, 1, 1), torch.ones(3, 1, 1, 1), None)
     for module in ('norm', 'training_norm'):
         monkeypatch.setitem(sys.modules, f'mmpelk.ops.backends.triton.{module}', None)
     with caplog.at_level(logging.WARNING, 'mmpelk.ops'):
         for _ in range(2):
             assert torch.equal(mixed_norm.mixed_norm(*inputs, torch.float32), mixed_norm._by_operators(*inputs))
-            out = training_norm.mixed_batch_norm(*inputs[:3], inputs[2][:, 3:], batch_norms)
-            assert torch.equal(out, training_norm._by_modules(*inputs[:2], inputs[2][:, 3:], batch_norms))
+            assert training_norm.mix_and_norm(inputs[2], tensors, [1], None, batch_norms, inputs[4], dtype) is None
     first_results.import_kernels.cache_clear()
     assert len(caplog.records) == 2
     assert caplog.text.count('Reason: ModuleNotFoundError') == 2

@@ -72,30 +72,35 @@ print('launches:', launches.value)
 # Statistics that nobody writes are zeros here: of left-over infinities the comparison of the backward tells nothing.
 TRAINING_NORMS = """
 import logging, torch
+from types import SimpleNamespace
 torch.Tensor.new_empty = torch.Tensor.new_zeros
 from benchmarks.stub_driver import install
 launches = install()
 from mmpelk.ops import training_norm
+from mmpelk.ops.branches import BranchTensors
 logging.basicConfig(format='%(message)s')
-large, small, x = (
-    torch.randn(2, 5, 4, c, dtype=torch.bfloat16).permute(0, 3, 1, 2).requires_grad_() for c in (3, 3, 7)
-)
+x = torch.randn(2, 5, 4, 7).permute(0, 3, 1, 2).requires_grad_()
+weight, small = (torch.randn(3, 1, 3, 3, requires_grad=True) for _ in range(2))
 norms = [torch.nn.BatchNorm2d(3) for _ in range(2)]
-others, grad = x[:, 3:], torch.randn(2, 5, 4, 7, dtype=torch.bfloat16).permute(0, 3, 1, 2)
-step = lambda call: torch.autograd.grad(call(large, small, *x_and(call), others, norms), (large, small, x), grad)
-x_and = lambda call: () if call is training_norm._by_modules else (x.detach(),)
-assert all(map(torch.equal, step(training_norm.mixed_batch_norm), step(training_norm._by_modules)))
-assert norms[0].num_batches_tracked == 2
+norm = [torch.rand(7, requires_grad=True) for _ in range(2)]
+inputs = BranchTensors(weight, small, None), [1, 1, 1], 'dense', norms, (norm, 1e-6), x.dtype
+call = lambda: training_norm.mix_and_norm(x, *inputs)
+grads = lambda out: torch.autograd.grad(out, (x, weight, small, *norm), torch.ones_like(out))
+assert call() is None and call() is None
+assert norms[0].num_batches_tracked == 0
 training_norm._refused.clear()
 training_norm._warned.clear()
 training_norm._forward_error = lambda *_: 0.0
-assert all(map(torch.equal, step(training_norm.mixed_batch_norm)[2:], step(training_norm._by_modules)[2:]))
+settings = SimpleNamespace(grid=[1, 1, 1], backend='dense', epsilons=(1e-5, 1e-5, 1e-6), dtype=x.dtype)
+parameters = [parameter for each in norms for parameter in each.parameters()]
+plain = training_norm._by_operators([x, weight, small, None, *parameters, *norm], settings)
+assert all(map(torch.equal, grads(call()), grads(plain)))
 assert len(training_norm._refused) == 1
 training_norm._refused.clear()
 training_norm._backward_error = lambda *_: 0.0
 before = launches.value
 for _ in range(3):
-    step(training_norm.mixed_batch_norm)
+    grads(call())
 print('launches:', launches.value - before)
 """
 

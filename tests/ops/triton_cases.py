@@ -357,31 +357,50 @@ def test_norms_of_what_the_kernel_does_not_read() -> None:
     assert (empty.shape, empty.dtype) == ((0, 4, 6, 7), torch.float16)
 
 
-def _training_results(
-    maps: Sequence[Tensor | None], norms: Sequence[nn.BatchNorm2d], grad: Tensor, by_kernels: bool
+def _in_training_by_operators(
+    maps: Sequence[Tensor], norms: Sequence[nn.BatchNorm2d], norm: nn.LayerNorm, grad: Tensor
 ) -> dict[str, Tensor]:
     """Output, gradients and running statistics, by name."""
-    norms = copy.deepcopy(norms)
-    inputs: list[Any] = [None if each is None else each.detach().requires_grad_() for each in maps]
-    large, small, others = inputs
-    if by_kernels:
-        x = large if others is None else torch.cat([torch.full_like(large, float('nan')), others.detach()], 1)
-        x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-        out = training_norm.mixed_batch_norm(large, small, x, others, norms)
-    else:
-        out = training_norm._by_modules(large, small, others, norms)
-    named = dict(zip(('large', 'small', 'others'), inputs, strict=True))
-    named |= {f'{name}{i}': tensor for i, each in enumerate(norms) for name, tensor in each.named_parameters()}
-    named = {name: tensor for name, tensor in named.items() if tensor is not None}
-    grads = torch.autograd.grad(out, list(named.values()), grad.to(out.dtype))
-    of_norms = {f'{name}{i}': tensor for i, each in enumerate(norms) for name, tensor in each.named_buffers()}
-    return {'output': out, **dict(zip(named, grads, strict=True)), **of_norms}
+    norms, norm, channels = copy.deepcopy(norms), copy.deepcopy(norm), maps[0].shape[1]
+    large, small, x = (each.detach().requires_grad_() for each in maps)
+    out = torch.cat([norms[0](large) + norms[1](small), x[:, channels:]], 1).permute(0, 2, 3, 1)
+    out = norm(out.to(norm.weight.dtype)).to(grad.dtype)
+    parameters = {f'{name}{i}': each for i, of in enumerate((*norms, norm)) for name, each in of.named_parameters()}
+    of_large, of_small, of_x, *of_parameters = torch.autograd.grad(out, [large, small, x, *parameters.values()], grad)
+    of_maps = dict(large=of_large, small=of_small, others=of_x[:, channels:], term=of_large.sum(0))
+    of_norms = {f'{name}{i}': each for i, of in enumerate(norms) for name, each in of.named_buffers()}
+    return {'output': out, **of_maps, **dict(zip(parameters, of_parameters, strict=True)), **of_norms}
+
+
+def _in_training_by_kernels(
+    maps: Sequence[Tensor], norms: Sequence[nn.BatchNorm2d], norm: nn.LayerNorm, grad: Tensor
+) -> dict[str, Tensor]:
+    """The same; and what the first use of the kernels accepts."""
+    norms, channels = copy.deepcopy(norms), maps[0].shape[1]
+    vectors = [each.detach() for of in (*norms, norm) for each in of.parameters()]
+    running, momenta = [each for of in norms for each in of.buffers()], [of.momentum or 0.0 for of in norms]
+    before, epsilons = [each.clone() for each in running], [of.eps for of in (*norms, norm)]
+    assert training_kernels.takes(maps[2], vectors, running, maps[0].dtype)
+    result = training_kernels.forward(maps, vectors, running, momenta, epsilons, grad.dtype)
+    error = training_norm._forward_error(result, maps, vectors, before, running, momenta, epsilons)
+    assert error is not None
+    assert error <= 1
+    out, stats = result
+    grads = training_kernels.backward(grad, maps, stats, vectors, norm.eps)
+    error = training_norm._backward_error(grads, grad, maps, stats, vectors, norm.eps)
+    assert error is not None
+    assert error <= 1
+    of_x, _, of_large, of_small, of_term, *of_parameters = grads
+    of_maps = dict(large=of_large, small=of_small, others=of_x[:, channels:], term=of_term)
+    names = [f'{name}{i}' for i in range(3) for name in ('weight', 'bias')]
+    of_norms = {f'{name}{i}': each for i, of in enumerate(norms) for name, each in of.named_buffers()}
+    return {'output': out, **of_maps, **dict(zip(names, of_parameters, strict=True)), **of_norms}
 
 
 @pytest.mark.parametrize(
     ('shape', 'mixed', 'dtype'),
     [
-        *itertools.product([(2, 9, 3, 5), (3, 124, 9, 5), (2, 249, 3, 7)], [0.375], ['float32', 'bfloat16', 'float16']),
+        *itertools.product([(2, 9, 3, 5), (3, 124, 9, 5), (2, 249, 4, 7)], [0.375], ['float32', 'bfloat16', 'float16']),
         ((2, 46, 5, 3), 1.0, 'float32'),
         ((3, 124, 9, 5), 0.375, 'autocast'),
         # Numbers that cannot be moved two at a time: of any map, and of all but the mixed channels.
@@ -390,11 +409,9 @@ def _training_results(
     ],
     ids=str,
 )
-def test_norms_of_a_block_in_training(
-    shape: tuple[int, ...], mixed: float, dtype: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As exact as torch's operators, which sum in float64 on a CPU; and what the first use accepts."""
-    of_mixed, of_others = DTYPES.get(dtype, torch.bfloat16), DTYPES.get(dtype, torch.float32)
+def test_norms_of_a_block_in_training(shape: tuple[int, ...], mixed: float, dtype: str) -> None:
+    """As exact as torch's operators, which sum in float64 on a CPU."""
+    of_mixed, of_map = DTYPES.get(dtype, torch.bfloat16), DTYPES.get(dtype, torch.float32)
     channels = int(shape[1] * mixed)
     generator = torch.Generator().manual_seed(0)
 
@@ -402,22 +419,19 @@ def test_norms_of_a_block_in_training(
         values = torch.randn(shape[0], *shape[2:], channels, generator=generator) + mean
         return values.to(DEVICE, dtype).permute(0, 3, 1, 2)
 
-    monkeypatch.setattr(training_norm, '_trusted', set())
-    monkeypatch.setattr(training_norm, '_refused', set())
     for mean in (0.0, 3.0):
-        others = draw_map(shape[1] - channels, of_others, mean) if mixed < 1 else None
-        maps = draw_map(channels, of_mixed, mean), draw_map(channels, of_mixed, -mean), others
-        norms = [nn.BatchNorm2d(channels, momentum=momentum) for momentum in (0.1, 0.3)]
-        for parameter in (parameter for each in norms for parameter in each.parameters()):
+        maps = draw_map(channels, of_mixed, mean), draw_map(channels, of_mixed, -mean), draw_map(shape[1], of_map, mean)
+        modules = [*(nn.BatchNorm2d(channels, momentum=momentum) for momentum in (0.1, 0.3)), nn.LayerNorm(shape[1])]
+        for parameter in (parameter for each in modules for parameter in each.parameters()):
             nn.init.normal_(parameter, generator=generator)
-        norms = [each.to(DEVICE) for each in norms]
-        grad = draw_map(shape[1], of_others)
-        got, today = (_training_results(maps, norms, grad, by_kernels) for by_kernels in (True, False))
-        exact = _training_results(
-            [None if each is None else each.double() for each in maps],
+        *norms, norm = (each.to(DEVICE) for each in modules)
+        grad = draw_map(shape[1], of_mixed).permute(0, 2, 3, 1)
+        got, today = (call(maps, norms, norm, grad) for call in (_in_training_by_kernels, _in_training_by_operators))
+        exact = _in_training_by_operators(
+            [each.double() for each in maps],
             [copy.deepcopy(each).double() for each in norms],
+            copy.deepcopy(norm).double(),
             grad.double(),
-            False,
         )
         assert set(got) == set(exact)
         floor = torch.finfo(of_mixed).eps * (1 if of_mixed == torch.float32 else 0.25)  # as in `_check`
@@ -425,8 +439,6 @@ def test_norms_of_a_block_in_training(
             assert got[name].dtype == today[name].dtype, name
             error, bound = relative_error(got[name], want), max(1.5 * relative_error(today[name], want), floor)
             assert error <= bound, f'{name}: relative error {error:.2e}, allowed {bound:.2e}'
-    assert not training_norm._refused
-    assert len(training_norm._trusted) == 2  # forward and backward
 
 
 @pytest.mark.parametrize('kernels', [launch, dft], ids=['triton', 'triton_dft'])

@@ -66,10 +66,11 @@ class Branches(NamedTuple):
 
 
 class TrainingBranches(NamedTuple):
-    """Outputs of both kernels of a mixer, and the batch norms in training mode that belong to them."""
+    """What both kernels of a mixer take beside the map, and the batch norms in training mode that belong to them."""
 
-    large: Tensor
-    small: Tensor
+    tensors: BranchTensors
+    grid: Sequence[int]
+    backend: str | None
     norms: list[nn.BatchNorm2d]
 
 
@@ -142,10 +143,10 @@ class Mixer(nn.Module):
         return None
 
     def training_branches(self, x: Tensor, embedding: Tensor | BranchTensors | None = None) -> TrainingBranches | None:
-        """In training: what ``forward`` takes the norms of, and the norms; ``None`` to call ``forward``.
+        """In training: what ``forward`` takes for one operator that runs both kernels; ``None`` to call ``forward``.
 
         Args:
-            x: As ``forward`` takes it, where one operator runs both kernels.
+            x: ``(N, C, H, W)``, of which the first channels are mixed.
             embedding: As ``forward`` takes it.
         """
         return None

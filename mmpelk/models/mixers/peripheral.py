@@ -66,8 +66,9 @@ class PeripheralMixer(Mixer):
         if self.embedding_mode is not None and embedding is None:
             raise ValueError(f'{_SHARES}: call the stage, or each block as block(x, stage.positional_embedding)')
         if isinstance(embedding, BranchTensors) or self._is_fused(x):
-            large, small = self._both(x, embedding)
-            return self.large_norm(large) + self.small_norm(small)
+            weight, small, bias = self._tensors(x, embedding)
+            outputs = peripheral_branches(x, weight, self.large.sharing_grid, small, bias, backend=self.large.backend)
+            return self.large_norm(outputs[0]) + self.small_norm(outputs[1])
         out = self.large_norm(self.large(x, embedding=embedding, embedding_mode=self.embedding_mode))
         if self.small_kernel_size:
             out = out + self.small_norm(self.small(x))
@@ -80,15 +81,13 @@ class PeripheralMixer(Mixer):
         large, small = self.large, self.small
         return type(x) is Tensor and is_untouched(large, small) and large.bias is small.bias is None
 
-    def _both(self, x: Tensor, embedding: Tensor | BranchTensors | None) -> tuple[Tensor, Tensor]:
-        """Outputs of both kernels, as one operator."""
-        large, tensors = self.large, embedding
-        if not isinstance(tensors, BranchTensors):
-            size = x.shape[-2:]
-            term = None if tensors is None else positional_term(large.weight, tensors, large.sharing_grid, *size)
-            tensors = BranchTensors(large.weight, self.small.weight, term)
-        weight, small, bias = tensors
-        return peripheral_branches(x, weight, large.sharing_grid, small, bias, backend=large.backend)
+    def _tensors(self, x: Tensor, embedding: Tensor | BranchTensors | None) -> BranchTensors:
+        """What one operator for both kernels takes."""
+        if isinstance(embedding, BranchTensors):
+            return embedding
+        large, size = self.large, x.shape[-2:]
+        term = None if embedding is None else positional_term(large.weight, embedding, large.sharing_grid, *size)
+        return BranchTensors(large.weight, self.small.weight, term)
 
     def fused_kernels(self, x: Tensor) -> tuple[PeripheralConv2d, nn.Conv2d] | None:
         """As :meth:`Mixer.fused_kernels`."""
@@ -128,7 +127,9 @@ class PeripheralMixer(Mixer):
         if not self._is_fused(x) or self.large_norm is self.small_norm:
             return None
         norms = [norm for norm in (self.large_norm, self.small_norm) if is_plain_in_training(norm)]
-        return TrainingBranches(*self._both(x, embedding), norms) if len(norms) == 2 else None
+        if len(norms) < 2:
+            return None
+        return TrainingBranches(self._tensors(x, embedding), self.large.sharing_grid, self.large.backend, norms)
 
     def _mixed(self, x: Tensor) -> Tensor:
         return x[:, : len(self.large.weight)]

@@ -97,16 +97,17 @@ class Launch:
         kernel: The kernel.
         programs: How many.
         numbers: What it takes after its tensors.
-        options: What it is compiled for.
+        options: What it is compiled for, 4 warps if they name no other number.
     """
 
     def __init__(self, kernel: Any, programs: tuple[int, ...], numbers: Sequence[float], **options: Any) -> None:
-        self._kernel, self._programs, self._numbers, self._options = kernel, programs, numbers, options
+        self._kernel, self._programs, self._numbers = kernel, programs, numbers
+        self._options = dict(num_warps=4) | options
         self._run: Callable[..., Any] | None = None
 
     def __call__(self, *tensors: Tensor) -> None:
         """Of tensors of the same layouts and dtypes at every call."""
         if self._run is None:
-            self._run = start(self._kernel, self._programs, tensors, self._numbers, num_warps=4, **self._options)
+            self._run = start(self._kernel, self._programs, tensors, self._numbers, **self._options)
         else:
             self._run(*tensors)

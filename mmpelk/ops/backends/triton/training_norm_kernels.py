@@ -1,15 +1,17 @@
-"""The batch norms of a mixer's two branches in training, their sum and the concatenation, forward and backward.
+"""The norms of a block in training, forward and backward: batch norms of both branches, their sum, the concatenation
+with the other channels, and the layer norm over all.
 
-Operators one by one read and write the mixed channels some twenty times a step; these kernels thirteen times.
+Operators one by one read and write the mixed channels some twenty times a step and the map eight times; these kernels
+twelve times and four times.
 
-Maps, in channels last, are read and written as rows of ``length`` numbers: one pixel, or two if rows of an odd number
-of channels are to begin at a multiple of ``ALIGN`` numbers, so that ``ALIGN`` of them are moved at a time whatever the
-number of channels. How many channels and pixels there are is no constant: a network needs few kernels.
+Maps, in channels last, are read and written as rows of ``length`` numbers: the channels of some pixels, of an even
+number of them if the channels are odd, so that ``ALIGN`` numbers are moved at a time whatever the number of channels.
+How many channels and pixels there are is no constant: a network needs few kernels.
 
-Each of the ``ROWS`` lanes of a program adds up in float32 what it reads. The sums over lanes and programs, and what is
-computed from them once per channel, are in float64. Their order is fixed: there are no atomics. ``stats`` are rows of
-``mixed`` numbers: mean, inverse deviation, and what rounding took from the mean, of the large kernel's branch and then
-of the small one's. The ``step`` of a map is the distance of its pixels, whose channels lie next to each other.
+Each lane of a program adds up in float32 what it reads. The sums over lanes and programs, and what is computed from
+them once per channel, are in float64, but those of a pixel's channels. Their order is fixed: there are no atomics.
+``stats`` are rows of ``mixed`` numbers: mean, inverse deviation, and what rounding took from the mean, of the large
+kernel's branch and then of the small one's.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -24,13 +26,13 @@ __all__ = [
     'apply_kernel',
     'grads_kernel',
     'moments_kernel',
-    'products_kernel',
+    'norm_grads_kernel',
     'statistics_kernel',
     'sums_kernel',
 ]
 
 _BUFFERS = [f'{branch}_{name}' for branch in ('large', 'small') for name in ('mean', 'var', 'count')]
-_PARAMETERS = [f'{branch}_{name}' for branch in ('large', 'small') for name in ('weight', 'bias')]
+_PARAMETERS = [f'{branch}{name}' for branch in ('large_', 'small_', '') for name in ('weight', 'bias')]
 
 
 @triton.jit
@@ -57,27 +59,6 @@ def _dense(row, place, length, ALIGN: tl.constexpr):
 @triton.jit
 def _load(values, at, inside):
     return tl.load(values + at, mask=inside, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _load_spread(values, row, place, inside, length, channels, step, ALIGN: tl.constexpr):
-    """A tile of a map whose pixels are ``step`` apart, of each of which rows have ``channels``."""
-    row_step = _multiple(length // channels * step, ALIGN)
-    at = row.to(tl.int64) * row_step
-    # A hint reaches the compiler where its value is computed: not from a function of its own.
-    in_row = place // channels * step + place % channels
-    in_row = tl.max_contiguous(tl.multiple_of(in_row, ALIGN), ALIGN)
-    value = _load(values, at[:, None] + in_row[None, :], inside)
-    if ALIGN > 1:
-        # A second pixel's first number came with the first pixel's last one, and so from the place after that.
-        second = tl.max((place == channels).to(tl.int32), 0) > 0
-        if second & (channels < length):
-            pair = tl.arange(0, ALIGN)
-            exists = tl.max((inside & (place == channels)[None, :]).to(tl.int32), 1) > 0
-            both = _load(values, (at + (step - 1) // ALIGN * ALIGN)[:, None] + pair[None, :], exists[:, None])
-            first = tl.sum(tl.where(pair[None, :] == (step - 1) % ALIGN + 1, both, 0.0), 1)
-            value = tl.where((place == channels)[None, :], first[:, None], value)
-    return value
 
 
 @triton.jit
@@ -190,66 +171,177 @@ def statistics_kernel(
     )  # fmt: skip
 
 
-@triton.jit(
-    do_not_specialize=['numbers', 'length', 'mixed', 'channels', 'x_step'], do_not_specialize_on_alignment=_PARAMETERS
-)
-def apply_kernel(
-    large, small, x, stats, large_weight, large_bias, small_weight, small_bias, out,
-    numbers, length, mixed, channels, x_step, ALIGN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+@triton.jit
+def _of_channel(vector, channel, exists):
+    return tl.load(vector + channel, mask=exists, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _affine(stats, large_weight, large_bias, small_weight, small_bias, channel, mixed):
+    """For each place of a row the means and factors of both batch norms, and the sum of their biases."""
+    is_mixed = channel < mixed
+    large_factor = _of_channel(large_weight, channel, is_mixed) * _of_channel(stats + mixed, channel, is_mixed)
+    small_factor = _of_channel(small_weight, channel, is_mixed) * _of_channel(stats + 4 * mixed, channel, is_mixed)
+    shift = _of_channel(large_bias, channel, is_mixed) + _of_channel(small_bias, channel, is_mixed)
+    large_mean, small_mean = _of_channel(stats, channel, is_mixed), _of_channel(stats + 3 * mixed, channel, is_mixed)
+    return large_mean, large_factor, small_mean, small_factor, shift
+
+
+@triton.jit
+def _block_map(
+    large, small, x, large_mean, large_factor, small_mean, small_factor, shift,
+    row, place, inside, length, mixed, channels, ALIGN: tl.constexpr,
 ):  # fmt: skip
-    """A tile of ``cat(batch_norm(large) + batch_norm(small), x[mixed:])``, whose rows have all ``channels``."""
-    row, place, inside = _tile(tl.program_id(0) * ROWS, tl.program_id(1), numbers, length, ALIGN, ROWS, BLOCK)
+    """Of a row the sum of both branches' norms, with the other channels of ``x``; distances of both branches from their
+    means; where the mixed channels lie; and which numbers of ``x`` are read.
+    """
     channel, pixel = place % channels, place // channels
     partner = place ^ (ALIGN - 1)  # which is moved together with it, even if one of the two alone is mixed
     is_mixed, has_mixed = channel < mixed, partner % channels < mixed
     beside = partner // channels * mixed + partner % channels + (place - partner)
     in_row = tl.where(is_mixed, pixel * mixed + channel, beside)
     in_row = tl.max_contiguous(tl.multiple_of(in_row, ALIGN), ALIGN)
-    at = row.to(tl.int64)[:, None] * _multiple(length // channels * mixed, ALIGN) + in_row[None, :]
-    moved = inside & tl.max_constancy(is_mixed | has_mixed, ALIGN)[None, :]
+    at = row * _multiple(length // channels * mixed, ALIGN)
+    moved = inside & tl.max_constancy(is_mixed | has_mixed, ALIGN)
     # The mean goes first, so that it costs no digits.
-    value = _load(large, at, moved) - _row(stats, channel, is_mixed)
-    value *= _row(large_weight, channel, is_mixed) * _row(stats + mixed, channel, is_mixed)
-    other = _load(small, at, moved) - _row(stats + 3 * mixed, channel, is_mixed)
-    other *= _row(small_weight, channel, is_mixed) * _row(stats + 4 * mixed, channel, is_mixed)
-    value += other + (_row(large_bias, channel, is_mixed) + _row(small_bias, channel, is_mixed))
-    in_row = pixel * x_step + channel
-    in_row = tl.max_contiguous(tl.multiple_of(in_row, ALIGN), ALIGN)
-    at = row.to(tl.int64)[:, None] * _multiple(length // channels * x_step, ALIGN) + in_row[None, :]
-    moved = inside & tl.max_constancy((channel >= mixed) | (partner % channels >= mixed), ALIGN)[None, :]
-    value = tl.where(is_mixed[None, :], value, _load(x, at, moved))
-    tl.store(out + _dense(row, place, length, ALIGN), _narrow(value, out.dtype.element_ty), mask=inside)
+    of_large = _load(large + at, in_row, moved) - large_mean
+    of_small = _load(small + at, in_row, moved) - small_mean
+    value = of_large * large_factor + (of_small * small_factor + shift)
+    has_others = inside & tl.max_constancy((channel >= mixed) | (partner % channels >= mixed), ALIGN)
+    value = tl.where(is_mixed, value, _load(x + row * length, place, has_others))
+    return value, of_large, of_small, at, in_row, has_others
 
 
 @triton.jit
-def _store_sum(at, value, is_mixed):
-    tl.store(at, tl.sum(value.to(tl.float64), 0), mask=is_mixed)
+def _mean_of_pixels(value, pixel, pixels_a_row, channels):
+    """For each number of a row the mean over the channels of its pixel."""
+    # Zeros in the registers' layout of the numbers: it would be changed twice for others.
+    mean = tl.where(pixel < 0, value, 0.0)
+    for each in range(pixels_a_row):
+        own = pixel == each
+        mean = tl.where(own, tl.sum(tl.where(own, value, 0.0), 0) / channels, mean)
+    return mean
 
 
-@triton.jit(do_not_specialize=['numbers', 'length', 'mixed', 'grad_step', 'steps'])
-def products_kernel(
-    grad, large, small, stats, products, numbers, length, mixed, grad_step, steps,
-    ALIGN: tl.constexpr, STEP_ALIGN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+@triton.jit
+def _means_of_pixels(a, b, pixel, pixels_a_row, channels):
+    """Those of two rows at once."""
+    mean_a, mean_b = tl.where(pixel < 0, a, 0.0), tl.where(pixel < 0, b, 0.0)
+    for each in range(pixels_a_row):
+        own = pixel == each
+        mean_a = tl.where(own, tl.sum(tl.where(own, a, 0.0), 0) / channels, mean_a)
+        mean_b = tl.where(own, tl.sum(tl.where(own, b, 0.0), 0) / channels, mean_b)
+    return mean_a, mean_b
+
+
+@triton.jit
+def _layer_norm(value, pixel, pixels_a_row, channels, eps):
+    """A row without mean and deviation of its pixels, and one over these deviations."""
+    # A first mean of few digits, so that the squares are those of distances.
+    value -= _mean_of_pixels(value, pixel, pixels_a_row, channels)
+    # The rounding of the mean is larger than that of the numbers around it: what it leaves is taken off as well.
+    left, squares = _means_of_pixels(value, value * value, pixel, pixels_a_row, channels)
+    scale = tl.rsqrt(tl.maximum(squares - left * left, 0.0) + eps)
+    return (value - left) * scale, scale
+
+
+@triton.jit(
+    do_not_specialize=['numbers', 'length', 'mixed', 'channels', 'pixels_a_row'],
+    do_not_specialize_on_alignment=_PARAMETERS,
+)
+def apply_kernel(
+    large, small, x, stats, large_weight, large_bias, small_weight, small_bias, weight, bias, out,
+    eps, numbers, length, mixed, channels, pixels_a_row, ALIGN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sums of ``grad``, ``grad (large - mean)``, ``grad (small - mean)``: float64 ``(programs, 3, length)``."""
-    place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    """A row of ``layer_norm(cat(batch_norm(large) + batch_norm(small), x[mixed:]))``."""
+    numbers, length = _multiple(numbers, ALIGN), _multiple(length, ALIGN)
+    row, place = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    inside = (place < length) & (row * length + place < numbers)
+    channel, pixel = place % channels, place // channels
+    large_mean, large_factor, small_mean, small_factor, shift = _affine(
+        stats, large_weight, large_bias, small_weight, small_bias, channel, mixed
+    )  # fmt: skip
+    value, _, _, _, _, _ = _block_map(
+        large, small, x, large_mean, large_factor, small_mean, small_factor, shift,
+        row, place, inside, length, mixed, channels, ALIGN,
+    )  # fmt: skip
+    value, _ = _layer_norm(value, pixel, pixels_a_row, channels, eps)
+    value = value * _of_channel(weight, channel, inside) + _of_channel(bias, channel, inside)
+    tl.store(out + row * length + place, _narrow(value, out.dtype.element_ty), mask=inside)
+
+
+@triton.jit(
+    do_not_specialize=['numbers', 'length', 'mixed', 'channels', 'pixels_a_row', 'steps'],
+    do_not_specialize_on_alignment=_PARAMETERS,
+)
+def norm_grads_kernel(
+    grad, large, small, x, stats, large_weight, large_bias, small_weight, small_bias, weight, of_x, of_mixed, sums,
+    eps, numbers, length, mixed, channels, pixels_a_row, steps,
+    ALIGN: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Through the layer norm: gradients of the other channels, in ``of_x``, and of the mixed ones.
+
+    ``sums``, float64 ``(programs, 5, length)``, over a program's ``steps`` rows: of ``grad`` and of its products with
+    the normalised map; of the mixed channels' gradient and of its products with either branch less its mean.
+    """
+    numbers, length = _multiple(numbers, ALIGN), _multiple(length, ALIGN)
+    place = tl.arange(0, BLOCK)
     exists = place < length
-    large_mean, small_mean = _row(stats, place % mixed, exists), _row(stats + 3 * mixed, place % mixed, exists)
-    of_grad = tl.zeros((ROWS, BLOCK), tl.float32)
-    of_large, of_small = tl.zeros((ROWS, BLOCK), tl.float32), tl.zeros((ROWS, BLOCK), tl.float32)
+    channel, pixel = place % channels, place // channels
+    is_mixed = channel < mixed
+    # Once for all rows: otherwise the compiler keeps their addresses, which take twice the registers.
+    factor = _of_channel(weight, channel, exists)
+    large_mean, large_factor, small_mean, small_factor, shift = _affine(
+        stats, large_weight, large_bias, small_weight, small_bias, channel, mixed
+    )  # fmt: skip
+    of_bias, of_weight = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    with_large, with_small = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
     for step in range(steps):
-        row, place, inside = _tile(
-            (tl.program_id(0) * steps + step) * ROWS, tl.program_id(1), numbers, length, ALIGN, ROWS, BLOCK
-        )
-        d = _load_spread(grad, row, place, inside, length, mixed, grad_step, STEP_ALIGN)
-        at = _dense(row, place, length, ALIGN)
-        of_grad += d
-        of_large += d * (_load(large, at, inside) - large_mean)
-        of_small += d * (_load(small, at, inside) - small_mean)
-    at = products + tl.program_id(0).to(tl.int64) * 3 * length + place
-    _store_sum(at, of_grad, exists)
-    _store_sum(at + length, of_large, exists)
-    _store_sum(at + 2 * length, of_small, exists)
+        row = tl.program_id(0).to(tl.int64) * steps + step
+        inside = exists & (row * length + place < numbers)
+        d = _load(grad + row * length, place, inside)
+        value, large_off, small_off, at, in_row, has_others = _block_map(
+            large, small, x, large_mean, large_factor, small_mean, small_factor, shift,
+            row, place, inside, length, mixed, channels, ALIGN,
+        )  # fmt: skip
+        normed, scale = _layer_norm(value, pixel, pixels_a_row, channels, eps)
+        of_bias += d
+        of_weight += tl.where(inside, d * normed, 0.0)
+        d *= factor
+        mean, product = _means_of_pixels(d, d * normed, pixel, pixels_a_row, channels)
+        d = tl.where(inside, (d - mean - normed * product) * scale, 0.0)
+        tl.store(of_x + row * length + place, _narrow(d, of_x.dtype.element_ty), mask=has_others)
+        in_row = tl.max_contiguous(tl.multiple_of(in_row, ALIGN), ALIGN)
+        tl.store(of_mixed + at + in_row, d, mask=inside & is_mixed)
+        d = tl.where(is_mixed, d, 0.0)
+        total += d
+        with_large += d * large_off
+        with_small += d * small_off
+    at = sums + tl.program_id(0).to(tl.int64) * 5 * length + place
+    tl.store(at, of_bias.to(tl.float64), mask=exists)
+    tl.store(at + length, of_weight.to(tl.float64), mask=exists)
+    tl.store(at + 2 * length, total.to(tl.float64), mask=exists)
+    tl.store(at + 3 * length, with_large.to(tl.float64), mask=exists)
+    tl.store(at + 4 * length, with_small.to(tl.float64), mask=exists)
+
+
+@triton.jit
+def _add_up(sums, programs, length, channels, channel, exists, ENTRIES: tl.constexpr, BLOCK: tl.constexpr):
+    """A sum over all programs, and the pixels of a row."""
+    total = tl.zeros((BLOCK,), tl.float64)
+    pixels_a_row = length // channels
+    for first in range(0, programs * pixels_a_row, ENTRIES):
+        entry = first + tl.arange(0, ENTRIES)
+        mask = (entry < programs * pixels_a_row)[:, None] & exists[None, :]
+        at = (entry // pixels_a_row).to(tl.int64) * 5 * length + entry % pixels_a_row * channels
+        total += tl.sum(tl.load(sums + at[:, None] + channel[None, :], mask=mask, other=0.0), 0)
+    return total
+
+
+@triton.jit
+def _store(vector, value, channel, exists):
+    tl.store(vector + channel, _narrow(value.to(tl.float32), vector.dtype.element_ty), mask=exists)
 
 
 @triton.jit
@@ -259,43 +351,38 @@ def _store_grads(at, of_map, of_grad, stats, of_weight, of_bias, pixels, channel
     # The products are with distances from the rounded mean.
     of_map -= tl.load(stats + 2 * mixed + channel, mask=is_mixed, other=0.0).to(tl.float64) * of_grad
     of_map *= deviation
-    weight_grad, bias_grad = of_map.to(tl.float32), of_grad.to(tl.float32)
-    tl.store(of_weight + channel, _narrow(weight_grad, of_weight.dtype.element_ty), mask=is_mixed)
-    tl.store(of_bias + channel, _narrow(bias_grad, of_bias.dtype.element_ty), mask=is_mixed)
+    _store(of_weight, of_map, channel, is_mixed)
+    _store(of_bias, of_grad, channel, is_mixed)
     tl.store(at + channel, (of_map * deviation / pixels).to(tl.float32), mask=is_mixed)
 
 
-@triton.jit(do_not_specialize=['pixels', 'programs', 'mixed', 'pixels_a_row'])
+@triton.jit(do_not_specialize=['pixels', 'programs', 'length', 'mixed', 'channels'])
 def sums_kernel(
-    products, stats, factors, of_large_weight, of_large_bias, of_small_weight, of_small_bias,
-    pixels, programs, mixed, pixels_a_row, ENTRIES: tl.constexpr, BLOCK: tl.constexpr,
+    sums, stats, factors, of_large_weight, of_large_bias, of_small_weight, of_small_bias, of_weight, of_bias,
+    pixels, programs, length, mixed, channels, ENTRIES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the norms' parameters.
 
-    ``factors``, ``(3, mixed)``: the mean of the gradient, and for each branch that of its products with the normalised
-    map, over the deviation.
+    ``factors``, ``(3, mixed)``: the mean of the mixed channels' gradient, and for each branch that of its products with
+    the normalised map, over the deviation.
     """
     channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    is_mixed = channel < mixed
-    length = pixels_a_row * mixed
-    of_grad, of_large, of_small = (
-        tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64),
-    )  # fmt: skip
-    for first in range(0, programs * pixels_a_row, ENTRIES):
-        entry = first + tl.arange(0, ENTRIES)
-        mask = (entry < programs * pixels_a_row)[:, None] & is_mixed[None, :]
-        at = products + (entry // pixels_a_row * 3 * length + entry % pixels_a_row * mixed)[:, None] + channel[None, :]
-        of_grad += tl.sum(tl.load(at, mask=mask, other=0.0), 0)
-        of_large += tl.sum(tl.load(at + length, mask=mask, other=0.0), 0)
-        of_small += tl.sum(tl.load(at + 2 * length, mask=mask, other=0.0), 0)
-    tl.store(factors + channel, (of_grad / pixels).to(tl.float32), mask=is_mixed)
-    _store_grads(
-        factors + mixed, of_large, of_grad, stats, of_large_weight, of_large_bias, pixels, channel, is_mixed, mixed
-    )  # fmt: skip
-    _store_grads(
-        factors + 2 * mixed, of_small, of_grad, stats + 3 * mixed, of_small_weight, of_small_bias, pixels, channel,
-        is_mixed, mixed,
-    )  # fmt: skip
+    exists, is_mixed = channel < channels, channel < mixed
+    _store(of_bias, _add_up(sums, programs, length, channels, channel, exists, ENTRIES, BLOCK), channel, exists)
+    of_norm = _add_up(sums + length, programs, length, channels, channel, exists, ENTRIES, BLOCK)
+    _store(of_weight, of_norm, channel, exists)
+    if tl.program_id(0) * BLOCK < mixed:
+        total = _add_up(sums + 2 * length, programs, length, channels, channel, is_mixed, ENTRIES, BLOCK)
+        of_large = _add_up(sums + 3 * length, programs, length, channels, channel, is_mixed, ENTRIES, BLOCK)
+        of_small = _add_up(sums + 4 * length, programs, length, channels, channel, is_mixed, ENTRIES, BLOCK)
+        tl.store(factors + channel, (total / pixels).to(tl.float32), mask=is_mixed)
+        _store_grads(
+            factors + mixed, of_large, total, stats, of_large_weight, of_large_bias, pixels, channel, is_mixed, mixed
+        )  # fmt: skip
+        _store_grads(
+            factors + 2 * mixed, of_small, total, stats + 3 * mixed, of_small_weight, of_small_bias, pixels, channel,
+            is_mixed, mixed,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -307,21 +394,30 @@ def _grad_of(value, mean, deviation, weight, factor, d, channel, exists):
 
 
 @triton.jit(
-    do_not_specialize=['numbers', 'length', 'mixed', 'grad_step'],
+    do_not_specialize=['images', 'length', 'mixed'],
     do_not_specialize_on_alignment=['large_weight', 'small_weight'],
 )
 def grads_kernel(
-    grad, large, small, stats, factors, large_weight, small_weight, of_large, of_small,
-    numbers, length, mixed, grad_step,
-    ALIGN: tl.constexpr, STEP_ALIGN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    grad, large, small, stats, factors, large_weight, small_weight, of_large, of_small, of_term,
+    images, length, mixed, ALIGN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of both branches, a tile of them, without gaps in channels last."""
-    row, place, inside = _tile(tl.program_id(0) * ROWS, tl.program_id(1), numbers, length, ALIGN, ROWS, BLOCK)
+    """Gradients of both branches, and of a map that was added to the large kernel's of every image: ``of_term``.
+
+    Rows are whole images here, of which a program has the same block, so that it adds up what ``of_term`` is.
+    """
+    length = _multiple(length, ALIGN)
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     channel, exists = place % mixed, place < length
-    d = _load_spread(grad, row, place, inside, length, mixed, grad_step, STEP_ALIGN) - _row(factors, channel, exists)
-    at = _dense(row, place, length, ALIGN)
-    a, b = _load(large, at, inside), _load(small, at, inside)
-    a = _grad_of(a, stats, stats + mixed, large_weight, factors + mixed, d, channel, exists)
-    b = _grad_of(b, stats + 3 * mixed, stats + 4 * mixed, small_weight, factors + 2 * mixed, d, channel, exists)
-    tl.store(of_large + at, _narrow(a, of_large.dtype.element_ty), mask=inside)
-    tl.store(of_small + at, _narrow(b, of_small.dtype.element_ty), mask=inside)
+    total = tl.zeros((ROWS, BLOCK), tl.float32)
+    for first in range(0, images, ROWS):
+        row = first + tl.arange(0, ROWS)
+        inside = (row < images)[:, None] & exists[None, :]
+        at = _dense(row, place, length, ALIGN)
+        d = _load(grad, at, inside) - _row(factors, channel, exists)
+        a, b = _load(large, at, inside), _load(small, at, inside)
+        a = _grad_of(a, stats, stats + mixed, large_weight, factors + mixed, d, channel, exists)
+        b = _grad_of(b, stats + 3 * mixed, stats + 4 * mixed, small_weight, factors + 2 * mixed, d, channel, exists)
+        tl.store(of_large + at, _narrow(a, of_large.dtype.element_ty), mask=inside)
+        tl.store(of_small + at, _narrow(b, of_small.dtype.element_ty), mask=inside)
+        total += tl.where(inside, a, 0.0)
+    tl.store(of_term + place, _narrow(tl.sum(total, 0), of_term.dtype.element_ty), mask=exists)
