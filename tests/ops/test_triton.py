@@ -69,7 +69,7 @@ def test_more_images_than_a_launch_takes_and_weights_of_another_dtype(monkeypatc
 
     monkeypatch.setattr(launch, 'start', start)
     monkeypatch.setattr(launch, '_calls', {})
-    monkeypatch.setattr(launch, '_is_hopper', lambda device: True)
+    monkeypatch.setattr(launch, 'is_hopper', lambda device: True)
     x, weight = torch.empty(70000, 1, 3, 3, dtype=torch.float16, device='meta'), torch.empty(1, 1, 1, 1, device='meta')
     launch.forward(x, weight, None, [1])
     launch.weight_grad(x, x, [1])

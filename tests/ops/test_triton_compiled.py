@@ -203,7 +203,7 @@ def test_no_gpu_runs_out_of_shared_memory_or_registers(
     pretend: Callable[[int], dict[str, Any]], capability: int, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     compiled = pretend(capability)
-    for stage in ('T-stage1', 'B-101-stage1', 'T-151-stage1'):
+    for stage in ('T-stage1', 'T-stage3', 'B-101-stage1', 'T-151-stage1'):
         shape, kernel_size, mixed = STAGES[stage]
         _call(shape, kernel_size, dtype, 'channels_last', mixed)
         for name, kernel in compiled.items():
@@ -211,17 +211,11 @@ def test_no_gpu_runs_out_of_shared_memory_or_registers(
             spilled = _stack_bytes(kernel, tmp_path)
             print(f'{capability} {dtype} {stage} {name}: {spilled} bytes spilled')
             assert spilled <= SPILLED[dtype], name
+            assert not name.startswith(('conv', 'weight')) or not _narrow_accesses(kernel), (name, stage)
 
 
-# Bytes that the kernels of ``triton_dft`` spill at most, where they spill any.
-DFT_SPILLED = {
-    (86, 'T-stage1', torch.bfloat16): 8,
-    (86, 'T-stage1', torch.float16): 16,
-    (90, 'T-stage1', torch.float16): 120,
-    (80, 'ade-stage1', torch.float16): 8,
-    (80, 'B-101-stage1', torch.bfloat16): 136,
-    (90, 'B-101-stage1', torch.bfloat16): 192,
-}
+# Bytes that the kernels of ``triton_dft`` spill at most, where they spill any: in float16, for factors of two parts.
+DFT_SPILLED = {(86, 'T-stage1'): 16, (90, 'T-stage1'): 56, (80, 'ade-stage1'): 8}
 
 
 @pytest.mark.slow
@@ -235,9 +229,10 @@ def test_dft_kernels_compiled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     compiled = pretend(capability)
-    for stage in ('T-stage1', 'T-stage2', 'T-stage3', 'ade-stage1', 'B-101-stage1'):
+    of_large_maps = 'ade-stage1', 'B-101-stage1', 'T-151-stage1'
+    for stage in ('T-stage1', 'T-stage2', 'T-stage3', *of_large_maps):
         shape, kernel_size, mixed = STAGES[stage]
-        if capability != 90 and stage != 'T-stage1' and (capability, stage[:3]) not in ((80, 'ade'), (80, 'B-1')):
+        if capability != 90 and stage != 'T-stage1' and (capability != 80 or stage not in of_large_maps):
             continue
         x = SimpleNamespace(dtype=dtype, device=torch.device('cuda'), shape=shape, is_cuda=True)
         if backend.dft_unsupported_reason(x, sharing_grid(kernel_size)) is not None:  # type: ignore[arg-type]
@@ -251,7 +246,7 @@ def test_dft_kernels_compiled(
             assert kernel.metadata.shared <= SHARED_MEMORY[capability], name
             spilled = _stack_bytes(kernel, tmp_path)
             print(f'{capability} {dtype} {stage} {name}: {spilled} bytes spilled')
-            assert spilled <= DFT_SPILLED.get((capability, stage, dtype), 0), (stage, name)
+            assert spilled <= (DFT_SPILLED.get((capability, stage), 0) if dtype == torch.float16 else 0), (stage, name)
             if name.startswith(('dft_conv', 'dft_weight')):
                 assert ('wgmma.mma_async' if capability == 90 else 'mma.sync') in kernel.asm['ptx']
                 # The weight is read once.

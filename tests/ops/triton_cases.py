@@ -96,6 +96,7 @@ TILED = {
     '66x2-ring_of_36': ((1, 1, 66, 2), (36, 1, 36), 'none'),
     '70x66-k51': ((1, 1, 70, 66), sharing_grid(51), 'map'),
     '28x26-k49-packed': ((3, 1, 28, 26), sharing_grid(49), 'map'),
+    '90x12-k101': ((1, 1, 90, 12), sharing_grid(101, 7), 'map'),
 }
 TRUNCATED = {'24x31-k51': ((2, 1, 24, 31), sharing_grid(51), 'map'), '67x20-k17-high': TILED['67x20-k17-high']}
 
@@ -122,8 +123,14 @@ def test_float32_and_float16_with_mean_3(case: str, dtype: str) -> None:
 @pytest.mark.skipif(DEVICE != 'cpu', reason='on a GPU the tiles are those for its architecture')
 @pytest.mark.parametrize('case', ['33x40-k31', '67x20-k17-high'])
 def test_float32_in_the_tiles_of_older_gpus(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, '_is_hopper', lambda device: False)
+    monkeypatch.setattr(launch, 'is_hopper', lambda device: False)
     _check(*(WHOLE | TILED)[case], torch.float32, 3.0)
+
+
+@pytest.mark.skipif(DEVICE != 'cpu', reason='on a GPU the tiles are those for its architecture')
+def test_bfloat16_in_the_tiles_of_older_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, 'is_hopper', lambda device: False)
+    _check(*TILED['90x12-k101'], torch.bfloat16, 3.0)
 
 
 @st.composite

@@ -89,23 +89,37 @@ def make_axis(grid: tuple[int, ...], extent: int) -> Axis:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a grid is laid over maps, for ``images`` whose rows share a tile."""
+    """How a grid is laid over maps.
+
+    Attributes:
+        rows: The axis of the rows.
+        columns: That of the columns.
+        images: Images whose rows share a tile.
+        parts: float16 numbers that the factors of products are split into.
+        block: Frequencies of a block along the rows.
+    """
 
     rows: Axis
     columns: Axis
     images: int
     parts: int
+    block: int
 
     @property
     def blocks(self) -> tuple[int, int]:
         """Blocks of frequencies along the rows and along the columns."""
-        rows = math.ceil(self.rows.frequencies * self.images / FREQUENCIES)
+        rows = math.ceil(self.rows.frequencies * self.images / self.block)
         return rows, math.ceil(self.columns.frequencies / WIDTH)
 
     @property
     def spectrum_size(self) -> tuple[int, ...]:
         """Of one channel's kernel."""
-        return *self.blocks, 4, FREQUENCIES // self.images, WIDTH
+        return *self.blocks, 4, self.block // self.images, WIDTH
+
+    @property
+    def alone(self) -> bool:
+        """Whether a program computes one tile of the output."""
+        return self.rows.frequencies > FREQUENCIES
 
     @property
     def high(self) -> int:
@@ -121,6 +135,7 @@ class Plan:
             ROWS=rows.outputs if rows.margin else self.high,
             COLS=columns.outputs,
             TOP=rows.margin,
+            BLOCK=self.block,
             FREQS=WIDTH,
             IMAGES=self.images,
             PARTS=self.parts,
@@ -132,8 +147,10 @@ def _plan(x: Tensor, grid: tuple[int, ...]) -> Plan:
     rows, columns = make_axis(grid, height), make_axis(grid, width)
     side = launch.power_of_two(max(rows.frequencies, height))
     together = max(1, FREQUENCIES // side) if images >= launch.PACK_FROM and not rows.margin else 1
-    exact = x.dtype == torch.float16 or images * height * width < _FEW
-    return Plan(rows, columns, together, 2 if exact else 1)
+    parts = 2 if x.dtype == torch.float16 or images * height * width < _FEW else 1
+    # Two parts of the larger tables exceed the shared memory.
+    double = rows.frequencies > FREQUENCIES and parts == 1 and launch.is_hopper(x.device)
+    return Plan(rows, columns, together, parts, 2 * FREQUENCIES if double else FREQUENCIES)
 
 
 class _Tables:
@@ -148,8 +165,9 @@ class _Tables:
         sizes: Positions of each ring, in float32.
     """
 
-    def __init__(self, axis: Axis, is_rows: bool, images: int, parts: int, device: torch.device) -> None:
-        width = FREQUENCIES // images if is_rows else WIDTH
+    def __init__(self, axis: Axis, images: int, parts: int, block: int, device: torch.device) -> None:
+        is_rows, images = images > 0, max(images, 1)
+        width = block // images
         blocks = math.ceil(axis.frequencies / width)
         least = FREQUENCIES if is_rows else 0
 
@@ -194,12 +212,10 @@ _tables: dict[Hashable, _Tables] = {}
 def _tables_of(plan: Plan, device: torch.device) -> tuple[_Tables, _Tables]:
     """Of the rows and of the columns."""
     found = []
-    for axis, images in ((plan.rows, plan.images), (plan.columns, 0)):
-        key = axis, images, plan.parts, device
+    for axis, images, block in ((plan.rows, plan.images, plan.block), (plan.columns, 0, WIDTH)):
+        key = axis, images, plan.parts, block, device
         # Of two threads that make them at a time both take the first's.
-        found.append(
-            _tables.get(key) or _tables.setdefault(key, _Tables(axis, images > 0, max(images, 1), plan.parts, device))
-        )
+        found.append(_tables.get(key) or _tables.setdefault(key, _Tables(*key)))
     return found[0], found[1]
 
 
@@ -239,7 +255,7 @@ class _Spectrum(launch.Made):
             (weight, made, *tables),
             (*self.strides(weight), len(self._grid), row_blocks),
             RINGS=_rings_of_tile(len(self._grid)),
-            ROW_FREQS=FREQUENCIES // self._plan.images,
+            ROW_FREQS=self._plan.block // self._plan.images,
             FREQS=WIDTH,
         )
         return lambda weight, made: run(weight, made, *tables)
@@ -258,7 +274,7 @@ class _Convolution(launch.Convolution):
         norm = 1 / (plan.rows.frequencies * plan.columns.frequencies)
         images, channels, height, width = x.shape
         steps, row_tiles, col_tiles = _steps(x, plan)
-        splits = steps if plan.blocks[0] > 1 else min(steps, math.ceil(PROGRAMS / channels))
+        splits = steps if plan.alone else min(steps, math.ceil(PROGRAMS / channels))
         bias_map, bias_numbers = launch.bias_layout(bias)
         tiling = steps, splits, row_tiles, col_tiles, plan.columns.margin, plan.blocks[1], norm
         sizes = images, height, width, *x.stride()[:3], *out.stride()[:3], *bias_numbers, *self.made.strides(weight)
@@ -270,6 +286,7 @@ class _Convolution(launch.Convolution):
             **plan.options(),
             ROW_BLOCKS=plan.blocks[0],
             RINGS=_rings_of_tile(len(self._grid)),
+            ALONE=plan.alone,
             BIAS_MAP=bias_map,
             **_launch_options(plan),
         )

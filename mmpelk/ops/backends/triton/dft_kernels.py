@@ -30,12 +30,13 @@ __all__ = [
 ]
 
 FREQUENCIES = 64
-"""Frequencies of a block along the rows: the rows of one matrix instruction of a warp group on Hopper."""
+"""Frequencies of a block along the rows: the rows of one matrix instruction of a warp group on Hopper. Of two warp
+groups, twice as many, or both compute the same."""
 
 WIDTH = 16
 """Frequencies of a block along the columns: the fewest that a product takes, so that four quadrants fit registers."""
 
-_BLOCK = tl.constexpr(FREQUENCIES)
+_LOW = tl.constexpr(FREQUENCIES)  # rows of a tile for which there are registers to spare
 _AFTER_ROWS = tl.constexpr(2.0**-7)  # brings the sum over a column's frequencies, cosines and sines, back below 2**16
 
 
@@ -69,6 +70,16 @@ def _load_parts(table, SIZE: tl.constexpr, PARTS: tl.constexpr):
 
 
 @triton.jit
+def _zero(number):
+    """Zero for any number that is not negative, which the compiler cannot know.
+
+    An address that is computed with it is computed where it is used, not held in registers since the last time that
+    something like it was. A multiple of 128: accesses stay as wide.
+    """
+    return tl.minimum(number, 0) * 128
+
+
+@triton.jit
 def _entries(ROWS: tl.constexpr, COLS: tl.constexpr):
     return tl.arange(0, ROWS)[:, None] * COLS + tl.arange(0, COLS)[None, :]
 
@@ -93,7 +104,7 @@ def _scaled(tile, ROWS: tl.constexpr, IMAGES: tl.constexpr):
     scale is NaN for their image.
     """
     value = tile.to(tl.float32)
-    if tile.dtype == tl.bfloat16 and ROWS <= _BLOCK:
+    if tile.dtype == tl.bfloat16 and ROWS <= _LOW:
         finite = tl.abs(value) < float('inf')
         value = tl.where(finite, value, 0.0)
         broken = tl.max(tl.reshape(tl.max(1 - finite.to(tl.int32), axis=1), (IMAGES, ROWS // IMAGES)), axis=1)
@@ -155,9 +166,12 @@ def _along_columns(x, waves, ROWS: tl.constexpr, COLS: tl.constexpr, FREQS: tl.c
 
 
 @triton.jit
-def _along_rows(c, c_low, s, s_low, cosine, cosine_low, sine, sine_low, FREQS: tl.constexpr, PARTS: tl.constexpr):
+def _along_rows(
+    c, c_low, s, s_low, cosine, cosine_low, sine, sine_low,
+    BLOCK: tl.constexpr, FREQS: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
     """The four quadrants of a block of frequencies, from what :func:`_along_columns` returns."""
-    zero = tl.zeros((_BLOCK, FREQS), tl.float32)
+    zero = tl.zeros((BLOCK, FREQS), tl.float32)
     return (
         _times(cosine, cosine_low, c, c_low, zero, PARTS),
         _times(sine, sine_low, c, c_low, zero, PARTS),
@@ -247,12 +261,13 @@ def dft_conv_kernel(
     weight_c, weight_a, weight_b, rings,
     steps, splits, row_tiles, col_tiles, left, col_blocks, norm,
     ROWS_IN: tl.constexpr, COLS_IN: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, TOP: tl.constexpr,
-    ROW_BLOCKS: tl.constexpr, FREQS: tl.constexpr, IMAGES: tl.constexpr, RINGS: tl.constexpr, PARTS: tl.constexpr,
-    BIAS_MAP: tl.constexpr,
+    ROW_BLOCKS: tl.constexpr, BLOCK: tl.constexpr, FREQS: tl.constexpr, IMAGES: tl.constexpr, RINGS: tl.constexpr,
+    PARTS: tl.constexpr, ALONE: tl.constexpr, BIAS_MAP: tl.constexpr,
 ):  # fmt: skip
     """One share of the ``steps`` tiles of a channel's output: ``ROWS`` by ``COLS``, all of the map or a part of it.
 
-    A tile reads ``ROWS_IN`` rows from ``TOP`` above it on and ``COLS_IN`` columns from ``left`` of it on.
+    A tile reads ``ROWS_IN`` rows from ``TOP`` above it on and ``COLS_IN`` columns from ``left`` of it on. ``ALONE``: a
+    share is one tile, for want of registers in a loop.
     """
     ALIGN: tl.constexpr = 16 // (out.dtype.element_ty.primitive_bitwidth // 8)
     width, x_n, x_c, x_h = _multiple(width, ALIGN), _multiple(x_n, ALIGN), _multiple(x_c, ALIGN), _multiple(x_h, ALIGN)
@@ -260,9 +275,9 @@ def dft_conv_kernel(
     if BIAS_MAP:
         bias_c, bias_h = _multiple(bias_c, ALIGN), _multiple(bias_h, ALIGN)
     left = _multiple(left, 16)
-    ROW_FREQS: tl.constexpr = _BLOCK // IMAGES
-    IN: tl.constexpr = _BLOCK * ROWS_IN
-    BACK: tl.constexpr = _BLOCK * ROWS
+    ROW_FREQS: tl.constexpr = BLOCK // IMAGES
+    IN: tl.constexpr = BLOCK * ROWS_IN
+    BACK: tl.constexpr = BLOCK * ROWS
     COL_BACK: tl.constexpr = FREQS * COLS
     SIZE: tl.constexpr = ROW_FREQS * FREQS
     program = tl.program_id(0)
@@ -272,13 +287,13 @@ def dft_conv_kernel(
     out += channel * out_c
     bias += channel * bias_c
     weight += channel * weight_c
-    exponent = _exponent_of_spectrum(weight, row_sizes, col_sizes, weight_a, weight_b, rings, RINGS)
-    undo = _power(exponent) * (norm / _AFTER_ROWS)
+    if not ALONE:
+        exponent = _exponent_of_spectrum(weight, row_sizes, col_sizes, weight_a, weight_b, rings, RINGS)
     # The rows of several images share a tile, and so the kernel's spectrum.
-    entry = (tl.arange(0, _BLOCK) % ROW_FREQS)[:, None] * FREQS + tl.arange(0, FREQS)[None, :]
+    entry = (tl.arange(0, BLOCK) % ROW_FREQS)[:, None] * FREQS + tl.arange(0, FREQS)[None, :]
     spectrum += channel * (ROW_BLOCKS * col_blocks * 4 * SIZE) + entry
-    row_waves += _entries(_BLOCK, ROWS_IN)
-    row_back += _entries(ROWS, _BLOCK)
+    row_waves += _entries(BLOCK, ROWS_IN)
+    row_back += _entries(ROWS, BLOCK)
     if ROW_BLOCKS == 1:
         cosine, cosine_low = _load_parts(row_waves, IN, PARTS)
         sine, sine_low = _load_parts(row_waves + IN * PARTS, IN, PARTS)
@@ -287,7 +302,7 @@ def dft_conv_kernel(
 
     first = split * tl.cdiv(steps, splits)
     end = tl.minimum(steps, first + tl.cdiv(steps, splits))
-    if ROW_BLOCKS > 1:  # no loop, whose addresses of a tile's ends would take registers all the time
+    if ALONE:
         first = split
         end = split + 1
     for step in range(first, end):
@@ -309,10 +324,8 @@ def dft_conv_kernel(
                 if ROW_BLOCKS > 1:
                     cosine, cosine_low = _load_parts(row_waves + row_block * (2 * PARTS * IN), IN, PARTS)
                     sine, sine_low = _load_parts(row_waves + (row_block * 2 + 1) * (PARTS * IN), IN, PARTS)
-                    back_c, back_c_low = _load_parts(row_back + row_block * (2 * PARTS * BACK), BACK, PARTS)
-                    back_s, back_s_low = _load_parts(row_back + (row_block * 2 + 1) * (PARTS * BACK), BACK, PARTS)
                 x_cc, x_sc, x_cs, x_ss = _along_rows(
-                    c, c_low, s, s_low, cosine, cosine_low, sine, sine_low, FREQS, PARTS
+                    c, c_low, s, s_low, cosine, cosine_low, sine, sine_low, BLOCK, FREQS, PARTS
                 )
                 kernel = spectrum + (row_block * col_blocks + block) * (4 * SIZE)
                 k_cc = tl.load(kernel).to(tl.float32)
@@ -320,6 +333,9 @@ def dft_conv_kernel(
                 k_cs = tl.load(kernel + 2 * SIZE).to(tl.float32)
                 k_ss = tl.load(kernel + 3 * SIZE).to(tl.float32)
                 y_cc, y_sc, y_cs, y_ss = _quadrants(x_cc, x_sc, x_cs, x_ss, k_cc, k_sc, k_cs, k_ss)
+                if ROW_BLOCKS > 1:
+                    back_c, back_c_low = _load_parts(row_back + row_block * (2 * PARTS * BACK), BACK, PARTS)
+                    back_s, back_s_low = _load_parts(row_back + (row_block * 2 + 1) * (PARTS * BACK), BACK, PARTS)
                 y, y_low = _halves(y_cc, PARTS)
                 u_c = _times(back_c, back_c_low, y, y_low, u_c, PARTS)
                 y, y_low = _halves(y_sc, PARTS)
@@ -335,7 +351,11 @@ def dft_conv_kernel(
             wave, wave_low = _load_parts(waves + COL_BACK * PARTS, COL_BACK, PARTS)
             u, u_low = _halves(u_s * _AFTER_ROWS, PARTS)
             acc = _times(u, u_low, wave, wave_low, acc, PARTS)
-        acc = acc * undo * _per_row(inverse, ROWS, IMAGES)[:, None]
+        if ALONE:
+            exponent = _exponent_of_spectrum(weight, row_sizes, col_sizes, weight_a, weight_b, rings, RINGS)
+        acc = acc * (_power(exponent) * (norm / _AFTER_ROWS)) * _per_row(inverse, ROWS, IMAGES)[:, None]
+        if ALONE:
+            row, col, first_image = row + _zero(images), col + _zero(images), first_image + _zero(images)
         _store_tile(
             acc, out, bias, first_image, row, col + tl.arange(0, COLS), images, height, width, out_n, out_h, bias_h,
             bias_rows, ROWS, IMAGES, BIAS_MAP,
@@ -353,7 +373,7 @@ def dft_weight_grad_kernel(
     images, height, width, x_n, x_c, x_h, grad_n, grad_c, grad_h, rings,
     steps, splits, row_tiles, col_tiles, left, col_blocks, row_blocks,
     ROWS_IN: tl.constexpr, COLS_IN: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, TOP: tl.constexpr,
-    FREQS: tl.constexpr, IMAGES: tl.constexpr, PARTS: tl.constexpr,
+    BLOCK: tl.constexpr, FREQS: tl.constexpr, IMAGES: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """One block of frequencies of one channel's weight gradient, from one share of the tiles, as sums over its rings.
 
@@ -364,9 +384,9 @@ def dft_weight_grad_kernel(
     width, x_n, x_c, x_h = _multiple(width, ALIGN), _multiple(x_n, ALIGN), _multiple(x_c, ALIGN), _multiple(x_h, ALIGN)
     grad_n, grad_c, grad_h = _multiple(grad_n, ALIGN), _multiple(grad_c, ALIGN), _multiple(grad_h, ALIGN)
     left = _multiple(left, 16)
-    ROW_FREQS: tl.constexpr = _BLOCK // IMAGES
-    IN: tl.constexpr = _BLOCK * ROWS_IN
-    OUT: tl.constexpr = _BLOCK * ROWS
+    ROW_FREQS: tl.constexpr = BLOCK // IMAGES
+    IN: tl.constexpr = BLOCK * ROWS_IN
+    OUT: tl.constexpr = BLOCK * ROWS
     program = tl.program_id(0)
     block = program % col_blocks
     row_block = program // col_blocks % row_blocks
@@ -375,21 +395,22 @@ def dft_weight_grad_kernel(
     channel = (share_of // splits).to(tl.int64)
     x += channel * x_c
     grad_out += channel * grad_c
-    row_waves += row_block * (2 * PARTS * IN) + _entries(_BLOCK, ROWS_IN)
+    row_waves += row_block * (2 * PARTS * IN) + _entries(BLOCK, ROWS_IN)
     cosine, cosine_low = _load_parts(row_waves, IN, PARTS)
     sine, sine_low = _load_parts(row_waves + IN * PARTS, IN, PARTS)
-    grad_row_waves += row_block * (2 * PARTS * OUT) + _entries(_BLOCK, ROWS)
+    grad_row_waves += row_block * (2 * PARTS * OUT) + _entries(BLOCK, ROWS)
     grad_cosine, grad_cosine_low = _load_parts(grad_row_waves, OUT, PARTS)
     grad_sine, grad_sine_low = _load_parts(grad_row_waves + OUT * PARTS, OUT, PARTS)
     col_waves += block * (2 * PARTS * COLS_IN * FREQS)
     grad_col_waves += block * (2 * PARTS * COLS * FREQS)
-    sum_cc = tl.zeros((_BLOCK, FREQS), tl.float32)
-    sum_sc = tl.zeros((_BLOCK, FREQS), tl.float32)
-    sum_cs = tl.zeros((_BLOCK, FREQS), tl.float32)
-    sum_ss = tl.zeros((_BLOCK, FREQS), tl.float32)
+    sum_cc = tl.zeros((BLOCK, FREQS), tl.float32)
+    sum_sc = tl.zeros((BLOCK, FREQS), tl.float32)
+    sum_cs = tl.zeros((BLOCK, FREQS), tl.float32)
+    sum_ss = tl.zeros((BLOCK, FREQS), tl.float32)
 
     share = tl.cdiv(steps, splits)
     for step in range(split * share, tl.minimum(steps, (split + 1) * share)):
+        zero = _zero(step)
         col = step % col_tiles * COLS
         row = step // col_tiles % row_tiles * ROWS
         first_image = step // col_tiles // row_tiles * IMAGES
@@ -397,22 +418,30 @@ def dft_weight_grad_kernel(
             x, first_image, row - TOP, col - left, images, height, width, x_n, x_h, ROWS_IN, COLS_IN, IMAGES
         )
         tile, inverse = _scaled(tile, ROWS_IN, IMAGES)
-        c, c_low, s, s_low = _along_columns(tile, col_waves, ROWS_IN, COLS_IN, FREQS, PARTS)
-        x_cc, x_sc, x_cs, x_ss = _along_rows(c, c_low, s, s_low, cosine, cosine_low, sine, sine_low, FREQS, PARTS)
+        c, c_low, s, s_low = _along_columns(tile, col_waves + zero, ROWS_IN, COLS_IN, FREQS, PARTS)
+        x_cc, x_sc, x_cs, x_ss = _along_rows(
+            c, c_low, s, s_low, cosine, cosine_low, sine, sine_low, BLOCK, FREQS, PARTS
+        )
         tile = _load_tile(grad_out, first_image, row, col, images, height, width, grad_n, grad_h, ROWS, COLS, IMAGES)
         tile, grad_inverse = _scaled(tile, ROWS, IMAGES)
-        c, c_low, s, s_low = _along_columns(tile, grad_col_waves, ROWS, COLS, FREQS, PARTS)
+        c, c_low, s, s_low = _along_columns(tile, grad_col_waves + zero, ROWS, COLS, FREQS, PARTS)
         g_cc, g_sc, g_cs, g_ss = _along_rows(
-            c, c_low, s, s_low, grad_cosine, grad_cosine_low, grad_sine, grad_sine_low, FREQS, PARTS
+            c, c_low, s, s_low, grad_cosine, grad_cosine_low, grad_sine, grad_sine_low, BLOCK, FREQS, PARTS
         )
         y_cc, y_sc, y_cs, y_ss = _quadrants(x_cc, x_sc, x_cs, x_ss, g_cc, g_sc, g_cs, g_ss)
-        undo = (_per_row(inverse, _BLOCK, IMAGES) * _per_row(grad_inverse, _BLOCK, IMAGES))[:, None]
+        undo = (_per_row(inverse, BLOCK, IMAGES) * _per_row(grad_inverse, BLOCK, IMAGES))[:, None]
         sum_cc += y_cc * undo
         sum_sc += y_sc * undo
         sum_cs += y_cs * undo
         sum_ss += y_ss * undo
 
-    row_rings += row_block * (2 * ROW_FREQS) + tl.arange(0, _BLOCK) % ROW_FREQS
+    program = tl.program_id(0) + _zero(images)
+    block = program % col_blocks
+    row_block = program // col_blocks % row_blocks
+    share_of = program // col_blocks // row_blocks
+    split = share_of % splits
+    channel = (share_of // splits).to(tl.int64)
+    row_rings += row_block * (2 * ROW_FREQS) + tl.arange(0, BLOCK) % ROW_FREQS
     partial += ((channel * splits + split) * row_blocks + row_block) * (rings * col_blocks * 2 * FREQS)
     partial += block * (2 * FREQS) + tl.arange(0, FREQS)
     for ring in range(0, rings):

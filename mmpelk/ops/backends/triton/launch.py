@@ -200,7 +200,8 @@ _HOPPER = 9  # compute capability
 LONG_TAIL = 16  # rows past a tile
 
 
-def _is_hopper(device: torch.device) -> bool:
+def is_hopper(device: torch.device) -> bool:
+    """Whether the kernels run in the tiles for Hopper."""
     return interpreted() or capability(device)[0] == _HOPPER
 
 
@@ -211,22 +212,24 @@ def _plan(x: Tensor, grid: tuple[int, ...]) -> Plan:
     long windows of the widest rings.
     """
     plan = make_plan(grid, *x.shape[-2:])
-    narrow = x.dtype == torch.float32 and (plan.tail > LONG_TAIL or not _is_hopper(x.device))
+    narrow = x.dtype == torch.float32 and (plan.tail > LONG_TAIL or not is_hopper(x.device))
     return make_plan(grid, *x.shape[-2:], ROWS // 2) if narrow else plan
 
 
 def _launch_options(dtype: torch.dtype, device: torch.device, plan: Plan) -> dict[str, int]:
     """Warps of a program, and stages of its load pipeline that leave room for several programs per multiprocessor.
 
-    On Hopper one warp group. Older tensor cores keep their factors in registers, which takes those of eight warps. The
-    long windows of the widest rings leave no registers for as many stages, nor does any window on older tensor cores.
+    On Hopper one warp group. Older tensor cores keep their factors in registers, which takes those of eight warps; for
+    low and narrow maps four, because of so small a tile eight would move single numbers. The long windows of the widest
+    rings leave no registers for as many stages, nor does any window on older tensor cores.
     """
-    hopper, long = _is_hopper(device), plan.tail > LONG_TAIL
+    hopper, long = is_hopper(device), plan.tail > LONG_TAIL
     if dtype == torch.float32:
         stages = 2 if hopper or not long else 1
     else:
         stages = 3 - long - (not hopper and (long or plan.row_tiles > 1))
-    return dict(num_warps=4 if hopper else 8, num_stages=stages)
+    small = plan.cols == 16 and plan.row_tiles == 1
+    return dict(num_warps=4 if hopper or small else 8, num_stages=stages)
 
 
 _stages_that_fit: dict[tuple[Any, ...], int] = {}
@@ -356,7 +359,7 @@ def _pairs(x: Tensor, plan: Plan) -> bool:
         and plan.row_tiles == 1
         and channels * plan.col_tiles * groups >= PAIR_FROM
         and x.dtype != torch.float32
-        and _is_hopper(x.device)
+        and is_hopper(x.device)
     )
 
 
@@ -687,7 +690,7 @@ class _ToeplitzWeightGrad(WeightGrad):
         self._plan = plan = _plan(x, self._grid)
         self._steps = math.ceil(images / plan.images_per_tile(images)) * plan.row_tiles * plan.col_tiles
         # Rings in pairs where there are registers for two, or by themselves: those wider than one row first.
-        self._pair = x.dtype == torch.bfloat16 or (x.dtype == torch.float16 and _is_hopper(x.device))
+        self._pair = x.dtype == torch.bfloat16 or (x.dtype == torch.float16 and is_hopper(x.device))
         self._pairs = sum(math.ceil(rings / (1 + self._pair)) for rings in (plan.wide, len(plan.row_rings) - plan.wide))
         self._splits = min(self._steps, math.ceil(PROGRAMS / (channels * plan.in_tiles * self._pairs)))
         self.partial_size = channels, self._splits * plan.in_tiles, len(self._grid) ** 2
