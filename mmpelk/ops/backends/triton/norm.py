@@ -45,7 +45,7 @@ def kernel_key(
     """What tells compiled kernels apart, beside the device."""
     maps = (large, x) if small is None else (large, small, x)
     of_maps = [(each.dtype, each.shape[1], pixel_step(each), each.data_ptr() % 16) for each in maps]
-    return *of_maps, dtype, *(tensor.dtype for tensors, _ in (*norms, norm) for tensor in tensors)
+    return *of_maps, x[:, 0].numel() % 2, dtype, *(tensor.dtype for tensors, _ in (*norms, norm) for tensor in tensors)
 
 
 def mixed_norm(
@@ -68,19 +68,22 @@ def mixed_norm(
 def _launch(tensors: Sequence[Tensor], epsilons: Sequence[float], branches: int) -> 'Launch':
     large, small, x = tensors[:3]
     images, channels, height, width = x.shape
-    pixels, block = pixels_at_a_time(channels)
+    pixels = images * height * width
+    two = pixels % 2 == 0 and all(number % 2 for number in (channels, *(pixel_step(each) or 0 for each in tensors[:3])))
+    rows, block = pixels_at_a_time(channels * (1 + two))
     return Launch(
         norm_kernels.mixed_norm_kernel,
-        (math.ceil(images * height * width / pixels),),
-        (images * height * width, *epsilons),
+        (math.ceil(pixels / (1 + two) / rows),),
+        (pixels, *epsilons),
         MIXED=large.shape[1],
         CHANNELS=channels,
         BRANCHES=branches,
         LARGE_STEP=pixel_step(large),
         SMALL_STEP=pixel_step(small),
         X_STEP=pixel_step(x),
-        PIXELS=pixels,
+        ROWS=rows,
         BLOCK=block,
+        TWO=int(two),
     )
 
 
