@@ -177,7 +177,8 @@ class _MixAndNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        tensors, saved = ctx.saved_tensors[:10], ctx.saved_tensors[10:]
+        saved = ctx.saved_tensors  # once: a checkpoint gives what it recomputed no second time
+        tensors, saved = saved[:10], saved[10:]
         grads = None if needs_operators(grad) else _grads(grad, tensors, saved, ctx.settings, ctx.needs_input_grad[:3])
         if grads is None:
             grads = _grads_by_operators(grad, tensors, ctx.settings)

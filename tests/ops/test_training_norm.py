@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
 from mmpelk.ops import training_norm
 from mmpelk.ops.backends import first_results
@@ -305,6 +306,19 @@ def test_frozen_tensors_and_a_gradient_without_layout(frozen: list[int], kernel:
     torch.testing.assert_close(got, grads(False))
     assert kernel.calls == ['forward', 'backward']
     assert all(got[index] is None for index in (*frozen, -1, -2))
+
+
+def test_recomputed_in_the_backward(kernel: SimpleNamespace) -> None:
+    inputs, trained = _inputs(), _norms()
+
+    def results(fused: bool) -> list[Tensor]:
+        norms = copy.deepcopy(trained)
+        out = checkpoint(_call, inputs, norms, fused, use_reentrant=False)
+        grads = torch.autograd.grad(out.square().sum(), [*inputs, *norms[0].parameters()])
+        return [*grads, *norms[1].buffers()]
+
+    torch.testing.assert_close(results(True), results(False))
+    assert kernel.calls == ['forward', 'forward', 'backward']
 
 
 def test_without_a_term(kernel: SimpleNamespace) -> None:
