@@ -288,7 +288,7 @@ class _Convolution(launch.Convolution):
             RINGS=_rings_of_tile(len(self._grid)),
             ALONE=plan.alone,
             BIAS_MAP=bias_map,
-            **_launch_options(plan),
+            **_launch_options(x, plan),
         )
         return lambda x, made, weight, bias, out: run(x, made, weight, bias, out, *waves)
 
@@ -300,10 +300,16 @@ def _steps(x: Tensor, plan: Plan) -> tuple[int, int, int]:
     return math.ceil(images / plan.images) * row_tiles * col_tiles, row_tiles, col_tiles
 
 
-def _launch_options(plan: Plan) -> dict[str, int]:
-    """One warp group for tiles of 64 rows. Two parts, and the tables of high tiles, leave nothing for more stages."""
-    low = plan.high <= FREQUENCIES
-    return dict(num_warps=4 if low else 8, num_stages=2 if plan.parts == 1 and plan.rows.outputs <= FREQUENCIES else 1)
+def _launch_options(x: Tensor, plan: Plan) -> dict[str, int]:
+    """One warp group for tiles of 64 rows. Two parts, and the tables of high tiles, leave nothing for more stages.
+
+    Two parts take the registers of eight warps off Hopper, where there is shared memory for a program or two.
+    """
+    two = plan.parts > 1 and not launch.is_hopper(x.device)
+    return dict(
+        num_warps=8 if two or plan.high > FREQUENCIES else 4,
+        num_stages=2 if plan.parts == 1 and plan.rows.outputs <= FREQUENCIES else 1,
+    )
 
 
 def forward(
@@ -356,7 +362,7 @@ class _WeightGrad(launch.WeightGrad):
             (x, grad_out, partial, *waves),
             (images, height, width, *strides, len(self._grid), *tiling),
             **plan.options(),
-            **_launch_options(plan),
+            **_launch_options(x, plan),
         )
         return lambda x, grad_out, partial: run(x, grad_out, partial, *waves)
 
