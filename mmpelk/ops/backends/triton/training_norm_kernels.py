@@ -307,10 +307,10 @@ def norm_grads_kernel(
         )  # fmt: skip
         normed, scale = _layer_norm(value, pixel, pixels_a_row, channels, eps)
         of_bias += d
-        of_weight += tl.where(inside, d * normed, 0.0)
+        of_weight += d * normed  # beyond the map d is zero
         d *= factor
         mean, product = _means_of_pixels(d, d * normed, pixel, pixels_a_row, channels)
-        d = tl.where(inside, (d - mean - normed * product) * scale, 0.0)
+        d = (d - mean - normed * product) * scale
         tl.store(of_x + row * length + place, _narrow(d, of_x.dtype.element_ty), mask=has_others)
         in_row = tl.max_contiguous(tl.multiple_of(in_row, ALIGN), ALIGN)
         tl.store(of_mixed + at + in_row, d, mask=inside & is_mixed)
