@@ -45,7 +45,8 @@ def kernel_key(
     """What tells compiled kernels apart, beside the device."""
     maps = (large, x) if small is None else (large, small, x)
     of_maps = [(each.dtype, each.shape[1], pixel_step(each), each.data_ptr() % 16) for each in maps]
-    return *of_maps, x[:, 0].numel() % 2, dtype, *(tensor.dtype for tensors, _ in (*norms, norm) for tensor in tensors)
+    is_odd = x.shape[0] * x.shape[2] * x.shape[3] % 2
+    return *of_maps, is_odd, dtype, *(tensor.dtype for tensors, _ in (*norms, norm) for tensor in tensors)
 
 
 def mixed_norm(
