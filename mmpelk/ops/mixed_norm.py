@@ -37,7 +37,7 @@ def is_fused(x: Tensor, training: bool = False) -> bool:
     :func:`mmpelk.ops.training_norm.mix_and_norm`. Not where a backend is forced that is not Triton's, or where a
     mode watches torch's operators, or forward-mode derivatives are taken, of whatever tensor.
     """
-    if not x.is_cuda or torch.is_grad_enabled() != training or x.numel() == 0 or takes_tangents():
+    if not x.is_cuda or x.is_neg() or torch.is_grad_enabled() != training or x.numel() == 0 or takes_tangents():
         return False
     if not training and (x.device, x.dtype) in _refused:
         return False

@@ -181,6 +181,15 @@ def test_strides_change_nothing(layout: str, shape: tuple[int, ...], kernels: Mo
     )
 
 
+def test_numbers_that_lie_in_memory_with_the_other_sign() -> None:
+    (x, weight, bias), grad_out = _inputs((1, 2, 5, 6), 3, 'map', torch.float32, 0.0)
+    lazy = [torch.complex(each, -each).conj().imag for each in (x, weight, bias, grad_out)]
+    assert all(each.is_neg() for each in lazy)
+    assert torch.equal(launch.forward(*lazy[:3], (2, 1, 2)), launch.forward(x, weight, bias, (2, 1, 2)))
+    assert torch.equal(launch.prepare(lazy[1], (2, 1, 2), x), launch.prepare(weight, (2, 1, 2), x))
+    assert torch.equal(launch.weight_grad(*lazy[::3], (2, 1, 2)), launch.weight_grad(x, grad_out, (2, 1, 2)))
+
+
 @pytest.mark.parametrize('kernels', [launch, dft], ids=['triton', 'triton_dft'])
 def test_offsets_beyond_32_bits(tmp_path: Path, kernels: ModuleType) -> None:
     stride = 2**31 + 8

@@ -429,6 +429,7 @@ def convolve(
 
     With ``planes`` it is :func:`input_grad`.
     """
+    x, weight, bias = resolved(x), resolved(weight), None if bias is None else resolved(bias)
     out = empty_as(x) if out is None else out
     if out.numel() == 0:
         return out
@@ -444,12 +445,18 @@ def convolve(
 
 def make(kind: type['Made'], weight: Tensor, grid: Sequence[int], x: Tensor) -> Tensor:
     """Launch what makes the matrices of a ``kind`` for maps of the size of ``x``."""
+    weight = resolved(weight)
     call = kept(
         (kind, *settings(x, grid), layout(x), weight.shape, weight.stride(), weight.dtype),
         lambda: kind(x, weight, tuple(grid)),
     )
     with current(x.device):
         return call(weight)
+
+
+def resolved(x: Tensor) -> Tensor:
+    """Numbers as they lie in memory: the imaginary part of a conjugate has there those of the other sign."""
+    return x.resolve_neg() if x.is_neg() else x
 
 
 def settings(x: Tensor, grid: Sequence[int]) -> tuple[Hashable, ...]:
@@ -632,6 +639,7 @@ def weight_gradient(
     """Launch the gradient of a ``kind``; the other arguments are those of :func:`weight_grad`."""
     if x.numel() == 0:
         return x.new_zeros(x.shape[1], 1, len(grid), len(grid))
+    x, grad_out = resolved(x), resolved(grad_out)
     key = kind, *settings(x, grid), layout(x), layout(grad_out)
     call = kept(key, lambda: kind(x, grad_out, tuple(grid)))
     with current(x.device):
