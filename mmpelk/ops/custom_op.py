@@ -252,7 +252,15 @@ def define(name: str, schema: str, function: Callable, fake: Callable) -> None:
     """
     torch.library.define(f'mmpelk::{name}', schema, lib=_LIBRARY, tags=torch.Tag.pt2_compliant_tag)
     _LIBRARY.impl(name, function, 'CompositeExplicitAutograd')
-    torch.library.register_fake(f'mmpelk::{name}', fake, lib=_LIBRARY)
+
+    def shapes(*args: Any) -> Any:
+        # Torch takes this for maps with numbers, too, as soon as one of the other tensors has none.
+        devices = {str(value.device) for value in args if isinstance(value, Tensor)}
+        if len(devices) > 1:
+            raise ValueError(f'the tensors are on {" and ".join(sorted(devices))}; move all of them to one device')
+        return fake(*args)
+
+    torch.library.register_fake(f'mmpelk::{name}', shapes, lib=_LIBRARY)
 
 
 def _without_tangents(operator: Callable[..., Any]) -> Callable[..., Any]:

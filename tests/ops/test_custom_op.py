@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmpelk.ops import expand_kernel, peripheral_conv2d, sharing_grid
 from mmpelk.ops.branches import peripheral_branches
+from mmpelk.ops.positional_op import positional_term
 from tests.ops.inputs import (
     BACKENDS,
     FAST,
@@ -153,3 +154,14 @@ def test_transforms_of_gradients_are_seen(branches: bool) -> None:
         total = (output(weight.detach().requires_grad_()) * scale[:, None, None]).sum()
         with pytest.raises(NotImplementedError, match='no forward-mode derivative'):
             total.backward()
+
+
+@needs_custom_op
+def test_tensors_without_numbers_beside_others_are_refused() -> None:
+    """As parameters are that no checkpoint has filled."""
+    grid = list(sharing_grid(9))
+    x, weight, _ = make_inputs(grid, 7, 5)
+    with pytest.raises(ValueError, match='cpu and meta; move'):
+        peripheral_branches(x, weight, grid, torch.empty(len(weight), 1, 3, 3, dtype=x.dtype, device='meta'))
+    with pytest.raises(ValueError, match='cpu and meta; move'):
+        positional_term(weight, torch.empty(len(weight), 9, 9, dtype=x.dtype, device='meta'), grid, 7, 5)
