@@ -281,10 +281,11 @@ def paired_difference(values: Mapping[int, float], reference: Mapping[int, float
     return Difference(statistics.mean(differences), float(margin), len(seeds))
 
 
-def make_table(results: Path, part: str) -> Table:
-    """mIoU of a part's networks, and the differences to its first one."""
+def make_table(results: Path, part: str, reference: str | None = None) -> Table:
+    """mIoU of a part's networks, and the differences to one of them, by default its first."""
     found = read_results(results, part)
-    reference = next(iter(PARTS[part].variants))
+    title = part if reference is None else f'{part}, beside {reference}'
+    reference = reference or next(iter(PARTS[part].variants))
     table = Table(
         [
             'network',
@@ -295,7 +296,7 @@ def make_table(results: Path, part: str) -> Table:
             'middle: cropped - whole',
             'runs',
         ],
-        title=part,
+        title=title,
     )
     for name, runs in found.items():
         ended = finished(runs)
@@ -362,6 +363,8 @@ def make_field_table(results: Path) -> Table:
 def tables(results: Path) -> list[Table]:
     """One of each part that has results, then those of the classes and of the receptive fields."""
     found = [make_table(results, part) for part in PARTS if read_results(results, part)]
+    if read_results(results, 'scratch').get('peripheral'):
+        found.append(make_table(results, 'scratch', 'peripheral'))
     if read_results(results, 'main').get(next(iter(MAIN))):
         found += [table for table in (make_class_table(results), make_field_table(results)) if table.rows]
     return found
