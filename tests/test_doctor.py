@@ -1,5 +1,6 @@
 """The doctor on a sound environment, and on one in which each thing is broken in turn."""
 
+import dataclasses
 import importlib.metadata
 import importlib.util
 import io
@@ -20,6 +21,7 @@ from mmpelk import doctor
 from mmpelk.doctor import Finding
 from mmpelk.mmcv_operators import compile_command
 from mmpelk.ops import available_backends
+from mmpelk.ops.backends import BACKENDS
 from tests.paths import ROOT
 
 Usage = namedtuple('Usage', 'total used free')
@@ -345,6 +347,23 @@ def test_every_backend_is_examined(monkeypatch: Patch) -> None:
     monkeypatch.setattr(mmpelk.ops, 'peripheral_conv2d', record)
     assert all(finding.state == 'ok' for finding in doctor._backends())
     assert asked == available_backends()
+
+
+@pytest.mark.parametrize('gradient', ['weight_grad', 'input_grad'])
+def test_a_wrong_gradient_is_an_error(gradient: str, monkeypatch: Patch) -> None:
+    right = BACKENDS['fft']
+
+    def wrong(*args: Any) -> torch.Tensor:
+        if gradient == 'weight_grad':
+            return 2 * right.weight_grad(*args)
+        grad_out, weight, grid, *_ = args
+        return 2 * right.forward(grad_out, weight.flip(-1, -2), None, grid)
+
+    changes = {gradient: wrong}
+    if gradient == 'input_grad':  # a backend that has one gets the planes that it keeps
+        changes['weight_grad'] = lambda x, grad_out, grid, planes: right.weight_grad(x, grad_out, grid)
+    monkeypatch.setitem(BACKENDS, 'fft', dataclasses.replace(right, **changes))
+    assert {finding.name for finding in doctor._backends() if finding.state == 'error'} == {'backend fft'}
 
 
 @pytest.mark.parametrize('break_it', [failing_backend, wrong_backend])

@@ -57,11 +57,12 @@ def test_label_map_of_the_normalised_picture(order: str, kind: int, tmp_path: Pa
 
 def test_file_of_one_size_draws_in_the_pictures_own(tmp_path: Path) -> None:
     path = segmentor(tmp_path / 'm.onnx', 4, 6, mean=[0.0] * 3, std=[1.0] * 3)
-    image = np.zeros((8, 12, 3), np.uint8)
-    image[:, :6, 2], image[:, 6:, 0] = 200, 200  # red on the left, blue on the right
+    image = np.zeros((12, 18, 3), np.uint8)
+    image[:, :9, 2], image[:, 9:, 0] = 200, 200  # red on the left, blue on the right
     drawn = OnnxPainter(path, opacity=1.0)(image)
-    assert np.array_equal(drawn[:, :5, 2], np.full((8, 5), 255))
-    assert np.array_equal(drawn[:, 7:, 0], np.full((8, 5), 255))
+    assert np.array_equal(drawn[:, :8, 2], np.full((12, 8), 255))
+    assert np.array_equal(drawn[:, 10:, 0], np.full((12, 8), 255))
+    assert not drawn[..., 1].any()  # green is the class between them
 
 
 def test_preprocessing_in_the_file(tmp_path: Path) -> None:

@@ -83,6 +83,18 @@ def test_forcing_is_of_a_thread() -> None:
     assert backends.forced_backend() is None
 
 
+@pytest.mark.parametrize('outside', [None, 'fft'])
+def test_a_block_gives_back_what_was_forced_before(outside: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends._FORCED, 'name', outside)  # as MMPELK_BACKEND sets it
+    with force_backend('dense'):
+        with pytest.raises(ZeroDivisionError), force_backend('dft'):
+            _ = 1 / 0
+        assert backends.forced_backend() == 'dense'
+        with force_backend(None):
+            assert backends.forced_backend() is None
+    assert backends.forced_backend() == outside
+
+
 @needs_custom_op
 def test_compiled_code_sees_what_is_forced() -> None:
     grid = sharing_grid(13, 5)

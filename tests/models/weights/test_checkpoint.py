@@ -80,6 +80,15 @@ def test_weights_that_do_not_fit_name_the_prefix_and_the_shapes(trained: dict[st
             load(dict(type='Pretrained', checkpoint=path, prefix=prefix))
 
 
+def test_a_norm_within_the_stages_may_not_miss(trained: dict[str, Tensor], tmp_path: Path) -> None:
+    norms = [key for key in trained if 'norm' in key and key.endswith('.weight') and not key.startswith('norm')]
+    assert {key.split('.')[-2] for key in norms} >= {'norm', 'large_norm', 'small_norm'}
+    for key in norms:
+        lacking = write(tmp_path / 'lacking.pth', {name: value for name, value in trained.items() if name != key})
+        with pytest.raises(UserError, match=f'misses {key}'):
+            load(dict(type='Pretrained', checkpoint=lacking))
+
+
 def test_other_initialisations_are_no_weights() -> None:
     for cfg in (None, [], dict(type='TruncNormal', layer='Linear'), [dict(type='Kaiming', layer='Conv2d')]):
         assert pretrained_cfgs(cfg) == []

@@ -120,8 +120,9 @@ def test_compiled_parts_come_back(tmp_path: Path) -> None:
         lambda model: prune.l1_unstructured(model.stages[0][0].pointwise_conv1, 'weight', 0.5),
         lambda model: nn.utils.parametrizations.weight_norm(model.stages[0][0].mixer.small),
         lambda model: setattr(model.stages[0][0], 'pointwise_conv1', nn.Sequential(model.stages[0][0].pointwise_conv1)),
+        lambda model: model.stages[0][0].add_module('adapter', nn.Linear(8, 8)),
     ],
-    ids=['fused', 'pruned', 'reparametrised', 'wrapped'],
+    ids=['fused', 'pruned', 'reparametrised', 'wrapped', 'more'],
 )
 def test_changed_network_is_refused(change: Callable[[PeLK], Any], tmp_path: Path) -> None:
     model = network()

@@ -32,6 +32,10 @@ def empty(root: Path = Path(), **more: Any) -> DataSet:
     return data
 
 
+def test_orientations_from_5_on_swap_the_sides() -> None:
+    assert [Header(3, 2, orientation).upright for orientation in range(1, 9)] == 4 * [(3, 2)] + 4 * [(2, 3)]
+
+
 def test_the_middle_size_is_that_by_area() -> None:
     assert empty(sizes=[(10, 100), (20, 20), (30, 20)]).median_size == (30, 20)
 
