@@ -71,8 +71,9 @@ class _Stack(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, of_weight: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        numbers = torch.cat([grad.flatten() for grad in grads]).to(of_weight.dtype)
-        numbers[: of_weight.numel()].add_(of_weight.flatten())
+        # Not by `flatten`, which batches of gradients do not know.
+        numbers = torch.cat([grad.reshape(-1) for grad in grads]).to(of_weight.dtype)
+        numbers[: of_weight.numel()].add_(of_weight.reshape(-1))
         return None, *_Stack._split(ctx, numbers)
 
     @staticmethod

@@ -200,6 +200,7 @@ def _grads(
         return None
     # Hooks on saved tensors may have changed the layout of these.
     mixed, *maps = (each.contiguous(memory_format=torch.channels_last) for each in (mixed, *maps, x))
+    stats, *parameters = (each.contiguous() for each in (stats, *parameters))
     grad, eps = grad.contiguous(), settings.epsilons[2]
     grads = _attempt(
         'backward',

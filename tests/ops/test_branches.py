@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmpelk.ops import peripheral_conv2d, sharing_grid
-from mmpelk.ops.branches import peripheral_branches
+from mmpelk.ops.branches import peripheral_branches, stacked_branches
 from tests.ops.inputs import BACKENDS, LAYOUTS, needs_custom_op
 
 GRID = sharing_grid(13, 5)
@@ -120,3 +120,15 @@ def test_refuses_what_the_operator_refuses() -> None:
     x, weight, small = draw(bias=False)
     with pytest.raises(ValueError, match='a grid of 3 rings'):
         peripheral_branches(x, weight, (2, 1, 2), small)
+
+
+def test_batches_of_gradients_of_stacked_weights() -> None:
+    grid = sharing_grid(9)
+    weights, smalls = ([torch.randn(3, 1, s, s, requires_grad=True) for _ in range(2)] for s in (len(grid), 3))
+    with torch.autocast('cpu', torch.bfloat16):
+        stacked = stacked_branches(torch.randn(2, 3, 7, 5), weights, smalls, grid, torch.randn(3, 9, 9))
+    outputs, leaves = [tensor for each in stacked for tensor in each], [*weights, *smalls]
+    grads = [torch.randn(2, *output.shape).to(output.dtype) for output in outputs]
+    got = torch.autograd.grad(outputs, leaves, grads, retain_graph=True, is_grads_batched=True)
+    want = [torch.autograd.grad(outputs, leaves, each, retain_graph=True) for each in zip(*grads, strict=True)]
+    torch.testing.assert_close(got, tuple(map(torch.stack, zip(*want, strict=True))))

@@ -99,7 +99,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         grad: Tensor, maps: Sequence[Tensor], stats: Tensor, parameters: Sequence[Tensor], eps: float
     ) -> tuple[Tensor, ...]:
         stand_in.calls.append('backward')
-        assert grad.is_contiguous()
+        assert all(each.is_contiguous() for each in (grad, stats, *parameters))
         with torch.enable_grad(), torch.autocast('cpu', enabled=False):
             leaves = [each.detach().double().requires_grad_() for each in (*maps, *parameters)]
             large, small, x, *of_norms = leaves
@@ -319,6 +319,18 @@ def test_recomputed_in_the_backward(kernel: SimpleNamespace) -> None:
 
     torch.testing.assert_close(results(True), results(False))
     assert kernel.calls == ['forward', 'forward', 'backward']
+
+
+def test_vectors_that_come_back_with_gaps(kernel: SimpleNamespace) -> None:
+    """From hooks on saved tensors; the kernels read memory."""
+    inputs, norms = _inputs(), _norms()
+    leaves = [*inputs, *norms[0].parameters()]
+    want = torch.autograd.grad(_call(inputs, norms).square().sum(), leaves)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: torch.stack([t, t], -1), lambda t: t[..., 0]):
+        out = _call(inputs, norms)
+    torch.testing.assert_close(torch.autograd.grad(out, leaves, 2 * out.detach()), want)
+    assert kernel.calls == ['forward', 'backward'] * 2
+    assert not training_norm._refused
 
 
 def test_without_a_term(kernel: SimpleNamespace) -> None:
