@@ -84,7 +84,9 @@ def mix_and_norm(
     parameters, running = [*of_norms[:2], *of_norms[5:7], *norm[0]], [*of_norms[2:5], *of_norms[7:]]
     kernel, channels = _kernel(), len(tensors.weight)
     of_mixed = (None if x.dtype == torch.float64 else autocast_dtype(x.device.type)) or x.dtype
-    if kernel is None or x.numel() == x.shape[1] or norm[1] <= 0 or not kernel.takes(x, parameters, running, of_mixed):
+    if kernel is None or x.numel() == x.shape[1] or norm[1] <= 0 or len(parameters[0]) != channels:
+        return None
+    if not kernel.takes(x, parameters, running, of_mixed):
         return None
     key = x.device, kernel.kernel_key(x, parameters, *(each.dtype for each in running), of_mixed, dtype)
     if ('forward', key) in _refused or (is_capturing(x) and ('forward', key) not in _trusted):

@@ -256,6 +256,9 @@ def test_what_is_neither_trusted_nor_refused(kernel: SimpleNamespace, monkeypatc
     x, weight, small, bias, *norm = inputs
     with pytest.raises(ValueError, match='more than 1 value per channel'):
         _call([x[:1, :, :1, :1], weight, small, bias[:, :1, :1], *norm], _norms())
+    with pytest.raises(RuntimeError, match='should contain 3 elements'):
+        _call(inputs, [nn.BatchNorm2d(5, dtype=torch.float64) for _ in range(2)])
+    assert not kernel.calls
     kernel.forward_result = lambda *_: _raise(torch.cuda.OutOfMemoryError())
     with pytest.raises(torch.cuda.OutOfMemoryError):
         _results(inputs, norms, True)
