@@ -154,14 +154,19 @@ def estimate_norms(model: Any, images: Sequence[Image]) -> int:
     """
     # Not torch.optim.swa_utils.update_bn, which would also switch drop paths on.
     norms = [module for module in model.backbone.modules() if getattr(module, 'running_mean', None) is not None]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over the images
-        norm.train()
-    if norms:
-        for image in preprocessed(model, images):
-            model.backbone(image)
-    model.eval()
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain mean over the images
+            norm.train()
+        if norms:
+            for image in preprocessed(model, images):
+                model.backbone(image)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        model.eval()
     return len(norms)
 
 

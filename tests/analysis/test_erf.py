@@ -102,7 +102,9 @@ def test_random_networks_start_as_training_does(photos: Path) -> None:
     pictures = list(read_images([photos], 2, 32).values())
     norm = model.backbone.stages[0][0].mixer.small_norm
     norm.running_mean.fill_(7), norm.num_batches_tracked.fill_(1000)  # as a checkpoint's
+    norm.momentum = 0.25
     assert estimate_norms(model, pictures) == 4
+    assert norm.momentum == 0.25
     assert not any(module.training for module in model.modules())
     kept: list[Tensor] = []
     norm.register_forward_hook(lambda _module, args, _output: kept.append(args[0]))
