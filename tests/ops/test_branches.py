@@ -122,6 +122,7 @@ def test_refuses_what_the_operator_refuses() -> None:
         peripheral_branches(x, weight, (2, 1, 2), small)
 
 
+@needs_custom_op
 def test_batches_of_gradients_of_stacked_weights() -> None:
     grid = sharing_grid(9)
     weights, smalls = ([torch.randn(3, 1, s, s, requires_grad=True) for _ in range(2)] for s in (len(grid), 3))

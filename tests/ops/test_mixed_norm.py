@@ -129,6 +129,7 @@ def test_what_is_neither_trusted_nor_refused(kernel: SimpleNamespace, monkeypatc
 
 def test_where_it_is_fused(kernel: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     x = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16, device=torch.device('cuda', 0), numel=lambda: 1)
+    x.is_neg = lambda: False
     gpu: Any = x
     monkeypatch.setitem(BACKENDS, 'triton', Backend('triton', lambda: None, lambda: None))  # type: ignore[arg-type]
     monkeypatch.setattr(triton, 'capability', lambda device: (9, 0))
@@ -136,6 +137,9 @@ def test_where_it_is_fused(kernel: SimpleNamespace, monkeypatch: pytest.MonkeyPa
     with torch.no_grad():
         assert mixed_norm.is_fused(gpu)
         assert not mixed_norm.is_fused(torch.ones(1, 1, 1, 1))
+        x.is_neg = lambda: True
+        assert not mixed_norm.is_fused(gpu)
+        x.is_neg = lambda: False
         with force_backend('triton'):
             assert mixed_norm.is_fused(gpu)
         with FlopCounterMode(display=False):

@@ -378,6 +378,6 @@ def test_tangents_that_arise_after_the_norms(kernel: SimpleNamespace) -> None:
 
     with forward_ad.dual_level():
         for fused in (True, False):
-            with pytest.raises(NotImplementedError, match='no forward-mode derivative'):
+            with pytest.raises(NotImplementedError, match=r'no forward-mode derivative|with forward mode AD'):
                 tangents(fused)
     assert kernel.calls == ['forward']

@@ -60,7 +60,10 @@ def allows_tf32() -> bool:
     """Whether products of float32 matrices may be as exact as TF32's."""
     matmul = torch.backends.cuda.matmul
     # ``fp32_precision`` (torch 2.9) reflects ``allow_tf32`` too, and reading that one raises once the new name was set.
-    return bool(matmul.fp32_precision == 'tf32' if hasattr(matmul, 'fp32_precision') else matmul.allow_tf32)
+    try:
+        return bool(matmul.fp32_precision == 'tf32')
+    except (AttributeError, AssertionError):  # torch 2.1 raises the latter
+        return bool(matmul.allow_tf32)
 
 
 def unavailable_reason() -> str | None:
