@@ -96,14 +96,17 @@ def is_watched(grad: Tensor) -> bool:
 
 def needs_operators(grad: Tensor) -> bool:
     """Whether gradients are to be differentiated, or something has a way of its own to compute them."""
-    if torch.is_grad_enabled() or _dispatch_modes() > 0 or _transform() is not None or takes_tangents():
-        return True
-    return type(grad) is not Tensor or _is_batched(grad)
+    return torch.is_grad_enabled() or _is_replaced([grad])
 
 
 def _is_seen(args: Iterable[Any]) -> bool:
     """Whether somebody must see an operator on the tensors among ``args``, or has another way to compute it."""
-    if _dispatch_modes() > 0 or _function_modes() > 0 or _transform() is not None or _profiles() or takes_tangents():
+    return _function_modes() > 0 or _profiles() or _is_replaced(args)
+
+
+def _is_replaced(args: Iterable[Any]) -> bool:
+    """Whether something has a way of its own to compute an operator on the tensors among ``args``."""
+    if _dispatch_modes() > 0 or _transform() is not None or takes_tangents():
         return True
     for value in args:
         if isinstance(value, Tensor) and (
