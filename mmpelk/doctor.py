@@ -118,7 +118,7 @@ def _mmcv_operators() -> Iterator[Finding]:
         yield Finding('mmcv', 'error', 'not installed', _SET_UP)
         return
     if importlib.util.find_spec('mmcv._ext') is None:
-        text = 'not compiled; segmentation and classification need none of them, detection does'
+        text = 'not compiled; detection and Mask2Former need them, the other recipes do not'
         yield Finding('mmcv operators', 'warning', text, remedy)
         return
     if error := import_error():
@@ -271,12 +271,20 @@ def _recipes() -> Iterator[Finding]:
     from mmpelk.engine.checks import missing_data, missing_weights
 
     problems: dict[str, list[str]] = {}
-    ready = []
+    ready, unread, reason = [], [], ''
     projects = {os.path.relpath(path): path for path in _projects()}
     for name in projects or list_configs():
         if name.startswith('demo/'):
             continue  # their data is drawn by the demo
-        cfg = Config.fromfile(projects[name]) if projects else get_config(name)
+        try:
+            cfg = Config.fromfile(projects[name]) if projects else get_config(name)
+        except ImportError as error:  # of what a recipe imports, such as mmdetection without mmcv's operators
+            first: BaseException = error
+            while (before := first.__cause__ or first.__context__) is not None:
+                first = before
+            reason = str(first).splitlines()[0]
+            unread.append(name)
+            continue
         missing = [next(missing_data(cfg, ['train_dataloader', 'val_dataloader']), None)]
         missing.append(next(missing_weights(cfg), None))
         paths = [found[0] for found in missing if found]
@@ -289,8 +297,12 @@ def _recipes() -> Iterator[Finding]:
         page = 'docs/training.md' if path.startswith('checkpoints') else 'docs/getting_started.md'
         remedy = 'put it back, or run tools/new_project.py again' if projects else f'{page} says where it comes from'
         yield Finding(path, 'warning', f'not here; needed by {names[0]}{more}', remedy)
+    kind = 'projects' if projects else 'recipes'
+    if unread:
+        remedy = 'tools/setup_env.sh det in the .venv of a checkout installs what all recipes import'
+        yield Finding(kind, 'warning', f'{", ".join(unread)} import what is not here: {reason}', remedy)
     yield Finding(
-        'projects' if projects else 'recipes',
+        kind,
         'ok',
         f'{len(ready)} ready to train: {", ".join(ready)}' if ready else 'none has its data and weights here',
     )

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+import mmpelk.config
 from mmpelk import doctor
 from mmpelk.doctor import Finding
 from mmpelk.mmcv_operators import compile_command
@@ -206,6 +207,18 @@ def two_recipes(patch: Patch) -> None:
     patch.setattr('mmpelk.config.list_configs', lambda: names)
 
 
+def recipe_without_its_imports(patch: Patch) -> None:
+    two_recipes(patch)
+    right = mmpelk.config.get_config
+
+    def get_config(name: str) -> Any:
+        if name == 'seg/upernet_pelk_s_ade20k.py':
+            raise ImportError('Failed to import custom modules') from ModuleNotFoundError("No module named 'mmcv._ext'")
+        return right(name)
+
+    patch.setattr('mmpelk.config.get_config', get_config)
+
+
 # A check, what it finds, the state and the text of all that it says.
 FOUND: dict[str, tuple[Callable[[], Any], Callable[[Patch], None], list[tuple[str, str]]]] = {
     'driver': (doctor._cuda, nvidia_smi, [('error', r'NVIDIA H100, 580\.1, but torch.*')]),
@@ -268,6 +281,15 @@ FOUND: dict[str, tuple[Callable[[], Any], Callable[[Patch], None], list[tuple[st
         [
             ('warning', 'not here; needed by seg/upernet_pelk_t_ade20k.py and 1 more'),
             *[('warning', f'not here; needed by seg/upernet_pelk_{size}_ade20k.py') for size in 'ts'],
+            ('ok', 'none has its data and weights here'),
+        ],
+    ),
+    'a recipe without its imports': (
+        doctor._recipes,
+        recipe_without_its_imports,
+        [
+            *[('warning', 'not here; needed by seg/upernet_pelk_t_ade20k.py')] * 2,
+            ('warning', r"seg/upernet_pelk_s_ade20k\.py import what is not here: No module named 'mmcv\._ext'"),
             ('ok', 'none has its data and weights here'),
         ],
     ),
