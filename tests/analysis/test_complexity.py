@@ -108,10 +108,15 @@ def test_products_of_matrices_count(form: str) -> None:
         (nn.Sequential(nn.Upsample(scale_factor=2), nn.BatchNorm2d(2)), 1 + 2),
         (nn.Sequential(nn.Upsample(scale_factor=2), nn.BatchNorm2d(2, affine=False)), 1 + 1),
         (nn.Sequential(nn.Upsample(scale_factor=2), nn.GroupNorm(1, 2)), 1 + 5),
+        (nn.Sequential(nn.Upsample(scale_factor=2), nn.GroupNorm(1, 2, affine=False)), 1 + 4),
         (nn.Sequential(nn.Upsample(scale_factor=2), nn.LayerNorm(8)), 1 + 5),
+        (nn.Sequential(nn.Upsample(scale_factor=2), nn.LayerNorm(8, elementwise_affine=False)), 1 + 4),
         (nn.Sequential(nn.Upsample(scale_factor=2), nn.AdaptiveAvgPool2d(3)), 1 + 1),
     ],
-    ids=['bilinear', 'nearest', 'batch norm', 'plain batch norm', 'group norm', 'layer norm', 'pooling'],
+    ids=[
+        *('bilinear', 'nearest', 'batch norm', 'plain batch norm', 'group norm', 'plain group norm', 'layer norm'),
+        *('plain layer norm', 'pooling'),
+    ],
 )
 def test_norms_and_resizing_count_as_in_mmengine(layer: nn.Module, operations: int) -> None:
     complexity = count_complexity(nn.Sequential(nn.Conv2d(3, 2, 1), layer), (5, 4))

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 import mmpelk
 from mmpelk.export import make_plain
 from mmpelk.models import EnlargedConv2d, PeripheralConv2d
+from mmpelk.models.enlarge.report import Change, Enlargement
 from mmpelk.ops.executed import executed_operations
 from mmpelk.ops.sharing_grid import sharing_grid
 from tests.sparsity.tiny import draw_masks
@@ -390,6 +391,8 @@ def test_a_ring_that_would_be_cut_is_refused_with_a_centre_that_holds_it() -> No
     mmpelk.enlarge(network, 51)
     mmpelk.shrink(network, 31, center_size=7)
     assert network[1].sharing_grid == sharing_grid(31, 7)
+    mmpelk.enlarge(network, 71)  # which keeps the centre
+    assert network[1].sharing_grid == sharing_grid(71, 7)
 
 
 def test_sizes_by_map_and_operations() -> None:
@@ -449,6 +452,7 @@ REFUSED = {
         f'a size of {size}': (small(), dict(kernel_size=size), f'an odd positive integer, got {size} for 1')
         for size in (30, 0, -3)
     },
+    'a convolution of one channel': (nn.Sequential(nn.Conv2d(1, 1, 3, padding=1)), dict(), 'it has none among'),
     'patterns for no convolution': (nn.Sequential(nn.Linear(3, 3)), dict(include='1'), 'it has none among'),
     'even kernels': (nn.Sequential(nn.Conv2d(8, 8, (3, 4), groups=8)), dict(), 'its kernel of 3 x 4 is even'),
     'a convolution step of its own': (
@@ -674,6 +678,17 @@ def test_shared_modules_stay_shared() -> None:
         mmpelk.enlarge(network, 31)
 
 
+def test_operations_that_a_backend_hides_are_no_part_of_a_sum() -> None:
+    grid = sharing_grid(13)
+    kinds = [Change('a', 8, (3, 3), 13, (9, 49), ((9, 9),), backend, grid) for backend in ('fft', 'triton')]
+    known, hidden, total = str(Enlargement(kinds)).splitlines()[1:]
+    assert kinds[1].executed is None
+    assert known.endswith(f'{kinds[0].executed:,}')
+    flops = [8 * 81 * side**2 for side in (3, 13)]
+    assert hidden.endswith(f'{flops[0]:,} -> {flops[1]:,}')
+    assert total.endswith(f'{2 * flops[0]:,} -> {2 * flops[1]:,}')
+
+
 def test_meta_device_copies_and_frozen_parameters() -> None:
     with torch.device('meta'):
         network = small()
@@ -773,6 +788,9 @@ def test_functions_of_modules_find_the_convolution_and_keep_trained_kernels() ->
     kernel, seen = network[1].weight.clone(), []
     network.apply(seen.append)
     assert [type(module) for module in seen] == [nn.Conv2d, nn.Conv2d, EnlargedConv2d, nn.Sequential]
+    modes: list[bool] = []
+    network[1].eval().apply(lambda module: modes.append(module.training))
+    assert modes == [False, False]
     assert torch.equal(network[1].weight, kernel)
     network.apply(lambda module: module.reset_parameters() if hasattr(module, 'reset_parameters') else None)
     assert network[1].weight.nonzero()[:, 2:].unique(dim=0).tolist() == [[3, 2], [3, 3], [3, 4]]  # of 7 x 7

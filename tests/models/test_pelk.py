@@ -5,10 +5,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+from mmcv.cnn.bricks import DropPath as DropPathOfMmcv
 from torch import nn
 
 from mmpelk.models import ARCHITECTURES, MIXERS, PeLK
 from mmpelk.models.deploy import deploy_state_dict
+from mmpelk.models.layers import DropPath
 from mmpelk.ops import sharing_grid
 from mmpelk.sparsity import apply_masks, remove_masks
 from tests.sparsity.tiny import draw_masks
@@ -200,6 +202,16 @@ def test_dropped_paths_and_layer_scale(layer_scale: float) -> None:
         torch.testing.assert_close(out, want)
         torch.testing.assert_close(out_without_grad, want)
         assert (want.flatten(1).abs().amax(1) == 0).any() == block.training
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_paths_are_dropped_by_the_random_numbers_of_mmcv(dtype: torch.dtype) -> None:
+    """Which differ between dtypes; and the generator goes on from the same place."""
+    x, results = torch.ones(64, 2, 1, 1, dtype=dtype), []
+    for kind in (DropPath, DropPathOfMmcv):
+        torch.manual_seed(0)
+        results.append([kind(0.3)(x), torch.rand(1)])
+    torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize('mixer', MIXERS)

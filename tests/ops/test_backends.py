@@ -239,6 +239,38 @@ class _Compiled:
         return self.damage(dense.weight_grad(x, grad_out, grid))
 
 
+def test_what_tells_trusted_kernels_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layout and the place of every map among them; of maps that are alike a backend is asked once."""
+    asked: list[Tensor] = []
+
+    def kernel_key(x: Tensor, grid: Sequence[int]) -> object:
+        asked.append(x)
+        return x.shape, x.stride(), x.data_ptr() % 16, tuple(grid)
+
+    for name in ('triton', 'triton_dft'):
+        monkeypatch.setitem(TABLE, name, replace(TABLE[name], kernel_key=kernel_key))
+    numbers = torch.empty(2 * 3 * 8 * 8 + 1)
+    x, shifted = numbers[:-1].view(2, 3, 8, 8), numbers[1:].view(2, 3, 8, 8)
+    alike, last, grid = torch.empty_like(x), x.contiguous(memory_format=torch.channels_last), [1, 1, 1]
+    keys = [
+        calls._key(*arguments, grid)
+        for arguments in (
+            ('triton', False, 0, [x, alike]),
+            ('triton_dft', False, 0, [x, alike]),
+            ('triton', True, 0, [x, alike]),
+            ('triton', False, 1, [x, alike]),
+            ('triton', False, 3, [x, alike]),
+            *(('triton', False, 0, [x, other]) for other in (shifted, last, x[:1])),
+            *(('triton', False, 0, [other, alike]) for other in (shifted, last, x.double(), x.to('meta'))),
+        )
+    ]
+    assert len(set(keys)) == len(keys)
+    assert calls._key('triton', False, 0, [alike, x], grid) == keys[0] != calls._key('triton', False, 0, [x], [3])
+    asked.clear()
+    calls._key('triton', False, 0, [x, alike], grid)
+    assert len(asked) == 1
+
+
 def _raise(error: Exception) -> Callable[[Tensor], Tensor]:
     def damage(result: Tensor) -> Tensor:
         raise error

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmpelk.ops import peripheral_conv2d, sharing_grid
-from mmpelk.ops.branches import peripheral_branches, stacked_branches
+from mmpelk.ops.branches import _Stack, peripheral_branches, stacked_branches
 from tests.ops.inputs import BACKENDS, LAYOUTS, needs_custom_op
 
 GRID = sharing_grid(13, 5)
@@ -133,3 +133,13 @@ def test_batches_of_gradients_of_stacked_weights() -> None:
     got = torch.autograd.grad(outputs, leaves, grads, retain_graph=True, is_grads_batched=True)
     want = [torch.autograd.grad(outputs, leaves, each, retain_graph=True) for each in zip(*grads, strict=True)]
     torch.testing.assert_close(got, tuple(map(torch.stack, zip(*want, strict=True))))
+
+
+def test_gradients_of_stacked_weights_are_summed_in_their_own_dtype() -> None:
+    """That of the positional term has more digits than that of the rounded weight."""
+    tensors = [torch.randn(3, 1, side, side, requires_grad=True) for side in (5, 5, 3, 3)]
+    outputs = _Stack.apply(torch.bfloat16, *tensors)
+    grads = [torch.randn_like(output) for output in outputs]
+    want = [grad.float() for grad in grads[1:]]
+    want[:2] = [a + b for a, b in zip(want, grads[0].split(3), strict=False)]
+    torch.testing.assert_close(torch.autograd.grad(outputs, tensors, grads), tuple(want), rtol=0, atol=0)

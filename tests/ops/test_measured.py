@@ -152,6 +152,18 @@ def test_a_backend_that_has_failed_is_neither_timed_nor_taken(cache: Path, monke
     assert 'fft' not in clock.timed
 
 
+def test_a_gradient_that_has_failed_is_not_taken_from_an_answer(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch)
+    x, run = torch.empty(1, 2, 9, 8), lambda name: name
+    monkeypatch.setattr(table, '_refusals', {})
+    kinds: tuple[measured.What, ...] = ('forward', 'prepared', 'weight_grad')
+    assert [measured.measured_backend(x, GRID, run, what) for what in kinds] == ['fft'] * 3
+    table.refuse('fft', x, True, 'a driver')
+    assert [measured.measured_backend(x, GRID, run, what) for what in kinds] == ['fft', 'fft', None]
+    table.refuse('fft', x, False, 'a driver')
+    assert [measured.measured_backend(x, GRID, run, what) for what in kinds] == [None] * 3
+
+
 def test_where_answers_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv('MMPELK_BENCHMARK_CACHE', raising=False)
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'xdg'))
@@ -269,6 +281,7 @@ def test_follows_the_flag_of_cudnn_on_cuda(monkeypatch: pytest.MonkeyPatch) -> N
     for flag in (True, False):
         monkeypatch.setattr(torch.backends.cudnn, 'benchmark', flag)
         assert measured.is_on(x) is flag
+        assert not measured.is_on(torch.ones(1)), 'on a CPU'
     monkeypatch.setattr(ops, 'benchmark', True)
     assert measured.is_on(x)
 

@@ -110,6 +110,13 @@ def test_a_kernel_that_is_right_is_compared_once(dtype: torch.dtype, kernel: Sim
     assert not mixed_norm._refused
 
 
+def test_a_kernel_for_another_result_is_compared_by_itself(kernel: SimpleNamespace) -> None:
+    kernel.kernel_key = lambda *arguments: arguments[5:]
+    for count, dtype in enumerate((torch.float32, torch.bfloat16), 1):
+        mixed_norm.mixed_norm(*_inputs(), dtype)
+        assert len(mixed_norm._trusted) == count
+
+
 def test_what_is_neither_trusted_nor_refused(kernel: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = _inputs()
     want = mixed_norm._by_operators(*inputs)
@@ -153,3 +160,4 @@ def test_where_it_is_fused(kernel: SimpleNamespace, monkeypatch: pytest.MonkeyPa
         x.dtype = torch.float16
         mixed_norm._refuse(gpu, 'for a test')
         assert not mixed_norm.is_fused(gpu)
+    assert mixed_norm.is_fused(gpu, training=True), 'by kernels that are refused by themselves'

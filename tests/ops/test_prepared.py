@@ -142,6 +142,16 @@ def test_all_bytes_of_an_entry_count(spare: int) -> None:
     assert len(cache) == 1 + spare
 
 
+def test_an_entry_makes_room_before_it_is_kept() -> None:
+    x, weight, _ = tensors()
+    made, cache = prepare(x, weight, GRID, None, 'dft'), PreparedCache()
+    size = sum(each.nbytes for each in (weight, made.weight, made.kernel) if each is not None)
+    with mock.patch.object(prepared, '_BYTES', 5 * size // 2):
+        for name in ('a', 'b', 'c'):
+            cache.get(x, [weight], name, lambda: made)
+    assert len(cache) == 2
+
+
 def test_frozen_it_keeps_on_every_device_but_what_a_graph_captures(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = (each.to('meta') for each in tensors()[:2])
     cache = PreparedCache()

@@ -207,6 +207,72 @@ def test_autocast(by_kernel: bool, kernel: SimpleNamespace) -> None:
     assert kernel.calls == ['forward', 'backward']
 
 
+@pytest.mark.parametrize('inside', ['forward', 'backward'])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
+def test_autocast_on_one_side(dtype: torch.dtype, inside: str, kernel: SimpleNamespace) -> None:
+    """float64 is mixed as it is; torch's operators compute gradients as the forward computed, whatever the backward's
+    autocast."""
+    trained = _norms(dtype)
+
+    def results(fused: bool, autocast: bool = True) -> list[Tensor]:
+        inputs, norms = _inputs(dtype), copy.deepcopy(trained)
+        with torch.autocast('cpu', torch.bfloat16, enabled=autocast and inside == 'forward'):
+            out = _call(inputs, norms, fused).to(dtype)
+        with torch.autocast('cpu', torch.bfloat16, enabled=autocast and inside == 'backward'):
+            out.backward(torch.linspace(-1, 1, out.numel(), dtype=dtype).view_as(out))
+        return [*(each.grad for each in inputs), *(buffer for norm in norms for buffer in norm.buffers())]  # type: ignore[list-item]
+
+    kernel.backward_result = lambda *_: _raise(RuntimeError('broken'))
+    got, exact = results(True), results(False, autocast=False)
+    assert kernel.calls == ['forward', 'backward']
+    if inside == 'backward':
+        torch.testing.assert_close(got, exact)
+    else:
+        statistics = [[each for each in tensors[-6:] if each.dtype == dtype] for tensors in (got, exact)]
+        same = all(torch.allclose(*pair) for pair in zip(*statistics, strict=True))
+        assert same == (dtype == torch.float64)
+
+
+def test_layer_norm_keeps_its_digits_where_the_map_has_fewer(kernel: SimpleNamespace) -> None:
+    """Under autocast the map may be in 16 bits; the sum of a gradient then has more."""
+    inputs = _inputs(torch.float32)
+    inputs[0] = inputs[0].detach().bfloat16().requires_grad_()
+    kernel.backward_result = lambda *_: _raise(RuntimeError('broken'))
+    with torch.autocast('cpu', torch.bfloat16):
+        out = _call(inputs, _norms(torch.float32))
+    out.backward(torch.full_like(out, 1 + 2**-7))
+    assert kernel.calls == ['forward', 'backward']
+    assert inputs[5].grad is not None
+    assert inputs[5].grad.tolist() == [24 * (1 + 2**-7)] * 8
+
+
+def test_every_dtype_tells_kernels_apart(kernel: SimpleNamespace) -> None:
+    """The map's, the parameters', the running statistics', that of what is mixed and the result's; and where the
+    gradient lies in memory."""
+    keys: list[tuple[Any, ...]] = []
+
+    def key_of(x: Tensor, parameters: Sequence[Tensor], *others: Any) -> str:
+        keys.append((x.dtype, *{each.dtype for each in parameters}, *others))
+        return str(keys[-1])
+
+    kernel.kernel_key = key_of
+    inputs, norms = _inputs(torch.float32), _norms(torch.float32)
+    running = [buffer.dtype for norm in norms for buffer in norm.buffers()]
+    for half, autocast in ((torch.float32, False), (torch.bfloat16, True)):
+        with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+            out = _call(inputs, norms)
+        numbers = torch.ones(out.numel() + 16, dtype=half)
+        start = -numbers.data_ptr() % 16 // numbers.itemsize
+        for offset in (0, 1):
+            grad = numbers[start + offset :][: out.numel()].view_as(out)
+            out.backward(grad, retain_graph=True)
+            assert keys.pop() == (torch.float32, torch.float32, half, half, offset * numbers.itemsize)
+        assert keys == [(torch.float32, torch.float32, *running, half, half)]
+        keys.clear()
+    assert len(training_norm._trusted) == 6
+    assert kernel.calls == ['forward', 'backward', 'backward'] * 2
+
+
 @pytest.mark.parametrize('direction', ['forward', 'backward'])
 def test_sums_over_a_middle_channel_that_miss_pixels(
     direction: str, kernel: SimpleNamespace, caplog: pytest.LogCaptureFixture
