@@ -553,12 +553,15 @@ def _series(names: Iterable[str], folders_are_classes: bool) -> dict[str, str]:
     """
     stems = {name: original_of(name).rsplit('.', 1)[0] for name in names}
     known = set(stems.values())
+    copies = {stem: re.sub(r'[_-][^_/-]+$', '', stem) for stem in known}
+    copies = {stem: picture for stem, picture in copies.items() if picture != stem and picture in known}
+    copied = set(copies.values())
     series = {}
     for name, stem in stems.items():
-        copied = re.sub(r'[_-][^_/-]+$', '', stem)
-        start = re.sub(r'\d+$', '', stem)
-        numbered = start != stem and re.search(r'\d[^/\d]*/?$', start)
-        series[name] = copied if copied != stem and copied in known else start if numbered else name
+        picture = copies.get(stem, stem)
+        start = re.sub(r'\d+$', '', picture)
+        numbered = start != picture and re.search(r'\d[^/\d]*/?$', start)
+        series[name] = start if numbered else picture if picture in copied else name
     if folders_are_classes:
         begun: dict[str, set[str]] = defaultdict(set)
         for name, start in series.items():
