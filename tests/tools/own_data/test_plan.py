@@ -249,3 +249,61 @@ def test_validation_takes_a_quarter_of_the_run(pictures: int, size: str, data: D
         numbers = [int(Path(name).stem) for name in many.splits['val']]
         assert np.abs(np.array(numbers) - np.arange(kept) * pictures / kept).max() <= 1, 'from the whole set'
         assert f'see {len(many.splits["val"])} of {pictures} pictures' in '\n'.join(map(str, many.notes))
+
+
+@pytest.mark.parametrize('task', READERS)
+def test_plans_of_many_sets(task: str, compare: Callable[[str], None]) -> None:
+    """What is planned for sizes, numbers of pictures, batches and memories at which it changes."""
+
+    def planned(shape: tuple[int, int], train: int, val: int, machine: Machine, **options: Any) -> tuple[DataSet, Any]:
+        data = DataSet(task, Path('/data'), ['a', 'b'], [], {}, [shape], [1, 1], 'counted')
+        data.splits = dict(train=range(train), val=[f'{index}' for index in range(val)])  # type: ignore[dict-item]
+        return data, make_plan(data, machine, **options)
+
+    lines = []
+    for short in (8, 32, 40, 41, 47, 48, 79, 80, 81, 112, 160, 161, 200, 256, 272, 400, 511, 700, 830, 1040, 2000):
+        shown = []
+        for machine, options in ((Machine(), {}), (Machine(), dict(size='tiny')), (Machine(24.0), {})):
+            for aspect in (1, 1.6):
+                _, plan = planned((round(short * aspect), short), 200, 40, machine, **options)
+                shown.append(f'{plan.size[0]}x{plan.size[1]} of {plan.resized}, {plan.batch_size}')
+        lines.append(f'short side of {short}: {"; ".join(shown)}')
+    for gpu in (0.0, 4.0, 24.0, 80.0):
+        for train in (1, 2, 3, 5, 16, 129, 1000, 40_000, 9_000_000):
+            _, plan = planned((300, 200), train, 1, Machine(gpu))
+            lines.append(
+                f'{gpu:g} GB, {train} pictures: batch {plan.batch_size}, {plan.iterations} in {plan.epochs} epochs'
+            )
+    for val in (1, 7, 8, 40, 60, 90, 120, 200, 500, 3000, 30_000):
+        shown = []
+        for machine, size in ((Machine(), (300, 200)), (Machine(24.0), (300, 200)), (Machine(24.0), (2000, 600))):
+            data, plan = planned(size, 60, val, machine)
+            shown.append(f'{len(data.splits["val"])} every {plan.val_interval} of {plan.iterations}, {plan.epochs}')
+        lines.append(f'{val} to validate on: {"; ".join(shown)}')
+    for batch in (1, 3, 6, 16, 100):
+        machines = ((Machine(), {}), (Machine(24.0), {}), (Machine(24.0), dict(weights='https://a.org/b.pth')))
+        plans = [planned((300, 200), 500, 9, machine, batch_size=batch, **more)[1] for machine, more in machines]
+        lines.append(f'batch {batch}: {", ".join(f"{plan.lr:g} in {plan.iterations}" for plan in plans)}')
+    compare('\n'.join(lines))
+
+
+def test_the_file_of_weights_is_found_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written does not depend on the folder in which the command was typed."""
+    save_convnext(tmp_path, convnext_tiny)
+    data = DataSet('cls', tmp_path, ['a', 'b'], [], dict(train=['0', '1'], val=['2']), [(64, 64)], [1, 1], 'counted')
+    monkeypatch.chdir(tmp_path)
+    assert make_plan(data, Machine(24.0), 'convnext.pth').weights == str((tmp_path / 'convnext.pth').resolve())
+    assert make_plan(data, Machine(24.0), 'https://a.org/b.pth').weights == 'https://a.org/b.pth'
+    assert str(make_plan(data, Machine(), 'public').weights).startswith('https://')
+    for absent in ('gone.pth', '.'):
+        with pytest.raises(UserError, match=f"there are no weights '{absent}'; --weights takes a file"):
+            make_plan(data, Machine(24.0), absent)
+    with pytest.raises(UserError, match='are those of a ConvNeXt: give --size tiny'):
+        make_plan(data, Machine(), 'convnext.pth', 'nano')
+
+
+@pytest.mark.parametrize(
+    ('gpu', 'cores', 'workers'), [(0, 8, 0), (8, 1, 1), (8, 2, 1), (8, 4, 3), (8, 5, 4), (8, 64, 4)]
+)
+def test_a_core_is_left_to_the_training(gpu: float, cores: int, workers: int) -> None:
+    assert Machine(gpu, cores).workers == workers
