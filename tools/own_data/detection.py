@@ -252,7 +252,8 @@ def _find_files(root: Path, given: list[str] | None) -> dict[str, Path]:
         return {'train': files[0]}
     by_split: dict[str | None, list[Path]] = defaultdict(list)
     for path in files:
-        by_split[split_of(path.stem.lower()) or split_of(path.parent.name)].append(path)
+        below = path.parent.name if path.parent != root else ''  # the data set's own name says nothing of a split
+        by_split[split_of(path.stem.lower()) or split_of(below)].append(path)
     found: dict[str, Path] = {}
     for split in ('train', 'val', 'test'):
         # COCO has keypoints and captions beside the instances.
