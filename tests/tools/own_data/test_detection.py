@@ -420,6 +420,199 @@ def renamed(**entries: Any) -> Content:
     return data
 
 
+def lay(root: Path, files: dict[str, list[str]], pictures: str, turned: str = '') -> None:
+    """Annotation files that name pictures, with a cat in each, and the pictures that there are."""
+    for index, path in enumerate(pictures.split()):
+        image(root / path, (48, 32 + index), 6 if path in turned.split() else None)
+    for number, (file, listed) in enumerate(files.items()):
+        sizes = [dict(width=48, height=32 + pictures.split().index(path)) if path in pictures.split() else {}
+                 for path in listed]  # fmt: skip
+        part = dict(
+            images=[dict(id=index, file_name=name, **sizes[index]) for index, name in enumerate(listed)],
+            categories=[dict(id=1, name='cat')],
+            annotations=[
+                dict(id=index, image_id=index, category_id=1, bbox=[2 + number, 3 + index, 10, 12])
+                for index in range(len(listed))
+            ],
+        )
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_text(json.dumps(part), 'utf-8-sig')
+
+
+# Files, which of them name which pictures; what there is; options; and the picture of every entry in the splits' order.
+PLACES: dict[str, tuple[dict[str, list[str]], str, dict[str, Any], str]] = {
+    'a drive': ({'a.json': ['c:\\x\\i\\0.jpg', 'D:/i/1.jpg']}, 'i/0.jpg i/1.jpg', {}, 'i/0.jpg i/1.jpg'),
+    'below the root and beside the file': (
+        {'x/a.json': ['i/0.jpg', 'i/1.jpg']},
+        'i/0.jpg i/1.jpg x/i/0.jpg x/i/1.jpg',
+        {},
+        'i/0.jpg i/1.jpg',
+    ),
+    'beside the file alone': (
+        {'x/a.json': ['0.jpg', '1.jpg']},
+        'x/0.jpg x/1.jpg y/0.jpg y/1.jpg',
+        {},
+        'x/0.jpg x/1.jpg',
+    ),
+    'folders that agree longer': (
+        {'a.json': ['q/b/c/0.jpg', 'q/b/c/1.jpg']},
+        'a/c/0.jpg a/b/c/0.jpg c/1.jpg b/c/1.jpg',
+        {},
+        'a/b/c/0.jpg b/c/1.jpg',
+    ),
+    'the root is given': ({'a.json': ['0.jpg', '1.jpg']}, '0.jpg 1.jpg z/0.jpg', dict(images='.'), '0.jpg 1.jpg'),
+    'the root is given, below it': ({'a.json': ['0.jpg', '1.jpg']}, 'y/0.jpg 1.jpg', dict(images='.'), 'y/0.jpg 1.jpg'),
+    'a folder is given': (
+        {'a.json': ['0.jpg', '1.jpg']},
+        'a/0.jpg a/1.jpg ab/0.jpg ab/1.jpg',
+        dict(images='ab/'),
+        'ab/0.jpg ab/1.jpg',
+    ),
+    'the split of the file': (
+        {'annotations/train.json': ['0.jpg', '1.jpg'], 'annotations/test.json': ['0.jpg']},
+        'p/test/0.jpg p/train/0.jpg p/train/1.jpg',
+        {},
+        'p/train/0.jpg p/train/1.jpg p/test/0.jpg',
+    ),
+    'the split of its folder': (
+        {'train/a.json': ['0.jpg', '1.jpg'], 'val/a.json': ['0.jpg']},
+        'p/train/0.jpg p/train/1.jpg p/val/0.jpg',
+        {},
+        'p/train/0.jpg p/train/1.jpg p/val/0.jpg',
+    ),
+    'the name of the file before that of its folder': (
+        {'val/train.json': ['0.jpg', '1.jpg'], 'val/test.json': ['0.jpg']},
+        'p/val/0.jpg p/train/0.jpg p/test/0.jpg p/val/1.jpg',
+        {},
+        'p/train/0.jpg p/val/1.jpg p/test/0.jpg',
+    ),
+    'three places': ({'a.json': ['0.jpg', '1.jpg']}, 'a/0.jpg b/0.jpg c/0.jpg c/1.jpg', {}, 'a/0.jpg c/1.jpg'),
+    'listed to train and to test': (
+        {'train.json': ['i/0.jpg', 'i/1.jpg', 'i/2.jpg'], 'test.json': ['i/1.jpg']},
+        'i/0.jpg i/1.jpg i/2.jpg',
+        {},
+        'i/0.jpg i/1.jpg i/2.jpg i/1.jpg',
+    ),
+    'other folders than written': (
+        {'a.json': ['x/0.jpg', 'x/1.jpg', 'y/2.jpg']},
+        'i/0.jpg i/1.jpg i/2.jpg',
+        {},
+        'i/0.jpg i/1.jpg i/2.jpg',
+    ),
+    'one other folder than written': (
+        {'a.json': ['x/0.jpg', 'x/1.jpg']},
+        'i/0.jpg i/1.jpg',
+        {},
+        'i/0.jpg i/1.jpg',
+    ),
+    'written folders whose end agrees': (
+        {'a.json': ['x/i/0.jpg', 'y/i/1.jpg']},
+        'i/0.jpg i/1.jpg',
+        {},
+        'i/0.jpg i/1.jpg',
+    ),
+}
+
+
+@pytest.mark.parametrize(('files', 'pictures', 'options', 'expected'), PLACES.values(), ids=PLACES)
+@pytest.mark.usefixtures('all_that_is_read')
+def test_where_pictures_are(
+    files: dict[str, list[str]], pictures: str, options: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    """Files may begin with the mark that Windows sets."""
+    lay(tmp_path, files, pictures)
+    data = read_detection(tmp_path, **options)
+    contents = data.details['contents']
+    found = [
+        image['file_name'] for split in ('train', 'val', 'test') for image in contents.get(split, {}).get('images', ())
+    ]
+    assert sorted(found) == sorted(expected.split())
+
+
+@pytest.mark.parametrize('stored', ['0', '0 1', '2', '0 2', ''])
+@pytest.mark.usefixtures('all_that_is_read')
+def test_rotations_of_several_files(stored: str, tmp_path: Path) -> None:
+    """What the first file says is not forgotten; sizes that are not given are those of the turned pictures."""
+    pictures = [f'i/{index}.jpg' for index in range(6)]
+    lay(tmp_path, {'train.json': [*pictures[:2], 'i/4.jpg'], 'val.json': [*pictures[2:4], 'i/5.jpg']},
+        ' '.join(pictures), ' '.join(pictures[:5]))  # fmt: skip
+    for file, first in (('train.json', 0), ('val.json', 2)):
+        part = json.loads((tmp_path / file).read_text('utf-8-sig'))
+        for index, entry in enumerate(part['images'][:2], first):
+            if str(index) not in stored:
+                entry['width'], entry['height'] = entry['height'], entry['width']
+        if file == 'train.json':
+            del part['images'][2]['width']
+        (tmp_path / file).write_text(json.dumps(part))
+    read_detection(tmp_path)
+
+
+@pytest.mark.parametrize(('key', 'change'), [
+    ('reach out', lambda entry: dict(bbox=[40, 3, 20, 12])),
+    ('not around', lambda entry: dict(bbox=[3, 4, 22, 20], segmentation=[[4, 5, 14, 5, 14, 14]])),
+])  # fmt: skip
+@pytest.mark.parametrize(('some', 'of'), [(1, 1), (1, 2), (1, 3), (2, 3), (2, 4), (2, 20), (3, 20), (3, 30), (11, 20)])
+def test_how_many_boxes_make_a_question(
+    key: str, change: Callable[[dict[str, Any]], dict[str, Any]], some: int, of: int, tmp_path: Path
+) -> None:
+    boxes = content(max(of, 2))
+    boxes['annotations'] = boxes['annotations'][::2][:of] if of > 1 else boxes['annotations'][:1]
+    outline = [[2, 3, 12, 3, 12, 15, 2, 15]]
+    for index, entry in enumerate(boxes['annotations']):
+        entry |= dict(bbox=[2, 3, 10, 12], segmentation=outline) if key == 'not around' else dict(bbox=[2, 3, 10, 12])
+        if index < some:
+            entry |= change(entry)
+    if of == 1:  # one to validate on
+        boxes['annotations'].append(dict(id=99, image_id=11, category_id=7, bbox=[2, 3, 10, 12]))
+        of = 2 if key == 'reach out' else 1
+    data = read_detection(write(tmp_path, boxes))
+    asked = some > max(1, 0.1 * of) if key == 'reach out' else 2 * some > of
+    assert (key in notes(data, 'question')) is asked
+
+
+@pytest.mark.parametrize(('outline', 'apart'), [
+    ([[2, 20, 12, 20, 12, 30]], True), ([[20, 3, 30, 3, 30, 15]], True), ([[2, 15, 12, 15, 12, 20]], True),
+    ([[2, 14, 12, 14, 12, 20]], False), ([[11, 3, 20, 3, 20, 15]], False), ([[0, 0, 40, 0, 40, 30]], False),
+    ([[2, 3, 12, 3], [2, 3, 12, 15, 2, 15]], False),
+])  # fmt: skip
+def test_outlines_beside_their_box_on_one_side(outline: list[list[float]], apart: bool, tmp_path: Path) -> None:
+    beside = content()
+    beside['annotations'][0]['segmentation'] = outline
+    data = read_detection(write(tmp_path, beside))
+    assert ('outline beside their box' in notes(data)) is apart
+    assert len(kept(data)) == 10 - apart
+    assert sum(len(entry.get('segmentation', ())) for entry in kept(data)) == (not apart)
+
+
+def test_a_group_that_has_objects_is_a_class(tmp_path: Path) -> None:
+    grouped = content()
+    grouped['categories'][0]['supercategory'] = 'dog'
+    assert read_detection(write(tmp_path, grouped)).classes == ['cat', 'dog']
+
+
+def test_pictures_of_an_archive_beside_those_of_the_folder(tmp_path: Path) -> None:
+    """Their paths are absolute, and have no folder in common with the others."""
+    part = content(4)
+    write(tmp_path / 'data', part)
+    write(tmp_path / 'out', content(2), folder='pictures')
+    for index, entry in enumerate(part['images']):
+        entry['file_name'] = (
+            f'images/{index}.jpg' if index < 2 else str(tmp_path / 'out' / 'pictures' / f'{index - 2}.jpg')
+        )
+    files = {split: tmp_path / f'{split}.json' for split in ('train', 'val')}
+    for path in files.values():
+        path.write_text(json.dumps(part))
+    data = read_detection(tmp_path / 'data', converted=dict(files={split: str(path) for split, path in files.items()}))
+    assert data.details['folders'] == dict(train='', val='')
+    assert data.splits['val'] == [entry['file_name'] for entry in part['images']]
+
+
+def test_twins_are_asked_for_unless_their_names_are_given(tmp_path: Path) -> None:
+    write(tmp_path, renamed(category='Dog '))
+    assert 'differ in capital letters' in notes(read_detection(tmp_path), 'question')
+    assert 'differ in capital letters' not in notes(read_detection(tmp_path, classes='dog,Dog'), 'question')
+
+
 # Files, and which of them are named.
 REFUSED: dict[str, tuple[Callable[[Path], Any], list[str] | None]] = {
     'nothing': (lambda r: None, None),
@@ -427,6 +620,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], list[str] | None]] = {
     'damaged': (lambda r: (write(r, 5, 'train.json') / 'val.json').write_text('{"images": ['), None),
     'no pictures': (lambda r: (r / 'labels.json').write_text(json.dumps(renamed(prefix='gone_'))), None),
     'two without a split': (lambda r: (write(r), write(r, 5, 'other.json')), None),
+    'one more without a split': (
+        lambda r: [write(r, count, f'{name}.json') for name, count in dict(train=4, val=2, more=3).items()],
+        None,
+    ),
     'two of a split': (lambda r: [write(r, 5, f'{name}.json') for name in ('train', 'train_old', 'val')], None),
     'other categories': (
         lambda r: (write(r), write(r, renamed(category='cow'), 'other.json')),
