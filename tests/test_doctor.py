@@ -265,6 +265,38 @@ FOUND: dict[str, tuple[Callable[[], Any], Callable[[Patch], None], list[tuple[st
             ('onedl_mmengine', '2.11.0', 'the maintained line: onedl-mmengine 0.10', False),
         )
     },
+    **{
+        f'both lines of {stock}': (
+            doctor._openmmlab,
+            lambda p, both=(stock, maintained): versions(p, **dict.fromkeys(both, '1')),
+            [('error', f'{stock} and {maintained} provide the same import names .*')],
+        )
+        for stock, maintained in doctor._DISTRIBUTIONS.values()
+    },
+    'two lines': (
+        doctor._openmmlab,
+        lambda p: versions(p, mmdet='3', mmsegmentation='1', onedl_mmpretrain='2'),
+        [('warning', 'a mixture of both lines: mmsegmentation 1, mmdet 3, onedl-mmpretrain 2')],
+    ),
+    'no line': (doctor._openmmlab, versions, [('error', 'none of its packages is installed')]),
+    'no toolbox': (
+        doctor._openmmlab,
+        lambda p: (versions(p, onedl_mmcv='2'), absent(p, 'mmdet'))[0],
+        [('ok', 'the maintained line: onedl-mmcv 2'), ('warning', 'not installed; its recipes need it')],
+    ),
+    **{
+        f'transformers {version}': (
+            doctor._openmmlab,
+            lambda p, version=version: versions(p, mmcv='2', transformers=version),
+            [('ok', 'the stock line: mmcv 2'), *[('warning', f'{version}, with which .*')] * warns],
+        )
+        for version, warns in (('4.99', 0), ('5.0.0', 1), ('10.1', 1))
+    },
+    'told to load as before': (
+        doctor._openmmlab,
+        lambda p: (versions(p, torch='2.6', mmengine='1'), p.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '0'))[0],
+        [('ok', 'the stock line: mmengine 1'), ('warning', 'stock mmengine alone .*')],
+    ),
     'told to load': (
         doctor._openmmlab,
         lambda p: (versions(p, torch='2.11', mmengine='1'), p.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')),
@@ -371,6 +403,42 @@ def test_every_backend_is_examined(monkeypatch: Patch) -> None:
     assert asked == available_backends()
 
 
+def test_backends_of_a_gpu_are_examined_there_and_in_their_precision(monkeypatch: Patch) -> None:
+    """With an operator that computes the definition on the CPU, up to an error, and says what it was asked."""
+    import mmpelk.ops
+
+    right, to, placed, asked, error = mmpelk.ops.peripheral_conv2d, torch.Tensor.to, [], [], 0.0
+
+    def move(tensor: torch.Tensor, device: Any, *others: Any) -> torch.Tensor:
+        placed.append(device)
+        return to(tensor, 'cpu', *others)
+
+    def compute(x: torch.Tensor, weight: torch.Tensor, grid: Any, backend: str) -> torch.Tensor:
+        asked.append((backend, x.dtype, weight.dtype))
+        return (right(x.double(), weight.double(), grid, backend='dense') * (1 + error)).to(dtype=x.dtype)
+
+    monkeypatch.setattr(mmpelk.ops, 'available_backends', lambda: ['dense', 'triton', 'triton_dft'])
+    monkeypatch.setattr(mmpelk.ops, 'peripheral_conv2d', compute)
+    monkeypatch.setattr(torch.Tensor, 'to', lambda tensor, *args, **kw: (to if kw else move)(tensor, *args, **kw))
+    # Each precision's own limit lies between what rounding does and this.
+    for error, wrong in ((0.0, set()), (2e-4, {'dense', 'triton'}), (2e-3, {'dense', 'triton', 'triton_dft'})):
+        placed.clear(), asked.clear()
+        found = {finding.name.split()[-1]: finding.state for finding in doctor._backends()}
+        assert found.keys() == BACKENDS.keys()
+        assert {name for name, state in found.items() if state != 'ok'} == wrong
+        assert [device for device in placed if device in ('cpu', 'cuda')] == ['cpu'] * 2 + ['cuda'] * 4
+        kinds = {name: torch.float16 if name == 'triton_dft' else torch.float32 for name, *_ in asked}
+        assert asked == [(name, kind, kind) for name, kind in kinds.items()]
+        assert kinds.keys() == {'dense', 'triton', 'triton_dft'}
+
+
+def test_a_forced_backend_has_to_run_here(monkeypatch: Patch) -> None:
+    monkeypatch.setattr('mmpelk.ops.available_backends', lambda: ['dense'])
+    for name, states in (('dense', []), ('fft', ['error']), ('', [])):
+        monkeypatch.setenv('MMPELK_BACKEND', name)
+        assert [each.state for each in doctor._backends() if each.name == 'MMPELK_BACKEND'] == states
+
+
 @pytest.mark.parametrize('gradient', ['weight_grad', 'input_grad'])
 def test_a_wrong_gradient_is_an_error(gradient: str, monkeypatch: Patch) -> None:
     right = BACKENDS['fft']
@@ -401,6 +469,11 @@ def test_exit_code_and_text(capsys: pytest.CaptureFixture) -> None:
     assert doctor.report([fine]) == 0
     assert doctor.report([fine, bad]) == 1
     assert 'remedy: e' in capsys.readouterr().out
+    odd = Finding('f', 'warning', 'g', 'h')
+    assert doctor.report([odd, fine, odd, bad]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == '1 errors, 2 warnings'
+    assert doctor.report([odd]) == doctor.report([odd], as_json=True) == 0
+    assert '"ok": true' in capsys.readouterr().out
     assert doctor.report([bad], as_json=True) == 1
     assert json.loads(capsys.readouterr().out) == {
         'ok': False,

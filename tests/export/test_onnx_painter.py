@@ -65,17 +65,58 @@ def test_file_of_one_size_draws_in_the_pictures_own(tmp_path: Path) -> None:
     assert not drawn[..., 1].any()  # green is the class between them
 
 
-def test_preprocessing_in_the_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize('size', [('H', 'W'), (5, 9)], ids=str)
+def test_preprocessing_in_the_file(size: tuple[Any, Any], tmp_path: Path) -> None:
     nodes = [
         helper.make_node('Cast', ['image'], ['float'], to=TensorProto.FLOAT),
         helper.make_node('Transpose', ['float'], ['logits'], perm=[0, 3, 1, 2]),
         ARGMAX,
     ]
-    outputs = [helper.make_tensor_value_info('logits', TensorProto.FLOAT, ['N', 3, 'H', 'W']), LABELS]
-    path = write(tmp_path / 'm.onnx', nodes, ['N', 'H', 'W', 3], outputs, TensorProto.UINT8)
+    outputs = [helper.make_tensor_value_info('logits', TensorProto.FLOAT, ['N', 3, *size]), LABELS]
+    path = write(tmp_path / 'm.onnx', nodes, ['N', *size, 3], outputs, TensorProto.UINT8)
     image = picture()
+    seen = image if size == ('H', 'W') else cv2.resize(image, size[::-1])
     drawn = OnnxPainter(path, opacity=1.0)(image)
-    assert np.array_equal(drawn[..., ::-1], np.array(PALETTE, np.uint8)[image[..., ::-1].argmax(-1)])
+    colours = np.array(PALETTE, np.uint8)[seen[..., ::-1].argmax(-1)]
+    assert np.array_equal(drawn[..., ::-1], colours[nearest(9, seen.shape[0])][:, nearest(14, seen.shape[1])])
+
+
+def nearest(pixels: int, labels: int) -> np.ndarray:
+    """Which of so many labels the middle of each pixel lies in; of an odd number, so that it is on no border."""
+    return ((2 * np.arange(pixels) + 1) * labels) // (2 * pixels)
+
+
+def with_labels(path: Path, labels: np.ndarray, classes: int, **meta: Any) -> Path:
+    """A file that gives the same label map, whatever it is shown."""
+    logits = onnx.numpy_helper.from_array(np.zeros((1, classes, 1, 1), np.float32), 'logits')
+    nodes = [
+        helper.make_node('Constant', [], ['logits'], value=logits),
+        helper.make_node('Constant', [], ['labels'], value=onnx.numpy_helper.from_array(labels[None])),
+    ]
+    outputs = [helper.make_tensor_value_info('logits', TensorProto.FLOAT, None), LABELS]
+    return write(path, nodes, ['N', 3, *labels.shape], outputs, TensorProto.FLOAT, **meta)
+
+
+@pytest.mark.parametrize('size', [(5, 7), (3, 13), (21, 31)], ids=str)
+@pytest.mark.parametrize('classes', [3, 300])
+def test_every_pixel_has_the_colour_of_the_label_that_it_lies_in(
+    classes: int, size: tuple[int, int], tmp_path: Path
+) -> None:
+    """Whatever the size of the label map, with more classes than a byte counts, too, and more colours than classes."""
+    numbers = np.random.default_rng(0)
+    labels, palette = numbers.integers(0, classes, size), numbers.integers(0, 256, (classes + 2, 3))
+    path = with_labels(tmp_path / 'm.onnx', labels, classes, palette=palette.tolist())
+    drawn = OnnxPainter(path, opacity=1.0)(picture())
+    stretched = labels[nearest(9, size[0])][:, nearest(14, size[1])]
+    assert np.array_equal(drawn[..., ::-1], palette[stretched])
+
+
+@pytest.mark.parametrize('opacity', [0.0, 0.2, 0.7])
+def test_opacity_mixes_the_colour_with_the_picture(opacity: float, tmp_path: Path) -> None:
+    labels = np.random.default_rng(0).integers(0, 2, (9, 14))
+    path = with_labels(tmp_path / 'm.onnx', labels, 1, palette=PALETTE[:2])  # one logit tells two classes apart
+    want = (1 - opacity) * picture() + opacity * np.array(PALETTE)[labels][..., ::-1]
+    assert np.abs(OnnxPainter(path, opacity=opacity)(picture()) - want).max() <= 0.5 + 1e-9
 
 
 def test_classes_without_colours_get_some(tmp_path: Path) -> None:
@@ -85,19 +126,20 @@ def test_classes_without_colours_get_some(tmp_path: Path) -> None:
     assert np.array_equal(drawn, OnnxPainter(path, opacity=1.0)(picture()))
 
 
-@pytest.mark.parametrize('classes', [['cat', 'dog', 'owl'], None], ids=['named', 'unnamed'])
-def test_class_is_written_into_the_picture(classes: list[str] | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize('scale', [1.0, 200.0])  # exponentials of 200 are beyond float32
+@pytest.mark.parametrize('classes', [['cat', 'dog', 'owl'], ['cat'], None], ids=['named', 'one name', 'unnamed'])
+def test_class_is_written_into_the_picture(classes: list[str] | None, scale: float, tmp_path: Path) -> None:
     nodes = [
         helper.make_node('Constant', [], ['axes'], value_ints=[2, 3]),
         helper.make_node('ReduceMean', ['image', 'axes'], ['logits'], keepdims=0),
     ]
     outputs = [helper.make_tensor_value_info('logits', TensorProto.FLOAT, ['N', 3])]
-    meta = dict(task='classification', classes=classes, palette=None)
+    meta = dict(task='classification', classes=classes, palette=None, std=[value / scale for value in STD])
     path = write(tmp_path / 'm.onnx', nodes, ['N', 3, 64, 64], outputs, TensorProto.FLOAT, **meta)
     image = np.full((120, 160, 3), (30, 24, 10), np.uint8)  # of the logits 0, 1, 0
     with mock.patch.object(cv2, 'putText', wraps=cv2.putText) as put:
         drawn = OnnxPainter(path)(image)
-    best = f'{"dog" if classes else "class 1"}: {np.e / (np.e + 2):.2f}'
+    best = f'{"dog" if classes and classes[1:] else "class 1"}: {1 / (1 + 2 * np.exp(-scale)):.2f}'
     assert {call.args[1] for call in put.call_args_list} == {best}
     assert drawn.shape == image.shape
     assert (drawn != image)[:60].any()
