@@ -407,7 +407,7 @@ def test_backends_of_a_gpu_are_examined_there_and_in_their_precision(monkeypatch
     """With an operator that computes the definition on the CPU, up to an error, and says what it was asked."""
     import mmpelk.ops
 
-    right, to, placed, asked, error = mmpelk.ops.peripheral_conv2d, torch.Tensor.to, [], [], 0.0
+    right, to, placed, asked, errors = mmpelk.ops.peripheral_conv2d, torch.Tensor.to, [], [], [0.0]
 
     def move(tensor: torch.Tensor, device: Any, *others: Any) -> torch.Tensor:
         placed.append(device)
@@ -415,14 +415,14 @@ def test_backends_of_a_gpu_are_examined_there_and_in_their_precision(monkeypatch
 
     def compute(x: torch.Tensor, weight: torch.Tensor, grid: Any, backend: str) -> torch.Tensor:
         asked.append((backend, x.dtype, weight.dtype))
-        return (right(x.double(), weight.double(), grid, backend='dense') * (1 + error)).to(dtype=x.dtype)
+        return (right(x.double(), weight.double(), grid, backend='dense') * (1 + errors[-1])).to(dtype=x.dtype)
 
     monkeypatch.setattr(mmpelk.ops, 'available_backends', lambda: ['dense', 'triton', 'triton_dft'])
     monkeypatch.setattr(mmpelk.ops, 'peripheral_conv2d', compute)
     monkeypatch.setattr(torch.Tensor, 'to', lambda tensor, *args, **kw: (to if kw else move)(tensor, *args, **kw))
     # Each precision's own limit lies between what rounding does and this.
     for error, wrong in ((0.0, set()), (2e-4, {'dense', 'triton'}), (2e-3, {'dense', 'triton', 'triton_dft'})):
-        placed.clear(), asked.clear()
+        placed.clear(), asked.clear(), errors.append(error)
         found = {finding.name.split()[-1]: finding.state for finding in doctor._backends()}
         assert found.keys() == BACKENDS.keys()
         assert {name for name, state in found.items() if state != 'ok'} == wrong

@@ -22,7 +22,7 @@ from torchvision.models.convnext import ConvNeXt as TorchvisionConvNeXt
 from mmpelk.errors import UserError
 from mmpelk.models import ARCHITECTURES, PeLK
 from mmpelk.models.weights.downloads import read_public
-from mmpelk.models.weights.identify import Reading
+from mmpelk.models.weights.identify import Reading, without_checkpoint
 from mmpelk.models.weights.inflation import inflate
 from mmpelk.models.weights.key_maps import fit_shape, to_timm
 from mmpelk.registry import MODELS
@@ -30,6 +30,7 @@ from mmpelk.registry import MODELS
 timm = pytest.importorskip('timm', reason='pip install -e .[timm]')
 
 NANO: dict[str, Any] = dict(depths=(1, 1, 2, 1), dims=(8, 12, 16, 20))
+SIZES: dict[str, Any] = dict(depths=NANO['depths'], channels=NANO['dims'])  # as ours calls them
 Maps = list[Tensor]
 Network = tuple[dict[str, Tensor], Callable[[Tensor], Maps]]
 Rules = tuple[tuple[str, str], ...]
@@ -159,6 +160,11 @@ FORMATS: dict[str, tuple[Callable[[], Network], dict[str, Tensor], str]] = {
         CLIP,
         'picture tower of a CLIP model, a ConvNeXt .* OpenCLIP',
     ),
+    'OpenCLIP, V2': (
+        lambda: of_timm('convnextv2_tiny', prefix='visual.trunk.', **NANO),
+        CLIP,
+        'CLIP .* V2 .* OpenCLIP',
+    ),
 }
 
 
@@ -196,13 +202,54 @@ def test_every_name_of_convnext_is_the_same_function(name: str, tmp_path: Path) 
     assert_same_maps(ours, maps)
     again = PeLK(**ours.arguments())  # what save_pretrained writes needs no file
     assert again.state_dict().keys() == ours.state_dict().keys()
+    recipe = dict(arch='inflated', init_cfg=dict(type='mmpelk.Inflated', checkpoint=str(tmp_path / 'public.pth')))
+    plain = PeLK(**without_checkpoint(dict(recipe, out_indices=3)))  # as tools build it, whose weights come later
+    assert plain.state_dict().keys() == ours.state_dict().keys()
 
 
-def test_second_version_goes_back_to_timms_names() -> None:
-    state, _ = of_timm('convnextv2_tiny', num_classes=0, **NANO)
-    sizes = dict(depths=NANO['depths'], channels=NANO['dims'])
-    ours = PeLK('convnext-atto', **sizes, mixer='conv7', use_grn=True, layer_scale_init_value=0)
-    assert set(to_timm(nn.ModuleDict(dict(backbone=ours))).values()) == state.keys()
+@pytest.mark.parametrize('version', ['', 'v2'])
+def test_weights_go_back_to_timms_network(version: str) -> None:
+    """Of either version, each to the layer that it came from."""
+    form = dict(use_grn=True, layer_scale_init_value=0) if version else {}
+    ours = randomised(PeLK('convnext-atto', **SIZES, mixer='conv7', gap_before_final_norm=False, **form))
+    names = to_timm(nn.ModuleDict(dict(backbone=ours)))
+    model = timm.create_model(f'convnext{version}_tiny', num_classes=0, **NANO).eval()
+    state = {names[f'backbone.{key}']: value for key, value in ours.state_dict().items()}
+    model.load_state_dict(state, strict=True)
+    assert_same_maps(ours, lambda image: model.forward_intermediates(image, intermediates_only=True))
+
+
+def test_norms_of_the_maps_that_transformers_gives_are_those_of_ours() -> None:
+    """Of its backbone: one for each stage that is asked for, counted from one."""
+    state, _ = of_timm('convnext_tiny', TRANSFORMERS, num_classes=0, **NANO)
+    norms = {
+        f'hidden_states_norms.stage{stage + 1}.{part}': torch.rand(width)
+        for stage, width in enumerate(NANO['dims'])
+        for part in ('weight', 'bias')
+    }
+    state = {key: value for key, value in state.items() if not key.startswith('layernorm')} | norms
+    ours = PeLK('convnext-tiny', **SIZES, out_indices=(0, 1, 2, 3), gap_before_final_norm=False)
+    found = inflate(state, ours).state
+    assert found.keys() == ours.state_dict().keys()
+    for key, value in norms.items():
+        stage, part = re.findall(r'stage(\d)\.(\w+)', key)[0]
+        assert torch.equal(found[f'norm{int(stage) - 1}.{part}'], value)
+
+
+def test_the_log_says_the_least_share_and_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state, _ = of_timm('convnext_tiny', **NANO, kernel_sizes=9)
+    state['stages.3.blocks.0.conv_dw.weight'][..., [0, -1], :] = 0  # one that the grid holds better than the others
+    state['stages.3.blocks.0.conv_dw.weight'][..., [0, -1]] = 0
+    torch.save({key: value for key, value in state.items() if not key.startswith('head.norm')}, tmp_path / 'public.pth')
+    lines: list[str] = []
+    monkeypatch.setattr('mmpelk.models.weights.inflation.print_log', lambda line, *_: lines.append(line))
+    ours = inflated(str(tmp_path / 'public.pth'))
+    kept = inflate(torch.load(tmp_path / 'public.pth'), ours).kept
+    assert min(kept.values()) < max(kept.values()) == 1
+    assert f'inflated 5 kernels of {str(tmp_path / "public.pth")!r}' in lines[-1]
+    assert f"at least {min(kept.values()):.1%} of each one's energy kept" in lines[-1]
+    assert 'missing there and initialised: norm3.weight, norm3.bias; there, but not of the backbone: head.' in lines[-1]
+    assert '4 of 5 kernels' in lines[-2]
 
 
 @pytest.mark.parametrize('version', ['', 'v2'])
@@ -389,7 +436,7 @@ def test_projection_onto_another_centre_is_a_warning(
     monkeypatch.setattr('mmpelk.models.weights.inflation.print_log', lambda *arguments: lines.append(arguments))
     inflated(str(tmp_path / 'public.pth'))
     warnings = [line for line, _, *level in lines if level == [logging.WARNING]]
-    backbone = PeLK('convnext-atto', depths=NANO['depths'], channels=NANO['dims'])
+    backbone = PeLK('convnext-atto', **SIZES)
     kept = inflate(torch.load(tmp_path / 'public.pth'), backbone).kept
     worst = min(kept, key=kept.__getitem__)
     assert all(f'keep {kept[worst]:.1%} of the energy of {worst}' in line for line in warnings)
@@ -399,12 +446,23 @@ def test_projection_onto_another_centre_is_a_warning(
     )
 
 
-def test_norm_before_pooling_needs_a_backbone_that_does_not_pool() -> None:
-    state, _ = of_timm('convnext_tiny_hnf', **NANO)
-    sizes = dict(depths=NANO['depths'], channels=NANO['dims'])
+@pytest.mark.parametrize('prefix', ['', 'visual.trunk.'])
+def test_norm_before_pooling_needs_a_backbone_that_does_not_pool(prefix: str) -> None:
+    state, _ = of_timm('convnext_tiny_hnf', prefix=prefix, **NANO)
     with pytest.raises(UserError, match=r'last norm comes before pooling .*give gap_before_final_norm=False'):
-        inflate(state, PeLK('convnext-tiny', **sizes, gap_before_final_norm=True))
-    inflate(state, PeLK('convnext-tiny', **sizes, gap_before_final_norm=True, out_indices=(0, 1)))
+        inflate(state, PeLK('convnext-tiny', **SIZES, gap_before_final_norm=True))
+    inflate(state, PeLK('convnext-tiny', **SIZES, gap_before_final_norm=True, out_indices=(0, 1)))
+
+
+@pytest.mark.parametrize('theirs', [True, False])
+def test_layer_scale_that_one_of_the_two_lacks_is_refused(theirs: bool) -> None:
+    state, _ = of_timm('convnext_tiny', **NANO)
+    if not theirs:
+        state = {key: value for key, value in state.items() if not key.endswith('.gamma')}
+    ours = PeLK('convnext-tiny', **SIZES, layer_scale_init_value=0 if theirs else 1e-6)
+    remedy = f'with{"" if theirs else "out"} layer scale: give layer_scale_init_value={"1e-6" if theirs else "0"}'
+    with pytest.raises(UserError, match=remedy):
+        inflate(state, ours)
 
 
 def test_another_normalisation_than_the_recipes_is_refused(hub: Callable[..., None], tmp_path: Path) -> None:
@@ -486,7 +544,7 @@ def test_missing_library_is_named(address: str, module: str, extra: str, monkeyp
 
 def test_mixers_that_timm_does_not_have_keep_their_names() -> None:
     for mixer, name in (('peripheral', 'mixer.large'), ('conv7', 'conv_dw')):
-        backbone = PeLK('convnext-atto', depths=NANO['depths'], channels=NANO['dims'], mixer=mixer)
+        backbone = PeLK('convnext-atto', **SIZES, mixer=mixer)
         names = to_timm(nn.ModuleDict(dict(backbone=backbone)))
         assert names['backbone.stages.0.0.mixer.large.weight'] == f'stages.0.blocks.0.{name}.weight'
 

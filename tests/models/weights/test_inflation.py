@@ -114,6 +114,49 @@ def test_slaks_cross_and_dense_kernels_are_projected(mixer: str) -> None:
     assert 0 < kept['stages.0.0.mixer.large.weight'] < 1
 
 
+@pytest.mark.parametrize('names', [('small_conv', 'LoRA1', 'LoRA2'), ('small_conv', 'lkb_origin')], ids=str)
+def test_norms_of_slak_are_folded_with_their_own_epsilon(names: tuple[str, ...]) -> None:
+    """And its deployed form, one kernel with a bias, is taken as it is: batch norms of torch tell what is computed."""
+    torch.manual_seed(0)
+    sizes = dict(LoRA1=(7, 3), LoRA2=(3, 7), small_conv=(3, 3), lkb_origin=(7, 7))
+    state = {f'{name.removeprefix("backbone.")}': value for name, value in _convnext(dict(NANO)).state_dict().items()}
+    kernels: dict[str, tuple[Tensor, Tensor]] = {}
+    for name in [name for name in state if name.endswith('.depthwise_conv.weight')]:
+        block, channels = name.removesuffix('.depthwise_conv.weight'), len(state.pop(name))
+        state.pop(f'{block}.depthwise_conv.bias')
+        total, shift = torch.zeros(channels, 1, 7, 7, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
+        for branch in names:
+            conv = nn.Conv2d(channels, channels, sizes[branch], groups=channels, bias=False)
+            norm = nn.BatchNorm2d(channels).double().eval()
+            for value in (norm.weight, norm.bias, norm.running_mean):
+                nn.init.uniform_(value, -1, 1)
+            nn.init.uniform_(norm.running_var, 1e-6, 1e-4)  # about as large as the epsilon
+            layers = dict(conv=conv, bn=norm)
+            state |= {
+                f'{block}.large_kernel.{branch}.{part}.{key}': value.detach().clone()
+                for part, layer in layers.items()
+                for key, value in layer.state_dict().items()
+            }
+            factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
+            rows, columns = ((7 - side) // 2 for side in sizes[branch])
+            padded = nn.functional.pad(conv.weight.double(), [columns, columns, rows, rows])
+            total = total + padded * factor.view(-1, 1, 1, 1)
+            shift = shift + norm.bias - norm.running_mean * factor
+        kernels[block] = total.detach(), shift.detach()
+    merged = {name: value for name, value in state.items() if '.large_kernel.' not in name}
+    for block, (kernel, bias) in kernels.items():
+        merged |= {
+            f'{block}.large_kernel.lkb_reparam.{key}': value for key, value in (('weight', kernel), ('bias', bias))
+        }
+    grids = [[1] * 7] * 4
+    ours = PeLK('convnext-tiny', **NANO, **FORM, kernel_sizes=(7, 7, 7, 7), sharing_grids=grids)
+    for form in (state, merged):
+        found = inflate({name.replace('pointwise_conv', 'pwconv'): value for name, value in form.items()}, ours).state
+        for block, (kernel, bias) in kernels.items():
+            torch.testing.assert_close(found[f'{block}.mixer.large.weight'].double(), kernel, rtol=1e-6, atol=1e-5)
+            torch.testing.assert_close(found[f'{block}.mixer.large.bias'].double(), bias, rtol=1e-6, atol=1e-5)
+
+
 grids = st.lists(st.integers(1, 6), min_size=1, max_size=4).map(lambda half: mirror_half_grid([*half, 1]))
 
 
