@@ -22,7 +22,7 @@ from mmpelk.errors import UserError
 from mmpelk.fault_tolerance.safe_loading import load_data
 from mmpelk.models import PeLK
 from mmpelk.models.weights.checkpoint import write_safetensors
-from mmpelk.models.weights.harmless import only_registered
+from mmpelk.models.weights.harmless import only_registered, without_initialisation
 from mmpelk.sparsity import apply_masks
 from tests.paths import CONFIGS, sample_data
 from tests.sparsity.tiny import draw_masks
@@ -95,9 +95,14 @@ def test_network_comes_back(scope: str, form: str, tmp_path: Path) -> None:
         assert torch.equal(out, want)
 
 
-def test_a_preprocessor_beside_the_model_comes_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize('own', [False, True])
+def test_a_preprocessor_beside_the_model_comes_back(own: bool, tmp_path: Path) -> None:
+    """As mmengine's runner gives it to a model that has none of its own."""
     model, cfg, meta = network('mmseg')
-    cfg.data_preprocessor = cfg.model.pop('data_preprocessor')  # mmengine's runner gives it to the model
+    cfg.data_preprocessor = cfg.model.pop('data_preprocessor')
+    if own:
+        cfg.model.data_preprocessor = copy.deepcopy(cfg.data_preprocessor)
+        cfg.data_preprocessor.update(mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0])
     hub.save_pretrained(model, tmp_path, cfg, meta)
     got = hub.from_pretrained(tmp_path).data_preprocessor
     assert torch.equal(got.mean, model.data_preprocessor.mean)
@@ -201,6 +206,25 @@ def test_inflated_network_comes_back_without_the_file_that_it_was_inflated_from(
     hub.save_pretrained(model, tmp_path / 'model', cfg, meta)
     (tmp_path / 'v2.pth').unlink()
     assert_same_state(model, hub.from_pretrained(tmp_path / 'model'))
+
+
+def test_toolboxes_read_checkpoints_as_data_from_then_on(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install = mock.Mock()
+    monkeypatch.setattr(hub, 'install_safe_loading', install)
+    hub.from_pretrained(published)
+    install.assert_called_once_with()
+
+
+def test_nothing_of_a_config_is_initialised_from_files() -> None:
+    """Wherever it stands: in the model, in a part, in a list of heads."""
+    file = dict(init_cfg=dict(type='Pretrained', checkpoint='a.pth'), pretrained='b.pth')
+    config = dict(
+        type='A', **file, heads=[dict(type='B', **file), (dict(type='C', **file),)], part=dict(inner=file, size=3)
+    )
+    before = copy.deepcopy(config)
+    want = dict(type='A', heads=[dict(type='B'), (dict(type='C'),)], part=dict(inner={}, size=3))
+    assert without_initialisation(config) == want
+    assert config == before
 
 
 def test_toolboxes_take_the_folder_and_the_network(published: Path) -> None:
@@ -307,7 +331,15 @@ def test_networks_that_cannot_be_built_end_in_a_sentence(added: str, message: st
 
 
 @pytest.mark.parametrize(
-    'odd', [dict(classes=3), dict(classes=['a', 3]), dict(palette='x'), dict(palette=[[1, 2, 300]])]
+    'odd',
+    [
+        *(dict(classes=classes) for classes in (3, ['a', 3], 'ab', dict(a=1))),
+        *(
+            dict(palette=palette)
+            for palette in ('x', [3], [[1, 2, 256]], [[1, -1, 2]], [[1, 2]], [[1, 2, 3, 4]], [[0.5] * 3])
+        ),
+    ],
+    ids=str,
 )
 def test_odd_classes_and_colours_are_refused(
     odd: dict[str, Any], segmentor: tuple[Any, Config, dict[str, Any]], tmp_path: Path

@@ -113,7 +113,7 @@ def test_stages_and_head_are_pruned(options: dict[str, Any], channels: int, has_
     model, image = create(num_classes=5), torch.rand(2, 3, 32, 32)
     model.prune_intermediate_layers(**options)
     features = model.forward_features(image)
-    assert features.shape[1] == model.num_features == channels
+    assert features.shape[1] == model.num_features == model.head_hidden_size == channels
     assert model(image).shape == (2, 5) if has_head else torch.equal(model(image), features)
     model.reset_classifier(7, 'avg')
     assert model(image).shape == (2, 7)
@@ -216,8 +216,9 @@ def test_no_embedding() -> None:
 def test_output_stride() -> None:
     assert create(output_stride=16).feature_info[-1]['reduction'] == 16
     for extra in ({}, dict(features_only=True)):
-        with pytest.raises(UserError, match=r'output_stride of this network is 16, got 8.*out_indices'):
-            create(output_stride=8, **extra)
+        for stride in (8, 32):
+            with pytest.raises(UserError, match=rf'output_stride of this network is 16, got {stride}.*out_indices'):
+                create(output_stride=stride, **extra)
 
 
 def test_description_of_weights_as_an_object(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from torch.nn.utils import prune
 from mmpelk.errors import UserError
 from mmpelk.models import PeLK
 from mmpelk.models.deploy import deploy_state_dict
+from mmpelk.models.weights.checkpoint import write_safetensors
 from mmpelk.models.weights.facts import facts_of
 from mmpelk.sparsity import apply_masks
 from tests.sparsity.tiny import draw_masks
@@ -176,14 +177,25 @@ def test_misfits_and_damage_are_refused(tmp_path: Path) -> None:
     ):
         (tmp_path / 'model' / 'config.json').write_text(json.dumps(changed))
         refuses(message)
-    (tmp_path / 'model' / 'config.json').write_text('{')
-    refuses('neither a folder')
+    for text in ('{', '[' * 100_000):  # the second nested too deep to be read
+        (tmp_path / 'model' / 'config.json').write_text(text)
+        refuses('neither a folder')
     other.save_pretrained(tmp_path / 'model')
     weights = tmp_path / 'model' / 'model.safetensors'
     weights.write_bytes(weights.read_bytes()[:1000])
     refuses('incomplete')
     weights.unlink()
     refuses('does not exist')
+
+
+@pytest.mark.parametrize('key', ['stages.0.0.mixer.other_norm.weight', 'stages.0.0.norm2.bias', 'head.fc.weight'])
+def test_weights_without_a_place_are_refused(key: str, tmp_path: Path) -> None:
+    """All but norms of stages whose maps are not asked for."""
+    model = network()
+    model.save_pretrained(tmp_path)
+    write_safetensors({**model.state_dict(), key: torch.ones(8)}, tmp_path / 'model.safetensors')
+    with pytest.raises(UserError, match=f'no place for {key}'):
+        PeLK.from_pretrained(tmp_path)
 
 
 def test_repository_that_is_not_there(tmp_path: Path) -> None:
