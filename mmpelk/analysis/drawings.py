@@ -53,7 +53,8 @@ class Drawing:
         if self.is_video:
             yield from self._draw_video(paint)
             return
-        image = mmcv.imread(str(self.source), color_type)
+        # Of an empty file OpenCV raises an error of its own.
+        image = mmcv.imread(str(self.source), color_type) if self.source.stat().st_size else None
         if image is None:
             raise UserError(f"'{self.source}' is not readable as an image")
         refuse_dim(image, self.source)

@@ -84,7 +84,7 @@ def read_images(paths: Sequence[Path], count: int, size: int) -> dict[str, Image
     images = {}
     count = min(count, len(files))
     for file in (files[index * len(files) // count] for index in range(count)):
-        image = mmcv.imread(str(file))
+        image = mmcv.imread(str(file)) if file.stat().st_size else None  # of an empty file OpenCV raises its own error
         if image is None:
             raise ValueError(f"'{file}' cannot be read as an image; leave it out")
         refuse_dim(image, file)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -241,9 +242,11 @@ def real_image(path: Path | None, size: tuple[int, int], channels: int = 3) -> n
     import mmcv
     from matplotlib import cbook
 
-    image = mmcv.imread(str(path or cbook.get_sample_data('grace_hopper.jpg', asfileobj=False)), channel_order='rgb')
-    if image is None:
-        raise UserError(f"'{path}' is not readable as an image")
+    file = str(path or cbook.get_sample_data('grace_hopper.jpg', asfileobj=False))
+    try:
+        image = mmcv.imread(file, channel_order='rgb')
+    except cv2.error as error:  # of what is no picture, and of an empty file
+        raise UserError(f"'{path}' is not readable as an image") from error
     if path:
         refuse_dim(image, path)
     return mmcv.imresize(image, size[::-1])[..., np.arange(channels) % 3]

@@ -70,9 +70,10 @@ def test_video_keeps_its_size_rate_and_pictures(tmp_path: Path) -> None:
     assert levels == pytest.approx([255, 155, 55], abs=5)
 
 
+@pytest.mark.parametrize('content', [b'nothing of the kind', b''], ids=['text', 'empty'])
 @pytest.mark.parametrize(('name', 'kind'), [('x.png', 'an image'), ('x.mp4', 'a video')])
-def test_unreadable_files_are_refused(name: str, kind: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(b'nothing of the kind')
+def test_unreadable_files_are_refused(name: str, kind: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
     (drawing,) = find_drawings([tmp_path / name], tmp_path / 'out')
     assert drawing.frames() == 1
     with pytest.raises(ValueError, match=f'not readable as {kind}'):

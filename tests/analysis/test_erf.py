@@ -55,11 +55,13 @@ def test_images_are_spread_over_the_folders(tmp_path: Path) -> None:
 
 def test_images_are_checked(photos: Path, tmp_path: Path) -> None:
     (tmp_path / 'broken.png').write_bytes(b'no image')
+    (tmp_path / 'empty.png').touch()
     cv2.imwrite(str(tmp_path / 'dim.png'), np.full((8, 8, 3), 900, np.uint16))
     for path, count, message in (
         (photos / 'notes.txt', 1, 'no image in'),
         (photos / '0.png', 0, 'at least 1'),
         (tmp_path / 'broken.png', 1, 'cannot be read as an image'),
+        (tmp_path / 'empty.png', 1, 'cannot be read as an image'),
         (tmp_path / 'dim.png', 1, '16 bits'),
     ):
         with pytest.raises((FileNotFoundError, ValueError), match=message):

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from mmpelk.errors import UserError
 from mmpelk.export import ExportedNetwork, compare, in_half, load_deployed
 from mmpelk.export.command_line import Request, add_export_options
-from mmpelk.export.network import Preprocessing, task_of
+from mmpelk.export.network import Preprocessing, real_image, task_of
+from mmpelk.sparsity import apply_masks
 from tests.paths import CONFIGS
+from tests.sparsity.tiny import draw_masks
 
 
 @pytest.mark.slow
@@ -89,6 +91,27 @@ def test_what_is_exported_of_each_toolbox(scope: str, tmp_path: Path) -> None:
     assert {parameter.dtype for parameter in network.network.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize(
+    'backbone', [{}, dict(small_kernel_size=0), dict(mixer='stripe', positional_embedding=None)], ids=str
+)
+def test_masks_and_branches_are_in_the_weights(backbone: dict[str, Any], tmp_path: Path) -> None:
+    """Whichever branches a mixer has."""
+    cfg = written('mmpretrain', tmp_path / 'a.pth', **backbone, norm_cfg=dict(type='BN'), layer_scale_init_value=1.0)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model: Any = MODELS.build(copy.deepcopy(cfg.model)).eval()
+    for name, value in model.named_buffers():
+        if name.endswith(('running_mean', 'running_var')):
+            nn.init.uniform_(value, 0.5, 2.0)
+    masks, image = draw_masks(model), torch.rand(1, 3, 32, 32)
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'a.pth')
+    apply_masks(masks)
+    exported: Any = load_deployed(cfg, str(tmp_path / 'a.pth'))
+    assert not any(key.endswith('_mask') or 'large_norm' in key for key in exported.state_dict())
+    with torch.no_grad():
+        want, got = (network.head(network.extract_feat(image)) for network in (model, exported))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
 def test_weights_of_another_kernel_are_refused(tmp_path: Path) -> None:
     """Of as many numbers, by what the file says."""
     cfg = written('mmpretrain', tmp_path / 'a.pth', dict(dataset_meta=None), positional_embedding=None)
@@ -104,6 +127,17 @@ def test_colours_are_those_of_three_channels_alone() -> None:
         got = Preprocessing([0.0] * channels, [1.0] * channels, rgb=False).apply(pixels[..., :channels])
         order = [2, 1, 0] if channels == 3 else [0, 1, 2, 3]
         assert got[0, :, 0].tolist() == [[channel, channel + 4] for channel in order]
+
+
+def test_dim_pictures_and_what_is_none_are_refused(tmp_path: Path) -> None:
+    """Of 10 bits in 16, which would be compared as nearly black."""
+    assert cv2.imwrite(str(tmp_path / 'dim.png'), np.full((8, 8, 3), 1000, np.uint16))
+    with pytest.raises(UserError, match=r'dim\.png.* has values below 1024 in 16 bits'):
+        real_image(tmp_path / 'dim.png', (8, 8))
+    for text in ('no picture', ''):
+        (tmp_path / 'text.png').write_text(text)
+        with pytest.raises(UserError, match=r'text\.png.* is not readable as an image'):
+            real_image(tmp_path / 'text.png', (8, 8))
 
 
 def test_models_that_no_file_can_hold() -> None:
@@ -138,6 +172,7 @@ def test_what_a_command_line_asks_for(
         return Request.of(parser.parse_args(given), '.onnx')
 
     assert request().shapes == [(224, 224)]
+    assert request('--cfg-options', 'model.data_preprocessor.std=[2.0,3.0,4.0]').exact.preprocessing.std == [2, 3, 4]
     found = request('--dynamic', '--shape', '64', '32', '--shape', '32', '48')
     assert (found.shapes, found.tolerance) == ([(64, 32), (32, 48)], tolerance)
     assert [image.dtype for image in found.images] == [dtype] * 2
@@ -155,6 +190,38 @@ def test_what_a_command_line_asks_for(
         request('--dynamic', '--shape', '64', '32', '--shape', '1', '64')
     with pytest.raises(UserError, match=r'must end in \.onnx'):
         request(out='a.pt2')
+
+
+@pytest.mark.parametrize(
+    ('errors', 'worst'),
+    [((0.0, 9e-3), None), ((2e-2, 0.0), '2.0e-02'), ((0.0, 3e-2), '3.0e-02'), ((math.nan, 0.0), 'nan')],
+    ids=str,
+)
+def test_a_file_that_differs_at_any_size_is_not_to_be_used(
+    errors: tuple[float, ...], worst: str | None, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    network = ExportedNetwork(nn.Conv2d(1, 1, 1), ('logits', 'labels'), 'detection', Preprocessing([0.0], [1.0]), 1)
+    network.network.forward = lambda image: (image,)
+    shapes, run_of = [(2, 3), (4, 5)], {}
+    images = [torch.ones(1, 1, *shape) for shape in shapes]
+    for image, error in zip(images, errors, strict=True):
+        run_of[image.shape] = error
+    (tmp_path / 'a.onnx').write_bytes(bytes(2**20))
+    (tmp_path / 'a.onnx.data').write_bytes(bytes(2**21))  # where large weights are
+    request, path = Request(network, network, images, shapes, 1e-2), tmp_path / 'a.onnx'
+
+    def report() -> None:
+        request.report(lambda image: [image * (1 + run_of[image.shape])], path, 'a runtime', 'format 7')
+
+    if worst:
+        with pytest.raises(UserError, match=f"differs by {worst} of the largest output: do not use '{path}'"):
+            report()
+    else:
+        report()
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == f'{path}: format 7, 3.0 MB, outputs logits, labels'
+    starts = [f'  {h} x {w}: differs by {e:.1e} of' for (h, w), e in zip(shapes, errors, strict=True)]
+    assert [line.startswith(start) for line, start in zip(lines, starts, strict=True)] == [True, True], lines
 
 
 @pytest.mark.parametrize('swap', [True, False])
