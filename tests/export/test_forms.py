@@ -3,6 +3,7 @@
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -41,9 +42,11 @@ def test_half_precision_keeps_large_sums() -> None:
     conv = PeripheralConv2d(2, 31)
     x = torch.full((1, 2, 64, 64), 100.0)  # the sum over the map is beyond float16
     with torch.no_grad():
-        out = FourierForm(conv, (64, 64), None)(x.half())
-        torch.testing.assert_close(out.float(), conv(x), rtol=2e-3, atol=0.1)
-    assert out.dtype == torch.float16
+        want = conv(x)
+        for form in (FourierForm(conv, (64, 64), None), AnySizeForm(copy.deepcopy(conv).half())):
+            out = form(x.half())
+            torch.testing.assert_close(out.float(), want, rtol=2e-3, atol=0.1)
+            assert out.dtype == torch.float16
 
 
 @pytest.mark.parametrize('bins', [2, 3, (3, None)], ids=str)
@@ -63,6 +66,7 @@ def small_backbone() -> PeLK:
     for stage in model.stages:
         for block in stage:
             nn.init.uniform_(block.gamma, 0.5, 1.5)
+            nn.init.uniform_(block.pointwise_conv2.bias)  # which the layer scale multiplies, too
     model.eval().switch_to_deploy()
     return model
 
@@ -75,6 +79,7 @@ def test_preprocessing_of_six_channels(given: dict) -> None:
     assert len(preprocessing.mean) == len(preprocessing.std) == 6
     image = real_image(None, (8, 9), 6)
     assert image.shape == (8, 9, 6)
+    assert np.array_equal(image, np.tile(real_image(None, (8, 9)), 2)), 'red, green, blue, and again'
     want = torch.from_numpy(image).permute(2, 0, 1)[None].float()
     for channel in range(6):
         mean, std = (preprocessing.mean[channel], preprocessing.std[channel])
@@ -98,6 +103,28 @@ def test_plain_network_has_no_operator_of_ours() -> None:
             with torch.no_grad():
                 for out, want in zip(plain(image), model(image), strict=True):
                     torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-5)
+
+
+class Twice(nn.Module):
+    """One convolution at two places, for maps of one size or of two."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.first = PeripheralConv2d(3, 31)
+        self.second, self.pool = self.first, nn.AvgPool2d(stride)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.second(self.pool(self.first(image)))
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+def test_a_convolution_at_two_places_is_replaced_at_both(stride: int) -> None:
+    torch.manual_seed(0)
+    network, image = Twice(stride).eval(), torch.randn(1, 3, 20, 34)
+    plain = make_plain(copy.deepcopy(network), image)
+    assert not any(isinstance(module, PeripheralConv2d) for module in plain.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(plain(image), network(image), rtol=1e-4, atol=1e-5)
 
 
 def test_plain_form_of_a_trained_network_is_refused() -> None:
@@ -179,7 +206,16 @@ def test_layers_that_others_changed_keep_the_layer_scale() -> None:
         with torch.no_grad():
             want = network(image)[0]
             torch.testing.assert_close(make_plain(network, image)(image)[0], want, rtol=1e-4, atol=1e-4, msg=kind)
-    network = deployed()
-    network.stages[0][0].mixer.large.register_forward_hook(lambda module, args, out: 2 * out)
-    with pytest.raises(UserError, match='has a hook, a wrapper or a forward of its own'):
-        make_plain(network, image)
+
+    class Doubled(PeripheralConv2d):
+        def forward(self, *args: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(*args)
+
+    for double in (
+        lambda large: large.register_forward_hook(lambda module, args, out: 2 * out),
+        lambda large: setattr(large, '__class__', Doubled),
+    ):
+        network = deployed()
+        double(network.stages[0][0].mixer.large)
+        with pytest.raises(UserError, match='has a hook, a wrapper or a forward of its own'):
+            make_plain(network, image)

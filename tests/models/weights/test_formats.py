@@ -24,7 +24,7 @@ from mmpelk.models import ARCHITECTURES, PeLK
 from mmpelk.models.weights.downloads import read_public
 from mmpelk.models.weights.identify import Reading, without_checkpoint
 from mmpelk.models.weights.inflation import inflate
-from mmpelk.models.weights.key_maps import fit_shape, to_timm
+from mmpelk.models.weights.key_maps import fit_shape, from_source, to_timm
 from mmpelk.registry import MODELS
 
 timm = pytest.importorskip('timm', reason='pip install -e .[timm]')
@@ -234,6 +234,7 @@ def test_norms_of_the_maps_that_transformers_gives_are_those_of_ours() -> None:
     for key, value in norms.items():
         stage, part = re.findall(r'stage(\d)\.(\w+)', key)[0]
         assert torch.equal(found[f'norm{int(stage) - 1}.{part}'], value)
+        assert from_source(state, 'transformers')[key] == f'backbone.norm{int(stage) - 1}.{part}'
 
 
 def test_the_log_says_the_least_share_and_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
