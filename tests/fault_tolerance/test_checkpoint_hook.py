@@ -211,3 +211,25 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_gives_way_to_the_next(tmp_path: 
     resumed = train(tmp_path, 0, hooks=(), by_epoch=True, resume=True)
     hook_of(resumed)._wait()
     assert here(tmp_path) == (['epoch_1.pth'], 'epoch_1.pth')
+
+
+def test_a_checkpoint_that_is_written_again_stays(tmp_path: Path) -> None:
+    runner = make_runner(tmp_path, 0, hooks=(), by_epoch=True)
+    runner.register_hook(Stops())
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+    hook = hook_of(runner)
+    hook._saved = -1
+    assert hook.save_now(runner) == str(tmp_path / 'epoch_0_iter_2.pth')
+    assert here(tmp_path) == (['epoch_0_iter_2.pth'], 'epoch_0_iter_2.pth')
+    for lock in hook._locks:
+        lock.release()
+
+
+def test_no_function_of_a_scheduler_is_saved(runner: Runner) -> None:
+    """Neither a function nor a method nor one that is written in C."""
+    state = dict(here=names, there=runner.train, built_in=len, last_step=3)
+    for schedulers in ([dict(state)], dict(a=[dict(state)], b=[dict(state)])):
+        hook_of(runner).before_save_checkpoint(runner, dict(param_schedulers=schedulers))
+        lists = schedulers.values() if isinstance(schedulers, dict) else [schedulers]
+        assert [*lists] == [[dict(last_step=3)]] * len(lists)

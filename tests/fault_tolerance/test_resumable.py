@@ -101,11 +101,49 @@ def test_a_copy_of_a_run_leaves_the_run_alone(tmp_path: Path) -> None:
     assert best not in names(tmp_path / 'run2')  # its own copy has made room
 
 
-@pytest.mark.parametrize('kept', [1, 2, 3])
-def test_as_many_stay_as_are_to_be_kept(kept: int, tmp_path: Path) -> None:
-    for iterations in (5, 7):
-        train(tmp_path, iterations, resume=iterations > 5, max_keep_ckpts=kept)
-        assert names(tmp_path) == [f'iter_{step}.pth' for step in range(iterations - kept + 1, iterations + 1)]
+@pytest.mark.parametrize(('before', 'kept'), [(1, 1), (2, 2), (3, 3), (5, 2), (5, 1)])
+def test_as_many_stay_as_are_to_be_kept(before: int, kept: int, tmp_path: Path) -> None:
+    """Where a resumed training is to keep fewer, the first that it saves makes room at once."""
+    for iterations, most in ((5, before), (6, kept), (7, kept)):
+        runner = train(tmp_path, iterations, resume=iterations > 5, max_keep_ckpts=most)
+        left = range(iterations - most + 1, iterations + 1)
+        assert names(tmp_path) == [f'iter_{step}.pth' for step in left]
+        assert [*hook_of(runner).keep_ckpt_ids] == [*left]
+
+
+@pytest.mark.parametrize('kind', ['damaged', 'link'])
+def test_only_files_of_the_run_make_room(kind: str, tmp_path: Path) -> None:
+    """Not what has taken the place of one since: a file that says nothing of its run, a link to one elsewhere."""
+    folder, path = tmp_path / 'run', tmp_path / 'run' / 'iter_1.pth'
+    train(folder, 2, max_keep_ckpts=2)
+    path.rename(tmp_path / 'elsewhere.pth')
+    if kind == 'link':
+        path.symlink_to(tmp_path / 'elsewhere.pth')
+    else:
+        path.write_text('x')
+    train(folder, 4, resume=True, max_keep_ckpts=1)
+    assert names(folder) == ['iter_1.pth', 'iter_4.pth']
+
+
+def test_what_killed_writes_have_left_goes(tmp_path: Path) -> None:
+    """Of checkpoints and of the best one; other files stay."""
+    gone = ['.iter_1.pth.tmp', '.best_score_iter_1.pth.tmp']
+    kept = ['iter_1.pth.tmp', '.notes.pth.tmp', '.iter_1.pth', '.best_score_iter_x.pth.tmp', '.iter_1.pth.tmp~']
+    for name in (*gone, *kept):
+        (tmp_path / name).write_text('x')
+    begin(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} & {*gone, *kept} == {*kept}
+
+
+def test_the_last_checkpoint_of_a_resumed_training_is_the_one_that_it_goes_on_from(tmp_path: Path) -> None:
+    """Until it has saved one of its own: an error names it."""
+    train(tmp_path / 'first', 3)
+    shutil.copytree(tmp_path / 'first', tmp_path / 'copy')
+    for options, name in (({}, 'iter_3.pth'), (dict(load_from=tmp_path / 'copy' / 'iter_2.pth'), 'iter_2.pth')):
+        runner = make_runner(tmp_path / 'copy', 4, resume=True, **options)
+        runner.train_loop.run = lambda runner=runner: hook_of(runner).before_train(runner)
+        runner.train()
+        assert runner.message_hub.get_info('last_ckpt') == str(tmp_path / 'copy' / name)
 
 
 def test_files_of_another_training_make_no_room(tmp_path: Path) -> None:
