@@ -4,9 +4,11 @@ import argparse
 import collections
 import decimal
 import io
+import itertools
 import pathlib
 import pickle
 import struct
+import sys
 import tarfile
 import zipfile
 from collections.abc import Mapping
@@ -67,15 +69,19 @@ def test_values_come_back(name: str, form: str) -> None:
 @pytest.mark.parametrize('dtype', [
     *('float32', 'float64', 'float16', 'bfloat16', 'complex64', 'complex128'),
     *('int64', 'int32', 'int16', 'int8', 'uint8', 'bool'),
+    *('uint16', 'uint64', 'float8_e4m3fn'),  # which torch saves by their bytes, and the type beside them
 ])  # fmt: skip
 def test_tensors_come_back(dtype: str, form: str) -> None:
+    if not hasattr(torch, dtype):
+        pytest.skip(f'this torch has no {dtype}')
     whole = (torch.arange(24) % 2).view(4, 6).to(getattr(torch, dtype))
     views = [whole, whole.T, whole[1:, ::2], whole[:0], whole[2, 3], nn.Parameter(whole, requires_grad=False)]
     for tensor in views:
         got = read_pickled(saved(tensor, **FORMATS[form]))
         assert type(got) is type(tensor)
         assert (got.dtype, got.stride(), got.shape) == (tensor.dtype, tensor.stride(), tensor.shape)
-        assert torch.equal(got, tensor)
+        assert got.requires_grad == tensor.requires_grad
+        assert got.tolist() == tensor.tolist()
 
 
 @pytest.mark.parametrize('form', FORMATS)
@@ -99,7 +105,8 @@ def test_tensors_share_memory_lose_attributes_and_go_to_the_given_device(form: s
     def read(where: Any) -> Tensor:
         return read_pickled(saved(torch.ones(2, 3).T, **FORMATS[form]), where)
 
-    assert (read('meta').device.type, read('meta').shape) == ('meta', (3, 2))
+    assert (read('meta').device.type, read('meta').shape, read('meta').stride()) == ('meta', (3, 2), (1, 3))
+    assert (read({'cpu': 'meta'}).device.type, read({'cuda:0': 'meta'}).device.type) == ('meta', 'cpu')
     for where in (None, 'cpu', torch.device('cpu'), {'cpu': 'cpu'}, lambda storage, place: storage, lambda *_: None):
         assert torch.equal(read(where), torch.ones(3, 2))
 
@@ -116,11 +123,16 @@ def test_what_modules_say_of_their_version_comes_back() -> None:
         assert read_pickled(saved(state))._metadata == {'a': {'version': 1}}
 
 
-def archived(folder: Path, pickled: bytes) -> Path:
-    """A checkpoint of these instructions, and of one number."""
-    with zipfile.ZipFile(folder / 'a.pth', 'w') as archive:
+def archive_of(pickled: bytes, numbers: bytes = bytes(4)) -> bytes:
+    """A checkpoint of these instructions, and of one storage."""
+    with zipfile.ZipFile(buffer := io.BytesIO(), 'w') as archive:
         archive.writestr('a/data.pkl', b'\x80\x02' + pickled + b'.')
-        archive.writestr('a/data/0', bytes(4))
+        archive.writestr('a/data/0', numbers)
+    return buffer.getvalue()
+
+
+def archived(folder: Path, pickled: bytes, numbers: bytes = bytes(4)) -> Path:
+    (folder / 'a.pth').write_bytes(archive_of(pickled, numbers))
     return folder / 'a.pth'
 
 
@@ -180,9 +192,13 @@ def test_empty_texts_come_back() -> None:
 
 
 @pytest.mark.parametrize('value', [torch.Size, collections.OrderedDict, torch.FloatStorage, nn.Parameter])
-@pytest.mark.parametrize('where', ['alone', 'list', 'dict', 'deep'])
+@pytest.mark.parametrize('where', ['alone', 'list', 'dict', 'deep', 'metadata'])
 def test_a_class_is_no_value(value: type, where: str) -> None:
-    content = dict(alone=value, list=[value], dict={'a': value}, deep=argparse.Namespace(a=[({'b': value},)]))[where]
+    content: Any = dict(alone=value, list=[value], dict={'a': value}, deep=argparse.Namespace(a=[({'b': value},)]))
+    if where == 'metadata':
+        content['metadata'] = collections.OrderedDict()
+        content['metadata']._metadata = {'a': {'version': value}}
+    content = content[where]
     with pytest.raises(pickle.UnpicklingError, match='as a value'):
         read_pickled(saved(content))
 
@@ -236,6 +252,55 @@ EVIL: Mapping[str, bytes] = {
 }
 
 
+def number(value: int) -> bytes:
+    return b'K' + bytes([value])
+
+
+def test_tensors_end_with_their_storage(tmp_path: Path) -> None:
+    """Of every offset, size and step, those are read whose last number is there, and they have torch's numbers."""
+    storage, counts = torch.arange(4.0), collections.Counter[bool]()
+    for offset, *sizes in itertools.product(range(6), range(3), range(4), range(3), range(3)):
+        size, stride = sizes[:2], sizes[2:]
+        view = [b''.join(map(number, values)).join([b'(', b't']) for values in (size, stride)]
+        begun = TENSOR + text('0') + text('cpu') + number(4) + b'tQ' + number(offset)
+        archived(tmp_path, begun + b''.join(view) + b'\x89}tR', storage.numpy().tobytes())
+        furthest = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+        fits = furthest < 4 or 0 in size
+        counts[fits] += 1
+        if fits:
+            expected = torch.as_strided(storage, size, stride, offset) if 0 not in size else torch.empty(size)
+            assert load_data(tmp_path / 'a.pth').tolist() == expected.tolist()
+        else:
+            with pytest.raises(CheckpointError, match='beyond its storage'):
+                load_data(tmp_path / 'a.pth')
+    assert min(counts[True], counts[False]) > 100
+
+
+@pytest.mark.parametrize('numel', [2, 4])
+def test_storages_of_before_the_archives_have_the_length_that_is_said_of_them(numel: int) -> None:
+    content = saved(torch.ones(3), _use_new_zipfile_serialization=False).getvalue()
+    length = (3).to_bytes(8, sys.byteorder)
+    assert content[-20:-12] == length
+    changed = content[:-20] + numel.to_bytes(8, sys.byteorder) + content[-12:] + bytes(4)
+    with pytest.raises(pickle.UnpicklingError, match='another size'):
+        read_pickled(io.BytesIO(changed))
+
+
+def test_an_array_that_is_named_several_times_is_one() -> None:
+    array, buffer = np.arange(3), HistoryBuffer([1.0], [1])
+    for value in (array, buffer):
+        for protocol in (2, 4):
+            got = read_pickled(saved([value, (value, dict(a=value))], pickle_protocol=protocol))
+            assert got[0] is got[1][0] is got[1][1]['a']
+    # By a pickle that keeps it under two numbers before its content comes.
+    begun = name('numpy.core.multiarray._reconstruct') + name('numpy.ndarray') + number(0) + b'\x85C\x01b\x87R'
+    kept = b'q\x05q\x06'
+    state = b'(' + number(1) + number(1) + b'\x85' + name('numpy.dtype') + text('u1') + b'\x89\x88\x87R\x89C\x01\x07tb'
+    got = read_pickled(io.BytesIO(archive_of(b'(' + begun + kept + state + b'h\x05h\x06t')))
+    assert [each.tolist() for each in got] == [[7]] * 3
+    assert got[0] is got[1] is got[2]
+
+
 @pytest.mark.parametrize('kind', EVIL)
 def test_instructions_that_are_refused(kind: str, tmp_path: Path) -> None:
     before = dict(vars(argparse.Namespace))
@@ -262,6 +327,18 @@ def test_a_flipped_bit_is_noticed(where: str, tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match='incomplete or damaged'):
         load_data(path)
+
+
+def test_the_checksum_of_an_empty_record_counts() -> None:
+    content = bytearray(saved(torch.empty(0)).getvalue())
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        record = next(each for each in archive.infolist() if each.filename.endswith('/data/0'))
+    assert record.CRC == record.file_size == 0
+    at = content.rindex(record.filename.encode()) - 46  # of the folder of records at the end
+    assert content[at : at + 4] == b'PK\1\2'
+    content[at + 16] ^= 1
+    with pytest.raises(zipfile.BadZipFile, match='CRC'):
+        read_pickled(io.BytesIO(content))
 
 
 def test_a_program_behind_a_comment_is_refused(tmp_path: Path) -> None:
