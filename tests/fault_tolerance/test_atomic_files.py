@@ -1,5 +1,6 @@
 """Files that are written whole or not at all: in which order they are synced and renamed, and what a fault leaves."""
 
+import io
 import os
 import resource
 import shutil
@@ -41,6 +42,11 @@ def test_content_is_on_the_disk_before_it_has_the_name(
     assert (tmp_path / 'a.pth').read_bytes() == b'content'
     sync(tmp_path / 'a.pth')
     assert done[-2:] == [('sync', 'a.pth'), folder]
+    # mmengine gives a backend the content in either form.
+    for content in (b'content', io.BytesIO(b'content')):
+        done.clear()
+        AtomicBackend(synced).put(content, tmp_path / 'a.pth')
+        assert done == ([('sync', '.a.pth.tmp'), rename, folder] if synced else [rename])
 
 
 def test_it_has_the_rights_of_other_files_and_an_interrupt_leaves_nothing(

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import threading
 from collections import namedtuple
@@ -19,6 +20,7 @@ from mmengine.runner import Runner
 from mmpelk.errors import UserError
 from mmpelk.fault_tolerance import checkpoint_hook
 from mmpelk.fault_tolerance.checkpoint_hook import CheckpointHook
+from mmpelk.fault_tolerance.safe_loading import load_data
 from tests.fault_tolerance.tiny import hook_of, make_runner, names, train
 
 
@@ -233,3 +235,40 @@ def test_no_function_of_a_scheduler_is_saved(runner: Runner) -> None:
         hook_of(runner).before_save_checkpoint(runner, dict(param_schedulers=schedulers))
         lists = schedulers.values() if isinstance(schedulers, dict) else [schedulers]
         assert [*lists] == [[dict(last_step=3)]] * len(lists)
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+@pytest.mark.parametrize('hooks', [(), ('mmpelk.ResumeHook',)])
+def test_the_seed_of_the_sampler_is_saved(by_epoch: bool, hooks: tuple[str, ...], tmp_path: Path) -> None:
+    """Whose batches the resume hook has numbered, too."""
+    runner = train(tmp_path, 1, hooks=hooks, by_epoch=by_epoch)
+    (name,) = names(tmp_path)
+    seed = runner.train_dataloader.batch_sampler.sampler.seed
+    assert torch.load(tmp_path / name, weights_only=False)['run_state']['sampler_seed'] == seed is not None
+
+
+def test_what_is_published_stands_beside_its_checkpoint(tmp_path: Path) -> None:
+    train(tmp_path, 2, published_keys=['state_dict', 'message_hub'])
+    (published,) = (path for path in tmp_path.glob('iter_2-*.pth'))
+    content = load_data(published)
+    assert content.keys() == {'state_dict', 'message_hub'}
+    whole = load_data(tmp_path / 'iter_2.pth')
+    assert torch.equal(content['state_dict']['weight'], whole['state_dict']['weight'])
+    assert re.fullmatch('iter_2-[0-9a-f]{8}', published.stem)
+    assert names(tmp_path) == ['iter_1.pth', published.name, 'iter_2.pth']
+
+
+@pytest.mark.parametrize(('kept', 'refused'), [(3, True), (1, True), (-1, False)])
+def test_folders_of_deepspeed_make_no_room(kept: int, refused: bool, runner: Runner) -> None:
+    class DeepSpeedStrategy:
+        pass
+
+    hook = CheckpointHook(by_epoch=False, interval=1, max_keep_ckpts=kept)
+    runner.strategy = DeepSpeedStrategy()  # type: ignore[attr-defined]
+    if refused:
+        with pytest.raises(UserError, match='max_keep_ckpts=-1'):
+            hook.before_train(runner)
+    else:
+        hook.before_train(runner)
+    runner.strategy = object()  # type: ignore[attr-defined]
+    CheckpointHook(by_epoch=False, interval=1, max_keep_ckpts=1).before_train(runner)

@@ -124,7 +124,21 @@ def test_nothing_changes(optimizer: str, what: str, late: bool, amp: bool) -> No
     training.step()
     assert training.hook.skipped == 1
     assert training.runner.message_hub.get_scalar('train/skipped_steps').current() == 1
-    assert not same(before['network'], training.state()['network'])
+    assert not any(same(after[part], training.state()[part]) for part in ('network', 'average'))
+
+
+@pytest.mark.parametrize('late', [False, True])
+def test_nothing_changes_where_one_parameter_is_trained(late: bool) -> None:
+    training = Training('SGD', late)
+    for parameter in [*training.network.parameters()][:-1]:
+        parameter.requires_grad_(False)
+    before = training.state()['network']
+    training.step('bad gradient')
+    assert same(before, training.state()['network'])
+    training.step()
+    assert training.hook.skipped == 1
+    changed = {name for name, value in training.state()['network'].items() if not torch.equal(value, before[name])}
+    assert {name for name in changed if not name.startswith('1.')} == {'2.bias'}
 
 
 @pytest.mark.parametrize('late', [False, True])
@@ -169,14 +183,31 @@ def test_one_bad_batch_of_two_spoils_their_step(what: str) -> None:
     assert training.hook.skipped == 1
 
 
-def test_a_bad_loss_of_one_of_several_optimizers() -> None:
-    """Each leaves out its own step; the hook counts one."""
-    training = Training('SGD')
+def with_two_optimizers(patience: int = 10) -> tuple[Training, dict[str, Any]]:
+    training = Training('SGD', patience=patience)
     training.hook.after_train(training.runner)
     parts = {name: OptimWrapper(OPTIMIZERS['SGD'](training.network[int(name)].parameters())) for name in '02'}
     training.runner.optim_wrapper = OptimWrapperDict(**parts)
     training.hook.before_train(training.runner)
-    before = training.state()['network']
+    return training, parts
+
+
+@pytest.mark.parametrize('used', ['0', '2'])
+def test_steps_in_a_row_are_those_of_the_optimizer_that_steps(used: str) -> None:
+    """The other waits for its turn, as in a training of two networks against each other."""
+    training, parts = with_two_optimizers(patience=2)
+    for what in (float('nan'), 1.0, float('nan'), 1.0, float('nan')):
+        training.hook.before_train_iter(training.runner, 0, {})
+        parts[used].update_params(training.network(torch.ones(5, 3)).square().mean() * what)
+        training.hook.after_train_iter(training.runner, 0, {})
+    assert training.hook.skipped == 3
+
+
+def test_a_bad_loss_of_one_of_several_optimizers() -> None:
+    """Each leaves out its own step; the hook counts one, and averages nothing."""
+    training, parts = with_two_optimizers()
+    training.average.update_parameters(training.network)
+    before, average = training.state()['network'], training.state()['average']
     training.hook.before_train_iter(training.runner, 0, {})
     for name, factor in (('0', 1.0), ('2', float('nan'))):
         parts[name].update_params(training.network(torch.ones(5, 3)).square().mean() * factor)
@@ -184,6 +215,8 @@ def test_a_bad_loss_of_one_of_several_optimizers() -> None:
     changed = {name for name, value in training.state()['network'].items() if not torch.equal(value, before[name])}
     assert {name for name in changed if name[0] in '02'} == {'0.weight', '0.bias'}
     assert training.hook.skipped == 1
+    training.average.update_parameters(training.network)
+    assert same(average, training.state()['average'])
 
 
 def test_what_was_skipped_is_logged_with_its_iteration_and_files(monkeypatch: pytest.MonkeyPatch) -> None:

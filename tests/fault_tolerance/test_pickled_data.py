@@ -111,6 +111,12 @@ def test_tensors_share_memory_lose_attributes_and_go_to_the_given_device(form: s
         assert torch.equal(read(where), torch.ones(3, 2))
 
 
+def test_places_that_a_map_does_not_name_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.serialization, 'location_tag', lambda storage: 'meta')
+    for where, device in (({'cuda:0': 'cpu'}, 'meta'), ({'meta': 'cpu'}, 'cpu'), (None, 'meta')):
+        assert read_pickled(saved(torch.ones(2)), where).device.type == device
+
+
 def test_what_scripts_store_beside_weights_comes_back_as_text() -> None:
     assert read_pickled(saved([pathlib.PosixPath('/a/b.c'), torch.__version__])) == ['/a/b.c', str(torch.__version__)]
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mmpelk.errors import UserError
-from mmpelk.fault_tolerance.resumable import Run, find_fault, find_newest, run_of
+from mmpelk.fault_tolerance.resumable import Run, _is_like, find_fault, find_newest, misfit_of, run_of
 from mmpelk.fault_tolerance.safe_loading import CheckpointError, load_data
 from tests.fault_tolerance.tiny import Network, hook_of, make_runner, names, train
 
@@ -80,6 +80,36 @@ def test_nothing_that_a_checkpoint_names_is_deleted(given: str, tmp_path: Path) 
     assert sorted(tmp_path.glob('home/**/*')) + sorted((tmp_path / 'first').iterdir()) == before
     assert (second / 'notes.txt').exists()
     assert (second / 'iter_7.pth').is_dir()
+
+
+@pytest.mark.parametrize('way', ['../run/iter_2.pth', '../link/iter_2.pth', 'link.pth'])
+def test_a_checkpoint_of_the_folder_may_be_named_in_any_way(way: str, tmp_path: Path) -> None:
+    folder = tmp_path / 'run'
+    train(folder, 3)
+    (tmp_path / 'link').symlink_to(folder)
+    (folder / 'link.pth').symlink_to('iter_2.pth')
+    assert begin(folder, resume=True, load_from=folder / way) == Path(way).name
+    assert (folder / 'last_checkpoint').read_text() == str(folder / way)
+
+
+def test_a_folder_of_two_names_has_each_checkpoint_once(tmp_path: Path) -> None:
+    options = dict(out_dir=str(tmp_path / 'large'))
+    (tmp_path / 'large' / 'run').mkdir(parents=True)
+    (tmp_path / 'run').symlink_to(tmp_path / 'large' / 'run')
+    train(tmp_path / 'run', 1, **options)
+    (tmp_path / 'run' / 'iter_1.pth').write_bytes(b'')
+    with pytest.raises(CheckpointError, match='none of the 1 checkpoints of'):
+        train(tmp_path / 'run', 2, resume=True, **options)
+
+
+def test_a_lost_checkpoint_does_not_let_a_training_begin_anew(tmp_path: Path) -> None:
+    """Where files of another training are there."""
+    train(tmp_path / 'first', 1)
+    train(tmp_path / 'run', 2, max_keep_ckpts=1)
+    (tmp_path / 'first' / 'iter_1.pth').rename(tmp_path / 'run' / 'iter_1.pth')
+    (tmp_path / 'run' / 'iter_2.pth').unlink()
+    with pytest.raises(CheckpointError, match=r"'iter_2\.pth', which last_checkpoint names, is not there"):
+        train(tmp_path / 'run', 3, resume=True)
 
 
 def test_a_copy_of_a_run_leaves_the_run_alone(tmp_path: Path) -> None:
@@ -269,7 +299,7 @@ def test_runs_without_an_id_are_ancestors_too(tmp_path: Path) -> None:
     ]
 
 
-def test_a_branch_of_a_branch_knows_all_before_it() -> None:
+def test_a_branch_of_a_branch_knows_all_before_it(tmp_path: Path) -> None:
     first, second, third = ('1' * 32, '2' * 32, '3' * 32)
     run = Run(first).branch(second, 5).branch(third, 9)
     limits = {first: 5, second: 9, third: 10**6}
@@ -280,6 +310,9 @@ def test_a_branch_of_a_branch_knows_all_before_it() -> None:
     # Of mmengine's own hook, whose checkpoints have none.
     assert Run().has(None, 7)
     assert not Run().has(first, 0)
+    branch = Run().branch(second, 160_000)
+    (tmp_path / 'run_id').write_text(branch.branch(third, 2**47).text())
+    assert find_newest([], tmp_path, Network()).run == branch.branch(third, 2**47)
     branch = Run().branch(second, 5)
     assert [branch.has(None, iteration) for iteration in (5, 6)] == [True, False]
     assert (Run().text(), branch.text()) == ('-', f'{second}\n- 5')
@@ -353,6 +386,52 @@ def test_odd_parts_end_in_a_sentence(where: str, value: Any, good: Path, tmp_pat
     torch.save(content, tmp_path / 'evil.pth')
     with pytest.raises(CheckpointError, match=r'evil\.pth'):
         train(tmp_path, 2, resume=True, load_from=tmp_path / 'evil.pth', param_scheduler=dict(SCHEDULER))
+
+
+@pytest.mark.parametrize(('here', 'there', 'fits'), [
+    *((0.1, 1, True), (0.1, torch.tensor(0.1), True), (0.1, 'x', False), (0.1, None, False), (3, [3], False)),
+    *((True, False, True), (False, None, True), (True, 'x', False)),
+    *(((0.9, 0.99), [0.9, 0.99], True), ((0.9, 0.99), (0.9,), False), ((0.9, 0.99), (0.9, 'x'), False)),
+    *(([1.0], [1.0, 2.0], True), ([1.0], ['x'], False), ([], ['x'], True), ([1.0], 1.0, False)),
+    *(('cos', 'linear', True), ('cos', None, False), ({}, {}, True), ({}, [], False)),
+    *((None, 'x', True), (None, 3, True)),
+])  # fmt: skip
+def test_what_an_entry_of_a_state_may_be_replaced_by(here: Any, there: Any, fits: bool) -> None:
+    assert _is_like(here, there) is fits
+
+
+def test_each_of_several_optimizers_and_schedulers_is_looked_at(tmp_path: Path) -> None:
+    runner = train(tmp_path, 1, param_scheduler=[dict(SCHEDULER), dict(SCHEDULER)])
+    wrapper, schedulers = runner.optim_wrapper, runner.param_schedulers
+    content = load_data(tmp_path / 'iter_1.pth')
+    state, pair = content['optimizer'], content['param_schedulers']
+    odd = [pair[0], {**pair[1], 'end': 'x'}]
+    bad = {**state, 'param_groups': [{**state['param_groups'][0], 'lr': 'x'}]}
+    for one, said in ((state, None), (bad, 'its optimizer has lr'), (None, 'its optimizer is of other groups')):
+        assert (misfit_of(dict(optimizer=one), wrapper, None) or '').startswith(said or '')
+        found = misfit_of(dict(optimizer=dict(a=state, b=one)), dict(a=wrapper, b=wrapper), None)
+        assert (found or None) is None if said is None else said.replace('optimizer', 'optimizer.b') in (found or '')
+    for saved, given, said in (
+        *(
+            (pair, schedulers, None),
+            (odd, schedulers, "'end' of another type"),
+            (dict(a=pair), schedulers, 'not those'),
+        ),
+        *((dict(a=pair, b=pair), dict(a=schedulers, b=schedulers), None), (pair, dict(a=schedulers), 'not those')),
+        *((dict(a=pair, b=odd), dict(a=schedulers, b=schedulers), "'end'"), (None, schedulers, None)),
+    ):
+        found = misfit_of(dict(optimizer=state, param_schedulers=saved), wrapper, given)
+        assert found is None if said is None else said in (found or '')
+
+
+@pytest.mark.parametrize('prefix', ['', 'module.'])
+def test_weights_may_have_the_names_of_a_wrapper(prefix: str, good: Path, tmp_path: Path) -> None:
+    content = load_data(good)
+    for size, fault in ((1, None), (2, 'is of another network: weight has shape (1,) here, shape (2,) there')):
+        content['state_dict'] = {f'{prefix}weight': torch.ones(size)}
+        torch.save(content, tmp_path / 'a.pth')
+        found = find_fault(tmp_path / 'a.pth', Network())
+        assert found is None if fault is None else fault in (found or '')
 
 
 def test_a_long_number_is_not_printed(good: Path, tmp_path: Path) -> None:

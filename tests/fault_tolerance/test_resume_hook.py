@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from mmengine.dataset import DefaultSampler
+from mmengine.dataset import DefaultSampler, sampler
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler, TensorDataset
 
 from mmpelk.fault_tolerance import resume
@@ -112,6 +112,21 @@ def test_an_endless_loop_draws_every_epoch_anew() -> None:
     drawn = [index for _ in range(8) for index in next(batches)]
     assert drawn == [index for epoch in range(3) for index in (sampler.set_epoch(epoch), *sampler)[1:]][3:]
     assert drawn[6:15] != drawn[15:]
+
+
+@pytest.mark.parametrize('rank', [0, 1])
+def test_an_endless_sampler_begins_again_with_the_indices_of_its_process(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampler, 'get_dist_info', lambda: (rank, 2))
+    training = make_runner(tmp_path, 1, hooks=())
+    loop = training.train_loop
+    given = loop.dataloader.sampler
+    expected = [*itertools.islice(sampler.InfiniteSampler(range(4), seed=given.seed), 9)]
+    for drawn in (0, 3):
+        [*itertools.islice(given.indices, drawn)]
+        ResumeHook().before_train(training)
+        assert [index for batch in itertools.islice(loop.dataloader.batch_sampler, 9) for index in batch] == expected
 
 
 def test_loaders_draw_nothing_from_the_numbers_of_training() -> None:

@@ -168,6 +168,11 @@ def test_parts_of_another_type_end_in_a_sentence(part: str, tmp_path: Path) -> N
     torch.save({part: [1]}, tmp_path / 'a.pth')
     with pytest.raises(CheckpointError, match=f'its {part} is of type list, not dict'):
         load_data(tmp_path / 'a.pth')
+    inner = dict(meta=['dataset_meta'], message_hub=['log_scalars', 'runtime_info', 'resumed_keys']).get(part, [])
+    for key in inner:
+        torch.save({part: {key: [1]}}, tmp_path / 'a.pth')
+        with pytest.raises(CheckpointError, match=f'its {part}.{key} is of type list, not dict'):
+            load_data(tmp_path / 'a.pth')
 
 
 @pytest.mark.parametrize('zipped', [True, False])
@@ -239,6 +244,8 @@ def test_addresses_with_one_name_are_two_files(internet: Internet, tmp_path: Pat
     for name, found in (
         (f'x-{digest}.pth', 'torch'),
         ('x-01234567.pth', 'https://a/x-01234567.pth'),
+        (f'x-{digest[:7]}.pth', f'https://a/x-{digest[:7]}.pth'),  # too short for one
+        (f'x-{digest}', f'https://a/x-{digest}'),
         ('x.pth', urls[0]),
     ):
         shutil.copy(tmp_path / 'here.pth', tmp_path / 'checkpoints' / name)
@@ -263,6 +270,29 @@ def test_backbones_of_mmengines_list(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(safe_loading, 'get_mmcls_models', lambda: {'vgg': 'https://a/x.pth'})
     found = safe_loading.read_checkpoint('mmcls://vgg')
     assert {part: [*names] for part, names in found.items()} == {'state_dict': ['conv.weight', 'norm.backbone.bias']}
+
+
+def test_addresses_of_mmengines_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that its lists have given up lead where their new ones do."""
+    monkeypatch.setattr(safe_loading, 'load_from_http', lambda url, map_location: url)
+    deprecated = safe_loading.get_deprecated_model_names()
+    known = safe_loading.get_external_models()
+    assert known.keys() & deprecated.values()
+    for scheme in ('open-mmlab', 'openmmlab'):
+        for old, new in deprecated.items():
+            if new in known:
+                assert safe_loading.read_checkpoint(f'{scheme}://{old}') == known[new]
+    monkeypatch.setattr(safe_loading, 'torchvision_models', lambda: dict(net='https://t/net.pth'))
+    for scheme in ('torchvision', 'modelzoo'):
+        assert safe_loading.read_checkpoint(f'{scheme}://net') == 'https://t/net.pth'
+
+
+def test_a_checkpoint_of_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('HOME', str(tmp_path))
+    torch.save(dict(a=1), tmp_path / 'a.pth')
+    assert safe_loading.read_checkpoint('~/a.pth') == dict(a=1)
+    with pytest.raises(FileNotFoundError, match=f"'{tmp_path}/b.pth' does not exist"):
+        safe_loading.read_checkpoint('~/b.pth')
 
 
 def test_a_store_names_its_file(monkeypatch: pytest.MonkeyPatch) -> None:

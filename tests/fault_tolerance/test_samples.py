@@ -4,9 +4,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.dataset import Compose
 from PIL import Image
 from torch import nn
 
@@ -36,6 +38,8 @@ def test_labels_end_below_the_number_of_classes(kind: str, label: int, fits: boo
 
 @pytest.mark.parametrize(('shape', 'said'), [
     ((2, 3), "the label map 'a.png' has 2 x 3 labels, its image has 3 x 2 pixels"),
+    ((3, 3), "the label map 'a.png' has 3 x 3 labels, its image has 3 x 2 pixels"),
+    ((2, 2), "the label map 'a.png' has 2 x 2 labels, its image has 3 x 2 pixels"),
     ((3, 2, 3), "the label map 'a.png' has 3 dimensions, a label map has two"),
 ])  # fmt: skip
 def test_label_maps_of_other_shapes_are_refused(shape: tuple[int, ...], said: str) -> None:
@@ -44,13 +48,16 @@ def test_label_maps_of_other_shapes_are_refused(shape: tuple[int, ...], said: st
         pipeline.check(dict(gt_seg_map=np.zeros(shape), ori_shape=(3, 2), seg_map_path='a.png'))
 
 
-def test_any_other_error_names_the_sample_on_one_line() -> None:
+@pytest.mark.parametrize(('error', 'said'), [
+    (KeyError('no such key\nand more'), 'KeyError: .no such key'),
+    (ValueError('a first line\nand more'), r'ValueError: a first line\. Mend it'),
+    (cv2.error('a first line\nand more'), r'error: a first line\. Mend it'),
+])  # fmt: skip
+def test_any_other_error_names_the_sample_on_one_line(error: Exception, said: str) -> None:
     def fails(data: dict) -> None:
-        raise KeyError('no such key\nand more')
+        raise error
 
-    with pytest.raises(
-        DataError, match=r"^the sample 'a.jpg' with the label map 'a.png' cannot be used: KeyError: "
-    ) as e:
+    with pytest.raises(DataError, match=f"^the sample 'a.jpg' with the label map 'a.png' cannot be used: {said}") as e:
         _CheckedPipeline([fails], 4, 'files', {255})(dict(img_path='a.jpg', seg_map_path='a.png'))
     assert len(str(e.value).splitlines()) == 1
 
@@ -179,3 +186,26 @@ def test_the_ignored_value_is_that_of_the_heads(ignored: int, tmp_path: Path) ->
     assert data[ignored - 254]['inputs'].shape == (3, 8, 8)
     with pytest.raises(DataError, match=f'has class {509 - ignored}'):
         data[255 - ignored]
+
+
+@pytest.mark.parametrize(('named', 'outputs', 'highest'), [(3, 3, 2), (3, 5, 4), (0, 5, 4), (0, 0, None)])
+def test_labels_reach_to_the_classes_of_the_set_or_of_the_head(named: int, outputs: int, highest: int | None) -> None:
+    """Whichever has more; without either nothing is known of them."""
+    model: Any = nn.Module()
+    if outputs:
+        model.head = nn.Module()
+        model.head.num_classes = outputs
+
+    class Labels(list):
+        metainfo = dict(classes='abcde'[:named]) if named else {}
+        pipeline = Compose([])
+
+    dataset = Labels([0])
+    loop = SimpleNamespace(dataloader=SimpleNamespace(dataset=dataset))
+    CheckDataHook().before_train(SimpleNamespace(model=model, train_loop=loop))  # type: ignore[arg-type]
+    for label in range(7):
+        if highest is None or label <= highest:
+            assert dataset.pipeline(dict(gt_label=label)) == dict(gt_label=label)
+        else:
+            with pytest.raises(DataError, match=f'has class {label}, but there are {highest + 1} classes'):
+                dataset.pipeline(dict(gt_label=label))

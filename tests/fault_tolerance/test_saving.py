@@ -9,7 +9,8 @@ from mmpelk.errors import UserError
 from mmpelk.fault_tolerance.saving import BackgroundWriter, explain_failed_write
 
 
-def test_writes_come_in_order_and_a_failure_is_told_once() -> None:
+@pytest.mark.parametrize('last', [True, False])
+def test_writes_come_in_order_and_a_failure_is_told_once(last: bool) -> None:
     writer, done, begun = BackgroundWriter(), [], threading.Event()
 
     def first() -> None:
@@ -22,11 +23,16 @@ def test_writes_come_in_order_and_a_failure_is_told_once() -> None:
 
     writer.submit(first)
     writer.submit(second)
+    if not last:
+        writer.submit(lambda: done.append('third'))
     begun.set()
     with pytest.raises(UserError, match='no room'):
         writer.wait()
-    assert done == ['first', 'second']
+    assert done[:2] == ['first', 'second']
     writer.wait()
+    writer.submit(lambda: done.append('later'))
+    writer.wait()
+    assert done == ['first', 'second', *([] if last else ['third']), 'later']
 
 
 @pytest.mark.parametrize(('error', 'reason'), [

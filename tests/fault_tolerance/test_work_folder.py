@@ -1,9 +1,11 @@
 """One training at a time writes into a work folder, and no link leads it elsewhere."""
 
+import errno
 import fcntl
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +49,32 @@ def test_a_process_may_train_again_in_its_folder(tmp_path: Path) -> None:
     opened = len(os.listdir('/proc/self/fd'))
     for lock in [WorkFolderLock(tmp_path) for _ in range(3)]:
         lock.release()
+    assert len(os.listdir('/proc/self/fd')) == opened
+
+
+def test_the_file_of_a_lock_names_its_holder_alone(tmp_path: Path) -> None:
+    (tmp_path / '.lock').write_text('process 123456789 on another machine, whose name is long\n' * 3)
+    lock = WorkFolderLock(tmp_path)
+    assert (tmp_path / '.lock').read_text() == f'process {os.getpid()} on {socket.gethostname()}\n'
+    lock.release()
+
+
+@pytest.mark.parametrize('number', [errno.EACCES, errno.EAGAIN, errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_trained_on(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is locked by another process is refused, whichever number the system has for that."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, 'flock', refuse)
+    opened = len(os.listdir('/proc/self/fd'))
+    if number in (errno.EACCES, errno.EAGAIN):
+        with pytest.raises(UserError, match=r'^another process trains in '):
+            WorkFolderLock(tmp_path)
+    else:
+        WorkFolderLock(tmp_path).release()
     assert len(os.listdir('/proc/self/fd')) == opened
 
 
