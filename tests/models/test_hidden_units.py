@@ -89,6 +89,16 @@ def test_a_backbone_starts_from_a_shrunk_file(file, shrunk, given):
     assert not torch.equal(model.stages[0][0].pointwise_conv1.weight, shrunk['stages.0.0.pointwise_conv1.weight'])
 
 
+def test_of_several_files_the_last_counts(file, tmp_path):
+    torch.save(PeLK(NANO).state_dict(), tmp_path / 'whole.pth')
+    whole = dict(type='Pretrained', checkpoint=str(tmp_path / 'whole.pth'))
+    for given, found in (([whole, pretrained(file)], [5, 48, 7]), ([pretrained(file), whole], [32, 48, 48])):
+        model = PeLK(NANO, hidden_channels='pretrained', init_cfg=given)
+        assert widths(model) == found
+        model.init_weights()
+        assert widths(model) == found
+
+
 def test_a_part_of_a_shrunk_block_leaves_the_block_as_it_is(shrunk):
     model = PeLK(NANO)
     part = {name: value for name, value in shrunk.items() if 'pointwise_conv' in name and name.endswith('weight')}

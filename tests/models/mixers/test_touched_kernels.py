@@ -90,6 +90,18 @@ def test_global_hooks_see_both_kernels(register: Callable) -> None:
     assert {mixer.large, mixer.small} <= set(seen)
 
 
+@pytest.mark.parametrize('rate', [0.0, 0.5])
+@pytest.mark.parametrize('kind', ['forward hook', 'forward pre-hook', 'replaced forward'])
+@torch.no_grad()
+def test_a_watched_drop_path_is_called_in_evaluation(kind: str, rate: float) -> None:
+    model, seen = network(2, drop_path_rate=rate), []
+    x = torch.rand(1, 3, 32, 32)
+    want = model(x)[0]
+    OF_A_KERNEL[kind](model.stages[0][1].drop_path, seen)
+    torch.testing.assert_close(model(x)[0], want)
+    assert seen == [1]
+
+
 @pytest.mark.parametrize('kind', ['forward hook', 'forward pre-hook', 'replaced forward'])
 @torch.no_grad()
 def test_a_watched_kernel_is_called_when_deployed(kind: str) -> None:
