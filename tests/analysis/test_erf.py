@@ -53,6 +53,13 @@ def test_images_are_spread_over_the_folders(tmp_path: Path) -> None:
     assert len(read_images([tmp_path], 50, 32)) == 12
 
 
+def test_images_are_stretched_by_cubic_interpolation(tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / 'x.png'), picture)
+    (found,) = read_images([tmp_path], 1, 16).values()
+    np.testing.assert_array_equal(found, cv2.resize(picture, (16, 16), interpolation=cv2.INTER_CUBIC))
+
+
 def test_images_are_checked(photos: Path, tmp_path: Path) -> None:
     (tmp_path / 'broken.png').write_bytes(b'no image')
     (tmp_path / 'empty.png').touch()

@@ -125,6 +125,7 @@ TOUCHED: dict[str, Callable[[PeLKBlock], object]] = {
     'instance_norm': _set('mixer.small_norm', nn.InstanceNorm2d(3, affine=True, track_running_stats=True)),
     'folded_norm': _set('mixer.small_norm', nn.Identity()),
     'other_norm': _set('norm', nn.RMSNorm(7) if hasattr(nn, 'RMSNorm') else nn.Identity()),
+    'norm_of_two_axes': _set('norm', nn.LayerNorm((5, 7))),
     'wrapped_linear': lambda block: _set('pointwise_conv1', nn.Sequential(block.pointwise_conv1))(block),
     'mixer_of_ones_own': lambda block: setattr(block.mixer, '__class__', _OwnForward),
     'another_mixer': _set('mixer', MIXERS['conv7'](MixerSpec(3, 7))),

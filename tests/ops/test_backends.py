@@ -25,7 +25,9 @@ from mmpelk.ops.backends import (
     calls,
     choice,
     dense,
+    dft,
     fastest_backend,
+    fft,
     first_results,
     table,
 )
@@ -237,6 +239,31 @@ class _Compiled:
     def weight_grad(self, x: Tensor, grad_out: Tensor, grid: Sequence[int]) -> Tensor:
         self.calls += 1
         return self.damage(dense.weight_grad(x, grad_out, grid))
+
+
+@pytest.mark.parametrize(
+    ('size', 'kernel', 'by_terms', 'by_positions'),
+    [
+        ((20, 20), 5, True, False),
+        ((20, 20), 11, True, False),  # 121 terms
+        ((8, 15), 51, True, True),
+        ((8, 16), 51, False, True),
+        ((15, 17), 151, False, True),
+        ((16, 16), 151, False, False),
+    ],
+)
+def test_sums_of_few_terms_are_transformed_in_float64(
+    size: tuple[int, int], kernel: int, by_terms: bool, by_positions: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = sharing_grid(kernel)
+    x, weight = torch.zeros(1, 1, *size, dtype=torch.bfloat16), torch.zeros(1, 1, len(grid), len(grid))
+    assert (dft._plan(x, grid, torch.float32).dtype == torch.float64) == by_terms
+    plans: list[torch.dtype] = []
+    plan = fft._Plan
+    monkeypatch.setattr(fft, '_Plan', lambda *args: plans.append(args[-1]) or plan(*args))  # type: ignore[func-returns-value]
+    fft.forward(x, weight, None, grid)
+    fft.weight_grad(x, x, grid)
+    assert [dtype == torch.float64 for dtype in plans] == [by_positions, True]
 
 
 def test_what_tells_trusted_kernels_apart(monkeypatch: pytest.MonkeyPatch) -> None:

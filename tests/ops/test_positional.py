@@ -47,6 +47,18 @@ def test_table_is_kept_in_float32_under_autocast() -> None:
     torch.testing.assert_close(table, summed_area_table(weight.bfloat16().float(), grid, embedding))
 
 
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+def test_products_of_numbers_in_16_bits_are_not_rounded(dtype: torch.dtype) -> None:
+    grid = sharing_grid(13, 5)
+    weight, embedding = torch.randn(3, 1, 9, 9).to(dtype), torch.randn(3, 13, 13).to(dtype)
+    for function in (
+        lambda *tensors: summed_area_table(tensors[0], grid, tensors[1]),
+        lambda *tensors: positional_constant(tensors[0], grid, tensors[1]),
+        lambda *tensors: positional_term(*tensors, grid, 9, 12),
+    ):
+        assert torch.equal(function(weight, embedding), function(weight.float(), embedding.float()))
+
+
 def test_large_table_keeps_float32_precision() -> None:
     """Four look-ups cancel; at 101 x 101 the map still agrees with float64 to 1e-5 of its largest value."""
     grid = sharing_grid(101, 7)

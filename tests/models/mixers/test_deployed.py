@@ -268,6 +268,19 @@ def test_threads_get_what_one_gets() -> None:
     assert not wrong
 
 
+@pytest.mark.parametrize(
+    ('dtype', 'kept'),
+    [(torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.float64, torch.float64)],
+    ids=str,
+)
+def test_tables_have_more_digits_than_weights_in_16_bits(dtype: torch.dtype, kept: torch.dtype) -> None:
+    """Their sums are subtracted from each other."""
+    mixer = PeripheralMixer(MixerSpec(3, 13, positional_embedding='in_bounds')).eval().to(dtype)
+    mixer.switch_to_deploy(torch.randn(3, 13, 13).to(dtype))
+    assert mixer.embedding_table.dtype == kept
+    assert {parameter.dtype for parameter in mixer.parameters()} == {dtype}
+
+
 class DetrFrozenBatchNorm2d(nn.BatchNorm2d):
     """As transformers has them, whose epsilon is a number in the code."""
 
