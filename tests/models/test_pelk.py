@@ -284,6 +284,7 @@ def test_norm_eval_keeps_the_statistics() -> None:
         (dict(arch='tiny', center_size=53), 'center_size 53 is larger than every kernel'),
         (dict(arch='tiny', channels=(8, 16)), '4 depths but 2 channels'),
         (dict(arch='tiny', kernel_sizes=31), 'a sequence with a value per stage'),
+        *((dict(sharing_grids=[None] * count), f'4 depths but {count} sharing_grids') for count in (3, 5)),
         (dict(arch=NANO | dict(sharing_grids=([9, 1], None, None, None))), 'kernel_size 31 needs'),
         (dict(mixer='peripherial'), "unknown mixer 'peripherial'; known: peripheral, dense, stripe, conv7"),
         (dict(out_indices=(0, 4)), r'out_indices \(0, 4\)'),
