@@ -39,6 +39,17 @@ LAYOUTS = {
     'with a test': dict(train__cat=3, train__dog=3, valid__cat=2, valid__dog=2, test__cat=2, test__dog=2),
     'no validation': dict(train__cat=3, train__dog=3, test__cat=2, test__dog=2),
     'a flat test': dict(train__cat=5, train__dog=5, test=3),
+    'capitals': dict(Train__cat=3, Train__dog=3, VAL__cat=2, Val_images__dog=2),
+    'capitals below the classes': dict(cat__Training=3, cat__VALID=2, dog__Training=3, dog__Test=2),
+    'folders below a split': dict(cat__train__x=2, cat__train=3, cat__val=1, dog__train=3, dog__val=1),
+    'folders below classes': dict(cat__x=2, cat=1, dog__x__y=3, dog=2),
+    'folders below classes of splits': dict(train__cat__x=2, train__dog=3, val__cat=2, val__dog__val=2),
+    'no training': dict(val__cat=3, val__dog=3, test__cat=2, test__dog=2),
+    'wrapped twice': dict(a__b__cat=3, a__b__dog=3),
+    'wrapped by a split': dict(train__a__x=3, train__b__x=3),
+    'loose in splits and beside': dict(
+        train__cat=30, train__dog=30, train=2, val__cat=2, val__dog=2, other__cat=1, val=1
+    ),
 }
 
 
@@ -53,6 +64,13 @@ def test_pictures_beside_the_splits_of_their_class_are_told(tmp_path: Path) -> N
     data = read_classification(write(tmp_path, cat__train=4, cat__val=2, dog__train=3, dog__val=1, dog=1))
     assert (names(data), data.counts) == (dict(train=7, val=3), [6, 4])
     assert '1 pictures of a class are in no folder of a split and are left out (dog/0.jpg)' in notes(data, 'mistake')
+
+
+def test_empty_classes_of_a_split_are_told(tmp_path: Path) -> None:
+    write(tmp_path, train__cat=3, train__dog=3, val__cat=1, val__dog=1)
+    for folder in ('train/fish', 'train/.cache', 'other', 'val/cow'):
+        (tmp_path / folder).mkdir()
+    assert '2 folders hold no picture and are no classes (cow, fish)' in notes(read_classification(tmp_path), 'mistake')
 
 
 def test_classes_called_like_splits(tmp_path: Path) -> None:
@@ -79,6 +97,7 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
     for copy in 'ab':
         image(tmp_path / 'bird' / f'0_jpg.rf.{copy * 32}.jpg')
     (tmp_path / 'fish').mkdir()
+    (tmp_path / '.git').mkdir()
     image(tmp_path / 'loose.jpg')
     (tmp_path / 'cat' / '0.jpg').write_text('no picture')
     read_classification(tmp_path)
@@ -151,8 +170,17 @@ def test_names_that_are_none_whatever_their_letters(tmp_path: Path) -> None:
 
 
 def test_one_class_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match='at least two classes'):
-        read_classification(write(tmp_path, cat=3))
+    """Also one with folders below it, as there is a picture beside them."""
+    for folders in (dict(cat=3), dict(cat__a=2, cat__b=2)):
+        with pytest.raises(UserError, match=r"at least two classes, found \['cat'\]"):
+            read_classification(write(tmp_path, **folders))
+
+
+@pytest.mark.parametrize(('most', 'told'), [(20, False), (21, True)])
+def test_a_class_ten_times_as_large_is_told(most: int, told: bool, tmp_path: Path) -> None:
+    data = read_classification(write(tmp_path, cat=most, dog=2))
+    assert ('the largest class has 21 pictures, the smallest 2: ' in notes(data, 'remark')) is told
+    assert ('(dog)' in notes(data, 'remark')) is told
 
 
 @pytest.mark.usefixtures('all_that_is_read')
