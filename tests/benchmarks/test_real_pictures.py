@@ -1,6 +1,7 @@
 """The study on photographs: all networks begin as the same function, are trained on the same, and are counted right."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from benchmarks.real_pictures import networks, picture, pictures, study, trainin
 from benchmarks.real_pictures.networks import Variant
 from mmpelk.errors import UserError
 from mmpelk.models.peripheral_conv import PeripheralConv2d
+from mmpelk.ops import expand_kernel
 
 timm = pytest.importorskip('timm')
 
@@ -83,6 +85,31 @@ def test_batches_follow_the_seed_and_keep_pictures_and_labels_together(camvid: P
         torch.testing.assert_close(images[~padded], torch.full_like(images[~padded], 100 / 255))
 
 
+def test_pictures_are_scaled_cut_and_padded_with_their_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From three quarters to one and a half; each picture once before the next round."""
+    blocks = torch.zeros(2, 24, 32, dtype=torch.uint8)
+    blocks[0, 6:17], blocks[1, :, 3:20] = 1, 1
+    split, sizes = pictures.Split(blocks[:, None].expand(-1, 3, -1, -1) * 255, blocks), []
+    resized = pictures.resized
+    monkeypatch.setattr(pictures, 'resized', lambda images, size: sizes.append(size) or resized(images, size))
+    for images, labels in pictures.batches(split, (24, 32), 4, 40, 0):
+        shown, padded = images[:, 0], labels == pictures.IGNORED
+        clear = ~padded & ((shown - 0.5).abs() > 1e-3)
+        assert ((shown > 0.5) == (labels == 1))[clear].all()
+        assert (shown[padded] == 0.5).all()
+    shares = np.array(sizes)[:, 0] / 24
+    assert shares.min() == pytest.approx(0.75, abs=0.03)
+    assert shares.max() == pytest.approx(1.5, abs=0.03)
+    numbered = pictures.Split(
+        torch.zeros(5, 3, 24, 32, dtype=torch.uint8),
+        torch.arange(5, dtype=torch.uint8)[:, None, None].repeat(1, 24, 32),
+    )
+    drawn = [
+        label[label < 5][0].item() for _, labels in pictures.batches(numbered, (24, 32), 2, 5, 0) for label in labels
+    ]
+    assert [sorted(drawn[:5]), sorted(drawn[5:])] == [[0, 1, 2, 3, 4]] * 2
+
+
 def test_labels_that_are_no_class_are_refused(camvid: Path) -> None:
     with pytest.raises(UserError, match='holds the value 2, which is no class'):
         pictures.read_split(camvid, 'train', 2, None)
@@ -109,6 +136,33 @@ def test_perfect_scores_are_100() -> None:
     assert wrong['iou'][2] is None
 
 
+def test_the_middle_is_evaluated_in_the_whole_and_alone() -> None:
+    """A network that is right in the middle of whole pictures alone."""
+    labels = torch.randint(0, 3, (2, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    split = pictures.Split(torch.stack([labels * 80] * 3, 1), labels)
+
+    class Short(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            right = -(images[:, :1] * 255 / 80 - torch.arange(3)[:, None, None]).abs()
+            shown = torch.zeros(images.shape[-2:])
+            if images.shape[-2:] == (16, 24):
+                shown[4:12, 6:18] = 1
+            return right * shown
+
+    result = training.evaluate(Short(), split, (16, 24), 3)  # type: ignore[arg-type]
+    assert result['miou_middle'] == 100
+    part = labels[:, 4:12, 6:18]
+    assert result['miou_cropped'] == pytest.approx(100 * (part == 0).float().mean().item() / 3, abs=0.01)
+    hits = [(part == index).sum().item() for index in range(3)]
+    outside = labels.numel() - part.numel()
+    union = [
+        (labels == index).sum().item() + (outside - ((labels == 0).sum().item() - hits[0])) * (index == 0)
+        for index in range(3)
+    ]
+    hits[0] = (labels == 0).sum().item()
+    assert result['iou'] == pytest.approx([100 * hit / all_ for hit, all_ in zip(hits, union, strict=True)], abs=0.01)
+
+
 @pytest.mark.parametrize(('bias', 'expected'), [(1.0, [3, 3]), (-9.0, None)], ids=['alive', 'dead'])
 def test_a_map_that_nothing_reaches_has_no_receptive_field(bias: float, expected: list[int] | None) -> None:
     encoder = torch.nn.Conv2d(3, 1, 3, padding=1)
@@ -118,6 +172,138 @@ def test_a_map_that_nothing_reaches_has_no_receptive_field(bias: float, expected
     split = pictures.Split(images, torch.zeros(4, 9, 13, dtype=torch.uint8))
     network = networks.Segmenter(encoder, torch.nn.Identity())
     assert training.receptive_sides(network, split, (9, 13)) == expected
+
+
+def test_receptive_fields_are_those_of_the_middles_of_pictures_of_the_whole_split(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    numbers = torch.arange(9, dtype=torch.uint8)[:, None, None, None]
+    images = (10 * numbers + torch.arange(13, dtype=torch.uint8)).expand(9, 3, 9, 13)
+    split = pictures.Split(images, torch.zeros(9, 9, 13, dtype=torch.uint8))
+    network = networks.Segmenter(torch.nn.Identity(), torch.nn.Identity(), half=True)
+    seen: list[float] = []
+    scores = np.zeros((9, 9))
+    scores[2:7, 2:7], scores[3:6, 3:6], scores[4, 4] = 0.3 / 16, 0.4 / 8, 0.3
+
+    def contribution_scores(encoder: torch.nn.Module, given: Iterable[torch.Tensor]) -> np.ndarray:
+        for image in given:
+            assert image.shape[-2:] == (9, 9)
+            columns = ((image[0, 0] * 0.5 + 0.5) * 255).round()
+            assert columns.diff().unique().tolist() == [1]
+            seen.append(columns[0].item())
+        return scores
+
+    monkeypatch.setattr(training, 'contribution_scores', contribution_scores)
+    assert training.receptive_sides(network, split, (9, 13)) == [3, 5]
+    assert seen == [2, 22, 42, 62]
+
+
+class Tiny(torch.nn.Module):
+    """An encoder with a norm, and one of its parameters that is new."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = torch.nn.Conv2d(3, 2, 1), torch.nn.BatchNorm2d(2)
+        self.new = torch.nn.Parameter(torch.ones(1, 2))
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [self.norm(self.conv(x)) * self.new[0, :, None, None]]
+
+
+class First(torch.nn.Module):
+    """A decoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classify = torch.nn.Conv2d(2, 3, 1)
+
+    def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        return self.classify(maps[0])
+
+
+@pytest.mark.parametrize('frozen', [True, False])
+def test_a_training_is_what_its_schedule_says(frozen: bool, camvid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rates of every iteration, of new kernels after their time; decay of what is a matrix; norms; and the loss."""
+    torch.manual_seed(0)
+    network = networks.Segmenter(Tiny(), First())
+    schedule = training.Schedule(1e-3, (24, 32), 2, 42, 1e-2, warmup=10, frozen_statistics=frozen)
+    split = pictures.read_split(camvid, 'train', 3, None)
+    variant, steps, losses = Variant('peripheral', rate=0.5, late=0.5), [], []
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+
+    def step(optimizer: torch.optim.Optimizer) -> None:
+        assert network.training
+        assert network.encoder.norm.training is not frozen  # type: ignore[union-attr]
+        groups = optimizer.param_groups
+        steps.append({names[id(p)]: (group['lr'], group['weight_decay']) for group in groups for p in group['params']})
+
+    monkeypatch.setattr(torch.optim.AdamW, 'step', step)
+    result = training.train(network, [network.encoder.new], variant, schedule, split, 3)  # type: ignore[list-item, arg-type]
+    for iteration, rates in enumerate(steps):
+        share = min((iteration + 1) / 10, 1) if iteration < 10 else 0.5 + 0.5 * np.cos(np.pi * (iteration - 10) / 32)
+        for name, (rate, decay) in rates.items():
+            new = 0 if iteration < 21 else 0.5
+            highest = 1e-2 if name.startswith('decoder.') else 1e-3 * (new if name == 'encoder.new' else 1)
+            assert rate == pytest.approx(highest * share)
+            assert decay == (0.05 if name in ('encoder.conv.weight', 'encoder.new', 'decoder.classify.weight') else 0)
+    assert len(steps) == 42
+    network.train()
+    network.encoder.norm.train(not frozen)  # type: ignore[union-attr]
+    network.encoder.norm.reset_running_stats()  # type: ignore[union-attr]
+    for images, labels in pictures.batches(split, schedule.size, 2, 42, 3):
+        scores = network(images).log_softmax(1).movedim(1, -1)[labels != pictures.IGNORED]
+        losses.append(-scores.gather(1, labels[labels != pictures.IGNORED][:, None]).mean().item())
+    assert result['losses'] == pytest.approx(losses[::20], abs=1e-3)
+    assert result['diverged_at'] is None
+
+
+@pytest.mark.parametrize('at', [0, 3, 5])
+def test_where_a_training_diverged(at: int, camvid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last step is seen by the parameters alone."""
+    network, number = networks.Segmenter(Tiny(), First()), iter(range(9))
+
+    def step(optimizer: torch.optim.Optimizer) -> None:
+        if next(number) == at:
+            network.encoder.new.data.fill_(float('nan'))  # type: ignore[union-attr]
+
+    monkeypatch.setattr(torch.optim.AdamW, 'step', step)
+    schedule = training.Schedule(1e-3, (24, 32), 2, 6, warmup=1)
+    result = training.train(network, [], Variant('plain'), schedule, pictures.read_split(camvid, 'train', 3, None), 0)
+    assert result['diverged_at'] == at + 1
+
+
+def test_rings_are_those_of_the_larger_distance() -> None:
+    torch.manual_seed(0)
+    scaled = networks.ScaledConv2d(2, 11, (3, 3))
+    scaled.power = 0.5
+    stripes = networks.Stripes(torch.nn.Conv2d(2, 2, 3, padding=1, groups=2), 9)
+    for stripe in stripes.stripes:
+        torch.nn.init.normal_(stripe.weight)
+    network = torch.nn.ModuleDict(dict(scaled=scaled, plain=PeripheralConv2d(2, 7), stripes=stripes))
+    for name in ('scaled', 'plain'):
+        torch.nn.init.normal_(network[name].weight)
+    kernels = dict(
+        scaled=expand_kernel(scaled.scaled_weight(), scaled.sharing_grid),
+        plain=expand_kernel(network['plain'].weight, network['plain'].sharing_grid),
+        stripes=stripes.dense_kernel(),
+    )
+    found = training.learnt_rings(network)
+    assert found.keys() == kernels.keys()
+    for name, kernel in kernels.items():
+        values = kernel.detach().abs().numpy()
+        radius = values.shape[-1] // 2
+        for ring in range(radius + 1):
+            wanted = [
+                values[:, 0, radius + y, radius + x]
+                for y in range(-radius, radius + 1)
+                for x in range(-radius, radius + 1)
+                if max(abs(y), abs(x)) == ring
+            ]
+            assert found[name][ring] == pytest.approx(np.mean(wanted), rel=6e-3)  # of three digits
+    image = torch.rand(1, 2, 12, 12)
+    torch.testing.assert_close(
+        stripes(image), torch.nn.functional.conv2d(image, kernels['stripes'], stripes.center.bias, padding=4, groups=2)
+    )
 
 
 @pytest.mark.slow
@@ -159,6 +345,8 @@ def test_later_parts_wait_for_the_choice_of_earlier_ones(tmp_path: Path) -> None
         for name, value in zip(study.PARTS[part].variants, values, strict=True):
             for seed in study.PARTS[part].seeds:
                 (tmp_path / f'{part}-{name}-{seed}.json').write_text(json.dumps(dict(miou=value)))
+    # Of a seed that is not the part's.
+    (tmp_path / f'recipe-{study.RATES[0]}-7.json').write_text(json.dumps(dict(miou=99.0)))
     plain, peripheral, dense = study.PARTS['main'].runs(tmp_path, ['plain', 'peripheral-51', 'dense-31'], [0])
     assert plain.schedule.rate == peripheral.schedule.rate == study.RATES[1]
     assert (plain.variant.power, peripheral.variant.power, dense.variant.power) == (0, 1, 0)

@@ -27,7 +27,14 @@ SLAK = 'table1_slak_51'
 
 
 def write_trained(
-    work: Path, stage: str, name: str, value: float, options: dict | None = None, gpus: int = 0, seed: int = 0
+    work: Path,
+    stage: str,
+    name: str,
+    value: float,
+    options: dict | None = None,
+    gpus: int = 0,
+    seed: int = 0,
+    second: int = 0,
 ) -> None:
     """A finished training of a recipe with options, on the recipe's number of GPUs by default."""
     lines = epoch(120, value) if stage == 'cls' else [dict(loss=1.0, iter=50, step=50), dict(mIoU=value, step=80000)]
@@ -35,7 +42,7 @@ def write_trained(
     cfg.merge_from_dict(options or {})
     config = '\n'.join(f'{key} = {setting!r}' for key, setting in cfg.to_dict().items())
     gpus = gpus or (32 if stage == 'cls' else 8)
-    write_start(run_folder(work, stage, name, seed), lines, config, gpus=gpus)
+    write_start(run_folder(work, stage, name, seed), lines, config, second, gpus=gpus)
 
 
 def text(work: Path, stage: str, name: str) -> str:
@@ -92,7 +99,9 @@ def test_segmentation_after_another_pretraining_says_so(tmp_path: Path) -> None:
     write_trained(tmp_path, 'seg', SLAK, 46.0)
     recipe('seg', SLAK).dump(next(run_folder(tmp_path, 'seg', SLAK, 0).glob('*/vis_data/config.py')))  # as mmengine
     assert text(tmp_path, 'seg', SLAK) == '46.00 (n = 1)'
-    write_trained(tmp_path, 'cls', SLAK, 81.0, gpus=8)
+    write_trained(tmp_path, 'cls', SLAK, 81.0)
+    assert text(tmp_path, 'seg', SLAK) == '46.00 (n = 1)'
+    write_trained(tmp_path, 'cls', SLAK, 81.0, gpus=8, second=1)
     assert text(tmp_path, 'seg', SLAK) == '46.00 (n = 1, other pre-training)'
     assert text(tmp_path, 'cls', SLAK) == '81.00 (n = 1, other batch)'
 
@@ -110,6 +119,9 @@ def test_several_seeds_in_several_folders(tmp_path: Path) -> None:
     assert summary(found) == '81.50 ± 0.50 (n = 3)'
     assert [(seed.seed, seed.progress) for seed in found] == [(0, 120), (1, 120), (2, 120), (3, 7)]
     assert text(there, 'cls', name) == '81.00 (n = 1)'
+    # What is finished counts before what is longer.
+    write_start(run_folder(here, 'cls', name, 0), epoch(200, 12.0), LONG.replace('120', '300'), 2)
+    assert summary(collect([here, there])['cls', name]) == '81.50 ± 0.50 (n = 3)'
 
 
 def test_one_training_for_rows_that_share_it(tmp_path: Path) -> None:
@@ -152,7 +164,7 @@ def test_tables_of_nothing_hold_targets(key: str) -> None:
 
 
 def test_file_holds_what_was_collected(tmp_path: Path) -> None:
-    write_trained(tmp_path, 'cls', SLAK, 81.0, gpus=8)
+    write_trained(tmp_path, 'cls', SLAK, 81.0, gpus=8, second=1)
     write_start(run_folder(tmp_path, 'cls', 'table6_center_1', 1), epoch(7, 12.0), LONG)
     path = tmp_path / 'results' / 'ablations.json'
     save(collect([tmp_path]), path)

@@ -34,12 +34,18 @@ def test_deviations() -> None:
 
 
 def test_most_frequent_mark_of_a_column_stands_in_its_heading() -> None:
-    table = Table(['net', 'score', 'flops'])
-    for row in (('a', '1 (p)', '2 (c), **+9 %**'), ('b', '3 (p)', '-'), ('c', '4 (target); 5 (m1)', '6 (c)')):
+    table = Table(['net', 'score', 'flops', 'AP'])
+    for row in (
+        ('a', '1 (p)', '2 (c), **+9 %**', '7 (target); 8 (m1)'),
+        ('b', '3 (p)', '-', '9 (target)'),
+        ('c', '4 (target); 5 (m1)', '6 (c)', '1 (target)'),
+    ):
         table.add(*row)
     shared = share_marks(table)
-    assert shared.columns == ['net', 'score (p)', 'flops (c)']
-    assert shared.rows == [['a', '1', '2, **+9 %**'], ['b', '3', '-'], ['c', '4 (target); 5 (m1)', '6']]
+    assert shared.columns == ['net', 'score (p)', 'flops (c)', 'AP (target)']
+    assert shared.rows == [
+        ['a', '1', '2, **+9 %**', '7 (target); 8 (m1)'], ['b', '3', '-', '9'], ['c', '4 (target); 5 (m1)', '6', '1']
+    ]  # fmt: skip
 
 
 def test_runs_are_numbered_as_they_appear() -> None:
@@ -48,7 +54,10 @@ def test_runs_are_numbered_as_they_appear() -> None:
     assert results.measured(2.0, MACHINE, 'second', spread=0.5) == '2.0 ± 0.5 (m2)'
     assert results.measured('3 px', MACHINE, 'first') == '3 px (m1)'
     assert results.measured(None, MACHINE, 'third') == '-'
-    assert [row[:3] for row in results.listing().rows] == [('m1', 'first', 'a CPU'), ('m2', 'second', 'a CPU')]
+    assert results.measured(7.0, MACHINE | dict(device='a GPU'), 'first', 0) == '7 (m3)'
+    assert [row[:3] for row in results.listing().rows] == [
+        ('m1', 'first', 'a CPU'), ('m2', 'second', 'a CPU'), ('m3', 'first', 'a GPU')
+    ]  # fmt: skip
     assert [step.name for step in STEPS if f'${{{step.name}}}' not in TEMPLATE.read_text()] == []
 
 
@@ -60,6 +69,32 @@ def test_what_is_not_measured_is_marked(tmp_path: Path) -> None:
     states = page.states(nothing, {})
     assert (states['state_erf'], states['state_throughput'], states['state_mixers']) == ('none', 'nothing', 'not run')
     assert all('0 of ' in states[f'state_{key}'] for key in ('1', '2', '3', '4', '5', '6', '7', 'fig2'))
+
+
+def test_throughput_is_that_of_the_faster_layout_and_a_multiple_of_the_first_network(tmp_path: Path) -> None:
+    def run(device: str, speeds: dict[str, tuple[float | None, float | None]]) -> None:
+        rows = [
+            dict(
+                model=name,
+                measurements=[dict(images_per_second=one, failure=None if one else 'no memory') for one in both],
+            )
+            for name, both in speeds.items()
+        ]
+        setting = dict(compiled=device == 'cuda', precision='float32', batch=8, size=224)
+        content = dict(runs=[dict(setting=setting, machine=MACHINE | dict(device=device), rows=rows)])
+        (tmp_path / f'throughput_{device}.json').write_text(json.dumps(content))
+
+    run('cpu', {'PeLK-T': (2.0, 1.0), 'SLaK-T': (0.5, 1.0)})
+    run('cuda', {'PeLK-T': (100.0, None), 'PeLK-101-T': (None, 50.0), 'SLaK-T': (None, None)})
+    results = Results(tmp_path)
+    table = page.throughput(results)
+    assert table.columns == ['setting', 'PeLK-T', 'SLaK-T', 'PeLK-101-T']
+    assert [list(row) for row in table.rows] == [
+        ['A100, the paper', '1138 (p)', '754 (p), 0.66', '1077 (p), 0.95'],
+        ['CPU, float32, eager, 8 x 224²', '2.00 (m1)', '1.00 (m1), 0.50', '-'],
+        ['CUDA, float32, compiled, 8 x 224²', '100.00 (m2)', 'no memory', '50.00 (m2), 0.50'],
+    ]
+    assert page.states(results, {})['state_throughput'] == 'cpu, cuda'
 
 
 def test_measured_scores_enter_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

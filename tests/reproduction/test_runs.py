@@ -41,6 +41,13 @@ def test_starts_are_one_run(
     assert (run.tested, run.status, run.progress) == (tested, status, progress)
 
 
+def test_the_newest_start_says_what_is_planned(tmp_path: Path) -> None:
+    for second, epochs in enumerate((2, 5)):
+        write_start(tmp_path, epoch(1 + second, 80.0), f'train_cfg = dict(max_epochs={epochs})', second)
+    run = read_run(tmp_path, METRIC)
+    assert (run.planned, run.status, run.cfg['train_cfg']) == (5, 'unfinished', dict(max_epochs=5))
+
+
 def test_killed_while_writing_a_line(tmp_path: Path) -> None:
     write_start(tmp_path, [*epoch(1, 80.0), *epoch(2)])
     log = next(tmp_path.glob('*/vis_data/scalars.json'))
