@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,6 +70,50 @@ def test_what_falls_short_is_said() -> None:
     assert '61 microseconds, the target is 60' in short[1]
     assert '70% of the network without convolution, the target is 75%' in short[2]
     assert not gpu_check.shortfalls(rows[-2:-1])  # of other steps
+
+
+@pytest.mark.parametrize('missed', [False, True])
+def test_every_target_is_held_by_its_own_figure(missed: bool) -> None:
+    """Figures of other layouts, dtypes and backends hold none."""
+    rows: list[dict[str, Any]] = []
+    for (stage, what, dtype), target in gpu_check.TARGETS.items():
+        case = dict(step='operator', stage=stage, what=what, dtype=dtype)
+        rows += [
+            dict(case, layout='channels_last', backend='triton', us=target + missed),
+            dict(case, layout='planes', backend='triton', us=target / 2),
+            dict(case, layout='planes', backend='triton_dft', us=2 * target),
+            dict(case, layout='channels_last', backend='fft', us=target / 2),
+            dict(case, layout='channels_last', backend='triton', dtype='float16', us=target / 2),
+        ]
+    rows += [dict(step='host', what=what, us=target + missed) for what, target in gpu_check.HOST_TARGETS.items()]
+    for what, share in gpu_check.OF_THE_CEILING.items():
+        for dtype, ceiling in (('bfloat16', 1000.0), ('float32', 100.0)):
+            case = dict(step='networks', what=what, dtype=dtype)
+            rows += [
+                dict(case, network='PeLK-T', images_per_second=ceiling * share - missed),
+                dict(case, network='PeLK-T without convolution', images_per_second=ceiling),
+                dict(case, network='SLaK-T', images_per_second=1.0),
+            ]
+    rows += [dict(step='ddp', passed=True, summary='fine'), dict(step='ddp', ended=0, seconds=1)]
+    if missed:
+        rows += [dict(step='recipes', passed=False, summary='losses'), dict(step='ddp', ended=1, seconds=1)]
+    short = gpu_check.shortfalls(rows)
+    assert len(short) == (len(gpu_check.TARGETS) + len(gpu_check.HOST_TARGETS) + 4 + 2) * missed, short
+    assert gpu_check.shortfalls(rows, targets=False) == ['ddp: ended with 1', 'recipes: losses'] * missed
+
+
+def test_the_page_has_the_layout_of_the_networks(tmp_path: Path) -> None:
+    case = dict(step='operator', stage='stage 1', what='forward', dtype='bfloat16', backend='triton', us=55.0)
+    rows = [dict(case, layout=layout) for layout in ('channels_last', 'slice', 'planes')]
+    rows.append(dict(step='networks', network='PeLK-T', what='training', dtype='float32', images_per_second=9.0))
+    gpu_check.write_page(gpu_check.page_table(rows), tmp_path / 'gpu.md')
+    page = (tmp_path / 'gpu.md').read_text()
+    assert page.count('| stage 1 | forward | bfloat16 | triton | 55.0 | 60 |') == 1
+    assert '| PeLK-T | training | float32 | 9.0 |' in page
+    own = gpu_check.PAGE.read_text()
+    start, end = gpu_check.MARKS
+    assert page.split(start)[0] == own.split(start)[0]
+    assert page.split(end)[1] == own.split(end)[1]
 
 
 def test_a_kernel_that_is_replaced_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,3 +26,21 @@ def test_calls_take_turns_and_the_median_counts(monkeypatch: pytest.MonkeyPatch)
     }
     assert timing.interleaved_medians(functions, 'cpu', 3) == {'steady': 1, 'disturbed': 2, 'slow': 5}
     assert called[6:] == ['steady', 'disturbed'] * 3
+
+
+@pytest.mark.parametrize(('seconds', 'rounds'), [(0.2, 3), (0.01, 50), (1e-6, 200)])
+def test_short_calls_are_repeated_often(seconds: float, rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, count = 0.0, 0
+
+    def call() -> None:
+        nonlocal now, count
+        now, count = now + seconds, count + 1
+
+    monkeypatch.setattr(timing.time, 'perf_counter', lambda: now)
+    timing.interleaved_medians({'call': call}, 'cpu', 3)
+    assert count - 2 in (rounds, rounds - 1)  # which is left of half a second after the first
+
+
+def test_each_network_has_its_own_faster_layout() -> None:
+    seconds = {('a', 'x'): 1.0, ('a', 'y'): 2.0, ('b', 'x'): 4.0, ('b', 'y'): 3.0, ('c', 'y'): 9.0}
+    assert timing.faster_layouts(seconds) == dict(a='x', b='y', c='y')
