@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
 from mmpelk.export import load_deployed
+from mmpelk.models.weights.downloads import PublicWeights
 from mmpelk.models.weights.key_maps import detect_source, from_source
 from mmpelk.sparsity import fold_masks
-from tests.commands import call
+from tests.commands import call, load_tool
 from tests.paths import CONFIGS, TOOLS
 from tests.sparsity.tiny import draw_masks
 
@@ -141,7 +142,7 @@ def test_import_computes_what_the_published_network_computes(
     if stripes == 'Decom':  # half of it zeros, which are counted
         for value in theirs.parameters():
             if value.dim() in (2, 4):
-                value.data.view(-1)[::2] = 0
+                value.data.view(-1)[:: value.dim()] = 0
     state = facebook_names(theirs) if names in ('convnext', 'slak') else theirs.state_dict()
     whole = dict(meta={}, state_dict=state) if names == 'mmpretrain' else dict(model=state, args=argparse.Namespace())
     torch.save(whole, tmp_path / 'public.pth')
@@ -150,7 +151,11 @@ def test_import_computes_what_the_published_network_computes(
     assert f'names of {names}' in printed
     assert f'{len(state)} of {len(state)} tensors of the network matched' in printed
     (share,) = re.findall(r'([\d.]+) % of the weights of convolutions and linear layers are not zero', printed)
-    assert float(share) == pytest.approx(50 if stripes == 'Decom' else 100, abs=0.1)
+    kernels = [value for value in theirs.parameters() if value.squeeze().dim() >= 2]
+    counts = [sum(int(count(value)) for value in kernels) for count in (torch.count_nonzero, torch.numel)]
+    assert float(share) == pytest.approx(100 * counts[0] / counts[1], abs=0.051)
+    assert (float(share) < 99) == (stripes == 'Decom')
+    assert torch.load(tmp_path / 'ours.pth')['meta'] == dict(converted_from=names)
     ours, image = build(recipe), torch.randn(2, 3, 64, 96)
     ours.load_state_dict(load(tmp_path / 'ours.pth'), strict=True)
     torch.testing.assert_close(ours(image), theirs(image), rtol=1e-4, atol=1e-4)
@@ -202,8 +207,10 @@ def test_export_with_timms_names(convert: Tool, tmp_path: Path) -> None:
     """Every name of timm's ConvNeXt, written out for the first and the third stage."""
     recipe = config('convnext_t', tmp_path)
     model = build(recipe)
-    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'ours.pth')
-    convert('export', recipe, 'ours.pth', 'timm.pth')
+    own = model.state_dict() | {'data_preprocessor.mean': torch.zeros(3)}  # which are the config's
+    last = {name: torch.zeros_like(value) for name, value in own.items()}
+    torch.save(dict(state_dict=last, state_dict_ema=own), tmp_path / 'ours.pth')
+    convert('export', recipe, 'ours.pth', 'timm.pth', '--key', 'state_dict_ema')
     state = torch.load(tmp_path / 'timm.pth', weights_only=True)
     block = ['gamma', *(f'{m}.{k}' for m in ('conv_dw', 'norm', 'mlp.fc1', 'mlp.fc2') for k in ('weight', 'bias'))]
     downsample = {f'stages.{i}.downsample.{j}.{k}' for i in (1, 2, 3) for j in (0, 1) for k in ('weight', 'bias')}
@@ -255,6 +262,51 @@ def test_deployed_classifier(name: str, deploy: Tool, tmp_path: Path) -> None:
         assert 'Traceback' not in wrong
 
 
+def test_deployed_form_of_the_given_options(deploy: Tool, tmp_path: Path) -> None:
+    """Synchronised norms, which no CPU runs, keep their other settings; what the file says besides stays in it."""
+    recipe, image = config('pelk_t', tmp_path), torch.randn(2, 3, 64, 80)
+    model = build(recipe, norm_cfg=dict(type='BN', eps=0.1))
+    torch.save(dict(meta=dict(epoch=300), state_dict=model.state_dict()), tmp_path / 'ours.pth')
+    options = ['--cfg-options', 'model.backbone.norm_cfg.type=SyncBN', 'model.backbone.norm_cfg.eps=0.1']
+    printed = deploy(recipe, 'ours.pth', 'deployed.pth', *options)
+    assert printed.rstrip().endswith('--cfg-options model.backbone.deploy=True model.backbone.init_cfg=None')
+    deployed = build(recipe, deploy=True)
+    deployed.load_state_dict(load(tmp_path / 'deployed.pth'), strict=True)
+    torch.testing.assert_close(deployed(image), model(image), rtol=1e-3, atol=1e-4)
+    assert torch.load(tmp_path / 'deployed.pth')['meta'] == dict(epoch=300, deployed=True)
+    again = deploy(recipe, 'ours.pth', 'no.pth', '--cfg-options', 'model.backbone.deploy=True', code=1)
+    assert 'this is a deployed model already' in again
+    state = model.state_dict()
+    state['backbone.stages.3.0.pointwise_conv2.bias'][0] = torch.nan
+    options += ['model.backbone.out_indices=(0,1,3)', 'model.backbone.gap_before_final_norm=False']
+    state |= {f'backbone.norm{i}.{part}': torch.ones(CHANNELS[i]) for i in (0, 1) for part in ('weight', 'bias')}
+    torch.save(dict(state_dict=state), tmp_path / 'damaged.pth')
+    printed = deploy(recipe, 'damaged.pth', 'no.pth', *options, code=1)
+    assert 'differs by nan of its largest output: not written' in printed
+    assert not (tmp_path / 'no.pth').exists()
+
+
+def test_the_output_that_differs_most_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = load_tool(TOOLS / 'reparameterize_model.py')
+    monkeypatch.setattr(tool, 'image_channels', lambda backbone: 3)
+    wanted = [torch.full((1, 1), 2.0), torch.full((1, 1), 4.0), torch.ones(1, 1)]
+    for errors, worst in (((0, 0.25, 0.125), 0.25), ((0.5, 0, 0), 0.5)):
+        given = [want * (1 + error) for want, error in zip(wanted, errors, strict=True)]
+        assert tool.largest_difference(lambda image: wanted, lambda image, given=given: given) == worst
+
+
+@pytest.mark.parametrize('address', ['timm://a', 'hf://a/b', 'a.pth'])
+def test_licence_of_what_is_downloaded_is_printed(
+    address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    tool, asked = load_tool(TOOLS / 'convert_checkpoint.py'), []
+    public = PublicWeights(dict(a=torch.ones(1)), 'mit')
+    monkeypatch.setattr(tool, 'read_public', lambda *given: asked.append(given) or public)
+    assert tool.read_weights(address, 'key') is public.state
+    assert asked == [(address, 'key')]
+    assert capsys.readouterr().out == ('' if address == 'a.pth' else 'licence of the weights: mit\n')
+
+
 def test_network_in_the_form_of_a_checkpoint_is_merged_exported_and_deployed(tmp_path: Path) -> None:
     recipe = CONFIGS / 'cls' / 'pelk_convnext_t_in1k.py'
     theirs = build(config('convnext_t', tmp_path), kernel_sizes=(7, 7, 7, 7)).backbone.state_dict()
@@ -280,18 +332,23 @@ def test_network_in_the_form_of_a_checkpoint_is_merged_exported_and_deployed(tmp
     torch.testing.assert_close(exported.backbone(image), model.backbone(image), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('classes', [CLASSES, 7])
-def test_inflated_classifier_computes_convnext(classes: int, tmp_path: Path) -> None:
-    """And a classifier of other classes is dropped, with a word."""
+@pytest.mark.parametrize('classes', [CLASSES, 7, None])
+def test_inflated_classifier_computes_convnext(classes: int | None, tmp_path: Path) -> None:
+    """And a classifier of other classes, or none, is dropped, with a word; of several states the key's is taken."""
     small, large = config('convnext_t', tmp_path), tmp_path / 'large.py'
     recipe = CONFIGS / 'cls' / 'pelk_convnext_t_in1k.py'
     kernels = NANO.replace(f'kernel_sizes={KERNELS}', 'kernel_sizes=(31, 15, 9, 7)')
-    large.write_text(f'_base_ = {str(recipe)!r}\n{kernels.replace(f"num_classes={CLASSES}", f"num_classes={classes}")}')
+    kernels = kernels.replace(f'num_classes={CLASSES}', f'num_classes={classes or CLASSES}')
+    large.write_text(f'_base_ = {str(recipe)!r}\n{kernels}')
     theirs, ours = build(small, kernel_sizes=(7, 7, 7, 7)), build(large)
     state = {name.replace('.mixer.large.', '.depthwise_conv.'): value for name, value in theirs.state_dict().items()}
-    torch.save(dict(state_dict=state), tmp_path / 'convnext.pth')
-    words = ('inflate', large, tmp_path / 'convnext.pth', tmp_path / 'start.pth')
+    if classes is None:
+        state = {name: value for name, value in state.items() if not name.startswith('head.')}
+    last = {name: torch.zeros_like(value) for name, value in state.items()}
+    torch.save(dict(state_dict=last, state_dict_ema=state), tmp_path / 'convnext.pth')
+    words = ('inflate', large, tmp_path / 'convnext.pth', tmp_path / 'start.pth', '--key', 'state_dict_ema')
     printed = call(TOOLS / 'convert_checkpoint.py', *words, cwd=tmp_path)
+    assert torch.load(tmp_path / 'start.pth')['meta'] == dict(inflated_from=str(tmp_path / 'convnext.pth'))
     assert printed.count('100.00%') == sum(DEPTHS)
     ours.load_state_dict(torch.load(tmp_path / 'start.pth')['state_dict'], strict=False)
     x = torch.randn(2, 3, 70, 50)
