@@ -151,6 +151,9 @@ def test_recipe_of_an_installed_toolbox(tmp_path: Path, monkeypatch: pytest.Monk
 def test_unknown_recipe_and_ablation_by_its_whole_name() -> None:
     with pytest.raises(ValueError, match=r"no recipe 'upernet_pelk_x'; known: .*seg/upernet_pelk_t_ade20k\.py"):
         mmpelk.config_path('upernet_pelk_x')
+    for part in ('pelk_t_ade20k', 'seg', 'g/upernet_pelk_t_ade20k', 'upernet_pelk_t_ade20k.p'):  # of a name
+        with pytest.raises(ValueError, match=f'no recipe {part!r}'):
+            mmpelk.config_path(part)
     name = 'cls/ablations/table6_center_3.py'
     assert Path(mmpelk.config_path(name)).samefile(CONFIGS / name)
     with pytest.raises(ValueError, match='no recipe'):

@@ -19,7 +19,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from mmpelk.errors import UserError
-from mmpelk.export.quantisation import calibration_images, quantize_onnx, replace_weights
+from mmpelk.export.quantisation import _layers, calibration_images, quantize_onnx, replace_weights
 
 
 def test_depthwise_kernels_stay_floats(tmp_path: Path) -> None:
@@ -54,6 +54,33 @@ def test_depthwise_kernels_stay_floats(tmp_path: Path) -> None:
     assert any(value.shape == (16,) for name, value in numbers_of.items() if name.endswith('scale')), 'by channel'
 
 
+def test_layers_that_compute_in_integers() -> None:
+    """Those that multiply with a trained matrix of 16 rows and columns at least, or a kernel of all channels."""
+    weights = dict(
+        small=(15, 99),
+        matrix=(16, 17),
+        batch=(2, 16, 16),
+        kernel=(3, 2, 1, 1),
+        own=(4, 1, 3, 3),
+        row=(8, 8, 3),
+        none=(64, 64),
+    )
+    nodes = [
+        helper.make_node(kind, ['x', *given], ['y'], f'{kind} of {" and ".join(given)}', **group)
+        for kind, given, group in (
+            *(('MatMul', [name], {}) for name in ('small', 'matrix', 'batch', 'y')),
+            *(('Gemm', [name, 'small'], {}) for name in ('matrix', 'small')),
+            *(('Conv', [name], {}) for name in ('kernel', 'row')),
+            *(('Conv', ['own'], dict(group=groups)) for groups in (1, 4)),
+            *(('Add', ['none'], {}), ('Relu', [], {})),
+        )
+    ]
+    initializer = [onnx.numpy_helper.from_array(np.zeros(shape, np.float32), name) for name, shape in weights.items()]
+    model = helper.make_model(helper.make_graph(nodes, 'g', [], [], initializer))
+    found = ['MatMul of matrix', 'Gemm of matrix and small', 'Conv of kernel', 'Conv of own']
+    assert _layers(model) == found
+
+
 class Preprocessor(BaseDataPreprocessor):
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
         assert not training, 'no mixing of images'
@@ -68,7 +95,8 @@ class Numbers(torch.utils.data.Dataset):
         return dict(inputs=torch.full((3, 2, 2), float(index)))
 
 
-def test_images_to_calibrate_on_are_drawn_from_the_training_set() -> None:
+@pytest.mark.parametrize('own', [False, True])
+def test_images_to_calibrate_on_are_drawn_from_the_training_set(own: bool) -> None:
     loader = dict(
         dataset=Numbers(),
         batch_size=4,
@@ -78,6 +106,8 @@ def test_images_to_calibrate_on_are_drawn_from_the_training_set() -> None:
         collate_fn=dict(type='default_collate'),
     )
     cfg: Any = ConfigDict(model={}, data_preprocessor=dict(type=Preprocessor), train_dataloader=loader)
+    if own:  # the model's comes first
+        cfg.model.data_preprocessor, cfg.data_preprocessor = cfg.data_preprocessor, dict(type=BaseDataPreprocessor)
     drawn, again = (torch.cat(list(calibration_images(cfg, 5)))[:, 0, 0, 0].tolist() for _ in range(2))
     assert drawn == again, 'the same every time'
     assert len(set(drawn)) == 5
@@ -114,6 +144,21 @@ def test_a_file_takes_the_place_of_a_classifiers_weights() -> None:
     for ours, theirs in zip(found, want, strict=True):
         torch.testing.assert_close(ours.pred_score, theirs.pred_score)
     assert [(image.dtype, image.shape) for image in session.given] == [(np.float16, (1, 3, 32, 32))] * 3
+
+
+def test_a_file_takes_the_place_of_a_segmentors_weights() -> None:
+    """Its first output is the logits; what the toolbox makes of them, by a threshold too, it makes of these."""
+    model: Any = SimpleNamespace(decode_head=SimpleNamespace(threshold=0.3), backbone=None, neck=nn.Identity())
+    session = SimpleNamespace(
+        get_inputs=lambda: [SimpleNamespace(name='image', type='tensor(float)')],
+        run=lambda names, feed: [2 * feed['image'].astype(np.float16), feed['image'].argmax(1)],
+    )
+    replace_weights(model, session)
+    images = torch.randn(2, 3, 4, 5)
+    features = model.backbone(images)
+    logits = model.decode_head.predict(features, [], None)
+    assert (model.neck, model.decode_head.threshold, logits.dtype) == (None, 0.3, torch.float32)
+    torch.testing.assert_close(logits, 2 * images, rtol=1e-3, atol=1e-3)
 
 
 def test_files_and_models_that_do_not_fit_are_refused() -> None:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from mmpelk.sparsity import active_total, erk, find_parameters, random_mask, snip, uniform
-from mmpelk.sparsity.probe import snip_scores
+from mmpelk.sparsity.probe import draw_batch, snip_scores
 from tests.sparsity.tiny import TinyData, TinyModel
 
 SHAPES = st.lists(
@@ -35,8 +35,15 @@ def test_uniform_is_exact_in_total_and_within_one_weight_in_each_layer(shapes, d
     total = active_total(sizes, density)
     counts = uniform(sizes, total)
     check_counts(counts, sizes, total)
-    assert abs(total - density * sum(sizes)) <= 1
-    assert all(abs(count - total * size / sum(sizes)) < 1 for count, size in zip(counts, sizes, strict=True))
+    assert total == 1 or abs(total - density * sum(sizes)) <= 0.5
+    shares = [total * size / sum(sizes) for size in sizes]
+    assert all(abs(count - share) < 1 for count, share in zip(counts, shares, strict=True))
+    # The layers that lack most of a weight are rounded up.
+    up, down = (
+        [share % 1 for count, share in zip(counts, shares, strict=True) if sign * (count - share) > 1e-6]
+        for sign in (1, -1)
+    )
+    assert not up or not down or min(up) >= max(down) - 1e-6
 
 
 @given(shapes=SHAPES, density=DENSITY)
@@ -76,9 +83,10 @@ def test_snip_counts_the_globally_largest_scores(scores, density):
     assert counts == [sum(1 for _, layer in ranked if layer == index) for index in range(len(scores))]
 
 
-def test_snip_refuses_gradients_that_are_not_finite():
+@pytest.mark.parametrize('wrong', [math.nan, math.inf])
+def test_snip_refuses_gradients_that_are_not_finite(wrong):
     with pytest.raises(ValueError, match='not finite'):
-        snip([torch.tensor([1.0, math.nan])], 1)
+        snip([torch.ones(3), torch.tensor([1.0, wrong])], 1)
 
 
 @given(shape=st.tuples(st.integers(1, 8), st.integers(1, 8)), data=st.data())
@@ -102,6 +110,19 @@ def test_random_mask_is_uniform():
 def test_a_density_out_of_range_is_refused(density):
     with pytest.raises(ValueError, match='share of active weights'):
         active_total([10], density)
+
+
+def test_batch_of_a_loader_that_has_a_sampler_of_batches():
+    data = TinyData(length=10, noise=0.0)
+    loader = DataLoader(data, batch_sampler=BatchSampler(SequentialSampler(data), 3, False))
+    assert draw_batch(loader, None, 5)['inputs'].shape[0] == 3
+    drawn = draw_batch(loader, 10, 5)['inputs']  # the whole set, in another order
+    assert not torch.equal(drawn, data.images)
+    assert sorted(image.sum().item() for image in drawn) == sorted(image.sum().item() for image in data.images)
+    assert torch.equal(draw_batch(DataLoader(data, 2), 4, 5)['inputs'], drawn[:4]), 'a draw of the seed alone'
+    assert not torch.equal(draw_batch(loader, 10, 6)['inputs'], drawn)
+    with pytest.raises(ValueError, match='a batch of known size from a dataset that can be indexed'):
+        draw_batch(DataLoader(data, batch_size=None), None, 5)
 
 
 def test_scores_are_those_of_training_and_the_model_stays_as_it_was():

@@ -116,6 +116,18 @@ def test_parts_of_masks_give_a_warning(make_runner, checkpoints, tmp_path):
     assert not runner.model.backbone.stem.weight_mask.all()
     assert 'nothing for 1 parameters' in log_of(runner)
 
+    state.pop('backbone.linear.weight_mask')
+    torch.save({'state_dict': state}, tmp_path / 'partial.pth')
+    runner = start(make_runner, {'mode': 'fixed'}, tmp_path / 'partial.pth', 'load_from', max_iters=1)
+    runner.train()
+    assert (
+        "1 parameters, such as ['backbone.linear.weight'], have no masks in the checkpoint: they are dense"
+        in log_of(runner)
+    )
+    assert runner.model.backbone.linear.weight_mask.all()
+    with pytest.raises(ValueError, match='weights without masks for 1 of 3 parameters'):
+        start(make_runner, {'mode': 'dynamic'}, tmp_path / 'partial.pth', 'load_from', max_iters=1).train()
+
 
 def test_a_later_checkpoint_overrides_an_earlier_one(make_runner, checkpoints):
     """Masks through ``init_cfg``, then a dense ``load_from``: the weights in use are dense."""

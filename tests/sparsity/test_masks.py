@@ -48,12 +48,19 @@ def test_masks_cover_each_2d_and_4d_parameter_of_the_target_once(model):
         ((None,), ['backbone.conv.weight', 'backbone.linear.weight', 'head.weight']),
         ((('head', 'backbone.conv'),), ['head.weight', 'backbone.conv.weight']),
         (('backbone', ('linear',)), ['backbone.conv.weight']),
+        (('backbone', ('conv.weight',)), ['backbone.linear.weight']),
     ):
         assert [entry.name for entry in find_parameters(model, *words)] == names
     with pytest.raises(ValueError, match=r"no submodule 'neck'.*backbone, head"):
         find_parameters(model, 'neck')
     with pytest.raises(ValueError, match='nothing to make sparse'):
         find_parameters(model, 'backbone.norm')
+
+
+def test_masks_are_where_their_weights_are(model):
+    parameters = find_parameters(model.to('meta'))
+    attach_masks(parameters)
+    assert {entry.mask.device.type for entry in parameters} == {'meta'}
 
 
 def test_masks_travel_with_state_dict_copy_and_dtype(model):
@@ -92,6 +99,7 @@ def test_what_is_no_mask_and_facts_of_the_network_stay():
         (torch.ones(2, 3), False),
         (torch.ones(3, 2, dtype=torch.bool), False),
         (torch.ones(2, dtype=torch.bool), False),
+        (torch.ones(2, 2, dtype=torch.bool), False),
         (torch.ones(2, 1, dtype=torch.bool), True),
     ):
         state = {'a': weight, 'a_mask': other, 'b_mask': torch.ones(2, dtype=torch.bool)}
@@ -126,4 +134,5 @@ def test_table_has_a_row_for_each_layer_and_the_sum(model):
     assert header.split() == ['parameter', 'shape', 'weights', 'active', 'density', 'dropped,', 'grown']
     assert [row.split()[0] for row in rows] == ['backbone.conv.weight', 'backbone.linear.weight']
     assert rows[0].split()[1:] == ['4x3x3x3', '108', str(layers[0].active), f'{layers[0].density:.4f}', '5']
+    assert rows[1].split()[-1] == '0', 'nothing grown'
     assert last.split()[:2] + last.split()[3:] == ['all', '132', f'{overall_density(layers):.4f}', '5']

@@ -88,6 +88,8 @@ def test_mistakes_are_explained(trained, export):
     for arguments, message in (
         (['model.bin'], 'must end in .pth or .safetensors'),
         (['{source}'], 'is the checkpoint itself'),
+        (['{source.parent}/../{source.parent.name}/{source.name}'], 'is the checkpoint itself'),
+        (['model.pth', '--shrink', '--keep-optimizer', '--weights', 'last'], 'leave them out'),
         (['model.pth', '--keep-optimizer'], "weights='last'"),
         (['model.safetensors', '--keep-optimizer', '--weights', 'last'], 'export the optimizer state as .pth'),
     ):
@@ -109,7 +111,10 @@ def test_what_is_said_of_a_published_network(tmp_path):
         for keep_masks in (False, True):
             published = publish_checkpoint(checkpoint, keep_masks=keep_masks)
             assert published['meta']['sparsity']['masks'] == (sparse and keep_masks)
-            assert bool(mask_keys(published['state_dict'])) == (sparse and keep_masks)
+            state = published['state_dict']
+            assert bool(mask_keys(state)) == (sparse and keep_masks)
+            folded = fold_masks(checkpoint['state_dict'])
+            assert all(torch.equal(state[key], value) for key, value in folded.items()), 'inactive weights are zero'
             assert facts_of(published['state_dict']) == facts_of(checkpoint['state_dict']) != {}
     save_safetensors(published, tmp_path / 'a.safetensors')
     with safetensors.safe_open(tmp_path / 'a.safetensors', 'pt') as file:

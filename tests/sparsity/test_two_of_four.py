@@ -74,6 +74,11 @@ def test_the_pattern_is_recognised(active, expected):
     assert is_two_of_four(torch.tensor([active])) == expected
 
 
+class Adapted(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + x
+
+
 @pytest.mark.parametrize(('inputs', 'outputs', 'bias'), [(64, 64, True), (19, 7, True), (8, 70, False)])
 def test_a_semi_structured_layer_computes_the_same(monkeypatch, inputs, outputs, bias):
     """torch makes such tensors on a GPU alone: here the layer's filling up is tested, with what it asks of a weight."""
@@ -83,6 +88,8 @@ def test_a_semi_structured_layer_computes_the_same(monkeypatch, inputs, outputs,
     model = nn.Sequential(nn.Linear(inputs, outputs, bias=bias), nn.Linear(outputs, 6))
     model[0].weight.data *= random_two_of_four((outputs, inputs), torch.Generator().manual_seed(0))
     x = torch.randn(2, 3, inputs)
+    model.append(Adapted(6, 6))
+    model[2].weight.data.zero_()  # of the pattern, but of a layer that computes something else
     expected = model(x)
     assert to_semi_structured(model) == ['0']
     assert all(side % 64 == 0 for side in asked[0].shape)

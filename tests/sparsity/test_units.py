@@ -76,6 +76,19 @@ def test_every_block_keeps_the_same_share():
     assert (sum(whole) - inactive) / active_total(whole, 0.6) == pytest.approx(1, abs=1e-3)
 
 
+def test_units_of_a_part_count_its_weights_alone():
+    model = nn.ModuleDict(dict(backbone=PeLK(NANO), head=nn.Linear(12, 1000)))
+    alone = uniform_units(model.backbone, 0.8)
+    assert uniform_units(model, 0.8, 'backbone') == {f'backbone.{name}': count for name, count in alone.items()}
+    assert set(uniform_units(model, 0.8, ['backbone.stages.1'])) == {f'backbone.stages.1.{i}' for i in (0, 1)}
+
+
+def test_a_layer_keeps_a_unit():
+    layer = layer_of(Pair())
+    layer.draw(0, torch.Generator().manual_seed(0))
+    assert int(layer.mask.sum()) == 1
+
+
 def test_networks_that_cannot_have_units(make_runner):
     with pytest.raises(ValueError, match=r'density=0.3 is too low for units: they hold 57%'):
         make_runner({'granularity': 'unit', 'density': 0.3}, model=TinyModel(bottleneck=True)).train()

@@ -1,10 +1,17 @@
-"""``tools/mmcv_operators.py``: joined files hold every source once."""
+"""``tools/mmcv_operators.py``: joined files hold every source once, and a wrong operator is found."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import mmcv
 import pytest
+import torch
+import torchvision.ops
 
-from tools.mmcv_operators import join
+from tools.mmcv_operators import check, join
 
 
 def test_joined_files_hold_every_file_once(tmp_path: Path) -> None:
@@ -24,3 +31,60 @@ def test_joined_files_hold_every_file_once(tmp_path: Path) -> None:
 def test_another_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no source of mmcv's operators"):
         join(tmp_path)
+
+
+def operators(damaged: str = '', damage: Callable[..., Any] = lambda out, *inputs: out) -> SimpleNamespace:
+    """mmcv's operators, computed by torchvision's; one of them damaged."""
+
+    def nms(boxes: Any, scores: Any, threshold: float) -> Any:
+        return None, torchvision.ops.nms(boxes, scores, threshold)
+
+    def roi_align(x: Any, rois: Any, size: Any, scale: float, samples: int, mode: str, aligned: bool) -> Any:
+        assert mode == 'avg'
+        return torchvision.ops.roi_align(x, rois, size, scale, samples, aligned)
+
+    def deform(x: Any, offset: Any, weight: Any, stride: int, padding: int) -> Any:
+        return torchvision.ops.deform_conv2d(x, offset, weight, None, stride, padding)
+
+    def modulated(x: Any, offset: Any, mask: Any, weight: Any, bias: Any, stride: int, padding: int) -> Any:
+        return torchvision.ops.deform_conv2d(x, offset, weight, bias, stride, padding, mask=mask)
+
+    own = dict(nms=nms, roi_align=roi_align, deform_conv2d=deform, modulated_deform_conv2d=modulated)
+    if damaged:
+        right = own[damaged]
+        own[damaged] = lambda *given: damage(right(*given), *given)
+    return SimpleNamespace(**own, get_compiling_cuda_version=lambda: 'not available')
+
+
+def with_gradient_of(position: int) -> Callable[..., Any]:
+    """The right values, and too large a gradient of one input."""
+
+    def damage(out: Any, *inputs: Any) -> Any:
+        more = inputs[position].sum() * torch.linspace(0, 1, out.numel()).view_as(out)
+        return out + more - more.detach()
+
+    return damage
+
+
+DAMAGED = {
+    'nms': [lambda out, *_: (None, out[1][1:]), lambda out, *_: (None, out[1].flip(0))],
+    'roi_align': [lambda out, *_: out * 1.01, lambda out, *_: out + 1e-3, with_gradient_of(0)],
+    'deform_conv2d': [lambda out, *_: out * 1.01, *(with_gradient_of(position) for position in (0, 1, 2))],
+    'modulated_deform_conv2d': [lambda out, *_: out * 1.01, *(with_gradient_of(position) for position in (0, 1, 2, 3))],
+}
+
+
+@pytest.mark.parametrize('name', ['', *DAMAGED])
+def test_wrong_operators_and_gradients_are_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    for damage in DAMAGED.get(name, [lambda out, *_: out]):
+        monkeypatch.setitem(sys.modules, 'mmcv.ops', own := operators(name, damage))
+        monkeypatch.setattr(mmcv, 'ops', own, raising=False)
+        if name:
+            with pytest.raises(RuntimeError, match=rf"mmcv's {name} differs from torchvision's on the cpu"):
+                check()
+        else:
+            check()
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    with pytest.raises(RuntimeError, match='compiled for the CPU alone'):
+        check()
