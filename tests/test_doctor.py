@@ -271,7 +271,10 @@ FOUND: dict[str, tuple[Callable[[], Any], Callable[[Patch], None], list[tuple[st
             lambda p, both=(stock, maintained): versions(p, **dict.fromkeys(both, '1')),
             [('error', f'{stock} and {maintained} provide the same import names .*')],
         )
-        for stock, maintained in doctor._DISTRIBUTIONS.values()
+        for stock, maintained in (
+            *((name, f'onedl-{name}') for name in ('mmengine', 'mmcv', 'mmsegmentation', 'mmpretrain')),
+            ('mmdet', 'onedl-mmdetection'),
+        )
     },
     'two lines': (
         doctor._openmmlab,
