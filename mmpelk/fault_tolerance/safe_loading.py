@@ -163,7 +163,7 @@ def _load_safetensors(source: str | Path | BinaryIO, map_location: Location, nam
     if not isinstance(source, str | Path):
         raise UserError(f"'{name}' has to be a local file to be read: download it first")
     is_meta = str(map_location) == 'meta'  # which safetensors does not know
-    device = 'cpu' if map_location is None or callable(map_location) or is_meta else str(map_location)
+    device = str(map_location) if isinstance(map_location, str | torch.device) and not is_meta else 'cpu'
     try:
         with safe_open(str(source), framework='pt', device=device) as file:
             header = file.metadata() or {}

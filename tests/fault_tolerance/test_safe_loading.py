@@ -131,9 +131,10 @@ def test_safetensors_stand_in_for_pth(tmp_path: Path) -> None:
     load_into(other, str(path), strict=True)
     assert torch.equal(other.weight, network.weight)
     assert CheckpointLoader.load_checkpoint(str(path))['meta']['dataset_meta'] == {'classes': ['a']}
-    for device in ('cpu', 'meta', torch.device('meta')):
-        weight = load_data(path, device)['state_dict']['weight']
-        assert (weight.device.type, weight.shape, weight.dtype) == (str(device), (2, 2), torch.float32)
+    places: list[tuple[Any, str]] = [(None, 'cpu'), ('cpu', 'cpu'), ('meta', 'meta'), (torch.device('meta'), 'meta')]
+    for where, device in (*places, (lambda storage, place: storage, 'cpu'), ({'cuda:0': 'cpu'}, 'cpu')):
+        weight = load_data(path, where)['state_dict']['weight']
+        assert (weight.device.type, weight.shape, weight.dtype) == (device, (2, 2), torch.float32)
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(CheckpointError, match='incomplete'):
         load_data(path)
