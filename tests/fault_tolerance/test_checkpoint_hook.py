@@ -150,6 +150,12 @@ def test_a_better_score_of_the_same_iteration_keeps_the_file(runner: Runner, tmp
         hook.after_val_epoch(runner, dict(score=score))
         hook._wait()
     assert [path.name for path in tmp_path.glob('best*')] == ['best_score_iter_1.pth']
+    hook._save_checkpoint(runner)
+    hook.after_val_epoch(runner, dict(score=0.3))
+    hook._wait()
+    (best,) = tmp_path.glob('best*')
+    assert 'run_state' not in load_data(best), 'no training resumes from it'
+    assert load_data(best)['run_id'] == load_data(tmp_path / 'iter_1.pth')['run_id']
 
 
 def test_what_has_to_make_room_is_in_the_file(runner: Runner, tmp_path: Path) -> None:
@@ -272,3 +278,24 @@ def test_folders_of_deepspeed_make_no_room(kept: int, refused: bool, runner: Run
         hook.before_train(runner)
     runner.strategy = object()  # type: ignore[attr-defined]
     CheckpointHook(by_epoch=False, interval=1, max_keep_ckpts=1).before_train(runner)
+
+
+def test_the_disk_is_looked_at_after_every_checkpoint(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    hook, looked = hook_of(runner), []
+    monkeypatch.setattr(hook, '_warn_of_a_full_disk', lambda runner: looked.append(hook.last_ckpt))
+    for _ in range(2):
+        path = hook.save_now(runner)
+        assert looked.pop() == path
+        runner.train_loop._iter += 1
+    assert not looked
+
+
+@pytest.mark.parametrize(('left_out', 'keys'), [
+    ('save_optimizer', {'optimizer'}),
+    ('save_param_scheduler', {'param_schedulers'}),
+    (None, set()),
+])  # fmt: skip
+def test_what_is_left_out_of_checkpoints(left_out: str | None, keys: set[str], tmp_path: Path) -> None:
+    scheduler = dict(type='PolyLR', by_epoch=False, end=10)
+    train(tmp_path, 1, param_scheduler=scheduler, **({left_out: False} if left_out else {}))
+    assert {'optimizer', 'param_schedulers'} - load_data(tmp_path / 'iter_1.pth').keys() == keys

@@ -23,6 +23,7 @@ from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from torch import Tensor, nn
 
+from mmpelk.fault_tolerance import pickled_data
 from mmpelk.fault_tolerance.pickled_data import read_pickled
 from mmpelk.fault_tolerance.safe_loading import CheckpointError, load_data
 from tests.fault_tolerance.fuzz import examples, fuzz
@@ -255,6 +256,45 @@ EVIL: Mapping[str, bytes] = {
     + (name('builtins.list') + b'h\0\x85R') * 2000
     + b't',
     'endless list': b'](' + b'K\x01' * 3,
+    'bytes in another encoding': name('_codecs.encode') + text('e') + text('utf-8') + b'\x86R',
+    'bytes of a number': name('builtins.bytes') + b'K\x63\x85R',
+    'a text of a list': name('builtins.str') + b']\x85R',
+    'a number of a list': name('builtins.int') + b']\x85R',
+    'a list of a text': name('builtins.list') + text('ab') + b'\x85R',
+    'a set of a text': name('builtins.set') + text('ab') + b'\x85R',
+    'a set of lists': name('builtins.frozenset') + b']]a\x85R',
+    'a size of texts': name('torch.Size') + b'(' + text('a') + b't\x85R',
+    'a size below nothing': name('torch.Size') + b'J\xff\xff\xff\xff\x85\x85R',
+    'a queue of a text': name('collections.deque') + text('ab') + b'\x85R',
+    'a queue shorter than nothing': name('collections.deque') + b']J\xff\xff\xff\xff\x86R',
+    'a defaultdict of calls': name('collections.defaultdict') + name('torch.float32') + b'\x85R',
+    'a path of a number': name('pathlib.PosixPath') + b'K\x01\x85R',
+    'a parameter without numbers': name('torch._utils._rebuild_parameter') + b'K\x01\x88}\x87R',
+    **{
+        f'an array of {kind}': name('numpy.core.numeric._frombuffer')
+        + b'(C'
+        + bytes([size])
+        + bytes(size)
+        + name('numpy.dtype')
+        + b'('
+        + text('u2')
+        + b'\x89\x88tR'
+        + b'K'
+        + bytes([length])
+        + b'\x85'
+        + text(order)
+        + b'tR'
+        for kind, size, length, order in (
+            ('too few bytes', 3, 2, 'C'),
+            ('too many bytes', 6, 2, 'C'),
+            ('another order', 4, 2, 'A'),
+        )
+    },
+    'an array of a text as its type': name('numpy.core.numeric._frombuffer')
+    + b'(C\x02ab'
+    + text('u1')
+    + b'K\x02\x85tR',
+    'a value below the end': b'K\x01K\x02',
 }
 
 
@@ -313,6 +353,49 @@ def test_instructions_that_are_refused(kind: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r'a\.pth'):
         load_data(archived(tmp_path, EVIL[kind]))
     assert vars(argparse.Namespace) == before
+
+
+ODD_ARCHIVES: dict[str, Any] = {
+    'compressed': dict(compression=zipfile.ZIP_DEFLATED),
+    'of two pickles': dict(more={'b/data.pkl': b'N.'}),
+    'of another byte order': dict(more={'a/byteorder': b'big' if sys.byteorder == 'little' else b'little'}),
+    'of code': dict(more={'a/constants.pkl': b'N.'}),
+    'of this byte order': dict(more={'a/byteorder': sys.byteorder.encode()}),
+    'with something beside it': dict(more={'a/version': b'3', 'a/.data/serialization_id': b'1'}),
+}
+
+
+@pytest.mark.parametrize('kind', ODD_ARCHIVES)
+def test_archives_that_are_refused(kind: str, tmp_path: Path) -> None:
+    settings = dict(ODD_ARCHIVES[kind])
+    more = {'a/data.pkl': b'\x80\x02]K\x07a.'} | settings.pop('more', {})
+    with zipfile.ZipFile(tmp_path / 'a.pth', 'w', **settings) as archive:
+        for record, content in more.items():
+            archive.writestr(record, content)
+    if kind.startswith(('of this', 'with')):
+        assert load_data(tmp_path / 'a.pth') == [7]
+    else:
+        with pytest.raises(CheckpointError, match=r'a\.pth'):
+            load_data(tmp_path / 'a.pth')
+
+
+def test_old_files_of_another_byte_order_are_refused() -> None:
+    content = saved([1], _use_new_zipfile_serialization=False).getvalue()
+    at = content.index(b'little_endian') + len(b'little_endian')
+    changed = content[:at] + content[at:].replace(b'\x88', b'\x89', 1)
+    assert read_pickled(io.BytesIO(content)) == [1]
+    with pytest.raises(pickle.UnpicklingError, match='byte order'):
+        read_pickled(io.BytesIO(changed))
+
+
+@pytest.mark.parametrize('form', FORMATS)
+@pytest.mark.parametrize('chunk', [1, 7, 96, 1000])
+def test_numbers_are_read_in_pieces(chunk: int, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pickled_data, '_CHUNK', chunk)
+    content = [torch.arange(24.0), torch.arange(5)]
+    assert [each.tolist() for each in read_pickled(saved(content, **FORMATS[form]))] == [
+        each.tolist() for each in content
+    ]
 
 
 def test_a_folder_of_functions_is_no_way_round(tmp_path: Path) -> None:

@@ -31,6 +31,9 @@ def begin(folder: Path, **options: Any) -> str | None:
     runner = make_runner(folder, 4, **options)
     runner.train_loop.run = lambda: hook_of(runner).before_train(runner)
     runner.train()
+    if runner._load_from and Path(runner._load_from).parent == folder:
+        # Before it makes room for others: what is named is always there.
+        assert (folder / 'last_checkpoint').read_text() == runner._load_from
     return runner._load_from and Path(runner._load_from).name
 
 

@@ -38,7 +38,9 @@ def test_validation_draws_from_a_copy_of_the_random_state() -> None:
     kept = hook.training_state()['torch']  # what a checkpoint of the validation holds
     hook.after_val(runner())
     assert torch.equal(kept, torch.get_rng_state())
+    assert torch.equal(kept, hook.training_state()['torch'])
     assert torch.rand(()).item() == expected[1]
+    assert torch.equal(hook.training_state()['torch'], torch.get_rng_state()), 'training has gone on'
 
 
 def test_another_number_of_processes_draws_numbers_of_this_run_and_iteration() -> None:

@@ -27,9 +27,11 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-def test_the_folder_of_checkpoints_is_locked_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize('slashes', [0, 1])
+def test_the_folder_of_checkpoints_is_locked_too(slashes: int, tmp_path: Path) -> None:
     """Work folders of one name in two places share it."""
     runner, locked = make_runner(tmp_path / 'run', 1, out_dir=str(tmp_path / 'large')), []
+    runner._work_dir += os.sep * slashes  # as a shell completes it
     runner.train_loop.run = lambda: locked.append(is_locked(tmp_path / 'large' / 'run'))
     runner.train()
     assert locked == [True]
