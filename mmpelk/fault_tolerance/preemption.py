@@ -1,5 +1,6 @@
 """Save and exit when a signal says that the machine is needed."""
 
+import logging
 import os
 import signal
 import sys
@@ -7,7 +8,7 @@ import time
 from types import FrameType
 from typing import Any
 
-from mmengine.dist import barrier
+from mmengine.dist import barrier, is_distributed
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -28,7 +29,8 @@ class PreemptionHook(Hook):
     it comes within two seconds: a scheduler that signals all processes and a launcher that hands its own on send two.
 
     ``tools/dist_train.sh`` hands signals on and exits with this code. In a batch job ``REQUEUE=1 tools/slurm_train.sh``
-    requeues on it, and ``--resume`` goes on where training stopped. It needs :class:`~mmpelk.engine.CheckpointHook`.
+    requeues on it, and ``--resume`` goes on where training stopped. It needs
+    :class:`~mmpelk.engine.CheckpointHook`. One of several processes leaves without the functions of ``atexit``.
     """
 
     # After CheckpointHook, which may just have saved.
@@ -80,7 +82,15 @@ class PreemptionHook(Hook):
         # All have saved. A launcher that sees the first one leave may stop the others before they have.
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
-        sys.exit(PREEMPTED)
+        runner.visualizer.close()  # which training that ends does
+        if not is_distributed():
+            sys.exit(PREEMPTED)
+        # Past the interpreter's shutdown, in which threads of gloo that still hold tensors abort the process
+        # (https://github.com/pytorch/pytorch/pull/179291): the launcher would see another code.
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(PREEMPTED)
 
     def after_train(self, runner: Runner) -> None:
         """Restore the signal handlers."""

@@ -1,7 +1,9 @@
 """What a second signal does; whole runs are in test_exact_resume.py and in tests/tools/test_launchers.py."""
 
+import logging
 import os
 import signal
+import sys
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -53,25 +55,35 @@ def test_a_wish_to_stop_outlasts_steps_that_accumulate(monkeypatch: pytest.Monke
     assert stopped == [runner]
 
 
-@pytest.mark.parametrize('saves', [True, False])
-def test_it_says_what_is_saved_and_hears_no_more_signals(saves: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(('saves', 'processes'), [(True, 1), (False, 1), (True, 2)])
+def test_it_says_what_is_saved_and_hears_no_more_signals(
+    saves: bool, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of the launcher, which sees the first process end."""
     saving = mock.create_autospec(CheckpointHook, instance=True)
     saving.save_now.return_value = 'iter_5.pth'
     logger = mock.Mock()
-    runner: Any = SimpleNamespace(hooks=[object(), *([saving] if saves else [])], iter=4, logger=logger)
+    visualizer = mock.Mock()
+    hooks = [object(), *([saving] if saves else [])]
+    runner: Any = SimpleNamespace(hooks=hooks, iter=4, logger=logger, visualizer=visualizer)
     ignored: list[Any] = []
     # Until all have saved.
     monkeypatch.setattr(preemption, 'barrier', lambda: ignored.append('all have saved'))
     monkeypatch.setattr(signal, 'signal', lambda number, handler: ignored.append((number, handler)))
+    # One of several leaves past the interpreter's shutdown, with everything written.
+    monkeypatch.setattr(preemption, 'is_distributed', lambda: processes > 1)
+    monkeypatch.setattr(logging, 'shutdown', lambda: ignored.append('log is written'))
+    monkeypatch.setattr(os, '_exit', lambda code: sys.exit(-code))
     hook = PreemptionHook()
     hook._receive(signal.SIGUSR1, None)
     with pytest.raises(SystemExit) as caught:
         hook._save_and_exit(runner)
-    assert caught.value.code == PREEMPTED
+    assert caught.value.code == (PREEMPTED if processes == 1 else -PREEMPTED)
+    visualizer.close.assert_called_once_with()
     said = 'iter_5.pth is saved, --resume goes on from there' if saves else 'nothing saved, no mmpelk.CheckpointHook'
     logger.info.assert_called_once_with(f'Stopped by SIGUSR1 after iteration 5: {said}')
-    assert ignored == ['all have saved', *((number, signal.SIG_IGN) for number in SIGNALS)]
+    written = ['log is written'] if processes > 1 else []
+    assert ignored == ['all have saved', *((number, signal.SIG_IGN) for number in SIGNALS), *written]
 
 
 @pytest.mark.parametrize(('seconds', 'ends'), [(0.5, False), (1.9, False), (2.1, True), (60.0, True)])
