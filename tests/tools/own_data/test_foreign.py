@@ -681,6 +681,55 @@ def test_wide_outlines_are_whole_and_one_that_is_covered_is_asked_for(tmp_path: 
 
 
 @needs_datumaro
+@pytest.mark.parametrize(('task', 'name', 'outlines'), [
+    ('cls', None, True), ('det', 'yolo', True), ('seg', 'coco', True), ('det', None, False)
+])  # fmt: skip
+def test_what_datumaro_is_asked(
+    task: str, name: str | None, outlines: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outlines beside the pictures are read here, unless the format is named, and are no classes of pictures."""
+
+    def run(command: list[str], env: dict[str, str], **options: Any) -> subprocess.CompletedProcess:
+        asked.append((command, env))
+        (tmp_path / 'out' / 'converted.json').write_text(json.dumps(dict(format='x', error=answers.pop(0))))
+        return subprocess.CompletedProcess(command, 0, '', '')
+
+    asked: list[tuple[list[str], dict[str, str]]] = []
+    answers = ['', 'nothing fits']
+    (tmp_path / 'data').mkdir()
+    if outlines:
+        write_labelme(tmp_path / 'data')
+    monkeypatch.setattr('own_data.foreign.subprocess.run', run)
+    monkeypatch.setattr('own_data.foreign.importlib.util.find_spec', lambda name: 'is here')
+    monkeypatch.setenv('PYTHONPATH', '/of/this/environment')
+    monkeypatch.setenv('MMPELK_DATUMARO_PYTHON', '/of/datumaro/python')
+    monkeypatch.chdir(tmp_path)
+    assert convert(tmp_path / 'data', task, Path('out'), 'no layout', name) == dict(format='x', error='')
+    ((command, environment),) = asked
+    assert command[0] == '/of/datumaro/python', 'the one that is named, before that of this process'
+    words = ['--task', task, '--data', str(tmp_path / 'data'), '--out', str(tmp_path / 'out')]
+    assert command[2:] == words + (['--format', name] if name else [])
+    assert 'PYTHONPATH' not in environment
+    assert environment.items() >= {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}.items()
+    with pytest.raises(UserError, match=r"no layout\. Datumaro does not read '.*' either \(nothing fits\)"):
+        convert(tmp_path / 'data', task, Path('out'), 'no layout', name)
+    monkeypatch.delenv('MMPELK_DATUMARO_PYTHON')
+    answers.append('')
+    convert(tmp_path / 'data', task, Path('out'), 'no layout', name)
+    assert asked[-1][0][0] == sys.executable
+
+
+def test_what_is_converted_into_a_relative_folder_is_found_from_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_labelme(tmp_path / 'data')
+    monkeypatch.chdir(tmp_path)
+    for task in ('det', 'seg'):
+        converted = convert(tmp_path / 'data', task, Path('out'), '')
+        paths = converted['files'].values() if task == 'det' else [each['label'] for each in converted['samples']]
+        assert all(Path(path).is_absolute() and Path(path).is_file() for path in paths)
+
+
 @pytest.mark.slow
 def test_what_nobody_reads_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('MMPELK_DATUMARO_PYTHON', PYTHON)

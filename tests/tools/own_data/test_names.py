@@ -59,3 +59,11 @@ def test_the_order_is_that_of_the_file_whatever_its_values(tmp_path: Path) -> No
     assert order_names(['cat', 'dog'], str(tmp_path / 'mine.txt'), tmp_path) == ['dog', 'cat']
     with pytest.raises(UserError, match='no values: give --classes'):
         order_names(['cat', 'dog'], 'dog=2,cat=1', tmp_path)
+
+
+@pytest.mark.parametrize('given', ['cat', 'cat,dog,cow', 'cat,cow', 'Cat,dog'])
+def test_the_names_are_all_of_the_data_set(given: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match='give the same names, in the order of their indices'):
+        order_names(['cat', 'dog'], given, tmp_path)
+    assert order_names(['cat', 'dog'], 'dog, cat', tmp_path) == ['dog', 'cat']
+    assert order_names(['dog', 'cat'], None, tmp_path) == ['dog', 'cat']

@@ -54,6 +54,7 @@ def test_layouts_with_splits(images: str, labels: str, tmp_path: Path) -> None:
     ('701_StillsRaw_full/a_{i}.png', 'LabeledApproved_full/a_{i}_L.png'),
     ('training/images/{i}.jpg', 'training/v1.2/labels/{i}.png'),
     ('train/{i}_sat.jpg', 'train/{i}_mask.png'),
+    ('l_{i}.jpg', 'l_{i}_mask.png'),
     ('top_{i}_RGB.tif', 'top_{i}_label.tif'),
     ('leftImg8bit/a_{i}_leftImg8bit.png', 'gtFine/a_{i}_gtFine_labelIds.png'),
 ])  # fmt: skip
@@ -194,6 +195,11 @@ VALUES: dict[str, tuple[list[object], dict, dict]] = {
         [0, 1, 2],
         dict(classes='background,b,c', background='0'),
         {0: 'background', 1: 'b', 2: 'c'},
+    ),
+    'void beside the background': (
+        [0, 1, 2],
+        dict(classes='void,b', background='0'),
+        {0: 'background', 1: 'void', 2: 'b'},
     ),
     'background said twice, last': ([0, 1, 2], dict(classes='b,c,bg', background='0'), {0: 'bg', 1: 'b', 2: 'c'}),
     'one value too many': ([0, 1, 2], dict(classes='a,b'), {1: 'a', 2: 'b'}),
@@ -445,7 +451,10 @@ def test_a_class_is_rare_below_a_thousandth_of_what_is_labelled(pixels: int, tmp
     ('images/ADE_train_{i}.jpg', 'annotations/ADE_train_{i}.png', 150, 150),
     ('a_{i}_leftImg8bit.png', 'a_{i}_gtFine_labelTrainIds.png', 18, 19),
     ('a_{i}_leftImg8bit.png', 'a_{i}_gtFine_labelIds.png', 33, 19),
-    ('JPEGImages/2012_00000{i}.jpg', 'SegmentationClass/2012_00000{i}.png', 20, 21),
+    *(
+        (f'JPEGImages/{year}_00000{{i}}.jpg', f'SegmentationClass/{year}_00000{{i}}.png', 20, 21)
+        for year in (2005, 2009, 2010, 2012)
+    ),
 ])  # fmt: skip
 def test_public_sets_by_their_names_and_values(images: str, labels: str, top: int, count: int, tmp_path: Path) -> None:
     for more in (0, 1):
@@ -609,6 +618,13 @@ TOLD: dict[str, Make] = {
     'numbers are not cut': lambda r: remove(
         write(write(r, [0, 1], range(12, 13)), [0, 1], range(1, 4)), 'images/12.jpg'
     ),
+    'a number is not the beginning of another': lambda r: remove(
+        write(write(r, [0, 1], range(12, 13)), [0, 1], range(1, 4)), 'images/12.jpg', 'labels/1.png'
+    ),
+    'the longest beginning': lambda r: [
+        write(r, [0, 1], 1, f'images/{name}.jpg', f'masks/{other}.png')
+        for name, other in (('a', 'a_y'), ('a_b', 'a_b_x'), ('a_b_c', 'a_b_cz'))
+    ],
     'tests without labels': unlabelled_tests,
     # One folder of masks for each class: all but one would be dropped.
     'several maps': lambda r: [write(r, [0, 1], labels=f'masks/{name}/{{i}}.png') for name in ('cat', 'dog')],

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import io
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +105,32 @@ def test_what_was_found_and_answered(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [(note.kind, note.text) for note in data.notes[:2]] == [('remark', 'something'), ('decision', 'which?')]
 
 
+def test_the_largest_classes_and_the_sizes_by_area_are_shown(tmp_path: Path) -> None:
+    """Whatever their order; the rest is added up."""
+    data = data_of('det', classes=26)
+    data.counts = [(7 * index) % 26 * 100 for index in range(26)]
+    data.sizes = [(300, 10), (20, 20), (50, 50), (60, 60), (10, 500)]
+    data.note('remark', 'the first')
+    data.note('question', 'the last')
+    print_report(data, report := io.StringIO())
+    cells = [
+        [cell.strip() for cell in re.split(r'[│┃|]|  +', line) if cell.strip()]
+        for line in report.getvalue().splitlines()
+    ]
+    shown = [row for row in cells if row and row[0].startswith('class ') and len(row) == 4]
+    total = sum(data.counts)
+    wanted = sorted(range(26), key=lambda index: -data.counts[index])
+    assert [row[1:] for row in shown] == [
+        [str(index), str(data.counts[index]), f'{data.counts[index] / total:.2%}'] for index in wanted[:20]
+    ]
+    rest = sum(data.counts[index] for index in wanted[20:])
+    assert ['6 more', str(rest), f'{rest / total:.2%}'] in cells
+    assert ['sizes: smallest, middle, largest', '20x20, 300x10, 10x500'] in cells
+    assert ['sides of boxes: 10 %, middle, 90 %', '19 px, 51 px, 83 px'] in cells
+    notes = [line for line in report.getvalue().splitlines() if line.startswith('- ')]
+    assert [line.split(':')[0] for line in notes] == ['- question', '- question', '- remark', '- remark']
+
+
 def test_a_project_is_written_without_questions_and_over_nothing(tmp_path: Path) -> None:
     data = data_of('cls')
     data.splits = dict(train=['日本/é.jpg', 'b/1.jpg'], val=['b/2.jpg'])
@@ -146,6 +173,21 @@ def test_every_option_reaches_its_reader(task: str, monkeypatch: pytest.MonkeyPa
         'cls': {},
     }[task]
     assert given.arguments == expected
+
+
+@pytest.mark.parametrize(
+    ('words', 'memory'), [([], None), (['--gpu-memory', '0'], 0.0), (['--gpu-memory', '11'], 11.0)]
+)
+def test_the_machine_is_the_one_of_the_command(
+    words: list[str], memory: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A memory of 0 is one that was given."""
+    asked: list[float | None] = []
+    monkeypatch.setattr(new_project.Machine, 'here', lambda memory: asked.append(memory) or sys.exit(3))
+    monkeypatch.setattr(sys, 'argv', ['', 'mine', '--task', 'cls', '--data', 'x', '--out', str(tmp_path / 'm'), *words])
+    with pytest.raises(SystemExit):
+        new_project.main()
+    assert asked == [memory]
 
 
 @pytest.fixture
