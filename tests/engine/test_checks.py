@@ -29,6 +29,8 @@ def test_names_of_options(recipe: Config) -> None:
         ('model.backbon.init_cfg', 'model.backbone'),
         ('train_dataloader.dataset.pipeline.3.cropsize', 'train_dataloader.dataset.pipeline.3.crop_size'),
         ('optim_wrapper.optimiser.lr', 'optim_wrapper.optimizer'),
+        ('param_scheduler.0.ends', 'param_scheduler.0.end'),
+        (f'param_scheduler.{len(recipe.param_scheduler) - 1}.ends', 'param_scheduler.1.end'),
     ):
         with pytest.raises(ValueError, match=f"did you mean '{meant}'"):
             check_option_names(recipe, {key: 0})

@@ -1,19 +1,26 @@
 """What ``--cfg-options`` mean, and runners without some of their default hooks."""
 
 import argparse
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.runner import Runner
 from torch import nn
 
 import mmpelk
 from mmpelk.engine.command_line import (
     SettingsAction,
+    _ShortLogRunner,
+    add_common_options,
     build_runner,
     exit_on_user_error,
+    load_config,
     parse_options,
     parse_settings,
 )
@@ -89,6 +96,46 @@ def test_options_given_twice_are_joined() -> None:
     parser.add_argument('--cfg-options', nargs='+', action=SettingsAction)
     args = parser.parse_args(['--cfg-options', 'a=1', 'b=2', '--cfg-options', 'b=3'])
     assert args.cfg_options == {'a': 1, 'b': 3}
+
+
+@pytest.mark.parametrize(
+    ('word', 'variable', 'rank'), [(None, None, '0'), ('2', None, '2'), ('2', '3', '3'), (None, '3', '3')]
+)
+def test_the_rank_on_its_machine_is_the_launchers(
+    word: str | None, variable: str | None, rank: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun's variable comes before the option of older launchers."""
+    monkeypatch.setattr(os, 'environ', dict(LOCAL_RANK=variable) if variable else {})
+    monkeypatch.setattr('sys.argv', ['tool', *([f'--local_rank={word}'] if word else [])])
+    parser = argparse.ArgumentParser()
+    add_common_options(parser)
+    parse_options(parser)
+    assert os.environ['LOCAL_RANK'] == rank
+
+
+@pytest.mark.parametrize(('word', 'entry', 'used'), [
+    (None, None, './work_dirs/my.first'), (None, 'of the config', 'of the config'),
+    ('given', None, 'given'), ('given', 'of the config', 'given'),
+])  # fmt: skip
+def test_the_work_folder_is_that_of_the_command_line(
+    word: str | None, entry: str | None, used: str, tmp_path: Path
+) -> None:
+    (tmp_path / 'my.first.py').write_text(f'work_dir = {entry!r}' if entry else '')
+    args = argparse.Namespace(
+        config=str(tmp_path / 'my.first.py'), cfg_options=dict(a=1), launcher='slurm', work_dir=word
+    )
+    cfg = load_config(args)
+    assert (cfg.work_dir, cfg.launcher, cfg.a) == (used, 'slurm', 1)
+
+
+@pytest.mark.parametrize('hook', ['before_train', 'before_val', 'before_test', 'before_run'])
+def test_messages_are_whole_when_any_loop_has_begun(hook: str) -> None:
+    runner = _ShortLogRunner.__new__(_ShortLogRunner)
+    runner.short_formatters = [SimpleNamespace(shorten=True), SimpleNamespace(shorten=True)]  # type: ignore[list-item]
+    with mock.patch.object(Runner, 'call_hook') as called:
+        runner.call_hook(hook, batch_idx=3)
+    called.assert_called_once_with(hook, batch_idx=3)
+    assert [formatter.shorten for formatter in runner.short_formatters] == [hook == 'before_run'] * 2
 
 
 HOOKS = mmpelk.get_config('seg/upernet_pelk_t_ade20k.py').default_hooks.to_dict()

@@ -66,6 +66,8 @@ def test_estimate_is_corrected_by_the_first_validation(monkeypatch: pytest.Monke
     assert '5 min 20 s for 80 more with validations of 60 s' in said[1]
     # mmengine validates at the end, too: after 60, 90 and 100.
     assert '4 min 10 s for 70 more with validations of 60 s' in estimates(monkeypatch, 30)[1]
+    # One at the end has nothing to correct.
+    assert len(estimates(monkeypatch, 100)) == 1
     # One among the iterations that are timed counts for none of them.
     assert 'whole run: 1 s an iteration' in estimates(monkeypatch, 5)[0]
 

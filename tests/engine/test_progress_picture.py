@@ -117,7 +117,12 @@ def test_only_rank_0_draws_and_between_validations_when_the_last_picture_is_old(
     hook.after_train_iter(runner, 0)
     assert not (tmp_path / 'progress.png').exists()
     hook._drawn -= 301
-    hook.after_train_iter(runner, 0)
+    with mock.patch.object(progress_picture, '_figure', return_value=b'') as figure:
+        hook.after_train_iter(runner, 0)
+        hook.after_train_iter(runner, 0)
+        runner.iter += 1  # mmengine counts an iteration after its hooks
+        hook.after_train(runner)
+    assert [call.args[1] for call in figure.call_args_list] == [1001], 'the end draws nothing again'
     assert (tmp_path / 'progress.png').exists()
 
 
@@ -144,3 +149,21 @@ def test_what_is_on_the_picture() -> None:
         'mIoU: 50': [[5, 40], [10, 50]], 'mAcc: 60': [[10, 60]]
     }  # fmt: skip
     assert (picture.get_title(), picture.images[0].get_array().shape) == ('cat.png', (4, 6, 3))
+
+
+@pytest.mark.parametrize(('height', 'width'), [(600, 900), (900, 300), (200, 300), (480, 480), (100, 1000)])
+def test_paintings_have_their_picture_at_most_480_pixels_large(height: int, width: int, tmp_path: Path) -> None:
+    """Of label and prediction side by side each; smaller ones stay as they are."""
+    image: np.ndarray = np.zeros((height, width, 3), np.uint8)
+    painted = progress_picture._paint(Painter(), image, None)
+    scale = min(1.0, 480 / max(height, width))
+    assert painted.shape == (round(height * scale), 2 * round(width * scale), 3)
+
+
+def test_a_validation_shows_its_own_pictures(image: Path, tmp_path: Path) -> None:
+    runner, hook = Runner(tmp_path), ProgressPictureHook()
+    with mock.patch.object(progress_picture, '_figure', return_value=b'') as figure:
+        for name in ('cat', 'dog'):
+            validate(hook, runner, image.rename(image.with_stem(name)), mIoU=1.0)
+            image = image.with_stem(name)
+            assert [Path(path).stem for path in figure.call_args.args[4]] == [name]

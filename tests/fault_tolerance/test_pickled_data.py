@@ -262,6 +262,7 @@ EVIL: Mapping[str, bytes] = {
     'a number of a list': name('builtins.int') + b']\x85R',
     'a list of a text': name('builtins.list') + text('ab') + b'\x85R',
     'a set of a text': name('builtins.set') + text('ab') + b'\x85R',
+    'a frozen set of a text': name('builtins.frozenset') + text('ab') + b'\x85R',
     'a set of lists': name('builtins.frozenset') + b']]a\x85R',
     'a size of texts': name('torch.Size') + b'(' + text('a') + b't\x85R',
     'a size below nothing': name('torch.Size') + b'J\xff\xff\xff\xff\x85\x85R',
