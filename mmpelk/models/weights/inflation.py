@@ -86,7 +86,10 @@ def inflate(weights: Mapping[str, Tensor], backbone: PeLK, name: str = 'the chec
             continue
         if unknown := [f'{key}.{part}' for part in own if not _MIXER_PARTS.fullmatch(part)]:
             raise UserError(_unknown(reading, unknown))
-        kernel, bias = _merged(own)
+        try:
+            kernel, bias = _merged(own)
+        except KeyError as error:
+            raise UserError(f'{name}: the file is incomplete: it has no {key}.{error.args[0]}') from error
         missing = mixer.large.kernel_size - kernel.shape[-1]
         if missing < 0:
             raise UserError(
@@ -135,15 +138,23 @@ def _refuse_other(reading: Reading, own: Layout) -> None:
 
 
 def _merged(mixer: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Kernel ``(C, 1, K, K)`` and bias ``(C,)``, in float64, of the branches of another mixer, their norms folded."""
-    names = [name.removesuffix('.weight') for name, value in mixer.items() if value.dim() == 4]
+    """Kernel ``(C, 1, K, K)`` and bias ``(C,)``, in float64, of the branches of another mixer, their norms folded.
+
+    Raises:
+        KeyError: Of the first name that misses: a branch has a kernel and, where another one has, a whole norm.
+    """
+    has_norms = any('_norm.' in name for name in mixer)
+    names = dict.fromkeys(part.rpartition('.')[0].replace('_norm', '') for part in mixer)
     parts = []
     for name in names:
         kernel = mixer[f'{name}.weight'].double()
         bias = mixer.get(f'{name}.bias', kernel.new_zeros(len(kernel))).double()
         norm = name.replace('large', 'large_norm').replace('small', 'small_norm')
-        if f'{norm}.running_var' in mixer:
+        if has_norms:
             state = {key.removeprefix(f'{norm}.'): value for key, value in mixer.items() if key.startswith(f'{norm}.')}
+            for part in ('weight', 'bias', 'running_mean', 'running_var'):
+                if part not in state:
+                    raise KeyError(f'{norm}.{part}')
             scale, shift = affine_of(state, _NORM_EPS)
             kernel, bias = kernel * scale, shift + bias * scale.flatten()
         parts.append((kernel, bias))

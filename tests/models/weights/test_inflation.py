@@ -116,7 +116,8 @@ def test_slaks_cross_and_dense_kernels_are_projected(mixer: str) -> None:
 
 @pytest.mark.parametrize('names', [('small_conv', 'LoRA1', 'LoRA2'), ('small_conv', 'lkb_origin')], ids=str)
 def test_norms_of_slak_are_folded_with_their_own_epsilon(names: tuple[str, ...]) -> None:
-    """And its deployed form, one kernel with a bias, is taken as it is: batch norms of torch tell what is computed."""
+    """Batch norms of torch tell what is computed. SLaK's deployed form, one kernel with a bias, is taken as it is; of
+    the trained one nothing may miss."""
     torch.manual_seed(0)
     sizes = dict(LoRA1=(7, 3), LoRA2=(3, 7), small_conv=(3, 3), lkb_origin=(7, 7))
     state = {f'{name.removeprefix("backbone.")}': value for name, value in _convnext(dict(NANO)).state_dict().items()}
@@ -150,8 +151,17 @@ def test_norms_of_slak_are_folded_with_their_own_epsilon(names: tuple[str, ...])
         }
     grids = [[1] * 7] * 4
     ours = PeLK('convnext-tiny', **NANO, **FORM, kernel_sizes=(7, 7, 7, 7), sharing_grids=grids)
+    state, merged = (
+        {name.replace('pointwise_conv', 'pwconv'): value for name, value in form.items()} for form in (state, merged)
+    )
+    branch = 'stages.2.1.large_kernel.' + names[-1]
+    for part in ('conv.weight', 'bn', 'bn.weight', 'bn.bias', 'bn.running_mean', 'bn.running_var'):
+        lacking = {name: value for name, value in state.items() if not name.startswith(f'{branch}.{part}')}
+        missing = r'mixer\.large' + '_norm' * ('bn' in part) + r'(\.\d)?\.' + (part.partition('.')[2] or 'weight')
+        with pytest.raises(UserError, match=rf'the file is incomplete: it has no stages\.2\.1\.{missing}$'):
+            inflate(lacking, ours)
     for form in (state, merged):
-        found = inflate({name.replace('pointwise_conv', 'pwconv'): value for name, value in form.items()}, ours).state
+        found = inflate(form, ours).state
         for block, (kernel, bias) in kernels.items():
             torch.testing.assert_close(found[f'{block}.mixer.large.weight'].double(), kernel, rtol=1e-6, atol=1e-5)
             torch.testing.assert_close(found[f'{block}.mixer.large.bias'].double(), bias, rtol=1e-6, atol=1e-5)
@@ -220,6 +230,20 @@ def test_damaged_weights_and_unknown_layers_are_refused(changes: dict[str, Tenso
     state = _convnext(dict(NANO)).state_dict()
     with pytest.raises(UserError, match=message):
         inflate(state | changes, PeLK('convnext-tiny', **NANO, **FORM))
+
+
+def test_every_tensor_of_a_convnext_has_to_be_there_and_of_its_shape() -> None:
+    """But for the norms of the stages' outputs, which classification trains but the last of."""
+    state, ours = _convnext(dict(NANO)).state_dict(), PeLK('convnext-tiny', **NANO, **FORM)
+    for key, value in state.items():
+        lacking = {name: other for name, other in state.items() if name != key}
+        if key.startswith('norm'):
+            assert inflate(lacking, ours).state.keys() == ours.state_dict().keys() - {key}
+        elif not key.endswith('depthwise_conv.bias'):  # a convolution without one has zeros
+            with pytest.raises(UserError):
+                inflate(lacking, ours)
+        with pytest.raises((UserError, RuntimeError)):
+            inflate(state | {key: torch.cat([value, value])}, ours)
 
 
 def test_a_kernel_of_zeros_loses_nothing() -> None:
