@@ -282,10 +282,18 @@ FOUND: dict[str, tuple[Callable[[], Any], Callable[[Patch], None], list[tuple[st
         [('warning', 'a mixture of both lines: mmsegmentation 1, mmdet 3, onedl-mmpretrain 2')],
     ),
     'no line': (doctor._openmmlab, versions, [('error', 'none of its packages is installed')]),
-    'no toolbox': (
+    **{
+        f'no {name}': (
+            doctor._openmmlab,
+            lambda p, name=name: (versions(p, onedl_mmcv='2'), absent(p, name))[0],
+            [('ok', 'the maintained line: onedl-mmcv 2'), *[('warning', 'not installed; its recipes need it')] * warns],
+        )
+        for name, warns in (('mmseg', 1), ('mmdet', 1), ('mmpretrain', 1), ('mmengine', 0))
+    },
+    'no mmengine, new torch': (
         doctor._openmmlab,
-        lambda p: (versions(p, onedl_mmcv='2'), absent(p, 'mmdet'))[0],
-        [('ok', 'the maintained line: onedl-mmcv 2'), ('warning', 'not installed; its recipes need it')],
+        lambda p: versions(p, torch='2.11', mmcv='2.1'),
+        [('ok', 'the stock line: mmcv 2.1')],
     ),
     **{
         f'transformers {version}': (

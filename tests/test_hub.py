@@ -122,7 +122,13 @@ def with_compiled_backbone(model: Any) -> Any:
     return model
 
 
+def with_compiled_deployed_backbone(model: Any) -> Any:
+    model.backbone.switch_to_deploy()
+    return with_compiled_backbone(model)
+
+
 WRAPPERS = dict(
+    compiled_deployed_backbone=with_compiled_deployed_backbone,
     compiled=torch.compile,
     parallel=in_data_parallel,
     averaged=ExponentialMovingAverage,
@@ -148,6 +154,8 @@ def published(segmentor: tuple[Any, Config, dict[str, Any]], tmp_path: Path) -> 
 def test_wrapped_network_comes_back(wrapper: str, tmp_path: Path) -> None:
     model, cfg, meta = network('mmseg')
     want = copy.deepcopy(model)
+    if 'deployed' in wrapper:
+        want.backbone.switch_to_deploy()
     hub.save_pretrained(WRAPPERS[wrapper](model), tmp_path, cfg, meta)
     assert_same_state(want, hub.from_pretrained(tmp_path))
     assert json.loads((tmp_path / 'config.json').read_text())['model'] == 'EncoderDecoder'

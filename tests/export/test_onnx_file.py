@@ -41,7 +41,8 @@ def exported(takes_pixels: bool) -> ExportedNetwork:
     network = Network()
     numbers = Preprocessing([1.0, 2.0, 3.0], [4.0, 5.0, 6.0], rgb=not takes_pixels)
     meta = dict(classes=['a', 'b'], palette=[[0, 0, 0], [1, 2, 3]])
-    return ExportedNetwork(network, ('logits', 'labels'), 'segmentation', numbers, 1, meta, takes_pixels)
+    task = 'detection' if takes_pixels else 'segmentation'
+    return ExportedNetwork(network, ('logits', 'labels'), task, numbers, 1, meta, takes_pixels)
 
 
 def image(size: tuple[int, int], takes_pixels: bool) -> torch.Tensor:
@@ -76,7 +77,7 @@ def test_what_the_exporters_get_and_what_stands_in_the_file(
         *(19, ['image'], ['logits', 'labels']),
     )
     assert {key: json.loads(value) for key, value in model.metadata_props.items()} == dict(
-        task='segmentation',
+        task=network.task,
         mean=[1.0, 2.0, 3.0],
         std=[4.0, 5.0, 6.0],
         channel_order='bgr' if takes_pixels else 'rgb',

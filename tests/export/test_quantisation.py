@@ -31,7 +31,7 @@ def test_depthwise_kernels_stay_floats(tmp_path: Path) -> None:
         helper.make_node('Conv', ['middle', 'depthwise'], ['out'], 'depthwise layer', group=16, pads=[1, 1, 1, 1]),
     ]
     image, out = (
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, channels, 8, 8])
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, channels, 8, 6])
         for name, channels in (('image', 3), ('out', 16))
     )
     weights = [
@@ -148,7 +148,7 @@ def test_a_file_takes_the_place_of_a_classifiers_weights() -> None:
 
 def test_a_file_takes_the_place_of_a_segmentors_weights() -> None:
     """Its first output is the logits; what the toolbox makes of them, by a threshold too, it makes of these."""
-    model: Any = SimpleNamespace(decode_head=SimpleNamespace(threshold=0.3), backbone=None, neck=nn.Identity())
+    model: Any = SimpleNamespace(decode_head=SimpleNamespace(threshold=0.35), backbone=None, neck=nn.Identity())
     session = SimpleNamespace(
         get_inputs=lambda: [SimpleNamespace(name='image', type='tensor(float)')],
         run=lambda names, feed: [2 * feed['image'].astype(np.float16), feed['image'].argmax(1)],
@@ -157,7 +157,7 @@ def test_a_file_takes_the_place_of_a_segmentors_weights() -> None:
     images = torch.randn(2, 3, 4, 5)
     features = model.backbone(images)
     logits = model.decode_head.predict(features, [], None)
-    assert (model.neck, model.decode_head.threshold, logits.dtype) == (None, 0.3, torch.float32)
+    assert (model.neck, model.decode_head.threshold, logits.dtype) == (None, 0.35, torch.float32)
     torch.testing.assert_close(logits, 2 * images, rtol=1e-3, atol=1e-3)
 
 

@@ -80,13 +80,20 @@ def test_weights_that_do_not_fit_name_the_prefix_and_the_shapes(trained: dict[st
             load(dict(type='Pretrained', checkpoint=path, prefix=prefix))
 
 
-def test_a_norm_within_the_stages_may_not_miss(trained: dict[str, Tensor], tmp_path: Path) -> None:
-    norms = [key for key in trained if 'norm' in key and key.endswith('.weight') and not key.startswith('norm')]
-    assert {key.split('.')[-2] for key in norms} >= {'norm', 'large_norm', 'small_norm'}
-    for key in norms:
-        lacking = write(tmp_path / 'lacking.pth', {name: value for name, value in trained.items() if name != key})
-        with pytest.raises(UserError, match=f'misses {key}'):
-            load(dict(type='Pretrained', checkpoint=lacking))
+def test_every_tensor_has_to_be_there_and_of_its_shape(trained: dict[str, Tensor], tmp_path: Path) -> None:
+    """But for the norms of the stages' outputs, which may miss."""
+    assert {key.split('.')[-2] for key in trained} >= {'norm', 'large_norm', 'small_norm', 'norm1'}
+    model = PeLK(**SMALL)
+    for key, value in trained.items():
+        lacking = write(tmp_path / 'lacking.pth', {name: other for name, other in trained.items() if name != key})
+        if key.startswith('norm'):
+            assert key not in check_pretrained(model, lacking)
+        else:
+            with pytest.raises(UserError, match=f'misses {key}. Take'):
+                check_pretrained(model, lacking)
+        other = write(tmp_path / 'other.pth', trained | {key: torch.cat([value.view(1, *value.shape)] * 2)})
+        with pytest.raises(UserError):
+            check_pretrained(model, other)
 
 
 def test_other_initialisations_are_no_weights() -> None:

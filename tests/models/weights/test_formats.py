@@ -515,6 +515,25 @@ def test_the_file_that_timm_names_is_read(hub: Callable[..., None], monkeypatch:
     assert read_public(f'timm://{name}').state
 
 
+def test_weights_that_timm_has_elsewhere_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At an address of their own, wrapped as their authors did, or known by name without weights."""
+    models, name = pytest.importorskip('timm.models'), 'convnext_tiny.fb_in1k'
+    known, state = models.get_pretrained_cfg(name), {'a.weight': torch.ones(1)}
+    asked: list[str] = []
+    reads = 'mmpelk.models.weights.downloads.read_checkpoint'
+    monkeypatch.setattr(reads, lambda address: asked.append(address) or dict(model=state, epoch=3))
+    for url in ('https://example.org/a.pth', ''):
+        given = replace(known, hf_hub_id=None, url=url, license='mit', mean=(0.5,) * 3, std=(0.2,) * 3)
+        monkeypatch.setattr(models, 'get_pretrained_cfg', lambda _, given=given: given)
+        if url:
+            public = read_public(f'timm://{name}')
+            assert (dict(public.state), public.licence, asked) == (state, 'mit', [url])
+            assert public.normalisation == ((127.5,) * 3, (51.0,) * 3)
+        else:
+            with pytest.raises(UserError, match='no weights of that name'):
+                read_public(f'timm://{name}')
+
+
 @pytest.mark.parametrize('address', ['timm://convnext_tiny', 'hf://me/mine'])
 def test_key_of_an_address_is_refused(address: str) -> None:
     with pytest.raises(UserError, match=f"'{address}' is one state dict: leave out key='model_ema'"):
