@@ -1,7 +1,10 @@
 """``tools/demo_image.py`` for both tasks, with checkpoints and with an ONNX file."""
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import cv2
@@ -102,9 +105,15 @@ def test_onnx_file_draws_as_its_checkpoint(trained: list[object], tmp_path: Path
     assert (drawn == want).all(-1).mean() > 0.7
 
 
-@pytest.mark.parametrize(('scope', 'options'), [('mmdet', dict(pred_score_thr=0.7)), ('mmseg', {})])
-def test_options_reach_the_drawing(scope: str, options: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
-    visualizer = mock.Mock(**{'get_image.return_value': np.zeros((4, 4, 3), np.uint8)})
+@pytest.mark.parametrize('device', ['cuda:7', None])
+@pytest.mark.parametrize(('scope', 'options'), [('mmdet', dict(pred_score_thr=0.7)), ('mmseg', {}), ('mmpretrain', {})])
+def test_options_reach_the_drawing(
+    scope: str, options: dict[str, float], device: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blue: np.ndarray = np.zeros((4, 4, 3), np.uint8)
+    blue[..., 0] = 255
+    visualizer = mock.Mock(**{'get_image.return_value': blue[..., ::-1]})
+    monkeypatch.setattr(demo_image, 'get_device', lambda: 'cpu')
     checks = mock.Mock()
     for name in ('check_operators', 'check_checkpoint'):
         monkeypatch.setattr(demo_image, name, getattr(checks, name))
@@ -114,15 +123,39 @@ def test_options_reach_the_drawing(scope: str, options: dict[str, float], monkey
     monkeypatch.setattr(demo_image, 'load_model', load)
     monkeypatch.setattr(demo_image.VISUALIZERS, 'build', build)
     args = argparse.Namespace(
-        checkpoint='m.pth', config='c.py', label_maps=False, device='cpu', score_thr=0.7, opacity=0.25
+        checkpoint='m.pth', config='c.py', label_maps=False, device=device, score_thr=0.7, opacity=0.25
     )
-    demo_image.make_painter(args, [])(np.zeros((4, 4, 3), np.uint8))
+    painted = demo_image.make_painter(args, [])(blue)
     assert checks.mock_calls == [mock.call.check_operators(cfg), mock.call.check_checkpoint('m.pth')]
-    load.assert_called_once_with(cfg, 'm.pth', 'cpu')
+    load.assert_called_once_with(cfg, 'm.pth', device or 'cpu')
     # It writes nothing itself.
     build.assert_called_once_with(dict(name='drawings', type='Visualizer', vis_backends=None, _scope_=scope))
-    assert visualizer.add_datasample.call_args.kwargs == dict(draw_gt=False) | options
+    draw = visualizer.visualize_cls if scope == 'mmpretrain' else visualizer.add_datasample
+    assert draw.call_args.kwargs == dict(draw_gt=False) | options
+    # Files are BGR, which networks take; toolboxes paint RGB.
+    model, predict = load.return_value
+    predict.assert_called_once_with(model, blue)
+    (shown,) = (value for value in draw.call_args.args if isinstance(value, np.ndarray))
+    assert np.array_equal(shown, blue[..., ::-1])
+    assert np.array_equal(painted, blue)
     assert scope != 'mmseg' or visualizer.alpha == 0.25
+
+
+@pytest.mark.parametrize(('is_video', 'written'), [
+    (False, ['a.png.labels.png']), (True, ['a.png.000000.labels.png', 'a.png.000001.labels.png']),
+])  # fmt: skip
+def test_label_maps_stand_beside_their_pictures(is_video: bool, written: list[str], tmp_path: Path) -> None:
+    label_maps: list[np.ndarray] = []
+
+    def draw(paint: object, color_type: str) -> Iterator[None]:
+        for index in range(len(written)):
+            label_maps.append(np.full((2, 3), 7 + index))
+            yield
+
+    drawing: Any = SimpleNamespace(is_video=is_video, frames=lambda: len(written), draw=draw, target=tmp_path / 'a.png')
+    assert demo_image.draw_all([drawing], mock.Mock(), label_maps) == []
+    found = {path.name: np.unique(cv2.imread(str(path), -1)).tolist() for path in tmp_path.iterdir()}
+    assert found == {name: [7 + index] for index, name in enumerate(written)}
 
 
 def test_config_is_wanted_with_a_checkpoint(tmp_path: Path) -> None:
