@@ -93,7 +93,7 @@ def items(data: Path) -> Items:
 def convert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Items], dict[str, Any]]:
     def run(task: str, found: Items) -> dict[str, Any]:
         package, annotation = ModuleType('datumaro'), ModuleType('datumaro.components.annotation')
-        formats = ['other', f'my_{"instances" if task == "det" else "segmentation" if task == "seg" else "imagenet"}']
+        formats = ['another', f'my_{"instances" if task == "det" else "segmentation" if task == "seg" else "imagenet"}']
         package.Environment = lambda: SimpleNamespace(detect_dataset=lambda folder: formats[:])  # type: ignore[attr-defined]
         given = {formats[1]: found}
         package.Dataset = SimpleNamespace(import_from=lambda folder, name: given.get(name, Items()))  # type: ignore[attr-defined]
@@ -153,6 +153,19 @@ def test_what_is_easily_lost(convert: Any, tmp_path: Path) -> None:
     assert [(sample['subset'], sample['label']) for sample in samples] == [('default', 'background')]
 
 
+@pytest.mark.parametrize('index', [253, 254, 255, 256])
+def test_maps_of_many_classes_keep_their_values(
+    index: int, convert: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], 'NAMES', [f'class {number}' for number in range(300)])
+    media = SimpleNamespace(path='', data=np.zeros((32, 48, 3), np.uint8))
+    annotations = [Annotation('mask', index, image=drawn(10))]
+    result = convert('seg', Items([SimpleNamespace(id='x', subset='train', media=media, annotations=annotations)]))
+    values = np.asarray(Image.open(result['samples'][0]['label']))
+    assert set(np.unique(values).tolist()) == {0, index + 1}
+    assert [(each['name'], each['key']) for each in result['classes']] == [(f'class {index}', index + 1)]
+
+
 def test_pictures_of_several_labels_and_formats_of_other_annotations_are_refused(convert: Any, tmp_path: Path) -> None:
     found = items(tmp_path / 'data')
     found[0].annotations.append(Annotation('label', 1))
@@ -160,4 +173,4 @@ def test_pictures_of_several_labels_and_formats_of_other_annotations_are_refused
     for item in found:
         item.annotations[:] = [Annotation('points', 1)]
     error = convert('det', found)['error']
-    assert error == 'my_instances has points; other has no annotations'
+    assert error == 'my_instances has points; another has no annotations'

@@ -681,6 +681,36 @@ def test_wide_outlines_are_whole_and_one_that_is_covered_is_asked_for(tmp_path: 
 
 
 @needs_datumaro
+@pytest.mark.parametrize(('left', 'right', 'cut'), [(-2, 20, False), (-3, 20, True), (4, 50, False), (4, 51, True)])
+def test_outlines_that_reach_out_on_any_side(left: int, right: int, cut: bool, tmp_path: Path) -> None:
+    """By more than two pixels; what is no class may lie under an outline of the whole picture."""
+    for index in range(5):
+        shapes = [polygon('__ignore__', 2), polygon('dog', -1, -1, 49, 33), polygon('cat', left, 5, right, 12)]
+        labelme(tmp_path / 'data' / f'{index}.json', shapes)
+    said = convert(tmp_path / 'data', 'seg', tmp_path / 'out', '')['said']
+    assert any('outlines reach out of the picture' in text for _, text in said) is cut
+    assert not any('are covered by later ones' in text for _, text in said)
+
+
+def test_pascal_voc_of_equal_names_in_two_splits(tmp_path: Path) -> None:
+    for split in ('train', 'val'):
+        image(tmp_path / 'data' / 'pictures' / split / '0.jpg')
+        path = tmp_path / 'data' / 'boxes' / split / '0.xml'
+        path.parent.mkdir(parents=True)
+        box = '<bndbox><xmin>2</xmin><ymin>3</ymin><xmax>20</xmax><ymax>19</ymax></bndbox>'
+        path.write_text(f'<annotation><object><name>dog</name>{box}</object></annotation>')
+    data = read('det', tmp_path / 'data')
+    assert data.splits == dict(train=['pictures/train/0.jpg'], val=['pictures/val/0.jpg'])
+
+
+@pytest.mark.parametrize('share', ['-0.2', '1.2'])
+def test_yolo_has_shares_from_0_to_1(share: str, tmp_path: Path) -> None:
+    image(tmp_path / 'data' / '0.jpg')
+    (tmp_path / 'data' / '0.txt').write_text(f'0 0.5 {share} 0.1 0.1\n')
+    with pytest.raises(UserError, match='has numbers beyond 0 to 1'):
+        convert(tmp_path / 'data', 'det', tmp_path / 'out', '')
+
+
 @pytest.mark.parametrize(('task', 'name', 'outlines'), [
     ('cls', None, True), ('det', 'yolo', True), ('seg', 'coco', True), ('det', None, False)
 ])  # fmt: skip

@@ -625,6 +625,9 @@ TOLD: dict[str, Make] = {
         write(r, [0, 1], 1, f'images/{name}.jpg', f'masks/{other}.png')
         for name, other in (('a', 'a_y'), ('a_b', 'a_b_x'), ('a_b_c', 'a_b_cz'))
     ],
+    'versions of two sets': lambda r: [
+        write(r, [0, 1], 2, f'{name}/images_v1.1/{{i}}.jpg', f'{name}/labels_v1.2/{{i}}.png') for name in 'ab'
+    ],
     'tests without labels': unlabelled_tests,
     # One folder of masks for each class: all but one would be dropped.
     'several maps': lambda r: [write(r, [0, 1], labels=f'masks/{name}/{{i}}.png') for name in ('cat', 'dog')],

@@ -105,6 +105,16 @@ def test_what_was_found_and_answered(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [(note.kind, note.text) for note in data.notes[:2]] == [('remark', 'something'), ('decision', 'which?')]
 
 
+@pytest.mark.parametrize(('cores', 'workers'), [(1, 1), (2, 1), (3, 2)])
+@pytest.mark.parametrize('classes', [5, 6])
+def test_workers_stay_and_five_guesses_are_of_more_classes(cores: int, workers: int, classes: int) -> None:
+    data = data_of('cls', classes=classes)
+    text = config_text(data, make_plan(data, Machine(8.0, cores, 'GPU')), Path('/project'))
+    assert text.count(f'num_workers={workers},') == text.count('persistent_workers=True,') == 2
+    assert ('topk=(1, 5)' in text) is (classes > 5)
+    assert 'persistent_workers=True' not in config_text(data, make_plan(data, Machine()), Path('/project'))
+
+
 def test_the_largest_classes_and_the_sizes_by_area_are_shown(tmp_path: Path) -> None:
     """Whatever their order; the rest is added up."""
     data = data_of('det', classes=26)
