@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -291,12 +291,23 @@ def test_what_the_norms_in_training_take() -> None:
         assert training_norm.takes(**arguments | wide) == takes
 
 
-_STRIDES = st.lists(st.sampled_from([1, 2, 3, 4, 6, 8, 12, 16, 24, 48, 96]), min_size=4, max_size=4)
+@st.composite
+def _layouts(draw: st.DrawFn) -> tuple[tuple[int, ...], list[int]]:
+    """Of maps whose pixels lie one after the other, but for some strides."""
+    shape = draw(st.tuples(*[st.integers(1, 4)] * 4))
+    rows, columns = shape[2:]
+    step = draw(st.integers(1, 6))
+    strides = [rows * columns * step, 1, columns * step, step]
+    for dim in draw(st.sets(st.integers(0, 3), max_size=2)):
+        strides[dim] = draw(st.integers(1, 24))
+    return shape, strides
 
 
-@given(st.tuples(*[st.integers(1, 4)] * 4), _STRIDES)
-def test_step_between_pixels(shape: tuple[int, int, int, int], strides: list[int]) -> None:
+@given(_layouts())
+@example(((3, 4, 1, 1), [6, 1, 20, 9]))
+def test_step_between_pixels(layout: tuple[tuple[int, ...], list[int]]) -> None:
     """All numbers of a pixel next to each other, and all pixels as far apart as the first two."""
+    shape, strides = layout
     images, channels, rows, columns = shape
     x = torch.zeros(4096).as_strided(shape, strides)
     step = norm.pixel_step(x)
@@ -312,18 +323,24 @@ def test_step_between_pixels(shape: tuple[int, int, int, int], strides: list[int
         assert (step is not None) == is_regular
 
 
-@given(st.tuples(*[st.integers(1, 17)] * 4), st.integers(0, 8), st.sampled_from([torch.float16, torch.float32]))
+@given(
+    st.tuples(*[st.integers(1, 17)] * 4),
+    st.integers(0, 8),
+    st.integers(0, 3),
+    st.sampled_from([torch.float16, torch.float32]),
+)
 def test_numbers_of_channels_last_that_are_moved_at_a_time(
-    shape: tuple[int, int, int, int], offset: int, dtype: torch.dtype
+    shape: tuple[int, int, int, int], offset: int, others: int, dtype: torch.dtype
 ) -> None:
     """Where every pixel's channels begin and end at multiples of so many."""
     images, channels, rows, columns = shape
     numbers = torch.empty(images * rows * columns * channels + 32, dtype=dtype)
     start = -numbers.data_ptr() // numbers.itemsize % 16 + offset
     x = numbers[start:][: images * rows * columns * channels].view(images, rows, columns, channels).permute(0, 3, 1, 2)
+    x, taken = x[:, : max(1, channels - others)], max(1, channels - others)
     step = launch.channel_alignment(x)
     assert step in (1, 4 // dtype.itemsize, 16 // dtype.itemsize)
-    places = {pixel * channels + offset for pixel in range(images * rows * columns)} | {channels}
+    places = {pixel * channels + offset for pixel in range(images * rows * columns)} | {taken}
     fits = [each for each in (16 // dtype.itemsize, 4 // dtype.itemsize, 1) if not any(p % each for p in places)]
     assert step <= fits[0]
     assert step == fits[0] or min(images, rows, columns) == 1  # whose strides nobody uses
@@ -357,6 +374,7 @@ def test_biases_that_are_read_where_they_are() -> None:
     for name, other in {
         'another place': bias[..., 1:],
         'transposed': bias.mT,
+        'one row for all': numbers[:48].view(3, 1, 16).expand(3, 5, 16),
         'rows without room': numbers[: 3 * 5 * 11].view(3, 5, 11),
         'rows that begin elsewhere': numbers.as_strided((3, 3, 8), (40, 12, 1)),
         'channels that begin elsewhere': numbers.as_strided((3, 3, 8), (36, 8, 1)),
