@@ -479,6 +479,7 @@ REFUSED = {
     'sizes by map and by name': (small(), dict(kernel_size={8: 31, '*': 13}), 'not both'),
     'an image that it does not take': (small()[1:], dict(input_size=(2, 2)), 'does not take an image of .1, 8, 2, 2.'),
     'no convolution and an image': (nn.Sequential(nn.Linear(3, 3)), dict(input_size=(8, 8)), 'it has none among'),
+    'an image without columns': (small(), dict(input_size=(8, 0)), 'the height and the width'),
     'no size of an image': (small(), dict(input_size=(8,)), 'the height and the width'),
     'a single convolution': (nn.Conv2d(8, 8, 3, padding=1, groups=8), dict(), 'a single convolution'),
 }

@@ -234,6 +234,7 @@ IN_TRAINING: dict[str, Callable[[PeLKBlock], object]] = {
     **{name: touch for name, touch in TOUCHED.items() if name != 'training'},
     'norm_eval': lambda block: None,
     'batch_norm_of_ones_own': _set('mixer.small_norm', _Activated(3)),
+    'no_longer_tracked': lambda block: setattr(block.mixer.large_norm, 'track_running_stats', False),
     'cumulative_average': lambda block: setattr(block.mixer.large_norm, 'momentum', None),
     'one_norm_for_both': lambda block: setattr(block.mixer, 'small_norm', block.mixer.large_norm),
 }

@@ -11,6 +11,7 @@ from torch import nn
 from mmpelk.models import ARCHITECTURES, MIXERS, PeLK
 from mmpelk.models.deploy import deploy_state_dict
 from mmpelk.models.layers import DropPath
+from mmpelk.models.pelk import GlobalResponseNorm
 from mmpelk.ops import sharing_grid
 from mmpelk.sparsity import apply_masks, remove_masks
 from tests.sparsity.tiny import draw_masks
@@ -212,6 +213,19 @@ def test_paths_are_dropped_by_the_random_numbers_of_mmcv(dtype: torch.dtype) -> 
         torch.manual_seed(0)
         results.append([kind(0.3)(x), torch.rand(1)])
     torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('scale', [1.0, 1e-6, 0.0])
+def test_response_norm_follows_its_equation(scale: float) -> None:
+    """Also where the energy is as small as what keeps the share finite, or zero."""
+    norm = GlobalResponseNorm(3).double()
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    x = scale * torch.randn(2, 4, 5, 3, dtype=torch.float64)
+    energy = x.square().sum((1, 2)).sqrt()
+    share = energy / (energy.sum(1, keepdim=True) / 3 + 1e-6)
+    want = norm.gamma * x * share[:, None, None] + norm.beta + x
+    torch.testing.assert_close(norm(x), want, rtol=1e-12, atol=1e-18)
 
 
 @pytest.mark.parametrize('mixer', MIXERS)

@@ -103,6 +103,7 @@ def test_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     for version, reason in (
         (not_found, 'triton is not installed'),
         (lambda name: '3.3.1', '3.3.1 is older than 3.4'),
+        (lambda name: '3.4.0', 'no CUDA device'),
         (lambda name: '3.6.0', 'no CUDA device'),
     ):
         monkeypatch.setattr(importlib.metadata, 'version', version)

@@ -98,6 +98,14 @@ def test_what_a_kept_call_depends_on(
     assert made(forward) > 0
 
 
+def test_few_calls_are_kept(made: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, '_MOST_CALLS', 2)
+    for size in range(1, 9):
+        x = torch.zeros(1, 1, size, size)
+        launch.forward(x, torch.zeros(1, 1, 1, 1), None, [1])
+        assert 1 <= len(launch._calls) <= 2
+
+
 def test_what_float32_depends_on(made: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = _maps(torch.float32)
     x, weight, grid, out = (arguments[name] for name in ('x', 'weight', 'grid', 'out'))
