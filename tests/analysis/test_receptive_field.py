@@ -119,6 +119,14 @@ def test_what_lowers_the_map_contributes_nothing() -> None:
     assert scores.tolist() == [[0, 2, 1, 0, 0]]
 
 
+def test_one_gradient_that_is_not_finite_is_refused() -> None:
+    network = torch.nn.Conv2d(1, 1, (1, 3), padding=(0, 1), bias=False)
+    for value in (float('inf'), float('nan')):
+        network.weight.data.copy_(torch.tensor([1.0, value, 1.0]))
+        with pytest.raises(ValueError, match='image 0 is not finite'):
+            contribution_scores(network, [torch.ones(1, 1, 5)])
+
+
 def test_deployed_network_sees_the_same() -> None:
     torch.manual_seed(0)
     backbone = small_pelk().double().eval()

@@ -804,3 +804,13 @@ def test_functions_of_modules_find_the_convolution_and_keep_trained_kernels() ->
     assert [type(module) for module in seen] == [nn.Conv2d, EnlargedConv2d, nn.Sequential]
     with pytest.raises(ValueError, match='1 has hooks or a weight that is parametrised, pruned'):
         mmpelk.dense(network)
+
+
+@pytest.mark.parametrize('dense_size', [(1, 3), (5, 3)])
+def test_attributes_are_those_of_the_convolution_that_it_computes(dense_size: tuple[int, int]) -> None:
+    names = ['in_channels', 'out_channels', 'groups', 'stride', 'dilation', 'padding', 'padding_mode', 'transposed']
+    conv = EnlargedConv2d(4, 13, dense_size)
+    with conv.as_dense() as original:
+        for found, side in ((conv, (13, 13)), (original, dense_size)):
+            want = nn.Conv2d(4, 4, side, padding=(side[0] // 2, side[1] // 2), groups=4)
+            assert [getattr(found, name) for name in names] == [getattr(want, name) for name in names]

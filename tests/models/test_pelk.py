@@ -228,6 +228,14 @@ def test_response_norm_follows_its_equation(scale: float) -> None:
     torch.testing.assert_close(norm(x), want, rtol=1e-12, atol=1e-18)
 
 
+def test_initialisation_leaves_what_it_was_given() -> None:
+    given = dict(type='Constant', layer='Conv2d', val=0.25)
+    model = _nano(init_cfg=copy.deepcopy(given))
+    model.init_weights()
+    assert model.init_cfg == given
+    assert (model.downsample_layers[0][0].weight == 0.25).all()
+
+
 @pytest.mark.parametrize('mixer', MIXERS)
 def test_initial_weights_and_embedding_have_one_deviation(mixer: str) -> None:
     """And kernels that have a bias begin without."""

@@ -54,3 +54,14 @@ def test_names_the_backend_for_its_calls() -> None:
 def test_wrong_channel_count() -> None:
     with pytest.raises(ValueError, match='for an input of 5 channels'):
         PeripheralConv2d(4, 13)(torch.zeros(1, 5, 8, 8))
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64], ids=str)
+def test_embeddings_and_maps_that_are_added_are_cast_to_the_map(dtype: torch.dtype) -> None:
+    conv = PeripheralConv2d(3, 13).to(dtype)
+    x, embedding, bias_map = torch.randn(2, 3, 9, 8), torch.randn(3, 13, 13), torch.randn(3, 9, 8)
+    with torch.no_grad():
+        got = conv(x.to(dtype), bias_map, embedding.to(dtype))
+        want = conv.float()(x, bias_map, embedding)
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.float(), want, rtol=0.05, atol=0.05)

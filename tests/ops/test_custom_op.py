@@ -165,3 +165,18 @@ def test_tensors_without_numbers_beside_others_are_refused() -> None:
         peripheral_branches(x, weight, grid, torch.empty(len(weight), 1, 3, 3, dtype=x.dtype, device='meta'))
     with pytest.raises(ValueError, match='cpu and meta; move'):
         positional_term(weight, torch.empty(len(weight), 9, 9, dtype=x.dtype, device='meta'), grid, 7, 5)
+
+
+@pytest.mark.parametrize('partial', [False, True])
+@pytest.mark.parametrize('index', [0, 1], ids=['map', 'weight'])
+def test_second_derivatives_of_one_input(index: int, partial: bool) -> None:
+    """The output is linear in it: its gradient does not depend on it, but on the gradient that comes in."""
+    inputs = [*make_inputs(sharing_grid(5, 3), 4, 5)[:2]]
+    inputs[1] = inputs[1][: 2 if partial else 3].clone()
+    inputs[index].requires_grad_()
+
+    def output(tensor: Tensor) -> Tensor:
+        x, weight = (tensor if i == index else each for i, each in enumerate(inputs))
+        return peripheral_conv2d(x, weight, sharing_grid(5, 3), partial=partial)
+
+    assert torch.autograd.gradgradcheck(output, inputs[index])

@@ -150,3 +150,10 @@ def test_layer_scales_as_they_are(tool: ModuleType, options: list[object], tmp_p
     assert report['models'][0]['total'] > 0
     printed = call(TOOL, *options, '--layer-scale', 'one', cwd=tmp_path, code=2)
     assert "--layer-scale: a number or 'init', got 'one'" in printed
+
+
+def test_words_and_paths_as_they_are_given(tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [tool.layer_scale(word) for word in ('init', '0', '1e-6')] == [None, 0.0, 1e-6]
+    monkeypatch.setattr(tool, 'ROOT', tmp_path / 'project')
+    monkeypatch.chdir(tmp_path)
+    assert [tool.shown(path) for path in ('photos/x.png', 'project/x.png')] == ['photos/x.png', 'x.png']
