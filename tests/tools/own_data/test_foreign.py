@@ -680,7 +680,6 @@ def test_wide_outlines_are_whole_and_one_that_is_covered_is_asked_for(tmp_path: 
     assert [kind for kind, _ in convert(root, 'seg', tmp_path / 'out', '')['said']] == ['question']
 
 
-@needs_datumaro
 @pytest.mark.parametrize(('left', 'right', 'cut'), [(-2, 20, False), (-3, 20, True), (4, 50, False), (4, 51, True)])
 def test_outlines_that_reach_out_on_any_side(left: int, right: int, cut: bool, tmp_path: Path) -> None:
     """By more than two pixels; what is no class may lie under an outline of the whole picture."""
@@ -760,6 +759,7 @@ def test_what_is_converted_into_a_relative_folder_is_found_from_everywhere(
         assert all(Path(path).is_absolute() and Path(path).is_file() for path in paths)
 
 
+@needs_datumaro
 @pytest.mark.slow
 def test_what_nobody_reads_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('MMPELK_DATUMARO_PYTHON', PYTHON)
