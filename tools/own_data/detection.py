@@ -418,7 +418,15 @@ def _check_sizes(data: DataSet, images: list[dict[str, Any]], headers: dict[int,
         if header.stored != header.upright and size == header.upright:
             upright.append(image['file_name'])
     if stored or upright:
+        if len(stored) > len(upright) and data.details.get('turned'):
+            # Those of the other files would be trained on unturned.
+            raise UserError(
+                f"the sizes in the annotations of '{stored[0]}' are those of the picture as stored, and those of "
+                f"'{data.details['turned']}', in another file, those of the picture as EXIF turns it: make them equal"
+            )
         data.ignore_orientation |= len(stored) > len(upright)
+        if not data.ignore_orientation:
+            data.details['turned'] = upright[0]
         done = (
             'is not in their annotations: the config ignores it'
             if data.ignore_orientation

@@ -533,6 +533,17 @@ def test_where_pictures_are(
 @pytest.mark.usefixtures('all_that_is_read')
 def test_rotations_of_several_files(stored: str, tmp_path: Path) -> None:
     """What the first file says is not forgotten; sizes that are not given are those of the turned pictures."""
+    _write_turned(tmp_path, stored)
+    read_detection(tmp_path)
+
+
+def test_files_that_disagree_on_rotations_are_refused(tmp_path: Path) -> None:
+    _write_turned(tmp_path, '2 3')
+    with pytest.raises(UserError, match=r"'i/2.jpg' are those of the picture as stored, and those of 'i/0.jpg'"):
+        read_detection(tmp_path)
+
+
+def _write_turned(tmp_path: Path, stored: str) -> None:
     pictures = [f'i/{index}.jpg' for index in range(6)]
     lay(tmp_path, {'train.json': [*pictures[:2], 'i/4.jpg'], 'val.json': [*pictures[2:4], 'i/5.jpg']},
         ' '.join(pictures), ' '.join(pictures[:5]))  # fmt: skip
@@ -544,7 +555,6 @@ def test_rotations_of_several_files(stored: str, tmp_path: Path) -> None:
         if file == 'train.json':
             del part['images'][2]['width']
         (tmp_path / file).write_text(json.dumps(part))
-    read_detection(tmp_path)
 
 
 @pytest.mark.parametrize(('key', 'change'), [
