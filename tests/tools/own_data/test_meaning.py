@@ -1,6 +1,7 @@
 """What values mean: all readings of some values, names and answers, compared with a file in ``expected``."""
 
 from collections.abc import Callable, Sequence
+from textwrap import shorten
 
 import pytest
 from own_data import Answers
@@ -32,10 +33,10 @@ def read(counts: dict[int, int], names: str, answers: Answers) -> str:
     try:
         found = interpret(Statistics(counts, counts), False, False, named(names), answers)
     except UserError as error:
-        return f'! {str(error)[:60]}'
+        return f'! {shorten(str(error), 60, placeholder="")}'
     shown = {str(key): found.classes[index] for key, index in sorted(found.mapping.items())}
     order = '' if list(dict.fromkeys(shown.values())) == found.classes else f' of {" ".join(found.classes)}'
-    said = [f'{kind[0]}: {text[:60]}' for kind, text in found.said]
+    said = [f'{kind[0]}: {shorten(text, 60, placeholder="")}' for kind, text in found.said]
     return f'{" ".join(f"{key}={name}" for key, name in shown.items())}{order} | {" | ".join(said)}'
 
 
@@ -90,7 +91,7 @@ def test_contours(counts: dict[int, int], thin: Sequence[int], kind: str, compar
             lines += [
                 str(found.mapping),
                 '; '.join(map(' '.join, found.rows)),
-                *(f'{kind}: {text[:160]}' for kind, text in found.said),
+                *(f'{kind}: {shorten(text, 160, placeholder="")}' for kind, text in found.said),
             ]
     compare('\n'.join(lines))
 
