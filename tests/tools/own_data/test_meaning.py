@@ -28,6 +28,11 @@ def named(text: str) -> list[ClassName]:
     return [ClassName(name, int(key) if key else None) for name, _, key in parts]
 
 
+def beginning(text: str, length: int) -> str:
+    """Whole words alone, which the spelling check reads."""
+    return shorten(text, length, placeholder='')
+
+
 def read(counts: dict[int, int], names: str, answers: Answers) -> str:
     """The value of each class, and what is said of it."""
     try:
