@@ -38,10 +38,10 @@ def read(counts: dict[int, int], names: str, answers: Answers) -> str:
     try:
         found = interpret(Statistics(counts, counts), False, False, named(names), answers)
     except UserError as error:
-        return f'! {shorten(str(error), 60, placeholder="")}'
+        return f'! {beginning(str(error), 60)}'
     shown = {str(key): found.classes[index] for key, index in sorted(found.mapping.items())}
     order = '' if list(dict.fromkeys(shown.values())) == found.classes else f' of {" ".join(found.classes)}'
-    said = [f'{kind[0]}: {shorten(text, 60, placeholder="")}' for kind, text in found.said]
+    said = [f'{kind[0]}: {beginning(text, 60)}' for kind, text in found.said]
     return f'{" ".join(f"{key}={name}" for key, name in shown.items())}{order} | {" | ".join(said)}'
 
 
@@ -96,7 +96,7 @@ def test_contours(counts: dict[int, int], thin: Sequence[int], kind: str, compar
             lines += [
                 str(found.mapping),
                 '; '.join(map(' '.join, found.rows)),
-                *(f'{kind}: {shorten(text, 160, placeholder="")}' for kind, text in found.said),
+                *(f'{kind}: {beginning(text, 160)}' for kind, text in found.said),
             ]
     compare('\n'.join(lines))
 
