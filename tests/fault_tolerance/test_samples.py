@@ -1,5 +1,6 @@
 """Annotations and weights that do not fit; whole runs are in test_bad_inputs.py."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -186,6 +187,21 @@ def test_the_ignored_value_is_that_of_the_heads(ignored: int, tmp_path: Path) ->
     assert data[ignored - 254]['inputs'].shape == (3, 8, 8)
     with pytest.raises(DataError, match=f'has class {509 - ignored}'):
         data[255 - ignored]
+
+
+@pytest.mark.parametrize('kind', [np.asarray, torch.tensor, lambda boxes: SimpleNamespace(tensor=torch.tensor(boxes))])
+@pytest.mark.parametrize('number', [0.0, float('nan'), float('inf'), -float('inf')])
+@pytest.mark.parametrize('place', range(4))
+def test_boxes_are_finite(place: int, number: float, kind: Callable[[Any], Any]) -> None:
+    boxes = [[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]]
+    boxes[1][place] = number
+    data = dict(img_path='a.jpg', gt_bboxes=kind(boxes))
+    pipeline = _CheckedPipeline([], 4, 'files', set())
+    if number == 0:
+        assert pipeline.check(data) is data
+    else:
+        with pytest.raises(DataError, match=r"'a\.jpg' has a box that is not finite"):
+            pipeline.check(data)
 
 
 @pytest.mark.parametrize(('named', 'outputs', 'highest'), [(3, 3, 2), (3, 5, 4), (0, 5, 4), (0, 0, None)])

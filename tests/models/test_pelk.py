@@ -294,6 +294,13 @@ def test_norm_eval_keeps_the_statistics() -> None:
     assert model.stages[0][0].drop_path.training
 
 
+@pytest.mark.parametrize('kind', ['BN', 'SyncBN'])
+def test_norm_eval_holds_for_every_norm_with_statistics(kind: str) -> None:
+    model = _nano(norm_eval=True, norm_cfg=dict(type=kind)).train()
+    found = {type(module).__name__: module.training for module in model.modules() if hasattr(module, 'running_mean')}
+    assert found == {'SyncBatchNorm' if kind == 'SyncBN' else 'BatchNorm2d': False}
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [

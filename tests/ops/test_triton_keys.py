@@ -391,6 +391,27 @@ def test_biases_that_are_read_where_they_are() -> None:
         assert not launch._is_padded_bias(other), name
 
 
+@pytest.mark.parametrize('bias', [
+    torch.arange(6.0), torch.arange(12.0)[::2], torch.arange(8.0)[2:], torch.ones(1).expand(6),
+    torch.arange(210.0).view(6, 5, 7), torch.arange(210.0).view(6, 5, 7)[1::2, 1:, 2:],
+    torch.ones(6, 1, 7).expand(6, 5, 7),
+])  # fmt: skip
+def test_biases_are_addressed_by_their_strides(bias: Tensor) -> None:
+    """As the kernels do: channels, and rows and columns of a map, whose columns stand side by side."""
+    is_map, (channels, rows, height) = launch.bias_layout(bias)
+    assert is_map is (bias.dim() == 3)
+    numbers, begin = (
+        torch.tensor(bias.untyped_storage().tolist(), dtype=torch.uint8).view(torch.float32),
+        bias.storage_offset(),
+    )
+    for place in itertools.product(*map(range, bias.shape)):
+        channel, row = place[0], place[1] if is_map else 0
+        column = place[2] if is_map else 0
+        assert numbers[begin + channel * channels + row * rows + column] == bias[place]
+    assert height == (bias.shape[1] if is_map else 0)
+    assert launch.bias_layout(None) == (True, (0, 0, 0))
+
+
 #: Rows and columns of a map, side of the kernel, dtype, compute capability; and a part of the reason.
 OF_DFT = [
     ((64, 64), 151, torch.bfloat16, (8, 6), None),

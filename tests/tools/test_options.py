@@ -53,9 +53,11 @@ def test_training(configured: Callable[..., Config], tmp_path: Path, monkeypatch
     assert configured('train.py', 'CONFIG', '--auto-scale-lr').auto_scale_lr.enable
     (tmp_path / 'some.pth').touch()
     assert not configured('train.py', 'CONFIG').resume
+    assert configured('train.py', 'CONFIG', config="load_from = 'some.pth'").load_from == 'some.pth'
     for words, found in ([], None), (['some.pth'], 'some.pth'):
-        cfg = configured('train.py', 'CONFIG', '--resume', *words)
-        assert (cfg.resume, cfg.load_from) == (True, found)
+        for config in '', "load_from = 'weights.pth'":  # from which training began
+            cfg = configured('train.py', 'CONFIG', '--resume', *words, config=config)
+            assert (cfg.resume, cfg.load_from) == (True, found)
 
     for words, config, folder in (
         (['--work-dir', 'typed'], "work_dir = 'configured'", 'typed'),

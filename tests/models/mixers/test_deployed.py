@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from multiprocessing.reduction import ForkingPickler
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -63,6 +64,29 @@ def test_the_backend_of_a_kernel_computes_it(mixer: PeripheralMixer, monkeypatch
         mixer.large.backend = backend
         torch.testing.assert_close(mixer(x), want)
         assert table.used[-1] == backend
+
+
+@pytest.mark.parametrize('settings', [
+    dict(backend='fft', dtype=torch.float64, frozen=False, training=True),
+    dict(backend='dense', dtype=torch.float32, frozen=True, training=False),
+])  # fmt: skip
+def test_a_merged_kernel_is_as_its_kernel_was(settings: dict[str, Any]) -> None:
+    mixer = (
+        PeripheralMixer(MixerSpec(3, 13, positional_embedding=None))
+        .to(settings['dtype'])
+        .requires_grad_(not settings['frozen'])
+        .eval()
+    )
+    before = mixer.large.train(settings['training'])
+    before.backend = settings['backend']
+    mixer.switch_to_deploy()
+    after = mixer.large
+    assert after is not before
+    for name in ('kernel_size', 'sharing_grid', 'backend', 'training'):
+        assert getattr(after, name) == getattr(before, name), name
+    assert after.backend == settings['backend']
+    for parameter in after.parameters():
+        assert (parameter.dtype, parameter.requires_grad) == (settings['dtype'], not settings['frozen'])
 
 
 @torch.no_grad()
