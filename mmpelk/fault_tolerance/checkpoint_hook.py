@@ -4,11 +4,11 @@ import contextlib
 import functools
 import hashlib
 import inspect
+import io
 import math
 import numbers
 import os
 import os.path as osp
-import pickle
 import re
 import shutil
 import stat
@@ -18,9 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.dist import all_gather_object, is_main_process, master_only
+from mmengine.fileio import get_file_backend
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
-from mmengine.runner import Runner, save_checkpoint
+from mmengine.runner import Runner
 
 from .agreement import from_main, raise_on_all
 from .atomic_files import register_atomic_backend, sync, write_atomically
@@ -409,10 +411,13 @@ class CheckpointHook(MMEngineCheckpointHook):
         checkpoint = load_data(ckpt_path, 'cpu')
         assert self.published_keys is not None
         published = {key: value for key, value in checkpoint.items() if key in self.published_keys}
-        digest = hashlib.sha256(pickle.dumps(published)).hexdigest()
+        torch.save(published, content := io.BytesIO())
+        # Of the file, as torch.hub compares it; mmengine's is of another pickle.
+        digest = hashlib.sha256(content.getbuffer()).hexdigest()
         path = f'{osp.splitext(ckpt_path)[0]}-{digest[:8]}.pth'
         with explain_failed_write(path, ckpt_path):
-            save_checkpoint(published, path, backend_args=dict(backend='atomic') if self._local else self.backend_args)
+            backend_args = dict(backend='atomic') if self._local else self.backend_args
+            get_file_backend(path, backend_args=backend_args).put(content.getvalue(), path)
         runner.logger.info(f'The checkpoint ({ckpt_path}) is published to {path}, with {sorted(published)}.')
 
     def _remove(self, name: str) -> None:
