@@ -69,6 +69,18 @@ def test_growth_is_random_among_the_inactive_of_a_group():
     assert (grown[2:] / 2000 - 0.5).abs().max() < 0.056
 
 
+def test_growth_draws_from_its_generator_alone():
+    """So that every process has the same mask, whatever else it draws."""
+    weight, grown = torch.randn(32, 16), []
+    before = random_two_of_four((32, 16), torch.Generator().manual_seed(0))
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        mask = before.clone()
+        prune_and_grow_two_of_four(weight * mask, mask, 0.5, torch.Generator().manual_seed(0))
+        grown.append(mask)
+    assert torch.equal(*grown) and not torch.equal(grown[0], before)
+
+
 @pytest.mark.parametrize(('active', 'expected'), [([1, 1, 0, 0, 1], True), ([0, 1, 1, 1], False), ([1, 1, 1], False)])
 def test_the_pattern_is_recognised(active, expected):
     assert is_two_of_four(torch.tensor([active])) == expected
