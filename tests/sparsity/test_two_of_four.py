@@ -78,7 +78,8 @@ def test_growth_draws_from_its_generator_alone():
         mask = before.clone()
         prune_and_grow_two_of_four(weight * mask, mask, 0.5, torch.Generator().manual_seed(0))
         grown.append(mask)
-    assert torch.equal(*grown) and not torch.equal(grown[0], before)
+    assert torch.equal(*grown)
+    assert not torch.equal(grown[0], before)
 
 
 @pytest.mark.parametrize(('active', 'expected'), [([1, 1, 0, 0, 1], True), ([0, 1, 1, 1], False), ([1, 1, 1], False)])
