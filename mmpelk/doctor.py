@@ -207,7 +207,8 @@ def _backends() -> Iterator[Finding]:
         except Exception as error:  # a broken compiler or driver raises anything
             yield Finding(f'backend {name}', 'error', f'fails: {type(error).__name__}: {error}', _another_backend(name))
             continue
-        worst = max(float((a.detach().double() - b.detach()).abs().max() / b.detach().abs().max()) for a, b in pairs)
+        errors = [(a.detach().double() - b.detach()).abs().max() / b.detach().abs().max() for a, b in pairs]
+        worst = float(torch.stack(errors).max())  # NaN stays
         # Sums of some hundred terms in float32, or a result rounded to float16; a wrong index gives 0.01 and more.
         if worst < (1e-4 if dtype == torch.float32 else torch.finfo(dtype).eps):
             yield Finding(f'backend {name}', 'ok', f'agrees with the definition to {worst:.0e}')

@@ -467,6 +467,16 @@ def test_a_wrong_gradient_is_an_error(gradient: str, monkeypatch: Patch) -> None
     assert {finding.name for finding in doctor._backends() if finding.state == 'error'} == {'backend fft'}
 
 
+@pytest.mark.parametrize('number', [float('nan'), float('inf')])
+@pytest.mark.parametrize('what', ['forward', 'weight_grad'])
+def test_results_that_are_no_numbers_are_wrong(what: str, number: float, monkeypatch: Patch) -> None:
+    right = BACKENDS['fft']
+    function = getattr(right, what)
+    changed = dataclasses.replace(right, **{what: lambda *args: function(*args) * number})
+    monkeypatch.setitem(BACKENDS, 'fft', changed)
+    assert {finding.name for finding in doctor._backends() if finding.state == 'error'} == {'backend fft'}
+
+
 @pytest.mark.parametrize('break_it', [failing_backend, wrong_backend])
 def test_remedy_of_a_backend_is_another(break_it: Callable[[Patch], None], monkeypatch: Patch) -> None:
     break_it(monkeypatch)

@@ -795,6 +795,10 @@ def test_functions_of_modules_find_the_convolution_and_keep_trained_kernels() ->
     assert torch.equal(network[1].weight, kernel)
     network.apply(lambda module: module.reset_parameters() if hasattr(module, 'reset_parameters') else None)
     assert network[1].weight.nonzero()[:, 2:].unique(dim=0).tolist() == [[3, 2], [3, 3], [3, 4]]  # of 7 x 7
+    nn.init.ones_(network[1].weight)
+    with network[1].as_dense() as conv:
+        nn.init.normal_(conv.weight)
+    assert len(network[1].weight[0].nonzero()) == 3, 'what was trained around the centre is zero again'
     kernel = network[1].weight.clone()
     network[1].apply(lambda module: module.weight.data.mul_(2) if isinstance(module, nn.Conv2d) else None)
     assert torch.equal(network[1].weight, 2 * kernel)

@@ -44,6 +44,14 @@ def test_groups_for_torch(factor: float | None) -> None:
         assert rate == pytest.approx(0.2 * ((factor or 0.1) if name in KERNELS else 1)), name
 
 
+def test_a_parametrised_kernel_is_one() -> None:
+    model = network()
+    nn.utils.parametrizations.weight_norm(model[0])
+    found = rates(model, mmpelk.parameter_groups(model, 0.2))
+    slow = {name for name, rate in found.items() if rate < 0.1}
+    assert slow == {'0.parametrizations.weight.original0', '0.parametrizations.weight.original1', '2.weight_orig'}
+
+
 def test_without_large_kernels_there_is_one_group() -> None:
     model = nn.Linear(2, 2)
     (group,) = mmpelk.parameter_groups(model, 0.2)

@@ -227,6 +227,15 @@ def test_non_finite_value_stays_in_its_plane(shape: tuple[int, ...], value: floa
     assert torch.equal(out[others], clean[others])
 
 
+def test_float16_taps_that_cancel() -> None:
+    """What a spectrum is scaled by does not follow from the sum of the taps."""
+    (x, weight, _), _ = _inputs((2, 3, 20, 20), 13, 'none', torch.float16, 0.0)
+    weight = weight - weight.flip(-1)
+    grid = [1] * 13
+    exact = peripheral_conv2d_reference(x.double(), weight.double(), grid)
+    assert relative_error(dft.forward(x, weight, None, grid), exact) < torch.finfo(torch.float16).eps
+
+
 @pytest.mark.parametrize('kernels', [launch, dft], ids=['triton', 'triton_dft'])
 def test_float16_box_sums_beyond_its_range(kernels: ModuleType) -> None:
     """A ring's sum of inputs may exceed 65504 where the output does not."""

@@ -127,7 +127,7 @@ def test_norms_of_slak_are_folded_with_their_own_epsilon(names: tuple[str, ...])
         state.pop(f'{block}.depthwise_conv.bias')
         total, shift = torch.zeros(channels, 1, 7, 7, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
         for branch in names:
-            conv = nn.Conv2d(channels, channels, sizes[branch], groups=channels, bias=False)
+            conv = nn.Conv2d(channels, channels, sizes[branch], groups=channels, bias=branch == names[-1])
             norm = nn.BatchNorm2d(channels).double().eval()
             for value in (norm.weight, norm.bias, norm.running_mean):
                 nn.init.uniform_(value, -1, 1)
@@ -143,6 +143,8 @@ def test_norms_of_slak_are_folded_with_their_own_epsilon(names: tuple[str, ...])
             padded = nn.functional.pad(conv.weight.double(), [columns, columns, rows, rows])
             total = total + padded * factor.view(-1, 1, 1, 1)
             shift = shift + norm.bias - norm.running_mean * factor
+            if conv.bias is not None:
+                shift = shift + conv.bias.double() * factor
         kernels[block] = total.detach(), shift.detach()
     merged = {name: value for name, value in state.items() if '.large_kernel.' not in name}
     for block, (kernel, bias) in kernels.items():

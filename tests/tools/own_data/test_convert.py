@@ -128,6 +128,17 @@ def test_what_is_written(task: str, convert: Any, compare: Any, tmp_path: Path) 
         assert np.array_equal(codes.decode(code).astype(bool), drawn(10))
 
 
+def test_outlines_lie_over_each_other_as_they_were_drawn(convert: Any, tmp_path: Path) -> None:
+    """By the annotation's order, not by the file's; of equal ones the later is above."""
+    drawn = [(0, 4, 2), (1, 8, 0), (3, 0, 1), (1, 12, 1)]
+    outlines = [Annotation('polygon', key, points=square(left, 4, 12), z_order=z) for key, left, z in drawn]
+    media = SimpleNamespace(path='', data=np.zeros((32, 48, 3), np.uint8))
+    result = convert('seg', Items([SimpleNamespace(id='a', subset='train', media=media, annotations=outlines)]))
+    labels = np.asarray(Image.open(result['samples'][0]['label']))
+    assert labels[8, [2, 6, 10, 14, 18, 22]].tolist() == [4, 1, 1, 1, 2, 2]
+    assert len({tuple(row) for row in labels[5:15].tolist()}) == 1
+
+
 def test_what_is_easily_lost(convert: Any, tmp_path: Path) -> None:
     """The first class, the box of an outline, a union without its parts, pictures of one name in two splits."""
 

@@ -44,6 +44,16 @@ def test_layouts_with_splits(images: str, labels: str, tmp_path: Path) -> None:
     assert len(data.classes) == (19 if 'gtFine' in labels else 2)
 
 
+@pytest.mark.parametrize(('images', 'labels'), [
+    ('images/{s}_{i}.jpg', 'annotations/{s}/{s}_{i}.png'), ('images/{s}/{s}_{i}.jpg', 'annotations/{s}_{i}.png'),
+])  # fmt: skip
+def test_one_of_the_two_folders_may_name_the_split(images: str, labels: str, tmp_path: Path) -> None:
+    for split, count in (('train', 2), ('val', 4)):
+        write(tmp_path, [0, 1], count, images.replace('{s}_', f'{split[0]}_').replace('{s}', split),
+              labels.replace('{s}_', f'{split[0]}_').replace('{s}', split))  # fmt: skip
+    assert names(read_segmentation(tmp_path)) == {'train': 2, 'val': 4}
+
+
 @pytest.mark.parametrize(('image_name', 'label_name'), [
     ('{i}.jpg', '{i}_mask.png'),
     ('image_{i}.jpg', 'mask_{i}.png'),
