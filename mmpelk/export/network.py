@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -239,6 +238,7 @@ def real_image(path: Path | None, size: tuple[int, int], channels: int = 3) -> n
     Raises:
         UserError: If it cannot be read.
     """
+    import cv2
     import mmcv
     from matplotlib import cbook
 
