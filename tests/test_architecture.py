@@ -2,6 +2,7 @@
 reproduction."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -89,6 +90,18 @@ def test_timms_and_transformers_users_need_no_mmcv() -> None:
                 node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)
             ]
             assert 'mmcv' not in ' '.join(map(ast.unparse, at_import)), path
+
+
+def test_texts_are_utf8_in_every_locale() -> None:
+    """The tests run in Python's UTF-8 mode, in which a missing encoding makes no difference."""
+    wrong = []
+    for path in (*MODULES, *SCRIPTS):
+        for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+            name, words = ast.unparse(call.func), ast.unparse(call)
+            is_text = name == 'open' and not re.search(r"'[rwax]*b", words)
+            if (is_text or name.endswith(('.read_text', '.write_text'))) and "'utf-8" not in words:
+                wrong.append(f'{path}:{call.lineno}')
+    assert wrong == []
 
 
 def test_imports_of_every_kind_are_found() -> None:

@@ -3,24 +3,28 @@
 import dataclasses
 import importlib.metadata
 import importlib.util
+import inspect
 import io
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+from mmengine.config import Config
 
 import mmpelk.config
 from mmpelk import doctor
 from mmpelk.doctor import Finding
-from mmpelk.mmcv_operators import compile_command
+from mmpelk.mmcv_operators import compile_command, import_error
 from mmpelk.ops import available_backends
 from mmpelk.ops.backends import BACKENDS
 from tests.paths import ROOT
@@ -50,10 +54,10 @@ def no_cuda(patch: Patch) -> None:
     patch.setattr(torch.version, 'cuda', None)
 
 
-def other_cuda(patch: Patch) -> None:
+def other_cuda(patch: Patch, compiled: str = '12.1') -> None:
     patch.setattr(torch.cuda, 'is_available', lambda: True)
     patch.setattr(torch.version, 'cuda', '13.0')
-    patch.setattr('mmcv.ops.get_compiling_cuda_version', lambda: '12.1')
+    patch.setattr('mmcv.ops.get_compiling_cuda_version', lambda: compiled)
 
 
 def no_triton(patch: Patch) -> None:
@@ -61,10 +65,19 @@ def no_triton(patch: Patch) -> None:
     versions(patch)
 
 
+def drivers(printed: str, code: int = 0) -> Callable[..., Any]:
+    """What runs nvidia-smi, which hangs where a driver does."""
+
+    def run(query: list[str], *, capture_output: bool, text: bool, timeout: float) -> Any:
+        header = '' if 'noheader' in query[-1] else 'name, driver_version\n'
+        return subprocess.CompletedProcess(query, code, header + printed, '')
+
+    return run
+
+
 def nvidia_smi(patch: Patch) -> None:
     patch.setattr(shutil, 'which', lambda name: f'/usr/bin/{name}')
-    done = subprocess.CompletedProcess([], 0, 'NVIDIA H100, 580.1\n', '')
-    patch.setattr(subprocess, 'run', lambda *_, **__: done)
+    patch.setattr(subprocess, 'run', drivers('NVIDIA H100, 580.1\n'))
     patch.setattr(torch.cuda, 'is_available', lambda: False)
 
 
@@ -177,16 +190,21 @@ def two_gpus(patch: Patch) -> None:
     patch.setattr(torch.cuda, 'is_available', lambda: True)
     patch.setattr(torch.cuda, 'device_count', lambda: 2)
     patch.setattr(torch.cuda, 'get_device_name', lambda index: f'GPU {index}')
+    patch.setattr(subprocess, 'run', drivers('NVIDIA H100, 580.1\nNVIDIA H200, 580.1\n'))
     patch.setattr(torch.version, 'cuda', '13.0')
 
 
 def failing_nvidia_smi(patch: Patch) -> None:
     nvidia_smi(patch)
-    patch.setattr(subprocess, 'run', lambda *_, **__: subprocess.CompletedProcess([], 9, 'no devices\n', ''))
+    patch.setattr(subprocess, 'run', drivers('no devices\n', code=9))
 
 
 def free(gigabytes: float) -> Callable[[Patch], None]:
     return lambda patch: patch.setattr(shutil, 'disk_usage', lambda _: Usage(9, 9, gigabytes * 2**30))
+
+
+def no_room(patch: Patch) -> None:
+    patch.setattr('tempfile.TemporaryFile', mock.Mock(side_effect=OSError(30, 'Read-only file system')))
 
 
 def folder_of_runs(patch: Patch) -> None:
@@ -198,7 +216,7 @@ def folder_of_runs(patch: Patch) -> None:
 
 def seven_checkpoints(patch: Patch) -> None:
     Path('work_dirs/run').mkdir(parents=True)
-    for index in range(7):
+    for index in reversed(range(7)):
         torch.save(dict(state_dict={}), f'work_dirs/run/iter_{index}.pth')
 
 
@@ -207,13 +225,24 @@ def two_recipes(patch: Patch) -> None:
     patch.setattr('mmpelk.config.list_configs', lambda: names)
 
 
+def one_of_two_recipes(patch: Patch) -> None:
+    two_recipes(patch)
+    right = mmpelk.config.get_config
+    patch.setattr('mmpelk.config.get_config', lambda name: Config({}) if '_s_' in name else right(name))
+
+
 def recipe_without_its_imports(patch: Patch) -> None:
     two_recipes(patch)
     right = mmpelk.config.get_config
 
     def get_config(name: str) -> Any:
         if name == 'seg/upernet_pelk_s_ade20k.py':
-            raise ImportError('Failed to import custom modules') from ModuleNotFoundError("No module named 'mmcv._ext'")
+            try:
+                importlib.import_module('no_such_module')
+            except ImportError:
+                inner = ImportError('of a toolbox')
+                inner.__context__ = sys.exc_info()[1]
+            raise ImportError('Failed to import custom modules') from inner
         return right(name)
 
     patch.setattr('mmpelk.config.get_config', get_config)
@@ -229,18 +258,24 @@ FOUND: dict[str, tuple[Callable[[], Any], Callable[[Patch], None], list[tuple[st
         [('ok', 'none: everything runs on the CPU')],
     ),
     'failing driver': (doctor._cuda, failing_nvidia_smi, [('ok', 'none: everything runs on the CPU')]),
-    'GPUs': (doctor._cuda, two_gpus, [('ok', r'GPU 0, GPU 1; CUDA 13\.0, driver: NVIDIA H100, 580\.1')]),
+    'GPUs': (
+        doctor._cuda,
+        two_gpus,
+        [('ok', r'GPU 0, GPU 1; CUDA 13\.0, driver: NVIDIA H100, 580\.1; NVIDIA H200, 580\.1')],
+    ),
     'Triton of a GPU': (doctor._triton, lambda p: (two_gpus(p), versions(p, triton='3.6'))[1], [('ok', r'3\.6')]),
     'Triton alone': (doctor._triton, lambda p: versions(p, triton='3.6'), [('ok', r'3\.6, which needs a GPU')]),
+    'no room': (doctor._folders, no_room, [('error', '.* takes no files: Read-only file system')]),
     'room': (doctor._folders, free(5), [('ok', r'(?!.*work_dirs).*, 5 GB free')]),
     'less room': (doctor._folders, free(4.9), [('warning', '.*, 5 GB free')]),
     'folder of runs': (doctor._folders, folder_of_runs, [('ok', '.*work_dirs, 99 GB free')]),
     'shared memory': (doctor._shared_memory, free(1), [('ok', r'1\.0 GB')]),
+    'no shared memory': (doctor._shared_memory, lambda p: p.setattr(doctor, '_SHARED_MEMORY', Path('none')), []),
     'less shared memory': (doctor._shared_memory, free(0.9), [('warning', r'0\.90 GB for data loading.*')]),
     'checkpoints': (
         doctor._checkpoints,
         seven_checkpoints,
-        [('ok', r'7 in .*: (work_dirs/run/iter_\d.pth, ){4}\S+ \.\.\.')],
+        [('ok', rf'7 in .*: {", ".join(f"work_dirs/run/iter_{index}.pth" for index in range(5))} \.\.\.')],
     ),
     'no checkpoints': (doctor._checkpoints, lambda _: None, [('ok', '0 in checkpoints and work_dirs')]),
     'empty checkpoint': (
@@ -276,6 +311,11 @@ FOUND: dict[str, tuple[Callable[[], Any], Callable[[Patch], None], list[tuple[st
             ('mmdet', 'onedl-mmdetection'),
         )
     },
+    'transformers 5 alone': (
+        doctor._openmmlab,
+        lambda p: (versions(p, mmcv='2', transformers='5.0.0'), absent(p, 'mmpretrain')),
+        [('ok', 'the stock line: mmcv 2'), ('warning', 'not installed; its recipes need it')],
+    ),
     'two lines': (
         doctor._openmmlab,
         lambda p: versions(p, mmdet='3', mmsegmentation='1', onedl_mmpretrain='2'),
@@ -327,16 +367,37 @@ FOUND: dict[str, tuple[Callable[[], Any], Callable[[Patch], None], list[tuple[st
             ('ok', 'none has its data and weights here'),
         ],
     ),
+    'one of two recipes': (
+        doctor._recipes,
+        one_of_two_recipes,
+        [
+            *[('warning', 'not here; needed by seg/upernet_pelk_t_ade20k.py')] * 2,
+            ('ok', '1 ready to train: seg/upernet_pelk_s_ade20k.py'),
+        ],
+    ),
     'a recipe without its imports': (
         doctor._recipes,
         recipe_without_its_imports,
         [
             *[('warning', 'not here; needed by seg/upernet_pelk_t_ade20k.py')] * 2,
-            ('warning', r"seg/upernet_pelk_s_ade20k\.py import what is not here: No module named 'mmcv\._ext'"),
+            ('warning', r"seg/upernet_pelk_s_ade20k\.py import what is not here: No module named 'no_such_module'"),
             ('ok', 'none has its data and weights here'),
         ],
     ),
     'operators, no GPU': (doctor._mmcv_operators, lambda _: None, [('ok', 'compiled with .*')]),
+    'no mmcv': (doctor._mmcv_operators, lambda p: absent(p, 'mmcv'), [('error', 'not installed')]),
+    'no operators': (doctor._mmcv_operators, lambda p: absent(p, 'mmcv._ext'), [('warning', 'not compiled; .*')]),
+    'operators of another torch': (doctor._mmcv_operators, other_torch, [('error', 'compiled for another torch .*')]),
+    **{
+        f'operators of CUDA {compiled}': (
+            doctor._mmcv_operators,
+            lambda p, compiled=compiled: other_cuda(p, compiled),
+            [(state, f'compiled .* CUDA {compiled}.*')],
+        )
+        for compiled, state in (('12.1', 'warning'), ('13.0', 'ok'), ('13.1', 'warning'))
+    },
+    'no Triton, a GPU': (doctor._triton, no_triton, [('warning', 'not installed: the operator.*')]),
+    'no Triton': (doctor._triton, versions, [('ok', 'not installed; a GPU alone needs it')]),
 }
 
 
@@ -358,6 +419,7 @@ def test_what_a_check_says(
     for finding, (state, text) in zip(check(), found, strict=True):
         assert finding.state == state
         assert re.fullmatch(text, finding.text), finding.text
+        assert (finding.remedy is None) == (state == 'ok')
 
 
 def write_project(root: Path, data: Path) -> Path:
@@ -467,12 +529,25 @@ def test_a_wrong_gradient_is_an_error(gradient: str, monkeypatch: Patch) -> None
     assert {finding.name for finding in doctor._backends() if finding.state == 'error'} == {'backend fft'}
 
 
-@pytest.mark.parametrize('number', [float('nan'), float('inf')])
+def one_wrong(out: torch.Tensor) -> torch.Tensor:
+    changed = out.clone()
+    changed.flatten()[-1] += 0.01 * out.abs().max()
+    return changed
+
+
+DAMAGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    'NaN': lambda out: out * float('nan'),
+    'infinite': lambda out: out * float('inf'),
+    'one number': one_wrong,
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGES)
 @pytest.mark.parametrize('what', ['forward', 'weight_grad'])
-def test_results_that_are_no_numbers_are_wrong(what: str, number: float, monkeypatch: Patch) -> None:
+def test_results_that_are_no_numbers_or_have_a_wrong_one(what: str, damage: str, monkeypatch: Patch) -> None:
     right = BACKENDS['fft']
     function = getattr(right, what)
-    changed = dataclasses.replace(right, **{what: lambda *args: function(*args) * number})
+    changed = dataclasses.replace(right, **{what: lambda *args: DAMAGES[damage](function(*args))})
     monkeypatch.setitem(BACKENDS, 'fft', changed)
     assert {finding.name for finding in doctor._backends() if finding.state == 'error'} == {'backend fft'}
 
@@ -502,6 +577,29 @@ def test_exit_code_and_text(capsys: pytest.CaptureFixture) -> None:
     }
 
 
+def test_every_check_is_made_and_one_that_fails_is_a_finding() -> None:
+    made = [value for value in vars(doctor).values() if inspect.isfunction(value)]
+    assert {*doctor.CHECKS} == {each for each in made if each.__annotations__.get('return') == Iterator[Finding]}
+
+    def _odd_check() -> Iterator[Finding]:
+        yield Finding('a', 'ok', 'b')
+        raise ValueError('odd')
+
+    _, found = doctor.examine([_odd_check])
+    assert (found.name, found.state, found.text) == ('odd check', 'error', 'ValueError: odd')
+
+
+@pytest.mark.parametrize('as_json', [False, True])
+@pytest.mark.parametrize('state', ['ok', 'error'])
+def test_command(as_json: bool, state: str, monkeypatch: Patch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(doctor, 'examine', lambda: [Finding('a', state, 'b')])
+    monkeypatch.setattr(sys, 'argv', ['mmpelk', 'doctor', *['--json'] * as_json])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module('mmpelk', run_name='__main__')
+    assert ended.value.code == (state == 'error')
+    assert capsys.readouterr().out.startswith('{' if as_json else state)
+
+
 @pytest.mark.slow
 def test_command_where_even_torch_is_missing(tmp_path: Path) -> None:
     block = 'import sys, runpy\nsys.modules["torch"] = sys.modules["mmengine"] = None\n'
@@ -513,6 +611,14 @@ def test_command_where_even_torch_is_missing(tmp_path: Path) -> None:
     errors = [finding['text'] for finding in printed['findings'] if finding['state'] == 'error']
     assert any('torch' in text for text in errors)
     assert all(finding['remedy'] for finding in printed['findings'] if finding['state'] == 'error')
+
+
+@pytest.mark.parametrize('error', [ImportError('undefined symbol'), ModuleNotFoundError('mmcv._ext'), None], ids=str)
+def test_why_operators_cannot_be_imported(error: ImportError | None, monkeypatch: Patch) -> None:
+    load = mock.Mock(side_effect=error)
+    monkeypatch.setattr(importlib, 'import_module', load)
+    assert import_error() is error
+    load.assert_called_once_with('mmcv._ext')
 
 
 RECOMPILE = ('no-build-isolation', 'force-reinstall', 'no-deps', 'no-cache-dir')

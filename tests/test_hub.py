@@ -75,7 +75,8 @@ def test_network_comes_back(scope: str, form: str, tmp_path: Path) -> None:
     # What is given comes first.
     model.dataset_meta, model.cfg = dict(classes=('of another',)), Config(dict(model=dict(type='Another')))
     numbers, before = torch.get_rng_state(), copy.deepcopy(cfg.to_dict())
-    hub.save_pretrained(model, tmp_path, cfg, meta)
+    with DefaultScope.overwrite_default_scope('mmengine'):  # in a process that is none of the toolbox's
+        hub.save_pretrained(model, tmp_path, cfg, meta)
     assert cfg.to_dict() == before
     assert torch.equal(torch.get_rng_state(), numbers), 'a training that saves goes on as without'
     other = hub.from_pretrained(tmp_path)
@@ -293,6 +294,7 @@ HARMFUL = {
     'size': (_recipe(dict(type='PeLK', channels=[10**9])), 'channels beyond'),
     'negative size': (_recipe(dict(type='PeLK', channels=[-(10**9)])), 'channels beyond'),
     'library': (_recipe(dict(type='evil.PeLK')), "wants 'evil.PeLK', which is not on the list"),
+    'name of no loss': (_recipe(dict(type='CrossEntropyLoss', class_weight='loss_evil')), "class_weight='loss_evil'"),
     'name of a loss': (_recipe(dict(type='CrossEntropyLoss', loss_name='loss_a/evil.pkl')), "'loss_a/evil.pkl'"),
     'module': (_recipe(dict(type='evil_module')), "wants 'evil_module'"),
     'not registered': (_recipe(dict(type='MaskRCNN')), "'MaskRCNN', which is not registered here in 'mmseg'"),
@@ -308,6 +310,14 @@ HARMFUL = {
     'nms': (_recipe(dict(type='UPerHead', test_cfg=dict(nms=dict(type='__import__("os")')))), 'known to run nothing'),
     'pipeline': (BARE + 'test_pipeline = [{"type": "evil"}]\n', "wants 'evil'"),
     'visualizer': (BARE + 'visualizer = {"type": "evil"}\n', "wants 'evil'"),
+    'folder of a visualizer': (
+        BARE + 'visualizer = {"type": "SegLocalVisualizer", "save_dir": "evil"}\n',
+        "save_dir='evil'",
+    ),
+    'folder of a backend': (
+        BARE + 'visualizer = {"vis_backends": [{"type": "LocalVisBackend", "save_dir": "evil"}]}\n',
+        "save_dir='evil'",
+    ),
     'inner scope': ('model = {"type": "EncoderDecoder", "backbone": {"_scope_": "evil"}}\n', "wants 'evil'"),
     'none': ('default_scope = "mmseg"\n', 'has no model'),
 }
@@ -417,9 +427,9 @@ def test_weights_that_the_network_has_no_place_for_are_refused(published: Path) 
 
 
 def test_classes_in_a_recipe_are_written_by_name() -> None:
-    assert hub.read_recipe(hub.write_recipe(Config(dict(model=dict(type=PeLK)))), 'a') == {
-        'model': {'type': 'mmpelk.PeLK'}
-    }
+    recipe = Config(dict(model=dict(type=PeLK, parts=(dict(type=PeLK),), heads=[dict(type=PeLK)])))
+    kind = {'type': 'mmpelk.PeLK'}
+    assert hub.read_recipe(hub.write_recipe(recipe), 'a') == {'model': {**kind, 'parts': (kind,), 'heads': [kind]}}
 
 
 def test_network_without_a_recipe_is_not_written(tmp_path: Path) -> None:
@@ -456,6 +466,8 @@ def test_push_sends_recipe_and_weights(monkeypatch: pytest.MonkeyPatch, tmp_path
     download = mock.Mock(return_value=str(tmp_path))
     monkeypatch.setattr('mmpelk.models.weights.publication.snapshot_download', download)
     options: dict[str, Any] = dict(revision='v1', cache_dir=tmp_path, token='hf_1', force_download=True)
-    assert_same_state(model, hub.from_pretrained('me/digits', **options))
+    other = hub.from_pretrained('me/digits', **options)
+    assert_same_state(model, other)
+    assert other.dataset_meta['classes'] == list(meta['classes'])
     wanted = ['config.json', 'model.safetensors', 'config.py']
     download.assert_called_once_with('me/digits', allow_patterns=wanted, **options)

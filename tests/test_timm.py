@@ -63,7 +63,8 @@ def test_features(out_indices: Any, stages: list[int], patch: int) -> None:
     ]
     assert model.feature_info.channels() == [SMALL['channels'][stage] for stage in stages]
     # What was pruned is gone, and what is left computes what the whole network does.
-    assert len(model.model.backbone.stages) == stages[-1] + 1
+    backbone = model.model.backbone
+    assert len(backbone.stages) == len(backbone.downsample_layers) == stages[-1] + 1
     _, want = create(stem_patch_size=patch).forward_intermediates(image, indices=stages)
     for out, expected in zip(maps, want, strict=True):
         assert torch.equal(out, expected)
@@ -122,6 +123,9 @@ def test_stages_and_head_are_pruned(options: dict[str, Any], channels: int, has_
 def test_stages_that_are_not_there() -> None:
     with pytest.raises(ValueError, match='of 3 stages'):
         create(features_only=True, out_indices=(0, 7))
+    for number in (-1, 0, 4):
+        with pytest.raises(ValueError, match='of 3 stages'):
+            create().forward_intermediates(torch.rand(1, 3, 32, 32), indices=number)
 
 
 def test_classifier() -> None:
@@ -176,7 +180,7 @@ def test_learning_and_recomputing_give_the_same_gradients(features: bool) -> Non
         model = create(**dict(features_only=True) if features else dict(num_classes=3)).train()
         model.set_grad_checkpointing(recompute)
         network = model.model if features else model
-        assert network.backbone.stages[0][0].with_cp == recompute
+        assert {block.with_cp for stage in network.backbone.stages for block in stage} == {recompute}
         out = model(torch.ones(2, 3, 32, 32))
         sum(each.square().sum() for each in (out if features else [out])).backward()
         gradients.append([value.grad for value in model.parameters()])

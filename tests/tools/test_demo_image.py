@@ -10,10 +10,12 @@ from unittest import mock
 import cv2
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import save_checkpoint
 
+from mmpelk.errors import UserError
 from tests.commands import call
 from tests.paths import CONFIGS, TOOLS
 from tools import demo_image
@@ -122,10 +124,13 @@ def test_options_reach_the_drawing(
     load, build = mock.Mock(return_value=(mock.Mock(), mock.Mock())), mock.Mock(return_value=visualizer)
     monkeypatch.setattr(demo_image, 'load_model', load)
     monkeypatch.setattr(demo_image.VISUALIZERS, 'build', build)
+    classes, maps = torch.arange(6).view(1, 2, 3), []
+    load.return_value[1].return_value.pred_sem_seg.data = classes
     args = argparse.Namespace(
-        checkpoint='m.pth', config='c.py', label_maps=False, device=device, score_thr=0.7, opacity=0.25
+        checkpoint='m.pth', config='c.py', label_maps=scope == 'mmseg', device=device, score_thr=0.7, opacity=0.25
     )
-    painted = demo_image.make_painter(args, [])(blue)
+    painted = demo_image.make_painter(args, maps)(blue)
+    assert np.array_equal(maps, classes if scope == 'mmseg' else [])
     assert checks.mock_calls == [mock.call.check_operators(cfg), mock.call.check_checkpoint('m.pth')]
     load.assert_called_once_with(cfg, 'm.pth', device or 'cpu')
     # It writes nothing itself.
@@ -139,6 +144,54 @@ def test_options_reach_the_drawing(
     assert np.array_equal(shown, blue[..., ::-1])
     assert np.array_equal(painted, blue)
     assert scope != 'mmseg' or visualizer.alpha == 0.25
+
+
+@pytest.mark.parametrize(
+    ('scope', 'checkpoint', 'message'),
+    [
+        ('mmdet', 'm.pth', "this config is no segmentor's"),
+        ('mmpretrain', 'm.pth', "this config is no segmentor's"),
+        ('mmseg', 'm.onnx', 'needs --config and the checkpoint'),
+    ],
+)
+def test_label_maps_of_what_makes_none(
+    scope: str, checkpoint: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo_image, 'read_config', lambda path: Config(dict(default_scope=scope)))
+    args = argparse.Namespace(checkpoint=checkpoint, config='c.py', label_maps=True, opacity=0.25)
+    with pytest.raises(UserError, match=message):
+        demo_image.make_painter(args, [])
+
+
+def test_an_onnx_file_is_drawn_as_thickly_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    painter = mock.Mock()
+    monkeypatch.setattr('mmpelk.export.onnx_painter.OnnxPainter', painter)
+    args = argparse.Namespace(checkpoint='m.onnx', config=None, label_maps=False, opacity=0.25)
+    assert demo_image.make_painter(args, []) is painter.return_value
+    painter.assert_called_once_with(Path('m.onnx'), 0.25)
+
+
+LOADERS = dict(mmseg='init_model', mmdet='init_detector', mmpretrain='ImageClassificationInferencer')
+
+
+@pytest.mark.parametrize('scope', LOADERS)
+def test_toolboxes_load_the_checkpoint_where_it_is_to_run(scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    apis, cfg, load = pytest.importorskip(f'{scope}.apis'), Config(dict(default_scope=scope)), mock.MagicMock()
+    monkeypatch.setattr(apis, LOADERS[scope], load)
+    model, predict = load_model(cfg, 'm.pth', 'cuda:7')
+    assert 'cuda:7' in (*load.call_args.args, load.call_args.kwargs.get('device'))
+    assert 'm.pth' in (*load.call_args.args, load.call_args.kwargs.get('pretrained'))
+    assert load.call_args.args[0] is cfg
+    if scope != 'mmpretrain':
+        assert model is load.return_value
+        return
+    inferencer = load.return_value
+    inferencer.preprocess.return_value = iter(['data'])
+    assert model is inferencer.model
+    assert model.dataset_meta == dict(classes=inferencer.classes)
+    assert predict(model, 'image') is inferencer.forward.return_value[0]
+    inferencer.preprocess.assert_called_once_with(['image'])
+    inferencer.forward.assert_called_once_with('data')
 
 
 @pytest.mark.parametrize(('is_video', 'written'), [

@@ -3,6 +3,7 @@
 The names of libraries that are not in the test environment are written from their published layout.
 """
 
+import copy
 import json
 import logging
 import re
@@ -21,9 +22,9 @@ from torchvision.models.convnext import ConvNeXt as TorchvisionConvNeXt
 
 from mmpelk.errors import UserError
 from mmpelk.models import ARCHITECTURES, PeLK
-from mmpelk.models.weights.downloads import read_public
+from mmpelk.models.weights.downloads import Normalisation, PublicWeights, read_public
 from mmpelk.models.weights.identify import Reading, without_checkpoint
-from mmpelk.models.weights.inflation import inflate
+from mmpelk.models.weights.inflation import Inflated, inflate
 from mmpelk.models.weights.key_maps import fit_shape, from_source, to_timm
 from mmpelk.registry import MODELS
 
@@ -196,7 +197,9 @@ def test_every_name_of_convnext_is_the_same_function(name: str, tmp_path: Path) 
     build, more, title = FORMATS[name]
     state, maps = build()
     torch.save(state | more, tmp_path / 'public.pth')
-    assert re.search(title, str(Reading(state | more)))
+    reading = Reading(state | more)
+    assert re.search(title, str(reading))
+    assert (reading.normalisation is not None) == name.startswith('OpenCLIP')
     ours = inflated(str(tmp_path / 'public.pth'))
     assert ours.stages[0][0].mixer.large.weight.shape == (8, 1, 15, 15)
     assert_same_maps(ours, maps)
@@ -340,11 +343,11 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return publish
 
 
-HALF = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3)
+HALF = dict(image_mean=[0.5] * 3, image_std=[0.25] * 3)
 
 
 @pytest.mark.parametrize(
-    ('address', 'weights', 'card', 'configs', 'licence', 'mean'),
+    ('address', 'weights', 'card', 'configs', 'licence', 'normalisation'),
     [
         (
             'timm://convnext_tiny.dinov3_lvd1689m',
@@ -352,11 +355,18 @@ HALF = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3)
             'license: other\nlicense_name: dinov3-license',
             {},
             'dinov3-license',
-            123.675,
+            (123.675, 58.395),
         ),
-        ('timm://convnext_base.clip_laion2b', 'open_clip_pytorch_model.bin', '', {}, 'apache-2.0', 122.771),
-        ('hf://me/mine', 'pytorch_model.bin', 'license: mit', dict(preprocessor_config=HALF), 'mit', 127.5),
-        ('timm://convnext_base.clip_laion2b', 'open_clip_pytorch_model.bin', 'license: mit', {}, 'mit', 122.771),
+        ('timm://convnext_base.clip_laion2b', 'open_clip_pytorch_model.bin', '', {}, 'apache-2.0', (122.771, 68.501)),
+        ('hf://me/mine', 'pytorch_model.bin', 'license: mit', dict(preprocessor_config=HALF), 'mit', (127.5, 63.75)),
+        (
+            'timm://convnext_base.clip_laion2b',
+            'open_clip_pytorch_model.bin',
+            'license: mit',
+            {},
+            'mit',
+            (122.771, 68.501),
+        ),
         (
             'hf://me/mine',
             'model.safetensors',
@@ -364,19 +374,19 @@ HALF = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3)
             dict(
                 preprocessor_config=dict(image_mean=['x'], image_std=['y']),
                 open_clip_config=dict(preprocess_cfg=dict(mean=[0.1] * 3)),  # and no deviation
-                config=dict(pretrained_cfg=dict(mean=[0.5] * 3, std=[0.5] * 3)),
+                config=dict(pretrained_cfg=dict(mean=[0.5] * 3, std=[0.25] * 3)),
             ),
             'unknown',
-            127.5,
+            (127.5, 63.75),
         ),
         ('hf://me/mine@v2', 'model.safetensors', 'license: [', dict(config=[]), 'unknown', None),
         (
             'hf://me/mine',
             'open_clip_model.safetensors',
             '',
-            dict(open_clip_config=dict(preprocess_cfg=dict(mean=[0.5] * 3, std=[0.5] * 3))),
+            dict(open_clip_config=dict(preprocess_cfg=dict(mean=[0.5] * 3, std=[0.25] * 3))),
             'unknown',
-            127.5,
+            (127.5, 63.75),
         ),
     ],
 )
@@ -386,7 +396,7 @@ def test_weights_by_address(
     card: str,
     configs: dict[str, Any],
     licence: str,
-    mean: float | None,
+    normalisation: tuple[float, float] | None,
     hub: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -394,11 +404,12 @@ def test_weights_by_address(
     hub(repository if '/' in repository else f'timm/{repository}', weights, card, **configs)
     public = read_public(address)
     assert public.licence.startswith(licence)
-    assert (public.normalisation and public.normalisation.mean[0]) == mean
+    found = public.normalisation
+    assert (found and (found.mean[0], found.std[0])) == normalisation
     lines: list[str] = []
     monkeypatch.setattr('mmpelk.models.weights.inflation.print_log', lambda line, _: lines.append(line))
     ours = inflated(address)
-    pictures = f'expect pictures with mean=[{mean}' if mean else "do not say how pictures are normalised: ImageNet's"
+    pictures = f'expect pictures with {found}' if found else "do not say how pictures are normalised: ImageNet's"
     assert f'Licence of the weights: {public.licence}. They {pictures}' in lines[0]
     assert_same_maps(ours, of_timm('convnext_tiny', **NANO)[1])
 
@@ -421,11 +432,35 @@ def test_another_activation_is_refused(
         read_public(address)
 
 
-def test_another_activation_alone_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = nn.Sequential(nn.LayerNorm(2, eps=1e-6), nn.ModuleDict(dict(mlp=nn.ModuleDict(dict(act=nn.SiLU())))))
+@pytest.mark.parametrize(
+    ('activations', 'epsilons', 'message'),
+    [
+        ([nn.SiLU()], [1e-6], 'activation SiLU and norms with an epsilon of 1e-06, PeLK has GELU'),
+        ([nn.GELU(), nn.SiLU()], [1e-6], 'activation GELU, SiLU and'),
+        ([nn.GELU()], [1e-6, 1e-5], 'an epsilon of 1e-06, 1e-05'),
+    ],
+)
+def test_one_other_layer_is_enough_to_be_refused(
+    activations: list[nn.Module], epsilons: list[float], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = [nn.ModuleDict(dict(mlp=nn.ModuleDict(dict(act=activation)))) for activation in activations]
+    network = nn.Sequential(*blocks, *(nn.LayerNorm(2, eps=epsilon) for epsilon in epsilons))
     monkeypatch.setattr(timm, 'create_model', lambda name: network)
-    with pytest.raises(UserError, match='activation SiLU and norms with an epsilon of 1e-06, PeLK has GELU'):
+    with pytest.raises(UserError, match=message):
         read_public('timm://convnext_tiny.fb_in1k')
+
+
+@pytest.mark.parametrize(
+    ('architecture', 'has_timm'), [('test_convnext', False), ('unknown', True), (['ConvNextModel'], True)], ids=str
+)
+def test_a_config_that_says_nothing_of_layers_keeps_no_weights_back(
+    architecture: object, has_timm: bool, hub: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub('me/mine', 'model.safetensors', config=dict(architecture=architecture))
+    if not has_timm:
+        monkeypatch.setattr('mmpelk.models.weights.downloads.find_spec', lambda _: None)
+        monkeypatch.setitem(sys.modules, 'timm', None)
+    assert read_public('hf://me/mine').state
 
 
 @pytest.mark.parametrize('size', [7, 9])
@@ -473,11 +508,11 @@ def test_another_normalisation_than_the_recipes_is_refused(hub: Callable[..., No
         inflated('hf://me/mine', **imagenet)
     with pytest.raises(UserError, match=r'the recipe has mean=\[127\.5\], std'):
         inflated('hf://me/mine', mean=[127.5], std=[127.5])
-    with pytest.raises(UserError, match=r'std=\[127.5.*; the recipe has mean=\[127.5.*std=\[58.395'):
+    with pytest.raises(UserError, match=r'std=\[63.75.*; the recipe has mean=\[127.5.*std=\[58.395'):
         inflated('hf://me/mine', mean=[127.5] * 3, std=imagenet['std'])
-    inflated('hf://me/mine', mean=[127.5] * 3, std=[127.9] * 3)  # as rounded by others
-    with pytest.raises(UserError, match=r'the recipe has mean=\[127.5.*std=\[127.5, 127.5, 128.0'):
-        inflated('hf://me/mine', mean=[127.5] * 3, std=[127.5, 127.5, 128.0])
+    inflated('hf://me/mine', mean=[127.5] * 3, std=[64.1] * 3)  # as rounded by others
+    with pytest.raises(UserError, match=r'the recipe has mean=\[127.5.*std=\[63.75, 63.75, 64.25'):
+        inflated('hf://me/mine', mean=[127.5] * 3, std=[63.75, 63.75, 64.25])
     state, _ = of_timm('convnext_tiny', **NANO)
     torch.save(state, tmp_path / 'unknown.pth')
     inflated(str(tmp_path / 'unknown.pth'), **imagenet)
@@ -486,8 +521,24 @@ def test_another_normalisation_than_the_recipes_is_refused(hub: Callable[..., No
         UserError, match=r'picture tower of a CLIP .*expects .*\[122.771.*; the recipe has mean=\[123.675'
     ):
         inflated(str(tmp_path / 'clip.pth'), **imagenet)
-    with pytest.raises(UserError, match='mean and std together'):
-        inflated('hf://me/mine', mean=[127.5] * 3)
+    for part in ('mean', 'std'):
+        with pytest.raises(UserError, match='mean and std together'):
+            inflated('hf://me/mine', **{part: [127.5] * 3})
+
+
+def test_what_a_repository_says_of_pictures_comes_before_the_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CLIP's names have CLIP's pictures, unless the repository has others; weights that are refused change nothing."""
+    state = {f'visual.trunk.{key}': value for key, value in of_timm('convnext_tiny', **NANO)[0].items()}
+    half = dict(mean=(127.5,) * 3, std=(63.75,) * 3)
+    public = PublicWeights(state, 'mit', Normalisation(**half))
+    monkeypatch.setattr('mmpelk.models.weights.inflation.read_public', lambda *_: public)
+    ours = PeLK('convnext-tiny', **SIZES)
+    before = copy.deepcopy(ours.state_dict())
+    with pytest.raises(UserError, match=r'expects pictures with mean=\[127.5'):
+        Inflated('hf://me/mine', mean=(122.771, 116.746, 104.094), std=(68.501, 66.632, 70.323))(ours)
+    assert all(torch.equal(value, before[key]) for key, value in ours.state_dict().items())
+    Inflated('hf://me/mine', **half)(ours)
+    assert torch.equal(ours.stages[0][0].norm.bias, state['visual.trunk.stages.0.blocks.0.norm.bias'])
 
 
 @pytest.mark.parametrize(
@@ -529,6 +580,8 @@ def test_weights_that_timm_has_elsewhere_or_not(monkeypatch: pytest.MonkeyPatch)
             public = read_public(f'timm://{name}')
             assert (dict(public.state), public.licence, asked) == (state, 'mit', [url])
             assert public.normalisation == ((127.5,) * 3, (51.0,) * 3)
+            monkeypatch.setattr(models, 'get_pretrained_cfg', lambda _, given=given: replace(given, license=None))
+            assert read_public(f'timm://{name}').licence.startswith('unknown')
         else:
             with pytest.raises(UserError, match='no weights of that name'):
                 read_public(f'timm://{name}')
@@ -550,6 +603,22 @@ def test_gated_repository_names_its_page(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(hub, 'hf_hub_download', refuse)
     with pytest.raises(UserError, match=r'accept its licence: do so on https://huggingface\.co/me/mine, then'):
         read_public('hf://me/mine')
+
+
+def test_safe_files_come_before_pickles(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip('huggingface_hub', reason='pip install -e .[hub]')
+    asked: list[str] = []
+
+    def refuse(repository: str, file: str, revision: str | None) -> None:
+        asked.append(file)
+        missing = hub.errors.EntryNotFoundError
+        raise missing.__new__(missing)
+
+    monkeypatch.setattr(hub, 'hf_hub_download', refuse)
+    with pytest.raises(UserError, match=r"'hf://me/mine' has none of the files model\.safetensors, "):
+        read_public('hf://me/mine')
+    assert asked == sorted(asked, key=lambda file: file.endswith('.bin'))
+    assert len(asked) == 4
 
 
 @pytest.mark.parametrize(

@@ -223,10 +223,11 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
             'infinite weights in stages.0.0.mixer.large',
         ),
         ({'stages.0.0.attn.qkv.weight': torch.ones(24, 8)}, 'PeLK does not have: stages.0.0.attn.qkv.weight'),
+        ({'stages.0.0.depthwise_conv.weight_mask': torch.ones(8, 1, 7, 7)}, r'not have: .*mixer\.large\.weight_mask'),
         ({'stages.0.0.depthwise_conv.lora.weight': torch.ones(8, 1, 1, 1)}, r'not have: .*mixer\.large\.lora\.weight'),
         ({'downsample_layers.1.2.weight': torch.ones(8)}, 'not have: downsample_layers.1.2.weight'),
     ],
-    ids=['NaN', 'infinite', 'attention', 'adapter', 'downsampling'],
+    ids=['NaN', 'infinite', 'attention', 'pruned', 'adapter', 'downsampling'],
 )
 def test_damaged_weights_and_unknown_layers_are_refused(changes: dict[str, Tensor], message: str) -> None:
     state = _convnext(dict(NANO)).state_dict()
@@ -267,8 +268,11 @@ def test_averaged_weights_are_chosen_by_key(trained: str, averaged: str, tmp_pat
         return ours.stages[0][0].norm.bias.detach()
 
     assert torch.equal(bias(key=averaged), bias(key=trained) + 1)
-    of_a_class = PeLK('inflated', **FORM, init_cfg=[dict(type=Inflated, checkpoint=path, key=trained)])
-    assert (of_a_class.depths, of_a_class.channels) == (NANO['depths'], NANO['channels'])
+    start, other = dict(checkpoint=path, key=trained), dict(type=Inflated, checkpoint='nowhere.pth')
+    # However it is spelt; the last of several is what stays.
+    for init_cfg in ([dict(type=Inflated, **start)], (dict(type='Inflated', **start),), [other, other | start]):
+        ours = PeLK('inflated', **FORM, init_cfg=init_cfg)
+        assert (ours.depths, ours.channels) == (NANO['depths'], NANO['channels'])
     with pytest.raises(UserError, match=f"averaged weights in '{averaged}' beside '{trained}'.*key='{averaged}'"):
         bias()
     with pytest.raises(UserError, match=f"no entry 'other'; it has {trained}, {averaged}"):

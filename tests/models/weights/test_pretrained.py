@@ -40,6 +40,7 @@ def network(**arguments: Any) -> PeLK:
 
 def assert_comes_back(model: PeLK, folder: Path, **arguments: Any) -> PeLK:
     model.save_pretrained(folder)
+    assert f"PeLK.from_pretrained('{folder.name}')" in (folder / 'README.md').read_text()
     other = PeLK.from_pretrained(folder, **arguments)
     assert not other.training
     want, got = model.state_dict(), other.state_dict()
@@ -70,7 +71,7 @@ def test_trained_network_comes_back(arguments: dict[str, Any], tmp_path: Path) -
 def test_arguments_from_a_config(tmp_path: Path) -> None:
     arch = ConfigDict(depths=[1, 1], channels=[8, 12], kernel_sizes=[13, 7])
     torch.manual_seed(0)
-    assert_comes_back(PeLK(arch=arch, norm_cfg=ConfigDict(type='BN', eps=1e-3)).eval(), tmp_path)
+    assert_comes_back(PeLK(arch=arch, norm_cfg=ConfigDict(type='BN', eps=1e-3)).eval(), tmp_path / 'new' / 'folder')
 
 
 CHANGES: dict[str, Callable[[PeLK], object]] = {
@@ -217,7 +218,8 @@ def test_push_sends_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     address = model.push_to_hub('pelk', private=True, token='hf_1', commit_message='Weights')
     assert address == 'https://example.org/me/pelk: Weights'
     api.assert_called_once_with(token='hf_1')
-    assert api.return_value.create_repo.call_args.kwargs['private']
+    # One that is there already takes a further commit.
+    api.return_value.create_repo.assert_called_once_with('pelk', private=True, exist_ok=True)
     assert "PeLK.from_pretrained('me/pelk')" in (tmp_path / 'README.md').read_text()
     download = mock.Mock(return_value=str(tmp_path))
     monkeypatch.setattr('mmpelk.models.weights.publication.snapshot_download', download)
