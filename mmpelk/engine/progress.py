@@ -45,9 +45,10 @@ def add_vis_backend(cfg: Config, name: str) -> None:
     kind, packages, arguments = VISUALIZERS[name]
     if not any(importlib.util.find_spec(package) for package in packages):
         raise UserError(f'--visualize {name} takes the package {packages[0]}: pip install {packages[0]}')
-    backends = cfg.visualizer.setdefault('vis_backends', [])
+    backends = cfg.visualizer.get('vis_backends') or []
     if not any(backend['type'] == kind for backend in backends):
-        backends.append({'type': kind, **arguments})
+        # Set anew: what a config's `setdefault` returns is not what it keeps.
+        cfg.visualizer.vis_backends = [*backends, {'type': kind, **arguments}]
 
 
 @HOOKS.register_module()

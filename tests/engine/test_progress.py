@@ -6,6 +6,7 @@ import logging
 import os
 import pty
 import re
+import resource
 import subprocess
 import sys
 from datetime import datetime
@@ -29,8 +30,9 @@ from tests.paths import TOOLS
 def test_duration_and_an_estimate_without_iterations() -> None:
     texts = {0: '0 s', 59.6: '1 min 0 s', 3700: '1 h 1 min', 200_000: '2 d 7 h', 86_400: '1 d 0 h'}
     assert {seconds: _duration(seconds) for seconds in texts} == texts
-    with pytest.raises(ValueError, match='fewer than after=5'):
-        RunEstimateHook(after=5, skipped=5)
+    for skipped in (0, 5):
+        with pytest.raises(ValueError, match='at least one, and fewer than after=5'):
+            RunEstimateHook(after=5, skipped=skipped)
 
 
 def estimates(monkeypatch: pytest.MonkeyPatch, val_interval: int) -> list[str]:
@@ -68,8 +70,11 @@ def test_estimate_is_corrected_by_the_first_validation(monkeypatch: pytest.Monke
     assert '4 min 10 s for 70 more with validations of 60 s' in estimates(monkeypatch, 30)[1]
     # One at the end has nothing to correct.
     assert len(estimates(monkeypatch, 100)) == 1
-    # One among the iterations that are timed counts for none of them.
-    assert 'whole run: 1 s an iteration' in estimates(monkeypatch, 5)[0]
+    # Those among and before the iterations that are timed count for none of them.
+    for val_interval in (5, 3, 1):
+        assert 'whole run: 1 s an iteration' in estimates(monkeypatch, val_interval)[0]
+    monkeypatch.setattr('mmengine.dist.utils.get_rank', lambda group=None: 1)
+    assert not estimates(monkeypatch, 20), 'the first process tells'
 
 
 def test_estimate_counts_validations_of_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +82,7 @@ def test_estimate_counts_validations_of_epochs(monkeypatch: pytest.MonkeyPatch) 
     loop, said = EpochBasedTrainLoop.__new__(EpochBasedTrainLoop), []
     loop._max_epochs, loop.val_interval, loop.val_begin = 10, 3, 1
     log = SimpleNamespace(info=said.append)
-    runner: Any = SimpleNamespace(max_iters=1000, epoch=1, train_loop=loop, val_loop=object(), logger=log)
+    runner: Any = SimpleNamespace(max_iters=1000, epoch=2, train_loop=loop, val_loop=object(), logger=log)
     hook = RunEstimateHook()
     hook._seconds, hook._validations = 2.0, [20.0, 40.0]
     hook._log(runner, 150)
@@ -100,26 +105,32 @@ class Terminal(io.StringIO):
         return self.terminal
 
 
-@pytest.mark.parametrize('is_terminal', [True, False])
-def test_line_at_the_bottom_of_a_terminal(is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize('kind', ['terminal', 'file', 'without movement', 'of another process'])
+def test_line_at_the_bottom_of_a_terminal(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The log goes through it until the end, and a resumed training begins in the middle."""
-    output, logger = Terminal(), logging.Logger('progress')
-    output.terminal = is_terminal
-    for name, value in dict(TERM='xterm', COLUMNS='100').items():
+    output, logger, is_terminal = Terminal(), logging.Logger('progress'), kind == 'terminal'
+    output.terminal = kind != 'file'
+    monkeypatch.setattr(progress, 'is_main_process', lambda: kind != 'of another process')
+    for name, value in dict(TERM='dumb' if kind == 'without movement' else 'xterm', COLUMNS='100').items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, 'stdout', output)
     monkeypatch.setattr(progress, '_REFRESH', -1.0)
     handler, other = logging.StreamHandler(output), logging.StreamHandler(io.StringIO())
     logger.addHandler(handler)
     logger.addHandler(other)
-    scalars = {'train/loss': SimpleNamespace(current=lambda: 0.25)}
+    scalars: dict[str, Any] = {}
     runner: Any = SimpleNamespace(
         max_iters=5, iter=2, logger=logger, message_hub=SimpleNamespace(log_scalars=scalars), val_dataloader=range(7)
     )
     before, hook = other.stream, ProgressLineHook()
+    at_exit: list[Any] = []
+    monkeypatch.setattr(progress.atexit, 'register', at_exit.append)
     hook.before_train(runner)
+    assert at_exit == [hook._stop] * is_terminal, 'an interrupted training leaves the terminal as it was'
     assert (handler.stream is output) is not is_terminal
     assert other.stream is before
+    hook.after_train_iter(runner, 2)  # by an optimizer that logs no loss
+    scalars['train/loss'] = SimpleNamespace(current=lambda: 0.25)
     hook.after_train_iter(runner, 2)
     hook.after_val_iter(runner, 3)
     hook.after_train(runner)
@@ -144,7 +155,9 @@ def test_memory_of_a_gpu(used: int, hint: bool, monkeypatch: pytest.MonkeyPatch)
 def test_memory_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Linux gives the most that was used in kilobytes."""
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    monkeypatch.setattr(progress.resource, 'getrusage', lambda who: SimpleNamespace(ru_maxrss=3 * 2**20))
+    monkeypatch.setattr(
+        progress.resource, 'getrusage', lambda who: {resource.RUSAGE_SELF: SimpleNamespace(ru_maxrss=3 * 2**20)}[who]
+    )
     monkeypatch.setattr(os, 'sysconf', dict(SC_PHYS_PAGES=2**21, SC_PAGE_SIZE=2**12).get)
     assert progress._memory() == '3.0 of 8.0 GB of memory at most, worker processes aside'
 
@@ -155,11 +168,15 @@ def test_visualize_adds_a_backend_once_or_names_the_package(name: str, monkeypat
     monkeypatch.setattr(importlib.util, 'find_spec', lambda package: None)
     with pytest.raises(UserError, match=f'pip install {name}'):
         add_vis_backend(cfg, name)
-    monkeypatch.setattr(importlib.util, 'find_spec', lambda package: object())
+    # One of several packages is enough.
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda package: package in ('tensorboardX', 'wandb') or None)
     for _ in range(2):
         add_vis_backend(cfg, name)
     kinds = [backend['type'] for backend in cfg.visualizer.vis_backends]
     assert kinds == ['LocalVisBackend', f'{name.capitalize()}VisBackend']
+    bare = Config(dict(visualizer=dict(type='A')))
+    add_vis_backend(bare, name)
+    assert bare.visualizer.vis_backends == cfg.visualizer.vis_backends[1:]
     given = cfg.visualizer.vis_backends[-1].get('init_kwargs')
     assert given == (dict(project='mmpelk') if name == 'wandb' else None)
 
