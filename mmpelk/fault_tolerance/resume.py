@@ -259,7 +259,7 @@ def _rebuild(loader: DataLoader, batches: NumberedBatches) -> DataLoader:
     options = {
         name: getattr(loader, name)
         for name in ('pin_memory_device', 'in_order', 'prefetch_factor', 'multiprocessing_context')
-        if getattr(loader, name, None)
+        if getattr(loader, name, None) is not None
     }
     return DataLoader(
         _seeded(loader.dataset),

@@ -9,14 +9,24 @@ from typing import Any
 import pytest
 import torch
 from mmengine.dataset import DefaultSampler, sampler
+from mmengine.runner import EpochBasedTrainLoop
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler, TensorDataset
 
 from mmpelk.fault_tolerance import resume
 from mmpelk.fault_tolerance.errors import UserError
 from mmpelk.fault_tolerance.random_state import get_random_state, set_random_state
-from mmpelk.fault_tolerance.resume import NumberedBatches, ResumeHook, _Batch, _count_from, _rebuild, _seeded
+from mmpelk.fault_tolerance.resume import (
+    NumberedBatches,
+    ResumeHook,
+    _Batch,
+    _count_from,
+    _rebuild,
+    _ResumedIterator,
+    _seeded,
+)
+from mmpelk.fault_tolerance.workers import _WatchParent
 from tests.fault_tolerance.test_random_state import draw
-from tests.fault_tolerance.tiny import make_runner
+from tests.fault_tolerance.tiny import Ones, make_runner
 
 
 def loader() -> DataLoader:
@@ -124,8 +134,9 @@ def test_an_endless_sampler_begins_again_with_the_indices_of_its_process(
     training = make_runner(tmp_path, 1, hooks=())
     loop = training.train_loop
     given = loop.dataloader.sampler
-    expected = [*itertools.islice(sampler.InfiniteSampler(range(4), seed=given.seed), 9)]
-    for drawn in (0, 3):
+    for shuffle, drawn in itertools.product((True, False), (0, 3)):
+        given.shuffle = shuffle
+        expected = [*itertools.islice(sampler.InfiniteSampler(range(4), shuffle, given.seed), 9)]
         [*itertools.islice(given.indices, drawn)]
         ResumeHook().before_train(training)
         assert [index for batch in itertools.islice(loop.dataloader.batch_sampler, 9) for index in batch] == expected
@@ -138,7 +149,13 @@ def test_loaders_draw_nothing_from_the_numbers_of_training() -> None:
 
 
 def test_loaders_keep_their_settings() -> None:
-    settings = dict(num_workers=2, prefetch_factor=5, persistent_workers=True, multiprocessing_context='spawn')
+    settings = dict(
+        num_workers=2,
+        prefetch_factor=5,
+        **(dict(in_order=False) if hasattr(loader(), 'in_order') else {}),
+        persistent_workers=True,
+        multiprocessing_context='spawn',
+    )
     settings |= dict(collate_fn=list, pin_memory=True, timeout=3.0, worker_init_fn=print, generator=torch.Generator())
     given = DataLoader(TensorDataset(torch.arange(5)), batch_size=1, **settings)  # type: ignore[arg-type]
     rebuilt = _rebuild(given, numbered())
@@ -155,7 +172,8 @@ def test_batches_that_were_trained_on_are_left_out_with_their_numbers() -> None:
 def test_processes_draw_other_numbers() -> None:
     seeds = [[batch.seed for batch in numbered(rank)] for rank in (0, 0, 1)]
     assert seeds[0] == seeds[1]
-    assert len({*seeds[0], *seeds[2]}) == 10
+    other = [batch.seed for batch in NumberedBatches(BatchSampler(range(5), 1, False), 8, 0, 0, 0, False)]
+    assert len({*seeds[0], *seeds[2], *other}) == 15, 'nor those of a run of the next seed'
 
 
 class Plain(Dataset):
@@ -214,6 +232,110 @@ def test_data_sets_reach_workers_as_their_class_says(kind: Any, size: int) -> No
     again = pickle.loads(pickle.dumps(there))
     assert isinstance(again, kind)
     assert again.draws_by_batch
+
+
+class Several(Plain):
+    """Loads the samples of a batch together."""
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        assert type(indices) is list
+        return [(index, draw()) for index in indices]
+
+
+def test_a_data_set_that_loads_batches_loads_them() -> None:
+    data: Any = _seeded(_seeded(Several()))
+    batches = [_Batch([2, 0]), _Batch([2, 0]), [2, 0]]
+    for batch in batches[:2]:
+        batch.seed = 5  # type: ignore[attr-defined]
+    first, second, plain = map(data.__getitems__, batches)
+    assert [index for index, _ in first] == [2, 0]
+    assert first == second
+    before = get_random_state()
+    expected = data.__getitems__([0])
+    set_random_state(before)
+    assert data.__getitems__([0]) == expected != data.__getitems__([0]), 'what has no number draws as ever'
+    assert plain != first
+
+
+@pytest.mark.parametrize('resumes', [True, False])
+def test_weights_alone_bring_no_random_state(resumes: bool) -> None:
+    said: list[str] = []
+    training: Any = SimpleNamespace(_resume=resumes, logger=SimpleNamespace(warning=said.append))
+    hook, checkpoint = ResumeHook(), dict(run_state=dict(place=3))
+    for _ in range(2):
+        hook.after_load_checkpoint(training, checkpoint)  # type: ignore[arg-type]
+        if not resumes:
+            assert checkpoint == dict(run_state=dict(place=3))
+            assert hook._state is None
+        else:
+            assert not checkpoint, "mmengine's hook of averages reads it, too"
+    assert ['holds no random state' in line for line in said] == [True] * resumes, 'the second has none'
+
+
+@pytest.mark.parametrize('seed', [None, 11])
+def test_the_seed_of_the_sampler_is_that_of_the_checkpoint(seed: int | None, tmp_path: Path) -> None:
+    training = make_runner(tmp_path, 1, hooks=())
+    training._train_dataloader.update(num_workers=1, sampler=dict(type='InfiniteSampler', shuffle=False, seed=3))
+    loop, hook = training.train_loop, ResumeHook()
+    hook._state = dict(sampler_seed=seed, ranks=[{}], batch_size=1, batches=4, place=0)
+    hook.before_train(training)
+    assert loop.dataloader.batch_sampler.sampler.seed == (seed or 3)
+    assert [*itertools.islice(loop.dataloader.batch_sampler, 5)] == [[0], [1], [2], [3], [0]]
+    assert isinstance(loop.dataloader.worker_init_fn, _WatchParent)
+
+
+@pytest.mark.parametrize('rank', [0, 1])
+def test_a_resumed_loop_begins_with_the_batch_after_the_last(rank: int, tmp_path: Path, monkeypatch: Any) -> None:
+    """Whose number, with the run's seed and the rank, tells what is drawn for it."""
+    monkeypatch.setattr(resume, 'get_rank', lambda: rank)
+    training = make_runner(tmp_path, 9, hooks=())
+    loop = training.train_loop
+    loop._iter = 6
+    ResumeHook().before_train(training)
+    batches = loop.dataloader.batch_sampler
+    assert (batches.seed, batches.rank, batches.number, batches.skip) == (training.seed, rank, 6, 6)
+    # Versions of mmengine ask for every batch that was trained on, or skip them.
+    for replaced, asked in ((iter(()), 6), (SimpleNamespace(skip_iter=None), 0)):
+        iterator = _ResumedIterator(replaced, loader(), 6)
+        iterator.skip_iter(6)
+        assert [next(iterator) for _ in range(asked)] == [None] * asked
+        assert next(iterator)[0].tolist() == [0]
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+@pytest.mark.parametrize('place', [0, 2])
+def test_random_numbers_are_restored_where_an_epoch_begins_or_goes_on(
+    by_epoch: bool, place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hooks that draw when an epoch begins draw as they would have."""
+    training = make_runner(tmp_path, 9, hooks=(), by_epoch=by_epoch)
+    restored: list[str] = []
+    monkeypatch.setattr(resume, 'set_random_state', restored.append)
+    hook = ResumeHook()
+    hook._state = dict(sampler_seed=None, ranks=['kept'], batch_size=1, batches=4, place=place)
+    hook.before_train(training)
+    hook.before_train_epoch(training)
+    assert restored == ['kept'] * (by_epoch and not place)
+    for _ in range(2):
+        hook.before_train_iter(training, 0)
+    assert restored == ['kept']
+
+
+def test_an_endless_sampler_of_no_samples_is_refused(tmp_path: Path) -> None:
+    training = make_runner(tmp_path, 1)
+    training.train_loop.dataloader.dataset.__class__ = type('Empty', (Ones,), dict(__len__=lambda self: 0))
+    with pytest.raises(UserError, match='the training set is empty'):
+        ResumeHook().before_train(training)
+
+
+def test_what_mmengine_has_not_built_is_left_alone() -> None:
+    said: list[str] = []
+    for loop in (SimpleNamespace(dataloader=loader()), EpochBasedTrainLoop.__new__(EpochBasedTrainLoop)):
+        loop.dataloader = given = DataLoader(TensorDataset(torch.arange(5)), batch_size=None)
+        training: Any = SimpleNamespace(train_loop=loop, logger=SimpleNamespace(warning=said.append))
+        ResumeHook().before_train(training)
+        assert loop.dataloader is given
+    assert ['will not draw the same data again' in line for line in said] == [True] * 2
 
 
 def test_data_sets_of_no_class_are_refused() -> None:
