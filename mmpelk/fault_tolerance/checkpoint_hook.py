@@ -249,7 +249,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         try:
             content = load_data(osp.join(str(self.out_dir), name), 'meta')
             return self._run is not None and self._run.has(run_of(content).id, content['meta']['iter'])
-        except (CheckpointError, KeyError, OSError, TypeError):
+        except (AttributeError, CheckpointError, KeyError, OSError, TypeError):
             return False
 
     def _is_remote(self, runner: Runner) -> bool:

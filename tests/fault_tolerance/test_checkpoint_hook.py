@@ -15,12 +15,15 @@ from unittest import mock
 import pytest
 import torch
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
 
 from mmpelk.errors import UserError
-from mmpelk.fault_tolerance import checkpoint_hook
+from mmpelk.fault_tolerance import agreement, checkpoint_hook, safe_loading
 from mmpelk.fault_tolerance.checkpoint_hook import CheckpointHook
-from mmpelk.fault_tolerance.safe_loading import load_data
+from mmpelk.fault_tolerance.resumable import Run
+from mmpelk.fault_tolerance.resume import ResumeHook
+from mmpelk.fault_tolerance.safe_loading import CheckpointError, load_data
+from mmpelk.fault_tolerance.saving import SavesOnAll
 from tests.fault_tolerance.tiny import hook_of, make_runner, names, train
 
 
@@ -134,9 +137,12 @@ def test_each_of_several_metrics_keeps_its_best_one(runner: Runner, tmp_path: Pa
     # A resumed training knows both, and makes room for what is better.
     resumed = CheckpointHook(by_epoch=False, interval=1, save_best=['a', 'b'], rule=['greater', 'less'])
     resumed._run, runner._resume = hook_of(runner)._run, True
+    runner.message_hub.update_info('best_score_b', float('nan'))  # as if nothing was measured
     # The folder may have been moved since.
     runner.message_hub.update_info('best_ckpt_a', '/elsewhere/best_a_iter_2.pth')
     resumed.before_train(runner)
+    assert 'best_score_b' not in runner.message_hub.runtime_info
+    runner.message_hub.update_info('best_score_b', 0.5)
     assert resumed.best_ckpt_path_dict == dict(zip('ab', (str(tmp_path / name) for name in best), strict=True))
     resumed.after_val_epoch(runner, dict(a=3.0, b=1.0))
     resumed._wait()
@@ -250,7 +256,9 @@ def test_the_seed_of_the_sampler_is_saved(by_epoch: bool, hooks: tuple[str, ...]
     runner = train(tmp_path, 1, hooks=hooks, by_epoch=by_epoch)
     (name,) = names(tmp_path)
     seed = runner.train_dataloader.batch_sampler.sampler.seed
-    assert torch.load(tmp_path / name, weights_only=False)['run_state']['sampler_seed'] == seed is not None
+    state = torch.load(tmp_path / name, weights_only=False)['run_state']
+    assert state['sampler_seed'] == seed is not None
+    assert state['place'] == (0 if by_epoch else 1), 'an epoch that has ended begins anew'
 
 
 def test_what_is_published_stands_beside_its_checkpoint(tmp_path: Path) -> None:
@@ -264,6 +272,10 @@ def test_what_is_published_stands_beside_its_checkpoint(tmp_path: Path) -> None:
         'as torch.hub compares it'
     )
     assert names(tmp_path) == ['iter_1.pth', published.name, 'iter_2.pth']
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    hook = CheckpointHook(published_keys=['meta'])
+    with mock.patch.object(checkpoint_hook, 'get_file_backend', side_effect=full), pytest.raises(UserError):
+        hook._publish_model(mock.Mock(), str(tmp_path / 'iter_2.pth'))
 
 
 @pytest.mark.parametrize(('kept', 'refused'), [(3, True), (1, True), (-1, False)])
@@ -301,3 +313,96 @@ def test_what_is_left_out_of_checkpoints(left_out: str | None, keys: set[str], t
     scheduler = dict(type='PolyLR', by_epoch=False, end=10)
     train(tmp_path, 1, param_scheduler=scheduler, **({left_out: False} if left_out else {}))
     assert {'optimizer', 'param_schedulers'} - load_data(tmp_path / 'iter_1.pth').keys() == keys
+
+
+@pytest.mark.parametrize('step', ['before_run', 'before_train', '_save_checkpoint', '_wait', 'SavesOnAll'])
+def test_what_the_first_process_cannot_write_ends_all(
+    step: str, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = hook_of(runner)
+    if step == '_save_checkpoint':  # which waits before
+        monkeypatch.setattr(hook, '_wait', lambda: None)
+    monkeypatch.setattr(agreement, 'from_main', lambda function: 'no room there')
+    call = getattr(hook, step, lambda _: SavesOnAll(runner, None).save_checkpoint(runner.work_dir, 'best.pth', meta={}))
+    with pytest.raises(UserError, match='no room there'):
+        call(*([] if step == '_wait' else [runner]))
+
+
+def test_a_hook_lets_mmengine_read_checkpoints_as_data() -> None:
+    with mock.patch.object(CheckpointLoader, '_schemes', {}):
+        CheckpointHook()
+        assert CheckpointLoader._schemes.keys() == safe_loading._LOADERS.keys()
+
+
+def test_a_folder_in_which_is_only_tested_is_not_locked(tmp_path: Path) -> None:
+    """While a training writes there."""
+    testing = make_runner(tmp_path, 1)
+    hook_of(testing).before_run(testing)
+    assert not (tmp_path / '.lock').exists()
+
+
+def test_every_training_is_a_run_of_its_own(runner: Runner, tmp_path: Path) -> None:
+    ids = {(tmp_path / 'run_id').read_text()}
+    for _ in range(2):
+        hook_of(runner).before_train(runner)
+        ids.add((tmp_path / 'run_id').read_text())
+    assert len(ids) == 3
+
+
+def test_which_files_of_the_folder_are_of_the_run(runner: Runner, tmp_path: Path) -> None:
+    """Its own and those of the runs that it branched off, up to there, by their names and what they hold."""
+    hook, path = hook_of(runner), tmp_path / 'iter_1.pth'
+    shutil.copy(path, tmp_path / 'iter_1.pth.bak')
+    assert hook._own_name(str(path), hook._name) == 'iter_1.pth'
+    assert hook._own_name(f'{path}.bak', hook._name) is None
+    assert [each.name for each in hook._candidates(runner)] == ['iter_1.pth']
+    for run, ours in (
+        (Run('f' * 32, {hook._run.id: 1}), True),
+        (Run('f' * 32, {hook._run.id: 0}), False),
+        (Run('f' * 32), False),
+        (None, False),
+        (hook._run, True),
+    ):
+        hook._run = run
+        assert hook._is_of_run('iter_1.pth') is ours
+    for content in (torch.ones(1), [], 'x', dict(meta={}), dict(meta=dict(iter='x')), None):
+        torch.save(content, path)
+        assert not hook._is_of_run('iter_1.pth')
+    path.write_bytes(b'')
+    assert not hook._is_of_run('iter_1.pth')
+
+
+def test_checkpoints_in_a_store_are_taken_by_their_address(runner: Runner, tmp_path: Path) -> None:
+    hook = CheckpointHook(by_epoch=False, interval=1, out_dir='s3://bucket/runs')
+    assert hook._folders(runner) == [tmp_path], 'no folder here is locked for it'
+    for pointed, chosen in (('s3://bucket/runs/x/iter_9.pth', None), ('s3://other/iter_9.pth', 'iter_1.pth')):
+        (tmp_path / 'last_checkpoint').write_text(pointed)
+        assert hook._choose(runner) == (str(tmp_path / chosen) if chosen else pointed)
+    runner._resume, runner._load_from = True, 's3://bucket/runs/x/iter_3.pth'
+    hook.before_run(runner)
+    assert runner._load_from == 's3://bucket/runs/x/iter_3.pth'
+    # It is looked at when it was read.
+    content = load_data(tmp_path / 'iter_1.pth')
+    hook.after_load_checkpoint(runner, content)
+    assert not {'run_id', 'run_id_ancestors'} & content.keys()
+    content['state_dict'] = dict(weight=torch.ones(2))
+    with pytest.raises(CheckpointError, match='is of another network'):
+        hook.after_load_checkpoint(runner, content)
+    hook.file_backend = mock.Mock(**{'join_path.side_effect': lambda *parts: '/'.join(map(str, parts))})
+    hook._remove('iter_3.pth')
+    hook.file_backend.remove.assert_called_once_with('s3://bucket/runs/iter_3.pth')
+
+
+def test_states_of_a_strategy_are_its_own(runner: Runner) -> None:
+    runner._resume, runner.strategy = True, object()  # type: ignore[attr-defined]
+    hook, checkpoint = CheckpointHook(), dict(run_id='a' * 32, run_id_ancestors={'b' * 32: 3}, other=1)
+    for _ in range(2):
+        hook.after_load_checkpoint(runner, checkpoint)
+        assert hook._run == Run('a' * 32, {'b' * 32: 3})
+        assert checkpoint == dict(other=1)
+
+
+def test_a_checkpoint_of_a_validation_holds_the_numbers_of_training(tmp_path: Path) -> None:
+    with mock.patch.object(ResumeHook, 'training_state', return_value=dict(of='training')):
+        train(tmp_path, 1)
+    assert load_data(tmp_path / 'iter_1.pth')['run_state']['ranks'] == [dict(of='training')]
