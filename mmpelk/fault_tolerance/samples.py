@@ -74,8 +74,8 @@ class CheckDataHook(Hook):
         if len(dataset) == 0:
             raise UserError(_empty(loader, dataset))
         classes = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
-        outputs = dict(_outputs(runner.model))
-        for name, number in outputs.items():
+        outputs = list(_outputs(runner.model))
+        for name, number in outputs:
             if number < len(classes):
                 raise UserError(
                     f'model.{name}.num_classes is {number}, but the data set of {loader} has {len(classes)} classes '
@@ -85,7 +85,7 @@ class CheckDataHook(Hook):
         for part in _parts(dataset):
             _check_pictures(part, loader)
             if type(getattr(part, 'pipeline', None)) is Compose:
-                number = max([len(classes), *outputs.values()])
+                number = max([len(classes), *(number for _, number in outputs)])
                 ignored = _ignored(runner.model) or {getattr(part, 'ignore_index', 255)}
                 part.pipeline = _CheckedPipeline(part.pipeline.transforms, number, files_of(part), ignored)
 

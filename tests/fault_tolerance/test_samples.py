@@ -18,11 +18,11 @@ from mmpelk.fault_tolerance.samples import CheckDataHook, _CheckedPipeline, file
 
 
 @pytest.mark.parametrize(('kind', 'label', 'fits'), [
-    *(('map', 0, True), ('map', 3, True), ('map', 4, False), ('map', 255, True)),
+    *(('map', 0, True), ('map', 3, True), ('map', 4, False), ('map', 255, True), ('map', 254, True)),
     *(('image', -1, False), ('image', 0, True), ('image', 3, True), ('image', 4, False)),
 ])  # fmt: skip
 def test_labels_end_below_the_number_of_classes(kind: str, label: int, fits: bool) -> None:
-    pipeline = _CheckedPipeline([], 4, 'files', {255})
+    pipeline = _CheckedPipeline([], 4, 'files', {255, 254})
     if kind == 'map':
         check: Any = pipeline.check
         data = dict(gt_seg_map=np.full((2, 2), label), reduce_zero_label=False, ori_shape=(2, 2))
@@ -30,6 +30,12 @@ def test_labels_end_below_the_number_of_classes(kind: str, label: int, fits: boo
         culprit = "label map 'a.png'"
     else:
         check, data, culprit = pipeline, dict(gt_label=label, img_path='a.jpg'), "sample 'a.jpg'"
+    if kind == 'map' and not fits:  # which is one of classes in MMSegmentation alone, and where their number is known
+        for other, given in (
+            (pipeline, {key: value for key, value in data.items() if key != 'reduce_zero_label'}),
+            (_CheckedPipeline([], 0, 'files', set()), data),
+        ):
+            assert other.check(given) is given
     if fits:
         assert check(data) is data
     else:
@@ -98,7 +104,10 @@ def check_weights(model: nn.Module, weights: dict[str, Any], stage: str) -> None
     loop = SimpleNamespace(dataloader=SimpleNamespace(dataset=[dataset]))
     runner: Any = SimpleNamespace(model=model, _load_from='a.pth', train_loop=loop, test_loop=loop)
     hook = CheckDataHook()
-    hook.after_load_checkpoint(runner, dict(state_dict=weights))
+    # As mmengine writes them, and alone.
+    for checkpoint in (dict(state_dict=weights, meta={}), weights):
+        hook.after_load_checkpoint(runner, checkpoint)
+        assert hook._loaded.keys() == {name.removeprefix('module.') for name in weights}
     getattr(hook, f'before_{stage}')(runner)
 
 
@@ -135,7 +144,10 @@ def test_every_head_has_the_classes_of_every_data_set(head: str, stage: str) -> 
         holder = holder.get_submodule(name)
     other = nn.Module()
     other.num_classes = 9  # type: ignore[assignment]
-    holder.add_module(last, nn.ModuleList([other, part]) if 'roi' in head else part)
+    several = dict(bbox_head=[part, other], mask_head=[other, part])  # as of cascades
+    holder.add_module(last, nn.ModuleList(several[last]) if 'roi' in head else part)
+    if stage == 'val':  # beside another one that fits
+        model.add_module('head' if head == 'decode_head' else 'decode_head', other)
 
     class OfAFile(list):
         ann_file = 'listed.txt'
