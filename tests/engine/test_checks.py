@@ -34,7 +34,7 @@ def test_names_of_options(recipe: Config) -> None:
     ):
         with pytest.raises(ValueError, match=f"did you mean '{meant}'"):
             check_option_names(recipe, {key: 0})
-    for key in (
+    good = (
         'model.backbone.arch.depths',  # below a value that the recipe gives as a name
         'model.backbone.with_cp',
         'randomness.seed',
@@ -43,8 +43,10 @@ def test_names_of_options(recipe: Config) -> None:
         'param_scheduler.0.end',
         'optim_wrapper.clip_grad.max_norm',
         'custom_hooks.0.type',
-    ):
-        check_option_names(recipe, {key: 0})
+    )
+    check_option_names(recipe, dict.fromkeys(good, 0))
+    with pytest.raises(ValueError, match="did you mean 'model'"):  # of several, the last as well
+        check_option_names(recipe, dict.fromkeys((*good, 'modl.backbone'), 0))
 
 
 def test_missing_weights(recipe: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -59,8 +61,10 @@ def test_missing_weights(recipe: Config, monkeypatch: pytest.MonkeyPatch, tmp_pa
 @pytest.mark.parametrize('kind', ['mmengine.Pretrained', PretrainedInit], ids=str)
 def test_missing_weights_however_they_are_named(kind: object) -> None:
     init_cfg = [dict(type='TruncNormal', layer='Linear'), dict(type=kind, checkpoint='absent.pth')]
-    with pytest.raises(FileNotFoundError, match=r"'absent\.pth' do not exist.*model\.img_backbone\.init_cfg\.1=None"):
-        check_weights(Config(dict(model=dict(img_backbone=dict(init_cfg=init_cfg)))))
+    for given in (init_cfg, tuple(init_cfg)):
+        with pytest.raises(FileNotFoundError, match=r"'absent\.pth' do not exist.*model\.backbone\.init_cfg\.1=None"):
+            # Also below what names a checkpoint of its own, as a teacher does.
+            check_weights(Config(dict(model=dict(checkpoint='teacher.pth', backbone=dict(init_cfg=given)))))
 
 
 def test_folder_of_weights_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -87,7 +91,15 @@ def test_data_of_wrapped_and_remote_sets(tmp_path: Path) -> None:
     )
     with pytest.raises(FileNotFoundError, match=r'gone\.json.*train_dataloader\.dataset\.dataset\.data_root'):
         check_data(Config(dict(train_dataloader=dict(dataset=wrapped))), ['train_dataloader'])
-    check_data(Config(dict(train_dataloader=dict(dataset=dict(data_root='s3://bucket/coco')))), ['train_dataloader'])
+    (tmp_path / 'empty.json').touch()
+    for dataset in (
+        dict(data_root='s3://bucket/coco', ann_file='a.json'),
+        dict(data_root=None, ann_file=str(tmp_path / 'empty.json')),  # of which the data set itself tells
+    ):
+        check_data(Config(dict(train_dataloader=dict(dataset=dataset))), ['train_dataloader'])
+    alone = dict(data_prefix=dict(img=str(tmp_path / 'images')))
+    with pytest.raises(FileNotFoundError, match=r"/images' of val_dataloader\.dataset does not exist"):
+        check_data(Config(dict(val_dataloader=dict(dataset=alone))), ['train_dataloader', 'val_dataloader'])
 
 
 def test_a_folder_may_be_named_alone_and_pipelines_name_their_own(tmp_path: Path) -> None:
@@ -116,8 +128,9 @@ def test_a_full_disk_is_one_line_and_the_log_reports_errors_again(code: int, cap
 
 
 def test_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(FileNotFoundError, match=r"'gone\.pth' does not exist"):
-        check_checkpoint('gone.pth')
+    for path in ('gone.pth', str(tmp_path)):
+        with pytest.raises(FileNotFoundError, match=f"'{path}' does not exist"):
+            check_checkpoint(path)
     for path in (None, 'https://host/weights.pth', __file__):
         check_checkpoint(path)
     # The readers take ~ for the home folder, which no shell replaces within a config.
@@ -175,6 +188,12 @@ def test_a_lost_process_becomes_one_line_and_other_errors_keep_their_traceback(c
         '[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 30000ms for recv operation to complete',
         'Application timeout caused pair closure',
         '[gloo/transport/tcp/pair.cc:154] Read timeout [127.0.0.1]:4242',
+        'Connection reset by peer',
+        'Broken pipe',
+        'Write timeout',
+        'Wait timeout',
+        'Socket closed',
+        'NCCL error: remote process exited or there was a network error',
         'NCCL communicator was aborted. Original reason: Watchdog caught collective operation timeout',
     ):
         with pytest.raises(SystemExit, match='1'), exit_on_user_error(running=True):

@@ -1,6 +1,7 @@
 """What ``--cfg-options`` mean, and runners without some of their default hooks."""
 
 import argparse
+import logging
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from torch import nn
 import mmpelk
 from mmpelk.engine.command_line import (
     SettingsAction,
+    _ShortFormatter,
     _ShortLogRunner,
     add_common_options,
     build_runner,
@@ -101,12 +103,13 @@ def test_options_given_twice_are_joined() -> None:
 @pytest.mark.parametrize(
     ('word', 'variable', 'rank'), [(None, None, '0'), ('2', None, '2'), ('2', '3', '3'), (None, '3', '3')]
 )
+@pytest.mark.parametrize('option', ['--local_rank', '--local-rank'])
 def test_the_rank_on_its_machine_is_the_launchers(
-    word: str | None, variable: str | None, rank: str, monkeypatch: pytest.MonkeyPatch
+    option: str, word: str | None, variable: str | None, rank: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """torchrun's variable comes before the option of older launchers."""
     monkeypatch.setattr(os, 'environ', dict(LOCAL_RANK=variable) if variable else {})
-    monkeypatch.setattr('sys.argv', ['tool', *([f'--local_rank={word}'] if word else [])])
+    monkeypatch.setattr('sys.argv', ['tool', *([f'{option}={word}'] if word else [])])
     parser = argparse.ArgumentParser()
     add_common_options(parser)
     parse_options(parser)
@@ -181,6 +184,7 @@ def test_long_messages_are_short_on_the_terminal_until_the_loop_begins(tmp_path:
     assert [line.count('line 19') for line in (printed, written)] == [2, 3]
     assert '... 20 lines in ' in printed
     assert log.name in printed
+    assert _ShortFormatter(logging.Formatter(), None).format(logging.makeLogRecord(dict(msg=long))) == long, 'no file'
 
 
 @pytest.mark.usefixtures('one_process')

@@ -60,6 +60,14 @@ def test_each_launcher_starts_gloo(launcher: str, monkeypatch: pytest.MonkeyPatc
     assert MODEL_WRAPPERS.get(cfg.model_wrapper_cfg.type) is CPUDistributedDataParallel
 
 
+def test_a_process_group_that_is_there_stays(one_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, 'get_device', lambda: 'cpu')
+    group, cfg = torch.distributed.group.WORLD, Config(dict(launcher='pytorch'))  # without an optimizer, as of a test
+    adapt_to_machine(cfg)
+    assert torch.distributed.group.WORLD is group
+    assert cfg.model_wrapper_cfg.type == 'mmpelk.CPUDistributedDataParallel'
+
+
 @pytest.mark.parametrize('launcher', VARIABLES)
 def test_settings_reach_process_group_and_wrapper(launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
     started: dict[str, object] = {}

@@ -58,13 +58,17 @@ def validate(hook: ProgressPictureHook, runner: Runner, image: Path, **metrics: 
 
 def test_it_is_written_after_a_validation(image: Path, tmp_path: Path) -> None:
     runner, hook = Runner(tmp_path), ProgressPictureHook()
-    assert validate(hook, runner, image, mIoU=40.0, mIoU_50=1.0, nothing=float('nan')) == [1, 3, 5, 7]
+    odd = dict(mIoU_50=1.0, nothing=float('nan'), endless=float('inf'), name='text')
+    kinds = dict(count=3, half=np.float32(0.5), AP_small=0.25)
+    assert validate(hook, runner, image, mIoU=40.0, **odd, **kinds) == [1, 3, 5, 7]  # type: ignore[arg-type]
     assert not runner.warnings
     with Image.open(tmp_path / 'progress.png') as picture:
         assert picture.size[0] == 1200
         assert picture.size[1] > 600  # curves, and a row of images
         assert len(picture.convert('RGB').getcolors(1 << 20)) > 10
-    assert runner.message_hub.get_info('progress_metrics') == [[1000, {'mIoU': 40.0}]]
+    assert runner.message_hub.get_info('progress_metrics') == [
+        [1000, dict(mIoU=40.0, count=3, half=0.5, AP_small=0.25)]
+    ]
     assert not list(tmp_path.glob('.progress*'))
 
 
@@ -87,17 +91,36 @@ def test_a_file_that_is_no_picture(channels: int, dtype: torch.dtype, tmp_path: 
     assert painted.max() > 250
 
 
+@pytest.mark.parametrize('channels', [1, 2, 3, 6])
+def test_what_a_picture_shows(channels: int, tmp_path: Path) -> None:
+    """A file's colours in their order, or the first three channels of other data, each from dark to bright."""
+    pixels: np.ndarray = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / 'a.png')
+    sample = SimpleNamespace(ori_shape=(5, 7))
+    np.testing.assert_array_equal(progress_picture._picture(str(tmp_path / 'a.png'), None, sample), pixels)
+    given = torch.randn(channels, 5, 7, generator=torch.Generator().manual_seed(0))
+    given[0] = 3.0  # of one value, which is dark
+    shown = progress_picture._picture('scene.npy', dict(inputs=[given]), sample)
+    for colour in range(3):
+        values = given[colour % min(channels, 3)].numpy()
+        expected = (values - values.min()) * (255 / (np.ptp(values) or 1))
+        np.testing.assert_allclose(shown[..., colour], expected, atol=0.51)
+
+
 def test_a_resumed_training_has_the_whole_curve(image: Path, tmp_path: Path) -> None:
     first = Runner(tmp_path)
     validate(ProgressPictureHook(), first, image, mIoU=40.0)
     second = Runner(tmp_path)
     second.message_hub.load_state_dict(first.message_hub.state_dict())
     second.iter = 1200
+    for name in ('train/aux.loss_ce', 'train/lr', 'val/loss'):
+        second.message_hub.update_scalar(name, 1.0)
     with mock.patch.object(progress_picture, '_figure', return_value=b'') as figure:
         validate(ProgressPictureHook(), second, image, mIoU=50.0)
     _, iteration, losses, metrics, _ = figure.call_args.args
     assert iteration == 1200
-    assert len(losses['loss']) == 1000
+    assert losses.keys() == {'loss', 'aux.loss_ce'}
+    assert losses['loss'].tolist() == [1000.0 - index for index in range(1000)]
     assert metrics == [[1000, {'mIoU': 40.0}], [1200, {'mIoU': 50.0}]]
 
 
@@ -117,11 +140,16 @@ def test_only_rank_0_draws_and_between_validations_when_the_last_picture_is_old(
     hook.after_train_iter(runner, 0)
     assert not (tmp_path / 'progress.png').exists()
     hook._drawn -= 301
-    with mock.patch.object(progress_picture, '_figure', return_value=b'') as figure:
+    (tmp_path / 'progress.png').write_bytes(b'before')
+    with (
+        open(tmp_path / 'progress.png', 'rb') as viewed,
+        mock.patch.object(progress_picture, '_figure', return_value=b'') as figure,
+    ):
         hook.after_train_iter(runner, 0)
         hook.after_train_iter(runner, 0)
         runner.iter += 1  # mmengine counts an iteration after its hooks
         hook.after_train(runner)
+        assert viewed.read() == b'before', 'what is being looked at stays whole'
     assert [call.args[1] for call in figure.call_args_list] == [1001], 'the end draws nothing again'
     assert (tmp_path / 'progress.png').exists()
 
@@ -139,11 +167,15 @@ def test_what_is_on_the_picture() -> None:
     metrics: list[list[Any]] = [[5, dict(mIoU=40.0)], [10, dict(mIoU=50.0, mAcc=60.0)]]
     figures: list[Figure] = []
     with mock.patch.object(Figure, 'savefig', lambda figure, *_, **__: figures.append(figure)):
-        progress_picture._figure('tiny', 10, losses, metrics, {'a/cat.png': np.zeros((4, 6, 3), np.uint8)})
-    training, validation, picture = figures[0].axes
-    assert figures[0].get_suptitle() == 'tiny, iteration 10'
+        painted = {f'a/{name}.png': np.zeros((4, 6, 3), np.uint8) for name in ('cat', 'dog', 'fox')}
+        progress_picture._figure('tiny', 12, losses, metrics, painted)
+    training, validation, *pictures = figures[0].axes
+    places = [each.get_subplotspec() for each in pictures]
+    assert [(place.rowspan.start, place.colspan.start) for place in places] == [(1, 0), (1, 1), (2, 0)]
+    picture = pictures[0]
+    assert figures[0].get_suptitle() == 'tiny, iteration 12'
     assert [line.get_label() for line in training.lines] == ['loss', 'aux']
-    assert training.lines[0].get_xydata().tolist() == [[step, 11 - step] for step in range(1, 11)]
+    assert training.lines[0].get_xydata().tolist() == [[step + 2, 11 - step] for step in range(1, 11)]
     assert training.get_yscale() == 'log'
     assert {line.get_label(): line.get_xydata().tolist() for line in validation.lines} == {
         'mIoU: 50': [[5, 40], [10, 50]], 'mAcc: 60': [[10, 60]]

@@ -43,7 +43,9 @@ def test_content_is_on_the_disk_before_it_has_the_name(
     sync(tmp_path / 'a.pth')
     assert done[-2:] == [('sync', 'a.pth'), folder]
     # mmengine gives a backend the content in either form.
-    for content in (b'content', io.BytesIO(b'content')):
+    written = io.BytesIO()
+    written.write(b'content')
+    for content in (b'content', written):
         done.clear()
         AtomicBackend(synced).put(content, tmp_path / 'a.pth')
         assert done == ([('sync', '.a.pth.tmp'), rename, folder] if synced else [rename])
@@ -53,7 +55,9 @@ def test_it_has_the_rights_of_other_files_and_an_interrupt_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / 'other').touch()
+    write_atomically(tmp_path / 'new' / 'b' / 'a.pth', b'content')
     write_atomically(tmp_path / 'new' / 'a.pth', b'content')
+    shutil.rmtree(tmp_path / 'new' / 'b')
     assert (tmp_path / 'new' / 'a.pth').stat().st_mode == (tmp_path / 'other').stat().st_mode
 
     def interrupt(source: Any, target: Any) -> None:
@@ -71,7 +75,7 @@ def test_a_write_that_fails_leaves_the_old_file(fault: str, tmp_path: Path, monk
     path, before = tmp_path / 'a.pth', resource.getrlimit(resource.RLIMIT_FSIZE)
     write_atomically(path, b'old')
     usage = namedtuple('Usage', 'total used free')(90_000, 70_000, 8191 if fault == 'no room' else 20_000)
-    monkeypatch.setattr(shutil, 'disk_usage', lambda folder: usage)
+    monkeypatch.setattr(shutil, 'disk_usage', {tmp_path: usage}.__getitem__)
     said = 'No space left on device: 8,192 bytes are needed, 8,191 are free' if fault == 'no room' else 'File too large'
     try:
         if fault == 'halfway':

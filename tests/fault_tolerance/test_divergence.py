@@ -78,11 +78,12 @@ class Training:
         )
         self.hook.before_train_iter(self.runner, self.runner.iter, batch)
         x = torch.randn(5, 3, generator=generator) * (float('nan') if what == 'bad loss' else 1.0)
+        factor = float(what.rpartition(' of ')[2]) if ' of ' in what else float('nan')
         with self.context:
             y = self.network(x).float()
-        if what == 'bad gradient':
-            y.register_hook(lambda gradient: gradient * float('nan'))
-        loss = y.square().mean() + (float('nan') if what == 'bad loss of good gradients' else 0.0)
+        if what.startswith('bad gradient'):
+            y.register_hook(lambda gradient: torch.full_like(gradient, factor))
+        loss = y.square().mean() + (factor if what.startswith('bad loss of') else 0.0)
         self.wrapper.update_params(loss)
         self.hook.after_train_iter(self.runner, self.runner.iter, {})
         self.average.update_parameters(self.network)
@@ -109,7 +110,8 @@ def same(first: Any, second: Any) -> bool:
 
 @pytest.mark.parametrize('optimizer', ['AdamW', 'SGD'])
 @pytest.mark.parametrize(('what', 'late', 'amp'), [
-    *(('bad loss', False, False), ('bad gradient', False, False), ('bad gradient', True, False)),
+    ('bad loss', False, False),
+    *((f'bad gradient{number}', late, False) for number in ('', ' of inf', ' of -inf') for late in (False, True)),
     pytest.param('bad loss', False, True, marks=needs_scaler),
 ])  # fmt: skip
 def test_nothing_changes(optimizer: str, what: str, late: bool, amp: bool) -> None:
@@ -164,6 +166,8 @@ def test_good_steps_are_those_without_the_hook(optimizer: str) -> None:
         second.step()
     assert same(first.state(), second.state())
     assert not {'backward', 'step', 'update_parameters'} & {*vars(second.wrapper), *vars(second.average)}
+    for call in (second.hook.before_train, second.hook.after_train):  # of a second training
+        call(second.runner)
 
 
 def test_steps_that_are_counted_on_the_host_are_taken_back() -> None:
@@ -173,7 +177,7 @@ def test_steps_that_are_counted_on_the_host_are_taken_back() -> None:
     assert {state['step'] for state in training.state()['optimizer'].values()} == {3}
 
 
-@pytest.mark.parametrize('what', ['bad loss', 'bad loss of good gradients'])
+@pytest.mark.parametrize('what', ['bad loss', 'bad loss of nan', 'bad loss of inf', 'bad loss of -inf'])
 def test_one_bad_batch_of_two_spoils_their_step(what: str) -> None:
     training = Training('SGD', accumulate=2)
     before = training.state()['network']
@@ -213,7 +217,7 @@ def test_a_bad_loss_of_one_of_several_optimizers() -> None:
         parts[name].update_params(training.network(torch.ones(5, 3)).square().mean() * factor)
     training.hook.after_train_iter(training.runner, 0, {})
     changed = {name for name, value in training.state()['network'].items() if not torch.equal(value, before[name])}
-    assert {name for name in changed if name[0] in '02'} == {'0.weight', '0.bias'}
+    assert changed == {'0.weight', '0.bias'}, 'nor do the statistics'
     assert training.hook.skipped == 1
     training.average.update_parameters(training.network)
     assert same(average, training.state()['average'])
@@ -229,12 +233,13 @@ def test_what_was_skipped_is_logged_with_its_iteration_and_files(monkeypatch: py
     assert line.endswith('1.jpg, of the metainfo.jpg')
 
 
-def test_large_gradients_of_half_precision_are_finite() -> None:
-    """Though their sum is none in their own precision."""
+@pytest.mark.parametrize(('dtype', 'large'), [(torch.float16, 6e4), (torch.float32, 1e37), (torch.float64, 1e300)])
+def test_large_gradients_are_finite(dtype: torch.dtype, large: float) -> None:
+    """Though their sum is none in half precision, nor those of double precision in single."""
     training = Training('SGD')
-    training.network.half()
+    training.network.to(dtype)
     for parameter in training.network.parameters():
-        parameter.grad = torch.full_like(parameter, 6e4)
+        parameter.grad = torch.full_like(parameter, large)
     before = training.network[0].bias.clone()
     training.wrapper.step()
     assert not torch.equal(before, training.network[0].bias)

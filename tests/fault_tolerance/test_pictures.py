@@ -51,6 +51,9 @@ def test_number_of_bits(kind: str, shape: tuple[int, ...], tmp_path: Path) -> No
     (b'P5\n3 2\n255\n', None),
     (b'P4\n3 2\n', None),
     (b'GIF89a', None),
+    *((b'\x89PNG\r\n\x1a\n' + rest, None) for rest in (b'', bytes(16) + b'\x08')),
+    (b'II*\0' + bytes(3), None),
+    (b'II*\0' + bytes([8, 0, 0, 0, 1, 0]), None),  # ends too soon
     (b'', None),
     *(
         (struct.pack(f'{order}2sHI', mark, 42, 8) + struct.pack(f'{order}HHHI', 1, 258, 3, number) + value, 12)
@@ -66,6 +69,7 @@ def test_what_files_say_of_their_bits(head: bytes, bits: int | None, tmp_path: P
     """In either order of bytes, for one channel and for several, with comments."""
     (tmp_path / 'a').write_bytes(head)
     assert dim_bits(np.full((2, 3), 9, np.uint8), tmp_path / 'a') == bits
+    assert dim_bits(np.full((2, 3), 9, np.uint16), tmp_path / 'a') is None, 'read with all of them'
 
 
 def test_every_reader_refuses_them(tmp_path: Path) -> None:

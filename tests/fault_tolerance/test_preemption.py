@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -55,9 +56,9 @@ def test_a_wish_to_stop_outlasts_steps_that_accumulate(monkeypatch: pytest.Monke
     assert stopped == [runner]
 
 
-@pytest.mark.parametrize(('saves', 'processes'), [(True, 1), (False, 1), (True, 2)])
+@pytest.mark.parametrize(('saves', 'processes', 'heard'), [(True, 1, 1), (False, 1, 1), (True, 2, 1), (True, 2, 0)])
 def test_it_says_what_is_saved_and_hears_no_more_signals(
-    saves: bool, processes: int, monkeypatch: pytest.MonkeyPatch
+    saves: bool, processes: int, heard: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the launcher, which sees the first process end."""
     saving = mock.create_autospec(CheckpointHook, instance=True)
@@ -74,16 +75,33 @@ def test_it_says_what_is_saved_and_hears_no_more_signals(
     monkeypatch.setattr(preemption, 'is_distributed', lambda: processes > 1)
     monkeypatch.setattr(logging, 'shutdown', lambda: ignored.append('log is written'))
     monkeypatch.setattr(os, '_exit', lambda code: sys.exit(-code))
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, 'flush', lambda: ignored.append('printed'))
     hook = PreemptionHook()
-    hook._receive(signal.SIGUSR1, None)
+    if heard:
+        hook._receive(signal.SIGUSR1, None)
     with pytest.raises(SystemExit) as caught:
         hook._save_and_exit(runner)
     assert caught.value.code == (PREEMPTED if processes == 1 else -PREEMPTED)
     visualizer.close.assert_called_once_with()
     said = 'iter_5.pth is saved, --resume goes on from there' if saves else 'nothing saved, no mmpelk.CheckpointHook'
-    logger.info.assert_called_once_with(f'Stopped by SIGUSR1 after iteration 5: {said}')
-    written = ['log is written'] if processes > 1 else []
+    logger.info.assert_called_once_with(
+        f'Stopped by {"SIGUSR1" if heard else "a signal in another process"} after iteration 5: {said}'
+    )
+    written = ['log is written', 'printed', 'printed'] if processes > 1 else []
     assert ignored == ['all have saved', *((number, signal.SIG_IGN) for number in SIGNALS), *written]
+
+
+def test_a_training_beside_the_main_thread_is_told_that_it_hears_no_signals() -> None:
+    said: list[str] = []
+    runner: Any = SimpleNamespace(logger=SimpleNamespace(warning=said.append))
+    hook = PreemptionHook()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(hook.before_train, runner).result()
+    assert [line.startswith('Signals reach the main thread alone') for line in said] == [True]
+    hook._agreement = mock.Mock()
+    hook.after_train(runner)
+    hook._agreement.answer.assert_called_once_with()  # to what was asked last, in which all take part
 
 
 @pytest.mark.parametrize(('seconds', 'ends'), [(0.5, False), (1.9, False), (2.1, True), (60.0, True)])

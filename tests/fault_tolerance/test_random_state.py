@@ -24,9 +24,11 @@ def draw() -> list[float]:
     return [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(()).item()]
 
 
-def test_it_goes_on_where_it_was_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize('drawn', [0, 1])
+def test_it_goes_on_where_it_was_kept(drawn: int, tmp_path: Path) -> None:
     seed_all(3)
-    draw()
+    for _ in range(drawn):
+        draw()
     torch.save(get_random_state(), tmp_path / 'state.pth')
     expected = draw()
     seed_all(4)
@@ -52,6 +54,7 @@ def test_every_number_counts() -> None:
     drawn = [torch.rand((), generator=make_generator(*each)).item() for each in (*numbers, numbers[0])]
     assert drawn[-1] == drawn[0]
     assert len(set(drawn)) == 5
+    assert max(make_generator(*each).initial_seed() for each in numbers) >= 2**32, 'of 63 bits'
 
 
 @pytest.mark.parametrize('generator', range(len(draw())))
@@ -77,11 +80,14 @@ def test_numbers_of_a_block_change_none_after_it(generator: int) -> None:
     ('numpy', 1, 'x'),
     ('numpy', 0, 'PCG64'),
     ('python', 1, (1, 2)),
+    ('python', 1, (10**30,) * 625),
+    ('torch', 0, 'x'),
+    ('torch', 0, torch.zeros(3, dtype=torch.uint8)),
 ])  # fmt: skip
 def test_a_state_that_is_none_is_refused(part: str, index: int, value: object) -> None:
     state = get_random_state()
     changed = list(state[part])
     changed[index] = value
     with pytest.raises(UserError, match='random state of the checkpoint is damaged'):
-        set_random_state({**state, part: tuple(changed)})
+        set_random_state({**state, part: value if part == 'torch' else tuple(changed)})
     set_random_state(state)

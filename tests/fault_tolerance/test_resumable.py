@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mmengine.optim import OptimWrapperDict
 
 from mmpelk.errors import UserError
 from mmpelk.fault_tolerance.resumable import Run, _is_like, find_fault, find_newest, misfit_of, run_of
@@ -227,6 +228,12 @@ def flip_a_bit(folder: Path) -> None:
     (folder / 'iter_3.pth').write_bytes(content)
 
 
+def of_no_iteration(folder: Path) -> None:
+    content = torch.load(folder / 'iter_2.pth', weights_only=False)
+    content['meta']['iter'] = 'x'
+    torch.save(content, folder / 'iter_9.pth')
+
+
 # What happens to a folder in which three iterations were trained, and what a resume goes on from.
 FOLDERS: dict[str, tuple[Callable[[Path], Any], str | None]] = {
     'begun once more': (lambda folder: train(folder, 2), 'iter_2.pth'),
@@ -235,14 +242,20 @@ FOLDERS: dict[str, tuple[Callable[[Path], Any], str | None]] = {
     'gone back': (lambda folder: begin(folder, resume=True, load_from=folder / 'iter_2.pth'), 'iter_2.pth'),
     'ten, not named': (lambda folder: (train(folder, 10, resume=True), (folder / 'last_checkpoint').unlink()),
         'iter_10.pth'),
+    'neither named nor with an id': (
+        lambda folder: [(folder / each).unlink() for each in ('run_id', 'last_checkpoint')],
+        'iter_3.pth'),
+    **{f'run_id {text!r}': (lambda folder, text=text: (folder / 'run_id').write_bytes(text), 'iter_3.pth')
+       for text in (b'', b'-', b'x\n\n', b'\xff\n- 2')},
+    'of no iteration': (of_no_iteration, 'iter_3.pth'),
     'not named yet': (named_before, 'iter_3.pth'),
     'without ids': (without_ids, 'iter_3.pth'),
     'without ids, not named yet': (lambda folder: (without_ids(folder), named_before(folder)), 'iter_3.pth'),
     'the old format': (of_the_old_format, 'iter_3.pth'),
     'the old format, damaged': (lambda folder: (of_the_old_format(folder), cut(folder, 'iter_3.pth', 1)), 'iter_2.pth'),
     'a flipped bit': (flip_a_bit, 'iter_2.pth'),
-    **{f'pointer {text!r}': (lambda folder, text=text: (folder / 'last_checkpoint').write_text(text), 'iter_3.pth')
-       for text in ('', '../elsewhere.pth', 's3://bucket/x.pth', '\0\n', 'iter_9.pth')},
+    **{f'pointer {text!r}': (lambda folder, text=text: (folder / 'last_checkpoint').write_bytes(text), 'iter_3.pth')
+       for text in (b'', b'../elsewhere.pth', b's3://bucket/x.pth', b'\0\n', b'iter_9.pth', b'\xff')},
 }  # fmt: skip
 
 
@@ -319,7 +332,12 @@ def test_a_branch_of_a_branch_knows_all_before_it(tmp_path: Path) -> None:
     branch = Run().branch(second, 5)
     assert [branch.has(None, iteration) for iteration in (5, 6)] == [True, False]
     assert (Run().text(), branch.text()) == ('-', f'{second}\n- 5')
-    assert run_of({'run_id': run.id, 'run_id_ancestors': {**run.ancestors, '4' * 32: 10**30, 'x': 1}}) == run
+    assert (
+        run_of(
+            {'run_id': run.id, 'run_id_ancestors': {**run.ancestors, '4' * 32: 10**30, 'x': 1, 'ab': 2, '5' * 32: True}}
+        )
+        == run
+    )
 
 
 @pytest.mark.parametrize('files', ['all', 'no run_id'])
@@ -336,7 +354,7 @@ def test_a_copy_goes_on_with_the_branch_of_its_original(files: str, tmp_path: Pa
         (copy / 'run_id').unlink()
     assert begin(copy, resume=True) == 'iter_3.pth'
     # The one of the branch is lost: the one that it goes on from counts.
-    (copy / 'last_checkpoint').write_text('iter_3.pth')
+    (copy / 'last_checkpoint').write_text('iter_3.pth\n')
     (copy / 'iter_3.pth').write_bytes(b'')
     assert begin(copy, resume=True) == 'iter_2.pth'
 
@@ -356,19 +374,31 @@ SCHEDULER = dict(type='PolyLR', by_epoch=False, end=10)
 # Parts of a checkpoint, as paths with dots, and what is in their place.
 ODD: list[tuple[str, Any]] = [
     *(('meta', value) for value in (None, [], 'x', dict(epoch='1', iter=1), dict(epoch=0, iter=-1), dict(iter=1))),
-    *(('meta.seed', value) for value in ('x', 2**70)),
+    *(('meta.seed', value) for value in ('x', 2**33)),
+    ('meta.iter', 1.0),
     *(('message_hub', value) for value in ([], dict(log_scalars=[], runtime_info={}, resumed_keys={}), {})),
-    *(('message_hub.runtime_info', {1: 2}), ('message_hub.resumed_keys.iter', 'x')),
+    ('message_hub', dict(log_scalars={}, runtime_info={})),
+    *(
+        ('message_hub.runtime_info', {1: 2}),
+        ('message_hub.resumed_keys.iter', 'x'),
+        ('message_hub.resumed_keys.iter', 1),
+    ),
     *(('optimizer', value) for value in ([], None)),
-    *(('optimizer.param_groups', value) for value in (3, [dict(params=[0]), dict(params=[1])])),
+    *(
+        ('optimizer.param_groups', value)
+        for value in (3, [dict(params=[0]), dict(params=[1])], [dict(params=[0, 1])], [3])
+    ),
+    ('optimizer.param_groups.0.params', 3),
     *(('optimizer.param_groups.0.lr', 'x'), ('optimizer.base_param_settings', 3)),
+    ('optimizer.base_param_settings', dict(lr='x')),
     *(('optimizer.state', []), ('optimizer.state.0', dict(momentum_buffer='x'))),
     ('optimizer.loss_scaler', dict(scale='x')),
     *(('param_schedulers', 3), ('param_schedulers.0', 3), ('param_schedulers.0.base_values', ['x'])),
-    *(('param_schedulers.0.end', 'x'), ('param_schedulers.0.step', 3)),
-    *(('state_dict', value) for value in ([], {1: torch.ones(1)})),
+    *(('param_schedulers.0.end', 'x'), ('param_schedulers.0.step', 3), ('param_schedulers.0', {1: 2})),
+    *(('state_dict', value) for value in ([], {1: torch.ones(1)}, {}, dict(weight='x'))),
     *(('run_state', 3), ('run_state.ranks', 3), ('run_state.batches', 0), ('run_state.place', 'x')),
-    ('ema_state_dict', [1]),
+    *(('run_state.sampler_seed', value) for value in ('x', 2**63)),
+    *(('ema_state_dict', value) for value in ([1], {1: 2})),
 ]
 
 
@@ -406,13 +436,14 @@ def test_what_an_entry_of_a_state_may_be_replaced_by(here: Any, there: Any, fits
 def test_each_of_several_optimizers_and_schedulers_is_looked_at(tmp_path: Path) -> None:
     runner = train(tmp_path, 1, param_scheduler=[dict(SCHEDULER), dict(SCHEDULER)])
     wrapper, schedulers = runner.optim_wrapper, runner.param_schedulers
+    both = OptimWrapperDict(a=wrapper, b=wrapper)
     content = load_data(tmp_path / 'iter_1.pth')
     state, pair = content['optimizer'], content['param_schedulers']
     odd = [pair[0], {**pair[1], 'end': 'x'}]
     bad = {**state, 'param_groups': [{**state['param_groups'][0], 'lr': 'x'}]}
     for one, said in ((state, None), (bad, 'its optimizer has lr'), (None, 'its optimizer is of other groups')):
         assert (misfit_of(dict(optimizer=one), wrapper, None) or '').startswith(said or '')
-        found = misfit_of(dict(optimizer=dict(a=state, b=one)), dict(a=wrapper, b=wrapper), None)
+        found = misfit_of(dict(optimizer=dict(a=state, b=one)), both, None)
         assert (found or None) is None if said is None else said.replace('optimizer', 'optimizer.b') in (found or '')
     for saved, given, said in (
         *(
@@ -465,10 +496,23 @@ def test_running_statistics_of_another_network_are_refused(tmp_path: Path) -> No
     network = torch.nn.BatchNorm1d(2, affine=False)
     content = dict(meta=dict(epoch=0, iter=1), message_hub=dict(log_scalars={}, runtime_info={}, resumed_keys={}))
     weights = network.state_dict()
-    for changed, fault in (({}, None), (dict(running_mean=torch.ones(3)), r'running_mean has shape \(2,\) here')):
+    network.register_buffer('mask', torch.ones(2, dtype=torch.bool))
+    for changed, fault in (
+        ({}, None),
+        (dict(running_mean=torch.ones(3)), r'running_mean has shape \(2,\) here'),
+        (dict(mask=torch.ones(3, dtype=torch.bool)), None),  # which the hook that draws masks judges
+    ):
         torch.save(dict(**content, optimizer={}, state_dict={**weights, **changed}), tmp_path / 'a.pth')
         found = find_fault(tmp_path / 'a.pth', network)
         assert found is None if fault is None else re.search(fault, found or '')
+
+
+@pytest.mark.parametrize('part', ['meta', 'state_dict', 'message_hub', 'optimizer'])
+def test_parts_that_are_missing_end_in_a_sentence(part: str, good: Path, tmp_path: Path) -> None:
+    content = load_data(good)
+    del content[part]
+    torch.save(content, tmp_path / 'iter_1.pth')
+    assert 'is no checkpoint to resume from' in (find_fault(tmp_path / 'iter_1.pth', Network()) or '')
 
 
 @pytest.mark.parametrize('key', ['cfg', 'config'])

@@ -35,6 +35,14 @@ def test_writes_come_in_order_and_a_failure_is_told_once(last: bool) -> None:
     assert done == ['first', 'second', *([] if last else ['third']), 'later']
 
 
+def test_the_first_process_alone_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('mmengine.dist.utils.get_rank', lambda group=None: 1)
+    writer, done = BackgroundWriter(), []
+    writer.submit(lambda: done.append('second'))
+    writer.wait()
+    assert not done
+
+
 @pytest.mark.parametrize(('error', 'reason'), [
     (OSError(28, 'No space left on device'), 'No space left on device'),
     (OSError('of the network'), 'of the network'),

@@ -21,7 +21,7 @@ def is_locked(folder: Path) -> bool:
     """Whether a lock of another opening of the file is refused, as another process's is."""
     with open(folder / '.lock', encoding='utf-8') as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
     return False

@@ -1,5 +1,6 @@
 """Worker processes of a loader end when the process that they load for is killed."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -78,6 +79,19 @@ def test_workers_of_validation_and_test_are_watched_too(stage: str) -> None:
     assert watching is not None
     getattr(ResumeHook(), f'before_{stage}')(runner)
     assert loader.worker_init_fn is watching, 'once, however often it is validated'
+
+
+@pytest.mark.parametrize('gone', ['replaced as the parent', 'before the worker looked'])
+def test_a_worker_kills_itself_when_its_parent_is_gone(gone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent, killed, looked = os.getppid(), [], itertools.count()
+    replaced = gone.startswith('replaced')
+    monkeypatch.setattr(workers.os, 'getppid', lambda: 1 if replaced and next(looked) > 1 else parent)
+    monkeypatch.setattr(workers.os, 'kill', lambda *words: killed.append(words))
+    started_by = SimpleNamespace(is_alive=lambda: replaced)
+    monkeypatch.setattr(workers.multiprocessing, 'parent_process', lambda: started_by)
+    monkeypatch.setattr(workers.time, 'sleep', lambda seconds: None)
+    workers._exit_with(parent)
+    assert killed == [(os.getpid(), signal.SIGKILL)]
 
 
 @pytest.mark.slow

@@ -17,6 +17,15 @@ from tests.commands import load_tool
 from tests.paths import TOOLS
 
 
+class Pictures(list):
+    """A data set of which the first sample has no file."""
+
+    def __init__(self) -> None:
+        super().__init__([{}, dict(img_path='/a/1.jpg'), dict(img_path='/b/1.jpg')])
+
+    get_data_info = list.__getitem__
+
+
 @pytest.fixture
 def configured(tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Config]:
     """The config with which a tool builds its runner: a function of the tool's words, ``CONFIG`` among them."""
@@ -28,14 +37,27 @@ def configured(tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         module, steps = load_tool(TOOLS / tool), mock.MagicMock()
         for step in ('check_operators', 'adapt_to_machine', 'build_runner', 'build_data'):
             monkeypatch.setattr(module, step, getattr(steps, step))
+        adapted: list[str] = []
+        steps.adapt_to_machine.side_effect = lambda cfg: adapted.append(repr(cfg.to_dict()))
+        runner, drawn = steps.build_runner.return_value, []
+        runner.visualizer.visualize_cls = lambda name, data_sample, out_file: drawn.append(out_file)
+        runner.test_loop.dataloader.dataset = Pictures()
         monkeypatch.setattr(sys, 'argv', [tool, *(str(path) if word == 'CONFIG' else str(word) for word in words)])
         module.main()
-        (cfg,), runner = steps.build_runner.call_args.args, steps.build_runner()
+        (cfg,) = steps.build_runner.call_args.args
         splits = ('train', 'val') if tool == 'train.py' else ('test',)
         steps.check_operators.assert_called_once_with(cfg)
         steps.adapt_to_machine.assert_called_once_with(cfg)
         steps.build_data.assert_called_once_with(runner, *splits)
         getattr(runner, splits[0]).assert_called_once_with()
+        assert adapted == [repr(cfg.to_dict())], 'after every option'
+        if '--show-dir' in words:  # where pictures of one name have a folder each
+            runner.visualizer.visualize_cls('x', data_sample=Namespace(img_path='/b/1.jpg'), out_file='out/1.jpg')
+            assert drawn == ['out/b/1.jpg']
+        # What fails from here on is ours, and shows where.
+        getattr(runner, splits[0]).side_effect = TypeError
+        with pytest.raises(TypeError):
+            module.main()
         return cfg
 
     return run
@@ -69,15 +91,16 @@ def test_training(configured: Callable[..., Config], tmp_path: Path, monkeypatch
 
 def test_testing(configured: Callable[..., Config], tmp_path: Path) -> None:
     (tmp_path / 'some.pth').touch()
-    cfg = configured(
-        'test.py', 'CONFIG', 'some.pth', '--tta', '--out', 'maps', '--show-dir', 'a', '--show', '--wait-time', '7'
-    )
-    assert cfg.load_from == 'some.pth'
+    assert configured('test.py', 'CONFIG', 'some.pth').load_from == 'some.pth'
+    cfg = configured('test.py', 'CONFIG', 'some.pth', '--tta', config='tta_model = dict(tta_cfg=dict(max_per_img=7))')
     assert (cfg.model.type, cfg.model.module.type) == ('SegTTAModel', 'EncoderDecoder')
+    assert cfg.model.tta_cfg == dict(max_per_img=7)
     assert cfg.test_dataloader.dataset.pipeline == cfg.tta_pipeline
+    cfg = configured('test.py', 'CONFIG', 'some.pth', '--out', 'maps')
     assert (cfg.test_evaluator.output_dir, cfg.test_evaluator.keep_results) == ('maps', True)
-    hook = cfg.default_hooks.visualization
-    assert (hook.draw, hook.show, hook.wait_time) == (True, True, 7)
+    for words in ['--show'], ['--show', '--show-dir', 'a']:
+        hook = configured('test.py', 'CONFIG', 'some.pth', '--wait-time', '0.5', *words).default_hooks.visualization
+        assert (hook.draw, hook.show, hook.wait_time) == (True, True, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +122,10 @@ def test_testing(configured: Callable[..., Config], tmp_path: Path) -> None:
         ),
         ('train.py CONFIG --auto-scale-lr', 'auto_scale_lr = None', 'needs auto_scale_lr=dict(base_batch_size=...)'),
         ('test.py CONFIG gone.pth', '', "'gone.pth' does not exist"),
-        ('test.py CONFIG some.pth --tta', '_base_.pop("tta_pipeline")', '--tta needs tta_pipeline in the config'),
+        *(
+            ('test.py CONFIG some.pth --tta', f'_base_.pop("{key}")', f'--tta needs {key} in the config')
+            for key in ('tta_pipeline', 'tta_model')
+        ),
         *(
             (
                 f'test.py CONFIG some.pth {option}',
@@ -132,10 +158,18 @@ def test_predictions_in_a_file(scope: str, kind: str) -> None:
     for name in ('all.pkl', 'all.pickle'):
         cfg = Config(dict(default_scope=scope, test_evaluator=dict(type='Metric')))
         store(cfg, name)
-        assert cfg.test_evaluator == [dict(type='Metric'), dict(type=kind, out_file_path=name)]
+        dump = dict(type=kind, out_file_path=name)
+        assert cfg.test_evaluator == [dict(type='Metric'), dump]
+        cfg.test_evaluator = [dict(type='A'), dict(type='B')]
+        store(cfg, name)
+        assert cfg.test_evaluator == [dict(type='A'), dict(type='B'), dump]
     if scope != 'mmseg':  # which writes a folder of label maps
         with pytest.raises(ValueError, match=r"takes a \.pkl file, got 'all'"):
             store(cfg, 'all')
+    else:
+        cfg.test_evaluator = [dict(type='A'), dict(type='B')]
+        store(cfg, 'all')
+        assert cfg.test_evaluator == [dict(type=kind, output_dir='all', keep_results=True) for kind in 'AB']
 
 
 @pytest.mark.parametrize(
@@ -147,7 +181,13 @@ def test_predictions_in_a_file(scope: str, kind: str) -> None:
     ],
 )
 def test_every_picture_is_drawn(scope: str, switch: str, folder: str) -> None:
-    cfg = Config(dict(default_scope=scope, default_hooks=dict(visualization=dict(type='A')), visualizer=dict(type='B')))
+    cfg = Config(
+        dict(
+            default_scope=scope,
+            default_hooks=dict(visualization=dict(type='A', interval=50)),
+            visualizer=dict(type='B'),
+        )
+    )
     load_tool(TOOLS / 'test.py').show_predictions(cfg, Namespace(show=False, show_dir='out'))
     hook = cfg.default_hooks.visualization
     assert (hook[switch], hook.interval, hook.get('show')) == (True, 1, None)
