@@ -14,6 +14,7 @@ from tests.sparsity.tiny import draw_masks
 
 OPTIMIZERS = {
     'sgd': lambda weights: torch.optim.SGD(weights, lr=0.1, momentum=0.9, weight_decay=0.1),
+    'sgd-groups': lambda weights: torch.optim.SGD([{'params': [weight]} for weight in weights], lr=0.1, momentum=0.9),
     'sgd-plain': lambda weights: torch.optim.SGD(weights, lr=0.1),
     'adamw': lambda weights: torch.optim.AdamW(weights, lr=0.1),
     'adamw-amsgrad': lambda weights: torch.optim.AdamW(weights, lr=0.1, amsgrad=True),
@@ -55,6 +56,28 @@ def test_dead_weights_and_moments_are_zero_as_with_masked_gradients(name):
                 assert tensor[entry.mask].any()
     for weight, expected in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(weight, expected)
+
+
+def test_moments_of_another_precision_are_masked_and_what_is_no_moment_stays():
+    model = make_model().bfloat16()
+    optimizer = torch.optim.SGD([{'params': [weight]} for weight in model.parameters()], lr=0.1)
+    masker = StepMasker(optimizer, find_parameters(model, target=None))
+    others = {'step': torch.ones(()), 'word': 'kept', 'row': torch.ones(5)}
+    for entry in masker.parameters:
+        ones = torch.ones_like(entry.weight)
+        optimizer.state[entry.weight] = {
+            'first': ones.float(),
+            'second': ones.clone(),
+            'third': ones.double(),
+            **others,
+        }
+    masker.apply()
+    for entry in masker.parameters:
+        state = optimizer.state[entry.weight]
+        for name, dtype in {'first': torch.float32, 'second': torch.bfloat16, 'third': torch.float64}.items():
+            assert torch.equal(state[name], entry.mask.to(dtype)), name
+        assert all(state[name] is other for name, other in others.items())
+        assert torch.ones(5).equal(state['row'])
 
 
 def test_a_step_costs_one_operator_and_nothing_that_waits_for_the_device():

@@ -205,14 +205,34 @@ def test_frozen_weights_are_not_replaced(make_runner, tmp_path):
 
 def test_weights_that_get_no_new_masks(make_runner):
     model = TinyModel()
-    model.backbone.stem.requires_grad_(False)
-    with pytest.raises(ValueError, match=r"'backbone.stem.weight'\], are frozen"):
+    model.backbone.linear.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"'backbone.linear.weight'\], are frozen"):
         make_runner({}, model=model).train()
-    make_runner({'exclude': ['stem']}, 'excluded', model=model, max_iters=1).train()
+    make_runner({'exclude': ['linear']}, 'excluded', model=model, max_iters=1).train()
     model = TinyModel()
     model.backbone.unused = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"no gradient, such as \['backbone.unused.weight'\]"):
         make_runner({}, model=model).train()
+
+
+def test_what_grows_has_its_first_values_in_every_average(make_runner):
+    """From zero an average would need its whole horizon to reach them."""
+    model, masks, checked = TinyModel(bottleneck=True), [], []
+
+    def look(runner):
+        layer = model.backbone.bottleneck.pointwise_conv1
+        masks.append(layer.bias_mask.clone())
+        grown = masks[-1] & ~masks[0]
+        for hook in runner.hooks:
+            if len(masks) == 2 and hasattr(hook, 'ema_model'):
+                rows = hook.ema_model.module.backbone.bottleneck.pointwise_conv1.weight[grown]
+                torch.testing.assert_close(rows, layer.weight[grown])
+                checked.append(hook)
+
+    hooks = (*({'type': 'EMAHook', 'momentum': momentum} for momentum in (1e-4, 1e-3)), Watch(look))
+    make_runner({'granularity': 'unit', 'update_interval': 2}, model=model, hooks=hooks, max_iters=3).train()
+    assert (masks[1] & ~masks[0]).any()
+    assert len(checked) == len(set(checked)) == 2
 
 
 def test_wrong_arguments_are_explained(make_runner):
@@ -220,9 +240,12 @@ def test_wrong_arguments_are_explained(make_runner):
         ({'mode': 'sparse'}, 'mode must be one of'),
         ({'initialisation': 'random'}, "'snip', 'erk', 'uniform'"),
         ({'granularity': 'channel'}, "'weight', 'unit', '2:4'"),
-        ({'density': 40}, 'share of active weights'),
-        ({'prune_rate': 0.001}, 'prune_rate_end <= prune_rate'),
-        ({'update_interval': 0}, 'at least 1'),
+        *(({'density': density}, 'share of active weights') for density in (0, 40)),
+        *(
+            (rates, 'prune_rate_end <= prune_rate')
+            for rates in ({'prune_rate': 0.001}, {'prune_rate': 1.1}, {'prune_rate_end': -0.1})
+        ),
+        *(({interval: 0}, 'at least 1') for interval in ('update_interval', 'table_interval')),
         ({'exclude': 'stem'}, 'a list of strings'),
     ):
         with pytest.raises(ValueError, match=message):

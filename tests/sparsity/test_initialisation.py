@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from mmpelk.sparsity import active_total, erk, find_parameters, random_mask, snip, uniform
+from mmpelk.sparsity import active_total, erk, find_parameters, probe, random_mask, snip, uniform
 from mmpelk.sparsity.probe import draw_batch, snip_scores
 from tests.sparsity.tiny import TinyData, TinyModel
 
@@ -112,7 +112,7 @@ def test_a_density_out_of_range_is_refused(density):
         active_total([10], density)
 
 
-def test_batch_of_a_loader_that_has_a_sampler_of_batches():
+def test_batch_of_a_loader_that_has_a_sampler_of_batches(monkeypatch):
     data = TinyData(length=10, noise=0.0)
     loader = DataLoader(data, batch_sampler=BatchSampler(SequentialSampler(data), 3, False))
     assert draw_batch(loader, None, 5)['inputs'].shape[0] == 3
@@ -121,6 +121,12 @@ def test_batch_of_a_loader_that_has_a_sampler_of_batches():
     assert sorted(image.sum().item() for image in drawn) == sorted(image.sum().item() for image in data.images)
     assert torch.equal(draw_batch(DataLoader(data, 2), 4, 5)['inputs'], drawn[:4]), 'a draw of the seed alone'
     assert not torch.equal(draw_batch(loader, 10, 6)['inputs'], drawn)
+    monkeypatch.setattr(probe, 'get_rank', lambda: 1)
+    assert torch.equal(draw_batch(DataLoader(data, 4), None, 5)['inputs'], drawn[4:8]), (
+        'the second process has the next'
+    )
+    more = draw_batch(DataLoader(data, 4), 12, 5)['inputs']  # than there are
+    assert torch.equal(more, torch.cat([drawn[2:], drawn, drawn])[:12]), 'from the start again'
     with pytest.raises(ValueError, match='a batch of known size from a dataset that can be indexed'):
         draw_batch(DataLoader(data, batch_size=None), None, 5)
 
@@ -134,10 +140,12 @@ def test_scores_are_those_of_training_and_the_model_stays_as_it_was():
         model.backbone.norm.eval()  # frozen by its network
         model.head.weight.grad = grad = torch.ones_like(model.head.weight)
         state = copy.deepcopy(model.state_dict())
+        buffers = list(model.buffers())
         scores[mode] = snip_scores(model, parameters, loader, seed=3)
         assert (model.training, model.backbone.norm.training) == (mode, False)
         assert model.head.weight.grad is grad
         assert grad.eq(1).all()
+        assert all(old is new for old, new in zip(buffers, model.buffers(), strict=True)), 'who holds them, keeps them'
         assert all(parameter.grad is None for name, parameter in model.named_parameters() if name != 'head.weight')
         assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     torch.testing.assert_close(scores[True], scores[False])

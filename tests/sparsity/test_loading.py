@@ -1,14 +1,17 @@
 """Checkpoints with and without masks meet runs with and without."""
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.model import ExponentialMovingAverage
+from mmengine.runner import load_state_dict
 from torch import nn
 
-from mmpelk.sparsity import fold_masks
-from tests.sparsity.tiny import TinyModel, Watch, build_runner, dead_values, load_masks, masked
+from mmpelk.sparsity import GRANULARITIES, attach_masks, fold_masks
+from mmpelk.sparsity.loading import LoadTracker
+from tests.sparsity.tiny import TinyModel, Watch, build_runner, dead_values, draw_masks, load_masks, masked
 
 
 @pytest.fixture(scope='module')
@@ -93,6 +96,8 @@ def test_zeros_are_adopted_where_a_checkpoint_of_masks_has_none(make_runner, che
     state = torch.load(checkpoints['folded'], weights_only=False)['state_dict']
     masks = load_masks(checkpoints['sparse'])
     del masks['backbone.linear.weight_mask']
+    stem = state['backbone.stem.weight'].flatten()
+    stem[masks['backbone.stem.weight_mask'].flatten().nonzero()[0]] = 0  # active, as a weight that has just been grown
     torch.save({'state_dict': state | masks}, tmp_path / 'partial.pth')
     settings = {'mode': 'fixed', 'adopt_zeros': True}
     runner = start(make_runner, settings, tmp_path / 'partial.pth', 'load_from', max_iters=1)
@@ -100,6 +105,7 @@ def test_zeros_are_adopted_where_a_checkpoint_of_masks_has_none(make_runner, che
     linear = runner.model.backbone.linear
     assert torch.equal(linear.weight_mask, state['backbone.linear.weight'] != 0)
     assert not linear.weight_mask.all()
+    assert all(torch.equal(runner.model.get_buffer(name), mask) for name, mask in masks.items()), 'of the others, masks'
 
 
 def test_parts_of_masks_give_a_warning(make_runner, checkpoints, tmp_path):
@@ -129,13 +135,20 @@ def test_parts_of_masks_give_a_warning(make_runner, checkpoints, tmp_path):
         start(make_runner, {'mode': 'dynamic'}, tmp_path / 'partial.pth', 'load_from', max_iters=1).train()
 
 
-def test_a_later_checkpoint_overrides_an_earlier_one(make_runner, checkpoints):
+def test_a_later_checkpoint_overrides_an_earlier_one(make_runner, checkpoints, tmp_path):
     """Masks through ``init_cfg``, then a dense ``load_from``: the weights in use are dense."""
     init = {'type': 'Pretrained', 'checkpoint': str(checkpoints['sparse']), 'prefix': 'backbone.'}
     model = TinyModel(backbone_init=init)
     runner = make_runner({'mode': 'fixed'}, 'both', model=model, load_from=str(checkpoints['dense']))
     with pytest.raises(ValueError, match='checkpoint is dense'):
         runner.train()
+    state = torch.load(checkpoints['sparse'], weights_only=False)['state_dict']
+    del state['backbone.linear.weight_mask']
+    torch.save({'state_dict': state}, tmp_path / 'partial.pth')
+    model = TinyModel(backbone_init=init)
+    make_runner({'mode': 'fixed'}, 'partial', model=model, load_from=str(tmp_path / 'partial.pth'), max_iters=1).train()
+    assert model.backbone.linear.weight_mask.all()
+    assert not model.backbone.stem.weight_mask.all()
 
 
 @pytest.mark.parametrize(
@@ -167,10 +180,14 @@ def test_a_backbone_may_load_strictly(make_runner, checkpoints):
 
 
 def test_training_twice_keeps_the_masks(make_runner):
-    runner = make_runner({'mode': 'fixed'}, max_iters=2)
+    """Those of a layer that is dense as well."""
+    runner = make_runner({'mode': 'fixed', 'initialisation': 'erk'}, max_iters=2)
     runner.train()
+    assert {bool(entry.mask.all()) for entry in masked(runner)} == {True, False}
     before = [entry.mask.clone() for entry in masked(runner)]
-    again = make_runner({'mode': 'fixed', 'seed': 99}, 'again', model=runner.model, max_iters=2)
+    again = make_runner(
+        {'mode': 'fixed', 'initialisation': 'erk', 'seed': 99}, 'again', model=runner.model, max_iters=2
+    )
     again.train()
     assert all(torch.equal(old, entry.mask) for old, entry in zip(before, masked(again), strict=True))
 
@@ -180,3 +197,68 @@ def test_a_model_with_averages_of_its_own_is_refused(make_runner):
     model.teacher = ExponentialMovingAverage(model.backbone)
     with pytest.raises(ValueError, match='averaged copies of its own parts'):
         make_runner({}, model=model).train()
+
+
+class TestWhatIsRecorded:
+    """By the tracker alone, of a layer that owns a masked weight and another layer with one."""
+
+    @pytest.fixture
+    def network(self):
+        network = nn.MultiheadAttention(8, 2)
+        return network, draw_masks(network, None)
+
+    def test_masks_of_a_layer_within_a_layer(self, network):
+        model, parameters = network
+        other = nn.MultiheadAttention(8, 2)
+        draw_masks(other, None)
+        state = other.state_dict() | {'in_proj_bias_mask': torch.ones(24, dtype=torch.bool)}  # which has no place here
+        tracker = LoadTracker(parameters)
+        model.load_state_dict(state)  # strict
+        loaded = tracker.close()
+        names = {'in_proj_weight', 'out_proj.weight'}
+        assert (loaded.weights, loaded.masks, loaded.misfits, loaded.without_masks) == (names, names, set(), set())
+        assert all(torch.equal(entry.mask, state[f'{entry.name}_mask']) for entry in parameters)
+
+    def test_the_latest_load_of_the_model_itself_counts(self, network):
+        model, parameters = network
+        own = {entry.name: entry.mask.clone() for entry in parameters}
+        whole = copy.deepcopy(model.state_dict())
+        entry = parameters[0]
+        by_unit = whole | {'in_proj_weight_mask': torch.ones(24, 1, dtype=torch.bool)}
+        folded = fold_masks(whole)
+        tracker = LoadTracker(parameters)
+        for state, without_masks in (
+            (whole | {'in_proj_weight_mask': own['in_proj_weight'].float()}, {'in_proj_weight'}),  # of another sort
+            (folded, set(own)),
+            (by_unit, set()),
+            (whole, set()),
+        ):
+            model.load_state_dict(state)
+            loaded = tracker.loaded
+            assert (loaded.weights, loaded.without_masks, loaded.misfits) == (set(own), without_masks, set())
+            assert entry.mask.all() == (state is by_unit)
+            assert torch.equal(parameters[1].mask, own['out_proj.weight'])
+        copy.deepcopy(model).load_state_dict(folded)
+        assert not tracker.loaded.without_masks, 'a copy is another model'
+        loaded = tracker.close()
+        model.load_state_dict(whole | {'out_proj.weight': folded['out_proj.weight']})
+        assert loaded.masks == set(own)
+        assert not any(module._load_state_dict_pre_hooks for module in model.modules())
+
+    def test_masks_of_another_granularity_are_forgotten_with_the_next_load(self):
+        block = TinyModel(bottleneck=True).backbone.bottleneck
+        (layer,) = GRANULARITIES['unit'](block, None, ())
+        attach_masks(layer.parameters)
+        state, name = block.state_dict(), 'pointwise_conv1.weight'
+        tracker = LoadTracker(layer.parameters)
+        block.load_state_dict(state | {f'{name}_mask': torch.ones(40, 8, dtype=torch.bool)})
+        assert tracker.loaded.misfits == {name}
+        block.load_state_dict(state)
+        assert (tracker.loaded.misfits, tracker.loaded.without_masks) == (set(), set())
+
+    def test_weights_of_another_shape_are_not_loaded(self, network):
+        model, parameters = network
+        tracker = LoadTracker(parameters)
+        state = {'in_proj_weight': torch.ones(24, 9), 'out_proj.weight': torch.ones(8, 8)}
+        load_state_dict(model, state)  # mmengine's, which goes on
+        assert tracker.close().weights == {'out_proj.weight'}

@@ -33,6 +33,7 @@ class Backbone(nn.Module):
         self.linear = nn.Linear(4, 6)
         self.shared = nn.Linear(4, 6, bias=False)
         self.shared.weight = self.linear.weight
+        self.attention = nn.Parameter(torch.ones(2))
         self.register_buffer('attention_mask', torch.ones(2, 2, dtype=torch.bool))
 
 
@@ -84,7 +85,9 @@ def test_folded_state_dict_loads_strictly_into_a_model_without_masks(model):
         'backbone.conv.weight_mask': 'backbone.conv.weight',
         'backbone.linear.weight_mask': 'backbone.linear.weight',
     }
+    before = {key: value.clone() for key, value in state.items()}
     folded = fold_masks(state)
+    assert all(torch.equal(value, state[key]) for key, value in before.items()), 'the given one is not changed'
     # The shared weight is in the state dict twice, under a name without a mask too.
     plain = nn.ModuleDict({'backbone': Backbone(), 'head': nn.Linear(6, 2)})
     plain.load_state_dict(folded | {'backbone.shared.weight': folded['backbone.linear.weight']})

@@ -116,9 +116,9 @@ def test_what_is_said_of_a_published_network(tmp_path):
             folded = fold_masks(checkpoint['state_dict'])
             assert all(torch.equal(state[key], value) for key, value in folded.items()), 'inactive weights are zero'
             assert facts_of(published['state_dict']) == facts_of(checkpoint['state_dict']) != {}
-    save_safetensors(published, tmp_path / 'a.safetensors')
-    with safetensors.safe_open(tmp_path / 'a.safetensors', 'pt') as file:
+    save_safetensors(published, tmp_path / 'a.b.safetensors')
+    with safetensors.safe_open(tmp_path / 'a.b.safetensors', 'pt') as file:
         assert json.loads(file.metadata()['dataset_meta']) == dict(classes=['a'])
-    digest = hashlib.sha256((tmp_path / 'a.safetensors').read_bytes()).hexdigest()
-    assert add_hash(tmp_path / 'a.safetensors') == tmp_path / f'a-{digest[:8]}.safetensors'
-    assert [path.name for path in tmp_path.iterdir()] == [f'a-{digest[:8]}.safetensors']
+    digest = hashlib.sha256((tmp_path / 'a.b.safetensors').read_bytes()).hexdigest()
+    assert add_hash(tmp_path / 'a.b.safetensors') == tmp_path / f'a.b-{digest[:8]}.safetensors'
+    assert [path.name for path in tmp_path.iterdir()] == [f'a.b-{digest[:8]}.safetensors']

@@ -82,7 +82,10 @@ def test_growth_draws_from_its_generator_alone():
     assert not torch.equal(grown[0], before)
 
 
-@pytest.mark.parametrize(('active', 'expected'), [([1, 1, 0, 0, 1], True), ([0, 1, 1, 1], False), ([1, 1, 1], False)])
+@pytest.mark.parametrize(
+    ('active', 'expected'),
+    [([1, 1, 0, 0, 1], True), ([0, 1, 1, 1], False), ([1, 1, 1], False), ([-1, 1, 0, -1], False)],
+)
 def test_the_pattern_is_recognised(active, expected):
     assert is_two_of_four(torch.tensor([active])) == expected
 
