@@ -11,7 +11,7 @@ from torch import nn
 
 from mmpelk.errors import UserError
 from mmpelk.export import ExportedNetwork, Preprocessing, export_onnx, onnx_operators, real_image
-from mmpelk.export.fourier import fourier_conv2d
+from mmpelk.export.fourier import fourier_conv2d, map_waves
 from mmpelk.export.plain import AnySizeForm, DenseForm, FourierForm, PlainAveragePool, make_plain
 from mmpelk.models import PeLK, PeripheralConv2d
 from mmpelk.ops import expand_kernel
@@ -20,12 +20,12 @@ from mmpelk.ops import expand_kernel
 SHAPES = [(5, 9, 13, 31), (3, 40, 33, 51), (4, 7, 7, 13), (2, 1, 1, 31), (2, 2, 1, 31)]
 
 
-@pytest.mark.parametrize('shape', SHAPES, ids=str)
-def test_forms_compute_the_convolution(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(('shape', 'bias'), [*((shape, True) for shape in SHAPES), ((4, 7, 7, 13), False)], ids=str)
+def test_forms_compute_the_convolution(shape: tuple[int, ...], bias: bool) -> None:
     torch.manual_seed(0)
     channels, height, width, size = shape
-    conv = PeripheralConv2d(channels, size, bias=True).double()
-    nn.init.normal_(conv.bias)
+    conv = PeripheralConv2d(channels, size, bias=bias).double()
+    own = nn.init.normal_(conv.bias)[:, None, None] if bias else 0
     x, bias_map = (torch.randn(*batch, channels, height, width, dtype=torch.float64) for batch in ((2,), ()))
     dense = expand_kernel(conv.weight, conv.sharing_grid)
     want = nn.functional.conv2d(x, dense, conv.bias, padding=size // 2, groups=channels) + bias_map
@@ -33,9 +33,11 @@ def test_forms_compute_the_convolution(shape: tuple[int, ...]) -> None:
         torch.testing.assert_close(DenseForm(conv)(x, bias_map), want, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(AnySizeForm(conv)(x, bias_map), want, rtol=1e-10, atol=1e-10)
         transformed = fourier_conv2d(x, conv.weight, conv.sharing_grid)
-        torch.testing.assert_close(transformed + conv.bias[:, None, None] + bias_map, want, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(transformed + own + bias_map, want, rtol=1e-10, atol=1e-10)
         # float32 inside.
         torch.testing.assert_close(FourierForm(conv, (height, width), bias_map)(x), want, rtol=1e-5, atol=1e-5)
+        without = FourierForm(conv, (height, width), None)(x)
+        torch.testing.assert_close(without + bias_map, want, rtol=1e-5, atol=1e-5)
 
 
 def test_half_precision_keeps_large_sums() -> None:
@@ -47,6 +49,14 @@ def test_half_precision_keeps_large_sums() -> None:
             out = form(x.half())
             torch.testing.assert_close(out.float(), want, rtol=2e-3, atol=0.1)
             assert out.dtype == torch.float16
+        for form in (DenseForm(conv).bfloat16(), AnySizeForm(copy.deepcopy(conv).bfloat16())):
+            assert form(x[..., :5, :5].bfloat16(), torch.ones(2, 5, 5)).dtype == torch.bfloat16, 'with any term'
+
+
+def test_waves_of_long_maps_keep_their_digits() -> None:
+    waves, exact = (map_waves(600, 640, dtype) for dtype in (torch.float32, torch.float64))
+    for wave, want in zip(waves, exact, strict=True):
+        torch.testing.assert_close(wave.double(), want, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize('bins', [2, 3, (3, None)], ids=str)
@@ -98,6 +108,12 @@ def test_plain_network_has_no_operator_of_ours() -> None:
         (make_plain(copy.deepcopy(model), images[0]), images[:1]),
         (make_plain(copy.deepcopy(model)), images),
     ):
+        forms = [
+            type(module) for module in plain.modules() if isinstance(module, DenseForm | FourierForm | AnySizeForm)
+        ]
+        assert forms == [AnySizeForm if len(taken) > 1 else FourierForm, DenseForm], (
+            'the faster one where there are two'
+        )
         assert not any(isinstance(module, PeripheralConv2d) for module in plain.modules())
         for image in taken:
             with torch.no_grad():

@@ -58,7 +58,7 @@ def written(scope: str, path: Path, meta: dict[str, Any] | None = None, **backbo
     with DefaultScope.overwrite_default_scope(scope):
         model = MODELS.build(copy.deepcopy(cfg.model))
     state = model.state_dict()
-    state['data_preprocessor.mean'] = torch.ones(3)
+    state |= {f'data_preprocessor.{name}': torch.ones(3) for name in ('mean', 'std')}
     torch.save(dict(state_dict=state, meta=meta or {}), path)
     return cfg
 
@@ -245,13 +245,13 @@ def test_pixels_become_what_the_recipe_makes_of_them(toolbox: str, swap: bool) -
 
 
 @pytest.mark.scope('mmseg')
-@pytest.mark.parametrize(('classes', 'align'), [(2, False), (3, False), (3, True)])
-def test_logits_and_labels_are_the_toolboxs(classes: int, align: bool) -> None:
+@pytest.mark.parametrize(('classes', 'outputs', 'align'), [(2, 1, False), (2, 2, False), (3, 3, False), (3, 3, True)])
+def test_logits_and_labels_are_the_toolboxs(classes: int, outputs: int, align: bool) -> None:
     """Two classes by one logit, too, whose threshold is not a half."""
     cfg = Config.fromfile(CONFIGS / 'demo' / 'upernet_pelk_nano_synthetic.py')
     cfg.model.backbone.norm_cfg = cfg.model.decode_head.norm_cfg = dict(type='BN')
     cfg.model.decode_head.update(num_classes=classes, align_corners=align, loss_decode=dict(type='CrossEntropyLoss'))
-    if classes == 2:
+    if outputs == 1:
         cfg.model.decode_head.update(out_channels=1, loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True))
     model: Any = MODELS.build(cfg.model).eval()
     model.dataset_meta = {}
@@ -260,8 +260,8 @@ def test_logits_and_labels_are_the_toolboxs(classes: int, align: bool) -> None:
         logits, labels = ExportedNetwork.of(cfg, model).network(image)
         (want,) = model.predict(image)
     assert torch.equal(labels, want.pred_sem_seg.data)
-    torch.testing.assert_close(logits if classes > 2 else logits.sigmoid(), want.seg_logits.data[None])
-    assert classes > 2 or labels.sum() > (logits > 0).sum()
+    torch.testing.assert_close(logits if outputs > 1 else logits.sigmoid(), want.seg_logits.data[None])
+    assert outputs > 1 or labels.sum() > (logits > 0).sum()
 
 
 @pytest.mark.parametrize('wrong', ['logits', 'labels', 'no number', ''])

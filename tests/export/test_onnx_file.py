@@ -15,7 +15,7 @@ from mmpelk.errors import UserError
 from mmpelk.export import ExportedNetwork
 from mmpelk.export.network import Preprocessing
 from mmpelk.export.onnx_file import OPSETS, check_opset, export_onnx, gelu_translation, onnx_operators, open_onnx
-from mmpelk.export.torch_program import export_program
+from mmpelk.export.torch_program import compile_program, export_program
 from mmpelk.models import PeripheralConv2d
 
 
@@ -91,6 +91,15 @@ def test_what_the_exporters_get_and_what_stands_in_the_file(
             export_program(network, image((64, 63), takes_pixels), dynamic=True)
 
 
+def test_programs_that_cannot_be_compiled_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(program: Any, package_path: str) -> None:
+        raise RuntimeError(f'no g++ for {package_path}\nand more')
+
+    monkeypatch.setattr(torch._inductor, 'aoti_compile_and_package', fail)
+    with pytest.raises(UserError, match=r'cannot compile the program: no g\+\+ for a.pt2 \(it needs'):
+        compile_program(SimpleNamespace(), Path('a.pt2'))
+
+
 def test_opsets() -> None:
     for opset in OPSETS:
         check_opset(opset)
@@ -119,6 +128,15 @@ def test_operators_and_threads_of_a_file(tmp_path: Path) -> None:
         onnx.save(make.make_model(graph, opset_imports=opsets, ir_version=9), str(tmp_path / f'{name}.onnx'))
     assert onnx_operators(tmp_path / 'own.onnx') == ['Abs', 'If', 'Sqrt']
     assert onnx_operators(tmp_path / 'other.onnx') == ['Abs', 'If', 'Sqrt', 'com.microsoft.Gelu']
+    # Operators of a function count, and weights beside the file are not read.
+    made = make.make_function('own', 'F', ['x'], ['z'], [make.make_node('Exp', ['x'], ['z'])], opsets)
+    weight = onnx.numpy_helper.from_array(np.ones(9, np.float32), 'w')
+    nodes = [make.make_node('F', ['x'], ['f'], domain='own'), make.make_node('Add', ['f', 'w'], ['y'])]
+    model = make.make_model(make.make_graph(nodes, 'g', takes, [number], [weight]), functions=[made])
+    away = dict(save_as_external_data=True, location='weights', size_threshold=0)
+    onnx.save(model, str(tmp_path / 'function.onnx'), **away)
+    (tmp_path / 'weights').unlink()
+    assert onnx_operators(tmp_path / 'function.onnx') == ['Add', 'Exp', 'own.F']
     for threads in (0, 3):
         session = open_onnx(tmp_path / 'own.onnx', threads, spin=not threads)
         options = session.get_session_options()

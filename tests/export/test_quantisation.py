@@ -52,6 +52,19 @@ def test_depthwise_kernels_stay_floats(tmp_path: Path) -> None:
     assert zeros, 'of weights and of maps'
     assert not any(value.any() for value in zeros), 'symmetric, as TensorRT requires'
     assert any(value.shape == (16,) for name, value in numbers_of.items() if name.endswith('scale')), 'by channel'
+    (scale,) = (numbers_of[node.input[1]] for node in written.node if node.input[0] == 'image')
+    seen = torch.nn.functional.interpolate(images[0], (8, 6), mode='bilinear').abs().max()
+    assert 127 * scale == pytest.approx(float(seen), rel=0.01), 'the largest number is an integer, too'
+
+
+@pytest.mark.parametrize('kind', [TensorProto.FLOAT16, TensorProto.UINT8])
+def test_files_that_take_no_float32_are_refused(kind: int, tmp_path: Path) -> None:
+    values = [helper.make_tensor_value_info(name, kind, [1, 3, 2, 2]) for name in ('image', 'out')]
+    graph = helper.make_graph([helper.make_node('Identity', ['image'], ['out'])], 'g', values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 18)], ir_version=9)
+    onnx.save(model, str(tmp_path / 'a.onnx'))
+    with pytest.raises(UserError, match=r'a\.onnx. takes no float32'):
+        quantize_onnx(tmp_path / 'a.onnx', tmp_path / 'b.onnx', [])
 
 
 def test_layers_that_compute_in_integers() -> None:
