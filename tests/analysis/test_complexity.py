@@ -142,6 +142,31 @@ def test_heads_of_regions_are_parts() -> None:
     assert count_complexity(Detector(), (8, 8), densities).part('backbone') == 2 * 64 * 12 / 2, 'run by each head'
 
 
+def test_norms_of_heads_count_and_those_of_the_backbone_are_left_out() -> None:
+    class Segmentor(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+            self.decode_head = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2))
+            self.auxiliary_head = nn.Linear(4, 2)
+
+        def extract_feat(self, x: Tensor) -> Tensor:
+            return self.backbone(x)
+
+    model = Segmentor().train()
+    counted = count_complexity(model, (8, 6), {'backbone.0.weight': 0.5})
+    assert not model.training
+    norms = 2 * 48 * 4  # a multiplication and an addition
+    head, resized = 4 * 48 * 4 * 2, 4 * 48 * (4 + 2 * 2)
+    assert [(each.part, each.name, each.flops, each.flops_sparse) for each in counted.components if each.flops] == [
+        ('backbone', 'backbone_other', 48 * 12, 48 * 6),
+        ('decode_head', 'decode_head', head, head),
+        ('decode_head', 'norms_and_resizing', resized, resized),
+    ]
+    assert [(each.name, each.flops) for each in counted.left_out if each.flops] == [('norms_and_resizing', norms)]
+    assert counted.part('decode_head') == head + resized
+
+
 def test_layers_of_convnext_are_components() -> None:
     block = nn.Sequential(
         OrderedDict(depthwise_conv=nn.Conv2d(3, 3, 7, padding=3, groups=3), pointwise_conv1=nn.Conv2d(3, 12, 1))
@@ -229,6 +254,8 @@ def test_checkpoint_densities_follow_masks_then_zeros(nano: PeLK) -> None:
     state[masked + '_mask'] = torch.arange(state[masked].numel()).view_as(state[masked]) % 4 == 0
     state[masked].zero_()  # active weights that have just been grown
     state[zeroed].flatten()[::2] = 0
+    # Masks of what the model has not, such as a head that is left out.
+    state |= {'head.weight': torch.ones(2, 2), 'head.weight_mask': torch.ones(2, 2, dtype=torch.bool)}
     densities = checkpoint_densities(nano, state)
     rings = state[zeroed].numel()
     assert densities.pop(masked) == 0.25
@@ -244,9 +271,9 @@ def test_checkpoint_densities_follow_masks_then_zeros(nano: PeLK) -> None:
 def test_densities_that_do_not_fit_are_refused(nano: PeLK) -> None:
     state = nano.state_dict()
     name = 'stages.0.0.mixer.large.weight'
-    state[name] = state[name][:1]
-    with pytest.raises(ValueError, match='in the checkpoint and'):
-        checkpoint_densities(nano, state)
+    for other in (state[name][:1], state[name].transpose(0, 1)):  # of as many numbers
+        with pytest.raises(ValueError, match='in the checkpoint and'):
+            checkpoint_densities(nano, state | {name: other})
     del state[name]
     with pytest.raises(ValueError, match='the checkpoint has no'):
         checkpoint_densities(nano, state)

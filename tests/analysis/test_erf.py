@@ -1,5 +1,6 @@
 """Networks of any toolbox, loaded and prepared as training starts, and their contribution scores on photographs."""
 
+import copy
 import socket
 import textwrap
 from pathlib import Path
@@ -43,7 +44,7 @@ def nano(checkpoint: object = RANDOM, seed: int = 0, **changes: Any) -> Any:
 
 
 def test_images_are_spread_over_the_folders(tmp_path: Path) -> None:
-    for folder in 'abc':
+    for folder in 'bca':  # whichever way a file system lists them
         (tmp_path / folder).mkdir()
         for index in range(4):
             assert cv2.imwrite(str(tmp_path / folder / f'{index}.PNG'), np.zeros((8, 9, 3), np.uint8))
@@ -98,7 +99,9 @@ def test_weights_that_a_config_names_are_left_out_and_its_other_initialisers_kep
     cfg.model.backbone.init_cfg = [stem, *named]
     # In lists, too; the loss would refuse what it does not know.
     cfg.model.decode_head.loss_decode = [cfg.model.decode_head.loss_decode | dict(init_cfg=named[0])]
+    given = copy.deepcopy(cfg.to_dict())
     assert (load_model(cfg, RANDOM).backbone.downsample_layers[0][0].weight == 0.25).all()
+    assert cfg.to_dict() == given
     assert (nano(init_cfg=stem).backbone.downsample_layers[0][0].weight == 0.25).all()
     assert nano(init_cfg=named[1]).backbone.downsample_layers[0][0].weight.std() > 0
 

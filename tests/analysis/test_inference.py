@@ -29,12 +29,17 @@ def test_building_changes_nothing_else(seed: int | None, monkeypatch: pytest.Mon
     constant = dict(type='Constant', layer='Conv2d', val=0.25)
     cfg = Config(dict(model=dict(type=_Network, train_cfg=dict(mixup=1), arch=arch, init_cfg=constant)))
     DefaultScope.get_instance('of the caller', scope_name='mmseg')
-    given, before = copy.deepcopy(cfg.to_dict()), torch.get_rng_state()
-    built, again = (build_model(cfg, seed) for _ in range(2))
-    assert torch.equal(torch.get_rng_state(), before)
+    given, built = copy.deepcopy(cfg.to_dict()), {}
+    for state, wanted in ((1, seed), (2, seed), (1, 4)):
+        torch.manual_seed(state)
+        before = torch.get_rng_state()
+        built[state, wanted] = build_model(cfg, wanted)
+        assert torch.equal(torch.get_rng_state(), before)
     assert cfg.to_dict() == given
-    assert all(map(torch.equal, built.state_dict().values(), again.state_dict().values()))
-    assert bool((built.downsample_layers[0][0].weight == 0.25).all()) == (seed is not None)
+    one, again, other = (network.stages[0][0].pointwise_conv1.weight for network in built.values())
+    assert torch.equal(one, again) == (seed is not None), 'the seed alone decides, where there is one'
+    assert not torch.equal(one, other)
+    assert bool((built[1, seed].downsample_layers[0][0].weight == 0.25).all()) == (seed is not None)
 
     def refuse(_cfg: Config) -> None:
         raise UserError("mmcv's operators are missing")

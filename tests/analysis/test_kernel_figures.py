@@ -33,6 +33,7 @@ def test_every_region_is_outlined_and_numbered() -> None:
         assert [text.get_text() for text in axes.texts] == [str(index) for index in range(len(grid) ** 2)]
         widths = np.repeat(grid, grid)  # of the ring of each position
         np.testing.assert_array_equal(axes.images[0].get_array(), np.outer(widths, widths))
+        assert tuple(axes.images[0].get_extent()) == (0, sum(grid), sum(grid), 0), 'the first row is above'
         for patch, text, (height, width) in zip(axes.patches, axes.texts, product(grid, grid), strict=True):
             assert (patch.get_height(), patch.get_width()) == (height, width)
             assert text.get_position() == (patch.get_x() + width / 2, patch.get_y() + height / 2)

@@ -103,6 +103,7 @@ def test_no_such_kernel() -> None:
         (2, 0, 'there is no block 0 in stage 2: counted from 0'),
         (-1, 0, 'there is no block 0 in stage -1'),
         (1, 2, 'there is no block 2 in stage 1'),
+        (1, -1, 'there is no block -1 in stage 1'),
     ):
         with pytest.raises(ValueError, match=message):
             kernel_of(backbone(), stage, block)

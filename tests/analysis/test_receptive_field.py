@@ -119,6 +119,12 @@ def test_what_lowers_the_map_contributes_nothing() -> None:
     assert scores.tolist() == [[0, 2, 1, 0, 0]]
 
 
+def test_channels_of_the_image_do_not_cancel() -> None:
+    network = torch.nn.Conv2d(2, 1, 1, bias=False).double()
+    network.weight.data.copy_(torch.tensor([5.0, -3.0]).view(1, 2, 1, 1))
+    assert contribution_scores(network, [torch.ones(2, 1, 1, dtype=torch.float64)]).tolist() == [[5]]
+
+
 def test_one_gradient_that_is_not_finite_is_refused() -> None:
     network = torch.nn.Conv2d(1, 1, (1, 3), padding=(0, 1), bias=False)
     for value in (float('inf'), float('nan')):
@@ -204,12 +210,31 @@ def test_backbones_of_mmpretrain(name: str) -> None:
     assert contribution_scores(backbone, [torch.rand(3, 64, 96)]).shape == (64, 96)
 
 
-def test_last_map_of_a_pyramid() -> None:
+@pytest.mark.parametrize('kind', [tuple, list])
+def test_last_map_of_a_pyramid(kind: type) -> None:
     class Pyramid(nn.Module):
-        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-            return x, F.avg_pool2d(x, 2), x.mean((-2, -1))
+        def forward(self, x: Tensor) -> Any:
+            return kind([x, F.avg_pool2d(x, 2), x.mean((-2, -1))])
 
     assert last_map(Pyramid(), torch.rand(1, 3, 8, 12)).shape[2:] == (4, 6)
+
+
+@pytest.mark.parametrize('kind', [nn.Sequential, lambda *stages: nn.ModuleList(stages)])
+def test_last_map_is_of_the_last_stage(kind: Any) -> None:
+    """Before what follows it."""
+
+    class Backbone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stages = kind(nn.AvgPool2d(2), nn.AvgPool2d(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for stage in self.stages:
+                x = stage(x)
+            return 7 * x
+
+    x = torch.rand(1, 3, 8, 12)
+    assert torch.equal(last_map(Backbone(), x), F.avg_pool2d(F.avg_pool2d(x, 2), 2))
 
 
 def test_what_cannot_be_measured() -> None:

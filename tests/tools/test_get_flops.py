@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from mmpelk import get_config
 from mmpelk.analysis.complexity import count_complexity
@@ -33,6 +34,8 @@ def test_writes_what_it_counts(config: Path, tmp_path: Path, options: list[objec
     torch.save(dict(state_dict=PeLK(NANO).state_dict()), tmp_path / 'nano.pth')
     printed = call(TOOLS / 'get_flops.py', config, '--shape', 64, 48, '--json', 'flops.json', *options, cwd=tmp_path)
     report = json.loads((tmp_path / 'flops.json').read_text())
+    given = (str(config), [64, 48], 0.5 if '--density' in options else None)
+    assert (report['config'], report['shape'], report['density']) == given
     assert 'large_kernels' in printed
     assert f'chosen on {REFERENCE_PROCESSOR}' in printed
     for key in ('params', 'params_sparse', 'flops', 'flops_sparse'):
@@ -103,6 +106,36 @@ def test_shares_are_of_the_whole_and_of_the_part() -> None:
     counts = ['4.00 k', '3.00 k', '8.00 k', '50', '7.00 k']
     assert list(rows[0]) == ['backbone', 'stem', *counts, '10.00', '25.00']
     assert list(rows[1]) == ['all', '', '5.00 k', '4.00 k', '9.00 k', '500', '7.00 k', '100', '']
+
+
+def test_what_is_unknown_and_what_each_backend_executes() -> None:
+    tool = load_tool(TOOLS / 'get_flops.py')
+    assert tool.total({('backbone', 'a'): 5, ('backbone', 'b'): None}) is None
+    assert tool.total({('backbone', 'a'): 5, ('backbone', 'b'): 6}) == 11
+    assert [tool._readable(count) for count in (None, 999, 1000, 2.5e6, 1e9)] == [
+        *('unknown', '999', '1.00 k', '2.50 M', '1.00 G')
+    ]
+    chosen = dict(processor='AVX2', backends=['dft', 'fft'], executed=100)
+    large = dict(dense_form=400, executed=dict(dense=400, dft=300, hidden=None), chosen_on_cpu=chosen)
+    assert [list(row) for row in tool.operator_table(dict(flops=900, large_kernels=large)).rows] == [
+        ["the paper's dense form", '400', '100.0', '900'],
+        ['dense', '400', '100.0', '900'],
+        ['dft', '300', '75.0', '800'],
+        ['hidden', 'unknown', '', ''],
+        ['chosen on AVX2: dft, fft', '100', '25.0', '600'],
+    ]
+
+
+def test_units_are_those_of_backbone_and_classifier() -> None:
+    """Their number counts no weights of a neck, nor of a segmentor's head, and theirs stay."""
+    head = nn.ModuleDict(dict(fc1=nn.Linear(8, 32), fc2=nn.Linear(32, 8)))
+    args = SimpleNamespace(checkpoint=None, density=0.6, units=True)
+    for name, counts in (('head', True), ('decode_head', False)):
+        model = nn.ModuleDict({'backbone': PeLK(NANO), name: head})
+        _, stored = load_tool(TOOLS / 'get_flops.py').sparse_form(model, args)
+        found = {units.block_name: units.count for units in find_hidden_units(stored)}
+        want = uniform_units(model, 0.6, ['backbone', *['head'] * counts]) | ({} if counts else {name: 32})
+        assert found == want
 
 
 def test_zeros_of_a_shrunk_checkpoint_are_not_active(tmp_path: Path) -> None:

@@ -49,9 +49,9 @@ def test_refuses(options: list[object], tmp_path: Path) -> None:
         assert not (tmp_path / 'erf.png').exists()
 
 
-@pytest.mark.parametrize('weights', ['random', 'trained'])
+@pytest.mark.parametrize(('weights', 'scale'), [('random', 0.5), ('random', 0), ('trained', 0.5)])
 def test_report_of_a_model(
-    weights: str, tool: ModuleType, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: str, scale: float, tool: ModuleType, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which network is measured, prepared in which way; the measurement itself has tests of its own."""
     measured: list[nn.Module] = []
@@ -74,19 +74,19 @@ def test_report_of_a_model(
         checkpoint.parent.mkdir()
         torch.save(load_model(cfg, 'random', 1).state_dict(), checkpoint)
     words = ['--model', 'net', tmp_path / 'nano.py', checkpoint, '--images', photos, '--max-images', 1, '--size', 32]
-    words += ['--seed', 5, '--layer-scale', 0.5, '--device', 'cpu', '--json', tmp_path / 'new' / 'erf.json']
+    words += ['--seed', 5, '--layer-scale', scale, '--device', 'cpu', '--json', tmp_path / 'new' / 'erf.json']
     monkeypatch.setattr('sys.argv', ['erf.py', *map(str, words), '--out', str(tmp_path / 'erf.png')])
     tool.run(tool.parse_args())
     report = json.loads((tmp_path / 'new' / 'erf.json').read_text())
-    assert (report['seed'], report['layer_scale'], report['size'], report['machine']) == (5, 0.5, 32, {})
+    assert (report['seed'], report['layer_scale'], report['size'], report['machine']) == (5, scale, 32, {})
     assert report['images'] == [str(photos)]
     (facts,) = report['models']
     random = weights == 'random'
     assert facts['config'] == 'nano.py', 'below the project root'
     assert facts['checkpoint'] == ('random' if random else 'weights/nano.pth')
-    assert facts['weights'] == ('random weights, layer scale 0.5' if random else 'nano.pth')
+    assert facts['weights'] == (f'random weights, layer scale {scale}' if random else 'nano.pth')
     block = measured[0].backbone.stages[0][0]
-    assert (block.gamma == (0.5 if random else 1e-6)).all()
+    assert (block.gamma == (scale if random else 1e-6)).all()
     assert bool(block.mixer.small_norm.running_mean.any()) == random, 'statistics of the images'
     stem = load_model(cfg, 'random', 5 if random else 1).backbone.downsample_layers[0][0].weight
     assert torch.equal(measured[0].backbone.downsample_layers[0][0].weight, stem)

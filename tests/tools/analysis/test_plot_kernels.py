@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from mmpelk.models import PeLK
 from mmpelk.models.deploy import deploy_state_dict
+from mmpelk.ops import sharing_grid
 from tests.commands import call, load_tool
 from tests.paths import TOOLS
 
@@ -68,6 +69,7 @@ def figure_of(*words: object) -> Figure:
 def test_figures_are_of_what_is_asked_for(checkpoint: dict[str, Path]) -> None:
     for words, sizes in (
         ([], [(2, 1, 2), (7, 4, 2, 1, 1, 1, 1, 1, 2, 4, 7)]),
+        (['--center-size', 7], [(2, 1, 2), sharing_grid(31, 7)]),
         (['--kernel-size', 13, 9, '--center-size', 7], [(1, 2, *[1] * 7, 2, 1), (1,) * 9]),
         (['--grid', 2, 1, 2, '--grid', 1], [(2, 1, 2), (1,)]),
     ):
