@@ -73,7 +73,7 @@ def test_refuses() -> None:
     for cfg, message in (
         (dict(), 'needs decay_rate'),
         (dict(decay_rate=0.9, num_layer=6), 'may have'),
-        (dict(decay_rate=1.5), r'in \(0, 1\]'),
+        *((dict(decay_rate=rate), r'in \(0, 1\]') for rate in (1.5, 0)),
         (dict(decay_rate=0.9, decay_type='block_wise'), 'layer_wise'),
     ):
         with pytest.raises(ValueError, match=message):
@@ -100,6 +100,7 @@ def test_backbones_of_any_name(decay_type: str) -> None:
     deeper = _groups(_Segmentor(PeLK(SMALL | dict(depths=(1, 1, 27, 1)))), decay_type=decay_type)
     model = nn.Module()
     model.img_backbone = PeLK(SMALL)
+    model.backbone = PeLK(SMALL)  # whose name is the end of the other's
     model.student = _Segmentor(PeLK(SMALL | dict(depths=(1, 1, 27, 1))))
     model.fusion = nn.Linear(3, 3)
     got = _groups(model, decay_type=decay_type)

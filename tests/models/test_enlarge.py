@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mmengine.model import BaseModule, ExponentialMovingAverage
+from mmcv.cnn.bricks.conv_ws import ConvWS2d
+from mmengine.model import BaseModule, ExponentialMovingAverage, MMDistributedDataParallel
 from mmengine.registry import MODELS
 from mmengine.runner import load_state_dict as mmengine_load_state_dict
 from torch import Tensor, nn
@@ -144,6 +145,9 @@ def test_reasons_of_paddings_and_sizes() -> None:
         dict(kernel_size=3, padding=(1, 0)),
         dict(kernel_size=(3, 4), padding=(1, 2)),
         dict(kernel_size=15, padding=7),
+        *(dict(kernel_size=3, padding=1, stride=stride) for stride in ((1, 2), (2, 1))),
+        *(dict(kernel_size=3, padding=1, dilation=dilation) for dilation in ((1, 2), (2, 1))),
+        *(dict(kernel_size=3, padding=1, padding_mode=mode) for mode in ('reflect', 'replicate', 'circular')),
     ]
     network = nn.Sequential(*(nn.Conv2d(8, 8, groups=8, **each) for each in options))
     for center_size, message in (
@@ -159,6 +163,13 @@ def test_reasons_of_paddings_and_sizes() -> None:
         '3': 'its padding of (1, 0) changes the size of the map',
         '4': 'its kernel of 3 x 4 is even',
         '5': 'its kernel of 15 x 15 is not smaller than 15',
+        '6': 'its stride is (1, 2)',
+        '7': 'its stride is (2, 1)',
+        '8': 'its dilation is (1, 2)',
+        '9': 'its dilation is (2, 1)',
+        '10': 'its padding mode is reflect',
+        '11': 'its padding mode is replicate',
+        '12': 'its padding mode is circular',
     }
 
 
@@ -189,6 +200,8 @@ def test_sizes_by_name_and_function_and_patterns() -> None:
     assert sizes(kernel_size=13, exclude='2') == {'1': 13, '6': 13}
     assert sizes(kernel_size=13, include=['6', '3']) == {'6': 13}
     assert sizes(kernel_size=np.int64(13), include='2') == {'2': 13}
+    assert type(mmpelk.enlarge(network := small(), np.int64(13)).changes[0].after) is int
+    assert {type(each) for each in (network[1].kernel_size, *network[1].sharing_grid)} == {int}  # as files have them
     assert sizes(kernel_size={np.int64(9): 13}, include='2', input_size=(9, 9)) == {'2': 13}
     network = small()
     mmpelk.enlarge(network, 31)
@@ -216,7 +229,10 @@ def test_the_centre_can_be_larger_than_the_kernel() -> None:
     want = network(x)
     mmpelk.enlarge(network, 31, center_size=13)
     torch.testing.assert_close(network(x), want)
+    assert network[1].sharing_grid.count(1) == network[1].center_size == 13
+    mmpelk.enlarge(network, 51)  # which keeps it
     assert network[1].sharing_grid.count(1) == 13
+    torch.testing.assert_close(network(x), want)
     for center in (1, 31):
         with pytest.raises(ValueError, match='of at least 3 and below kernel_size 31'):
             EnlargedConv2d(8, 31, (3, 3), center)
@@ -440,6 +456,16 @@ class Doubled(nn.Conv2d):
         return 2 * super()._conv_forward(*args)
 
 
+class Sharded(nn.Parameter):
+    """As of libraries that shard or quantise."""
+
+
+def pair_of_another_weight() -> nn.Sequential:
+    network = pair()
+    network[1].weight = Sharded(network[1].weight.detach())
+    return network
+
+
 def parametrised_bias() -> nn.Sequential:
     network = pair()
     parametrize.register_parametrization(network[1], 'bias', nn.Identity())
@@ -459,6 +485,17 @@ REFUSED = {
         nn.Sequential(Doubled(8, 8, 3, padding=1, groups=8)),
         dict(),
         'its class Doubled convolves in a way of its own',
+    ),
+    'a convolution of standardised weights': (
+        nn.Sequential(ConvWS2d(8, 8, 3, padding=1, groups=8)),
+        dict(),
+        'its class ConvWS2d convolves in a way of its own',
+    ),
+    'a weight of another class': (pair_of_another_weight(), dict(), 'sharded or quantised'),
+    'a map that is not square': (
+        pair(),
+        dict(kernel_size={9: 31}, input_size=(9, 12)),
+        'its maps are 9 x 12, and not of one side',
     ),
     'a centre below the longer side': (small()[2:3], dict(center_size=5), '1 x 11 does not fit the centre of 5'),
     'a parametrised bias': (parametrised_bias(), dict(), 'its weight is parametrised'),
@@ -494,6 +531,14 @@ def test_refuses_and_changes_nothing(kind: str) -> None:
     assert repr(network) == before
 
 
+class FullyShardedDataParallel(nn.Module):
+    """Named as torch's, which wants a GPU."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
 HOLDERS = {
     'optimizer': (
         lambda network: torch.optim.SGD(network.parameters(), 1e-3),
@@ -504,7 +549,10 @@ HOLDERS = {
         lambda network: torch.optim.SGD([dict(params=part.parameters()) for part in network], 1e-3),
         'an optimizer, SGD, holds',
     ),
-    'wrapper': (DistributedDataParallel, 'the DistributedDataParallel would not know of the new parameters'),
+    **{
+        kind.__name__: (kind, f'the {kind.__name__} would not know of the new parameters')
+        for kind in (DistributedDataParallel, MMDistributedDataParallel, FullyShardedDataParallel)
+    },
 }
 CHANGES = {
     'enlarge': lambda network, _: mmpelk.enlarge(network, 31),
@@ -621,6 +669,7 @@ SHARED = {
     'two sizes': (lambda conv: nn.Sequential(conv, conv), dict(kernel_size={'0': 31, '1': 51}), 'has another name'),
     'a bias': (lambda conv: nn.Sequential(conv, shared_bias(conv)), dict(), 'its bias belongs to another module, too'),
     'a list': (lambda _: Keeper(lambda conv: [conv]), dict(), 'the Keeper keeps it beside its submodules'),
+    'a tuple': (lambda _: Keeper(lambda conv: (conv,)), dict(), 'the Keeper keeps it beside its submodules'),
     'a forward': (lambda _: Keeper(lambda conv: conv.forward), dict(), 'the Keeper keeps it beside its submodules'),
     'a weight': (lambda _: Keeper(lambda conv: {'w': conv.weight}), dict(), 'the Keeper keeps it beside its'),
 }
@@ -661,11 +710,11 @@ def test_networks_outside_that_share_a_convolution_keep_it(padding: int | str) -
 
 def test_shared_modules_stay_shared() -> None:
     conv = nn.Conv2d(4, 4, 3, padding=1, groups=4)
-    network = nn.Sequential(conv, nn.ReLU(), conv)
-    found = mmpelk.enlarge(network, 13, input_size=(9, 9))
-    assert [(change.name, change.parameters, len(change.maps)) for change in found.changes] == [
-        ('0', (4 * 3**2, 4 * 7**2), 2),
-        ('2', (0, 0), 0),
+    network = nn.Sequential(conv, nn.MaxPool2d(2), conv)
+    found = mmpelk.enlarge(network, 13, input_size=(9, 12))
+    assert [(change.name, change.parameters, change.maps) for change in found.changes] == [
+        ('0', (4 * 3**2, 4 * 7**2), ((9, 12), (4, 6))),
+        ('2', (0, 0), ()),
     ]
     assert 'FLOPs' in str(found)
     assert str(found).splitlines()[-1].split()[1:4] == ['36', '->', '196']
@@ -681,11 +730,12 @@ def test_shared_modules_stay_shared() -> None:
 
 def test_operations_that_a_backend_hides_are_no_part_of_a_sum() -> None:
     grid = sharing_grid(13)
-    kinds = [Change('a', 8, (3, 3), 13, (9, 49), ((9, 9),), backend, grid) for backend in ('fft', 'triton')]
+    kinds = [Change('a', 8, (3, 5), 13, (15, 49), ((9, 9),), backend, grid) for backend in ('fft', 'triton')]
     known, hidden, total = str(Enlargement(kinds)).splitlines()[1:]
+    assert str(Enlargement(kinds[:1] * 2)).endswith(f'{2 * kinds[0].executed:,}')
     assert kinds[1].executed is None
     assert known.endswith(f'{kinds[0].executed:,}')
-    flops = [8 * 81 * side**2 for side in (3, 13)]
+    flops = [8 * 81 * positions for positions in (3 * 5, 13**2)]
     assert hidden.endswith(f'{flops[0]:,} -> {flops[1]:,}')
     assert total.endswith(f'{2 * flops[0]:,} -> {2 * flops[1]:,}')
 
@@ -807,6 +857,24 @@ def test_functions_of_modules_find_the_convolution_and_keep_trained_kernels() ->
     network.apply(seen.append)
     assert [type(module) for module in seen] == [nn.Conv2d, EnlargedConv2d, nn.Sequential]
     with pytest.raises(ValueError, match='1 has hooks or a weight that is parametrised, pruned'):
+        mmpelk.dense(network)
+
+
+def test_an_error_in_a_function_of_modules_leaves_the_kernel() -> None:
+    network = pair()
+    mmpelk.enlarge(network, 13)
+    nn.init.normal_(network[1].weight)
+    before = copy.deepcopy(network.state_dict())
+    with pytest.raises(AttributeError):
+        network[1].apply(lambda module: module.what)
+    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
+
+
+def test_way_back_of_a_class_that_convolves_in_a_way_of_its_own_is_refused() -> None:
+    network = pair()
+    mmpelk.enlarge(network, 13)
+    network[1].__class__ = type('Doubled', (EnlargedConv2d,), {'forward': lambda self, x: 2 * self(x)})
+    with pytest.raises(ValueError, match='1: its class Doubled convolves in a way of its own'):
         mmpelk.dense(network)
 
 

@@ -126,6 +126,8 @@ def test_several_processes_refuse_to_train_what_was_resized(shrunk, monkeypatch)
     model.load_state_dict(shrunk, strict=False)
     with pytest.raises(ValueError, match=r"hidden_channels='pretrained'"):
         model(torch.randn(1, 3, 32, 32))
+    with torch.no_grad():
+        model(torch.randn(1, 3, 32, 32))
     model.eval()(torch.randn(1, 3, 32, 32))
     narrow = PeLK(NANO, hidden_channels=WIDTHS)
     narrow.load_state_dict(shrunk, strict=False)
@@ -143,6 +145,7 @@ def test_deployed_form_of_a_shrunk_network(shrunk):
 
 def test_a_network_without_dead_units_is_not_shrunk():
     state = sparse(inactive=False).state_dict()
+    state['stages.0.0.pointwise_conv2.weight'][:, 3] *= 1e-30  # nearly
     same, counts = shrink_hidden_units(state)
     assert not counts
     assert all(same[name] is value for name, value in state.items())
@@ -165,6 +168,8 @@ def test_which_blocks_have_units() -> None:
     for layers, keys, found in (
         ((*linear, nn.LayerNorm(8)), names, True),
         ((*linear, nn.LayerNorm(16)), names, False),  # over the units
+        ((*linear, nn.Linear(8, 16, bias=False)), names, True),  # of as many outputs
+        ((linear[0], nn.Linear(15, 8)), names, False),
         # As many units as channels: a norm of that size is taken for one over the channels.
         ((nn.Linear(8, 8), nn.Linear(8, 8), nn.LayerNorm(8)), names, True),
         ((conv, second, nn.BatchNorm2d(8)), names, True),

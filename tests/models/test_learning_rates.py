@@ -37,6 +37,7 @@ KERNELS = {'0.weight', '2.weight_orig'}
 def test_groups_for_torch(factor: float | None) -> None:
     model = network()
     groups = mmpelk.parameter_groups(model, 0.2, **({} if factor is None else dict(peripheral_lr_mult=factor)))
+    assert [group['lr'] for group in groups] == pytest.approx([0.2, 0.2 * (factor or 0.1)])
     optimizer = torch.optim.SGD(groups)
     found = rates(model, optimizer.param_groups)
     assert set(found) == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -57,8 +58,6 @@ def test_without_large_kernels_there_is_one_group() -> None:
     (group,) = mmpelk.parameter_groups(model, 0.2)
     assert group['lr'] == 0.2
     assert group['params'] == list(model.parameters())
-    with pytest.raises(ValueError, match='negative'):
-        mmpelk.parameter_groups(model, 0.2, -1)
 
 
 @pytest.mark.parametrize('keys', [{}, dict(bias_lr_mult=2.0), dict(custom_keys={'0.': dict(lr_mult=3.0)})])
@@ -90,7 +89,7 @@ def test_layer_decay_multiplies_its_rates() -> None:
     assert all(rates(model, lower)[name] == pytest.approx(rates(model, plain)[name] / 4) for name in changed)
 
 
-@pytest.mark.parametrize('factor', [-0.1, '0.1', True, float('nan')])
+@pytest.mark.parametrize('factor', [-0.1, '0.1', True, float('nan'), float('inf')])
 def test_refused_factors(factor: object) -> None:
     for constructor, keys in (
         (PeripheralOptimWrapperConstructor, {}),
@@ -98,5 +97,10 @@ def test_refused_factors(factor: object) -> None:
     ):
         with pytest.raises(ValueError, match='peripheral_lr_mult'):
             constructor(OPTIM_WRAPPER, keys | dict(peripheral_lr_mult=factor))
+        constructor(OPTIM_WRAPPER, keys | dict(peripheral_lr_mult=0))  # which keeps the kernels as they are
+    with pytest.raises(ValueError, match='peripheral_lr_mult'):
+        mmpelk.parameter_groups(nn.Linear(2, 2), 0.2, factor)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match='lr must not be negative'):
+        mmpelk.parameter_groups(nn.Linear(2, 2), -0.2)
     with pytest.raises(ValueError, match='no lr'):
         PeripheralOptimWrapperConstructor(dict(optimizer=dict(type='AdamW')))

@@ -123,6 +123,7 @@ TOUCHED: dict[str, Callable[[PeLKBlock], object]] = {
     'batch_statistics': _set('mixer.large_norm', nn.BatchNorm2d(3, track_running_stats=False)),
     'no_affine': _set('mixer.large_norm', nn.BatchNorm2d(3, affine=False)),
     'instance_norm': _set('mixer.small_norm', nn.InstanceNorm2d(3, affine=True, track_running_stats=True)),
+    'batch_norm_of_ones_own': _set('mixer.small_norm', _Activated(3)),
     'folded_norm': _set('mixer.small_norm', nn.Identity()),
     'other_norm': _set('norm', nn.RMSNorm(7) if hasattr(nn, 'RMSNorm') else nn.Identity()),
     'norm_of_two_axes': _set('norm', nn.LayerNorm((5, 7))),
@@ -208,14 +209,17 @@ def _step(stage: PeLKStage) -> list[Tensor]:
         (dict(mixed=7), False),
         (dict(norm_cfg=dict(type='SyncBN')), False),
         (dict(norm_cfg=dict(type='SyncBN'), reverted=True), False),
+        (dict(backend='fft'), False),
     ],
-    ids=['embedding', 'recomputed', 'all channels', 'SyncBN', 'reverted SyncBN'],
+    ids=['embedding', 'recomputed', 'all channels', 'SyncBN', 'reverted SyncBN', 'backend'],
 )
 def test_same_step_in_training(
     spec: dict, with_cp: bool, autocast: bool, trained: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec, reverted = {key: value for key, value in spec.items() if key != 'reverted'}, 'reverted' in spec
+    spec = dict(spec)
+    reverted, backend = spec.pop('reverted', False), spec.pop('backend', None)
     block = _block(**spec)
+    block.mixer.large.backend = backend
     if reverted:  # as on one device
         block = revert_sync_batchnorm(block)
     block.with_cp = with_cp
@@ -233,7 +237,6 @@ def test_same_step_in_training(
 IN_TRAINING: dict[str, Callable[[PeLKBlock], object]] = {
     **{name: touch for name, touch in TOUCHED.items() if name != 'training'},
     'norm_eval': lambda block: None,
-    'batch_norm_of_ones_own': _set('mixer.small_norm', _Activated(3)),
     'no_longer_tracked': lambda block: setattr(block.mixer.large_norm, 'track_running_stats', False),
     'cumulative_average': lambda block: setattr(block.mixer.large_norm, 'momentum', None),
     'one_norm_for_both': lambda block: setattr(block.mixer, 'small_norm', block.mixer.large_norm),
@@ -277,6 +280,15 @@ def test_norms_that_refuse_a_map(
     with pytest.raises(ValueError, match=error):
         block(_map())
     assert len(trained) == (type(norm) is nn.SyncBatchNorm and processes == 1)
+
+
+@pytest.mark.parametrize('grad', [False, True])
+@pytest.mark.parametrize('mode', ['in_bounds', 'constant'])
+@pytest.mark.usefixtures('asked', 'trained')
+def test_a_block_without_its_embedding_is_refused(mode: str, grad: bool) -> None:
+    block = _block(positional_embedding=mode).train(grad)
+    with torch.set_grad_enabled(grad), pytest.raises(ValueError, match='call the stage, or each block as'):
+        block(_map())
 
 
 def test_calls_that_are_for_the_operators_in_training(

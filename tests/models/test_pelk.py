@@ -2,6 +2,7 @@
 
 import copy
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,6 +77,35 @@ def test_architecture_with_overrides(arch: str | dict, changed: str) -> None:
     assert grids == [sharing_grid(size, min(whole['center_size'], size)) for size in whole['kernel_sizes']]
 
 
+@pytest.mark.parametrize(
+    ('key', 'value', 'other'),
+    [
+        ('center_size', 3, 5),
+        ('sharing_grids', [[5, 6, 2, 1, 1, 1, 1, 1, 2, 6, 5], None, None, None], [None] * 4),
+        ('conv_ratio', 0.5, 1.0),
+        ('small_kernel_size', 0, 3),
+        ('positional_embedding', 'constant', 'in_bounds'),
+        ('positional_embedding', None, 'constant'),
+        ('use_grn', True, False),
+        ('use_grn', False, True),
+    ],
+)
+def test_an_option_of_the_architecture_or_of_the_call(key: str, value: object, other: object) -> None:
+    """The same network; of both the call's counts."""
+    models = [
+        _nano(**arguments).eval()
+        for arguments in (
+            {key: value},
+            dict(arch=NANO | {key: value}),
+            {'arch': NANO | {key: other}, key: value},
+            {key: other},
+        )
+    ]
+    results = [[*model.state_dict().values(), *model(torch.ones(1, 3, 64, 64))] for model in models]
+    alike = [len(result) == len(results[0]) and all(map(torch.equal, result, results[0])) for result in results]
+    assert alike == [True, True, True, False]
+
+
 def test_default_centre() -> None:
     """Five without one in the dict; that of a named architecture is cut to smaller kernels."""
     assert _nano().stages[0][0].mixer.large.sharing_grid == sharing_grid(31, 5)
@@ -120,6 +150,16 @@ def test_block_follows_the_equations(activation: str) -> None:
     out = getattr(nn.functional, activation)(out @ block.pointwise_conv1.weight.T + block.pointwise_conv1.bias)
     out = (out @ block.pointwise_conv2.weight.T + block.pointwise_conv2.bias) * block.gamma
     torch.testing.assert_close(block(x, embedding), x + out.movedim(-1, 1))
+
+
+@pytest.mark.parametrize('mixer', ['peripheral', 'stripe'])
+def test_settings_of_norms_and_activations_reach_all_of_them(mixer: str) -> None:
+    norm, act = dict(type='BN', eps=0.1, momentum=0.3), dict(type='LeakyReLU', negative_slope=0.7)
+    model = _nano(mixer=mixer, positional_embedding=None, norm_cfg=norm, act_cfg=act)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(norms) == 5 * (3 if mixer == 'stripe' else 2)
+    assert {(module.eps, module.momentum) for module in norms} == {(0.1, 0.3)}
+    assert {block.act.negative_slope for stage in model.stages for block in stage} == {0.7}
 
 
 def test_train_and_eval_return_self_and_arguments_stay() -> None:
@@ -229,11 +269,23 @@ def test_response_norm_follows_its_equation(scale: float) -> None:
 
 
 def test_initialisation_leaves_what_it_was_given() -> None:
-    given = dict(type='Constant', layer='Conv2d', val=0.25)
-    model = _nano(init_cfg=copy.deepcopy(given))
+    one, other = (dict(type='Constant', layer=layer, val=0.25) for layer in ('Conv2d', 'Linear'))
+    for given in (one, [one, other]):
+        model = _nano(init_cfg=copy.deepcopy(given))
+        model.init_weights()
+        assert model.init_cfg == given
+        assert (model.downsample_layers[0][0].weight == 0.25).all()
+        assert (model.stages[0][0].pointwise_conv1.weight == 0.25).all() == (given is not one)
+
+
+def test_what_a_file_lacks_is_initialised_as_the_others_of_a_list_say(tmp_path: Path) -> None:
+    state = _nano(out_indices=(3,)).state_dict()
+    torch.save(state, tmp_path / 'a.pth')
+    others = [dict(type='Constant', layer=layer, val=val) for layer, val in (('LayerNorm2d', 2), ('Linear', 3))]
+    model = _nano(init_cfg=[*others, dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'))])
     model.init_weights()
-    assert model.init_cfg == given
-    assert (model.downsample_layers[0][0].weight == 0.25).all()
+    assert (model.norm0.weight == 2).all()
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in state.items())
 
 
 @pytest.mark.parametrize('mixer', MIXERS)
@@ -294,11 +346,12 @@ def test_norm_eval_keeps_the_statistics() -> None:
     assert model.stages[0][0].drop_path.training
 
 
+@pytest.mark.parametrize('frozen_stages', [0, 1])
 @pytest.mark.parametrize('kind', ['BN', 'SyncBN'])
-def test_norm_eval_holds_for_every_norm_with_statistics(kind: str) -> None:
-    model = _nano(norm_eval=True, norm_cfg=dict(type=kind)).train()
-    found = {type(module).__name__: module.training for module in model.modules() if hasattr(module, 'running_mean')}
-    assert found == {'SyncBatchNorm' if kind == 'SyncBN' else 'BatchNorm2d': False}
+def test_norm_eval_holds_for_every_norm_with_statistics(kind: str, frozen_stages: int) -> None:
+    model = _nano(norm_eval=True, norm_cfg=dict(type=kind), frozen_stages=frozen_stages).train()
+    found = {(type(module).__name__, module.training) for module in model.modules() if hasattr(module, 'running_mean')}
+    assert found == {('SyncBatchNorm' if kind == 'SyncBN' else 'BatchNorm2d', False)}
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,14 @@ class _Block(PeLKBlock):
     """A class of a user's."""
 
 
+class _Mixer(PeripheralMixer):
+    """Likewise."""
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        assert isinstance(embedding, Tensor)
+        return super().forward(x, embedding)
+
+
 class _Wrapper(nn.Module):
     def __init__(self, block: PeLKBlock) -> None:
         super().__init__()
@@ -70,6 +78,7 @@ CHANGES: dict[str, tuple[Callable[[PeLKStage], object], int]] = {
     'weight norm': (lambda stage: weight_norm(stage[1].mixer.large), 2),
     'a wrapper': (_wrap, 2),
     'another class': (lambda stage: setattr(stage[1], '__class__', _Block), 2),
+    'another class of a mixer': (lambda stage: setattr(stage[1].mixer, '__class__', _Mixer), 2),
     'another grid': (_with_one_kernel_on_another_grid, 2),
     'a compiled block': (lambda stage: setattr(stage[1], '_compiled_call_impl', stage[1]._call_impl), 2),
     'a deployed block': (lambda stage: stage[1].mixer.switch_to_deploy(stage.positional_embedding), 2),

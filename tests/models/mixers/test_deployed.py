@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode  # private: torch has no public way to it
 
 import mmpelk
-from mmpelk.models import MixerSpec, PeLK, PeripheralMixer
+from mmpelk.models import DenseMixer, MixerSpec, PeLK, PeripheralMixer
 from mmpelk.models.mixers import peripheral
 from mmpelk.models.mixers.base import norm_as_affine
 from mmpelk.ops import force_backend
@@ -55,14 +55,18 @@ def _step(mixer: PeripheralMixer, kind: type[torch.optim.Optimizer]) -> None:
     kind(mixer.parameters(), lr=0.1).step()
 
 
-@torch.no_grad()
-def test_the_backend_of_a_kernel_computes_it(mixer: PeripheralMixer, monkeypatch: pytest.MonkeyPatch) -> None:
-    x = torch.randn(1, 4, 9, 12)
+@pytest.mark.parametrize('deployed', [False, True])
+def test_the_backend_of_a_kernel_computes_it(
+    deployed: bool, mixer: PeripheralMixer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(1, 3, 9, 12)
+    mixer = mixer if deployed else PeripheralMixer(MixerSpec(3, 13))
     want = mixer(x)
     monkeypatch.setattr('mmpelk.ops.backends.calls.BACKENDS', table := Recording())
     for backend in (*ON_CPU, *reversed(ON_CPU)):
         mixer.large.backend = backend
-        torch.testing.assert_close(mixer(x), want)
+        with torch.set_grad_enabled(not deployed):
+            torch.testing.assert_close(mixer(x), want)
         assert table.used[-1] == backend
 
 
@@ -129,6 +133,7 @@ CHANGES: dict[str, Callable[[PeripheralMixer], object]] = {
     'other data': lambda mixer: setattr(mixer.large.weight, 'data', 2 * mixer.large.weight),
     'foreach': lambda mixer: torch._foreach_mul_([mixer.large.weight.data, mixer.large.bias.data], 2.0),
     'numpy': lambda mixer: mixer.large.weight.numpy().__imul__(2),
+    'no bias': lambda mixer: setattr(mixer.large, 'bias', None),
     'another parameter': lambda mixer: setattr(mixer.large, 'bias', nn.Parameter(torch.ones(3))),
     'requires_grad_ and a step of SGD': lambda mixer: _step(mixer.requires_grad_(), torch.optim.SGD),
     'a step of AdamW': lambda mixer: _step(mixer, torch.optim.AdamW),
@@ -199,9 +204,11 @@ def test_thawed_its_parameters_have_gradients_as_before(mixer: PeripheralMixer) 
 
 
 def test_only_merged_networks_are_frozen() -> None:
-    for network in (nn.Conv2d(1, 1, 1), PeripheralMixer(MixerSpec(3, 13))):
+    trained = DenseMixer(MixerSpec(3, 13))
+    for network in (nn.Conv2d(1, 1, 1), trained, nn.Sequential(_deployed(), trained)):
         with pytest.raises(ValueError, match='switch_to_deploy'):
             mmpelk.freeze(network)
+    mmpelk.freeze(DenseMixer(MixerSpec(3, 13, deploy=True)))
 
 
 @torch.inference_mode()
@@ -244,6 +251,8 @@ def test_a_size_is_prepared_once_for_each_backend(mixer: PeripheralMixer) -> Non
                 with force_backend(forced) if forced else nullcontext():
                     mixer(x)
                 assert prepared.call_count == count
+    mixer.large.sharing_grid = (3, *[1] * 7, 3)  # of as many rings
+    torch.testing.assert_close(mixer(x), _plain(mixer, x))
 
 
 def test_gradients_take_no_constants(mixer: PeripheralMixer) -> None:

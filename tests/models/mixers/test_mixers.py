@@ -1,5 +1,7 @@
 """Every mixer: its definition, its gradients, its merged form, and what it refuses."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -201,6 +203,39 @@ def test_refuses_to_merge(name: str, arguments: dict, message: str) -> None:
 )
 def test_receptive_field(name: str, size: int, reach: int, deploy: bool) -> None:
     assert MIXERS[name](MixerSpec(CHANNELS, size, deploy=deploy)).receptive_field == (reach, reach)
+
+
+NORMS: dict[str, Callable[[], nn.Module]] = {
+    'another epsilon': lambda: nn.BatchNorm2d(CHANNELS, eps=0.5),
+    'no weights': lambda: nn.BatchNorm2d(CHANNELS, affine=False),
+    'SyncBN': lambda: nn.SyncBatchNorm(CHANNELS, eps=0.1),
+    'instance norm': lambda: nn.InstanceNorm2d(CHANNELS, affine=True, track_running_stats=True),
+    'instance norm without weights': lambda: nn.InstanceNorm2d(CHANNELS, track_running_stats=True),
+}
+
+
+@pytest.mark.parametrize('kind', NORMS)
+@pytest.mark.parametrize('name', ['peripheral', 'stripe'])
+def test_every_norm_with_statistics_is_merged(name: str, kind: str) -> None:
+    mixer, _ = _trained(name)
+    mixer.small_norm, first = NORMS[kind](), NORMS[kind]()
+    mixer.large_norm = nn.ModuleList([first, NORMS[kind]()]) if name == 'stripe' else first
+    for norm_name, value in mixer.double().eval().state_dict().items():
+        if 'norm' in norm_name and value.is_floating_point():
+            nn.init.uniform_(value, 0.1, 2)
+    x = torch.randn(2, CHANNELS, 9, 14, dtype=torch.float64)
+    want = mixer(x)
+    mixer.switch_to_deploy()
+    torch.testing.assert_close(mixer(x), want, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize('grad', [False, True])
+@pytest.mark.parametrize('small_kernel_size', [0, 5])
+@pytest.mark.parametrize('mode', ['in_bounds', 'constant'])
+def test_a_mixer_is_not_called_without_its_embedding(mode: str, small_kernel_size: int, grad: bool) -> None:
+    mixer, _ = _trained('peripheral', mode, small_kernel_size=small_kernel_size)
+    with torch.set_grad_enabled(grad), pytest.raises(ValueError, match='call the stage, or each block as'):
+        mixer(torch.zeros(1, CHANNELS, 9, 9, dtype=torch.float64))
 
 
 def test_a_replaced_kernel_is_called() -> None:

@@ -1,6 +1,7 @@
 """Kernels that have hooks, are wrapped or are changed: they are called as modules, and merged rightly or not at all."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch.nn.modules.module import (
 )
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from mmpelk.models import MIXERS, MixerSpec, PeLK, PeripheralMixer
+from mmpelk.models import MIXERS, MixerSpec, PeLK, PeripheralConv2d, PeripheralMixer
 from mmpelk.models.mixers.base import is_untouched
 
 SIZE = 13
@@ -176,6 +177,28 @@ def test_what_computes_a_weight_is_folded(name: str, kind: str) -> None:
     assert not [name for name, _ in mixer.named_buffers() if 'weight' in name]
 
 
+@pytest.mark.parametrize(
+    'compute',
+    [
+        lambda module, name: parametrize.register_parametrization(module, name, Rounded()),
+        lambda module, name: prune.random_unstructured(module, name, 0.5),
+        lambda module, name: nn.utils.weight_norm(module, name, None),
+    ],
+    ids=['parametrisations', 'pruning', 'weight norm by a hook'],
+)
+@pytest.mark.parametrize('name', ['peripheral', 'stripe'])
+@torch.no_grad()
+def test_what_computes_biases_and_numbers_of_norms_is_folded(name: str, compute: Callable[..., object]) -> None:
+    mixer, x = trained(name), image().detach()
+    mixer.small.bias = nn.Parameter(torch.randn(4, dtype=torch.float64))
+    for module in (mixer.small, *(each for each in mixer.modules() if isinstance(each, nn.BatchNorm2d))):
+        compute(module, 'bias')
+        compute(module, 'weight')
+    want = mixer(x)
+    mixer.switch_to_deploy()
+    torch.testing.assert_close(mixer(x), want)
+
+
 class Activated(nn.BatchNorm2d):
     """As timm's norms with an activation."""
 
@@ -189,6 +212,16 @@ def activate(mixer: PeripheralMixer) -> None:
     mixer.large_norm = norm
 
 
+class Scaled(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class ScaledPeripheral(PeripheralConv2d):
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return 2 * super().forward(*args, **kwargs)
+
+
 CANNOT = 'cannot be merged: .* Take that off it before switch_to_deploy'
 REFUSED: dict[str, tuple[Callable[[PeripheralMixer], object], str]] = {
     'hook': (lambda mixer: mixer.large.register_forward_hook(lambda module, args, out: 2 * out), f'large .* {CANNOT}'),
@@ -197,6 +230,11 @@ REFUSED: dict[str, tuple[Callable[[PeripheralMixer], object], str]] = {
         lambda mixer: mixer.large_norm.register_forward_hook(lambda module, args, out: out + 1),
         f'large_norm .* {CANNOT}',
     ),
+    'a large kernel of another class': (
+        lambda mixer: setattr(mixer.large, '__class__', ScaledPeripheral),
+        f'large .* {CANNOT}',
+    ),
+    'a small kernel of another class': (lambda mixer: setattr(mixer.small, '__class__', Scaled), f'small .* {CANNOT}'),
     'norm that does more': (activate, 'Activated may do more than a batch norm'),
 }
 
@@ -221,6 +259,8 @@ def test_untouched_is_the_rule() -> None:
         lambda mixer: setattr(mixer.small, 'dilation', (2, 2)),
         lambda mixer: setattr(mixer.small, 'stride', (2, 2)),
         lambda mixer: setattr(mixer.small, 'padding_mode', 'circular'),
+        lambda mixer: setattr(mixer.small, '__class__', Scaled),
+        lambda mixer: setattr(mixer.large, '__class__', ScaledPeripheral),
     ):
         touched = trained()
         change(touched)
