@@ -13,6 +13,7 @@ from mmpelk.ops.sharing_grid import (
     _ring_without_copy,
     check_sharing_grid,
     mirror_half_grid,
+    project_kernel,
     reachable_rings,
     reduce_kernel,
     resolve_sharing_grid,
@@ -82,7 +83,8 @@ def test_rule_refuses(arguments: tuple[Any, ...], message: str) -> None:
 def test_explicit_grids() -> None:
     assert resolve_sharing_grid(5, [2, 1, 2], 3) == (2, 1, 2)
     assert resolve_sharing_grid(33, [4, 4, 4, 2, 1, 1, 1], 5) == mirror_half_grid([4, 4, 4, 2, 1, 1, 1])
-    assert resolve_sharing_grid(51, None, 5) == sharing_grid(51, 5)
+    assert resolve_sharing_grid(5, [1, 1, 1], 3) == (1,) * 5
+    assert resolve_sharing_grid(51, None, 7) == sharing_grid(51, 7) != sharing_grid(51)
 
 
 @pytest.mark.parametrize(
@@ -90,11 +92,13 @@ def test_explicit_grids() -> None:
     [
         (33, [8, 4, 2, 1, 1], 5, 'sums to 16 as a full grid and to 31 as a half grid'),
         (5, [1, 2, 2], 3, 'symmetric'),
+        (9, [1, 2, 3, 1, 1, 1], 3, 'symmetric'),  # the ends alone are alike
         (5, [3, -1, 3], 3, 'positive integers'),
+        (5, [2, 0, 1, 0, 2], 3, 'positive integers'),
         (6, [2, 2, 2], 1, 'kernel_size must be an odd'),
         (5, None, 7, 'center_size 7 is larger than kernel_size 5'),
     ],
-    ids=['wrong sum', 'asymmetric', 'negative', 'even kernel', 'centre too large'],
+    ids=['wrong sum', 'asymmetric', 'asymmetric inside', 'negative', 'zero', 'even kernel', 'centre too large'],
 )
 def test_explicit_grid_refuses(kernel_size: int, grid: list[int] | None, center_size: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -132,9 +136,12 @@ def test_reduction_is_the_adjoint_of_the_expansion(grid: tuple[int, ...]) -> Non
     torch.testing.assert_close((expand_kernel(weight, grid) * dense).sum(), (weight * reduce_kernel(dense, grid)).sum())
 
 
-def test_expansion_refuses_another_size() -> None:
+@pytest.mark.parametrize('size', [(7, 7), (7, 3), (3, 7), (5, 7), (7, 5)], ids=str)
+def test_another_size_is_refused(size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match='a grid of 3 rings needs'):
-        expand_kernel(torch.zeros(1, 1, 5, 5), [2, 1, 2])
+        expand_kernel(torch.zeros(1, 1, *size), [2, 1, 2])
+    with pytest.raises(ValueError, match='a grid of sum 5 needs'):
+        project_kernel(torch.zeros(1, 1, *size), [2, 1, 2])
 
 
 @given(grids, st.integers(1, 40))
