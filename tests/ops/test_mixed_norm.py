@@ -1,7 +1,7 @@
 """The end of a block's mixer: what happens where its kernel fails. :mod:`triton_cases` has the kernel itself."""
 
 import logging
-import sys
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,8 +25,8 @@ def _inputs(dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
     large, small, x = (
         draw(2, channels, 5, 4).to(dtype).contiguous(memory_format=torch.channels_last) for channels in (3, 3, 7)
     )
-    norms = [([draw(3) for _ in range(4)], 1e-5) for _ in range(2)]
-    return large, small, x, norms, ([draw(7), draw(7)], 1e-6)
+    norms = [([draw(3) for _ in range(4)], eps) for eps in (0.1, 0.01)]
+    return large, small, x, norms, ([draw(7), draw(7)], 1e-3)
 
 
 @pytest.fixture
@@ -72,30 +72,51 @@ def _one_channel_off(exact: Tensor) -> Tensor:
 def test_a_kernel_that_fails(
     result: Any, reason: str, kernel: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ) -> None:
-    inputs = _inputs()
+    inputs = _inputs(torch.bfloat16)
     want = mixed_norm._by_operators(*inputs)
     kernel.result = result
     with caplog.at_level(logging.WARNING, 'mmpelk.ops'):
-        assert torch.equal(mixed_norm.mixed_norm(*inputs, torch.float32), want)
+        got = mixed_norm.mixed_norm(*inputs, torch.float32)
+    torch.testing.assert_close(got, want.float(), rtol=0, atol=0)
     assert len(caplog.records) == 1
     assert reason in caplog.text
     assert mixed_norm._refused == {(inputs[2].device, inputs[2].dtype)}
 
 
-def test_kernels_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_operators_are_the_formula() -> None:
+    large, small, x, norms, (vectors, eps) = _inputs(torch.float64)
+    norms = [([tensor.double() for tensor in tensors], eps) for tensors, eps in norms]
+    vectors = [tensor.double() for tensor in vectors]
+    for maps in ((large, small), (large,), ()):
+        mixed = 0 if maps else large
+        for each, (of_norm, of_eps) in zip(maps, norms, strict=False):
+            mean, var, weight, bias = (tensor[:, None, None] for tensor in of_norm)
+            mixed = mixed + (each - mean) / (var + of_eps).sqrt() * weight + bias
+        out = torch.cat([mixed, x[:, 3:]], 1).permute(0, 2, 3, 1)
+        var, mean = torch.var_mean(out, -1, unbiased=False, keepdim=True)
+        want = (out - mean) / (var + eps).sqrt() * vectors[0] + vectors[1]
+        second = maps[1] if len(maps) == 2 else None
+        got = mixed_norm._by_operators(large, second, x, norms[: len(maps)], (vectors, eps))
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize('error', [ModuleNotFoundError, AttributeError, OSError], ids=lambda error: error.__name__)
+def test_kernels_that_cannot_be_imported(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever a package that is not whole raises."""
     first_results.import_kernels.cache_clear()
     inputs = _inputs()
     batch_norms, dtype = [torch.nn.BatchNorm2d(3) for _ in range(2)], torch.float32
     tensors = BranchTensors(torch.ones(3, 1, 1, 1), torch.ones(3, 1, 1, 1), None)
-    for module in ('norm', 'training_norm'):
-        monkeypatch.setitem(sys.modules, f'mmpelk.ops.backends.triton.{module}', None)
+    monkeypatch.setattr(first_results, 'import_module', lambda name: _raise(error(name)))
     with caplog.at_level(logging.WARNING, 'mmpelk.ops'):
         for _ in range(2):
             assert torch.equal(mixed_norm.mixed_norm(*inputs, torch.float32), mixed_norm._by_operators(*inputs))
             assert training_norm.mix_and_norm(inputs[2], tensors, [1], None, batch_norms, inputs[4], dtype) is None
     first_results.import_kernels.cache_clear()
     assert len(caplog.records) == 2
-    assert caplog.text.count('Reason: ModuleNotFoundError') == 2
+    assert caplog.text.count(f'Reason: {error.__name__}') == 2
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -146,7 +167,10 @@ def test_where_it_is_fused(kernel: SimpleNamespace, monkeypatch: pytest.MonkeyPa
         assert not mixed_norm.is_fused(torch.ones(1, 1, 1, 1))
         x.is_neg = lambda: True
         assert not mixed_norm.is_fused(gpu)
-        x.is_neg = lambda: False
+        x.is_neg, x.numel = (lambda: False), lambda: 0
+        assert not mixed_norm.is_fused(gpu)
+        x.numel = lambda: 1
+        assert not mixed_norm.is_fused(gpu, training=True), 'gradients are off'
         with force_backend('triton'):
             assert mixed_norm.is_fused(gpu)
         with FlopCounterMode(display=False):
@@ -154,6 +178,9 @@ def test_where_it_is_fused(kernel: SimpleNamespace, monkeypatch: pytest.MonkeyPa
         with force_backend('fft'):
             assert not mixed_norm.is_fused(gpu)
         with forward_ad.dual_level():  # any tensor may have a tangent
+            assert not mixed_norm.is_fused(gpu)
+        with monkeypatch.context() as missing:
+            missing.setitem(BACKENDS, 'triton', replace(BACKENDS['triton'], unavailable_reason=lambda: 'no triton'))
             assert not mixed_norm.is_fused(gpu)
         x.dtype = torch.float64
         assert not mixed_norm.is_fused(gpu)

@@ -6,6 +6,7 @@
 import copy
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from mmpelk.ops import training_norm
+from mmpelk.ops import force_backend, training_norm
 from mmpelk.ops.backends import first_results
 from mmpelk.ops.branches import BranchTensors, peripheral_branches
+from tests.ops.inputs import Recording
 
 GRID = [2, 1, 2]
 
@@ -79,6 +81,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
         stand_in.calls.append('forward')
+        assert all(each.is_contiguous(memory_format=torch.channels_last) for each in maps)
         large, small, x = (each.double() for each in maps)
         mixed, stats = torch.zeros_like(large), []
         for i, each in enumerate((large, small)):
@@ -100,6 +103,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     ) -> tuple[Tensor, ...]:
         stand_in.calls.append('backward')
         assert all(each.is_contiguous() for each in (grad, stats, *parameters))
+        assert all(each.is_contiguous(memory_format=torch.channels_last) for each in maps)
         with torch.enable_grad(), torch.autocast('cpu', enabled=False):
             leaves = [each.detach().double().requires_grad_() for each in (*maps, *parameters)]
             large, small, x, *of_norms = leaves
@@ -296,7 +300,7 @@ def test_sums_over_a_middle_channel_that_miss_pixels(
     assert 'for 3 mixed channels' in caplog.text
 
 
-def test_kernels_that_are_right_are_compared_once(kernel: SimpleNamespace) -> None:
+def test_kernels_that_are_right_are_compared_once(kernel: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, norms = _inputs(), _norms()
     want = _results(inputs, norms, False, times=2)
     with torch.autograd.profiler.profile():  # which is to see what runs without it
@@ -304,6 +308,8 @@ def test_kernels_that_are_right_are_compared_once(kernel: SimpleNamespace) -> No
     assert kernel.calls == ['forward', 'backward'] * 2
     assert len(training_norm._trusted) == 2
     kernel.forward_result, kernel.backward_result = _off(0, 1), _off(9, 1)
+    for module in (training_norm, first_results):  # a graph may capture them from now on
+        monkeypatch.setattr(module, 'is_capturing', lambda x: True)
     got = _results(inputs, norms, True, times=2)
     assert [i for i, pair in enumerate(zip(got, want, strict=True)) if not torch.allclose(*pair)] == [0, 5]
     assert not training_norm._refused
@@ -324,6 +330,10 @@ def test_what_is_neither_trusted_nor_refused(kernel: SimpleNamespace, monkeypatc
         _call([x[:1, :, :1, :1], weight, small, bias[:, :1, :1], *norm], _norms())
     with pytest.raises(RuntimeError, match='should contain 3 elements'):
         _call(inputs, [nn.BatchNorm2d(5, dtype=torch.float64) for _ in range(2)])
+    with pytest.raises(ValueError, match='bias must be'):
+        _call([x, weight, small, bias[:, 1:], *norm], _norms())
+    tensors = BranchTensors(weight, small, bias)
+    assert training_norm.mix_and_norm(x, tensors, GRID, None, norms, (norm, 0.0), x.dtype) is None, 'no epsilon'
     assert not kernel.calls
     kernel.forward_result = lambda *_: _raise(torch.cuda.OutOfMemoryError())
     with pytest.raises(torch.cuda.OutOfMemoryError):
@@ -375,6 +385,25 @@ def test_frozen_tensors_and_a_gradient_without_layout(frozen: list[int], kernel:
     torch.testing.assert_close(got, grads(False))
     assert kernel.calls == ['forward', 'backward']
     assert all(got[index] is None for index in (*frozen, -1, -2))
+
+
+@pytest.mark.parametrize('broken', [False, True])
+@pytest.mark.parametrize('named', [False, True])
+def test_backend_of_all_derivatives(
+    named: bool, broken: bool, kernel: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A named one and a forced one, whether or not it still is in the backward."""
+    monkeypatch.setattr('mmpelk.ops.backends.calls.BACKENDS', table := Recording())
+    x, weight, small, bias, *norm = inputs = _inputs()
+    if broken:
+        kernel.backward_result = lambda *_: _raise(RuntimeError('broken'))
+    with nullcontext() if named else force_backend('fft'):
+        tensors, name = BranchTensors(weight, small, bias), 'fft' if named else None
+        out = training_norm.mix_and_norm(x, tensors, GRID, name, _norms(), (norm, 1e-6), x.dtype)
+    assert out is not None
+    torch.autograd.grad(out.sum(), inputs)
+    assert set(table.used) == {'fft'}
+    assert kernel.calls == ['forward', 'backward']
 
 
 def test_recomputed_in_the_backward(kernel: SimpleNamespace) -> None:
