@@ -36,19 +36,24 @@ from mmpelk.ops.prepared import prepare
 from tests.ops.inputs import BACKENDS, Recording, convolve, make_inputs, needs_custom_op, output_and_gradients
 
 
+@pytest.mark.parametrize('branches', [False, True], ids=['one kernel', 'two kernels'])
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_forcing_a_backend(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forcing_a_backend(backend: str, branches: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = sharing_grid(13, 5)
-    x, weight, _ = make_inputs(grid, 10, 9)
+    x, weight, _ = (tensor.requires_grad_() for tensor in make_inputs(grid, 10, 9))
     monkeypatch.setattr('mmpelk.ops.backends.calls.BACKENDS', table := Recording())
-    x.requires_grad_()
-    weight.requires_grad_()
+
+    def call(name: str | None = None) -> Tensor:
+        if branches:
+            return sum(peripheral_branches(x, weight, grid, weight[..., :3, :3], backend=name))  # type: ignore[return-value]
+        return peripheral_conv2d(x, weight, grid, backend=name)
+
     with force_backend(backend):
-        out = peripheral_conv2d(x, weight, grid)
-        peripheral_conv2d(x, weight, grid, backend='dense')
+        out = call()
+        call('dense')
     out.sum().backward()  # both gradients, outside the block
     assert table.used == [backend, 'dense', backend, backend]
-    peripheral_conv2d(x, weight, grid)
+    call()
     assert table.used[-1] == fastest_backend(x, grid)
 
 

@@ -1,5 +1,6 @@
 """Both kernels of a mixer as one operator: what the operators one by one return, to any derivative."""
 
+import functools
 import itertools
 
 import pytest
@@ -72,6 +73,21 @@ def test_second_derivatives(backend: str, bias: bool) -> None:
     assert torch.autograd.gradgradcheck(lambda *tensors: at_once(*tensors, backend=backend), inputs, fast_mode=True)
 
 
+@pytest.mark.parametrize('wanted', [each for each in itertools.product([True, False], repeat=3) if any(each)], ids=str)
+def test_second_derivatives_of_some_inputs(wanted: tuple[bool, ...]) -> None:
+    """Of both outputs, or of one, so that nothing is to be differentiated in the other's gradient."""
+    x, weight, small = wanted
+    for used in ((0, x or weight), (1, x or small)), ((0, x or weight),), ((1, x or small),):
+        results = []
+        for function in (one_by_one, at_once) if any(depends for _, depends in used) else ():
+            inputs = [tensor.requires_grad_(want) for tensor, want in zip(draw(bias=False), wanted, strict=True)]
+            outputs, leaves = function(*inputs), [tensor for tensor in inputs if tensor.requires_grad]
+            grad = functools.partial(torch.autograd.grad, inputs=leaves, allow_unused=True, materialize_grads=True)
+            firsts = grad(sum(outputs[index].sin().sum() for index, _ in used), create_graph=True)
+            results.append(grad(sum(first.square().sum() for first in firsts)))
+        torch.testing.assert_close(results[:1], results[1:], rtol=1e-11, atol=1e-11)
+
+
 @needs_custom_op
 def test_torch_knows_it() -> None:
     inputs = draw(bias=True)
@@ -117,9 +133,13 @@ def test_keeps_no_more_than_its_inputs_for_the_backward() -> None:
 
 
 def test_refuses_what_the_operator_refuses() -> None:
-    x, weight, small = draw(bias=False)
+    x, weight, small, bias = draw(bias=True)
     with pytest.raises(ValueError, match='a grid of 3 rings'):
         peripheral_branches(x, weight, (2, 1, 2), small)
+    with pytest.raises(ValueError, match='bias must be'):
+        at_once(x, weight, small, bias[:1])
+    with pytest.raises(ValueError, match="unknown backend 'magic'"):
+        at_once(x, weight, small, bias, 'magic')
 
 
 @needs_custom_op
