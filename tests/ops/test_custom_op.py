@@ -1,5 +1,7 @@
 """What torch's subsystems see of the operator: autograd, torch.compile, the FLOP counter, autocast."""
 
+from collections.abc import Iterable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,11 +11,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmpelk.ops import expand_kernel, peripheral_conv2d, sharing_grid
+from mmpelk.ops.backends import BACKENDS as TABLE
 from mmpelk.ops.branches import peripheral_branches
 from mmpelk.ops.positional_op import positional_term
+from mmpelk.ops.prepared import Prepared, prepare
 from tests.ops.inputs import (
     BACKENDS,
     FAST,
+    LAYOUTS,
     convolve,
     make_inputs,
     needs_custom_op,
@@ -59,6 +64,15 @@ def test_profiler_modes_and_traces_see_operators_and_nobody_else_waits_for_them(
     def call(x: Tensor, weight: Tensor) -> Tensor:
         return peripheral_conv2d(x, weight, grid)
 
+    class Marked(Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            seen.append(str(func))
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    call(x.as_subclass(Marked), weight)
+    assert seen.pop() == 'mmpelk.peripheral_conv2d'
+    seen.clear()
     leaves = x.requires_grad_(), weight.requires_grad_()
     with torch.profiler.profile() as profile:
         call(*leaves).sum().backward()
@@ -85,6 +99,10 @@ def test_flop_counter_sees_the_dense_form() -> None:
     with FlopCounterMode(display=False) as counter:
         peripheral_conv2d(x, weight[:2], grid, bias[:2], partial=True).sum().backward()  # bias and rest count nothing
     assert counter.get_total_flops() == 3 * 2 * x[:, :2].numel() * 13**2
+    prepared = prepare(x, weight[:2], grid, None, 'dft')
+    with FlopCounterMode(display=False) as counter:
+        prepared(x)
+    assert counter.get_total_flops() == 2 * x[:, :2].numel() * 13**2
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, pytest.param(torch.float16, marks=needs_half_on_cpu)])
@@ -154,6 +172,56 @@ def test_transforms_of_gradients_are_seen(branches: bool) -> None:
         total = (output(weight.detach().requires_grad_()) * scale[:, None, None]).sum()
         with pytest.raises(NotImplementedError, match='no forward-mode derivative'):
             total.backward()
+
+
+@needs_custom_op
+@pytest.mark.parametrize('index', range(4), ids=['map', 'weight', 'small weight', 'bias'])
+def test_a_tangent_of_any_tensor_is_refused(index: int) -> None:
+    grid = sharing_grid(9)
+    x, weight, bias = make_inputs(grid, 7, 5)
+    tensors = [x, weight, weight[..., :3, :3].clone(), bias]
+    with forward_ad.dual_level():
+        tensors[index] = forward_ad.make_dual(tensors[index], torch.ones_like(tensors[index]))
+        x, weight, small, bias = tensors
+        prepared = Prepared(weight, bias, list(grid), 'dft', TABLE['dft'].prepare(weight.detach(), grid, x))
+        calls = [lambda: peripheral_branches(x, weight, grid, small, bias)]
+        calls += [] if index == 2 else [lambda: peripheral_conv2d(x, weight, grid, bias), lambda: prepared(x)]  # type: ignore[list-item]
+        for call in calls:
+            with pytest.raises(NotImplementedError, match='no forward-mode derivative'):
+                call()
+
+
+def _layouts(tensors: Iterable[Tensor]) -> list[object]:
+    return [
+        (each.shape, each.dtype, [step for step, size in zip(each.stride(), each.shape, strict=True) if size > 1])
+        for each in tensors
+    ]
+
+
+@needs_custom_op
+@pytest.mark.parametrize('index', [0, 1], ids=['map', 'gradient'])
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_maps_without_numbers_are_laid_out_as_others(layout: str, index: int) -> None:
+    """What compiled code relies on."""
+    grid, operators = list(sharing_grid(9)), torch.ops.mmpelk
+    x, weight, bias = make_inputs(grid, 7, 6, torch.float32)
+    kernel = TABLE['dft'].prepare(weight, grid, x)  # type: ignore[misc]
+
+    def results(device: str) -> list[Tensor]:
+        maps = [x.to(device), x.to(device)]
+        maps[index] = LAYOUTS[layout](maps[index])
+        image, grad = maps
+        one, added, spectrum = (each.to(device) for each in (weight, bias, kernel))
+        tensors, settings, wanted = (image, one, one[..., :3, :3].contiguous()), (grid, 'fft'), [True] * 3
+        return [
+            operators.peripheral_conv2d(image, one, added, *settings),
+            operators.peripheral_conv2d_prepared(image, one, added, grid, 'dft', spectrum),
+            *operators.peripheral_conv2d_backward(image, one, grad, 3, *settings, wanted),
+            *operators.peripheral_branches(*tensors, added, *settings),
+            *operators.peripheral_branches_backward(*tensors, grad, grad, *settings, wanted),
+        ]
+
+    assert _layouts(results('meta')) == _layouts(results('cpu'))
 
 
 @needs_custom_op
