@@ -62,11 +62,16 @@ def _constants(source: str) -> Iterator[str]:
                 continue
             inner = list(ast.walk(value))
             called = {name for call in inner if isinstance(call, ast.Call) for name in ast.walk(call.func)}
-            if any(isinstance(each, ast.Name | ast.JoinedStr | ast.Lambda) and each not in called for each in inner):
+            names = {each for each in inner if isinstance(each, ast.Name) and not each.id.isupper()} - called
+            if names or any(isinstance(each, ast.JoinedStr | ast.Lambda) for each in inner):
                 continue
             constants = [each.value for each in inner if isinstance(each, ast.Constant)]
             has_numbers = any(isinstance(each, int | float) for each in constants)
-            if owner or has_numbers or isinstance(value, ast.Tuple | ast.List | ast.Set | ast.Dict):
+            if (
+                owner
+                or has_numbers
+                or isinstance(value, ast.Tuple | ast.List | ast.Set | ast.Dict | ast.Call | ast.BinOp)
+            ):
                 lines = (ast.get_source_segment(source, node) or '').splitlines()
                 yield owner + ' '.join(' '.join(re.sub(r'(^|\s)#.*', '', line) for line in lines).split())
 

@@ -1,7 +1,9 @@
 """``tools/demo_image.py`` for both tasks, with checkpoints and with an ONNX file."""
 
 import argparse
+import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -158,7 +160,8 @@ def test_label_maps_of_what_makes_none(
     scope: str, checkpoint: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo_image, 'read_config', lambda path: Config(dict(default_scope=scope)))
-    args = argparse.Namespace(checkpoint=checkpoint, config='c.py', label_maps=True, opacity=0.25)
+    config = 'c.py' if checkpoint == 'm.pth' else None
+    args = argparse.Namespace(checkpoint=checkpoint, config=config, label_maps=True, opacity=0.25)
     with pytest.raises(UserError, match=message):
         demo_image.make_painter(args, [])
 
@@ -218,7 +221,32 @@ def test_config_is_wanted_with_a_checkpoint(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('color_type', ['color', 'color_ignore_orientation'])
 def test_pictures_are_read_as_the_config_reads_them(color_type: str) -> None:
-    pipeline = [dict(type='LoadImageFromFile', color_type=color_type), dict(type='PackSegInputs')]
-    assert find_color_type(Config(dict(test_pipeline=pipeline))) == color_type
+    for library in ('', 'mmcv.'):
+        pipeline = [dict(type=f'{library}LoadImageFromFile', color_type=color_type), dict(type='PackSegInputs')]
+        assert find_color_type(Config(dict(test_pipeline=pipeline))) == color_type
     assert find_color_type(Config(dict(test_dataloader=dict(dataset=dict(pipeline=pipeline))))) == color_type
     assert find_color_type(Config(dict(model=dict()))) == 'color'
+
+
+@pytest.mark.parametrize('problems', [[], ['odd']], ids=str)
+@pytest.mark.parametrize(('checkpoint', 'color_type'), [('m.pth', 'color_ignore_orientation'), ('m.onnx', 'color')])
+def test_command(
+    checkpoint: str,
+    color_type: str,
+    problems: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    step = dict(type='LoadImageFromFile', color_type='color_ignore_orientation')
+    monkeypatch.setattr(demo_image, 'read_config', lambda path: Config(dict(test_pipeline=[step])))
+    monkeypatch.setattr(demo_image, 'find_drawings', lambda images, out: [*images, out])
+    monkeypatch.setattr(demo_image, 'make_painter', lambda args, label_maps: args.checkpoint)
+    monkeypatch.setattr(demo_image, 'draw_all', draw := mock.Mock(return_value=problems))
+    config = ['--config', 'c.py'] if checkpoint == 'm.pth' else []
+    monkeypatch.setattr(sys, 'argv', ['demo_image.py', 'a.png', '--checkpoint', checkpoint, *config, '--out', 'out'])
+    with pytest.raises(SystemExit, match='1') if problems else nullcontext():
+        demo_image.main()
+    draw.assert_called_once_with([Path('a.png'), Path('out')], checkpoint, [], color_type)
+    printed = capsys.readouterr()
+    assert printed.out == f"{2 - len(problems)} drawings in 'out'\n"
+    assert printed.err == 'error: odd\n' * len(problems)

@@ -2,15 +2,18 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import mmcv
 import pytest
 import torch
 import torchvision.ops
 
+from tools import mmcv_operators
 from tools.mmcv_operators import check, join
 
 
@@ -35,6 +38,20 @@ def test_joined_files_hold_every_file_once(tmp_path: Path) -> None:
 def test_another_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no source of mmcv's operators"):
         join(tmp_path)
+
+
+@pytest.mark.parametrize('words', [['check'], ['join', 'mmcv-2.3.6']], ids=str)
+@pytest.mark.parametrize('error', [ImportError('odd'), FileNotFoundError('odd'), RuntimeError('odd'), None], ids=str)
+def test_command(words: list[str], error: Exception | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {name: mock.Mock(side_effect=error) for name in ('check', 'join')}
+    for name, function in asked.items():
+        monkeypatch.setattr(mmcv_operators, name, function)
+    monkeypatch.setattr(sys, 'argv', ['mmcv_operators.py', *words])
+    with pytest.raises(SystemExit, match='error: odd') if error else nullcontext():
+        mmcv_operators.main()
+    assert {name: function.call_args for name, function in asked.items() if function.called} == {
+        words[0]: mock.call(*map(Path, words[1:]))
+    }
 
 
 def operators(damaged: str = '', damage: Callable[..., Any] = lambda out, *inputs: out) -> SimpleNamespace:
