@@ -107,7 +107,7 @@ class Source(NamedTuple):
 #: Where checkpoints come from.
 SOURCES: dict[str, Source] = {
     'slak': Source('SLaK or RepLKNet', r'stages\.\d+\.\d+\.large_kernel\.', _SLAK),
-    'convnext': Source("ConvNeXt's authors", r'stages\.\d+\.\d+\.dwconv\.', _FACEBOOK),
+    'convnext': Source("ConvNeXt's authors", r'stages\.\d+\.\d+\.dwconv\.weight', _FACEBOOK),
     'mmpretrain': Source('mmpretrain', r'stages\.\d+\.\d+\.depthwise_conv\.', _MMPRETRAIN),
     'timm': Source('timm', r'stages[._]\d+\.blocks\.\d+\.mlp\.fc1\.', _TIMM),
     'torchvision': Source('torchvision', r'features\.\d+\.\d+\.block\.0\.', _TORCHVISION),

@@ -293,6 +293,13 @@ def test_another_network_is_refused_with_what_it_is(name: str, message: str) -> 
         Reading(state, "'public.pth'")
 
 
+def test_sparse_layers_of_convnext_v2_are_named() -> None:
+    """Of the files that its authors pretrain with, beside those that they publish."""
+    state = {f'encoder.stages.0.0.dwconv.{part}': torch.ones(8) for part in ('kernel', 'bias')}
+    with pytest.raises(UserError, match=r"MinkowskiEngine's sparse layers, .*take the converted file"):
+        Reading(state)
+
+
 def test_misfit_names_network_normalisation_and_recipe() -> None:
     with torch.device('meta'):
         state = {f'visual.trunk.{key}': value for key, value in timm.create_model('convnext_base').state_dict().items()}
