@@ -66,6 +66,16 @@ def test_pictures_beside_the_splits_of_their_class_are_told(tmp_path: Path) -> N
     assert '1 pictures of a class are in no folder of a split and are left out (dog/0.jpg)' in notes(data, 'mistake')
 
 
+@pytest.mark.parametrize(('folder', 'split'), [
+    ('trainset', True), ('Training_images', True), ('val', True), ('VALID', True), ('validation', True), ('dev', True),
+    ('test-data', True), ('testing', True), ('train_station', False), ('test_tube', False), ('a_val', False),
+    ('val_2', False),
+])  # fmt: skip
+def test_splits_below_the_classes(folder: str, split: bool, tmp_path: Path) -> None:
+    data = read_classification(write(tmp_path, **{f'{label}__{folder}': 3 for label in ('cat', 'dog')}, cat__train=3))
+    assert ('are in folders below that of their class' in notes(data, 'question')) is not split
+
+
 def test_empty_classes_of_a_split_are_told(tmp_path: Path) -> None:
     write(tmp_path, train__cat=3, train__dog=3, val__cat=1, val__dog=1)
     for folder in ('train/fish', 'train/.cache', 'other', 'val/cow'):

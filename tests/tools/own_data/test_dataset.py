@@ -77,6 +77,7 @@ def save(kind: type, value: int) -> Callable[[Path], None]:
 @pytest.mark.parametrize(('make', 'end', 'expected'), [
     (save(np.uint16, 40000), '.png', Header(5, 3, peak=40000)),
     (save(np.uint16, 40000), '.tif', Header(5, 3, peak=40000)),
+    (save('>u2', 40000), '.tif', Header(5, 3, peak=40000)),  # type: ignore[arg-type]
     (save(np.uint8, 200), '.tif', Header(5, 3)),
     (save(np.int32, 70000), '.tif', 'training reads pictures of 8 bits, and it has 32: convert them'),
     (save(np.float32, 1), '.tif', 'training reads pictures of 8 bits, and it has 32: convert them'),
@@ -179,6 +180,17 @@ LISTS: dict[str, tuple[dict[str, str], dict[str, str] | str | None]] = {
     ),
     'what is left is trained on': (dict(test='a/0\na/1'), dict(train='b/0 b/1 v1.2/7 v1.2/8', test='a/0 a/1')),
     'in two': (dict(train='a/0\na/1', test='a/0'), dict(train='a/1', test='a/0')),
+    **{
+        f'in {folder}': (
+            {f'{folder}/train': 'a/0\n\na/1\n', f'{folder}/Val': 'b/0\n'},
+            dict(train='a/0 a/1', val='b/0'),
+        )
+        for folder in ('ImageSets/Segmentation', 'ImageSets/Main', 'splits', 'lists', 'annotations')
+    },
+    **{
+        f'called {name}': ({name: 'a/0\na/1\nb/0\n', 'VALID': 'a/1\n'}, dict(train='a/0 b/0', val='a/1'))
+        for name in ('trainval', 'train_val', 'Train+Val')
+    },
     'joined above others': (
         {'trainval': 'a/0\na/1', 'ImageSets/Main/train': 'b/0', 'ImageSets/Main/val': 'b/1'},
         dict(train='a/0 a/1'),
@@ -237,6 +249,7 @@ SERIES: dict[str, tuple[str, str, str]] = {
     'half of them': ('clip1_01 clip1_02', 'clip1_03 clip2_01', ''),
     'more than half': ('clip1_01 clip1_02', 'clip1_03 clip1_04 clip2_01', 'clip1_03 clip1_04'),
     'copies': ('7 9_x', '7_flip', '7_flip'),
+    'copies behind a hyphen': ('7 9-x', '7-flip', '7-flip'),
     'pictures of copies': ('7_flip 9', '7', '7'),
     'copies of frames': ('clip1_01 clip2_01', 'clip1_02 clip1_02_flip', 'clip1_02 clip1_02_flip'),
     'copies whose picture is away': ('7_turned', '7_flip', ''),

@@ -97,6 +97,9 @@ SPOILT: dict[str, Callable[[Content], Any]] = {
     'code of another size': alter(segmentation=dict(size=[48, 32], counts=[100, 20, 1416])),
     'outline elsewhere': alter(segmentation=[[30, 20, 40, 20, 40, 30]]),
     'absent category': lambda d: d['categories'].append(dict(id=9, name='cow')),
+    'most outlines': lambda d: [
+        entry.update(segmentation=[[2, 3, 12, 3, 12, 15]], bbox=[2, 3, 10, 12]) for entry in d['annotations'][1:]
+    ],
     'some outlines': alter(segmentation=[[2, 3, 12, 3, 12, 15]]),
 }
 
@@ -125,6 +128,16 @@ def test_lists_split_one_file(lists: dict[str, str], tmp_path: Path) -> None:
     for name, text in lists.items():
         (tmp_path / f'{name}.txt').write_text(text)
     read_detection(tmp_path)
+
+
+@pytest.mark.parametrize('more', [None, 'val.json'])
+def test_lists_come_before_folders_and_files_of_splits_before_lists(more: str | None, tmp_path: Path) -> None:
+    pictures = [f'i/{split}/{index}.jpg' for index, split in enumerate(('train', 'train', 'val', 'val', 'train'))]
+    files = {'train.json': pictures[:3], 'val.json': pictures[3:]} if more else {'a.json': pictures}
+    lay(tmp_path, files, ' '.join(pictures))
+    (tmp_path / 'val.txt').write_text('0\n1\n')
+    held_out = read_detection(tmp_path).splits['val']
+    assert held_out == (pictures[3:] if more else pictures[:2])
 
 
 @pytest.mark.usefixtures('all_that_is_read')
@@ -189,10 +202,12 @@ def test_sizes_and_boxes_are_completed(tmp_path: Path) -> None:
 @pytest.mark.usefixtures('all_that_is_read')
 def test_crowds_stay_crowds_and_areas_those_of_the_file(tmp_path: Path) -> None:
     crowded = content()
-    crowded['annotations'][0] |= dict(iscrowd=1, area=77.5)  # of the outline, which fills no box
+    for entry, area in zip(crowded['annotations'], (77.5, 99.5), strict=False):
+        entry['area'] = area  # of the outline, which fills no box
+    crowded['annotations'][0]['iscrowd'] = 1
     data = read_detection(write(tmp_path, crowded))
     assert sum(entry['iscrowd'] for entry in kept(data)) == 1
-    assert {entry['area'] for entry in kept(data)} == {77.5, 10 * 12, 16 * 20}
+    assert {entry['area'] for entry in kept(data)} == {77.5, 99.5, 10 * 12, 16 * 20}
     assert {round(side * side, 6) for side in data.details['sides']} == {10 * 12, 16 * 20}, 'of what is no crowd'
 
 
@@ -505,6 +520,12 @@ PLACES: dict[str, tuple[dict[str, list[str]], str, dict[str, Any], str]] = {
         {},
         'i/0.jpg i/1.jpg',
     ),
+    'names that begin with splits': (
+        {'a.json': ['train_0.jpg', 'val_1.jpg', 'val_2.jpg']},
+        'i/train_0.jpg i/val_1.jpg i/val_2.jpg',
+        {},
+        'i/train_0.jpg i/val_1.jpg i/val_2.jpg',
+    ),
     'written folders whose end agrees': (
         {'a.json': ['x/i/0.jpg', 'y/i/1.jpg']},
         'i/0.jpg i/1.jpg',
@@ -615,6 +636,14 @@ def test_pictures_of_an_archive_beside_those_of_the_folder(tmp_path: Path) -> No
     data = read_detection(tmp_path / 'data', converted=dict(files={split: str(path) for split, path in files.items()}))
     assert data.details['folders'] == dict(train='', val='')
     assert data.splits['val'] == [entry['file_name'] for entry in part['images']]
+    # Folders above the archive's say no split.
+    (tmp_path / 'data' / 'images').rename(tmp_path / 'data' / 'val')
+    above = (tmp_path / 'out').rename(tmp_path / 'train')
+    for index, entry in enumerate(part['images']):
+        entry['file_name'] = f'val/{index}.jpg' if index < 2 else str(above / 'pictures' / f'{index - 2}.jpg')
+    files['train'].write_text(json.dumps(part))
+    data = read_detection(tmp_path / 'data', converted=dict(files=dict(default=str(files['train']))))
+    assert 'drawn at random' in notes(data, 'decision')
 
 
 def test_twins_are_asked_for_unless_their_names_are_given(tmp_path: Path) -> None:

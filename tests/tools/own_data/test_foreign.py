@@ -316,7 +316,7 @@ def test_what_is_left_out_of_other_formats_is_told(
 
 
 # A box of the class 1 as shares of 48 x 32, and its corners.
-YOLO = {'box': '1 0.5 0.5 0.25 0.5', 'polygon': '1 0.375 0.25 0.625 0.25 0.625 0.75 0.375 0.75'}
+YOLO = {'box': '1 .5 +5.E-1 25e-02 0.5', 'polygon': '1 0.375 0.25 0.625 0.25 0.625 0.75 0.375 0.75'}
 YAML = 'names: [cat, dog]\ntrain: ../train/images\nval: C:\\\\me\\valid\\images\n'
 
 
@@ -388,7 +388,9 @@ MISREAD: dict[str, tuple[str, Any]] = {
     'word': ('0 .5 .5 .2 .2\ncat .5 .5 .2 .2', 'names: [cat]'),
     'no number': ('0 .5 .5 .2 nan', 'names: [cat]'),
     'key points': ('0 .5 .5 .2 .2', 'names: [cat]\nkpt_shape: [3, 2]'),
+    'three corners and a half': ('0 .1 .1 .2 .1 .2 .2 .3', 'names: [cat]'),
     'numbers of names': ('0 .5 .5 .2 .2', 'names: {1: cat}'),
+    'order of names': ('0 .5 .5 .2 .2', 'names: {1: dog, 0: cat}'),
     'damaged': ('0 .5 .5 .2 .2', 'names: [cat'),
     'names in a file': ('0 .5 .5 .2 .2', 'names: coco.names'),
     'number of names': ('0 .5 .5 .2 .2', 'names: [cat]\nnc: 2'),
@@ -616,6 +618,27 @@ def test_yolo_has_several_entries_for_a_split(tmp_path: Path) -> None:
     assert pictures_of(lists) == expected, 'the fourth is in no list'
 
 
+@pytest.mark.parametrize(
+    'entry', ['images/b', './images/b', '../images/b', '../../images/b/', '/images/b', 'images\\b']
+)
+def test_yolo_names_a_folder_of_a_split_from_anywhere(entry: str, tmp_path: Path) -> None:
+    for folder, count in dict(a=2, b=1).items():
+        write_yolo(tmp_path / 'data', f'images/{folder}', f'labels/{folder}', YOLO['box'], count)
+    (tmp_path / 'data' / 'data.yml').write_text(f"names: [cat, dog]\ntrain: images/a\nval: '{entry}'\n")
+    assert {split: len(names) for split, names in pictures_of(tmp_path / 'data').items()} == {'train': 2, 'val': 1}
+
+
+@pytest.mark.parametrize(('images', 'place'), [
+    ('images', ''), ('images/x/y', 'labels'), ('site/images/x', 'site/labels/x'), ('site/images/x', 'site/labels'),
+    ('site/images', 'site'),
+])  # fmt: skip
+def test_yolo_finds_the_list_of_its_classes(images: str, place: str, tmp_path: Path) -> None:
+    write_yolo(tmp_path / 'data', images, images.replace('images', 'labels'), YOLO['box'], 2)
+    (tmp_path / 'data' / place / 'classes.txt').write_text('cat\ndog\n')
+    (part,) = contents(tmp_path / 'data').values()
+    assert [entry['name'] for entry in part['categories']] == ['cat', 'dog']
+
+
 def test_yolo_has_shares_of_the_picture_that_was_shown(tmp_path: Path) -> None:
     root = tmp_path / 'data'
     write_yolo(root, 'images', 'labels', YOLO['box'], 2)
@@ -692,13 +715,14 @@ def test_outlines_that_reach_out_on_any_side(left: int, right: int, cut: bool, t
 
 
 def test_pascal_voc_of_equal_names_in_two_splits(tmp_path: Path) -> None:
-    for split in ('train', 'val'):
+    for split, name in dict(train='dog', val='\n  dog ').items():
         image(tmp_path / 'data' / 'pictures' / split / '0.jpg')
         path = tmp_path / 'data' / 'boxes' / split / '0.xml'
         path.parent.mkdir(parents=True)
         box = '<bndbox><xmin>2</xmin><ymin>3</ymin><xmax>20</xmax><ymax>19</ymax></bndbox>'
-        path.write_text(f'<annotation><object><name>dog</name>{box}</object></annotation>')
+        path.write_text(f'<annotation><object><name>{name}</name>{box}</object></annotation>')
     data = read('det', tmp_path / 'data')
+    assert (data.classes, data.counts) == (['dog'], [2])
     assert data.splits == dict(train=['pictures/train/0.jpg'], val=['pictures/val/0.jpg'])
 
 

@@ -22,7 +22,12 @@ LISTS: dict[str, list[tuple[str, int | None, bool]]] = {
     'road = #01020A\nsky=#0000ff\n': [('road', COLOUR, True), ('sky', 255, True)],
     'road = 7\nsky=5\n': [('road', 7, False), ('sky', 5, False)],
     '"road";7\n"sky";5\n': [('road', 7, False), ('sky', 5, False)],
+    'wet road,127\nsky,15\n': [('wet road', 127, False), ('sky', 15, False)],
+    'road 2=127\nsky=15\n': [('road 2', 127, False), ('sky', 15, False)],
+    'wet road;1;2;10\nsky;0;0;255\n': [('wet road', COLOUR, True), ('sky', 255, True)],
+    '1,2,10,road 2\n0,0,255,sky\n': [('road 2', COLOUR, True), ('sky', 255, True)],
     'road: 7\nsky: 5\n': [('road', 7, False), ('sky', 5, False)],
+    '127: wet road\n15: sky\n': [('wet road', 127, False), ('sky', 15, False)],
     '7: road\n5: sky\n': [('road', 7, False), ('sky', 5, False)],
     'name,r,g,b\nroad,1,2,10\n': [('road', COLOUR, True)],
 }
@@ -65,5 +70,8 @@ def test_the_order_is_that_of_the_file_whatever_its_values(tmp_path: Path) -> No
 def test_the_names_are_all_of_the_data_set(given: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match='give the same names, in the order of their indices'):
         order_names(['cat', 'dog'], given, tmp_path)
+    (tmp_path / 'twice.txt').write_text('1 cat\n2 cat\n3 dog\n')
+    with pytest.raises(UserError, match='give the same names, in the order of their indices'):
+        order_names(['cat', 'dog'], str(tmp_path / 'twice.txt'), tmp_path)
     assert order_names(['cat', 'dog'], 'dog, cat', tmp_path) == ['dog', 'cat']
     assert order_names(['dog', 'cat'], None, tmp_path) == ['dog', 'cat']

@@ -312,7 +312,7 @@ def test_indices_with_a_list_of_colours_are_a_question(tmp_path: Path) -> None:
     assert data.palette == [(0, 0, 9), (9, 0, 0)]
 
 
-@pytest.mark.parametrize('end', ['.png', '.JPG'])
+@pytest.mark.parametrize('end', ['.png', '.JPG', 'one .Jpeg'])
 @pytest.mark.parametrize('coloured', [False, True])
 def test_soft_edges(coloured: bool, end: str, tmp_path: Path) -> None:
     """Contours that were smoothed are no classes, and the classes are not lost."""
@@ -326,7 +326,7 @@ def test_soft_edges(coloured: bool, end: str, tmp_path: Path) -> None:
         if end == '.png':
             drawn = drawn.resize((48, 32), Image.Resampling.BICUBIC).resize((96, 64), Image.Resampling.BICUBIC)
         (tmp_path / 'masks').mkdir(exist_ok=True)
-        drawn.save(tmp_path / 'masks' / f'{index}{end}')
+        drawn.save(tmp_path / 'masks' / f'{index}{".png" if end[0] == "o" and index else end.removeprefix("one ")}')
     data = read_segmentation(tmp_path)
     assert '--soft-edges' in notes(data, 'question')
     assert len(data.classes) == 2
@@ -472,6 +472,9 @@ def test_public_sets_by_their_names_and_values(images: str, labels: str, top: in
         data = read_segmentation(root)
         assert (len(data.classes) == count) is not more
         assert more or not data.questions
+    for answers in (Answers(background='1'), Answers(ignore=['7'])):
+        # Who answers has classes of his own.
+        assert len(read_segmentation(tmp_path / '0', answers=answers).classes) == 3
     first = data.classes.index(f'class_{top + 1}')
     assert data.counts[first] == 4 * SIZE[0] * SIZE[1] // 4
 
@@ -506,6 +509,8 @@ def test_thin_classes_that_have_names_are_no_contours(tmp_path: Path) -> None:
     ('all', 'all', ('all/{i}.jpg', 'all/{i}_mask.png')),
     ('.', 'drawn', ('{i}.jpg', 'drawn/{i}.gif')),
     ('taken', '.', ('taken/{i}.jpg', '{i}.png')),
+    ('a', 'a/drawn', ('a/{i}.jpg', 'a/drawn/{i}.png')),
+    ('a/taken/', 'a', ('a/taken/{i}.jpg', 'a/{i}.png')),
 ])  # fmt: skip
 def test_folders_that_are_given(images: str, labels: str, paths: tuple[str, str], tmp_path: Path) -> None:
     """One may be the other, or lie in it."""
@@ -635,6 +640,10 @@ TOLD: dict[str, Make] = {
         write(r, [0, 1], 1, f'images/{name}.jpg', f'masks/{other}.png')
         for name, other in (('a', 'a_y'), ('a_b', 'a_b_x'), ('a_b_c', 'a_b_cz'))
     ],
+    'the longest beginning in a split': lambda r: [
+        write(r, [0, 1], 2, f'images/{split}/{{i}}.jpg', f'masks/{split}/{{i}}_of_it.png') for split in ('train', 'val')
+    ],
+    'coloured maps elsewhere': lambda r: write(write(r, [0, 1]), [0, 1], labels='other/{i}_color.png'),
     'versions of two sets': lambda r: [
         write(r, [0, 1], 2, f'{name}/images_v1.1/{{i}}.jpg', f'{name}/labels_v1.2/{{i}}.png') for name in 'ab'
     ],
@@ -674,6 +683,9 @@ def test_what_is_in_order_is_not_told(tmp_path: Path) -> None:
     assert 'of a series of names' not in notes(read_segmentation(write(tmp_path / 'plain', [0, 1], 10)))
     stamps = write(tmp_path / 'stamps', [0, 1, 2], 4, 'images/2023_10451{i}.jpg', 'masks/2023_10451{i}.png')
     assert len(read_segmentation(stamps).classes) == 3, 'not those of Pascal VOC, whose names are alike'
+    ends = write(tmp_path / 'ends', [0, 1], 4, 'images/{i}.jpg', 'masks/{i}.jpg.png')
+    write(ends, [0, 1], range(4, 6), 'images/{i}.png', 'masks/{i}.PNG.png')
+    assert not read_segmentation(ends).questions
     drone = write(tmp_path / 'other', [0, 1], images='drone/{i}.jpg', labels='truth/{i}.png')
     assert names(read_segmentation(drone, images='drone', labels='truth')) == {'train': 3, 'val': 1}
     linked(tmp_path)
@@ -714,6 +726,9 @@ REFUSED: dict[str, tuple[Make, dict]] = {
     'a list of two forms': (lambda r: (write(r, [0, 1]) / 'classes.csv').write_text('sky;0\nsea\n'), {}),
     'a list of two orders': (lambda r: (write(r, [0, 1]) / 'classes.csv').write_text('sky,0\n1,sea\nrock,2\n'), {}),
     'a colour of values': (lambda r: write(r, [0, 1, 2]), dict(answers=Answers(ignore=['#000001']))),
+    'no numbers': (lambda r: maps_of(r, Image.new('F', SIZE, np.nan)), {}),
+    'no end': (lambda r: maps_of(r, Image.new('F', SIZE, np.inf)), {}),
+    'none and others': (lambda r: write(r, [0, 1, 2]), dict(answers=Answers(ignore=['none', '2']))),
     'fractions': (lambda r: maps_of(r, Image.new('F', SIZE, 0.5)), {}),
     'two pages': (lambda r: maps_of(r, Image.new('L', SIZE, 1), Image.new('L', SIZE, 0)), {}),
 }
