@@ -119,7 +119,7 @@ class _Axis:
 
     def __init__(self, grid: Sequence[int], extent: int) -> None:
         self.rings, self.edges = reachable_rings(grid, extent)
-        radius = max(-self.edges[0], self.edges[-1] - 1)
+        radius = -self.edges[0]
         self.extent, self.half, self.frequencies = extent, (extent + 1) // 2, (extent + radius + 1) // 2
 
     def waves(self, doubled: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ class _Axis:
 
     def __init__(self, grid: Sequence[int], extent: int) -> None:
         self.rings, self.edges = reachable_rings(grid, extent)
-        radius = max(-self.edges[0], self.edges[-1] - 1)
+        radius = -self.edges[0]
         self.extent = extent
         self.length = fast_length(extent + radius)  # long enough that nothing wraps around into the map
 
