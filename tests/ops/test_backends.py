@@ -102,6 +102,20 @@ def test_a_block_gives_back_what_was_forced_before(outside: str | None, monkeypa
     assert backends.forced_backend() == outside
 
 
+@pytest.mark.parametrize(('text', 'name'), [('fft', 'fft'), ('', None), (None, None)])
+def test_what_the_environment_forces(text: str | None, name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every thread."""
+    monkeypatch.delenv('MMPELK_BACKEND', raising=False)
+    if text is not None:
+        monkeypatch.setenv('MMPELK_BACKEND', text)
+    monkeypatch.setattr(backends, '_FORCED', backends._Forced())
+    found = [backends.forced_backend()]
+    thread = threading.Thread(target=lambda: found.append(backends.forced_backend()))
+    thread.start()
+    thread.join()
+    assert found == [name] * 2
+
+
 @needs_custom_op
 def test_compiled_code_sees_what_is_forced() -> None:
     grid = sharing_grid(13, 5)
@@ -152,8 +166,8 @@ def test_the_choice_is_said_once_per_shape(caplog: pytest.LogCaptureFixture) -> 
     assert said[1].startswith('gradient of the weight of')
 
 
-# Processor, channels, side of the map, K, centre, dtype; the fastest for the output and for the gradient of the weight,
-# as measured where the constants come from.
+# Processor, channels, side or sides of the map, K, centre, dtype; the fastest for the output and for the gradient of
+# the weight, as measured where the constants come from; of two sides, as the costs say.
 CHOICES = """
 AVX2   46 128 51  1 float32  fft   fft
 AVX2   46  56 51  1 float32  dft   fft
@@ -166,6 +180,13 @@ AVX2   46 128 13  1 bfloat16 fft   fft
 AVX2  374  16 13  1 bfloat16 dense dft
 AVX2   46  56 13  1 float64  dft   fft
 AVX2   46  56  5  1 float32  dense dense
+AVX2   46  56  5  1 float64  dense dense
+AVX2   46  28  9  1 float64  dft   dft
+AVX2   46  14 31  5 bfloat16 dft   dft
+AVX2   46 20x80 31 5 float32 dft   dft
+AVX2   46 80x20 31 5 float32 dft   fft
+AVX512 46 12x48 31 5 float32 dense dft
+AVX512 46 12x48 31 5 bfloat16 dft  dft
 AVX512 46 128 51  5 float32  fft   fft
 AVX512 46  96 51  5 float32  fft   fft
 AVX512 46  56 51  5 float32  dft   fft
@@ -182,11 +203,32 @@ AVX512 374  7 13  5 float32  dense dft
 @pytest.mark.parametrize('row', CHOICES.strip().splitlines())
 def test_choice_on_a_cpu(row: str) -> None:
     processor, channels, side, kernel_size, center_size, dtype, output, weight_grad = row.split()
-    x = torch.empty(1, dtype=getattr(torch, dtype)).expand(1, int(channels), int(side), int(side))
+    sides = [int(each) for each in side.split('x')]
+    x = torch.empty(1, dtype=getattr(torch, dtype)).expand(1, int(channels), sides[0], sides[-1])
     grid = sharing_grid(int(kernel_size), int(center_size))
     assert fastest_backend(x, grid, processor=processor) == output
     assert fastest_backend(x, grid, weight_grad=True, processor=processor) == weight_grad
-    assert {'dense', 'dft', 'fft'} <= set(available_backends())
+
+
+def test_only_backends_that_run_here_are_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TABLE, 'dft', replace(TABLE['dft'], unavailable_reason=lambda: 'no sines'))
+    assert [name for name in TABLE if name in available_backends()] == available_backends()
+    assert set(available_backends()) & set(BACKENDS) == {'dense', 'fft'}
+    x, weight, _ = make_inputs((1,), 4, 4)
+    for name, error, message in (
+        ('dft', RuntimeError, "'dft' does not run here: no sines"),
+        ('magic', ValueError, "unknown backend 'magic'"),
+    ):
+        with pytest.raises(error, match=message):
+            peripheral_conv2d(x, weight, (1,), backend=name)
+        with pytest.raises(error, match=message), force_backend(name):
+            pass
+
+
+def test_what_the_fast_backends_prepare() -> None:
+    assert {name: TABLE[name].prepare is None for name in BACKENDS} == {'dense': False, 'dft': False, 'fft': True}
+    assert {name for name in TABLE if TABLE[name].by_plane} == {'triton_dft'}
+    assert {name for name in TABLE if TABLE[name].kernel_key} == {'triton', 'triton_dft'}
 
 
 def test_choice_follows_this_machine_unless_a_class_is_named() -> None:
@@ -301,6 +343,104 @@ def test_what_tells_trusted_kernels_apart(monkeypatch: pytest.MonkeyPatch) -> No
     asked.clear()
     calls._key('triton', False, 0, [x, alike], grid)
     assert len(asked) == 1
+
+
+def test_every_map_of_a_call_tells_kernels_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    _Compiled(monkeypatch, lambda result: result)
+    asked: list[tuple[int, ...]] = []
+    kernel_key = lambda x, grid: asked.append(x.stride())  # noqa: E731
+    monkeypatch.setitem(TABLE, 'triton', replace(TABLE['triton'], kernel_key=kernel_key))
+    grid = sharing_grid(13, 5)
+    x, weight, _ = make_inputs(grid, 12, 9, torch.float32)
+    last = x.contiguous(memory_format=torch.channels_last)
+    for call in (
+        lambda: calls.convolve(None, x, weight, None, grid, torch.empty_like(last)),
+        lambda: calls.input_gradient(None, x, weight, grid, torch.empty_like(last), []),
+        lambda: calls.weight_gradient(None, x, last, grid),
+    ):
+        asked.clear()
+        call()
+        assert set(asked) == {x.stride(), last.stride()}
+
+
+def test_an_empty_batch_is_no_failure(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    _Compiled(monkeypatch, lambda result: result)
+    grid = sharing_grid(13, 5)
+    x, weight, _ = make_inputs(grid, 12, 9, torch.float32)
+    output_and_gradients(convolve(grid), (x[:0], weight), x[:0])
+    assert not caplog.records
+    assert not calls._trusted
+
+
+@pytest.mark.parametrize('bias_dims', [0, 1, 3])
+def test_what_sums_of_rounded_products_may_be_off(
+    bias_dims: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Relative to the sum of their absolute values at that place, that of the bias included."""
+    grid = sharing_grid(13, 5)
+    x, weight, bias = make_inputs(grid, 12, 9, torch.float32)
+    x[..., -1, -1] *= 1e-3
+    weight[:, :, :5, :5] = 0  # what reads the last corner sums little
+    weight *= 0.1
+    added = {0: None, 1: -10 * bias[:, 0, 0].abs(), 3: -10 * bias.abs()}[bias_dims]
+
+    def off(part: float, places: tuple[slice, ...]) -> int:
+        """Warnings about kernels that are off by a part of the sums, in some places."""
+        caplog.clear()
+
+        def forward(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], out: Tensor) -> Tensor:
+            out.copy_(dense.forward(x, weight, bias, grid))
+            out[places] += (
+                part * dense.forward(x.abs(), weight.abs(), None if bias is None else bias.abs(), grid)[places]
+            )
+            return out
+
+        def weight_grad(x: Tensor, grad_out: Tensor, grid: Sequence[int]) -> Tensor:
+            grad = dense.weight_grad(x, grad_out, grid)
+            grad[places] += part * dense.weight_grad(x.abs(), grad_out.abs(), grid)[places]
+            return grad
+
+        _Compiled(monkeypatch, lambda result: result)
+        monkeypatch.setitem(TABLE, 'triton', replace(TABLE['triton'], forward=forward, weight_grad=weight_grad))
+        inputs = [each.requires_grad_() for each in (x, weight)]
+        peripheral_conv2d(*inputs, grid, added).backward(x.detach().flip(-1, -2))
+        return len(caplog.records)
+
+    everywhere, corner = (slice(None),) * 4, (..., slice(-1, None), slice(-1, None))
+    assert off(2.0**-14, everywhere) == 0
+    assert off(2.0**-11, corner) > 0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ('got', 'exact', 'fits', 'tells', 'part'),
+    [
+        ([1, 0], [1, 0], True, None, 0),
+        ([1, -3], [1, 0], True, None, 6),
+        ([1, 3], [1, 0], True, None, 6),
+        ([1, float('nan')], [1, 0], True, None, float('inf')),
+        ([1, float('-inf')], [1, 0], True, None, float('inf')),
+        ([0, 0], [0, 0], True, None, None),
+        ([0, 0.25], [0, 0], True, None, None),
+        ([0, 1], [0, 0], True, None, 2),
+        ([1, 2], [1, 2], True, False, None),
+        ([1, 3], [1, 2], True, False, 2),
+        ([0, 0], [0, 0], True, True, 0),
+        ([1, 9], [1, 2], [True, False], None, None),
+        ([1, 9], [1, 2], [True, False], True, None),
+    ],
+)
+def test_largest_error_as_a_part_of_what_is_allowed(
+    got: list[float], exact: list[float], fits: bool | list[bool], tells: bool | None, part: float | None
+) -> None:
+    fit, tell = torch.tensor(fits), None if tells is None else torch.tensor(tells)
+    given = torch.tensor(got), torch.tensor(exact, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
+    assert first_results.largest_part(*given, fit, tell) == part
+
+
+def test_sums_beyond_the_dtype_tell_nothing() -> None:
+    """Even if what remains of them is not."""
+    of = [torch.full((1, 1, 1, 1), value, dtype=torch.float64) for value in (1.0, 1e6)]
+    assert calls._largest_error(of[0].half() * float('inf'), *of, None, torch.tensor(True)) is None
 
 
 def _raise(error: Exception) -> Callable[[Tensor], Tensor]:

@@ -120,8 +120,13 @@ def test_unsupported_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv('TRITON_INTERPRET', raising=False)
     assert 'x is on cpu' in (backend.unsupported_reason(x, weight, [1]) or '')
     assert 'float64' in (backend.unsupported_reason(x.double(), weight.double(), [1]) or '')
+    for name in ('triton', 'triton_dft'):
+        assert 'float64' in (BACKENDS[name].unsupported_reason(x.double(), weight.double(), [1]) or '')
     monkeypatch.setenv('TRITON_INTERPRET', '1')
     assert backend.unsupported_reason(x, weight, [1]) is None
+    assert BACKENDS['triton'].unsupported_reason(x, weight, [1]) is None
+    assert 'factors in float16' in (BACKENDS['triton_dft'].unsupported_reason(x, weight, [1]) or '')
+    assert BACKENDS['triton_dft'].unsupported_reason(x.bfloat16(), weight.bfloat16(), [1]) is None
 
 
 @pytest.mark.parametrize(
