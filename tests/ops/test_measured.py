@@ -1,5 +1,6 @@
 """The choice by measuring: what is timed, what is kept, and where the rule stays."""
 
+import importlib.metadata
 import json
 import os
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,7 +46,7 @@ class Clock:
 
 @pytest.fixture
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    path = tmp_path / 'folder' / 'answers.json'
+    path = tmp_path / 'cache' / 'folder' / 'answers.json'
     monkeypatch.setenv('MMPELK_BENCHMARK_CACHE', str(path))
     monkeypatch.setattr(ops, 'benchmark', True)
     _forget(monkeypatch)
@@ -171,6 +173,9 @@ def test_where_answers_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setenv('XDG_CACHE_HOME', '')
     monkeypatch.setenv('HOME', str(tmp_path))
     assert measured.cache_file() == tmp_path / '.cache' / 'mmpelk' / 'fastest_backends.json'
+    for given, path in (('', None), ('other.json', Path('other.json'))):
+        monkeypatch.setenv('MMPELK_BENCHMARK_CACHE', given)
+        assert measured.cache_file() == path
 
 
 def test_a_file_of_another_format_is_written_anew(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,12 +228,17 @@ def test_each_gradient_is_measured_by_itself(cache: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    'content', ['{', '[]', '{"format": 1, "answers": {"a": "no backend"}}', '{"format": 1}', '\x00']
+    'content',
+    [
+        *('{', '[]', '{"format": 1, "answers": {"a": "no backend"}}', '{"format": 1}', '\x00'),
+        *('{"format": 1, "answers": ["dft"]}', '[' * 100_000),
+    ],
+    ids=lambda content: content[:40],
 )
 def test_a_broken_file_is_ignored(
     content: str, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cache.parent.mkdir()
+    cache.parent.mkdir(parents=True)
     cache.write_text(content, encoding='utf-8')
     clock = Clock(monkeypatch)
     assert _call(clock) == 'fft'
@@ -237,10 +247,93 @@ def test_a_broken_file_is_ignored(
 
 
 def test_a_file_that_cannot_be_written(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.parent.parent.mkdir()
     cache.parent.write_text('not a folder')
     clock = Clock(monkeypatch)
     assert _call(clock) == _call(clock) == 'fft'
     assert sorted(clock.timed) == ['dense', 'dft', 'fft']  # seconds long: none is repeated, and the answer lasts
+
+
+def test_a_file_that_cannot_be_replaced(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left beside it: another disk's file could not take its place at once."""
+    folders: list[Path] = []
+
+    def replace_file(source: str, target: Path) -> None:
+        folders.append(Path(source).parent)
+        raise PermissionError(source)
+
+    monkeypatch.setattr(os, 'replace', replace_file)
+    assert _call(Clock(monkeypatch)) == 'fft'
+    assert folders == [cache.parent]
+    assert not list(cache.parent.iterdir())
+
+
+def test_what_is_timed_has_run_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first call compiles, plans and allocates."""
+    did: list[str] = []
+    monkeypatch.setattr(measured, '_seconds', lambda x, call, in_a_row=1: did.append('is timed') or 1.0)
+    measured._measure(torch.empty(1, 2, 9, 8), GRID, did.append, 'forward')
+    assert sorted(did[::2]) == ['dense', 'dft', 'fft']
+    assert did[1::2] == ['is timed'] * 3
+
+
+def test_the_least_of_all_times_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {
+        name: iter(each) for name, each in dict(dft=[0.03, 0.03, 0.001, 0.03, 0.03, 0.03], fft=[0.003] * 6).items()
+    }
+    timed: list[tuple[str, int]] = []
+
+    def time(x: Tensor, call: Callable[[], Any], in_a_row: int = 1) -> float:
+        name = call.args[0]  # type: ignore[attr-defined]
+        timed.append((name, in_a_row))
+        return next(seconds[name])
+
+    monkeypatch.setattr(measured, '_seconds', time)
+    monkeypatch.setattr(measured, '_candidates', lambda *_: ['dft', 'fft'])
+    assert measured._measure(torch.empty(1, 2, 9, 8), GRID, str, 'forward') == 'dft'
+    assert timed == [(name, in_a_row) for name in ('dft', 'fft') for in_a_row in (1, 4, 4, 4, 4, 4)]
+
+
+@pytest.mark.parametrize('triton', ['3.5.1', None])
+def test_what_a_measurement_on_cuda_holds_for(triton: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if triton is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return {'triton': triton}[name]
+
+    monkeypatch.setattr(importlib.metadata, 'version', version)
+    monkeypatch.setattr(torch.cuda, 'get_device_name', {torch.device('cuda', 1): 'H200'}.__getitem__)
+    monkeypatch.setattr(torch.backends.cudnn, 'version', lambda: 91002)
+    monkeypatch.setattr(measured, '_machines', {})
+    for tf32 in (True, False):
+        monkeypatch.setattr(measured, 'allows_tf32', lambda tf32=tf32: tf32)
+        versions = f'torch {torch.__version__}, cudnn 91002, triton {triton or "none"}, tf32 {tf32}'
+        assert measured._machine(torch.device('cuda', 1)) == f'H200, {versions}'
+
+
+def test_seconds_of_calls_in_a_row_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host launches them while the device computes."""
+    did: list[Any] = []
+    x: Any = SimpleNamespace(is_cuda=True, device='cuda:1')
+    monkeypatch.setattr(torch.cuda, 'synchronize', did.append)
+    monkeypatch.setattr(measured.time, 'perf_counter', iter((1.0, 7.0)).__next__)
+    assert measured._seconds(x, lambda: did.append('call'), 3) == 2.0
+    assert did == ['cuda:1', 'call', 'call', 'call', 'cuda:1']
+
+
+def test_a_subclass_is_not_measured(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch)
+    x: Tensor = torch.nn.Parameter(torch.empty(1, 2, 9, 8))
+    assert measured.measured_backend(x, GRID, str, 'forward') is None
+    assert measured.measured_backend(x.data, GRID, str, 'forward') == 'fft'
+
+
+@pytest.mark.parametrize('reason', ['unavailable_reason', 'unsupported_reason'])
+def test_what_cannot_compute_the_call_is_not_timed(reason: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    monkeypatch.setitem(TABLE, 'fft', replace(TABLE['fft'], **{reason: lambda *_: 'no plan'}))
+    assert _call(clock) == 'dft'
+    assert 'fft' not in clock.timed
 
 
 def test_a_backend_that_fails_is_left_out(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,6 +366,9 @@ def test_the_rule_where_measuring_has_no_sense(cache: Path, monkeypatch: pytest.
     assert _call(clock, 100) != 'fft' or not clock.timed
     assert not clock.timed  # sizes that change are not measured
     assert _call(clock, channels=3) == 'fft', 'those of another kernel are'
+    x, run = torch.empty(1, 2, 101, 8), lambda name: name
+    assert measured.measured_backend(x, GRID, run, 'forward') is None
+    assert measured.measured_backend(x, GRID, run, 'weight_grad') == 'fft', 'and those of its gradient'
 
 
 def test_follows_the_flag_of_cudnn_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,7 +385,14 @@ def test_follows_the_flag_of_cudnn_on_cuda(monkeypatch: pytest.MonkeyPatch) -> N
 def test_all_processes_take_the_answer_of_the_first(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.distributed import distributed_c10d
 
-    store = torch.distributed.HashStore()
+    keys: set[str] = set()
+
+    class Store(torch.distributed.HashStore):
+        def compare_set(self, key: str, *values: str) -> bytes:
+            keys.add(key)
+            return super().compare_set(key, *values)
+
+    store = Store()
     monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
     monkeypatch.setattr(torch.distributed, 'get_world_size', lambda: 2)
     monkeypatch.setattr(distributed_c10d, '_get_default_store', lambda: store)
@@ -302,6 +405,14 @@ def test_all_processes_take_the_answer_of_the_first(cache: Path, monkeypatch: py
     assert _call(clock) == 'fft'
     assert not clock.timed  # nor is anything measured again
     assert _call(clock, 10) == 'dense', 'of each call its own'
+    assert len(keys) == 2
+    for key in keys:
+        store.set(key, 'a later version')
+    _forget(monkeypatch)
+    assert _call(clock) == fastest_backend(torch.empty(1, 2, 9, 8), GRID)
+    monkeypatch.setattr(torch.distributed, 'get_world_size', lambda: 1)
+    assert _call(clock, 11) == 'dense'
+    assert len(keys) == 2, 'one process asks nobody'
 
 
 def test_prepared_kernels_are_measured_as_such(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
