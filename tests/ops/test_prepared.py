@@ -1,6 +1,7 @@
 """Prepared convolutions, and the cache of them: never an entry of other numbers, few sizes, few bytes."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from unittest import mock
 
@@ -9,11 +10,11 @@ import torch
 from torch import Tensor
 
 from mmpelk.ops import force_backend, prepared, sharing_grid
-from mmpelk.ops.backends import BACKENDS
+from mmpelk.ops.backends import BACKENDS, fastest_backend
 from mmpelk.ops.prepared import Prepared, PreparedCache, prepare
 from mmpelk.ops.reference import peripheral_conv2d_reference
 from mmpelk.ops.sharing_grid import mirror_half_grid
-from tests.ops.inputs import needs_custom_op
+from tests.ops.inputs import Recording, needs_custom_op
 
 GRID = sharing_grid(13, 3)
 
@@ -25,14 +26,26 @@ def tensors() -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize('backend', [None, *sorted(name for name in BACKENDS if not name.startswith('triton'))])
 @pytest.mark.parametrize('channels_last', [False, True])
-def test_is_the_convolution(backend: str | None, channels_last: bool) -> None:
+def test_is_the_convolution(backend: str | None, channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight, bias = tensors()
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
-    got = prepare(x, weight, GRID, bias, backend)(x)
+    monkeypatch.setattr('mmpelk.ops.backends.calls.BACKENDS', table := Recording())
+    prepared = prepare(x, weight.requires_grad_(), GRID, bias.requires_grad_(), backend)
+    got = prepared(x)
+    assert not got.requires_grad
+    assert set(table.used) == {backend or prepared.backend or fastest_backend(x[:, :3], GRID)}
     want = peripheral_conv2d_reference(x[:, :3].double(), weight.double(), GRID, bias.double())
     torch.testing.assert_close(got, torch.cat([want.float(), x[:, 3:]], 1))
     assert got.is_contiguous(memory_format=torch.channels_last) == channels_last
+
+
+@pytest.mark.parametrize('backend', [name for name in BACKENDS if not name.startswith('triton')])
+def test_autocast_rounds_the_tensors_and_no_more(backend: str) -> None:
+    x, (_, weight, bias) = torch.randn(2, 5, 20, 20), tensors()  # so large that sums are in float32
+    want = prepare(x.bfloat16(), weight.bfloat16(), GRID, bias.bfloat16(), backend)(x.bfloat16())
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(prepare(x, weight, GRID, bias, backend)(x), want)
 
 
 @needs_custom_op
@@ -149,7 +162,23 @@ def test_an_entry_makes_room_before_it_is_kept() -> None:
     with mock.patch.object(prepared, '_BYTES', 5 * size // 2):
         for name in ('a', 'b', 'c'):
             cache.get(x, [weight], name, lambda: made)
-    assert len(cache) == 2
+        assert len(cache) == 2
+        weight += 1
+        cache.get(x, [weight], 'c', lambda: made)
+    assert len(cache) == 2, 'an entry is exchanged'
+    for frozen in (True, False):
+        cache.freeze(frozen)
+        assert len(cache) == 0
+        cache.get(x, [weight], 'a', lambda: made)
+        assert len(cache) == 1
+
+
+def test_another_dtype_of_the_same_numbers_is_another_tensor() -> None:
+    x, weight, _ = tensors()
+    cache, numbers, made = PreparedCache(), weight.round(), []
+    for each in (numbers, numbers.double(), numbers.bfloat16()):
+        cache.get(x, [each], None, lambda: made.append(prepare(x, weight, GRID, None)) or made[-1])
+    assert len(made) == 3
 
 
 def test_frozen_it_keeps_on_every_device_but_what_a_graph_captures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,18 +194,21 @@ def test_frozen_it_keeps_on_every_device_but_what_a_graph_captures(monkeypatch: 
         assert (len(made), len(cache)) == counts
 
 
-def test_a_write_while_it_is_made_leaves_nothing_wrong() -> None:
+@pytest.mark.parametrize('frozen', [False, True])
+def test_a_write_while_it_is_made_leaves_nothing_wrong(frozen: bool) -> None:
     x, weight, _ = tensors()
     cache = PreparedCache()
+    cache.freeze(frozen)
 
     def make() -> Prepared:
         made = prepare(x, weight, GRID, None)
-        weight.data.mul_(2)  # another thread's
+        weight.mul_(2)  # another thread's
         return made
 
     cache.get(x, [weight], None, make)
     again = prepare(x, weight, GRID, None)
-    assert cache.get(x, [weight], None, lambda: again) is again
+    with pytest.raises(RuntimeError, match='have changed') if frozen else nullcontext():
+        assert cache.get(x, [weight], None, lambda: again) is again
 
 
 def test_keeps_few_sizes_and_few_bytes() -> None:
