@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmpelk.ops import expand_kernel, peripheral_conv2d, sharing_grid
+from mmpelk.ops.autocast import autocast_dtype
 from mmpelk.ops.backends import BACKENDS as TABLE
 from mmpelk.ops.branches import peripheral_branches
 from mmpelk.ops.positional_op import positional_term
@@ -130,6 +131,16 @@ def test_autocast_leaves_float64(backend: str | None) -> None:
         assert torch.equal(convolve(grid, backend)(*inputs), want)
 
 
+def test_autocast_of_one_device_is_none_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    if hasattr(torch, 'get_autocast_dtype'):
+        monkeypatch.setattr(torch, 'is_autocast_enabled', 'cuda'.__eq__)
+        monkeypatch.setattr(torch, 'get_autocast_dtype', {'cuda': torch.float16}.__getitem__)
+    else:
+        monkeypatch.setattr(torch, 'is_autocast_enabled', lambda: True)
+        monkeypatch.setattr(torch, 'get_autocast_gpu_dtype', lambda: torch.float16)
+    assert [autocast_dtype(kind) for kind in ('cpu', 'meta', 'cuda')] == [None, None, torch.float16]
+
+
 @needs_custom_op
 def test_the_operator_itself_has_the_autocast_rule() -> None:
     grid = list(sharing_grid(31, 5))
@@ -221,7 +232,9 @@ def test_maps_without_numbers_are_laid_out_as_others(layout: str, index: int) ->
             *operators.peripheral_branches_backward(*tensors, grad, grad, *settings, wanted),
         ]
 
-    assert _layouts(results('meta')) == _layouts(results('cpu'))
+    without = results('meta')
+    assert all(each.is_meta for each in without)
+    assert _layouts(without) == _layouts(results('cpu'))
 
 
 @needs_custom_op

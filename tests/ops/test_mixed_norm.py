@@ -1,5 +1,6 @@
 """The end of a block's mixer: what happens where its kernel fails. :mod:`triton_cases` has the kernel itself."""
 
+import functools
 import logging
 from dataclasses import replace
 from types import SimpleNamespace
@@ -60,14 +61,20 @@ def _one_channel_off(exact: Tensor) -> Tensor:
     return exact
 
 
+def _one_number_off(index: int, exact: Tensor) -> Tensor:
+    exact[index, index, index, index] += 1
+    return exact
+
+
 @pytest.mark.parametrize(
     ('result', 'reason'),
     [
+        *((functools.partial(_one_number_off, index), 'its result is wrong') for index in (0, -1)),
         (lambda exact: _raise(RuntimeError('PassManager::run failed')), 'RuntimeError: PassManager::run failed'),
         (_one_channel_off, 'its result is wrong'),
         (lambda exact: exact * float('nan'), 'its result is wrong'),
     ],
-    ids=['raises', 'one-channel-wrong', 'nan'],
+    ids=['first-number', 'last-number', 'raises', 'one-channel-wrong', 'nan'],
 )
 def test_a_kernel_that_fails(
     result: Any, reason: str, kernel: SimpleNamespace, caplog: pytest.LogCaptureFixture
@@ -131,6 +138,24 @@ def test_a_kernel_that_is_right_is_compared_once(dtype: torch.dtype, kernel: Sim
     assert not mixed_norm._refused
 
 
+@pytest.mark.parametrize('spread', [1e-3, 1, 1e3])
+def test_what_sums_in_float32_may_be_off(spread: float, kernel: SimpleNamespace) -> None:
+    """Relative to their largest term, which the layer norm divides by the spread, under autocast, too."""
+    large, small, x, norms, norm = _inputs()
+    norms = [([mean, var, spread * weight, 1 + spread * bias], eps) for (mean, var, weight, bias), eps in norms]
+    inputs = large, small, (2 + spread * x).contiguous(memory_format=torch.channels_last), norms, (norm[0], 1e-12)
+    kernel.mixed_norm = lambda *arguments: _rounded(*arguments[:5])
+    with torch.autocast('cpu', torch.bfloat16):
+        mixed_norm.mixed_norm(*inputs, torch.float32)
+    assert not mixed_norm._refused
+    assert mixed_norm._trusted
+
+
+def _rounded(*inputs: Any) -> Tensor:
+    with torch.autocast('cpu', enabled=False):
+        return mixed_norm._by_operators(*inputs) * (1 + 2.0**-22)
+
+
 def test_a_kernel_for_another_result_is_compared_by_itself(kernel: SimpleNamespace) -> None:
     kernel.kernel_key = lambda *arguments: arguments[5:]
     for count, dtype in enumerate((torch.float32, torch.bfloat16), 1):
@@ -148,6 +173,9 @@ def test_what_is_neither_trusted_nor_refused(kernel: SimpleNamespace, monkeypatc
         other_layout.setattr(kernel, 'takes', lambda *_: False)
         assert torch.equal(mixed_norm.mixed_norm(*inputs, torch.float16), want.half())
     assert kernel.calls == 0
+    beyond = *inputs[:4], ([1e6 * inputs[4][0][0], inputs[4][0][1]], 1e-3)
+    assert mixed_norm.mixed_norm(*beyond, torch.float16).isinf().any()
+    assert kernel.calls == 1
     kernel.result = lambda exact: _raise(torch.cuda.OutOfMemoryError())
     with pytest.raises(torch.cuda.OutOfMemoryError):
         mixed_norm.mixed_norm(*inputs, torch.float32)

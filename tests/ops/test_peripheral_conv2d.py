@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mmpelk.ops import peripheral_conv2d, sharing_grid
+from mmpelk.ops.prepared import prepare
 from mmpelk.ops.reference import peripheral_conv2d_reference
 from mmpelk.ops.sharing_grid import mirror_half_grid
 from tests.ops.inputs import (
@@ -157,12 +158,41 @@ def test_output_is_contiguous_where_the_dense_kernel_works_channels_last() -> No
     assert peripheral_conv2d(x, weight, grid, backend='dense').is_contiguous()
 
 
+@pytest.mark.parametrize('bias_dims', [0, 1, 3])
+@pytest.mark.parametrize('channels', [16, 21])
+@pytest.mark.parametrize('layout', ['contiguous', 'channels last'])
+def test_channels_that_dense_fills_up(layout: str, channels: int, bias_dims: int) -> None:
+    """To vectors of 16, for torch's kernels for channels last; also with a kernel that is prepared."""
+    grid = sharing_grid(15, 5)
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (
+        torch.randn(shape, generator=generator)
+        for shape in ((2, channels, 8, 7), (channels, 1, len(grid), len(grid)), (channels, 8, 7))
+    )
+    x, added = LAYOUTS[layout](x), {0: None, 1: bias[:, 0, 0], 3: bias}[bias_dims]
+    want = peripheral_conv2d_reference(x, weight, grid, added).float()
+    torch.testing.assert_close(peripheral_conv2d(x, weight, grid, added, backend='dense'), want, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(prepare(x, weight, grid, added, 'dense')(x), want, rtol=1e-4, atol=1e-4)
+
+
 def test_fft_of_a_small_map_is_rounded_once() -> None:
     """Dense sums few terms there, and float32 transforms would be less exact."""
     grid = sharing_grid(31, 5)
     x, weight, bias = make_inputs(grid, 15, 15, torch.float32)
     want = peripheral_conv2d(x.double(), weight.double(), grid, bias.double(), backend='fft')
     assert torch.equal(peripheral_conv2d(x, weight, grid, bias, backend='fft'), want.float())
+
+
+@pytest.mark.parametrize('bias_dims', [1, 3])
+@pytest.mark.parametrize('size', [20, 40])
+@pytest.mark.parametrize('backend', FAST)
+def test_numbers_of_16_bits_are_rounded_once(backend: str, size: int, bias_dims: int) -> None:
+    """The result's, whatever the bias is: sums are in float32."""
+    grid = sharing_grid(31, 5)
+    x, weight, bias = make_inputs(grid, size, size, torch.bfloat16)
+    bias = 100 * (bias if bias_dims == 3 else bias[:, 0, 0])
+    want = peripheral_conv2d(x.float(), weight.float(), grid, bias.float(), backend=backend)
+    assert torch.equal(peripheral_conv2d(x, weight, grid, bias, backend=backend), want.bfloat16())
 
 
 @pytest.mark.parametrize('bad', [float('nan'), float('inf')])

@@ -59,6 +59,16 @@ def test_half_precision_is_summed_in_float32() -> None:
     assert [grad.dtype for grad in torch.autograd.grad(term.sum(), inputs)] == [torch.bfloat16] * 2
 
 
+def test_autocast_rounds_no_sums() -> None:
+    inputs = draw(torch.float32)
+    results = []
+    for enabled in (False, True):
+        with torch.autocast('cpu', torch.bfloat16, enabled=enabled):
+            term = positional_term(*inputs, GRID, 4, 7)
+            results.append([term, *torch.autograd.grad(term.square().sum(), inputs)])
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
 @needs_custom_op
 def test_torch_knows_it() -> None:
     weight, embedding = draw(torch.float32)
