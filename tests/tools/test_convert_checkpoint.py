@@ -5,8 +5,10 @@ import functools
 import re
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -209,6 +211,8 @@ def test_export_with_timms_names(convert: Tool, tmp_path: Path) -> None:
     model = build(recipe)
     own = model.state_dict() | {'data_preprocessor.mean': torch.zeros(3)}  # which are the config's
     last = {name: torch.zeros_like(value) for name, value in own.items()}
+    own['backbone.stages.2.1.pointwise_conv1.weight_mask'] = mask = torch.ones(64, 16, dtype=torch.bool)
+    mask[:, 1] = 0
     torch.save(dict(state_dict=last, state_dict_ema=own), tmp_path / 'ours.pth')
     convert('export', recipe, 'ours.pth', 'timm.pth', '--key', 'state_dict_ema')
     state = torch.load(tmp_path / 'timm.pth', weights_only=True)
@@ -220,7 +224,42 @@ def test_export_with_timms_names(convert: Tool, tmp_path: Path) -> None:
         *(f'stages.{i}.blocks.{j}.{name}' for i in range(4) for j in range(DEPTHS[i]) for name in block),
         *(f'head.{m}.{k}' for m in ('norm', 'fc') for k in ('weight', 'bias')),
     }
-    assert torch.equal(state['stages.2.blocks.1.conv_dw.weight'], model.backbone.stages[2][1].mixer.large.weight)
+    block = model.backbone.stages[2][1]
+    assert torch.equal(state['stages.2.blocks.1.conv_dw.weight'], block.mixer.large.weight)
+    assert torch.equal(state['stages.2.blocks.1.mlp.fc1.weight'], block.pointwise_conv1.weight * mask)
+
+
+@pytest.mark.parametrize(
+    ('change', 'matched', 'said'),
+    [
+        ({}, 2, ''),
+        ({'bias': None}, 1, 'the checkpoint lacks (1):\n  bias'),
+        ({'more': (1,)}, 2, 'the network lacks (1):\n  more'),
+        ({'weight': (3, 2)}, 1, 'of another shape (1):\n  old (3, 2), in the network weight (2, 3)'),
+    ],
+    ids=str,
+)
+def test_every_kind_of_mismatch_is_said(
+    change: dict[str, Any], matched: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    tool, model = load_tool(TOOLS / 'convert_checkpoint.py'), nn.Linear(3, 2)
+    state = model.state_dict() | {name: torch.ones(shape) for name, shape in change.items() if shape}
+    state = {name: value for name, value in state.items() if change.get(name, True)}
+    # Whichever way it goes, nothing but a whole match is written.
+    monkeypatch.setattr(tool, 'build_model', lambda args: model)
+    monkeypatch.setattr(tool, 'read_weights', lambda path, key: state)
+    monkeypatch.setattr(tool, 'to_timm', lambda network: {name: name for name in state})
+    written = mock.Mock()
+    monkeypatch.setattr(tool.torch, 'save', written)
+    export = functools.partial(
+        tool.export_checkpoint, argparse.Namespace(config='c.py', checkpoint='a', out=Path('b.pth'), key=None)
+    )
+    for function in (functools.partial(tool.check, state, model, dict(old='weight', bias='bias'), 'c.py'), export):
+        with pytest.raises(ValueError, match=r"not one of 'c\.py': nothing is written") if change else nullcontext():
+            function()
+    assert written.called != bool(change)
+    printed = capsys.readouterr().out
+    assert printed.startswith(f'{matched} of 2 tensors of the network matched, 1 of them by another name\n{said}')
 
 
 @pytest.mark.slow
@@ -344,13 +383,15 @@ def test_inflated_classifier_computes_convnext(classes: int | None, tmp_path: Pa
     state = {name.replace('.mixer.large.', '.depthwise_conv.'): value for name, value in theirs.state_dict().items()}
     if classes is None:
         state = {name: value for name, value in state.items() if not name.startswith('head.')}
+    state['head.pre.weight'] = torch.ones(2)
     last = {name: torch.zeros_like(value) for name, value in state.items()}
     torch.save(dict(state_dict=last, state_dict_ema=state), tmp_path / 'convnext.pth')
     words = ('inflate', large, tmp_path / 'convnext.pth', tmp_path / 'start.pth', '--key', 'state_dict_ema')
     printed = call(TOOLS / 'convert_checkpoint.py', *words, cwd=tmp_path)
     assert torch.load(tmp_path / 'start.pth')['meta'] == dict(inflated_from=str(tmp_path / 'convnext.pth'))
     assert printed.count('100.00%') == sum(DEPTHS)
-    ours.load_state_dict(torch.load(tmp_path / 'start.pth')['state_dict'], strict=False)
+    assert ours.load_state_dict(torch.load(tmp_path / 'start.pth')['state_dict'], strict=False).unexpected_keys == []
+    assert 'not of the network: head.pre.weight\n' in printed
     x = torch.randn(2, 3, 70, 50)
     with torch.no_grad():
         features, wanted = ours.backbone(x)[-1], theirs.backbone(x)[-1]
