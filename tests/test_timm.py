@@ -159,6 +159,9 @@ def test_pictures_are_prepared_as_by_the_recipe() -> None:
     crop, edge = steps['CenterCrop'].crop_size, steps['ResizeEdge']
     assert (given['input_size'], given['crop_pct']) == ((3, crop, crop), crop / edge.scale)
     assert given['interpolation'] == edge.interpolation
+    assert given['pool_size'] == (crop // 32,) * 2
+    assert given['num_classes'] == recipe.model.head.num_classes
+    assert given['license'] == 'apache-2.0'
 
 
 def test_head_is_reset() -> None:

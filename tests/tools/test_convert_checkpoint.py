@@ -334,6 +334,22 @@ def test_the_output_that_differs_most_counts(monkeypatch: pytest.MonkeyPatch) ->
         assert tool.largest_difference(lambda image: wanted, lambda image, given=given: given) == worst
 
 
+@pytest.mark.parametrize(
+    ('mode', 'out'), [('import', 'a.safetensors'), ('inflate', 'a.safetensors'), ('export', 'a.bin'), ('export', 'a')]
+)
+def test_files_of_other_kinds_are_not_written(mode: str, out: str) -> None:
+    tool = load_tool(TOOLS / 'convert_checkpoint.py')
+    with pytest.raises(ValueError, match=rf"the name of '{out}' must end in \.pth"):
+        getattr(tool, f'{mode}_checkpoint')(argparse.Namespace(out=Path(out)))
+
+
+def test_recipes_of_other_tasks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = load_tool(TOOLS / 'convert_checkpoint.py')
+    monkeypatch.setattr(tool, 'read_config', lambda path: Config(dict(model=dict(type='EncoderDecoder'))))
+    with pytest.raises(ValueError, match=r"'seg\.py' is no classification recipe"):
+        tool.build_model(argparse.Namespace(config='seg.py'))
+
+
 @pytest.mark.parametrize('address', ['timm://a', 'hf://a/b', 'a.pth'])
 def test_licence_of_what_is_downloaded_is_printed(
     address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
