@@ -302,10 +302,13 @@ def test_deployed_classifier(name: str, deploy: Tool, tmp_path: Path) -> None:
 
 
 def test_deployed_form_of_the_given_options(deploy: Tool, tmp_path: Path) -> None:
-    """Synchronised norms, which no CPU runs, keep their other settings; what the file says besides stays in it."""
+    """Synchronised norms, which no CPU runs, keep their other settings; masks are folded; other facts stay."""
     recipe, image = config('pelk_t', tmp_path), torch.randn(2, 3, 64, 80)
     model = build(recipe, norm_cfg=dict(type='BN', eps=0.1))
-    torch.save(dict(meta=dict(epoch=300), state_dict=model.state_dict()), tmp_path / 'ours.pth')
+    weight = model.backbone.stages[2][1].pointwise_conv1.weight
+    state = model.state_dict() | {'backbone.stages.2.1.pointwise_conv1.weight_mask': weight > 0}
+    torch.save(dict(meta=dict(epoch=300), state_dict=state), tmp_path / 'ours.pth')
+    weight.data *= weight > 0
     options = ['--cfg-options', 'model.backbone.norm_cfg.type=SyncBN', 'model.backbone.norm_cfg.eps=0.1']
     printed = deploy(recipe, 'ours.pth', 'deployed.pth', *options)
     assert printed.rstrip().endswith('--cfg-options model.backbone.deploy=True model.backbone.init_cfg=None')

@@ -121,6 +121,13 @@ def test_facts_of_a_stranger(text: str, tmp_path: Path) -> None:
         model.load_state_dict(state_dict_of(load_data(tmp_path / 'a.safetensors')))
 
 
+def test_facts_of_a_part_are_those_of_the_module_alone() -> None:
+    part: Any = PeLK(**PLAIN).stages[0][0].mixer
+    state = nn.ModuleDict(dict(part=part, part2=PeLK(**EMBEDDED))).state_dict()
+    for prefix, module in (('part.', part), ('part.large.', part.large)):
+        assert facts_of(state, prefix) == facts_of(module.state_dict()) != {}
+
+
 def test_facts_stand_beside_what_torch_writes() -> None:
     """Its versions, which tell the kernels of other projects apart."""
     metadata = PeLK(**EMBEDDED).state_dict()._metadata  # type: ignore[attr-defined]
