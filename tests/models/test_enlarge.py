@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 import operator
 import pickle
 from collections.abc import Callable
@@ -297,7 +298,7 @@ def test_weights_of_the_original_load(way: Callable[..., nn.Module], monkeypatch
     assert '1.weight of 3 x 3 is the centre of 15 x 15 now' in message
 
 
-@pytest.mark.parametrize('way', ['load_state_dict', 'init_cfg', 'init_cfg in its place'])
+@pytest.mark.parametrize('way', ['load_state_dict', 'json', 'init_cfg', 'init_cfg in its place'])
 @pytest.mark.parametrize(
     ('source', 'own', 'accepted'),
     [
@@ -333,6 +334,11 @@ def test_kernels_of_another_size_with_as_many_numbers_are_refused(
         if way == 'load_state_dict':
             network.load_state_dict(given.state_dict())
             return network
+        if way == 'json':  # which has lists in the place of tuples, as in safetensors
+            state = given.state_dict()
+            state._metadata = json.loads(json.dumps(state._metadata))
+            network.load_state_dict(state)
+            return network
         of_place = way == 'init_cfg in its place'
         init_cfg = dict(type='Pretrained', checkpoint=str(path), prefix='backbone.' if of_place else 'backbone')
         inner = dict(type=lambda init_cfg: Plain(init_cfg, network_of(own[0], None).layers), init_cfg=None)
@@ -348,6 +354,17 @@ def test_kernels_of_another_size_with_as_many_numbers_are_refused(
         return
     with pytest.raises(ValueError, match=r'layers\.1 were trained with a kernel of'):
         load()
+
+
+def test_every_kernel_of_another_size_is_refused_and_not_the_first_alone() -> None:
+    given, network = (
+        nn.Sequential(*(nn.Conv2d(4, 4, size, padding=size // 2, groups=4) for size in sizes))
+        for sizes in ((3, 9), (3, 3))
+    )
+    mmpelk.enlarge(given, {'0': 13}, include='0')
+    mmpelk.enlarge(network, {'0': 13, '1': 31})  # of 9 x 9 numbers
+    with pytest.raises(ValueError, match=r'1 were trained with a kernel of'):
+        network.load_state_dict(given.state_dict())
 
 
 def test_way_back() -> None:
@@ -403,6 +420,9 @@ def test_a_ring_that_would_be_cut_is_refused_with_a_centre_that_holds_it() -> No
     mmpelk.enlarge(network, 51, center_size=9)
     torch.testing.assert_close(network(x), want)
     assert network[1].center_size == 9
+    with pytest.raises(ValueError, match='1: the rings of 31 cut through the rings of its kernel'):
+        mmpelk.shrink(network, 31, center_size=7)
+    torch.testing.assert_close(network(x), want)
     network = pair()
     mmpelk.enlarge(network, 51)
     mmpelk.shrink(network, 31, center_size=7)
@@ -525,10 +545,14 @@ REFUSED = {
 @pytest.mark.parametrize('kind', REFUSED)
 def test_refuses_and_changes_nothing(kind: str) -> None:
     network, options, message = REFUSED[kind]
-    before = repr(network)
+
+    def state() -> list[object]:
+        return [repr(network), *((module.training, len(module._forward_pre_hooks)) for module in network.modules())]
+
+    before = state()
     with pytest.raises(ValueError, match=message):
         mmpelk.enlarge(network, **options)
-    assert repr(network) == before
+    assert state() == before
 
 
 class FullyShardedDataParallel(nn.Module):

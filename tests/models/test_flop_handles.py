@@ -39,8 +39,8 @@ def test_channels_that_pass_count_nothing() -> None:
             return peripheral_conv2d(x, torch.zeros(2, 1, 3, 3), sharing_grid(5, 1), partial=True)
 
     PeripheralConv2d(1, 5)
-    counted = FlopAnalyzer(Partial(), (torch.zeros(1, 7, 9, 8),)).by_operator()
-    assert counted == {'peripheral_conv2d': 2 * 9 * 8 * 5**2}
+    counted = FlopAnalyzer(Partial(), (torch.zeros(3, 7, 9, 8),)).by_operator()
+    assert counted == {'peripheral_conv2d': 3 * 2 * 9 * 8 * 5**2}
 
 
 # The counters below are no requirement of the tests; docs/complexity.md shows these calls.

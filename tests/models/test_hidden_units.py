@@ -1,5 +1,6 @@
 """PeLK with fewer hidden units: as configured, as in its pretrained weights, and as in a checkpoint that it loads."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,14 @@ def file(shrunk, tmp_path) -> Path:
 
 def pretrained(file: Path) -> dict[str, str]:
     return dict(type='Pretrained', checkpoint=str(file), prefix='backbone.')
+
+
+def test_units_of_convolutions():
+    block = nn.ModuleDict(dict(fc1=nn.Conv2d(4, 12, 1), fc2=nn.Conv2d(12, 4, 1)))
+    state = {'fc1.weight': torch.ones(7, 4, 1, 1), 'fc1.bias': torch.ones(7), 'fc2.weight': torch.ones(4, 7, 1, 1)}
+    module.fit_all_hidden_units(block, state)
+    assert (block['fc1'].out_channels, block['fc2'].in_channels) == (7, 7)
+    assert block['fc2'](block['fc1'](torch.rand(1, 4, 3, 3))).shape == (1, 4, 3, 3)
 
 
 @pytest.mark.parametrize('has_bias', [False, True])
@@ -184,5 +193,7 @@ def test_which_blocks_have_units() -> None:
         assert widths(block) == ([len(layers[0].weight)] if found else []), layers
         # At two places it is found once, and not where a part of it is left out.
         twice = nn.ModuleDict({'a': block, 'b': nn.Sequential(block)})
-        assert len(find_hidden_units(twice, ['a', 'b'])) == found
+        assert [units.block_name for units in find_hidden_units(twice, ['a', 'b'])] == ['a'] * found
+        twice['c'] = copy.deepcopy(block)
+        assert [units.block_name for units in find_hidden_units(twice, ['b', 'c'])] == ['b.0', 'c'] * found
         assert not find_hidden_units(block, exclude=[f'{keys[1]}.weight'])

@@ -1,5 +1,6 @@
 """Lower rates for peripheral kernels: in groups for torch, and in the constructors of optimizers."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -51,6 +52,14 @@ def test_a_parametrised_kernel_is_one() -> None:
     found = rates(model, mmpelk.parameter_groups(model, 0.2))
     slow = {name for name, rate in found.items() if rate < 0.1}
     assert slow == {'0.parametrizations.weight.original0', '0.parametrizations.weight.original1', '2.weight_orig'}
+
+
+def test_a_kernel_of_two_modules_is_one() -> None:
+    model = network()
+    model[2] = copy.deepcopy(model[0])
+    model[2].weight = model[0].weight
+    groups = mmpelk.parameter_groups(model, 0.2)
+    assert sum(len(group['params']) for group in groups) == len({p for p in model.parameters() if p.requires_grad})
 
 
 def test_without_large_kernels_there_is_one_group() -> None:

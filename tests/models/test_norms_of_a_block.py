@@ -93,6 +93,10 @@ class _Activated(nn.BatchNorm2d):
         return super().forward(input).relu()
 
 
+class _Sharded(nn.Parameter):
+    """As of libraries that shard or quantise."""
+
+
 class _OwnForward(PeripheralMixer):
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         return 2 * super().forward(x, embedding)
@@ -118,6 +122,12 @@ TOUCHED: dict[str, Callable[[PeLKBlock], object]] = {
     ),
     'parametrised-norm': lambda block: parametrize.register_parametrization(block.norm, 'bias', _Doubled()),
     'pruned-norm': lambda block: prune.l1_unstructured(block.norm, 'weight', 0.5),
+    **{
+        f'sharded-{name}': lambda block, name=name: setattr(
+            block.get_submodule(name), 'weight', _Sharded(block.get_submodule(name).weight.detach())
+        )
+        for name in ('norm', 'mixer.large_norm', 'mixer.small_norm', 'mixer.large', 'mixer.small')
+    },
     'pruned-kernel': lambda block: prune.l1_unstructured(block.mixer.small, 'weight', 0.5),
     'training': lambda block: block.mixer.small_norm.train(),
     'batch_statistics': _set('mixer.large_norm', nn.BatchNorm2d(3, track_running_stats=False)),

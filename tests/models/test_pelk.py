@@ -51,6 +51,24 @@ def _expected_parameters(arch: dict) -> int:
     return total + 2 * channels[-1]
 
 
+def test_architectures_of_the_paper() -> None:
+    deep, base = (3, 3, 27, 3), (166, 332, 665, 1331)
+    kernels = {51: (51, 49, 47, 13), 101: (101, 69, 67, 13), 151: (151, 89, 87, 13)}
+    keys = ('depths', 'channels', 'kernel_sizes', 'center_size')
+    assert {
+        name: tuple(arch[key] for key in keys)
+        for name, arch in ARCHITECTURES.items()
+        if not name.startswith('convnext')
+    } == {
+        'tiny': ((3, 3, 9, 3), (124, 249, 499, 998), kernels[51], 5),
+        'small': (deep, (124, 249, 499, 998), kernels[51], 5),
+        'base': (deep, base, kernels[51], 5),
+        'tiny-101': ((3, 3, 9, 3), (124, 249, 499, 998), kernels[101], 7),
+        'base-101': (deep, base, kernels[101], 7),
+        'tiny-151': ((3, 3, 9, 3), (124, 249, 499, 998), kernels[151], 7),
+    }
+
+
 @pytest.mark.parametrize('arch', [arch for arch in ARCHITECTURES if not arch.startswith('convnext')])
 def test_parameters_of_the_architectures(arch: str) -> None:
     with torch.device('meta'):
@@ -378,6 +396,7 @@ def test_norm_eval_holds_for_every_norm_with_statistics(kind: str, frozen_stages
         *((dict(drop_path_rate=rate), 'drop_path_rate') for rate in (-0.1, 1.0)),
         (dict(branch_norms=False), 'needs small_kernel_size=0'),
         (dict(branch_norms=False, small_kernel_size=0), 'positional_embedding=None'),
+        (dict(branch_norms=False, small_kernel_size=0, positional_embedding='constant'), 'positional_embedding=None'),
         (dict(branch_norms=False, positional_embedding=None), 'small_kernel_size=0'),
         (dict(positional_embedding='everywhere'), "'in_bounds', 'constant' or None"),
     ],

@@ -184,6 +184,7 @@ def test_refuses(name: str, arguments: dict, message: str) -> None:
     [
         ('stripe', dict(small_kernel_size=7), 'small kernel of 7 does not fit a stripe of width 5'),
         ('peripheral', dict(sharing_grid=[2, 2, 2, 1, 2, 2, 2]), 'small kernel of 5 does not fit the fine-grained'),
+        ('peripheral', dict(sharing_grid=[1, 11, 1]), 'small kernel of 5 does not fit the fine-grained'),
         ('peripheral', dict(norm_cfg=dict(type='GN', num_groups=1)), 'no running statistics'),
         ('peripheral', dict(mode='constant'), 'switch_to_deploy of the stage'),
         ('dense', dict(mode='in_bounds'), 'switch_to_deploy of the stage'),

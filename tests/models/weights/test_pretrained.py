@@ -94,11 +94,11 @@ def test_shrunk_network_comes_back(tmp_path: Path) -> None:
     model = network()
     state = model.state_dict()
     for name in ('weight', 'bias'):
-        key = f'stages.0.0.pointwise_conv1.{name}'
+        key = f'stages.1.1.pointwise_conv1.{name}'
         state[key] = state[key][:5]
-    state['stages.0.0.pointwise_conv2.weight'] = state['stages.0.0.pointwise_conv2.weight'][:, :5]
+    state['stages.1.1.pointwise_conv2.weight'] = state['stages.1.1.pointwise_conv2.weight'][:, :5]
     model.load_state_dict(state)  # which makes the block as narrow
-    assert assert_comes_back(model, tmp_path).arguments()['hidden_channels'] == [[5], [48, 48]]
+    assert assert_comes_back(model, tmp_path).arguments()['hidden_channels'] == [[32], [48, 5]]
 
 
 def test_compiled_parts_come_back(tmp_path: Path) -> None:
