@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 
 from reproduction.variants import VariantRun
@@ -11,15 +12,22 @@ from tests.paths import ROOT, TOOLS
 
 
 def test_demo_data(tmp_path: Path) -> None:
-    pytest.importorskip('sklearn')
+    datasets = pytest.importorskip('sklearn.datasets')
     call(TOOLS / 'demo' / 'make_classification_data.py', tmp_path / 'digits', cwd=tmp_path)
     for split, count in (('train', 1297), ('test', 500)):
         images = list((tmp_path / 'digits' / split).glob('*/*.png'))
         assert len(images) == count
         assert {path.parent.name for path in images} == set('0123456789')
-    image = cv2.imread(str(images[0]))
-    assert image.shape == (32, 32, 3)
-    assert image.max() > 200
+    # Each is one of the set's own order, enlarged.
+    digits = datasets.load_digits()
+    for split, first in (('train', 0), ('test', 1297)):
+        for index in (0, 1, 250):
+            (path,) = (tmp_path / 'digits' / split).glob(f'*/{index:04}.png')
+            assert path.parent.name == str(digits.target[first + index])
+            image = cv2.imread(str(path))
+            assert image.shape == (32, 32, 3)
+            small = cv2.resize(image[..., 0], (8, 8), interpolation=cv2.INTER_AREA)
+            assert np.abs(small - 255 / 16 * digits.images[first + index]).mean() < 16
 
 
 @pytest.mark.slow

@@ -79,8 +79,43 @@ def test_walls_have_their_colours_and_the_decoy_tells_nothing(scenes: list) -> N
         }
 
 
+def test_what_belongs_to_no_class(scenes: list) -> None:
+    """A contour around every object, and a pale patch on the ground of most pictures."""
+    patches = []
+    for picture, labels in scenes:
+        for axis in (0, 1):
+            one, other = np.delete(labels, -1, axis), np.delete(labels, 0, axis)
+            meeting = (one != other) & (np.maximum(one, other) > maker.CLASSES.index('water') + 1)
+            assert (np.minimum(one, other)[meeting] == 0).all()
+        windows = np.lib.stride_tricks.sliding_window_view(labels, (5, 5))
+        inside = np.argwhere(~windows.any((-1, -2))) + 2
+        patches.append(len(inside))
+        if len(inside):
+            assert picture[tuple(inside.T)].mean() == pytest.approx(0.4 * 130 + 0.6 * 190, abs=40)
+    assert np.median(patches) > 100
+
+
+def test_objects_have_their_colours_and_do_not_touch(scenes: list) -> None:
+    for name, colour in (
+        ('disc', (150, 80, 140)),
+        ('box', (80, 90, 110)),
+        *((tent, (235, 190, 60)) for tent in maker.TENTS),
+    ):
+        inside = [picture[labels == maker.CLASSES.index(name) + 1] for picture, labels in scenes]
+        np.testing.assert_allclose(np.concatenate(inside).mean(0), colour, atol=20)
+    for seed in range(20):
+        for things in (
+            maker._fillers(np.random.default_rng(seed)),
+            maker._sides(np.random.default_rng(seed), ('red', 'white')),
+        ):
+            placed = [thing for thing in things if thing.name not in maker.WALLS]
+            for one, other in combinations(placed, 2):
+                assert np.hypot(one.x - other.x, one.y - other.y) >= one.radius + other.radius + 2
+
+
 def test_layout_is_ade20ks_and_writing_is_idempotent(tmp_path: Path) -> None:
     root = tmp_path / 'set'
+    root.mkdir()
     counts = dict(training=3, validation=2)
     assert maker.write_dataset(root, counts, seed=1)
     files = {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob('*') if path.is_file()}
@@ -150,15 +185,90 @@ def test_config_fits_the_set(tmp_path: Path) -> None:
 
 
 def test_yardsticks() -> None:
-    # 60 pixels of a local class, 20 of each of two that a far cue decides, none of a fourth; a perfect prediction.
+    # 40 pixels of a local class, 60 of three that a far cue decides, none of a fifth; a perfect prediction.
     scores = plotter.Scores(
-        ['local', 'tent_a', 'tent_b', 'absent'], np.array([60, 20, 20, 0]), np.array([1, 1, 1, np.nan])
+        ['local', 'tent_a', 'tent_b', 'tent_c', 'absent'],
+        np.array([40, 10, 20, 30, 0]),
+        np.array([1, 1, 1, 1, np.nan]),
     )
     assert scores.miou == 1
     assert scores.far_miou == 1
-    assert scores.majority == pytest.approx(0.6 / 3)
-    # Guessing: 10 hits of 20 + 20 - 10 pixels each.
-    assert scores.short_sighted == pytest.approx((1 + 2 * 10 / 30) / 3)
+    assert scores.majority == pytest.approx(0.4 / 4)
+    # Guessing: a third of each class is hit, and each is guessed for a third of the 60 pixels.
+    guessed = sum(count / 3 / (count + 20 - count / 3) for count in (10, 20, 30))
+    assert scores.short_sighted == pytest.approx((1 + guessed) / 4)
+    assert plotter.Scores(['local', 'tent_a'], np.array([3, 1]), np.array([0.5, 0.1])).far_miou == 0.1
+
+
+def test_scores_of_stored_predictions(tmp_path: Path) -> None:
+    """Over all pictures; 0 is "other", which is not scored wherever the label has it."""
+    validation = tmp_path / 'set' / 'annotations' / 'validation'
+    validation.mkdir(parents=True)
+    for name, labels, predicted in (('a', [[0, 1, 1, 2]], [[1, 1, 2, 2]]), ('b', [[1, 1, 0, 0]], [[1, 2, 2, 2]])):
+        for folder, values in ((validation, labels), (tmp_path, predicted)):
+            Image.fromarray(np.array(values, np.uint8)).save(folder / f'{name}.png')
+    scores = plotter.score(tmp_path / 'set', tmp_path, ['x', 'y', 'z'])
+    assert scores.pixels.tolist() == [4, 1, 0]
+    assert scores.iou.tolist() == pytest.approx([2 / 4, 1 / 3, np.nan], nan_ok=True)
+    assert scores.miou == pytest.approx(5 / 12)
+
+
+def write_logs(work_dir: Path) -> None:
+    for stamp, records in (
+        ('20240101_000000', [dict(loss=9.0, step=1)]),
+        ('20240102_000000', [dict(loss=2.0, step=1), dict(mIoU=50.0, step=2), dict(loss=1.0, step=2)]),
+        ('20240103_000000', [dict(mIoU=60.0, step=0)]),  # a test's
+    ):
+        log = work_dir / stamp / 'vis_data' / 'scalars.json'
+        log.parent.mkdir(parents=True)
+        log.write_text('\n'.join(json.dumps(record) for record in records))
+
+
+def test_curves_are_those_of_the_newest_training(tmp_path: Path) -> None:
+    write_logs(tmp_path)
+    assert plotter.read_curves(tmp_path) == dict(loss=[(1, 2.0), (2, 1.0)], mIoU=[(2, 0.5)])
+    with pytest.raises(ValueError, match='no training log'):
+        plotter.read_curves(tmp_path / 'elsewhere')
+
+
+def test_what_is_drawn(tmp_path: Path) -> None:
+    data, names = tmp_path / 'set', ['00000', '00001']
+    maker.write_dataset(data, dict(training=1, validation=2), seed=0)
+    for name in names:
+        labels = np.asarray(Image.open(data / 'annotations' / 'validation' / f'{name}.png'))
+        Image.fromarray(np.roll(labels.clip(1), 9, 1)).save(tmp_path / f'{name}.png')
+    write_logs(tmp_path / 'work')
+    metainfo = Config.fromfile(CONFIG).metainfo
+    palette = dict(zip(metainfo.classes, metainfo.palette, strict=True))
+    scores = plotter.score(data, tmp_path, list(maker.CLASSES))
+    figure = plotter.draw(data, tmp_path, tmp_path / 'work', names, palette, scores)
+    shown = [np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images]
+    assert len(shown) == 8
+    for column, name in enumerate(names):
+        labels = np.asarray(Image.open(data / 'annotations' / 'validation' / f'{name}.png'))
+        predicted = np.roll(labels.clip(1), 9, 1)
+        picture, truth, guess, wrong = shown[column::2]
+        assert (picture == np.asarray(Image.open(data / 'images' / 'validation' / f'{name}.jpg'))).all()
+        for image, values in ((truth, labels), (guess, predicted)):
+            for value in np.unique(values):
+                wanted = palette[maker.CLASSES[value - 1]] if value else [140, 140, 140]
+                assert (image[values == value] == wanted).all()
+        assert ((wrong == 0) == ((predicted != labels) & (labels > 0))).all()
+    legend = figure.subfigs[0].legends[0]
+    colours = [[round(255 * part) for part in patch.get_facecolor()[:3]] for patch in legend.get_patches()]
+    assert colours == [[140, 140, 140], *map(list, palette.values())]
+    curves = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
+    assert curves['Training loss'].lines[0].get_xydata().tolist() == [[1, 2], [2, 1]]
+    lines = {line.get_label(): line.get_ydata() for line in curves['Held-out mIoU'].lines}
+    wanted = {
+        'PeLK': 50,
+        'all right but the far cue': 100 * scores.short_sighted,
+        'majority class': 100 * scores.majority,
+    }
+    assert {name: float(values[0]) for name, values in lines.items()} == pytest.approx(wanted)
+    bars = figure.axes[-1].patches
+    assert [bar.get_width() for bar in bars] == pytest.approx((100 * scores.iou).tolist(), nan_ok=True)
+    assert [bool(bar.get_hatch()) for bar in bars] == [name in maker.TENTS for name in maker.CLASSES]
 
 
 @pytest.mark.slow
@@ -169,15 +279,7 @@ def test_picture_is_written(tmp_path: Path) -> None:
     predictions.mkdir()
     for path in (data / 'annotations' / 'validation').glob('*.png'):
         Image.fromarray(np.asarray(Image.open(path)).clip(1)).save(predictions / path.name)
-    for stamp, records in (
-        ('20240101_000000', [dict(loss=9.0, step=1)]),
-        ('20240102_000000', [dict(loss=2.0, step=1), dict(mIoU=50.0, step=2), dict(loss=1.0, step=2)]),
-        ('20240103_000000', [dict(mIoU=60.0, step=0)]),  # a test's
-    ):
-        log = work_dir / stamp / 'vis_data' / 'scalars.json'
-        log.parent.mkdir(parents=True)
-        log.write_text('\n'.join(json.dumps(record) for record in records))
-    assert plotter.read_curves(work_dir) == dict(loss=[(1, 2.0), (2, 1.0)], mIoU=[(2, 0.5)])
+    write_logs(work_dir)
     scores = plotter.score(data, predictions, list(maker.CLASSES))
     assert scores.miou == 1
     assert scores.majority < scores.short_sighted < 1
@@ -185,6 +287,3 @@ def test_picture_is_written(tmp_path: Path) -> None:
     palette = dict(zip(metainfo.classes, metainfo.palette, strict=True))
     plotter.draw(data, predictions, work_dir, ['00000', '00001'], palette, scores).savefig(tmp_path / 'demo.png')
     assert Image.open(tmp_path / 'demo.png').size == (1400, 900)
-
-    with pytest.raises(ValueError, match='no training log'):
-        plotter.read_curves(tmp_path / 'elsewhere')
