@@ -1,6 +1,7 @@
 """The files of a project: what was found in the data, and then its config, its split and its label maps."""
 
 import json
+import os
 from pathlib import Path
 
 from mmpelk.errors import UserError
@@ -58,7 +59,8 @@ def write_project(data: DataSet, plan: Plan, out: Path, overwrite: bool = False)
     for split, names in data.splits.items():
         if data.task == 'det':
             content, folder = data.details['contents'][split], data.details['folders'][split]
-            images = [dict(i, file_name=i['file_name'][len(folder) :].lstrip('/')) for i in content['images']]
+            below = [os.path.relpath(i['file_name'], folder) if folder else i['file_name'] for i in content['images']]
+            images = [dict(image, file_name=name) for image, name in zip(content['images'], below, strict=True)]
             (config.parent / f'{split}.json').write_text(json.dumps(dict(content, images=images)), encoding='utf-8')
             continue
         labels = data.details.get('labels')

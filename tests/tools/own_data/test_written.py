@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import io
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -120,6 +121,7 @@ def test_the_largest_classes_and_the_sizes_by_area_are_shown(tmp_path: Path) -> 
     data = data_of('det', classes=26)
     data.counts = [(7 * index) % 26 * 100 for index in range(26)]
     data.sizes = [(300, 10), (20, 20), (50, 50), (60, 60), (10, 500)]
+    data.details['sides'] = [*range(19, 0, -1)]
     data.note('remark', 'the first')
     data.note('question', 'the last')
     print_report(data, report := io.StringIO())
@@ -136,7 +138,7 @@ def test_the_largest_classes_and_the_sizes_by_area_are_shown(tmp_path: Path) -> 
     rest = sum(data.counts[index] for index in wanted[20:])
     assert ['6 more', str(rest), f'{rest / total:.2%}'] in cells
     assert ['sizes: smallest, middle, largest', '20x20, 300x10, 10x500'] in cells
-    assert ['sides of boxes: 10 %, middle, 90 %', '19 px, 51 px, 83 px'] in cells
+    assert ['sides of boxes: 10 %, middle, 90 %', '2 px, 10 px, 18 px'] in cells
     notes = [line for line in report.getvalue().splitlines() if line.startswith('- ')]
     assert [line.split(':')[0] for line in notes] == ['- question', '- question', '- remark', '- remark']
 
@@ -159,6 +161,18 @@ def test_a_project_is_written_without_questions_and_over_nothing(tmp_path: Path)
     assert config.read_text() == 'precious'
     writing.write_project(data, plan, tmp_path / 'mine', overwrite=True)
     assert 'classes' in config.read_text('utf-8')
+
+
+def test_pictures_are_listed_below_the_folder_of_their_split(tmp_path: Path) -> None:
+    data = data_of('det', pictures=10)
+    data.details['folders'] = dict(train='a', val='')
+    for split, paths in dict(train=('a/x/0.jpg', 'a/y/0.jpg'), val=('a/0.jpg', '/of an archive/0.jpg')).items():
+        data.details['contents'][split]['images'] = [dict(id=index, file_name=path) for index, path in enumerate(paths)]
+    answer(data, yes=True)
+    writing.write_project(data, make_plan(data, Machine()), tmp_path / 'mine')
+    for split, paths in dict(train=['x/0.jpg', 'y/0.jpg'], val=['a/0.jpg', '/of an archive/0.jpg']).items():
+        written = json.loads((tmp_path / 'mine' / f'{split}.json').read_text())
+        assert [image['file_name'] for image in written['images']] == paths
 
 
 @pytest.mark.parametrize('task', ['seg', 'det', 'cls'])
@@ -246,6 +260,7 @@ def test_who_has_named_the_classes_of_label_maps_means_those(
     """And is told what is wrong with them; other formats have names of their own."""
     if converts:
         assert read('--task', *words, converted=dict(format='VOC'), outlines=outlines)
+        assert read.asked[0][-1] == (words[2] if words[2:] else None)
     else:
         with pytest.raises(UnknownLayoutError, match=r'^no label map$'):
             read('--task', *words, converted={}, outlines=outlines)
