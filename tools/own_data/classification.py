@@ -93,8 +93,7 @@ def read_classification(
         labels |= {sample.path: index for sample in usable}
         data.counts.append(len(usable))
         for sample in usable:
-            if split := sample.split if said else 'train':
-                splits[split].append(sample.path)
+            splits[sample.split or 'train'].append(sample.path)
     if not splits['val']:
         few = _draw(data, splits, labels, val_share)
         if few:

@@ -94,7 +94,7 @@ def _draw_boxes(axes: Any, data: DataSet, image: dict[str, Any]) -> None:
     for content in data.details['contents'].values():
         index = {category['id']: number for number, category in enumerate(content['categories'])}
         for entry in content['annotations']:
-            if entry['image_id'] == image['id'] and image in content['images']:
+            if entry['image_id'] == image['id']:
                 x, y, w, h = entry['bbox']
                 colour = _share(data.palette[index[entry['category_id']]])
                 axes.add_patch(Rectangle((x, y), w, h, fill=False, color=colour, linewidth=2))

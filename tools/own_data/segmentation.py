@@ -144,7 +144,6 @@ def read_segmentation(
         statistics.add(found[pair][1].statistics)
     coloured = _are_coloured(data, {pair: found[pair][1] for pair in pairs}) or through_palette
     lossy = any(pair.label.lower().endswith(('.jpg', '.jpeg')) for pair in pairs)
-    public = _public(pairs) if not converted else lambda values: None
     answers = answers or Answers()
     unsaid = answers.ignore is None and answers.background is None
     if converted and unsaid and len(names) > 1 and 0 in statistics.counts and all(name.key for name in names):
@@ -152,7 +151,7 @@ def read_segmentation(
         share = statistics.counts[0] / sum(statistics.counts.values())
         text = f'what lies outside of every outline, {share:.1%} of the pixels, is taken for a class background'
         data.note('question', f'{text}: --background 0 confirms it, --ignore 0 does not train on it')
-    meaning = interpret(statistics, coloured, lossy, names, answers, public)
+    meaning = interpret(statistics, coloured, lossy, names, answers, _public(pairs))
     for kind, text in meaning.said:
         data.note(kind, text)
     _ask_classes(data, meaning, answers, bool(names), {pair: found[pair][1].statistics.counts for pair in pairs})
@@ -486,7 +485,7 @@ def _ask_classes(
     if meaning.coloured and not named and len(counts) > 3:
         maps = Counter(index for values in counts.values() for index in {meaning.mapping.get(key) for key in values})
         single = [name for index, name in enumerate(meaning.classes) if maps[index] == 1]
-        if len(meaning.classes) > 2 and 2 * len(single) > len(meaning.classes):
+        if 2 * len(single) > len(meaning.classes):
             text = f'{len(single)} of {len(meaning.classes)} colours are in one label map each, as those of single'
             data.note(
                 'question', f'{text} objects are: export colours of classes; --yes trains each as a class', single
