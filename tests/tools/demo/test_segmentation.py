@@ -121,6 +121,8 @@ def test_layout_is_ade20ks_and_writing_is_idempotent(tmp_path: Path) -> None:
     files = {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob('*') if path.is_file()}
     names = [f'{split}/{i:05d}' for split, count in counts.items() for i in range(count)]
     assert files.keys() == {'demo.json', *(f'images/{n}.jpg' for n in names), *(f'annotations/{n}.png' for n in names)}
+    picture = np.asarray(maker.draw_scene(1, 0, 0)[0], float)
+    assert np.abs(picture - np.asarray(Image.open(root / 'images/training/00000.jpg'))).mean() < 7
     labels = np.asarray(Image.open(root / 'annotations/training/00000.png'))
     assert labels.dtype == np.uint8
     assert labels.min() == 0  # contours

@@ -66,6 +66,12 @@ def test_pictures_beside_the_splits_of_their_class_are_told(tmp_path: Path) -> N
     assert '1 pictures of a class are in no folder of a split and are left out (dog/0.jpg)' in notes(data, 'mistake')
 
 
+def test_folders_of_splits_come_before_lists(tmp_path: Path) -> None:
+    write(tmp_path, train__cat=3, train__dog=3, val__cat=1, val__dog=2)
+    (tmp_path / 'val.txt').write_text('train/cat/0.jpg\ntrain/dog/0.jpg\n')
+    assert names(read_classification(tmp_path)) == {'train': 6, 'val': 3}
+
+
 @pytest.mark.parametrize(('folder', 'split'), [
     ('trainset', True), ('Training_images', True), ('val', True), ('VALID', True), ('validation', True), ('dev', True),
     ('test-data', True), ('testing', True), ('train_station', False), ('test_tube', False), ('a_val', False),

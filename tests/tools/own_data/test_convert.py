@@ -150,16 +150,28 @@ def test_what_is_easily_lost(convert: Any, tmp_path: Path) -> None:
         Annotation('polygon', 1, points=square(4, 4, 6), group=7),
         Annotation('bbox', 1, box=[2, 3, 20, 10], group=7),
     )
-    boxed = Annotation('bbox', 0, box=[0, 0, 4, 4])
-    found = Items([item('x', 'train', 10, boxed, *outlined), item('x', 'val', 90, boxed)])
+    masked = [Annotation('mask', 1, image=drawn(x), group=9, attributes=dict(is_crowd=False)) for x in (10, 30)]
+    boxed, around = Annotation('bbox', 0, box=[0, 0, 4, 4]), Annotation('bbox', 1, box=[9, 3, 31, 18], group=9)
+    found = Items([item('x', 'train', 10, boxed, *outlined, *masked, around), item('x', 'val', 90, boxed)])
     result = convert('det', found)
     parts = {split: json.loads(Path(path).read_text(encoding='utf-8')) for split, path in result['files'].items()}
     boxes = [(entry['category_id'], entry['bbox']) for entry in parts['train']['annotations']]
-    assert boxes == [(1, [0, 0, 4, 4]), (2, [2, 3, 20, 10])]
+    assert boxes == [(1, [0, 0, 4, 4]), (2, [2, 3, 20, 10]), (2, [9, 3, 31, 18])]
+    assert [entry['iscrowd'] for entry in parts['train']['annotations']] == [0, 0, 0]
+    whole = codes.decode(parts['train']['annotations'][2]['segmentation'])
+    assert np.array_equal(whole.astype(bool), drawn(10) | drawn(30))
     assert [entry['name'] for entry in parts['val']['categories']] == ['background', 'dog']
     for split, grey in (('train', 10), ('val', 90)):
         (listed,) = parts[split]['images']
         assert np.unique(np.asarray(Image.open(listed['file_name']))).tolist() == [grey]
+    # Suffixes in capitals, and a path from where the command was typed.
+    image(tmp_path / 'data' / 'A.PNG')
+    image(tmp_path / 'elsewhere' / 'b.png')
+    paths = [item('a', 'train', 0), item('b', 'train', 0)]
+    for each, path in zip(paths, (tmp_path / 'data' / 'A.PNG', Path('elsewhere', 'b.png')), strict=True):
+        each.media = SimpleNamespace(path=str(path))
+    found = convert('cls', Items(paths))['samples']
+    assert [sample['image'] for sample in found] == ['A.PNG', str(tmp_path / 'elsewhere' / 'b.png')]
     samples = convert('cls', Items([item('y', 'trainval', 10)]))['samples']
     assert [(sample['subset'], sample['label']) for sample in samples] == [('default', 'background')]
 
@@ -170,7 +182,7 @@ def test_maps_of_many_classes_keep_their_values(
 ) -> None:
     monkeypatch.setattr(sys.modules[__name__], 'NAMES', [f'class {number}' for number in range(300)])
     media = SimpleNamespace(path='', data=np.zeros((32, 48, 3), np.uint8))
-    annotations = [Annotation('mask', index, image=drawn(10))]
+    annotations = [Annotation('mask', index, image=255 * drawn(10).astype(np.uint8))]
     result = convert('seg', Items([SimpleNamespace(id='x', subset='train', media=media, annotations=annotations)]))
     values = np.asarray(Image.open(result['samples'][0]['label']))
     assert set(np.unique(values).tolist()) == {0, index + 1}

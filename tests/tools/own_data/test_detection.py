@@ -364,10 +364,13 @@ def test_folders_of_a_test_alone_split_one_file(tmp_path: Path) -> None:
 
 
 def test_two_classes_may_have_one_box(tmp_path: Path) -> None:
+    """And two objects of a class, in one picture, one corner or one size."""
     both = content()
     both['annotations'][1]['bbox'] = both['annotations'][0]['bbox']
+    for box in ([3, 3, 10, 12], [2, 4, 10, 12], [2, 3, 11, 12], [2, 3, 10, 13]):
+        both['annotations'].append(both['annotations'][0] | dict(id=99, bbox=box))
     data = read_detection(write(tmp_path, both))
-    assert len(kept(data)) == 10
+    assert len(kept(data)) == 14
     assert 'are there twice' not in notes(data)
 
 
@@ -463,6 +466,12 @@ PLACES: dict[str, tuple[dict[str, list[str]], str, dict[str, Any], str]] = {
         {},
         'i/0.jpg i/1.jpg',
     ),
+    'below the root, from the file': (
+        {'x/a.json': ['../i/0.jpg', '/i/1.jpg']},
+        'a/i/0.jpg a/i/1.jpg i/0.jpg i/1.jpg',
+        {},
+        'i/0.jpg i/1.jpg',
+    ),
     'beside the file alone': (
         {'x/a.json': ['0.jpg', '1.jpg']},
         'x/0.jpg x/1.jpg y/0.jpg y/1.jpg',
@@ -488,6 +497,12 @@ PLACES: dict[str, tuple[dict[str, list[str]], str, dict[str, Any], str]] = {
         'p/test/0.jpg p/train/0.jpg p/train/1.jpg',
         {},
         'p/train/0.jpg p/train/1.jpg p/test/0.jpg',
+    ),
+    'the split of the folder, not of the picture': (
+        {'annotations/train.json': ['test_0.jpg', 'test_1.jpg']},
+        'a/test_0.jpg b/train_x/test_0.jpg b/train_x/test_1.jpg',
+        {},
+        'b/train_x/test_0.jpg b/train_x/test_1.jpg',
     ),
     'the split of its folder': (
         {'train/a.json': ['0.jpg', '1.jpg'], 'val/a.json': ['0.jpg']},
@@ -618,7 +633,10 @@ def test_outlines_beside_their_box_on_one_side(outline: list[list[float]], apart
 def test_a_group_that_has_objects_is_a_class(tmp_path: Path) -> None:
     grouped = content()
     grouped['categories'][0]['supercategory'] = 'dog'
-    assert read_detection(write(tmp_path, grouped)).classes == ['cat', 'dog']
+    assert read_detection(write(tmp_path / 'one', grouped)).classes == ['cat', 'dog']
+    write(tmp_path / 'two', grouped, 'val.json', 'val')
+    del grouped['annotations'][1::2]
+    assert read_detection(write(tmp_path / 'two', grouped, 'train.json', 'train')).classes == ['cat', 'dog']
 
 
 def test_pictures_of_an_archive_beside_those_of_the_folder(tmp_path: Path) -> None:
@@ -664,6 +682,13 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], list[str] | None]] = {
         None,
     ),
     'two of a split': (lambda r: [write(r, 5, f'{name}.json') for name in ('train', 'train_old', 'val')], None),
+    'other numbers': (
+        lambda r: (
+            write(r),
+            write(r, content() | dict(categories=[dict(id=7, name='cat'), dict(id=3, name='dog')]), 'x.json'),
+        ),
+        ['labels.json', 'x.json'],
+    ),
     'other categories': (
         lambda r: (write(r), write(r, renamed(category='cow'), 'other.json')),
         ['labels.json', 'other.json'],

@@ -30,25 +30,28 @@ def colour(data: DataSet, index: int) -> list[float]:
 @pytest.mark.parametrize('ignored', [False, True])
 def test_pictures_are_turned_where_training_turns_them(ignored: bool, tmp_path: Path) -> None:
     image(tmp_path / 'a' / '0.jpg', (40, 30), 6)
-    data = DataSet('cls', tmp_path, ['a'], [(1, 2, 3)], {'train': ['a/0.jpg']}, [(40, 30)], [1], 'pictures')
+    data = DataSet('cls', tmp_path, ['cat'], [(1, 2, 3)], {'train': ['a/0.jpg']}, [(40, 30)], [1], 'pictures')
     data.ignore_orientation, data.details = ignored, dict(labels={'a/0.jpg': 0})
     (axes,) = drawn(data, tmp_path / 'data.png').axes
+    assert axes.get_title() == 'cat: 0.jpg', 'whatever the folder'
     assert np.asarray(axes.images[0].get_array()).shape[:2] == ((30, 40) if ignored else (40, 30))
 
 
 def test_many_classes_of_long_names_and_large_pictures(tmp_path: Path) -> None:
     """Names are cut, the others counted, and label maps made small without values between those that they have."""
     for index in range(2):
-        image(tmp_path / 'images' / f'{index}.png', (900, 40))
-        label(tmp_path / 'labels' / f'{index}.png', [0, 44] * 15, (900, 40))
+        size = (90, 900) if index else (900, 40)
+        image(tmp_path / 'images' / f'{index}.png', size)
+        label(tmp_path / 'labels' / f'{index}.png', [0, 44] * 15, size)
     names = ['n' * 40, 'm' * 41, *(f'class {index}' for index in range(2, 45))]
     data = read_segmentation(tmp_path, ','.join(names))
     figure = drawn(data, tmp_path / 'data.png')
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend[:2] == [f'0 {"n" * 40}', f'1 {"m" * 37}...']
     assert legend[39:] == ['39 class 39', '5 more', 'not trained on']
-    shown = np.asarray(figure.axes[0].images[0].get_array())
-    assert shown.shape[1] == 320
+    by_name = {axes.get_title()[-5]: np.asarray(axes.images[0].get_array()) for axes in figure.axes}
+    shown, high = by_name['0'], by_name['1']
+    assert (shown.shape[1], high.shape[0]) == (320, 2 * 320)
     below, above = shown[len(shown) // 2 :].astype(float), shown[: len(shown) // 2]
     painted = (below - 0.35 * above) / 0.65
     distance = np.abs(painted[:, :, None] - np.array([data.palette[0], data.palette[44]])).max(-1).min(-1)

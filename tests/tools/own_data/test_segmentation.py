@@ -60,6 +60,9 @@ def test_one_of_the_two_folders_may_name_the_split(images: str, labels: str, tmp
     ('img{i}.jpg', 'mask{i}.gif'),
     ('train/{i}.jpg', 'train_masks/{i}_mask.gif'),
     ('{i}/image.png', '{i}/mask.png'),
+    ('taken/{i}/image.png', 'drawn/{i}/mask.png'),
+    ('images/damask/{i}.jpg', 'masks/damask/{i}.png'),
+    ('images/l/{i}.jpg', 'masks/l/{i}.png'),
     ('Train/Rural/images_png/{i}.png', 'Train/Rural/masks_png/{i}.png'),
     ('701_StillsRaw_full/a_{i}.png', 'LabeledApproved_full/a_{i}_L.png'),
     ('training/images/{i}.jpg', 'training/v1.2/labels/{i}.png'),
@@ -353,7 +356,15 @@ def test_grey_levels_near_each_other_stay_classes_beside_smoothed_contours(tmp_p
 
 
 @pytest.mark.parametrize(
-    'line', ['{}', '{}.jpg', 'images/{}.jpg', '/home/x/set/images/{}.jpg /home/x/set/labels/{}.png', 'images\\{}.jpg']
+    'line',
+    [
+        '{}',
+        '{}.jpg',
+        'images/{}.jpg',
+        '/home/x/set/images/{}.jpg /home/x/set/labels/{}.png',
+        'images\\{}.jpg',
+        'labels/{}.png',
+    ],
 )
 def test_lists_beside_the_pictures(line: str, tmp_path: Path) -> None:
     write(tmp_path, [0, 1], 5)
@@ -494,6 +505,17 @@ def test_the_largest_number_of_classes(count: int, tmp_path: Path) -> None:
     assert (len(data.classes), min(data.counts), data.unlabelled) == (255, 16, 0)
 
 
+@pytest.mark.parametrize('turned', [False, True])
+def test_lines_of_two_pixels_have_nothing_inside(turned: bool, tmp_path: Path) -> None:
+    write(tmp_path, [0, 9], size=(64, 64))
+    for path in (tmp_path / 'labels').iterdir():
+        drawn = np.array(Image.open(path))
+        for value in (2, 4, 6):
+            drawn[5 * value : 5 * value + 2] = value
+        Image.fromarray(drawn.T if turned else drawn).save(path)
+    assert '2 (0, 9) are taken for the classes' in notes(read_segmentation(tmp_path), 'question')
+
+
 def test_thin_classes_that_have_names_are_no_contours(tmp_path: Path) -> None:
     write(tmp_path, [0, 1], size=(96, 64))
     for path in (tmp_path / 'labels').iterdir():
@@ -530,6 +552,15 @@ def test_the_rotation_is_that_of_most_label_maps(tmp_path: Path) -> None:
     data = read_segmentation(tmp_path)
     assert not data.ignore_orientation
     assert '1 label maps differ in size from their images' in notes(data, 'mistake')
+
+
+def test_classes_of_another_format_have_the_users_order(tmp_path: Path) -> None:
+    write(tmp_path, [1, 2])
+    samples = [dict(image=f'images/{i}.jpg', label=f'labels/{i}.png', subset='default') for i in range(4)]
+    converted = dict(samples=samples, classes=[dict(name='cat', key=1), dict(name='dog', key=2)])
+    for classes, order in ((None, ['cat', 'dog']), ('dog,cat', ['dog', 'cat'])):
+        data = read_segmentation(tmp_path, classes, converted=converted)
+        assert (data.classes, meaning(data)) == (order, {1: 'cat', 2: 'dog'})
 
 
 def test_tests_without_label_beside_others_are_left_out(tmp_path: Path) -> None:
@@ -686,6 +717,9 @@ def test_what_is_in_order_is_not_told(tmp_path: Path) -> None:
     ends = write(tmp_path / 'ends', [0, 1], 4, 'images/{i}.jpg', 'masks/{i}.jpg.png')
     write(ends, [0, 1], range(4, 6), 'images/{i}.png', 'masks/{i}.PNG.png')
     assert not read_segmentation(ends).questions
+    for number, (images, maps) in enumerate((('x/images', 'masks'), ('images', 'x/masks'), ('y/x/images', 'x/masks'))):
+        deep = write(tmp_path / f'deep{number}', [0, 1], 4, f'{images}/{{i}}.jpg', f'{maps}/{{i}}.png')
+        assert 'of other folders' not in notes(read_segmentation(deep))
     drone = write(tmp_path / 'other', [0, 1], images='drone/{i}.jpg', labels='truth/{i}.png')
     assert names(read_segmentation(drone, images='drone', labels='truth')) == {'train': 3, 'val': 1}
     linked(tmp_path)
