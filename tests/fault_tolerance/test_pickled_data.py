@@ -36,21 +36,37 @@ def saved(content: Any, **options: Any) -> io.BytesIO:
     return buffer
 
 
-FORMATS = dict(archive={}, protocol4=dict(pickle_protocol=4), legacy=dict(_use_new_zipfile_serialization=False))
+FORMATS: dict[str, dict[str, Any]] = dict(
+    archive={},
+    protocol4=dict(pickle_protocol=4),
+    protocol5=dict(pickle_protocol=5),
+    legacy=dict(_use_new_zipfile_serialization=False),
+)
 VALUES: dict[str, Any] = {
     'numbers': [0, -1, 255, 70000, 2**40, -(2**70), 1.5, float('inf'), True, False, None, 1 + 2j],
     'texts': ['', 'é\n', 'x' * 300, b'', b'\x80\xff', bytearray(b'a')],
     'containers': [(), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4), [[]], {1, 'a'}, frozenset([2]), {(1, 'a'): {}}],
-    'keys': [{1 + 2j: 1, frozenset([1, 'a']): 2, b'\xe9': 3}, {frozenset([frozenset([1])])}],
+    'keys': [
+        {1 + 2j: 1, frozenset([1, 'a']): 2, b'\xe9': 3},
+        {frozenset([frozenset([1])])},
+        {np.int64(1): 2, torch.float32: 3},
+    ],
+    'many': [f't{index}' for index in range(300)] * 2,
     'deques': [collections.deque([1, [2]], 3), collections.deque('ab')],
     'kinds of dict': [collections.OrderedDict(a=1), collections.Counter('aab'), ConfigDict(a=dict(b=[1]))],
-    'defaultdict': collections.defaultdict(list, a=[1]),
+    'defaultdict': [collections.defaultdict(kind, a=[1]) for kind in (list, tuple, None)],
     'options': argparse.Namespace(lr=0.1, deep=dict(a=[1])),
     'slice': slice(1, None, 2),
-    'torch': [torch.float32, torch.bfloat16, torch.Size([2, 3]), torch.device('cpu')],
+    'torch': [torch.float32, torch.bfloat16, torch.Size([2, 3]), torch.device('cpu'), torch.device('cuda', 1)],
     'types': [int, float],
     'arrays': [
-        *(np.arange(6).reshape(2, 3), np.arange(6.0).reshape(2, 3).T, np.zeros((0, 3)), np.array(3, np.uint8)),
+        *(
+            np.arange(6).reshape(2, 3),
+            np.arange(6.0).reshape(2, 3).T,
+            np.zeros((0, 3)),
+            np.zeros(0, np.int8),
+            np.array(3, np.uint8),
+        ),
         *(np.array(['a', 'bcd']), np.array([b'x']), np.array([True]), np.array([1 + 1j], np.complex64)),
     ],
     'array numbers': [np.float32(0.5), np.int64(-3), np.bool_(True), np.float16(2)],
@@ -83,6 +99,18 @@ def test_tensors_come_back(dtype: str, form: str) -> None:
         assert (got.dtype, got.stride(), got.shape) == (tensor.dtype, tensor.stride(), tensor.shape)
         assert got.requires_grad == tensor.requires_grad
         assert got.tolist() == tensor.tolist()
+
+
+@pytest.mark.parametrize('form', FORMATS)
+def test_what_is_trained_stays_so(form: str) -> None:
+    """Of no numbers, of numbers that are left where they are, and with what somebody has set on it."""
+    marked = nn.Parameter(torch.ones(2))
+    marked.of_somebody = 1  # type: ignore[attr-defined]
+    for given in (torch.ones(2), torch.ones(0), nn.Parameter(torch.ones(2)), marked):
+        for trained, where in itertools.product((True, False), (None, 'meta', torch.device('meta'))):
+            got = read_pickled(saved(given.requires_grad_(trained), **FORMATS[form]), where)
+            assert (type(got), got.requires_grad, got.is_meta) == (type(given), trained, where is not None)
+            assert not hasattr(got, 'of_somebody')
 
 
 @pytest.mark.parametrize('form', FORMATS)
@@ -199,9 +227,15 @@ def test_empty_texts_come_back() -> None:
 
 
 @pytest.mark.parametrize('value', [torch.Size, collections.OrderedDict, torch.FloatStorage, nn.Parameter])
-@pytest.mark.parametrize('where', ['alone', 'list', 'dict', 'deep', 'metadata'])
+@pytest.mark.parametrize('where', ['alone', 'list', 'dict', 'deque', 'deep', 'metadata'])
 def test_a_class_is_no_value(value: type, where: str) -> None:
-    content: Any = dict(alone=value, list=[value], dict={'a': value}, deep=argparse.Namespace(a=[({'b': value},)]))
+    content: Any = dict(
+        alone=value,
+        list=[value],
+        dict={'a': value},
+        deque=collections.deque([value]),
+        deep=argparse.Namespace(a=[({'b': value},)]),
+    )
     if where == 'metadata':
         content['metadata'] = collections.OrderedDict()
         content['metadata']._metadata = {'a': {'version': value}}
@@ -229,6 +263,8 @@ EVIL: Mapping[str, bytes] = {
     'slots of an object': name('argparse.Namespace') + b')R(N}' + text('__class__') + name('builtins.dict') + b'stb',
     'slots of a class': name('argparse.Namespace') + b'(N}' + text('__init__') + name('builtins.dict') + b'stb',
     'state of a function': name('torch._utils._rebuild_tensor_v2') + b'}' + text('__code__') + b'Nsb',
+    'a number as the name of an option': name('argparse.Namespace') + b')R}K\x01K\x02sb',
+    'an odd number of items': b'}(K\x01K\x02K\x03u',
     'state of a dict': b'}}' + text('a') + b'Nsb',
     'a call of a value': b'K\x01K\x02\x85R',
     'a call of a method': name('builtins.getattr') + name('builtins.dict') + text('get') + b'\x86R',
@@ -245,6 +281,12 @@ EVIL: Mapping[str, bytes] = {
     + b'K\x01tQJ\xff\xff\xff\xffK\x01\x85K\x01\x85\x89}tR',
     'storage of another size': TENSOR + text('0') + text('cpu') + b'K\x63tQK\x00K\x01\x85K\x01\x85\x89}tR',
     'storage of another file': TENSOR + text('../x') + text('cpu') + b'K\x01tQK\x00K\x01\x85K\x01\x85\x89}tR',
+    'tensor of seventy dimensions': TENSOR
+    + text('0')
+    + text('cpu')
+    + b'K\x01tQK\x00'
+    + 2 * (b'(' + b'K\x01' * 70 + b't')
+    + b'\x89}tR',
     'instance': b'(' + b'iargparse\nNamespace\n',
     'object': b'(' + name('argparse.Namespace') + b'o',
     'extension': b'\x82\x01',
@@ -265,6 +307,8 @@ EVIL: Mapping[str, bytes] = {
     'a frozen set of a text': name('builtins.frozenset') + text('ab') + b'\x85R',
     'a set of lists': name('builtins.frozenset') + b']]a\x85R',
     'a size of texts': name('torch.Size') + b'(' + text('a') + b't\x85R',
+    'a size of truths': name('torch.Size') + b'\x88\x85\x85R',
+    'a size of no machine': name('torch.Size') + b'\x8a\x07' + (2**50).to_bytes(7, 'little') + b'\x85\x85R',
     'a size below nothing': name('torch.Size') + b'J\xff\xff\xff\xff\x85\x85R',
     'a queue of a text': name('collections.deque') + text('ab') + b'\x85R',
     'a queue shorter than nothing': name('collections.deque') + b']J\xff\xff\xff\xff\x86R',
@@ -348,6 +392,31 @@ def test_an_array_that_is_named_several_times_is_one() -> None:
     assert got[0] is got[1] is got[2]
 
 
+@pytest.mark.parametrize(('pickled', 'value'), [
+    (name('__builtin__.long') + b'K\x03\x85R', 3),
+    (name('__builtin__.unicode') + text('a') + b'\x85R', 'a'),
+    *(
+        (begun.replace(b'torch\nFloatStorage', old) + text('0') + text('cpu') + number(1) + b'tQK\0))' + end, 7.0)
+        for begun, end in ((TENSOR, b'\x89}tR'), (TENSOR.replace(b'_v2', b''), b'tR'))
+        for old in (b'torch\nFloatStorage', b'torch.cuda\nFloatStorage', b'torch.storage\nFloatStorage')
+    ),
+])  # fmt: skip
+def test_what_older_versions_have_written_is_read(pickled: bytes, value: object, tmp_path: Path) -> None:
+    got = load_data(archived(tmp_path, pickled, struct.pack('f', 7)))
+    assert (got.item() if isinstance(got, Tensor) else got) == value
+
+
+def test_attributes_of_a_tensor_by_its_name_in_older_versions(tmp_path: Path) -> None:
+    given = torch.full((1,), 7.0)
+    given.of_somebody = 1  # type: ignore[attr-defined]
+    with zipfile.ZipFile(saved(given)) as archive:
+        record = next(each for each in archive.namelist() if each.endswith('data.pkl'))
+        pickled = archive.read(record)[2:-1]
+    assert pickled.count(b'torch\nTensor\n') == 1
+    pickled = pickled.replace(b'torch\nTensor\n', b'torch._tensor\nTensor\n')
+    assert load_data(archived(tmp_path, pickled, struct.pack('f', 7))).tolist() == [7]
+
+
 @pytest.mark.parametrize('kind', EVIL)
 def test_instructions_that_are_refused(kind: str, tmp_path: Path) -> None:
     before = dict(vars(argparse.Namespace))
@@ -384,6 +453,9 @@ def test_old_files_of_another_byte_order_are_refused() -> None:
     content = saved([1], _use_new_zipfile_serialization=False).getvalue()
     at = content.index(b'little_endian') + len(b'little_endian')
     changed = content[:at] + content[at:].replace(b'\x88', b'\x89', 1)
+    other = pickle.dumps(7, 2) + content[content.index(b'.') + 1 :]
+    with pytest.raises(pickle.UnpicklingError, match=r'torch\.save has not written'):
+        read_pickled(io.BytesIO(other))
     assert read_pickled(io.BytesIO(content)) == [1]
     with pytest.raises(pickle.UnpicklingError, match='byte order'):
         read_pickled(io.BytesIO(changed))

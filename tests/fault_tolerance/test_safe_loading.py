@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
+from urllib.error import URLError
 
 import cv2
 import numpy as np
@@ -81,6 +82,7 @@ def test_ones_own_files_can_be_trusted(tmp_path: Path, monkeypatch: pytest.Monke
             load_data(path)
     monkeypatch.setenv('MMPELK_TRUST_CHECKPOINT', '1')
     assert isinstance(load_data(path)['meta']['note'], nn.Linear)
+    assert load_data(path, 'meta')['meta']['note'].weight.is_meta
 
 
 @pytest.fixture
@@ -141,8 +143,11 @@ def test_safetensors_stand_in_for_pth(tmp_path: Path) -> None:
     # Versions of modules, by which torch knows what an older one lacks.
     save_file({'w': torch.ones(1)}, str(path), metadata=dict(state_dict_metadata='{"norm": {"version": 2}}'))
     assert load_data(path)['state_dict']._metadata == {'norm': {'version': 2}}
-    for text in ('[' * 100_000, '{', '[]', '"a"'):
-        save_file({'w': torch.ones(1)}, str(path), metadata=dict(dataset_meta=text))
+    texts = [
+        (key, text) for key in ('dataset_meta', 'state_dict_metadata') for text in ('[' * 100_000, '{', '[]', '"a"')
+    ]
+    for key, text in (*texts, ('state_dict_metadata', '{"norm": 2}')):
+        save_file({'w': torch.ones(1)}, str(path), metadata={key: text})
         with pytest.raises(CheckpointError, match=r'a\.safetensors'):
             load_data(path)
 
@@ -174,6 +179,8 @@ def test_parts_of_another_type_end_in_a_sentence(part: str, tmp_path: Path) -> N
         torch.save({part: {key: [1]}}, tmp_path / 'a.pth')
         with pytest.raises(CheckpointError, match=f'its {part}.{key} is of type list, not dict'):
             load_data(tmp_path / 'a.pth')
+        torch.save({part: {key: None}}, tmp_path / 'a.pth')
+        assert load_data(tmp_path / 'a.pth') == {part: {key: None}}, 'nothing is no other type'
 
 
 @pytest.mark.parametrize('zipped', [True, False])
@@ -241,9 +248,12 @@ def test_addresses_with_one_name_are_two_files(internet: Internet, tmp_path: Pat
     assert internet.fetched == urls
     # Of torch's own cache, only what has the checksum that its name says.
     torch.save({'state_dict': {'torch': torch.ones(1)}}, tmp_path / 'here.pth')
-    digest = hashlib.sha256((tmp_path / 'here.pth').read_bytes()).hexdigest()[:8]
+    whole = hashlib.sha256((tmp_path / 'here.pth').read_bytes()).hexdigest()
+    digest = whole[:8]
+    assert weights_of(f'https://a/y-{digest}.pth') == f'https://a/y-{digest}.pth', 'which is not there'
     for name, found in (
         (f'x-{digest}.pth', 'torch'),
+        (f'x-{whole}.pth', 'torch'),
         ('x-01234567.pth', 'https://a/x-01234567.pth'),
         (f'x-{digest[:7]}.pth', f'https://a/x-{digest[:7]}.pth'),  # too short for one
         (f'x-{digest}', f'https://a/x-{digest}'),
@@ -324,6 +334,42 @@ def test_pages_are_no_downloads(internet: Internet) -> None:
             safe_loading.read_checkpoint('https://a/new.pth')
     internet.page = None
     assert weights_of('https://a/new.pth') == 'https://a/new.pth'
+
+
+@pytest.mark.usefixtures('installed')
+@pytest.mark.parametrize('name', [
+    *('{folder}/a.pth', 'https://a/a.pth', 's3://bucket/a.pth', 'torchvision://net', 'open-mmlab://net', 'mmcls://net'),
+])  # fmt: skip
+def test_the_place_that_is_asked_for_reaches_every_reader(
+    name: str, internet: Internet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / 'a.pth', dict(state_dict={'backbone.w': torch.ones(1)}))
+    internet.page = path.read_bytes()
+    backend = mock.Mock(**{'get.return_value': internet.page})
+    monkeypatch.setattr(safe_loading, 'get_file_backend', lambda url, backend_args: backend)
+    for known in ('torchvision_models', 'get_external_models', 'get_mmcls_models'):
+        monkeypatch.setattr(safe_loading, known, lambda: dict(net='https://a/net.pth'))
+    for read in (safe_loading.read_checkpoint, CheckpointLoader.load_checkpoint):
+        for place in ('meta', 'cpu'):
+            (weight,) = read(name.format(folder=tmp_path), place)['state_dict'].values()
+            assert weight.device.type == place
+
+
+def test_addresses_of_the_users_own_are_read_by_their_loader() -> None:
+    with mock.patch.object(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy()):
+        CheckpointLoader.register_scheme('mine://', lambda name, map_location: (name, map_location))
+        assert safe_loading.read_checkpoint('mine://a', 'meta') == ('mine://a', 'meta')
+
+
+def test_a_download_without_a_network_is_one_sentence(internet: Internet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safe_loading, 'download_url_to_file', mock.Mock(side_effect=URLError('no route')))
+    with pytest.raises(UserError, match=r'cannot be downloaded: .*no route.*or put it at'):
+        safe_loading.read_checkpoint('https://a/a.pth')
+
+
+def test_the_checksum_is_that_of_a_whole_file(tmp_path: Path) -> None:
+    (tmp_path / 'a').write_bytes(bytes(2**22) + b'end')
+    assert safe_loading._checksum(tmp_path / 'a') == hashlib.sha256(bytes(2**22) + b'end').hexdigest()
 
 
 @pytest.mark.parametrize('faults', [['', 'no network'], ['no network', '']])
