@@ -186,10 +186,27 @@ def test_what_is_on_the_picture() -> None:
 @pytest.mark.parametrize(('height', 'width'), [(600, 900), (900, 300), (200, 300), (480, 480), (100, 1000)])
 def test_paintings_have_their_picture_at_most_480_pixels_large(height: int, width: int, tmp_path: Path) -> None:
     """Of label and prediction side by side each; smaller ones stay as they are."""
-    image: np.ndarray = np.zeros((height, width, 3), np.uint8)
+    image: np.ndarray = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
     painted = progress_picture._paint(Painter(), image, None)
     scale = min(1.0, 480 / max(height, width))
     assert painted.shape == (round(height * scale), 2 * round(width * scale), 3)
+    if scale == 1:
+        np.testing.assert_array_equal(painted, np.concatenate([image, image], axis=1))
+
+
+@pytest.mark.parametrize(
+    ('height', 'width', 'factor'), [(112, 400, 2.0), (400, 28, 8.0), (224, 300, 1.0), (300, 300, 1.0)]
+)
+def test_small_images_are_enlarged_where_a_class_is_written_on_them(height: int, width: int, factor: float) -> None:
+    given: list[float] = []
+
+    def visualize_cls(image: np.ndarray, sample: Any, rescale_factor: float, show: bool, out_file: str) -> None:
+        given.append(rescale_factor)
+        Image.fromarray(image).save(out_file)
+
+    image: np.ndarray = np.zeros((height, width, 3), np.uint8)
+    progress_picture._paint(SimpleNamespace(visualize_cls=visualize_cls), image, None)
+    assert given == [factor]
 
 
 def test_a_validation_shows_its_own_pictures(image: Path, tmp_path: Path) -> None:

@@ -243,7 +243,12 @@ def test_large_gradients_are_finite(dtype: torch.dtype, large: float) -> None:
     before = training.network[0].bias.clone()
     training.wrapper.step()
     assert not torch.equal(before, training.network[0].bias)
-    assert not training.hook._guards[0].found()
+    guard, gradient = training.hook._guards[0], training.network[0].bias.grad
+    assert not guard.found()
+    for number in (float('inf'), -float('inf'), float('nan')):  # a single one
+        gradient[1] = number
+        training.wrapper.step()
+        assert guard.found() == 'a gradient that is not finite'
 
 
 def test_only_several_in_a_row_end_the_training() -> None:

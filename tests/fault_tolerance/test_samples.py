@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from mmpelk.fault_tolerance.errors import DataError, UserError
-from mmpelk.fault_tolerance.samples import CheckDataHook, _CheckedPipeline, files_of
+from mmpelk.fault_tolerance.samples import CheckDataHook, _CheckedPipeline, build_data, files_of
 
 
 @pytest.mark.parametrize(('kind', 'label', 'fits'), [
@@ -237,3 +237,102 @@ def test_labels_reach_to_the_classes_of_the_set_or_of_the_head(named: int, outpu
         else:
             with pytest.raises(DataError, match=f'has class {label}, but there are {highest + 1} classes'):
                 dataset.pipeline(dict(gt_label=label))
+
+
+@pytest.mark.parametrize(('error', 'said'), [
+    (None, None),
+    (FileNotFoundError('gone'), '^gone$'),
+    (UserError('what is wrong'), '^what is wrong$'),
+    (TypeError('no such argument'), r"^val_dataloader cannot be built: TypeError: no such argument.*'a/b\.json'"),
+    (ValueError('need at least one array to concatenate'), r"^the data set of val_dataloader is empty: .*'a/b\.json'"),
+], ids=str)  # fmt: skip
+def test_data_sets_that_cannot_be_built_are_told(error: Exception | None, said: str | None) -> None:
+    built: list[str] = []
+
+    class Building:
+        cfg = dict(val_dataloader=dict(dataset=dict(data_root='a', ann_file='b.json')), test_dataloader=None)
+
+        def __getattr__(self, name: str) -> object:
+            built.append(name)
+            if error is not None and len(built) > 1:
+                raise error
+            return object()
+
+    runner: Any = Building()
+    if error is None:
+        build_data(runner, 'train', 'val', 'test')
+        assert built == ['train_loop', 'val_loop', 'test_loop']
+        return
+    with pytest.raises(
+        type(error) if 'cannot' not in str(said) and 'empty' not in str(said) else UserError, match=said
+    ):
+        build_data(runner, 'train', 'val')
+    with pytest.raises((type(error), UserError)):
+        build_data(runner, 'test')  # which the config does not have
+
+
+class Part(list):
+    """A data set of one sample; its pipeline is looked at where the annotations are loaded."""
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__([0])
+        vars(self).update(values)
+
+
+def test_every_set_within_sets_is_looked_at_once() -> None:
+    class Load:
+        def __call__(self, data: dict) -> dict:
+            return data
+
+    kinds = [type(name, (Load,), {}) for name in ('LoadOther', 'LoadPanopticAnnotations', 'CropAnnotations')]
+    parts = [Part(pipeline=Compose([kind() for kind in kinds])) for _ in range(3)]
+    other = Part(pipeline=[dict(type='of another library')])
+    whole = Part(datasets=[Part(dataset=Part(dataset=parts[0])), Part(datasets=parts[1:]), other])
+    loop = SimpleNamespace(dataloader=SimpleNamespace(dataset=whole))
+    hook, runner = CheckDataHook(), SimpleNamespace(model=nn.Module(), val_loop=loop)
+    for _ in range(2):  # validations
+        hook.before_val(runner)  # type: ignore[arg-type]
+        for part in parts:
+            found = [getattr(each, '__name__', type(each).__name__) for each in part.pipeline.transforms]
+            assert found == ['LoadOther', 'LoadPanopticAnnotations', 'check', 'CropAnnotations']
+    assert other.pipeline == [dict(type='of another library')]
+    whole.clear()
+    with pytest.raises(UserError, match='the data set of val_dataloader is empty'):
+        hook.before_val(runner)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(('of_head', 'of_set', 'ignored'), [(254, 7, [254]), (None, 7, [7]), (None, None, [255])])
+def test_what_is_ignored_is_said_by_the_head_or_else_by_the_set(
+    of_head: int | None, of_set: int | None, ignored: list[int]
+) -> None:
+    model: Any = nn.Module()
+    model.decode_head, model.loss = nn.Module(), nn.Module()
+    model.decode_head.num_classes, model.decode_head.ignore_index = 2, of_head
+    model.loss.ignore_index = -100  # which is no head
+    part = Part(pipeline=Compose([]), **({} if of_set is None else dict(ignore_index=of_set)))
+    loop = SimpleNamespace(dataloader=SimpleNamespace(dataset=part))
+    CheckDataHook().before_train(SimpleNamespace(model=model, train_loop=loop))  # type: ignore[arg-type]
+    assert part.pipeline.ignored == ignored
+
+
+@pytest.mark.parametrize('kind', ['another reader', 'nothing to read', 'a file that is none'])
+def test_pictures_that_are_not_read_so_are_not_judged(kind: str, tmp_path: Path) -> None:
+    """Though theirs use ten of sixteen bits; a file that cannot be read is told when its sample is loaded."""
+    path = tmp_path / 'a.png'
+    assert cv2.imwrite(str(path), np.full((2, 2), 1000, np.uint16))
+
+    class Reader:
+        def __call__(self, info: dict) -> dict:
+            if kind == 'a file that is none':
+                raise OSError
+            return dict(img=np.full((2, 2), 4, np.uint8), img_path=str(path))
+
+    name = 'LoadImageFromFile' if kind == 'a file that is none' else 'LoadImageFromNDArray'
+    transforms = [] if kind == 'nothing to read' else [type(name, (Reader,), {})()]
+    part = Part(pipeline=Compose(transforms), get_data_info=lambda index: {})
+    loop = SimpleNamespace(dataloader=SimpleNamespace(dataset=part))
+    CheckDataHook().before_train(SimpleNamespace(model=nn.Module(), train_loop=loop))  # type: ignore[arg-type]
+    if kind == 'another reader':
+        part.pipeline = Compose([type('LoadImageFromFile', (Reader,), {})()])
+        with pytest.raises(UserError, match=r'the pictures of train_dataloader have values below 1024 in 16 bits'):
+            CheckDataHook().before_train(SimpleNamespace(model=nn.Module(), train_loop=loop))  # type: ignore[arg-type]

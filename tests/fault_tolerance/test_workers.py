@@ -89,7 +89,7 @@ def test_a_worker_kills_itself_when_its_parent_is_gone(gone: str, monkeypatch: p
     monkeypatch.setattr(workers.os, 'kill', lambda *words: killed.append(words))
     started_by = SimpleNamespace(is_alive=lambda: replaced)
     monkeypatch.setattr(workers.multiprocessing, 'parent_process', lambda: started_by)
-    monkeypatch.setattr(workers.time, 'sleep', lambda seconds: None)
+    monkeypatch.setattr(workers.time, 'sleep', mock.Mock(side_effect=[None] * 3))  # and no fourth one
     workers._exit_with(parent)
     assert killed == [(os.getpid(), signal.SIGKILL)]
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import stat
 from concurrent.futures import ThreadPoolExecutor
@@ -198,6 +199,26 @@ def test_what_the_launchers_start(variables: dict[str, object], expected: str, t
     words = ['slurm_train.sh', 'p', 'j', 'a.py'] if 'partition' in expected else ['dist_train.sh', 'a.py', 2]
     printed = run(TOOLS / words[0], *words[1:], '--work-dir', 'w', cwd=tmp_path, **environment, **variables)
     assert printed.strip().replace(str(tmp_path / 'python'), 'PYTHON').replace(str(TOOLS), 'TOOLS') == expected
+
+
+@pytest.mark.parametrize(('cores', 'processes', 'gpu', 'given', 'threads'), [
+    *((8, 2, False, None, '4'), (8, 3, False, None, '2'), (2, 8, False, None, '1'), (8, 8, False, None, '1')),
+    *((8, 2, False, 3, '3'), (8, 2, True, None, '')),
+])  # fmt: skip
+def test_processes_without_gpus_share_the_cores(
+    cores: int, processes: int, gpu: bool, given: int | None, threads: str, tmp_path: Path
+) -> None:
+    """With GPUs torchrun says how many threads each has; what the user says counts."""
+    for name, text in (('python', PRINT), ('nproc', f'#!/bin/sh\necho {cores}\n'), ('nvidia-smi', '#!/bin/sh\n')):
+        if gpu or name != 'nvidia-smi':
+            (tmp_path / name).write_text(text)
+            (tmp_path / name).chmod(stat.S_IRWXU)
+    for name in ('bash', 'dirname', 'env'):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    (tmp_path / 'sh').symlink_to('/bin/sh')
+    environment = dict(PATH=tmp_path, PYTHON=tmp_path / 'python', OMP_NUM_THREADS='' if given is None else given)
+    printed = run(TOOLS / 'dist_train.sh', 'a.py', processes, cwd=tmp_path, **environment)
+    assert printed.startswith(f'{threads} :')
 
 
 def test_mistakes_under_the_launcher_are_told_once(tmp_path: Path) -> None:
