@@ -346,6 +346,8 @@ def test_a_copy_goes_on_with_the_branch_of_its_original(files: str, tmp_path: Pa
     train(run, 5)
     train(run, 3, resume=True, load_from=run / 'iter_2.pth')
     shutil.copytree(run, copy)
+    with (copy / 'last_checkpoint').open('a') as pointer:
+        pointer.write('\n')  # as an editor ends it
     ids = {name: load_data(copy / name)['run_id'] for name in names(copy)}
     assert ids['iter_1.pth'] == ids['iter_2.pth'] == ids['iter_5.pth'] != ids['iter_3.pth']
     for index, path in enumerate([copy / 'last_checkpoint', copy / 'iter_3.pth', copy / 'iter_5.pth']):
@@ -354,7 +356,7 @@ def test_a_copy_goes_on_with_the_branch_of_its_original(files: str, tmp_path: Pa
         (copy / 'run_id').unlink()
     assert begin(copy, resume=True) == 'iter_3.pth'
     # The one of the branch is lost: the one that it goes on from counts.
-    (copy / 'last_checkpoint').write_text('iter_3.pth\n')
+    (copy / 'last_checkpoint').write_text('iter_3.pth')
     (copy / 'iter_3.pth').write_bytes(b'')
     assert begin(copy, resume=True) == 'iter_2.pth'
 

@@ -67,6 +67,9 @@ def test_any_other_error_names_the_sample_on_one_line(error: Exception, said: st
     with pytest.raises(DataError, match=f"^the sample 'a.jpg' with the label map 'a.png' cannot be used: {said}") as e:
         _CheckedPipeline([fails], 4, 'files', {255})(dict(img_path='a.jpg', seg_map_path='a.png'))
     assert len(str(e.value).splitlines()) == 1
+    error = UserError('What it says of itself.')
+    with pytest.raises(UserError, match=r'^What it says of itself\.$'):
+        _CheckedPipeline([fails], 4, 'files', {255})(dict(img_path='a.jpg'))
 
 
 def test_files_of_sets_within_sets() -> None:
