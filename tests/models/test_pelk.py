@@ -137,11 +137,14 @@ def test_stochastic_depth_rises_linearly_over_all_blocks() -> None:
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
 
 
-@pytest.mark.parametrize('size', [(64, 64), (65, 47), (224, 33), (9, 9), (1, 2)], ids=lambda s: f'{s[0]}x{s[1]}')
-def test_maps_of_any_size(size: tuple[int, int]) -> None:
-    model = _nano().eval()
+@pytest.mark.parametrize(
+    'size', [(64, 64), (65, 47), (224, 33), (9, 9), (3, 3), (1, 2)], ids=lambda s: f'{s[0]}x{s[1]}'
+)
+@pytest.mark.parametrize('patch', [2, 4])
+def test_maps_of_any_size(patch: int, size: tuple[int, int]) -> None:
+    model = _nano(stem_patch_size=patch).eval()
     outs = model(torch.randn(2, 3, *size))
-    height, width = (max(1, extent // 4) for extent in size)
+    height, width = (max(1, extent // patch) for extent in size)
     for out, channels in zip(outs, NANO['channels'], strict=True):
         assert out.shape == (2, channels, height, width)
         assert out.is_contiguous()  # RoIAlign ignores strides
@@ -294,6 +297,18 @@ def test_initialisation_leaves_what_it_was_given() -> None:
         assert model.init_cfg == given
         assert (model.downsample_layers[0][0].weight == 0.25).all()
         assert (model.stages[0][0].pointwise_conv1.weight == 0.25).all() == (given is not one)
+
+
+@pytest.mark.parametrize('deploy', [False, True])
+@pytest.mark.parametrize('mixer', MIXERS)
+def test_every_number_of_a_new_network_is_written(mixer: str, deploy: bool) -> None:
+    embedding = 'in_bounds' if mixer == 'peripheral' else None
+    torch.use_deterministic_algorithms(True)  # under which torch fills new memory with NaN
+    try:
+        model = _nano(mixer=mixer, positional_embedding=embedding, deploy=deploy, use_grn=True)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(value.isfinite().all() for value in model.state_dict().values())
 
 
 def test_what_a_file_lacks_is_initialised_as_the_others_of_a_list_say(tmp_path: Path) -> None:
