@@ -11,7 +11,7 @@ from torch import nn
 
 from mmpelk.errors import UserError
 from mmpelk.export import ExportedNetwork, Preprocessing, export_onnx, onnx_operators, real_image
-from mmpelk.export.fourier import fourier_conv2d, map_waves
+from mmpelk.export.fourier import fourier_conv2d, kernel_spectrum, map_waves
 from mmpelk.export.plain import AnySizeForm, DenseForm, FourierForm, PlainAveragePool, make_plain
 from mmpelk.models import PeLK, PeripheralConv2d
 from mmpelk.ops import expand_kernel
@@ -57,6 +57,13 @@ def test_waves_of_long_maps_keep_their_digits() -> None:
     waves, exact = (map_waves(600, 640, dtype) for dtype in (torch.float32, torch.float64))
     for wave, want in zip(waves, exact, strict=True):
         torch.testing.assert_close(wave.double(), want, rtol=0, atol=1e-6)
+    conv = PeripheralConv2d(2, 31)
+    form = FourierForm(conv, (600, 5), None)  # which loses none but in the end
+    exact = [*map_waves(600, 616, torch.float64)]
+    exact += kernel_spectrum(conv.weight.detach(), conv.sharing_grid, (15, 4), (616, 10), torch.float64)
+    names = ('rows_cos', 'rows_sin', 'kernel_real', 'kernel_imag', 'kernel_real_mirrored', 'kernel_imag_mirrored')
+    for name, want in zip(names, exact, strict=True):
+        torch.testing.assert_close(form.get_buffer(name).double(), want, rtol=6e-8, atol=1e-12, msg=name)
 
 
 @pytest.mark.parametrize('bins', [2, 3, (3, None)], ids=str)

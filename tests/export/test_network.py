@@ -110,6 +110,9 @@ def test_masks_and_branches_are_in_the_weights(backbone: dict[str, Any], tmp_pat
     with torch.no_grad():
         want, got = (network.head(network.extract_feat(image)) for network in (model, exported))
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    torch.save(dict(state_dict=exported.state_dict()), tmp_path / 'deployed.pth')
+    again: Any = load_deployed(cfg, str(tmp_path / 'deployed.pth'))
+    assert torch.equal(again.head(again.extract_feat(image)), got)
 
 
 def test_weights_of_another_kernel_are_refused(tmp_path: Path) -> None:

@@ -215,6 +215,18 @@ def test_weights_that_get_no_new_masks(make_runner):
         make_runner({}, model=model).train()
 
 
+def test_a_layer_without_active_weights_is_named(make_runner):
+    model = TinyModel()
+    model.backbone.gamma.data.zero_()  # every score is zero: the earlier layers win
+    runner = make_runner({'mode': 'fixed'}, model=model, max_iters=1)
+    runner.train()
+    counts = {entry.name: int(entry.mask.sum()) for entry in masked(runner)}
+    assert [name for name, count in counts.items() if not count] == ['backbone.linear.weight']
+    log = next(Path(runner.log_dir).glob('*.log')).read_text()
+    assert "snip leaves no active weight in ['backbone.linear.weight']" in log
+    assert "mode='fixed', but no checkpoint was loaded: the masks are drawn now" in log
+
+
 def test_what_grows_has_its_first_values_in_every_average(make_runner):
     """From zero an average would need its whole horizon to reach them."""
     model, masks, checked = TinyModel(bottleneck=True), [], []
@@ -225,8 +237,9 @@ def test_what_grows_has_its_first_values_in_every_average(make_runner):
         grown = masks[-1] & ~masks[0]
         for hook in runner.hooks:
             if len(masks) == 2 and hasattr(hook, 'ema_model'):
-                rows = hook.ema_model.module.backbone.bottleneck.pointwise_conv1.weight[grown]
-                torch.testing.assert_close(rows, layer.weight[grown])
+                average = hook.ema_model.module.backbone.bottleneck.pointwise_conv1
+                assert torch.equal(average.bias_mask, layer.bias_mask)
+                torch.testing.assert_close(average.weight[grown], layer.weight[grown])
                 checked.append(hook)
 
     hooks = (*({'type': 'EMAHook', 'momentum': momentum} for momentum in (1e-4, 1e-3)), Watch(look))

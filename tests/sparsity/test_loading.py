@@ -112,6 +112,7 @@ def test_parts_of_masks_give_a_warning(make_runner, checkpoints, tmp_path):
     runner = start(make_runner, {'mode': 'fixed', 'adopt_zeros': True}, checkpoints['dense'], 'load_from')
     runner.train()
     assert 'the checkpoint is dense, and so are these masks' in log_of(runner)
+    assert all(entry.mask.all() for entry in masked(runner)), 'none is drawn'
 
     state = torch.load(checkpoints['sparse'], weights_only=False)['state_dict']
     partial = {key: value for key, value in state.items() if 'linear' not in key}

@@ -105,6 +105,14 @@ def test_a_draw_follows_its_generator_alone(granularity):
     assert not torch.equal(drawn[0], drawn[2])
 
 
+@pytest.mark.parametrize('granularity', GRANULARITIES)
+def test_layers_are_those_of_the_target_but_what_is_excluded(granularity):
+    model = nn.ModuleDict({name: TinyModel(bottleneck=True) for name in 'abc'})
+    layers = GRANULARITIES[granularity](model, ['a', 'b.backbone'], ['a.backbone'])
+    owners = {'.'.join(layer.name.split('.')[:2]) for layer in layers}
+    assert owners == {'b.backbone', *(['a.head'] if granularity != 'unit' else [])}
+
+
 def test_two_of_four_are_of_linear_layers_alone():
     """Not of other 2-D parameters, such as a table of relative positions."""
     model = nn.ModuleList([nn.Embedding(8, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Conv2d(8, 8, 1)])
