@@ -150,6 +150,23 @@ def test_a_convolution_at_two_places_is_replaced_at_both(stride: int) -> None:
         torch.testing.assert_close(plain(image), network(image), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize('size', [13, 31])
+def test_a_term_may_be_given_by_its_name(size: int) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = PeripheralConv2d(3, size, bias=True)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return self.conv(image, bias_map=7 * torch.ones(3, *image.shape[2:]))
+
+    network, image = Named().eval(), torch.randn(1, 3, 9, 12)
+    with torch.no_grad():
+        for given in (image, None):
+            plain = make_plain(copy.deepcopy(network), given)
+            torch.testing.assert_close(plain(image), network(image), rtol=1e-4, atol=1e-5)
+
+
 def test_plain_form_of_a_trained_network_is_refused() -> None:
     model = PeLK(depths=(1,), channels=(8,), kernel_sizes=(7,))
     with pytest.raises(UserError, match=r'stages\.0\.0\.mixer is not deployed.*switch_to_deploy'):

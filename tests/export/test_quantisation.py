@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ pytest.importorskip('onnx', reason='pip install -e .[export]')
 pytest.importorskip('onnxruntime', reason='pip install -e .[export]')
 import onnx
 from onnx import TensorProto, helper
+from onnxruntime import quantization
 
 from mmpelk.errors import UserError
 from mmpelk.export.quantisation import _layers, calibration_images, quantize_onnx, replace_weights
@@ -42,7 +44,9 @@ def test_depthwise_kernels_stay_floats(tmp_path: Path) -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 18)], ir_version=9)
     onnx.save(model, str(tmp_path / 'floats.onnx'))
     images = [torch.randn(1, 3, 11, 8, generator=torch.Generator().manual_seed(0))]  # of another size than the file
-    assert quantize_onnx(tmp_path / 'floats.onnx', tmp_path / 'integers.onnx', images) == 1
+    with mock.patch.object(quantization, 'quantize_static', wraps=quantization.quantize_static) as asked:
+        assert quantize_onnx(tmp_path / 'floats.onnx', tmp_path / 'integers.onnx', images) == 1
+    assert asked.call_args.kwargs['calibrate_method'] == quantization.CalibrationMethod.MinMax, 'nothing is cut off'
     written = onnx.load(tmp_path / 'integers.onnx').graph
     kinds = {tensor.name: tensor.data_type for tensor in written.initializer}
     assert kinds['depthwise'] == TensorProto.FLOAT
