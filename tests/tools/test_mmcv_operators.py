@@ -78,11 +78,11 @@ def operators(damaged: str = '', damage: Callable[..., Any] = lambda out, *input
 
 
 def with_gradient_of(position: int) -> Callable[..., Any]:
-    """The right values, and too large a gradient of one input."""
+    """The right values, and a wrong gradient of one input, which the plain sum of the outputs does not show."""
 
     def damage(out: Any, *inputs: Any) -> Any:
-        more = inputs[position].sum() * torch.linspace(0, 1, out.numel()).view_as(out)
-        return out + more - more.detach()
+        nothing = inputs[position].sum() - inputs[position].sum().detach()
+        return out + nothing * torch.linspace(-1, 1, out.numel()).view_as(out)
 
     return damage
 
