@@ -108,20 +108,20 @@ def dft_unsupported_reason(x: Tensor, grid: Sequence[int]) -> str | None:
     """Why ``triton_dft`` cannot take inputs that :func:`unsupported_reason` has nothing against, or ``None``."""
     if x.dtype == torch.float32:
         return 'its products have factors in float16, which are not exact enough for float32'
-    larger = [extent for extent in x.shape[-2:] if extent > DFT_TILE]
-    if not larger:
+    larger = max(x.shape[-2:])
+    if larger <= DFT_TILE:
         return None
     of_device = None if interpreted() else capability(x.device)
-    in_one_tile = any(reach(sum(grid), extent) > DFT_MARGIN for extent in larger)
+    in_one_tile = reach(sum(grid), larger) > DFT_MARGIN
     if x.dtype == torch.float16 and of_device is not None and (of_device == (9, 0) or in_one_tile):  # spilled registers
         return (
             f'in float16 it takes maps of up to {DFT_TILE} rows and columns on {x.device}, '
-            f'not {max(larger)} with kernels of {sum(grid)}'
+            f'not {larger} with kernels of {sum(grid)}'
         )
-    if any(extent > 2 * DFT_TILE and reach(sum(grid), extent) > DFT_MARGIN for extent in larger):
+    if larger > 2 * DFT_TILE and in_one_tile:
         return (
             f'it takes maps of more than {2 * DFT_TILE} rows or columns with kernels of up to {2 * DFT_MARGIN + 1}, '
-            f'not {max(larger)} with {sum(grid)}'
+            f'not {larger} with {sum(grid)}'
         )
     if of_device is not None and of_device not in _LARGE_DEVICES:
         return f'{x.device} has too little shared memory for maps of more than {DFT_TILE} rows or columns'

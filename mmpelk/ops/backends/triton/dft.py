@@ -78,7 +78,7 @@ def make_axis(grid: tuple[int, ...], extent: int) -> Axis:
     """
     kept, inner = reachable_rings(grid, extent)
     edges = (inner[0],) * kept.start + inner + (inner[-1],) * (len(grid) - kept.stop)
-    radius = max(-edges[0], edges[-1] - 1)
+    radius = -edges[0]
     if extent <= DFT_TILE or (radius > DFT_MARGIN and extent <= 2 * DFT_TILE):
         side = max(16, launch.power_of_two(extent))
         return Axis(side, side, 0, extent, radius, edges)
@@ -145,8 +145,7 @@ class Plan:
 def _plan(x: Tensor, grid: tuple[int, ...]) -> Plan:
     images, _, height, width = x.shape
     rows, columns = make_axis(grid, height), make_axis(grid, width)
-    side = launch.power_of_two(max(rows.frequencies, height))
-    together = max(1, FREQUENCIES // side) if images >= launch.PACK_FROM and not rows.margin else 1
+    together = max(1, FREQUENCIES // launch.power_of_two(height)) if images >= launch.PACK_FROM else 1
     parts = 2 if x.dtype == torch.float16 or images * height * width < _FEW else 1
     # Two parts of the larger tables exceed the shared memory.
     double = rows.frequencies > FREQUENCIES and parts == 1 and launch.is_hopper(x.device)

@@ -341,7 +341,7 @@ def conv_kernel(
     ROWS: tl.constexpr, COLS: tl.constexpr, TAIL: tl.constexpr, IMAGES: tl.constexpr, WHOLE: tl.constexpr,
     PARTS: tl.constexpr, PAIR: tl.constexpr, BIAS_MAP: tl.constexpr,
 ):  # fmt: skip
-    """A ``ROWS x COLS`` tile of one channel's output; ``PAIR``: and the same tile of the next image or images.
+    """A ``ROWS x COLS`` tile of one channel's output; if ``PAIR``, of two tiles that are ``WHOLE``.
 
     ``WHOLE``: the map has at most ``ROWS`` rows; a tile holds all rows of ``IMAGES`` images and is read once. Otherwise
     a tile is part of one image, and each ring reads the rows that it reaches: ``ROWS`` of them and, if the ring is
@@ -365,9 +365,7 @@ def conv_kernel(
     channel = (program // groups).to(tl.int64)
 
     x += channel * x_c
-    plane_a = x + first_image.to(tl.int64) * x_n
-    plane_b = x + next_image.to(tl.int64) * x_n
-    height_b = tl.where(next_image < images, height, 0)
+    plane = x + first_image.to(tl.int64) * x_n
     acc_a = tl.zeros((ROWS, COLS), tl.float32)
     acc_b = tl.zeros((ROWS, COLS), tl.float32)
     broken_a = tl.zeros((ROWS,), tl.int32)
@@ -401,14 +399,9 @@ def conv_kernel(
                     acc_b = _add_whole(acc_b, sums, x_b0, x_b1, x_b2, t0, t1, t2, scale, PARTS, BOX_PARTS)
             else:
                 acc_a = _add_window(
-                    acc_a, plane_a, row + low, ring_width, distance, cols, height, width, x_h, t0, t1, t2, scale,
+                    acc_a, plane, row + low, ring_width, distance, cols, height, width, x_h, t0, t1, t2, scale,
                     ROWS, TAIL, PARTS, BOX_PARTS, True,
                 )  # fmt: skip
-                if PAIR:
-                    acc_b = _add_window(
-                        acc_b, plane_b, row + low, ring_width, distance, cols, height_b, width, x_h, t0, t1, t2,
-                        scale, ROWS, TAIL, PARTS, BOX_PARTS, True,
-                    )  # fmt: skip
         for ring in range(wide_rings, rings):
             t0, t1, t2 = _load_matrix(matrices + ring * SIZE, COLS, PARTS)
             low = _pick(ring, ROW_LOWS)
@@ -419,14 +412,9 @@ def conv_kernel(
                     acc_b = _add_whole(acc_b, shift, x_b0, x_b1, x_b2, t0, t1, t2, 1.0, PARTS, PARTS)
             else:
                 acc_a = _add_window(
-                    acc_a, plane_a, row + low, 1, distance, cols, height, width, x_h, t0, t1, t2, 1.0,
+                    acc_a, plane, row + low, 1, distance, cols, height, width, x_h, t0, t1, t2, 1.0,
                     ROWS, TAIL, PARTS, PARTS, False,
                 )  # fmt: skip
-                if PAIR:
-                    acc_b = _add_window(
-                        acc_b, plane_b, row + low, 1, distance, cols, height_b, width, x_h, t0, t1, t2, 1.0,
-                        ROWS, TAIL, PARTS, PARTS, False,
-                    )  # fmt: skip
 
     cols = first_col + tl.arange(0, COLS)
     if BIAS_MAP:

@@ -436,7 +436,7 @@ def convolve(
     of_weight = weight.shape, weight.stride(), weight.dtype
     layouts = layout(x), of_weight, layout(out), None if bias is None else (bias.dtype, layout(bias))
     flipped = planes is not None
-    key = kind, *settings(x, grid), kernel is None, flipped, *layouts
+    key = kind, *settings(x, grid), flipped, *layouts
     call = kept(key, lambda: kind(x, weight, bias, tuple(grid), out, flipped))
     with current(x.device):
         call(x, weight, bias, out, kernel, planes)
