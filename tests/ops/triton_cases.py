@@ -1,4 +1,4 @@
-"""Cases of the Triton backends; :mod:`test_triton` runs them in Triton's interpreter.
+"""Cases of the Triton backends; :mod:`test_triton` runs them in Triton's interpreter, :mod:`test_triton_small` a few.
 
 On a machine with a GPU ``pytest tests/ops/triton_cases.py`` runs them compiled.
 """
@@ -31,8 +31,32 @@ if (reason := backend.unavailable_reason()) is not None:
     pytest.skip(reason, allow_module_level=True)
 
 
+def _patch_once() -> None:
+    """The interpreter replaces Triton's functions anew for every function of a kernel, which takes half of its time."""
+    from triton.runtime import interpreter
+
+    if not hasattr(interpreter, '_LangPatchScope'):  # private: other versions are as slow as they are
+        return
+    patch, patched = interpreter._patch_lang, {}
+
+    def patch_once(function: Any) -> Any:
+        if id(function.__globals__) not in patched:
+            patched[id(function.__globals__)] = patch(function)
+        return interpreter._LangPatchScope()
+
+    interpreter._patch_lang = patch_once
+
+
+if DEVICE == 'cpu':
+    _patch_once()
+
+
 @pytest.fixture(autouse=True)
 def _few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    few_programs(monkeypatch)
+
+
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every program costs the interpreter a fixed time; and small problems have to reach the code for large ones."""
     monkeypatch.setattr(launch, '_calls', {})
     monkeypatch.setattr(launch, 'PROGRAMS', 4)
@@ -190,41 +214,68 @@ def test_numbers_that_lie_in_memory_with_the_other_sign() -> None:
     assert torch.equal(launch.weight_grad(*lazy[::3], (2, 1, 2)), launch.weight_grad(x, grad_out, (2, 1, 2)))
 
 
+FAR = 2**31 + 8
+
+
+def _far(folder: Path, name: str) -> Tensor:
+    if DEVICE != 'cpu':
+        return torch.empty(FAR + 256, dtype=torch.float16, device=DEVICE)
+    # A sparse file: few pages of it are ever written.
+    return torch.from_file(str(folder / name), shared=True, size=FAR + 256, dtype=torch.float16)
+
+
+@pytest.mark.parametrize('width', [7, 8], ids=['copied', 'in place'])
 @pytest.mark.parametrize('kernels', [launch, dft], ids=['triton', 'triton_dft'])
-def test_offsets_beyond_32_bits(tmp_path: Path, kernels: ModuleType) -> None:
-    stride = 2**31 + 8
-    size = stride + 3 * 5 * 7
-    if DEVICE == 'cpu':  # a sparse file: two pages of it are ever written
-        storage = torch.from_file(str(tmp_path / 'far'), shared=True, size=size, dtype=torch.float16)
-    else:
-        storage = torch.empty(size, dtype=torch.float16, device=DEVICE)
-    for strides in ((stride, 35, 7, 1), (35, stride, 7, 1)):
-        far = storage.as_strided((2, 2, 5, 7), strides)
-        grid = (2, 1, 2)
-        (x, weight, _), grad_out = _inputs(far.shape, len(grid), 'none', torch.float16, 0.0)
+def test_offsets_beyond_32_bits(tmp_path: Path, kernels: ModuleType, width: int) -> None:
+    read, written, grid = _far(tmp_path, 'read'), _far(tmp_path, 'written'), (2, 1, 2)
+    (x, weight, _), grad_out = _inputs((2, 2, 5, width), len(grid), 'none', torch.float16, 0.0)
+    for strides in ((FAR, 5 * width, width, 1), (5 * width, FAR, width, 1)):
+        far, far_out = (storage.as_strided(x.shape, strides) for storage in (read, written))
         far.copy_(x)
-        assert torch.equal(kernels.forward(far, weight, None, grid), kernels.forward(x, weight, None, grid))
-        assert torch.equal(kernels.weight_grad(far, grad_out, grid), kernels.weight_grad(x, grad_out, grid))
+        assert torch.equal(kernels.forward(far, weight, None, grid, far_out), kernels.forward(x, weight, None, grid))
+        far_out.copy_(grad_out)
+        assert torch.equal(kernels.weight_grad(far, far_out, grid), kernels.weight_grad(x, grad_out, grid))
+
+
+def test_norms_of_pixels_beyond_32_bits(tmp_path: Path) -> None:
+    large, small, x, norms, of_block = _norm_inputs((1, 7, 1, 3), 3, 2, torch.float16, 0.0)
+    want = norm.mixed_norm(large, small, x, norms, of_block, x.dtype)
+    step = FAR // 2
+    far = _far(tmp_path, 'far').as_strided(large.shape, (3 * step, 1, 3 * step, step)).copy_(large)
+    assert norm.takes(far, small, x, norms, of_block)
+    assert torch.equal(norm.mixed_norm(far, small, x, norms, of_block, x.dtype), want)
 
 
 @pytest.mark.parametrize('kernels', [launch, dft], ids=['triton', 'triton_dft'])
 @pytest.mark.parametrize(
     ('shape', 'value'),
-    [((3, 2, 7, 9), float('nan')), ((2, 2, 20, 9), float('inf')), ((2, 1, 65, 3), float('nan'))],
+    [((3, 2, 7, 9), float('nan')), ((4, 2, 17, 7), float('inf')), ((2, 1, 65, 3), float('nan'))],
     ids=['packed-nan', 'two-inf', 'tiled-nan'],
 )
 def test_non_finite_value_stays_in_its_plane(shape: tuple[int, ...], value: float, kernels: ModuleType) -> None:
     grid = sharing_grid(5, 3)
     (x, weight, _), _ = _inputs(shape, len(grid), 'none', torch.bfloat16, 0.0)
     clean = kernels.forward(x, weight, None, grid)
-    x[1, 0, 4, 1] = value
+    image = shape[0] // 2  # of four, the first of the second tile
+    x[image, 0, 4, 1] = value
     out = kernels.forward(x, weight, None, grid)
     reached = ~dense.forward(x, weight, None, grid).isfinite()
     assert reached.any()
     assert not out[reached].isfinite().any()
     others = torch.ones(shape[:2], dtype=torch.bool, device=DEVICE)
-    others[1, 0] = False
+    others[image, 0] = False
     assert torch.equal(out[others], clean[others])
+
+
+@pytest.mark.parametrize('kernels', [launch, dft], ids=['triton', 'triton_dft'])
+def test_numbers_of_any_size(kernels: ModuleType) -> None:
+    """Powers of two go through the products, up to maps of the largest numbers of the dtype."""
+    grid = (2, 1, 2)
+    (x, weight, _), _ = _inputs((1, 1, 5, 6), len(grid), 'none', torch.bfloat16, 0.0)
+    want = kernels.forward(x, weight, None, grid)
+    for of_x, of_weight in ((126 - int(x.abs().max().log2()), -110), (-110, 115)):
+        got = kernels.forward(x * 2.0**of_x, weight * 2.0**of_weight, None, grid) * 2.0 ** -(of_x + of_weight)
+        torch.testing.assert_close(got, want, rtol=0.02, atol=0.02, msg=lambda text: f'{of_x}: {text}')  # noqa: B023
 
 
 def test_float16_taps_that_cancel() -> None:
@@ -275,11 +326,15 @@ def test_images_in_pieces(monkeypatch: pytest.MonkeyPatch, kernels: ModuleType) 
     grid = sharing_grid(9, 3)
     dtype = torch.float32 if kernels is launch else torch.bfloat16
     (x, weight, bias), grad_out = _inputs((3, 2, 9, 16), len(grid), 'map', dtype, 0.0)
-    at_once = kernels.forward(x, weight, bias, grid), kernels.weight_grad(x, grad_out, grid)
+
+    def results() -> list[Tensor]:
+        of_x = kernels.input_grad(grad_out, weight, grid[::-1], torch.empty_like(x), [])
+        return [kernels.forward(x, weight, bias, grid), of_x, kernels.weight_grad(x, grad_out, grid)]
+
+    at_once = results()
     # Two images at a time, and their results.
     monkeypatch.setattr(launch, 'workspace_limit', lambda device_type: 2 * 2 * 2 * 9 * 16 * dtype.itemsize)
-    torch.testing.assert_close(kernels.forward(x, weight, bias, grid), at_once[0])
-    torch.testing.assert_close(kernels.weight_grad(x, grad_out, grid), at_once[1])
+    torch.testing.assert_close(results(), at_once)
 
 
 def test_tf32_flag_takes_fewer_products() -> None:
@@ -333,9 +388,9 @@ def _norm_inputs(shape: Sequence[int], mixed: int, branches: int, dtype: torch.d
     large[:, mixed:] = float('nan')  # is not read
     x = draw_map(shape[1])
     x[:, :mixed] = float('nan')
-    norms = [((draw(mixed), draw(mixed).exp(), draw(mixed), draw(mixed)), 1e-5) for _ in range(branches)]
+    norms = [((draw(mixed), draw(mixed).exp(), draw(mixed), draw(mixed)), 10.0**-i) for i in range(branches)]
     small = draw_map(mixed) - mean if branches == 2 else None
-    return large[:, :mixed], small, x, norms, ((draw(shape[1]), draw(shape[1])), 1e-6)
+    return large[:, :mixed], small, x, norms, ((draw(shape[1]), draw(shape[1])), 0.03)
 
 
 @pytest.mark.parametrize('dtype', DTYPES)
@@ -446,7 +501,8 @@ def test_norms_of_a_block_in_training(shape: tuple[int, ...], mixed: float, dtyp
 
     for mean in (0.0, 3.0):
         maps = draw_map(channels, of_mixed, mean), draw_map(channels, of_mixed, -mean), draw_map(shape[1], of_map, mean)
-        modules = [*(nn.BatchNorm2d(channels, momentum=momentum) for momentum in (0.1, 0.3)), nn.LayerNorm(shape[1])]
+        modules = [*(nn.BatchNorm2d(channels, eps, momentum) for eps, momentum in ((1e-2, 0.1), (1e-1, 0.3)))]
+        modules.append(nn.LayerNorm(shape[1], 0.03))
         for parameter in (parameter for each in modules for parameter in each.parameters()):
             nn.init.normal_(parameter, generator=generator)
         *norms, norm = (each.to(DEVICE) for each in modules)
