@@ -108,6 +108,10 @@ def test_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         monkeypatch.setattr(importlib.metadata, 'version', version)
         assert reason in (backend.unavailable_reason() or '')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    for cuda, reason in ((None, 'no CUDA device'), ('12.8', None)):  # that of ROCm says so, too, but has no CUDA
+        monkeypatch.setattr(torch.version, 'cuda', cuda)
+        assert (backend.unavailable_reason() is None) if reason is None else reason in backend.unavailable_reason()
     monkeypatch.setenv('TRITON_INTERPRET', '1')
     for numpy, reason in (('2.4.6', None), ('2.5.0', 'numpy 2.5.0')):
         monkeypatch.setattr(importlib.metadata, 'version', {'triton': '3.6.0', 'numpy': numpy}.__getitem__)
@@ -117,16 +121,44 @@ def test_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unsupported_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = torch.ones(1, 1, 3, 3), torch.ones(1, 1, 1, 1)
-    monkeypatch.delenv('TRITON_INTERPRET', raising=False)
-    assert 'x is on cpu' in (backend.unsupported_reason(x, weight, [1]) or '')
-    assert 'float64' in (backend.unsupported_reason(x.double(), weight.double(), [1]) or '')
-    for name in ('triton', 'triton_dft'):
-        assert 'float64' in (BACKENDS[name].unsupported_reason(x.double(), weight.double(), [1]) or '')
-    monkeypatch.setenv('TRITON_INTERPRET', '1')
-    assert backend.unsupported_reason(x, weight, [1]) is None
-    assert BACKENDS['triton'].unsupported_reason(x, weight, [1]) is None
+    for value in ('', '0', 'off'):
+        monkeypatch.setenv('TRITON_INTERPRET', value)
+        assert 'x is on cpu' in (backend.unsupported_reason(x, weight, [1]) or '')
+    for dtype in (torch.float64, torch.complex64, torch.float8_e4m3fn):
+        for refuses in (backend, BACKENDS['triton'], BACKENDS['triton_dft']):
+            assert str(dtype) in (refuses.unsupported_reason(x.to(dtype), weight.to(dtype), [1]) or '')
+    for value in ('1', 'true', 'True', 'on', 'yes', 'Y'):  # as Triton reads it
+        monkeypatch.setenv('TRITON_INTERPRET', value)
+        assert backend.unsupported_reason(x, weight, [1]) is None
+        assert BACKENDS['triton'].unsupported_reason(x, weight, [1]) is None
     assert 'factors in float16' in (BACKENDS['triton_dft'].unsupported_reason(x, weight, [1]) or '')
     assert BACKENDS['triton_dft'].unsupported_reason(x.bfloat16(), weight.bfloat16(), [1]) is None
+
+
+class _Matmul:
+    """``torch.backends.cuda.matmul`` of some release: what it says, and what it raises when the new name is read."""
+
+    def __init__(self, precision: str | Exception, allow_tf32: bool | Exception) -> None:
+        self._values = dict(fp32_precision=precision, allow_tf32=allow_tf32)
+
+    def __getattr__(self, name: str) -> object:
+        if isinstance(value := self._values[name], Exception):
+            raise value
+        return value
+
+
+def test_tf32_in_every_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    for precision, allow_tf32, allows in (
+        ('tf32', RuntimeError(), True),
+        ('ieee', RuntimeError(), False),
+        ('none', RuntimeError(), False),
+        (AttributeError(), True, True),  # before torch 2.9
+        (AttributeError(), False, False),
+        (AssertionError(), True, True),  # torch 2.1
+        (AssertionError(), False, False),
+    ):
+        monkeypatch.setattr(torch.backends.cuda, 'matmul', _Matmul(precision, allow_tf32))
+        assert backend.allows_tf32() is allows
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,76 @@ def test_what_a_kept_call_depends_on(
     assert made(forward) > 0
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize('kernels', [launch, dft], ids=['triton', 'triton_dft'])
+def test_later_calls_launch_with_their_own_tensors(
+    kernels: ModuleType, dtype: torch.dtype, made: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first launch of a kernel and those after it take the same arguments, in the same places."""
+    launches: list[list[str]] = []
+    tensors: dict[str, Tensor] = {}
+
+    def note(*launched: Tensor) -> None:
+        names = {each.data_ptr(): name for name, each in tensors.items()}
+        launches.append([names.get(each.data_ptr(), 'another') for each in launched])
+
+    def start(kernel: object, programs: object, launched: Sequence[Tensor], *_: Any, **__: Any) -> Callable[..., None]:
+        note(*launched)
+        return note
+
+    monkeypatch.setattr(launch, 'start', start)
+    for size, width in itertools.product(((), (3,), (3, 16, 16)), (16, 13)):
+        found = []
+        for _ in range(2):
+            tensors = {name: torch.zeros(2, 3, 16, width, dtype=dtype) for name in ('x', 'out', 'grad', 'of_x')}
+            tensors['weight'] = torch.zeros(3, 1, len(GRID), len(GRID), dtype=dtype)
+            tensors['bias'] = torch.zeros(size, dtype=dtype)
+            bias = None if size == () else tensors['bias'][..., :width]
+            x, out, grad, of_x, weight, _ = tensors.values()
+            launches.clear()
+            kernels.forward(x, weight, bias, GRID, out)
+            kernels.input_grad(grad, weight, GRID, of_x, [])
+            kernels.weight_grad(x, grad, GRID)
+            found.append([*launches])
+        assert found[0] == found[1]
+        read = {name for names in found[0] for name in names}
+        assert read >= ({*tensors} if size and width == 16 else {*tensors} - {'bias'})
+
+
+def test_a_compiled_kernel_is_launched_again_with_all_it_was_launched_with() -> None:
+    launched: list[Any] = []
+
+    class Kernel:
+        arg_names = ('x', 'out', 'rows', 'columns', 'SECOND', 'FIRST')
+
+        def __getitem__(self, programs: tuple[int, ...]) -> Callable[..., Any]:
+            return lambda *arguments, **options: {(5, 7, 1): lambda *again: launched.append(again)}
+
+    x, out = torch.zeros(2), torch.zeros(2)
+    launch.start(Kernel(), (5, 7), (x, out), (3, 4), FIRST=1, SECOND=2, num_warps=4)(out, x)
+    assert [each if isinstance(each, int) else each is x for each in launched[0]] == [False, True, 3, 4, 2, 1]
+
+
+def test_launches_go_to_the_device_of_the_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, 'current_device', lambda: 1)
+    contexts = [launch.current(torch.device(name)) for name in ('cpu', 'cuda:1', 'cuda:0')]
+    assert [getattr(each, 'idx', None) for each in contexts] == [None, None, 0]
+
+
+@given(
+    st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 40), st.integers(1, 40)),
+    st.sampled_from([torch.float16, torch.float32]),
+    st.integers(1, 10**5),
+)
+def test_images_whose_planes_fit_their_workspace(shape: tuple[int, ...], dtype: torch.dtype, limit: int) -> None:
+    x = torch.empty(shape, dtype=dtype, device='meta')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, 'workspace_limit', lambda device_type: limit)
+        images = launch.images_at_a_time(x)
+    both = 2 * x.new_empty(launch.Copy(x[:1], back=False).size).nbytes  # of one image: what is read and what is written
+    assert images == max(1, limit // both)
+
+
 def test_few_calls_are_kept(made: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, '_MOST_CALLS', 2)
     for size in range(1, 9):
@@ -133,6 +203,10 @@ def test_what_tells_compiled_convolutions_apart(made: Callable[..., int]) -> Non
         assert keys == [kernels.kernel_key(each, GRID) for each in maps]
         assert len(set(keys)) == len(maps)
         assert kernels.kernel_key(x[:, :8], GRID) == keys[0], 'of any number of channels'
+        low = x[:, :, :3]
+        assert kernels.kernel_key(low, (5, *[1] * 5, 5)) != kernels.kernel_key(low, [1] * 5), 'rings beyond the map'
+    more = x.repeat(1, 16, 1, 1)  # enough for two tiles a program
+    assert launch.kernel_key(more, GRID) != launch.kernel_key(x, GRID)
 
 
 def _norm_inputs(branches: int = 2) -> dict[str, Any]:
@@ -146,8 +220,8 @@ def _half(x: Tensor) -> Tensor:
     return x.to(torch.bfloat16)
 
 
-def _odd(x: Tensor) -> Tensor:
-    return x[:1, :, :3, :3].contiguous(memory_format=torch.channels_last)
+def _odd(x: Tensor, images: int = 1) -> Tensor:
+    return x[:images, :, :3, :3].contiguous(memory_format=torch.channels_last)
 
 
 #: Changes of the norms' kernel in inference; whether they need another compiled one, too.
@@ -170,6 +244,7 @@ OF_NORMS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], bool]] = {
     'a slice of the mixed channels': (lambda a: dict(large=torch.cat([a['large']] * 2, 1)[:, :4]), True),
     'a map between two places': (lambda a: dict(x=_shifted(a['x'])), True),
     'an odd number of pixels': (lambda a: {k: _odd(a[k]) for k in ('large', 'small', 'x')}, True),
+    'odd ones of two images': (lambda a: {k: _odd(a[k], 2) for k in ('large', 'small', 'x')}, False),
 }
 
 
@@ -364,6 +439,7 @@ def test_planes_that_are_read_where_they_are() -> None:
         'channels last': _channels_last(x),
         'rows of another length': x[..., :12],
         'another place': x[..., 1:9],
+        'a place of 8 bytes': x[..., 4:12],
         'transposed': x.mT,
         'rows that begin elsewhere': x.as_strided((2, 3, 8, 8), (384, 128, 12, 1)),
         'channels that begin elsewhere': x.as_strided((2, 3, 8, 8), (384, 100, 8, 1)),
@@ -387,6 +463,7 @@ def test_biases_that_are_read_where_they_are() -> None:
         'rows that begin elsewhere': numbers.as_strided((3, 3, 8), (40, 12, 1)),
         'channels that begin elsewhere': numbers.as_strided((3, 3, 8), (36, 8, 1)),
         'memory that ends before': numbers[:235].clone().as_strided((3, 5, 11), (80, 16, 1)),
+        'memory that begins late': torch.empty(243, dtype=numbers.dtype).as_strided((3, 5, 11), (80, 16, 1), 8),
     }.items():
         assert not launch._is_padded_bias(other), name
 
@@ -446,3 +523,70 @@ def test_maps_that_transforms_take(
     assert found is None if reason is None else reason in (found or '')
     if reason is None:
         dft.make_axis(sharing_grid(kernel), max(size))
+    if 'kernels of up to' in (reason or ''):
+        with pytest.raises(ValueError, match='no tile holds 129 positions and 33'):
+            dft.make_axis(sharing_grid(kernel), max(size))
+
+
+def test_tables_of_a_device_lie_on_it() -> None:
+    plan = dft._plan(torch.empty(1, 1, 9, 12, device='meta', dtype=torch.float16), (2, 1, 2))
+    for name in ('cpu', 'meta'):
+        assert {
+            each.device.type for axis in dft._tables_of(plan, torch.device(name)) for each in vars(axis).values()
+        } == {name}
+
+
+#: Channels, steps of both branches and of the map, images; whether numbers are moved two at a time.
+PAIRS = [
+    *((7, (5, 3, 7), 2, True), (7, (5, 3, 7), 1, False), (7, (4, 3, 7), 2, False), (7, (5, 4, 7), 2, False)),
+    *((7, (5, 3, 8), 2, False), (8, (5, 3, 9), 2, False)),
+]
+
+
+@pytest.mark.parametrize(('channels', 'steps', 'images', 'two'), PAIRS, ids=str)
+def test_norms_that_move_two_numbers_at_a_time(
+    channels: int, steps: tuple[int, ...], images: int, two: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where every second pixel begins at an even one, and not every pixel."""
+    wide = [torch.zeros(images, 3, 5, step).permute(0, 3, 1, 2) for step in steps]
+    large, small, x = (each[:, :size] for each, size in zip(wide, (3, 3, channels), strict=True))
+    launches: list[dict[str, Any]] = []
+    monkeypatch.setattr(norm, 'kept', lambda key, make: launches.append(vars(make())) or (lambda *tensors: None))
+    norms, layer = [([torch.zeros(3)] * 4, 1e-5)] * 2, ([torch.zeros(channels)] * 2, 1e-6)
+    norm.mixed_norm(large, small, x, norms, layer, x.dtype)
+    options, (programs,) = launches[0]['_options'], launches[0]['_programs']
+    assert options['TWO'] == two
+    assert (options['LARGE_STEP'], options['SMALL_STEP'], options['X_STEP']) == steps
+    assert options['BLOCK'] >= channels * (1 + two)
+    assert (programs - 1) * options['ROWS'] * (1 + two) < images * 15 <= programs * options['ROWS'] * (1 + two)
+
+
+def test_pixels_of_many_channels_come_one_by_one() -> None:
+    assert [norm.pixels_at_a_time(channels) for channels in (1, 512, 513, 4096, 4097)] == [
+        *((8, 1), (8, 512), (4, 1024), (1, 4096), (1, 8192)),
+    ]
+
+
+@given(
+    st.tuples(st.integers(1, 5), st.integers(1, 300) | st.integers(1020, 2048), st.integers(1, 40), st.integers(1, 40)),
+    st.integers(0, 2048),
+)
+def test_rows_of_the_norms_in_training(shape: tuple[int, int, int, int], fewer: int) -> None:
+    """They hold every number once, begin and end at multiples of what is moved at a time, and fit their programs."""
+    images, channels, height, width = shape
+    mixed, pixels = max(1, channels - fewer), images * height * width
+    rows = training_norm._Rows(torch.empty(images, mixed, height, width, device='meta'))
+    of_all = training_norm._Pixels(torch.empty(shape, device='meta'), mixed)
+    align, of_run = rows.tile['ALIGN'], rows.steps * rows.tile['ROWS'] * rows.pixels_a_row
+    assert not rows.length % align
+    assert not pixels * mixed % align
+    assert (rows.runs - 1) * of_run < pixels <= rows.runs * of_run
+    assert rows.programs[0] == rows.runs
+    assert rows.programs[1] * rows.tile['BLOCK'] >= rows.length == rows.pixels_a_row * mixed
+    assert max(1, rows.runs - 1) * rows.programs[1] <= max(training_norm.PROGRAMS, rows.programs[1])
+    align, pixels_a_row = of_all.tile['ALIGN'], of_all.length // channels
+    assert of_all.numbers == (pixels * channels, pixels_a_row * channels, mixed, channels, pixels_a_row)
+    assert not any(number % align for number in (pixels * channels, of_all.length, channels - mixed))
+    assert (of_all.rows - 1) * pixels_a_row < pixels <= of_all.rows * pixels_a_row
+    assert of_all.length <= of_all.tile['BLOCK'] <= 2048
+    assert pixels_a_row <= 16
