@@ -2,11 +2,15 @@
 
 import json
 import logging
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
+import torch
 
 from benchmarks import gpu_check
 from mmpelk import ops
@@ -123,3 +127,86 @@ def test_a_kernel_that_is_replaced_is_said(tmp_path: Path, monkeypatch: pytest.M
     logger.warning('backend %r fails', 'triton')
     rows = [json.loads(line) for line in results.read_text().splitlines()]
     assert gpu_check.shortfalls(rows) == ["machine: warning: backend 'triton' fails"]
+
+
+def test_how_steps_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each within its budget, ten times as much when dry; what it has not ended with is said."""
+    ends = {'machine': 0, 'host': -9, 'operator': 2}
+    given = {}
+
+    def run(command: list[str], timeout: float, **options: Any) -> SimpleNamespace:
+        step = command[command.index('--step') + 1]
+        given[step, '--dry' in command] = timeout
+        if step not in ends:
+            raise subprocess.TimeoutExpired(command, timeout)
+        return SimpleNamespace(returncode=ends[step])
+
+    monkeypatch.setattr(subprocess, 'run', run)
+    results = tmp_path / 'results.jsonl'
+    for dry in (False, True):
+        gpu_check.run_steps(['machine', 'host', 'operator', 'ddp'], results, dry)
+    assert given == {
+        (step, dry): gpu_check.BUDGETS[step] * (10 if dry else 1) for dry in (False, True) for step in (*ends, 'ddp')
+    }
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [line for line in gpu_check.shortfalls(rows) if 'ended' in line] == [
+        f'{step}: ended with {end}'
+        for budget in (30, 300)
+        for step, end in (('host', -9), ('operator', 2), ('ddp', f'over its budget of {budget} s'))
+    ]
+    missing = [line for line in gpu_check.shortfalls([*rows[2:3], dict(step='operator')]) if 'no figure' in line]
+    assert len(missing) == len(gpu_check.TARGETS)
+
+
+def test_cases_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environments = []
+
+    def run(words: list[str], env: dict[str, str], **options: Any) -> SimpleNamespace:
+        environments.append(env.get('TRITON_INTERPRET'))
+        return SimpleNamespace(returncode=1, stdout='one\n1 failed\n')
+
+    monkeypatch.setattr(subprocess, 'run', run)
+    monkeypatch.delenv('TRITON_INTERPRET', raising=False)
+    results = tmp_path / 'results.jsonl'
+    for dry in (True, False):
+        gpu_check.correctness(gpu_check.Step('correctness', results, dry))
+    assert environments == ['1', None]
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    assert gpu_check.shortfalls(rows) == ['correctness: 1 failed'] * 2
+
+
+def test_times_of_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The median of replays of a graph; of the host the fastest tenth."""
+    results, calls = tmp_path / 'results.jsonl', []
+    step = gpu_check.Step('host', results, True)
+    monkeypatch.setattr(gpu_check, 'Stage', lambda *_: gpu_check.DRY_STAGES['stage 1'])
+    clock = iter([each for i in range(40) for each in (i, i + (1 + i % 20) * 1e-6)])
+    monkeypatch.setattr(gpu_check, 'time', SimpleNamespace(perf_counter=lambda: next(clock)))
+    gpu_check.host(step)
+    assert [json.loads(line)['us'] for line in results.read_text().splitlines()] == [3.0, 3.0]
+    monkeypatch.setattr(torch, 'cuda', mock.MagicMock())
+    step.dry, times = False, iter([1e-3, *(4e-3 * t for t in (1, 1, 2, 3, 4, 90, 90))])
+    monkeypatch.setattr(step, 'seconds', lambda call: next(times))
+    step.time(calls.append, 3, what='copy')
+    row = json.loads(results.read_text().splitlines()[-1])
+    assert (row['us'], row['how']) == (3000.0, 'graph')
+    assert calls == [0, 0, 0, 0, 0, 1, 2, 0]  # what warms up, and what is captured: of 4 milliseconds
+
+
+@pytest.mark.parametrize('failed', [False, True])
+def test_a_dry_run_that_fails_says_so(failed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_steps(names: Sequence[str], results: Path, dry: bool) -> None:
+        step = gpu_check.Step('host', results, dry)
+        with step.guarded(what='a call'):
+            step.write(what='another', us=1)
+            if failed:
+                raise ValueError('no')
+
+    monkeypatch.setattr(gpu_check, 'run_steps', run_steps)
+    (tmp_path / 'gpu_dry.jsonl').write_text('{"step": "old", "failed": "long ago"}\n')
+    page = gpu_check.PAGE.read_text()
+    printed = call('benchmarks.gpu_check', '--dry', '--out', tmp_path, cwd=ROOT, code=int(failed))
+    assert printed.endswith('what fell short:\n  host: a call: ValueError: no\n' if failed else '\n  nothing\n')
+    rows = [json.loads(line) for line in (tmp_path / 'gpu_dry.jsonl').read_text().splitlines()]
+    assert [row.get('failed') for row in rows] == [None, 'ValueError: no'][: 1 + failed]
+    assert gpu_check.PAGE.read_text() == page
