@@ -580,6 +580,7 @@ def test_rows_of_the_norms_in_training(shape: tuple[int, int, int, int], fewer: 
     align, of_run = rows.tile['ALIGN'], rows.steps * rows.tile['ROWS'] * rows.pixels_a_row
     assert not rows.length % align
     assert not pixels * mixed % align
+    assert not pixels % rows.pixels_a_row
     assert (rows.runs - 1) * of_run < pixels <= rows.runs * of_run
     assert rows.programs[0] == rows.runs
     assert rows.programs[1] * rows.tile['BLOCK'] >= rows.length == rows.pixels_a_row * mixed

@@ -248,15 +248,19 @@ def test_norms_of_pixels_beyond_32_bits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('kernels', [launch, dft], ids=['triton', 'triton_dft'])
 @pytest.mark.parametrize(
-    ('shape', 'value'),
-    [((3, 2, 7, 9), float('nan')), ((4, 2, 17, 7), float('inf')), ((2, 1, 65, 3), float('nan'))],
-    ids=['packed-nan', 'two-inf', 'tiled-nan'],
+    ('shape', 'image', 'value'),
+    [
+        *(((3, 2, 7, 9), 1, float('nan')), ((4, 2, 17, 7), 1, float('inf')), ((4, 2, 17, 7), 2, float('-inf'))),
+        *(((3, 1, 7, 70), 1, float('nan')), ((2, 1, 65, 3), 1, float('nan'))),
+    ],
+    ids=['packed-nan', 'two-inf', 'two-inf-second', 'packed-wide-nan', 'tiled-nan'],
 )
-def test_non_finite_value_stays_in_its_plane(shape: tuple[int, ...], value: float, kernels: ModuleType) -> None:
+def test_non_finite_value_stays_in_its_plane(
+    shape: tuple[int, ...], image: int, value: float, kernels: ModuleType
+) -> None:
     grid = sharing_grid(5, 3)
     (x, weight, _), _ = _inputs(shape, len(grid), 'none', torch.bfloat16, 0.0)
     clean = kernels.forward(x, weight, None, grid)
-    image = shape[0] // 2  # of four, the first of the second tile
     x[image, 0, 4, 1] = value
     out = kernels.forward(x, weight, None, grid)
     reached = ~dense.forward(x, weight, None, grid).isfinite()
@@ -272,8 +276,9 @@ def test_numbers_of_any_size(kernels: ModuleType) -> None:
     """Powers of two go through the products, up to maps of the largest numbers of the dtype."""
     grid = (2, 1, 2)
     (x, weight, _), _ = _inputs((1, 1, 5, 6), len(grid), 'none', torch.bfloat16, 0.0)
+    x = -x.abs()
     want = kernels.forward(x, weight, None, grid)
-    for of_x, of_weight in ((126 - int(x.abs().max().log2()), -110), (-110, 115)):
+    for of_x, of_weight in ((127 - int(x.abs().max().log2()), -110), (-110, 115)):
         got = kernels.forward(x * 2.0**of_x, weight * 2.0**of_weight, None, grid) * 2.0 ** -(of_x + of_weight)
         torch.testing.assert_close(got, want, rtol=0.02, atol=0.02, msg=lambda text: f'{of_x}: {text}')  # noqa: B023
 
@@ -291,7 +296,7 @@ def test_float16_taps_that_cancel() -> None:
 def test_float16_box_sums_beyond_its_range(kernels: ModuleType) -> None:
     """A ring's sum of inputs may exceed 65504 where the output does not."""
     grid = (16, 1, 16)
-    x = torch.full((1, 1, 20, 20), 3e4, dtype=torch.float16, device=DEVICE)
+    x = torch.full((1, 1, 20, 20), -3e4, dtype=torch.float16, device=DEVICE)
     weight = torch.full((1, 1, 3, 3), 2.0**-14, dtype=torch.float16, device=DEVICE)
     for value in (
         kernels.forward(x, weight, None, grid),
