@@ -271,15 +271,14 @@ def test_non_finite_value_stays_in_its_plane(
     assert torch.equal(out[others], clean[others])
 
 
-@pytest.mark.parametrize('kernels', [launch, dft], ids=['triton', 'triton_dft'])
-def test_numbers_of_any_size(kernels: ModuleType) -> None:
+def test_transforms_of_numbers_of_any_size() -> None:
     """Powers of two go through the products, up to maps of the largest numbers of the dtype."""
     grid = (2, 1, 2)
     (x, weight, _), _ = _inputs((1, 1, 5, 6), len(grid), 'none', torch.bfloat16, 0.0)
     x = -x.abs()
-    want = kernels.forward(x, weight, None, grid)
+    want = dft.forward(x, weight, None, grid)
     for of_x, of_weight in ((127 - int(x.abs().max().log2()), -110), (-110, 115)):
-        got = kernels.forward(x * 2.0**of_x, weight * 2.0**of_weight, None, grid) * 2.0 ** -(of_x + of_weight)
+        got = dft.forward(x * 2.0**of_x, weight * 2.0**of_weight, None, grid) * 2.0 ** -(of_x + of_weight)
         torch.testing.assert_close(got, want, rtol=0.02, atol=0.02, msg=lambda text: f'{of_x}: {text}')  # noqa: B023
 
 
@@ -506,8 +505,8 @@ def test_norms_of_a_block_in_training(shape: tuple[int, ...], mixed: float, dtyp
 
     for mean in (0.0, 3.0):
         maps = draw_map(channels, of_mixed, mean), draw_map(channels, of_mixed, -mean), draw_map(shape[1], of_map, mean)
-        modules = [*(nn.BatchNorm2d(channels, eps, momentum) for eps, momentum in ((1e-2, 0.1), (1e-1, 0.3)))]
-        modules.append(nn.LayerNorm(shape[1], 0.03))
+        modules = [*(nn.BatchNorm2d(channels, eps, momentum) for eps, momentum in ((1e-3, 0.1), (1e-1, 0.3)))]
+        modules.append(nn.LayerNorm(shape[1], 1e-3))
         for parameter in (parameter for each in modules for parameter in each.parameters()):
             nn.init.normal_(parameter, generator=generator)
         *norms, norm = (each.to(DEVICE) for each in modules)
