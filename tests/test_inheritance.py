@@ -101,6 +101,8 @@ def test_every_recipe_has_its_module_for_pure_python_configs(tmp_path: Path) -> 
     assert len({(folder / name).read_text() for name in modules}) == 1
     families = {name.partition('_')[0]: name for name in sorted(modules, reverse=True)}
     assert len(families) > 8
+    plain = mmpelk.resolve_recipe(str(folder / RECIPE))
+    assert type(plain) is type(plain['model']) is dict
     for name in families.values():
         module = f'mmpelk.configs.{name.removesuffix(".py").replace("/", ".")}'
         config.write_text(READ_BASE.replace('mmpelk.configs.seg.upernet_pelk_t_ade20k', module))

@@ -18,7 +18,7 @@ pytest.importorskip('timm', reason='pip install -e .[timm]')
 import timm
 
 from mmpelk.sparsity import apply_masks
-from mmpelk.timm import NAMES
+from mmpelk.timm import NAMES, names_of_timm
 from tests.sparsity.tiny import draw_masks
 
 SMALL: dict[str, Any] = dict(depths=(1, 2, 1), channels=(8, 12, 16), kernel_sizes=(13, 9, 7))
@@ -297,6 +297,8 @@ def test_weights_of_a_classification_recipe(names: str, tmp_path: Path) -> None:
     save_file(state, str(tmp_path / 'model.safetensors'))
     overlay = dict(file=str(tmp_path / 'model.safetensors'), num_classes=5)
     model = create(**sizes, num_classes=5, pretrained=True, pretrained_cfg_overlay=overlay)
+    # As a file of a training has them, and an address: timm takes what is wrapped out of the former alone.
+    assert names_of_timm(dict(state_dict=state), model).keys() == model.state_dict().keys()
     image = torch.rand(2, 3, 64, 64)
     want = trained.head(trained.extract_feat(image))
     torch.testing.assert_close(model(image), want, rtol=1e-4, atol=1e-5)
