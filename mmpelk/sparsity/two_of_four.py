@@ -54,9 +54,7 @@ def prune_and_grow_two_of_four(weight: Tensor, mask: Tensor, prune_rate: float, 
     grow = torch.where(inactive, torch.rand(inactive.shape, generator=generator, device=inactive.device), -1.0).argmax(
         -1, True
     )
-    smallest = torch.where(
-        inactive.any(-1) & active.any(-1), magnitude.gather(-1, drop).squeeze(-1), torch.inf
-    ).flatten()
+    smallest = torch.where(inactive.any(-1), magnitude.gather(-1, drop).squeeze(-1), torch.inf).flatten()
     count = min(round(prune_rate * int(mask.sum())), int(smallest.isfinite().sum()))
     chosen = torch.zeros_like(smallest, dtype=torch.bool)
     chosen[smallest.argsort(stable=True)[:count]] = True
