@@ -1,8 +1,10 @@
 """Which pictures are drawn to which files, and what cannot be read."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
+import mmcv
 import numpy as np
 import pytest
 from PIL import Image
@@ -61,13 +63,21 @@ def test_video_keeps_its_size_rate_and_pictures(tmp_path: Path) -> None:
     writer.release()
     (drawing,) = find_drawings([source.parent], tmp_path / 'new' / 'folder')
     assert (drawing.is_video, drawing.frames()) == (True, 3)
-    assert len(list(drawing.draw(lambda image: (255 - image)[..., ::-1]))) == 3  # of any strides
+    assert len(list(drawing.draw(lambda image: 255 - image))) == 3
     video = cv2.VideoCapture(str(drawing.target))
     assert [video.get(what) for what in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)] == [
         *(10, 48, 32)
     ]
     levels = [video.read()[1].mean() for _ in range(3)]
     assert levels == pytest.approx([255, 155, 55], abs=5)
+
+
+def test_video_of_no_known_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = iter([np.zeros((32, 48, 3), np.uint8), None])
+    reader = SimpleNamespace(opened=True, width=48, height=32, fps=0.0, read=lambda: next(frames))
+    monkeypatch.setattr(mmcv, 'VideoReader', lambda path: reader)
+    assert len(list(Drawing(tmp_path / 'x.avi', tmp_path / 'x.mp4').draw(lambda image: image))) == 1
+    assert cv2.VideoCapture(str(tmp_path / 'x.mp4')).get(cv2.CAP_PROP_FPS) == 25
 
 
 @pytest.mark.parametrize('content', [b'nothing of the kind', b''], ids=['text', 'empty'])

@@ -115,7 +115,11 @@ def test_random_networks_start_as_training_does(photos: Path) -> None:
     norm = model.backbone.stages[0][0].mixer.small_norm
     norm.running_mean.fill_(7), norm.num_batches_tracked.fill_(1000)  # as a checkpoint's
     norm.momentum = 0.25
+    modes: list[bool] = []
+    handle = model.backbone.stages[0][0].register_forward_pre_hook(lambda module, _: modes.append(module.training))
     assert estimate_norms(model, pictures) == 4
+    handle.remove()
+    assert modes == [False, False], 'with no paths dropped'
     assert norm.momentum == 0.25
     assert not any(module.training for module in model.modules())
     kept: list[Tensor] = []
