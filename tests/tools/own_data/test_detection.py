@@ -202,8 +202,8 @@ def test_sizes_and_boxes_are_completed(tmp_path: Path) -> None:
 @pytest.mark.usefixtures('all_that_is_read')
 def test_crowds_stay_crowds_and_areas_those_of_the_file(tmp_path: Path) -> None:
     crowded = content()
-    for entry, area in zip(crowded['annotations'], (77.5, 99.5), strict=False):
-        entry['area'] = area  # of the outline, which fills no box
+    for entry, area in zip(crowded['annotations'], (77.5, 99.5, 0, None), strict=False):
+        entry['area'] = area  # of the outline, which fills no box; some writers say none
     crowded['annotations'][0]['iscrowd'] = 1
     data = read_detection(write(tmp_path, crowded))
     assert sum(entry['iscrowd'] for entry in kept(data)) == 1
@@ -614,6 +614,24 @@ def test_how_many_boxes_make_a_question(
     data = read_detection(write(tmp_path, boxes))
     asked = some > max(1, 0.1 * of) if key == 'reach out' else 2 * some > of
     assert (key in notes(data, 'question')) is asked
+
+
+@pytest.mark.parametrize(('gap', 'asked'), [(3.5, False), (4.5, True)])
+@pytest.mark.parametrize('wide', [True, False])
+def test_outlines_may_differ_by_a_twentieth_of_the_longer_side(
+    gap: float, asked: bool, wide: bool, tmp_path: Path
+) -> None:
+    data = content()
+    for entry in data['images']:
+        entry['width'], entry['height'] = (48, 48)
+    for entry in data['annotations']:
+        corners = np.array([[4 + gap, 4], [44, 4], [44, 12]])
+        entry['bbox'] = [4, 4, 40, 8] if wide else [4, 4, 8, 40]
+        entry['segmentation'] = [(corners if wide else corners[:, ::-1]).ravel().tolist()]
+    write(tmp_path, data)
+    for entry in data['images']:
+        image(tmp_path / 'images' / entry['file_name'], (48, 48))
+    assert ('are not around their outlines' in notes(read_detection(tmp_path), 'question')) is asked
 
 
 @pytest.mark.parametrize(('outline', 'apart'), [

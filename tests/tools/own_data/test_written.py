@@ -15,7 +15,7 @@ import new_project
 import pytest
 from new_project import answer
 from own_data import Answers, DataSet, Machine, UnknownLayoutError, make_plan, print_report, writing
-from own_data.recipes import config_text
+from own_data.recipes import config_text, literal
 
 from mmpelk.errors import UserError
 
@@ -161,6 +161,15 @@ def test_a_project_is_written_without_questions_and_over_nothing(tmp_path: Path)
     assert config.read_text() == 'precious'
     writing.write_project(data, plan, tmp_path / 'mine', overwrite=True)
     assert 'classes' in config.read_text('utf-8')
+
+
+@pytest.mark.parametrize('task', ['seg', 'det', 'cls'])
+def test_one_class_is_a_list_of_one_and_a_path_is_data(task: str) -> None:
+    data, weights = data_of(task, classes=1), "https://a.org/it's {{ fileDirname }}.pth"
+    text = config_text(data, make_plan(data, GPU, weights), Path('/project'))
+    assert "classes = ('class 0',)\n" in text
+    assert f'checkpoint={literal(weights)})' in text
+    assert task == 'cls' or 'palette = [(0, 0, 0)]\n' in text
 
 
 def test_pictures_are_listed_below_the_folder_of_their_split(tmp_path: Path) -> None:
