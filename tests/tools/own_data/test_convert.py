@@ -150,7 +150,11 @@ def test_what_is_easily_lost(convert: Any, tmp_path: Path) -> None:
         Annotation('polygon', 1, points=square(4, 4, 6), group=7),
         Annotation('bbox', 1, box=[2, 3, 20, 10], group=7),
     )
-    masked = [Annotation('mask', 1, image=drawn(x), group=9, attributes=dict(is_crowd=False)) for x in (10, 30)]
+    masked = [
+        Annotation('mask', 1, image=drawn(10), group=9, attributes=dict(is_crowd=False)),
+        Annotation('mask', 1, image=drawn(20), group=9),
+        Annotation('polygon', 1, points=[30, 4, 38, 4, 38, 20, 30, 20], group=9),
+    ]
     boxed, around = Annotation('bbox', 0, box=[0, 0, 4, 4]), Annotation('bbox', 1, box=[9, 3, 31, 18], group=9)
     found = Items([item('x', 'train', 10, boxed, *outlined, *masked, around), item('x', 'val', 90, boxed)])
     result = convert('det', found)
@@ -159,7 +163,7 @@ def test_what_is_easily_lost(convert: Any, tmp_path: Path) -> None:
     assert boxes == [(1, [0, 0, 4, 4]), (2, [2, 3, 20, 10]), (2, [9, 3, 31, 18])]
     assert [entry['iscrowd'] for entry in parts['train']['annotations']] == [0, 0, 0]
     whole = codes.decode(parts['train']['annotations'][2]['segmentation'])
-    assert np.array_equal(whole.astype(bool), drawn(10) | drawn(30))
+    assert np.array_equal(whole.astype(bool), drawn(10) | drawn(20) | drawn(30))
     assert [entry['name'] for entry in parts['val']['categories']] == ['background', 'dog']
     for split, grey in (('train', 10), ('val', 90)):
         (listed,) = parts[split]['images']

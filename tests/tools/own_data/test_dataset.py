@@ -220,6 +220,7 @@ def test_lists_of_a_split(lists: dict[str, str], expected: dict[str, str] | str 
     shown = {split: ' '.join(path[:-4] for path in part) for split, part in (found or {}).items() if part}
     assert shown == (expected or {})
     assert (found is None) is (expected is None)
+    assert 'lines of the lists name no picture' not in notes(data)
     unused = len(PICTURES) - sum(len(part.split()) for part in shown.values()) if expected else 0
     assert (f'{unused} pictures are in no list' in notes(data, 'remark')) is (unused > 0)
 

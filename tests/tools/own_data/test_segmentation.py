@@ -56,6 +56,7 @@ def test_one_of_the_two_folders_may_name_the_split(images: str, labels: str, tmp
 
 @pytest.mark.parametrize(('image_name', 'label_name'), [
     ('{i}.jpg', '{i}_mask.png'),
+    ('{i}.jpg', '{i}_color.png'),
     ('image_{i}.jpg', 'mask_{i}.png'),
     ('img{i}.jpg', 'mask{i}.gif'),
     ('train/{i}.jpg', 'train_masks/{i}_mask.gif'),
@@ -745,6 +746,10 @@ REFUSED: dict[str, tuple[Make, dict]] = {
         {},
     ),
     'mixed': (lambda r: (write(r, [0, 1]), label(r / 'labels/0.png', [[0, 0, 0]])), {}),
+    'ADE20K as it was published': (
+        lambda r: label(write(r, [0, 1], 2, 'a/ADE_{i}.jpg', 'a/ADE_{i}_seg.png') / 'a' / 'ADE_0_parts_1.png', [0, 1]),
+        {},
+    ),
     'no folders': (lambda r: image(r / '0.jpg'), {}),
     'one picture': (lambda r: write(r, [0, 1], 1), {}),
     'other names': (lambda r: write(r, [0, 1], labels='labels/x{i}.png'), {}),
