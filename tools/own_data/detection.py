@@ -173,7 +173,7 @@ def _join(data: DataSet, parts: dict[str, dict[str, Any]], files: dict[str, Path
             data.note('decision', f'{len(several)} annotation files are joined for the split {split}', several)
     if not owners:
         raise nothing_left(data)
-    first = 'train' if 'train' in owners else next(iter(owners))
+    first = next(iter(owners))  # the training, if there is one
     held_out = {name for split, named in owners.items() if split != first for name in named}
     if both := sorted(held_out & set(owners[first])):
         data.note('question', f'{len(both)} pictures to train on are listed to validate or test on, too', both)

@@ -176,6 +176,8 @@ def test_what_is_easily_lost(convert: Any, tmp_path: Path) -> None:
         each.media = SimpleNamespace(path=str(path))
     found = convert('cls', Items(paths))['samples']
     assert [sample['image'] for sample in found] == ['A.PNG', str(tmp_path / 'elsewhere' / 'b.png')]
+    unions = [item('z', subset, 10) for subset in ('all', 'trainval', 'my_Train')]
+    assert [sample['subset'] for sample in convert('cls', Items(unions))['samples']] == ['train']
     samples = convert('cls', Items([item('y', 'trainval', 10)]))['samples']
     assert [(sample['subset'], sample['label']) for sample in samples] == [('default', 'background')]
 
