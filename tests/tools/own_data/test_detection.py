@@ -732,6 +732,7 @@ WRONG: dict[str, Callable[[Content], Any]] = {
     'categories of words': lambda d: d.update(categories=['cat', 'dog']),
     'no image': lambda d: d['images'].clear(),
     'no name': lambda d: d['categories'][0].update(name=None),
+    'an empty name': lambda d: d['categories'][1].update(name=''),
     'crowds alone': lambda d: [entry.update(iscrowd=1) for entry in d['annotations']],
     'no category': lambda d: [entry.update(category_id='x') for entry in d['annotations']],
     'other sizes': lambda d: [entry.update(width=99) for entry in d['images']],

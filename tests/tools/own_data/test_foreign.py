@@ -451,7 +451,7 @@ def test_yolo_by_names_with_numbers_and_without_a_file(tmp_path: Path) -> None:
     assert read('det', root).classes == ['cat', 'dog']
     assert min(read('seg', root).counts[1:]) > 0
     (root / 'labels' / 'im0.txt').unlink()
-    (root / 'labels' / 'im1.txt').write_text('')
+    (root / 'labels' / 'im5.txt').write_text('')
     data = read('seg', root)
     assert sum(names(data).values()) == 5
     assert '1 pictures have no label file' in notes(data, 'mistake')
