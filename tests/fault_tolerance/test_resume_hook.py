@@ -272,14 +272,14 @@ def test_weights_alone_bring_no_random_state(resumes: bool) -> None:
     assert ['holds no random state' in line for line in said] == [True] * resumes, 'the second has none'
 
 
-@pytest.mark.parametrize('seed', [None, 11])
+@pytest.mark.parametrize('seed', [None, 0, 11])
 def test_the_seed_of_the_sampler_is_that_of_the_checkpoint(seed: int | None, tmp_path: Path) -> None:
     training = make_runner(tmp_path, 1, hooks=())
     training._train_dataloader.update(num_workers=1, sampler=dict(type='InfiniteSampler', shuffle=False, seed=3))
     loop, hook = training.train_loop, ResumeHook()
     hook._state = dict(sampler_seed=seed, ranks=[{}], batch_size=1, batches=4, place=0)
     hook.before_train(training)
-    assert loop.dataloader.batch_sampler.sampler.seed == (seed or 3)
+    assert loop.dataloader.batch_sampler.sampler.seed == (3 if seed is None else seed)
     assert [*itertools.islice(loop.dataloader.batch_sampler, 5)] == [[0], [1], [2], [3], [0]]
     assert isinstance(loop.dataloader.worker_init_fn, _WatchParent)
 
@@ -290,8 +290,9 @@ def test_a_resumed_loop_begins_with_the_batch_after_the_last(rank: int, tmp_path
     monkeypatch.setattr(resume, 'get_rank', lambda: rank)
     training = make_runner(tmp_path, 9, hooks=())
     loop = training.train_loop
-    loop._iter = 6
+    loop._iter, loop.dataloader_iterator = 6, iter(())
     ResumeHook().before_train(training)
+    assert [next(loop.dataloader_iterator) for _ in range(6)] == [None] * 6
     batches = loop.dataloader.batch_sampler
     assert (batches.seed, batches.rank, batches.number, batches.skip) == (training.seed, rank, 6, 6)
     # Versions of mmengine ask for every batch that was trained on, or skip them.
