@@ -61,7 +61,7 @@ CONVOLUTIONS = {
     'tiles of two images, two a program': ('launch', (5, 1, 17, 7), (4, 1), 'map', torch.bfloat16, 'channels last'),
     'tiles of rows': ('launch', (2, 1, 66, 4), (18, 1, 18), 'channel', torch.float32, 'channel slice'),
     'tiles of columns, a channel at a time': (
-        *('launch', (1, 2, 4, 70), (1, 3, 1, 2, 2), 'none', torch.float16, 'every second column'),
+        *('launch', (1, 2, 4, 70), (1, 4, 1, 2, 1), 'none', torch.float16, 'every second column'),
     ),
     'transforms of two images': ('dft', (3, 1, 20, 18), (2, 1, 4), 'map', torch.bfloat16, 'channel slice'),
     'transforms of few numbers, an image at a time': (
