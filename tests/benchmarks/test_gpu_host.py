@@ -18,7 +18,10 @@ COUNTED: dict[str, tuple[Callable[[], object], int]] = {
     'memory': (lambda: torch.empty_like(ONES), 0),
     'a copy': (lambda: ONES.to(torch.float16), 1),
     'a copy that is none': (lambda: ONES.to(torch.float32).contiguous(), 0),
-    'a composite one': (lambda: torch.nn.functional.linear(ONES.view(-1, 4), WEIGHT), 1),
+    'a composite one, which inference mode hands over whole': (
+        lambda: torch.inference_mode()(torch.nn.functional.linear)(ONES.view(-1, 4), WEIGHT),
+        1,
+    ),
 }
 
 
