@@ -420,7 +420,17 @@ def test_prepared_kernels_are_measured_as_such(cache: Path, monkeypatch: pytest.
     assert _call(clock) == 'fft'
     clock.seconds['dft'] = 0.5
     x, weight = torch.randn(1, 2, 9, 8), torch.randn(2, 1, len(GRID), len(GRID))
+    given: list[Tensor | None] = []
+    forward = TABLE['dft'].forward
+
+    def record(*arguments: Any, kernel: Tensor | None = None) -> Tensor:
+        given.append(kernel)
+        return forward(*arguments, kernel=kernel)
+
+    monkeypatch.setitem(TABLE, 'dft', replace(TABLE['dft'], forward=record))
     prepared = prepare(x, weight, GRID, None)
+    assert given
+    assert all(kernel is not None for kernel in given)
     assert prepared.backend == 'dft'
     assert prepared.kernel is not None
     torch.testing.assert_close(prepared(x), peripheral_conv2d(x, weight, GRID, backend='dense'))
