@@ -657,6 +657,10 @@ LOST = {
     ),
     'parameter': (lambda conv: setattr(conv, 'scale', nn.Parameter(torch.ones(1))), 'modules beside .* bias: scale'),
     'buffer': (lambda conv: conv.register_buffer('weight_mask', torch.ones(1)), 'modules beside .* bias: weight_mask'),
+    'a second name of the weight': (
+        lambda conv: conv.register_parameter('alias', conv.weight),
+        'modules beside .* bias: alias|its weight belongs to another',
+    ),
     'submodule': (lambda conv: conv.add_module('norm', nn.Identity()), 'modules beside weight and bias: norm'),
     'class': (lambda conv: setattr(conv, '__class__', Called), 'its class Called is called in a way of its own'),
     'class of a state': (lambda conv: setattr(conv, '__class__', Stateful), 'its class Stateful is called in a way'),
