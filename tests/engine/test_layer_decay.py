@@ -100,7 +100,8 @@ def test_backbones_of_any_name(decay_type: str) -> None:
     deeper = _groups(_Segmentor(PeLK(SMALL | dict(depths=(1, 1, 27, 1)))), decay_type=decay_type)
     model = nn.Module()
     model.img_backbone = PeLK(SMALL)
-    model.backbone = PeLK(SMALL)  # whose name is the end of the other's
+    if decay_type == 'layer_wise':
+        model.backbone = PeLK(SMALL)  # whose name is the end of the other's
     model.student = _Segmentor(PeLK(SMALL | dict(depths=(1, 1, 27, 1))))
     model.fusion = nn.Linear(3, 3)
     got = _groups(model, decay_type=decay_type)
@@ -156,6 +157,7 @@ def test_one_stage_has_layers() -> None:
 
 MULTIPLIERS = dict(
     bias_lr_mult=2.0, bias_decay_mult=0.3, norm_decay_mult=0.5, dwconv_decay_mult=0.2, flat_decay_mult=0.1,
+    bypass_duplicate=True,
     custom_keys={'decode_head': dict(lr_mult=10.0), 'stages.1': dict(decay_mult=0.7, lr_mult=0.5)},
 )  # fmt: skip
 

@@ -597,7 +597,7 @@ def test_holders_of_the_parameters_are_refused_until_deleted(change: str, kind: 
     mmpelk.enlarge(network, 13)
     holder = hold(network)
     if isinstance(holder, torch.optim.Optimizer):
-        torch.optim.lr_scheduler.ConstantLR(holder)  # makes a cycle
+        holder.itself = holder  # a cycle, as schedulers make
     before = repr(network)
     with pytest.raises(ValueError, match=message):
         CHANGES[change](network, holder)

@@ -5,10 +5,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.fx
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, weight_norm
 
-from mmpelk.models import pelk
+from mmpelk.models import PeLK, pelk
 from mmpelk.models.mixers import MixerSpec, PeripheralMixer
 from mmpelk.models.pelk import PeLKBlock, PeLKStage
 from mmpelk.ops import branches
@@ -140,6 +141,20 @@ def test_a_slice_keeps_the_embedding_and_its_mode(mode: str) -> None:
         other.load_state_dict(state)
     del state['positional_embedding']
     other.load_state_dict(state, strict=False)  # of which nothing depends on the mode
+
+
+@pytest.mark.parametrize('deploy', [False, True])
+@pytest.mark.parametrize('mode', ['in_bounds', 'constant'])
+@torch.no_grad()
+def test_a_symbolic_trace_serves_maps_of_any_size(mode: str, deploy: bool) -> None:
+    arch = dict(depths=(1, 2), channels=(8, 16), kernel_sizes=(13, 7), positional_embedding=mode)
+    network = PeLK(arch, out_indices=(0, 1), gap_before_final_norm=False, layer_scale_init_value=1.0).eval()
+    if deploy:
+        network.switch_to_deploy()
+    traced = torch.fx.symbolic_trace(network)
+    for size in ((64, 48), (3, 5), (33, 70)):
+        image = torch.randn(2, 3, *size)
+        torch.testing.assert_close(traced(image), network(image))
 
 
 @pytest.mark.parametrize('planes', [False, True], ids=['', 'planes'])
