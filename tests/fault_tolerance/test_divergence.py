@@ -33,7 +33,10 @@ class CountsOnTheHost(torch.optim.SGD):
 
 
 OPTIMIZERS = {
-    'AdamW': lambda parameters: torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.5),
+    # In groups, as with rates that decay.
+    'AdamW': lambda parameters: torch.optim.AdamW(
+        [dict(params=[each]) for each in parameters], lr=0.1, weight_decay=0.5
+    ),
     'SGD': lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.5),
     'counts on the host': lambda parameters: CountsOnTheHost(parameters, lr=0.1),
 }

@@ -473,6 +473,9 @@ def test_weights_may_have_the_names_of_a_wrapper(prefix: str, good: Path, tmp_pa
 
 def test_a_long_number_is_not_printed(good: Path, tmp_path: Path) -> None:
     content = load_data(good)
+    content['run_state']['sampler_seed'] = None  # of a sampler that has none
+    torch.save(content, tmp_path / 'iter_1.pth')
+    assert find_fault(tmp_path / 'iter_1.pth', Network()) is None
     content['meta']['epoch'] = -(10**6000)
     torch.save(content, tmp_path / 'iter_1.pth')
     assert 'meta.epoch is a negative one' in (find_fault(tmp_path / 'iter_1.pth', Network()) or '')

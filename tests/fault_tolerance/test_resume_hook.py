@@ -312,9 +312,12 @@ def test_random_numbers_are_restored_where_an_epoch_begins_or_goes_on(
     training = make_runner(tmp_path, 9, hooks=(), by_epoch=by_epoch)
     restored: list[str] = []
     monkeypatch.setattr(resume, 'set_random_state', restored.append)
-    hook = ResumeHook()
+    hook, compared = ResumeHook(), []
+    monkeypatch.setattr(hook, '_log_differences', lambda _, state: compared.append(state))
     hook._state = dict(sampler_seed=None, ranks=['kept'], batch_size=1, batches=4, place=place)
     hook.before_train(training)
+    assert compared == [hook._state]
+    assert ('run_iter' in vars(training.train_loop)) == (by_epoch and place > 0), 'counts from where it was left'
     hook.before_train_epoch(training)
     assert restored == ['kept'] * (by_epoch and not place)
     for _ in range(2):
