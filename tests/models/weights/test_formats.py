@@ -411,7 +411,9 @@ def test_weights_by_address(
 ) -> None:
     repository = address.partition('://')[2]
     hub(repository if '/' in repository else f'timm/{repository}', weights, card, **configs)
+    numbers = torch.get_rng_state()
     public = read_public(address)
+    assert torch.equal(torch.get_rng_state(), numbers), 'networks that are built to look at them draw nothing'
     assert public.licence.startswith(licence)
     found = public.normalisation
     assert (found and (found.mean[0], found.std[0])) == normalisation
