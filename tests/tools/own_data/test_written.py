@@ -5,6 +5,7 @@ import inspect
 import io
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from own_data import Answers, DataSet, Machine, UnknownLayoutError, make_plan, p
 from own_data.recipes import config_text, literal
 
 from mmpelk.errors import UserError
+from tests.paths import TOOLS
 
 URL = 'https://example.org/convnext_tiny.pth'
 MACHINES = [Machine(), Machine(8.0, 2, 'GPU'), Machine(24.0, 4, 'GPU'), Machine(80.0, 32, 'GPU')]
@@ -273,6 +275,14 @@ def test_who_has_named_the_classes_of_label_maps_means_those(
     else:
         with pytest.raises(UnknownLayoutError, match=r'^no label map$'):
             read('--task', *words, converted={}, outlines=outlines)
+
+
+def test_the_next_commands_are_as_a_shell_takes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    train, test = map(shlex.split, new_project.next_steps(tmp_path / "it's" / 'mine.py').splitlines())
+    assert train[-3:] == ['python', str(TOOLS / 'train.py'), "it's/mine.py"]
+    checkpoint = '$(cat work_dirs/mine/last_checkpoint)'
+    assert test[-6:] == ['python', str(TOOLS / 'test.py'), "it's/mine.py", checkpoint, '--show-dir', 'drawn']
 
 
 @pytest.mark.parametrize('share', ['0', '1', '-0.2'])
