@@ -149,6 +149,7 @@ def test_reasons_of_paddings_and_sizes() -> None:
         *(dict(kernel_size=3, padding=1, stride=stride) for stride in ((1, 2), (2, 1))),
         *(dict(kernel_size=3, padding=1, dilation=dilation) for dilation in ((1, 2), (2, 1))),
         *(dict(kernel_size=3, padding=1, padding_mode=mode) for mode in ('reflect', 'replicate', 'circular')),
+        *(dict(kernel_size=(3, 5), padding=padding) for padding in ((1, 1), (1, 2))),
     ]
     network = nn.Sequential(*(nn.Conv2d(8, 8, groups=8, **each) for each in options))
     for center_size, message in (
@@ -158,7 +159,7 @@ def test_reasons_of_paddings_and_sizes() -> None:
         with pytest.raises(ValueError, match=message):
             mmpelk.enlarge(network, 15, center_size, include='0')
     found = mmpelk.enlarge(network, 15)
-    assert [change.name for change in found.changes] == ['0', '2']
+    assert [change.name for change in found.changes] == ['0', '2', '14']
     assert found.left == {
         '1': 'its padding of valid changes the size of the map',
         '3': 'its padding of (1, 0) changes the size of the map',
@@ -171,6 +172,7 @@ def test_reasons_of_paddings_and_sizes() -> None:
         '10': 'its padding mode is reflect',
         '11': 'its padding mode is replicate',
         '12': 'its padding mode is circular',
+        '13': 'its padding of (1, 1) changes the size of the map',
     }
 
 
