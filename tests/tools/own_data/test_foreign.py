@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -507,10 +507,11 @@ def test_pascal_voc(layout: str, tmp_path: Path) -> None:
         read('seg', root)
 
 
-def test_an_xml_of_several_pictures_is_refused(tmp_path: Path) -> None:
-    write_voc(tmp_path / 'data', range(1), 'a/{i}.jpg', 'Annotations/{i}.xml')
-    image(tmp_path / 'data' / 'b' / '0.jpg')
-    with pytest.raises(UserError, match=r'may belong to a/0.jpg or to b/0.jpg'):
+@pytest.mark.parametrize('folders', ['ab', ('train', 'val')])
+def test_an_xml_of_several_pictures_is_refused(tmp_path: Path, folders: Sequence[str]) -> None:
+    write_voc(tmp_path / 'data', range(1), folders[0] + '/{i}.jpg', 'Annotations/{i}.xml')
+    image(tmp_path / 'data' / folders[1] / '0.jpg')
+    with pytest.raises(UserError, match=rf'may belong to {folders[0]}/0.jpg or to {folders[1]}/0.jpg'):
         read('det', tmp_path / 'data')
 
 
