@@ -38,7 +38,7 @@ report: setup-det  ## every table and figure of the paper that a CPU can make in
 test: lint types  ## style, types, and all tests but those of a cluster
 	@$(PYTEST) -m 'not cluster'
 
-test-fast: setup-test  ## the tests that start no process and train nothing, in a minute or two
+test-fast: setup-test  ## the tests that start no process and train nothing, in some minutes
 	@$(PYTEST) -m 'not slow'
 
 test-slurm: setup-test  ## the launchers on a Slurm of two nodes that the tests start here; as root, where Slurm is installed
