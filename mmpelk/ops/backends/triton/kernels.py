@@ -349,6 +349,7 @@ def conv_kernel(
     one row; both are arguments, because loops of constant length are unrolled, which takes too many registers.
     ``bias_rows`` comes last, because before the others it makes the assembler spill on Hopper.
     """
+    tl.static_assert(WHOLE or not PAIR)
     dtype: tl.constexpr = toeplitz.dtype.element_ty
     BOX_PARTS: tl.constexpr = PARTS if PARTS > 1 else 2
     SIZE: tl.constexpr = COLS * COLS * PARTS
